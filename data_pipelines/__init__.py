@@ -1,0 +1,1 @@
+"""Visits of patients in, batches of arrays out. Never imports JAX or fundax."""

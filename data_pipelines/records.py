@@ -1,0 +1,53 @@
+"""A visit of a patient: views of the eyes, the report, the findings, the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+# The eight modalities of VisionFM, in its order, then the ones the other systems add. An index into this
+# tuple is the `modality` of a batch: append, never reorder.
+MODALITIES = ("CFP", "FFA", "OCT", "SLIT_LAMP", "EXTERNAL", "B_ULTRASOUND", "UBM", "MRI", "UWF", "ICGA", "FAF")
+EYES = ("left", "right", "")  # "" where the source does not say
+
+
+class DataError(ValueError):
+    """Bad input: one line that names the file, row or key and what was expected. The command line exits with 2."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One image: u8 [H W 3], encoded bytes, or a path decoded late; `row` is where a message points to."""
+
+    image: np.ndarray | bytes | Path
+    modality: str = "CFP"
+    eye: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One visit. `targets` holds arrays or scalars: label, mask, points, value, ..."""
+
+    patient: str
+    views: tuple[View, ...]
+    report: str = ""
+    findings: tuple[str, ...] = ()
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    day: int = 0
+
+
+class Source(Protocol):
+    """Anything with a length and items; rows are Record. Sources pickle, and are cheap to pickle."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Record: ...
+
+
+class HasLabels(Protocol):
+    """A source that knows its class names."""
+
+    classes: Sequence[str]

@@ -1,0 +1,1 @@
+"""The networks: Linen modules that return dicts of named outputs."""

@@ -1,0 +1,1 @@
+"""Numbers from a model: zero-shot, retrieval, figures."""

@@ -1,0 +1,1 @@
+"""One file per foreign checkpoint layout, both directions."""

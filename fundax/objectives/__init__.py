@@ -1,0 +1,1 @@
+"""What makes each method that method: init, forward and loss as pure functions."""

@@ -1,0 +1,33 @@
+"""Strict JAX for every test: eight fake CPU devices, rank promotion raises, warnings are errors (pyproject)."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("MPLBACKEND", "agg")
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_threefry_partitionable", True)
+
+REPO = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The vectors of the peers' PyTorch code; other vectors of the same layout come in by FUNDAX_GOLDEN."""
+    return Path(os.environ.get("FUNDAX_GOLDEN", REPO / "tests" / "golden"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real eyes and public tokenizer tables beside the project; a test that needs them skips where they are absent."""
+    path = Path(os.environ.get("FUNDAX_SHARED", REPO.parent / "shared")) / "data"
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}; set FUNDAX_SHARED to the folder that holds data/")
+    return path
