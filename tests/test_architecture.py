@@ -12,7 +12,16 @@ MAX_LINES = 400
 FORBIDDEN_NAMES = {"utils", "common", "misc", "helpers", "base", "manager"}
 # imported only inside the function that needs them: heavy, or an optional extra
 LAZY = {
-    *("transformers", "tensorflow_datasets", "tensorflow", "torch", "pydicom", "lmdb", "matplotlib", "sklearn"),
+    *(
+        "transformers",
+        "tensorflow_datasets",
+        "tensorflow",
+        "torch",
+        "pydicom",
+        "lmdb",
+        "matplotlib",
+        "sklearn",
+    ),
     *("tensorboardX", "wandb", "onnx", "open_clip", "timm"),
 }
 LEVELS = {  # longest prefix wins

@@ -1,0 +1,259 @@
+"""Which processes run together: read from the environment by a pure function, before JAX starts.
+
+JAX finds its cluster by itself on TPU. Elsewhere its guesses cost people days: under SLURM and Open MPI it takes one
+device per process, so a task with eight GPUs trains on one; `WORLD_SIZE` and `RANK` it does not read at all. Here every
+platform ends in one explicit `Cluster`, and the run prints how many of its local devices it uses.
+
+Precedence: flags, then FUNDAX_* and JAX_*, then torchrun-style variables, XPK/GKE, Open MPI, SLURM, TPU, then one process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fundax.errors import UserError
+
+PORTS = 2**12  # a job id picks a port in the last 4,096, as JAX does, so that two jobs on one node do not meet
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What jax.distributed.initialize is told. `processes` None: JAX finds out (TPU); 1: it is not called."""
+
+    platform: str
+    coordinator: str | None = None  # host:port
+    processes: int | None = 1
+    process: int | None = 0
+    local_devices: tuple[int, ...] | None = None  # None: every visible device
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The command line's say. `platform`: auto, off, or one of PLATFORMS by name."""
+
+    platform: str = "auto"
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+
+ONE = Cluster("one process")
+ALONE = Flags()
+
+
+def resolve_distributed(env: Mapping[str, str], flags: Flags = ALONE) -> Cluster:
+    """The cluster that `env` and `flags` describe. Raises UserError, naming the variable, where they contradict
+    themselves or leave out what is needed."""
+    if flags.platform == "off":
+        return ONE
+    given = (flags.coordinator, flags.processes, flags.process)
+    if any(x is not None for x in given):
+        return _explicit("flags", given, ("--coordinator", "--processes", "--process"))
+    if flags.platform != "auto":
+        if flags.platform not in PLATFORMS:
+            raise UserError(f"--distributed {flags.platform}: expected auto, off, or one of {', '.join(PLATFORMS)}")
+        found = PLATFORMS[flags.platform](env)
+        if found is None:
+            raise UserError(f"--distributed {flags.platform}: its variables are not set in this environment")
+        return found
+    return next((found for read in PLATFORMS.values() if (found := read(env))), ONE)
+
+
+def _explicit(platform: str, values: tuple, names: tuple[str, str, str]) -> Cluster:
+    """All three or an error; checked for sense."""
+    missing = [name for name, value in zip(names, values, strict=True) if value is None]
+    if missing:
+        raise UserError(f"{platform}: {' and '.join(missing)} missing; {', '.join(names)} go together")
+    coordinator, processes, process = values
+    if ":" not in coordinator:
+        raise UserError(f"{names[0]} is {coordinator!r}; expected host:port")
+    processes, process = _number(processes, names[1]), _number(process, names[2])
+    if not 0 <= process < processes:
+        raise UserError(f"{names[2]} is {process}; expected 0 to {processes - 1} ({names[1]} is {processes})")
+    return Cluster(platform, coordinator, processes, process) if processes > 1 else ONE
+
+
+def _number(value: str | int, name: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(f"{name} is {value!r}; expected a whole number") from None
+
+
+def _need(env: Mapping[str, str], platform: str, *names: str) -> list[str]:
+    missing = [name for name in names if not env.get(name)]
+    if missing:
+        raise UserError(f"{platform}: {', '.join(missing)} not set; or give --coordinator, --processes and --process")
+    return [env[name] for name in names]
+
+
+# --- one reader per platform: None where it is not that platform ------------------------------------------------------
+
+
+def _own(env: Mapping[str, str]) -> Cluster | None:
+    for names in (
+        ("FUNDAX_COORDINATOR", "FUNDAX_NUM_PROCESSES", "FUNDAX_PROCESS_ID"),
+        ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+    ):
+        values = tuple(env.get(name) or None for name in names)
+        if values[1] is not None or values[2] is not None:
+            return _explicit("environment", values, names)
+    return None
+
+
+def _torchrun(env: Mapping[str, str]) -> Cluster | None:
+    if "RANK" not in env or "WORLD_SIZE" not in env:
+        return None
+    processes, process = _number(env["WORLD_SIZE"], "WORLD_SIZE"), _number(env["RANK"], "RANK")
+    if processes == 1:
+        return ONE
+    host, port = _need(env, "torchrun variables", "MASTER_ADDR", "MASTER_PORT")
+    names = ("MASTER_ADDR:MASTER_PORT", "WORLD_SIZE", "RANK")
+    found = _explicit("torchrun", (f"{host}:{port}", processes, process), names)
+    tasks = _number(env.get("LOCAL_WORLD_SIZE", "1"), "LOCAL_WORLD_SIZE")
+    return _with_devices(found, env, tasks, _number(env.get("LOCAL_RANK", "0"), "LOCAL_RANK"), None)
+
+
+def _xpk(env: Mapping[str, str]) -> Cluster | None:
+    if "NNODES" not in env or "NODE_RANK" not in env:
+        return None
+    if _number(env["NNODES"], "NNODES") == 1:
+        return ONE
+    host, port = _need(env, "XPK", "JAX_COORDINATOR_IP", "JAX_COORDINATOR_PORT")
+    return _explicit(
+        "xpk",
+        (f"{host}:{port}", env["NNODES"], env["NODE_RANK"]),
+        ("JAX_COORDINATOR_IP", "NNODES", "NODE_RANK"),
+    )
+
+
+def _open_mpi(env: Mapping[str, str]) -> Cluster | None:
+    if "OMPI_COMM_WORLD_SIZE" not in env:
+        return None
+    processes = _number(env["OMPI_COMM_WORLD_SIZE"], "OMPI_COMM_WORLD_SIZE")
+    if processes == 1:
+        return ONE
+    (rank,) = _need(env, "Open MPI", "OMPI_COMM_WORLD_RANK")
+    names = ("FUNDAX_COORDINATOR", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
+    found = _explicit("openmpi", (_mpi_coordinator(env), processes, rank), names)
+    tasks = _number(env.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"), "OMPI_COMM_WORLD_LOCAL_SIZE")
+    local = _number(env.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"), "OMPI_COMM_WORLD_LOCAL_RANK")
+    return _with_devices(found, env, tasks, local, None)
+
+
+def _mpi_coordinator(env: Mapping[str, str]) -> str:
+    """host:port. Open MPI 4 names the launching host and the job in one variable; Open MPI 5 no longer does."""
+    if env.get("FUNDAX_COORDINATOR"):
+        return env["FUNDAX_COORDINATOR"]
+    uri = env.get("OMPI_MCA_orte_hnp_uri", "")  # "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"
+    match = re.match(r"(\d+)\.\d+;tcp://([^,:;]+)", uri)
+    if not match:
+        raise UserError(
+            "Open MPI: OMPI_MCA_orte_hnp_uri not set (Open MPI 5 has none); set FUNDAX_COORDINATOR=host:port"
+        )
+    return f"{match[2]}:{_port(int(match[1]))}"
+
+
+def _slurm(env: Mapping[str, str]) -> Cluster | None:
+    # sbatch and salloc shells have a job but no step: only what srun starts is a task among tasks
+    if "SLURM_JOB_ID" not in env or not env.get("SLURM_STEP_NODELIST"):
+        return None
+    tasks = _number(env.get("SLURM_STEP_NUM_TASKS") or _need(env, "SLURM", "SLURM_NTASKS")[0], "SLURM_NTASKS")
+    if tasks == 1:
+        return ONE
+    job, process = _need(env, "SLURM", "SLURM_JOB_ID", "SLURM_PROCID")
+    host = first_host(env["SLURM_STEP_NODELIST"])
+    coordinator = env.get("FUNDAX_COORDINATOR") or f"{host}:{_port(_number(job, 'SLURM_JOB_ID'))}"
+    found = _explicit("slurm", (coordinator, tasks, process), ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"))
+    here = _tasks_here(env)
+    local = _number(env.get("SLURM_LOCALID", "0"), "SLURM_LOCALID")
+    on_node = _number(env["SLURM_GPUS_ON_NODE"], "SLURM_GPUS_ON_NODE") if env.get("SLURM_GPUS_ON_NODE") else None
+    return _with_devices(found, env, here, local, on_node)
+
+
+def _tpu(env: Mapping[str, str]) -> Cluster | None:
+    hosts = [h for h in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]
+    slices = env.get("MEGASCALE_NUM_SLICES", "1")
+    if len(hosts) < 2 and _number(slices, "MEGASCALE_NUM_SLICES") < 2:
+        return None
+    if slices != "1":
+        _need(env, "multislice", "MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_SLICE_ID")
+    return Cluster("tpu", processes=None, process=None)
+
+
+PLATFORMS = {
+    "environment": _own,
+    "torchrun": _torchrun,
+    "xpk": _xpk,
+    "openmpi": _open_mpi,
+    "slurm": _slurm,
+    "tpu": _tpu,
+}
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+def _port(job: int) -> int:
+    return 65535 - PORTS + 1 + job % PORTS
+
+
+def first_host(nodes: str) -> str:
+    """First host of a SLURM node list: "gpu[007-010,12],x1" -> "gpu007"."""
+    match = re.match(r"([^,\[]+)(?:\[([^\]]+)\])?([^,]*)", nodes)
+    if not match:
+        raise UserError(f"SLURM_STEP_NODELIST is {nodes!r}; expected host names such as gpu[01-04]")
+    return match[1] + re.split("[,-]", match[2] or "")[0] + match[3]
+
+
+def _tasks_here(env: Mapping[str, str]) -> int:
+    """Tasks on this node, from "2(x3),1" at SLURM_NODEID."""
+    counts: list[int] = []
+    for part in (env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE") or "1").split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not match:
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE has {part!r}; expected numbers such as 2(x3)")
+        counts += [int(match[1])] * int(match[2] or 1)
+    node = _number(env.get("SLURM_NODEID", "0"), "SLURM_NODEID")
+    return counts[min(node, len(counts) - 1)]
+
+
+def _with_devices(found: Cluster, env: Mapping[str, str], tasks: int, local: int, on_node: int | None) -> Cluster:
+    """All local GPUs of this task. Where every task sees the whole node they are dealt out evenly, in order."""
+    visible = [d for d in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if d] or list(range(on_node or 0))
+    bound = on_node is not None and len(visible) < on_node  # the scheduler gave each task its own
+    if found is ONE or tasks == 1 or bound or len(visible) <= 1:
+        return found
+    if len(visible) % tasks:
+        raise UserError(f"{found.platform}: {len(visible)} GPUs do not divide among {tasks} tasks on this node")
+    each = len(visible) // tasks
+    mine = tuple(range(local * each, (local + 1) * each))
+    return Cluster(found.platform, found.coordinator, found.processes, found.process, mine)
+
+
+def initialize(cluster: Cluster, timeout_s: int = 300) -> str:
+    """Join the other processes and say so: "using 8 of 8 local devices, 4 processes". Call before any other use of JAX."""
+    import jax
+
+    if cluster.processes is None:
+        jax.distributed.initialize()
+    elif cluster.processes > 1:
+        try:
+            jax.distributed.initialize(
+                coordinator_address=cluster.coordinator,
+                num_processes=cluster.processes,
+                process_id=cluster.process,
+                local_device_ids=cluster.local_devices,
+                cluster_detection_method="deactivate",
+                initialization_timeout=timeout_s,
+            )
+        except RuntimeError as problem:
+            raise UserError(
+                f"could not meet the other processes within {timeout_s} s ({cluster}): is {cluster.coordinator} reachable "
+                f"from every node, and no firewall between? {str(problem).splitlines()[0]}"
+            ) from None
+    mine, processes = jax.local_device_count(), jax.process_count()
+    there = mine if cluster.local_devices is None else max(mine, len(cluster.local_devices))
+    return f"using {mine} of {there} local devices, {processes} process{'es' if processes > 1 else ''} ({cluster.platform})"
