@@ -1,0 +1,328 @@
+"""The parts every transformer here is made of: norms, attention, blocks, and how a stack of blocks is run.
+
+Parameters are fp32; `dtype` is what matrix products are computed in ("float32", or "bfloat16" on accelerators).
+Norms, attention logits and softmax are always fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fundax.errors import UserError
+from fundax.types import Array, Params
+
+Initializer = Callable[..., jax.Array]
+Activation = Callable[[jax.Array], jax.Array]
+Rows = int | jax.Array | None
+
+# ---------------------------------------------------------------------------------------- functions
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), any shape: OpenAI's CLIP, DFN, Chinese-CLIP and RET-CLIP were trained with it."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu_exact(x: jax.Array) -> jax.Array:
+    """x * Phi(x) by the error function, any shape (arXiv:1606.08415, section 2); torch's default GELU."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """The tanh form of GELU, any shape (arXiv:1606.08415, section 2); SigLIP uses it."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def normalize(image: Array, mean: Sequence[float], std: Sequence[float], dtype: str = "float32") -> jax.Array:
+    """uint8 [... 3] to (image / 255 - mean) / std in `dtype`; a floating image is normalised already and is only cast.
+
+    Raises UserError for any other dtype.
+    """
+    if jnp.issubdtype(image.dtype, jnp.floating):
+        return jnp.asarray(image, dtype)
+    if image.dtype != jnp.uint8:
+        raise UserError(f"images must be uint8, or floating and normalised already; got {image.dtype}")
+    shape = (1,) * (image.ndim - 1) + (3,)
+    scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32).reshape(shape)
+    shift = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)], jnp.float32).reshape(shape)
+    return (image.astype(jnp.float32) * scale - shift).astype(dtype)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Softmax attention (arXiv:1706.03762, eq. 1), logits and softmax in fp32.
+
+    q [B n H d], k and v [B N H d]; mask bool, broadcastable to [B H n N], True where to look. Returns [B n H d] in v's dtype.
+    """
+    logits = jnp.einsum(
+        "bnhd,bmhd->bhnm",
+        q * (q.shape[-1] ** -0.5),
+        k,
+        preferred_element_type=jnp.float32,
+    )
+    if mask is not None:
+        logits = jnp.where(jnp.broadcast_to(mask, logits.shape), logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)  # [B H n N]
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+
+
+def take_rows(x: jax.Array, rows: Rows, axis: int = 1) -> jax.Array:
+    """Row `rows` of each example, kept as an axis of length 1; an int for all examples, or i32 [B]. None takes all."""
+    if rows is None:
+        return x
+    if isinstance(rows, int):
+        return jax.lax.slice_in_dim(x, rows, rows + 1, axis=axis)
+    shape = [1] * x.ndim
+    shape[0] = rows.shape[0]
+    x = jnp.broadcast_to(x, (rows.shape[0], *x.shape[1:]))
+    return jnp.take_along_axis(x, rows.reshape(shape), axis=axis)
+
+
+# ------------------------------------------------------------------------------------ initial values
+
+
+@dataclass(frozen=True)
+class BlockInit:
+    """Initialisers of one block's matrices and MLP biases; norms start as the identity, attention biases at zero."""
+
+    qkv: Initializer
+    out: Initializer
+    fc1: Initializer
+    fc2: Initializer
+    fc1_bias: Initializer = nn.initializers.zeros
+    fc2_bias: Initializer = nn.initializers.zeros
+
+
+def uniform(bound: float) -> Initializer:
+    """U(-bound, bound); torch's default for a Linear or a convolution has bound = fan_in ** -0.5."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def init_clip_vision(width: int, hidden: int, depth: int) -> BlockInit:
+    """open_clip leaves its vision blocks as torch makes them: Xavier-uniform packed qkv, U(+-fan_in^-.5) elsewhere."""
+    del depth
+    narrow, wide = uniform(width**-0.5), uniform(hidden**-0.5)
+    return BlockInit(uniform((6 / (4 * width)) ** 0.5), narrow, narrow, wide, narrow, wide)
+
+
+def init_clip_text(width: int, hidden: int, depth: int) -> BlockInit:
+    """OpenAI CLIP's text blocks: normal, qkv width^-.5, fc1 (2 width)^-.5, both outputs (2 width depth)^-.5."""
+    normal = nn.initializers.normal
+    residual = normal((2 * width * depth) ** -0.5)
+    biases = uniform(width**-0.5), uniform(hidden**-0.5)  # not reset by the peers: torch's default
+    return BlockInit(normal(width**-0.5), residual, normal((2 * width) ** -0.5), residual, *biases)
+
+
+# ------------------------------------------------------------------------------------------- modules
+
+
+class LayerNorm(nn.Module):
+    """Normalises the last axis in fp32 with a two-pass variance (arXiv:1607.06450); returns the input's dtype."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon)
+        return (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+
+
+class PackedProjection(nn.Module):
+    """The queries', keys' and values' kernels as one [D 3 D]: one product, and the last axis may be sharded by heads."""
+
+    width: int
+    bias: bool = True
+    initial: Initializer = nn.initializers.xavier_uniform()
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        self.kernel = self.param("kernel", self.initial, (self.width, 3, self.width), jnp.float32)
+        self.offset = self.param("bias", nn.initializers.zeros, (3, self.width), jnp.float32) if self.bias else None
+
+    def __call__(self, x: jax.Array, first: int = 0, last: int = 3) -> jax.Array:
+        """x [B N D] to projections first..last-1 of (queries, keys, values), [B N last-first D]."""
+        y = jnp.einsum("bnd,dke->bnke", x, self.kernel[:, first:last].astype(self.dtype))
+        if self.offset is None:
+            return y
+        return y + self.offset[first:last].astype(self.dtype)[None, None]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. `rows` asks for the output of one row only: other rows then cost keys and values alone."""
+
+    width: int
+    heads: int
+    qkv_bias: bool
+    initial: BlockInit
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        self.qkv = PackedProjection(self.width, self.qkv_bias, self.initial.qkv, self.dtype)
+        self.out = nn.Dense(self.width, dtype=self.dtype, kernel_init=self.initial.out)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, rows: Rows = None) -> jax.Array:
+        """x [B N D], mask bool broadcastable to [B H N N]; returns [B N D], or [B 1 D] if `rows` is given."""
+        if rows is None:
+            q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)  # each [B N D]
+        else:
+            q = self.qkv(take_rows(x, rows), 0, 1)[:, :, 0]  # [B 1 D]
+            k, v = jnp.moveaxis(self.qkv(x, 1, 3), 2, 0)
+            mask = None if mask is None else take_rows(mask, rows, axis=2)
+        q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
+        y = attend(q, k, v, mask)
+        return self.out(y.reshape(*y.shape[:2], self.width))
+
+
+class MLP(nn.Module):
+    """Two dense layers with an activation between, [... D] to [... D]."""
+
+    width: int
+    hidden: int
+    activation: Activation
+    initial: BlockInit
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        init = self.initial
+        self.fc1 = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=init.fc1, bias_init=init.fc1_bias)
+        self.fc2 = nn.Dense(self.width, dtype=self.dtype, kernel_init=init.fc2, bias_init=init.fc2_bias)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """Multiplies each channel by a learned gamma (arXiv:2103.17239, eq. 4)."""
+
+    width: int
+    start: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gamma = self.param("gamma", nn.initializers.constant(self.start), (self.width,), jnp.float32)
+        return x * gamma.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block (arXiv:2010.11929, eq. 2-3)."""
+
+    width: int
+    heads: int
+    hidden: int
+    activation: Activation
+    initial: BlockInit
+    qkv_bias: bool = True
+    epsilon: float = 1e-5
+    layer_scale: float | None = None
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        self.norm1 = LayerNorm(self.epsilon)
+        self.attention = Attention(self.width, self.heads, self.qkv_bias, self.initial, self.dtype)
+        self.norm2 = LayerNorm(self.epsilon)
+        self.mlp = MLP(self.width, self.hidden, self.activation, self.initial, self.dtype)
+        if self.layer_scale is not None:
+            self.layer_scale1 = LayerScale(self.width, self.layer_scale)
+            self.layer_scale2 = LayerScale(self.width, self.layer_scale)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, rows: Rows = None) -> jax.Array:
+        """x [B N D], mask bool broadcastable to [B H N N]; returns [B N D], or [B 1 D] if `rows` is given."""
+        scale1 = self.layer_scale1 if self.layer_scale is not None else _same
+        scale2 = self.layer_scale2 if self.layer_scale is not None else _same
+        x = take_rows(x, rows) + scale1(self.attention(self.norm1(x), mask, rows))
+        return x + scale2(self.mlp(self.norm2(x)))
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
+# ------------------------------------------------------------------------------------ stacks of blocks
+
+REMAT = ("none", "full", "dots")
+
+
+def _remat(function: Callable[..., Any], policy: str) -> Callable[..., Any]:
+    """none keeps every activation; full keeps the residual stream only; dots also keeps the products with weights."""
+    if policy not in REMAT:
+        raise UserError(f"remat is {policy!r}; expected one of {', '.join(REMAT)}")
+    if policy == "none":
+        return function
+    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    return nn.remat(function, policy=saved)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """How blocks are run: `scan` over one block with stacked parameters (quick to compile), or unrolled (quick to run)."""
+
+    depth: int
+    scan: bool = False
+    remat: str = "none"
+
+    def __call__(
+        self, block: Callable[..., Block], x: jax.Array, mask: jax.Array | None, rows: Rows, keep: bool
+    ) -> dict[str, Any]:
+        """Called inside a compact module: makes its children block_0.. (or `blocks`) and runs them on x [B N D].
+
+        tokens [B N D]; row [B D], that row of the tokens; hidden, every block's output, if `keep`.
+        Unrolled, the row comes from a last block that computes no other: under jit, a loss that reads the row alone skips
+        most of that block, and one that reads the tokens too pays for one token more.
+        Raises UserError for an unknown `remat`.
+        """
+
+        def step(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
+            y = block(x, mask)
+            return y, y if keep else None
+
+        step = _remat(step, self.remat)
+        if self.scan:
+            axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            x, kept = nn.scan(step, length=self.depth, **axes)(block(name="blocks"), x, None)
+            row = take_rows(x, 0 if rows is None else rows)[:, 0]
+            return {"tokens": x, "row": row, "hidden": tuple(kept) if keep else ()}
+        blocks = [block(name=f"block_{i}") for i in range(self.depth)]
+        before, kept = x, ()
+        for each in blocks:
+            before = x
+            x, _ = step(each, x, None)
+            kept += (x,) if keep else ()
+        last = _remat(lambda block, x: block(x, mask, 0 if rows is None else rows)[:, 0], self.remat)
+        return {"tokens": x, "row": last(blocks[-1], before), "hidden": kept}
+
+
+def stack_blocks(params: Params) -> Params:
+    """block_0 .. block_n of a tree, at any depth, as one `blocks` with a leading [layers] axis (the scanned form)."""
+    if not isinstance(params, dict):
+        return params
+    names = [f"block_{i}" for i in range(sum(name.startswith("block_") for name in params))]
+    rest = {name: stack_blocks(tree) for name, tree in params.items() if name not in names}
+    if names:
+        rest["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[n] for n in names))
+    return rest
+
+
+def unstack_blocks(params: Params) -> Params:
+    """The inverse of stack_blocks: `blocks` as block_0 .. block_n (the form of checkpoints and of interop)."""
+    if not isinstance(params, dict):
+        return params
+    rest = {name: unstack_blocks(tree) for name, tree in params.items() if name != "blocks"}
+    if "blocks" in params:
+        depth = jax.tree.leaves(params["blocks"])[0].shape[0]
+        for i in range(depth):
+            rest[f"block_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
+    return rest

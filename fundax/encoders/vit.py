@@ -1,0 +1,249 @@
+"""One Vision Transformer (arXiv:2010.11929) whose fields give CLIP's, SigLIP's, RET-CLIP's and VisionFM's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fundax.encoders import layers
+from fundax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Size:
+    """Both towers of a CLIP model: the image side's, then the text side's."""
+
+    image_size: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    embed: int
+    text_width: int
+    text_depth: int
+    text_heads: int
+
+
+# open_clip's model configurations of these names; H/14-378 is also that of apple/DFN5B-CLIP-ViT-H-14-378, and S/8 that
+# of Chinese-CLIP's. Ti/16 is ours, for small machines.
+SIZES = {
+    "Ti/16": Size(224, 16, 192, 12, 3, 192, 192, 12, 3),
+    "S/16": Size(224, 16, 384, 12, 6, 384, 384, 12, 6),
+    "S/8": Size(224, 8, 384, 12, 6, 384, 384, 12, 6),
+    "B/32": Size(224, 32, 768, 12, 12, 512, 512, 12, 8),
+    "B/16": Size(224, 16, 768, 12, 12, 512, 512, 12, 8),
+    "L/14": Size(224, 14, 1024, 24, 16, 768, 768, 12, 12),
+    "L/14-336": Size(336, 14, 1024, 24, 16, 768, 768, 12, 12),
+    "H/14": Size(224, 14, 1280, 32, 16, 1024, 1024, 24, 16),
+    "H/14-378": Size(378, 14, 1280, 32, 16, 1024, 1024, 24, 16),
+}
+
+
+def size_named(name: str) -> Size:
+    """The row of SIZES. Raises UserError naming the known sizes."""
+    if name not in SIZES:
+        raise UserError(f"size is {name!r}; expected one of {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+def patches(image: jax.Array, patch: int) -> jax.Array:
+    """[B h w C] to [B N p*p*C], row by row; pixels beyond the last whole patch are left out, as a strided convolution does."""
+    b, h, w, c = image.shape
+    rows, columns = h // patch, w // patch
+    image = image[:, : rows * patch, : columns * patch]
+    image = image.reshape(b, rows, patch, columns, patch, c).swapaxes(2, 3)
+    return image.reshape(b, rows * columns, patch * patch * c)
+
+
+def kept_patches(noise: jax.Array, ratio: float) -> jax.Array:
+    """FLIP's random choice of patches (arXiv:2212.00794, section 3): i32 [B n], n = int(N * (1 - ratio)).
+
+    noise [B N]; the patches of the n smallest values, in ascending order of their noise.
+    """
+    return jnp.argsort(noise, axis=1)[:, : int(noise.shape[1] * (1 - ratio))]
+
+
+class PatchEmbedding(nn.Module):
+    """[B h w 3] to [B N D]: a convolution with stride p, written as one product. kernel [p p 3 D], torch's initial values."""
+
+    patch: int
+    width: int
+    bias: bool
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        initial = layers.uniform((self.patch * self.patch * 3) ** -0.5)
+        shape = (self.patch, self.patch, 3, self.width)
+        kernel = self.param("kernel", initial, shape, jnp.float32).astype(self.dtype)
+        x = patches(image.astype(self.dtype), self.patch) @ kernel.reshape(-1, self.width)
+        if not self.bias:
+            return x
+        return x + self.param("bias", initial, (self.width,), jnp.float32).astype(self.dtype)[None, None]
+
+
+class AttentionPool(nn.Module):
+    """A learned query attends to the tokens, then an MLP with a residual: SigLIP's head (arXiv:2303.15343; arXiv:2106.04560).
+
+    tokens [B N D] to [B D].
+    """
+
+    width: int
+    heads: int
+    hidden: int
+    activation: layers.Activation
+    initial: layers.BlockInit
+    epsilon: float = 1e-6
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, self.width), jnp.float32)
+        attention = _CrossAttention(self.width, self.heads, self.initial, self.dtype, name="attention")
+        x = attention(probe.astype(tokens.dtype), tokens)  # [B 1 D]
+        y = layers.LayerNorm(self.epsilon, name="norm")(x)
+        mlp = layers.MLP(self.width, self.hidden, self.activation, self.initial, self.dtype, name="mlp")
+        return (x + mlp(y))[:, 0]
+
+
+class _CrossAttention(nn.Module):
+    """Queries [1 D] shared by the batch look at tokens [B N D]; the same packed kernel as self-attention."""
+
+    width: int
+    heads: int
+    initial: layers.BlockInit
+    dtype: str
+
+    @nn.compact
+    def __call__(self, queries: jax.Array, tokens: jax.Array) -> jax.Array:
+        qkv = layers.PackedProjection(self.width, True, self.initial.qkv, self.dtype, name="qkv")
+        q = jnp.broadcast_to(qkv(queries[None], 0, 1)[:, :, 0], (len(tokens), 1, self.width))
+        k, v = jnp.moveaxis(qkv(tokens, 1, 3), 2, 0)
+        q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
+        y = layers.attend(q, k, v).reshape(len(tokens), 1, self.width)
+        return nn.Dense(self.width, dtype=self.dtype, kernel_init=self.initial.out, name="out")(y)
+
+
+class ViT(nn.Module):
+    """Image [B h w 3], floating and normalised, to tokens [B N D] and a pooled vector [B D].
+
+    The class token, where there is one, is row 0 of the tokens and of `position`. `pool` takes the class token, the mean
+    of the patch tokens, or an attention head's output; `norm_after_pool` moves the final norm from the tokens to the pooled
+    vector. With `mask_ratio` > 0 and `noise` (or a "mask" rng) given, FLIP masking drops patches after positions are added.
+    """
+
+    image_size: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    activation: layers.Activation = layers.quick_gelu
+    epsilon: float = 1e-5
+    class_token: bool = True
+    patch_bias: bool = False
+    qkv_bias: bool = True
+    pre_norm: bool = True
+    pool: Literal["token", "mean", "attention"] = "token"
+    norm_after_pool: bool = False
+    layer_scale: float | None = None
+    mask_ratio: float = 0.0
+    init_blocks: Callable[[int, int, int], layers.BlockInit] = layers.init_clip_vision
+    scan: bool = False
+    remat: str = "none"
+    dtype: str = "float32"
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image, without the class token."""
+        return (self.image_size // self.patch) ** 2
+
+    def _check(self, image: jax.Array) -> None:
+        if image.shape[1:] != (self.image_size, self.image_size, 3):
+            raise UserError(f"image is {image.shape[1:]}; this ViT takes {(self.image_size, self.image_size, 3)}")
+        if self.pool not in ("token", "mean", "attention"):
+            raise UserError(f"pool is {self.pool!r}; expected token, mean or attention")
+        if self.pool == "token" and not self.class_token:
+            raise UserError("pool='token' needs class_token=True")
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+    @nn.compact
+    def __call__(self, image: jax.Array, noise: jax.Array | None = None, hidden: bool = False) -> dict[str, Any]:
+        """tokens [B N D] (after the final norm, unless it is applied to the pooled vector) and pooled [B D].
+
+        noise f32 [B patches]: see kept_patches. `hidden` adds patches [B N D], embedded [B N D] (the blocks' input) and
+        hidden, a tuple of the blocks' outputs. Raises UserError if the image is not `image_size` square.
+        """
+        self._check(image)
+        embedded = PatchEmbedding(self.patch, self.width, self.patch_bias, self.dtype, name="patch")(image)
+        x = self._masked(self._positioned(embedded), noise)
+        x = layers.LayerNorm(self.epsilon, name="pre_norm")(x) if self.pre_norm else x
+        stack = layers.Stack(self.depth, self.scan, self.remat)
+        out = stack(self._block(), x, None, 0, hidden)
+        kept = {"patches": embedded, "embedded": x, "hidden": out["hidden"]} if hidden else {}
+        return self._pooled(out["tokens"], out["row"]) | kept
+
+    def _block(self) -> Callable[..., layers.Block]:
+        hidden = int(self.width * self.mlp_ratio)
+        return partial(
+            layers.Block, self.width, self.heads, hidden, self.activation,
+            self.init_blocks(self.width, hidden, self.depth),
+            self.qkv_bias, self.epsilon, self.layer_scale, self.dtype,
+        )  # fmt: skip
+
+    def _positioned(self, x: jax.Array) -> jax.Array:
+        normal = nn.initializers.normal(self.width**-0.5)
+        rows = self.patches + self.class_token
+        position = self.param("position", normal, (rows, self.width), jnp.float32).astype(x.dtype)
+        if not self.class_token:
+            return x + position[None]
+        token = self.param("class_token", normal, (self.width,), jnp.float32).astype(x.dtype) + position[0]
+        token = jnp.broadcast_to(token[None, None], (len(x), 1, self.width))
+        return jnp.concatenate([token, x + position[None, 1:]], axis=1)
+
+    def _masked(self, x: jax.Array, noise: jax.Array | None) -> jax.Array:
+        if self.mask_ratio == 0:
+            return x
+        if noise is None and self.has_rng("mask"):
+            noise = jax.random.uniform(self.make_rng("mask"), (len(x), self.patches))
+        if noise is None:
+            return x
+        skip = int(self.class_token)
+        kept = kept_patches(noise, self.mask_ratio)[:, :, None] + skip
+        return jnp.concatenate([x[:, :skip], jnp.take_along_axis(x, kept, axis=1)], axis=1)
+
+    def _pooled(self, x: jax.Array, row: jax.Array) -> dict[str, jax.Array]:
+        norm = layers.LayerNorm(self.epsilon, name="norm")
+        tokens = x if self.norm_after_pool else norm(x)
+        if self.pool == "token":
+            return {"tokens": tokens, "pooled": norm(row)}
+        if self.pool == "mean":
+            pooled = tokens[:, int(self.class_token) :].mean(1)
+        else:
+            hidden = int(self.width * self.mlp_ratio)
+            initial = self.init_blocks(self.width, hidden, self.depth)
+            fields = (self.width, self.heads, hidden, self.activation, initial, self.epsilon, self.dtype)
+            pooled = AttentionPool(*fields, name="pool")(tokens)
+        return {"tokens": tokens, "pooled": norm(pooled) if self.norm_after_pool else pooled}
+
+
+def vit(size: str, **fields: Any) -> ViT:
+    """The image tower of a row of SIZES; `fields` are ViT's. Raises UserError for an unknown size."""
+    row = size_named(size)
+    return ViT(
+        **{
+            "image_size": row.image_size,
+            "patch": row.patch,
+            "width": row.width,
+            "depth": row.depth,
+            "heads": row.heads,
+        }
+        | fields
+    )

@@ -1,0 +1,102 @@
+"""Losses as pure functions on global arrays: under jit a sharded batch gives the loss of the whole batch, on any mesh."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+def spread(logits: jax.Array) -> jax.Array:
+    """Shards [B B] as ("data", "model") where a mesh with those axes is set and divides it; else returns it as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not {"data", "model"} <= set(mesh.axis_names):
+        return logits
+    if logits.shape[0] % mesh.shape["data"] or logits.shape[1] % mesh.shape["model"]:
+        return logits
+    return jax.lax.with_sharding_constraint(logits, PartitionSpec("data", "model"))
+
+
+def similarity(image: jax.Array, text: jax.Array) -> jax.Array:
+    """Inner products of every image [B E] with every text [B E], fp32 [B B], rows are images."""
+    image, text = image.astype(jnp.float32), text.astype(jnp.float32)
+    return spread(jnp.einsum("be,ce->bc", image, text, precision=_EXACT))
+
+
+def _mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+    if mask is None:
+        return values.mean()
+    weight = mask.astype(values.dtype)
+    return (values * weight).sum() / jnp.maximum(weight.sum(), 1)
+
+
+def _hide(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Columns of absent examples can win nothing."""
+    if mask is None:
+        return logits
+    return jnp.where(jnp.broadcast_to(mask[None, :], logits.shape), logits, jnp.finfo(jnp.float32).min)
+
+
+def _cross_entropy(logits: jax.Array, weights: jax.Array | None, mask: jax.Array | None) -> jax.Array:
+    """Mean over rows of -sum_j w_ij log softmax_ij; w is the identity where `weights` is None, else normalised by row."""
+    log_p = jax.nn.log_softmax(_hide(logits, mask), axis=1)
+    if weights is None:
+        rows = jnp.arange(len(log_p))
+        return _mean(-log_p[rows, rows], mask)
+    if mask is not None:
+        weights = weights * mask[None, :].astype(weights.dtype)
+    weights = weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-12)
+    return _mean(-(weights * jnp.where(weights > 0, log_p, 0)).sum(1), mask)
+
+
+def softmax_contrastive(
+    image: jax.Array, text: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array | None = None,
+    *, mask: jax.Array | None = None, targets: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+    """The mean of both cross-entropies of matching B images with B texts (arXiv:2103.00020, figure 3).
+
+    image, text [B E], L2-normalised; logit_scale () multiplies their inner products. mask bool [B]: pairs that are there;
+    the others are neither examples nor negatives. targets f32 [B B], not negative: how much text j is a right answer to
+    image i; normalised over texts for images and over images for texts; None is the identity. Returns fp32 ().
+    logit_bias is accepted and has no effect: a softmax does not see a constant.
+    """
+    del logit_bias
+    logits = logit_scale * similarity(image, text)
+    transposed = None if targets is None else targets.T
+    return 0.5 * (_cross_entropy(logits, targets, mask) + _cross_entropy(logits.T, transposed, mask))
+
+
+def sigmoid_contrastive(
+    image: jax.Array, text: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array | float = 0.0,
+    *, mask: jax.Array | None = None, targets: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+    """-sum_ij log sigmoid(z_ij (scale x_i.y_j + bias)) / B, z = 1 for a match and -1 else (arXiv:2303.15343, algorithm 1).
+
+    image, text [B E], L2-normalised; mask bool [B] as for softmax_contrastive, the sum then divided by the pairs present;
+    targets [B B] > 0 where text j matches image i, None is the identity. Returns fp32 ().
+    """
+    logits = logit_scale * similarity(image, text) + logit_bias
+    match = jnp.eye(len(logits), dtype=bool) if targets is None else targets > 0
+    terms = -jax.nn.log_sigmoid(jnp.where(match, logits, -logits))
+    if mask is None:
+        return terms.sum() / len(terms)
+    pairs = mask[:, None] & mask[None, :]
+    return (terms * pairs).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def matching_targets(category: jax.Array) -> jax.Array:
+    """category i32 [B] to f32 [B B]: 1 where two examples' texts mean the same; for `targets` above."""
+    return (category[:, None] == category[None, :]).astype(jnp.float32)
+
+
+def contrastive_accuracy(
+    image: jax.Array, text: jax.Array, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """How often the nearest text of an image is its own, and the nearest image of a text; image, text [B E], fp32 ()."""
+    logits = similarity(image, text)
+    own = jnp.arange(len(logits))
+    to_text = (jnp.argmax(_hide(logits, mask), axis=1) == own).astype(jnp.float32)
+    to_image = (jnp.argmax(_hide(logits.T, mask), axis=1) == own).astype(jnp.float32)
+    return _mean(to_text, mask), _mean(to_image, mask)

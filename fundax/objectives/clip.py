@@ -1,0 +1,144 @@
+"""CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343): the objective of MM-Fundus-CLIP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fundax import losses
+from fundax.encoders import layers
+from fundax.encoders.clip_text import TextTransformer, text_transformer
+from fundax.encoders.vit import ViT, size_named, vit
+from fundax.types import Batch, Extra, Metrics, Params
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, of RGB in [0, 1]
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """L2-normalises the last axis in fp32, with the peers' floor of 1e-12 on the norm."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
+
+
+@dataclass(frozen=True)
+class CLIP:
+    """Two towers, two projections to E, and a loss that matches images with texts.
+
+    `contrast` is losses.softmax_contrastive or losses.sigmoid_contrastive (or ring's of the same names); with
+    `init_logit_bias` there is a learned logit_bias. Clamping log_scale is the optimizer's part (optim.clamped).
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("image", "text")
+
+    image: ViT
+    text: TextTransformer
+    embed: int
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    contrast: Callable[..., jax.Array] = losses.softmax_contrastive
+    text_bias: bool = False
+    init_logit_scale: float = math.log(1 / 0.07)
+    init_logit_bias: float | None = None
+
+    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """image u8 [B h w 3], text i32 [B L]."""
+        size = self.image.image_size
+        return {
+            "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+            "text": jax.ShapeDtypeStruct((batch, self.text.context), jnp.int32),
+        }
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
+        """Fresh parameters, distributed as open_clip's: see ViT, TextTransformer; projections N(0, 1/width), text bias 0."""
+        keys = jax.random.split(rng, 4)
+        image = layers.normalize(batch["image"][:1], self.mean, self.std, self.image.dtype)
+        normal = nn.initializers.normal
+        params: Params = {
+            "image": self.image.init(keys[0], image)["params"],
+            "text": self.text.init(keys[1], batch["text"][:1])["params"],
+            "project": {
+                "image": {"kernel": normal(self.image.width**-0.5)(keys[2], (self.image.width, self.embed))},
+                "text": {"kernel": normal(self.text.width**-0.5)(keys[3], (self.text.width, self.embed))},
+            },
+            "log_scale": jnp.asarray(self.init_logit_scale, jnp.float32),
+        }
+        if self.text_bias:
+            params["project"]["text"]["bias"] = jnp.zeros((self.embed,), jnp.float32)
+        if self.init_logit_bias is not None:
+            params["logit_bias"] = jnp.asarray(self.init_logit_bias, jnp.float32)
+        return params, {}
+
+    def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+        """For the batch's `image` and/or `text`: *_features (unit, f32 [B E]), *_raw (before that); logit_scale, logit_bias."""
+        del extra
+        return self._features(params, batch) | self._scales(params)
+
+    def encode(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> dict[str, jax.Array]:
+        """image_features and text_features, f32 [B E]. `rng` drives FLIP masking where the ViT has a mask_ratio."""
+        del extra, step
+        features = self._features(params, batch, rng)
+        return {name: features[name] for name in ("image_features", "text_features")}
+
+    def compare(self, params: Params, features: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, Metrics]:
+        """The loss of a full batch of features, and its metrics; `valid` in the batch leaves examples out."""
+        image, text = features["image_features"], features["text_features"]
+        scales = self._scales(params)
+        mask = batch.get("valid")
+        loss = self.contrast(image, text, *scales.values(), mask=mask)
+        to_text, to_image = losses.contrastive_accuracy(image, text, mask)
+        metrics = {"loss": loss, "image_to_text": to_text, "text_to_image": to_image, **scales}
+        return loss, metrics
+
+    def loss(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
+        """Needs `image` and `text`; the negatives are the whole global batch."""
+        loss, metrics = self.compare(params, self.encode(params, extra, batch, rng, step), batch)
+        return loss, (extra, metrics)
+
+    def _features(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> dict[str, jax.Array]:
+        out = {}
+        if "image" in batch:
+            image = layers.normalize(batch["image"], self.mean, self.std, self.image.dtype)
+            rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
+            pooled = self.image.apply({"params": params["image"]}, image, rngs=rngs)["pooled"]
+            out["image_raw"] = _project(pooled, params["project"]["image"])
+        if "text" in batch:
+            pooled = self.text.apply({"params": params["text"]}, batch["text"])["pooled"]
+            out["text_raw"] = _project(pooled, params["project"]["text"])
+        return out | {name.replace("raw", "features"): unit(raw) for name, raw in out.items()}
+
+    def _scales(self, params: Params) -> dict[str, jax.Array]:
+        scales = {"logit_scale": jnp.exp(params["log_scale"])}
+        if self.init_logit_bias is not None:
+            scales["logit_bias"] = params["logit_bias"]
+        return scales
+
+
+def _project(x: jax.Array, params: Params) -> jax.Array:
+    """[B D] to [B E] in x's dtype, then fp32."""
+    y = (x @ params["kernel"].astype(x.dtype)).astype(jnp.float32)
+    return y + params["bias"][None] if "bias" in params else y
+
+
+def clip(
+    size: str, *, vocab: int = 49408, context: int = 77, activation: Any = layers.quick_gelu, **fields: Any
+) -> CLIP:
+    """A CLIP of a row of encoders.vit.SIZES. `fields` named scan, remat and dtype go to both towers, the others to CLIP.
+
+    QuickGELU is the default because OpenAI's and DFN's weights have it. Raises UserError for an unknown size.
+    """
+    towers = {name: fields.pop(name) for name in ("scan", "remat", "dtype") if name in fields} | {
+        "activation": activation
+    }
+    text = text_transformer(size, vocab=vocab, context=context, **towers)
+    return CLIP(image=vit(size, **towers), text=text, embed=size_named(size).embed, **fields)
