@@ -21,7 +21,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class View:
-    """One image: u8 [H W 3], encoded bytes, or a path decoded late; `row` is where a message points to."""
+    """One image: u8 [H W 3], encoded bytes, or a path decoded late."""
 
     image: np.ndarray | bytes | Path
     modality: str = "CFP"
@@ -30,7 +30,11 @@ class View:
 
 @dataclass(frozen=True)
 class Record:
-    """One visit. `targets` holds arrays or scalars: label, mask, points, value, ..."""
+    """One visit. `targets` holds arrays or scalars: label, mask, points, value, ...
+
+    `where` is what a message about this record names: "labels.csv row 7 (line 8)". Rows count data rows from 1,
+    as a user does who does not count the header; the line is that of the file, where an editor jumps to.
+    """
 
     patient: str
     views: tuple[View, ...]
@@ -38,6 +42,7 @@ class Record:
     findings: tuple[str, ...] = ()
     targets: Mapping[str, Any] = field(default_factory=dict)
     day: int = 0
+    where: str = ""
 
 
 class Source(Protocol):

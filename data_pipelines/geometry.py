@@ -1,0 +1,146 @@
+"""Moves of an image that take its mask and its points along: crop, resize, rotate, mirror.
+
+Points are (x, y) in pixels, and whole numbers are the centres of pixels: the point (3, 2) lies in the middle of
+mask[2, 3]. A move maps points exactly (they stay fractions, and may leave the image); masks take the nearest pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class Move(Protocol):
+    """`pixels` takes u8 [H W 3] or a mask [H W] (then `nearest`); `points` f32 [n 2] of an image of `size` (H, W)."""
+
+    def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray: ...
+    def points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The box from (top, left); what lies outside the image is 0, so a crop can also pad."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
+        height, width = array.shape[:2]
+        top, left = max(self.top, 0), max(self.left, 0)
+        bottom, right = min(self.top + self.height, height), min(self.left + self.width, width)
+        inside = array[top : max(bottom, top), left : max(right, left)]
+        if inside.shape[:2] == (self.height, self.width):
+            return inside
+        out = np.zeros((self.height, self.width, *array.shape[2:]), array.dtype)
+        at = (top - self.top, left - self.left)
+        out[at[0] : at[0] + inside.shape[0], at[1] : at[1] + inside.shape[1]] = inside
+        return out
+
+    def points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return points - np.asarray([self.left, self.top], np.float32)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """To (height, width) exactly as Pillow's resize does (its filters are antialiased when shrinking)."""
+
+    height: int
+    width: int
+    interpolation: str = "bicubic"
+
+    def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
+        if array.shape[:2] == (self.height, self.width):
+            return array
+        how = INTERPOLATIONS["nearest" if nearest else self.interpolation]
+        return np.asarray(Image.fromarray(array).resize((self.width, self.height), how))
+
+    def points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        scale = np.asarray([self.width / size[1], self.height / size[0]], np.float32)
+        return (points + np.float32(0.5)) * scale - np.float32(0.5)
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Clockwise by degrees about the middle, nearest pixel, 0 outside, same canvas.
+
+    Source: torchvision's `functional.affine` on a Pillow image (angle only): its inverse matrix about (W/2, H/2).
+    """
+
+    degrees: float
+
+    def _inverse(self, height: int, width: int) -> tuple[float, ...]:
+        cos, sin = math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
+        x, y = width * 0.5, height * 0.5
+        return (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y)
+
+    def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
+        height, width = array.shape[:2]
+        inverse = self._inverse(height, width)
+        turned = Image.fromarray(array).transform(
+            (width, height), Image.Transform.AFFINE, inverse, INTERPOLATIONS["nearest"], fillcolor=0
+        )
+        return np.asarray(turned)
+
+    def points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        cos, sin, _, _, _, _ = self._inverse(*size)
+        middle = np.asarray([size[1] - 1, size[0] - 1], np.float32) / 2
+        x, y = np.moveaxis(points - middle, -1, 0)
+        turned = np.stack([cos * x - sin * y, sin * x + cos * y], -1)
+        return (turned + middle).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Left and right exchanged."""
+
+    def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
+        return array[:, ::-1]
+
+    def points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return np.stack([size[1] - 1 - points[..., 0], points[..., 1]], -1)
+
+
+def move(example: dict[str, Any], key: str, moves: Iterable[Move]) -> dict[str, Any]:
+    """The example with the image under `key` moved; `mask` and `points`, which belong to `image`, go along."""
+    out = dict(example)
+    for step in moves:
+        size = out[key].shape[:2]
+        out[key] = np.ascontiguousarray(step.pixels(out[key]))
+        if key == "image" and "mask" in out:
+            out["mask"] = np.ascontiguousarray(step.pixels(out["mask"], nearest=True))
+        if key == "image" and "points" in out:
+            out["points"] = step.points(out["points"], size)
+    return out
+
+
+def resize_moves(size: tuple[int, int], to: int, mode: str, interpolation: str = "bicubic") -> tuple[Move, ...]:
+    """From (H, W) to a square of `to` pixels: squash, shortest (crop the middle) or longest (pad with 0).
+
+    Source: open_clip 2.30 `image_transform` (torchvision truncates the longer side; `longest` rounds both).
+    """
+    height, width = size
+    if mode == "squash":
+        return (Resize(to, to, interpolation),)
+    if mode == "shortest":
+        short = min(height, width)
+        high, wide = int(to * height / short), int(to * width / short)
+        middle = Crop(round((high - to) / 2), round((wide - to) / 2), to, to)
+    else:
+        ratio = max(height, width) / to
+        high, wide = max(round(height / ratio), 1), max(round(width / ratio), 1)
+        middle = Crop(-((to - high) // 2), -((to - wide) // 2), to, to)
+    return (Resize(high, wide, interpolation), middle)
