@@ -1,0 +1,285 @@
+"""open_clip's CLIP and CustomTextCLIP with its own ViT and text transformer, both ways (open_clip 2.30 to 3.3).
+
+Key names and the meaning of open_clip_config.json are those of the public repository mlfoundations/open_clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fundax import layout, losses
+from fundax.encoders import layers
+from fundax.encoders.clip_text import TextTransformer
+from fundax.encoders.vit import ViT
+from fundax.errors import UserError
+from fundax.layout import Row
+from fundax.objectives.clip import CLIP, MEAN, STD
+from fundax.types import Params
+from fundax.weights import State
+
+NAME = "open_clip"
+IGNORED = ("attn_mask",)  # a buffer of older versions
+_POOL = {"tok": "token", "avg": "mean"}
+_TEXT_POOL = {"argmax": "argmax", "eos": "eot", "last": "last", "first": "first"}
+
+# Fields of open_clip's configuration that are read here, and those that change no number of the model.
+_VISION = {
+    *("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "pool_type", "final_ln_after_pool"),
+    *("no_ln_pre", "ls_init_value", "patch_dropout", "norm_kwargs", "act_kwargs", "output_tokens"),
+}
+_TEXT = {
+    *("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "no_causal_mask"),
+    *("proj_bias", "ls_init_value", "norm_kwargs", "act_kwargs", "eos_id", "bos_id", "pad_id", "output_tokens"),
+    *("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "final_ln_after_pool"),
+}
+_MODEL = {
+    *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"),
+    *("nonscalar_logit_scale", "output_dict", "cast_dtype"),
+}
+
+
+def detect(state: State) -> bool:
+    """Whether these are the keys of an open_clip model with a ViT of its own."""
+    return "visual.conv1.weight" in state and "visual.transformer.resblocks.0.ln_1.weight" in state
+
+
+def to_fundax(state: State, config: Mapping[str, Any]) -> tuple[CLIP, Params]:
+    """The objective that `config` describes and its parameters (fp32).
+
+    Args:
+        state: open_clip's state dict, its text tower at the top or under "text.".
+        config: open_clip_config.json, or its "model_cfg" alone.
+    Raises:
+        UserError: a field of `config` that has no counterpart here; keys or shapes that do not fit it.
+    """
+    objective = objective_of(config)
+    return objective, read(objective, state, NAME)
+
+
+def from_fundax(objective: CLIP, params: Params, custom_text: bool | None = None) -> State:
+    """open_clip's state dict (fp32) of a CLIP. `custom_text` None takes CustomTextCLIP only where it is needed.
+
+    Raises UserError for a model that open_clip cannot hold.
+    """
+    check(objective)
+    custom_text = needs_custom_text(objective) if custom_text is None else custom_text
+    return layout.write(rows(objective, custom_text), params, NAME)
+
+
+def read(objective: CLIP, state: State, source: str) -> Params:
+    """Parameters for `objective` from a state dict whose model it fits. Raises UserError naming keys that do not."""
+    table = rows(objective, custom_text=any(key.startswith("text.") for key in state))
+    return layout.read(table, state, layout.shapes_of(objective), source, IGNORED)
+
+
+def rows(objective: CLIP, custom_text: bool) -> list[Row]:
+    """The table of an objective: every parameter of ours with open_clip's key and layout."""
+    image, text, prefix = objective.image, objective.text, "text." if custom_text else ""
+    table = [
+        Row("log_scale", ("logit_scale",), layout.SAME),
+        Row("image/class_token", ("visual.class_embedding",), layout.SAME),
+        Row("image/position", ("visual.positional_embedding",), layout.SAME),
+        Row("image/patch/kernel", ("visual.conv1.weight",), layout.CONV),
+        *(layout.norm("image/pre_norm", "visual.ln_pre") if image.pre_norm else []),
+        *_blocks("image", "visual.", image),
+        *layout.norm("image/norm", "visual.ln_post"),
+        Row("project/image/kernel", ("visual.proj",), layout.SAME),
+        Row("text/token/embedding", (f"{prefix}token_embedding.weight",), layout.SAME),
+        Row("text/position", (f"{prefix}positional_embedding",), layout.SAME),
+        *_blocks("text", prefix, text),
+        *layout.norm("text/norm", f"{prefix}ln_final"),
+    ]
+    if objective.init_logit_bias is not None:
+        table.append(Row("logit_bias", ("logit_bias",), layout.SAME))
+    if objective.text_bias:
+        return table + layout.linear("project/text", f"{prefix}text_projection")
+    return [*table, Row("project/text/kernel", (f"{prefix}text_projection",), layout.SAME)]
+
+
+def _blocks(ours: str, theirs: str, tower: ViT | TextTransformer) -> list[Row]:
+    table = []
+    for i in range(tower.depth):
+        here, there = f"{ours}/block_{i}", f"{theirs}transformer.resblocks.{i}"
+        table += [
+            *layout.norm(f"{here}/norm1", f"{there}.ln_1"),
+            Row(f"{here}/attention/qkv/kernel", (f"{there}.attn.in_proj_weight",), layout.PACKED_KERNEL),
+            Row(f"{here}/attention/qkv/bias", (f"{there}.attn.in_proj_bias",), layout.PACKED_BIAS),
+            *layout.linear(f"{here}/attention/out", f"{there}.attn.out_proj"),
+            *layout.norm(f"{here}/norm2", f"{there}.ln_2"),
+            *layout.linear(f"{here}/mlp/fc1", f"{there}.mlp.c_fc"),
+            *layout.linear(f"{here}/mlp/fc2", f"{there}.mlp.c_proj"),
+        ]
+        if tower.layer_scale is not None:
+            for n in (1, 2):
+                table.append(Row(f"{here}/layer_scale{n}/gamma", (f"{there}.ls_{n}.gamma",), layout.SAME))
+    return table
+
+
+# ------------------------------------------------------------------------------------- configuration
+
+
+def objective_of(config: Mapping[str, Any]) -> CLIP:
+    """The objective of an open_clip_config.json, or of its "model_cfg" alone.
+
+    Raises UserError for a field that is missing or has no counterpart here: ResNet, timm and Hugging Face towers.
+    """
+    preprocess, config = config.get("preprocess_cfg", {}), config.get("model_cfg", config)
+    for part in ("vision_cfg", "text_cfg", "embed_dim"):
+        if part not in config:
+            raise UserError(f"the open_clip configuration has no '{part}'")
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    _refuse_others(config, _MODEL, "")
+    _refuse_others(vision, _VISION, "vision_cfg.")
+    _refuse_others(text, _TEXT, "text_cfg.")
+    bias = config.get("init_logit_bias")
+    return CLIP(
+        image=_image_tower(vision, _activation(config, vision)),
+        text=_text_tower(text, _activation(config, text)),
+        embed=config["embed_dim"],
+        mean=tuple(preprocess.get("mean", MEAN)),
+        std=tuple(preprocess.get("std", STD)),
+        contrast=losses.softmax_contrastive if bias is None else losses.sigmoid_contrastive,
+        text_bias=bool(text.get("proj_bias", False)),
+        init_logit_scale=config.get("init_logit_scale", math.log(1 / 0.07)),
+        init_logit_bias=bias,
+    )
+
+
+def _image_tower(cfg: Mapping[str, Any], activation: layers.Activation) -> ViT:
+    if not isinstance(cfg.get("layers", 12), int):
+        raise UserError("vision_cfg.layers is a list: ResNet towers of open_clip are not supported, only ViTs")
+    sizes = cfg.get("image_size", 224)
+    sizes = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
+    if len(set(sizes)) != 1:
+        raise UserError(f"vision_cfg.image_size is {sizes}; only square images are supported")
+    width = cfg.get("width", 768)
+    return ViT(
+        image_size=sizes[0],
+        patch=cfg.get("patch_size", 16),
+        width=width,
+        depth=cfg.get("layers", 12),
+        heads=width // cfg.get("head_width", 64),
+        pre_norm=not cfg.get("no_ln_pre", False),
+        pool=_choice(_POOL, cfg.get("pool_type", "tok"), "vision_cfg.pool_type"),
+        norm_after_pool=bool(cfg.get("final_ln_after_pool", False)),
+        mask_ratio=cfg.get("patch_dropout", 0.0),
+        **_shared(cfg, activation),
+    )
+
+
+def _text_tower(cfg: Mapping[str, Any], activation: layers.Activation) -> TextTransformer:
+    pool = _choice(_TEXT_POOL, cfg.get("pool_type", "argmax"), "text_cfg.pool_type")
+    return TextTransformer(
+        vocab=cfg.get("vocab_size", 49408),
+        context=cfg.get("context_length", 77),
+        width=cfg.get("width", 512),
+        depth=cfg.get("layers", 12),
+        heads=cfg.get("heads", 8),
+        causal=not cfg.get("no_causal_mask", False),
+        pool=pool,
+        eot_id=cfg.get("eos_id", 2) if pool == "eot" else None,
+        **_shared(cfg, activation),
+    )
+
+
+def _shared(cfg: Mapping[str, Any], activation: layers.Activation) -> dict[str, Any]:
+    return {
+        "mlp_ratio": cfg.get("mlp_ratio", 4.0),
+        "activation": activation,
+        "epsilon": (cfg.get("norm_kwargs") or {}).get("eps", 1e-5),
+        "layer_scale": cfg.get("ls_init_value"),
+    }
+
+
+def _activation(config: Mapping[str, Any], tower: Mapping[str, Any]) -> layers.Activation:
+    if config.get("quick_gelu", False):
+        return layers.quick_gelu
+    return layers.gelu_tanh if (tower.get("act_kwargs") or {}).get("approximate") == "tanh" else layers.gelu_exact
+
+
+def _choice(table: Mapping[str, str], value: str, field: str) -> Any:
+    if value not in table:
+        raise UserError(f"{field} is '{value}'; supported: {', '.join(table)}")
+    return table[value]
+
+
+def _refuse_others(cfg: Mapping[str, Any], known: set[str], prefix: str) -> None:
+    """A field we do not know is harmless only if it is off."""
+    if others := sorted(f"{prefix}{key}" for key, value in cfg.items() if key not in known and value):
+        raise UserError(f"the open_clip configuration has fields without a counterpart here: {', '.join(others)}")
+
+
+def config_of(objective: CLIP) -> dict[str, Any]:
+    """The "model_cfg" with which open_clip builds this model. Raises UserError if it cannot."""
+    check(objective)
+    image, text = objective.image, objective.text
+    pools = {ours: theirs for theirs, ours in (_POOL | _TEXT_POOL).items()}
+    vision_cfg = {
+        "image_size": image.image_size,
+        "patch_size": image.patch,
+        "width": image.width,
+        "layers": image.depth,
+        "head_width": image.width // image.heads,
+        **({"no_ln_pre": True} if not image.pre_norm else {}),
+        **({"pool_type": pools[image.pool]} if image.pool != "token" else {}),
+        **({"final_ln_after_pool": True} if image.norm_after_pool else {}),
+        **_shared_config(image),
+    }
+    text_cfg = {
+        "context_length": text.context,
+        "vocab_size": text.vocab,
+        "width": text.width,
+        "heads": text.heads,
+        "layers": text.depth,
+        **({"no_causal_mask": True} if not text.causal else {}),
+        **({"pool_type": pools[text.pool]} if text.pool != "argmax" else {}),
+        **({"eos_id": text.eot_id} if text.pool == "eot" else {}),
+        **({"proj_bias": True} if objective.text_bias else {}),
+        **_shared_config(text),
+    }
+    bias = objective.init_logit_bias
+    return {
+        "embed_dim": objective.embed,
+        "quick_gelu": image.activation is layers.quick_gelu,
+        **({"custom_text": True} if needs_custom_text(objective) else {}),
+        "init_logit_scale": objective.init_logit_scale,
+        **({"init_logit_bias": bias} if bias is not None else {}),
+        "vision_cfg": vision_cfg,
+        "text_cfg": text_cfg,
+    }
+
+
+def _shared_config(tower: ViT | TextTransformer) -> dict[str, Any]:
+    return {
+        **({"mlp_ratio": tower.mlp_ratio} if tower.mlp_ratio != 4 else {}),
+        **({"ls_init_value": tower.layer_scale} if tower.layer_scale is not None else {}),
+        **({"norm_kwargs": {"eps": tower.epsilon}} if tower.epsilon != 1e-5 else {}),
+        **({"act_kwargs": {"approximate": "tanh"}} if tower.activation is layers.gelu_tanh else {}),
+    }
+
+
+def needs_custom_text(objective: CLIP) -> bool:
+    """Whether the model is more than what open_clip's plain CLIP class was made for."""
+    text = objective.text
+    plain = text.causal and text.pool == "argmax" and not objective.text_bias
+    return not plain or objective.init_logit_bias is not None
+
+
+def check(objective: CLIP) -> None:
+    """UserError naming what of a model open_clip's own towers do not have."""
+    if not isinstance(objective, CLIP):
+        raise UserError(f"{NAME} holds CLIP models, not {type(objective).__name__}")
+    image, text = objective.image, objective.text
+    known = (layers.quick_gelu, layers.gelu_exact, layers.gelu_tanh)
+    wrong = {
+        "an image tower without class token": not image.class_token,
+        "a patch embedding with bias": image.patch_bias,
+        "attention without bias": not image.qkv_bias,
+        f"pooling by {image.pool}": image.pool not in _POOL.values(),
+        "another activation": image.activation not in known or text.activation not in known,
+        "QuickGELU in one tower only": (image.activation is known[0]) != (text.activation is known[0]),
+    }
+    if any(wrong.values()):
+        raise UserError(f"{NAME} cannot hold {', '.join(words for words, yes in wrong.items() if yes)}")
