@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -54,7 +55,9 @@ def normalize(image: Array, mean: Sequence[float], std: Sequence[float], dtype: 
     return (image.astype(jnp.float32) * scale - shift).astype(dtype)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, drop: Activation | None = None
+) -> jax.Array:
     """Softmax attention (arXiv:1706.03762, eq. 1), logits and softmax in fp32.
 
     q [B n H d], k and v [B N H d]; mask bool, broadcastable to [B H n N], True where to look. Returns [B n H d] in v's dtype.
@@ -68,6 +71,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     if mask is not None:
         logits = jnp.where(jnp.broadcast_to(mask, logits.shape), logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)  # [B H n N]
+    weights = weights if drop is None else drop(weights)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
 
 
@@ -169,10 +173,12 @@ class Attention(nn.Module):
     qkv_bias: bool
     initial: BlockInit
     dtype: str = "float32"
+    dropout: float = 0.0  # of the attention weights; active where the caller gives a "dropout" rng
 
     def setup(self) -> None:
         self.qkv = PackedProjection(self.width, self.qkv_bias, self.initial.qkv, self.dtype)
         self.out = nn.Dense(self.width, dtype=self.dtype, kernel_init=self.initial.out)
+        self.drop = nn.Dropout(self.dropout)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, rows: Rows = None) -> jax.Array:
         """x [B N D], mask bool broadcastable to [B H N N]; returns [B N D], or [B 1 D] if `rows` is given."""
@@ -183,7 +189,8 @@ class Attention(nn.Module):
             k, v = jnp.moveaxis(self.qkv(x, 1, 3), 2, 0)
             mask = None if mask is None else take_rows(mask, rows, axis=2)
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
-        y = attend(q, k, v, mask)
+        on = self.dropout > 0 and self.has_rng("dropout")
+        y = attend(q, k, v, mask, partial(self.drop, deterministic=False) if on else None)
         return self.out(y.reshape(*y.shape[:2], self.width))
 
 
@@ -275,7 +282,7 @@ class Stack:
     remat: str = "none"
 
     def __call__(
-        self, block: Callable[..., Block], x: jax.Array, mask: jax.Array | None, rows: Rows, keep: bool
+        self, block: Callable[..., Any], x: jax.Array, mask: jax.Array | None, rows: Rows, keep: bool
     ) -> dict[str, Any]:
         """Called inside a compact module: makes its children block_0.. (or `blocks`) and runs them on x [B N D].
 
@@ -285,13 +292,13 @@ class Stack:
         Raises UserError for an unknown `remat`.
         """
 
-        def step(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
+        def step(block: Any, x: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
             y = block(x, mask)
             return y, y if keep else None
 
         step = _remat(step, self.remat)
         if self.scan:
-            axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True, "dropout": True}}
             x, kept = nn.scan(step, length=self.depth, **axes)(block(name="blocks"), x, None)
             row = take_rows(x, 0 if rows is None else rows)[:, 0]
             return {"tokens": x, "row": row, "hidden": tuple(kept) if keep else ()}
