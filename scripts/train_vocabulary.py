@@ -1,0 +1,82 @@
+"""Train the bundled vocabulary again: python scripts/train_vocabulary.py
+
+Reads our own sentences (data_pipelines/vocabulary/english.txt and chinese.txt, and the reports of synthetic
+patients) and writes data_pipelines/vocabulary/merges.txt. The same text gives the same file. A trained model keeps
+its own copy of its tokenizer, so retraining breaks no checkpoint; it does change what `bundled()` gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "data_pipelines" / "vocabulary"
+SEED_WEIGHT = 20  # our lists name each term once or twice, the reports repeat a few terms thousands of times
+
+
+def corpus(patients: int) -> Iterator[str]:
+    """Sentences of the two lists, each also cut at its punctuation, then the reports of synthetic patients."""
+    import re
+
+    for name in ("english.txt", "chinese.txt"):
+        for line in (FOLDER / name).read_text(encoding="utf-8").splitlines():
+            for _ in range(SEED_WEIGHT):
+                yield line
+            # Each Chinese character also alone, so that each is one token.
+            yield from re.findall(r"[\u4e00-\u9fff]", line) * SEED_WEIGHT
+    if patients:
+        from data_pipelines.synthetic import Patients
+
+        for language in ("en", "zh"):
+            source = Patients(patients, seed=0, language=language)
+            for index in range(patients):
+                yield source[index].report
+
+
+def train(texts: Iterator[str], size: int) -> list[tuple[str, str]]:
+    """Byte-pair merges for a vocabulary of `size` ids, most frequent first."""
+    import json
+
+    import tokenizers
+    from tokenizers import pre_tokenizers, trainers
+    from tokenizers.models import BPE
+
+    from data_pipelines.text import byte_words, plain_text
+
+    trained = tokenizers.Tokenizer(BPE(end_of_word_suffix="</w>"))
+    trained.normalizer = plain_text()
+    trained.pre_tokenizer = byte_words()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = size - 2 * 256 - 3  # pad, start, end
+    trainer = trainers.BpeTrainer(
+        vocab_size=2 * len(letters) + merges,
+        min_frequency=2,
+        end_of_word_suffix="</w>",
+        # All single tokens are named in order; those the trainer met by itself would come in a random one.
+        special_tokens=[letter + "</w>" for letter in letters],
+        initial_alphabet=letters,
+        max_token_length=16,  # whole sentences of Chinese have no spaces and would become one token
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    pairs = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    assert len(pairs) == merges, f"the text has {len(pairs)} merges only, {merges} are needed"
+    return pairs
+
+
+def main() -> None:
+    """Write merges.txt and say what it holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=4096, help="ids in all")
+    parser.add_argument("--patients", type=int, default=3000, help="synthetic reports per language")
+    parser.add_argument("--out", type=Path, default=FOLDER / "merges.txt")
+    args = parser.parse_args()
+    pairs = train(corpus(args.patients), args.size)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in pairs)]
+    args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{args.out}: {len(pairs)} merges, {args.size} ids")
+
+
+if __name__ == "__main__":
+    main()
