@@ -1,0 +1,119 @@
+"""Image-text retrieval over a whole data set: where does the right report of an image rank, and the other way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fundax.errors import UserError
+from fundax.types import Batch, Eval, Extra, Forward, Params
+
+CHUNK_BYTES = 64 << 20  # of one block of similarities: 50,000 pairs never stand in memory as 50,000^2 numbers
+
+
+def retrieval(
+    data: Callable[[], Iterator[Batch]],
+    *,
+    parity: bool = False,
+    ks: Sequence[int] = (1, 5, 10),
+    inputs: Sequence[str] = ("image",),
+) -> Eval:
+    """An eval of N image-text pairs: R@k, mean and median rank in both directions, and the loss within batches.
+
+    data: batches with the `inputs`, `text` (i32 [B L]), `valid` (bool [B]) where rows are padding, and `category`
+    (i32 [B]) where texts differ in words but not in meaning. Every image whose text (or category) is the same is
+    right for that text: hundreds of eyes share the report "normal". parity=True counts the pair itself only.
+
+    Returns floats image_to_text_R@1, image_to_text_mean_rank, image_to_text_median_rank, ..., text_to_image_...,
+    clip_loss, samples; ranks start at 1. Arrays image_to_text_rank and text_to_image_rank i64 [N].
+
+    Raises UserError for features that are not finite and a data set without rows.
+
+    Source: open_clip 2.30.0, get_clip_metrics and the validation loss of train.py.
+    """
+
+    def evaluate(forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+        image, text, groups, loss = _features(forward, params, extra, data(), inputs)
+        if parity:
+            groups = np.arange(len(groups))
+        out: dict[str, Any] = {"clip_loss": loss, "samples": float(len(groups))}
+        for name, queries, items in (("image_to_text", image, text), ("text_to_image", text, image)):
+            rank = ranks(queries, items, groups, parity=parity)
+            out |= {f"{name}_{key}": value for key, value in summary(rank, ks).items()} | {f"{name}_rank": rank + 1}
+        return out
+
+    return evaluate
+
+
+def ranks(queries: np.ndarray, items: np.ndarray, groups: np.ndarray, *, parity: bool = False) -> np.ndarray:
+    """Position (0 = first) i64 [N] of the first right item for each query, by descending dot product.
+
+    queries, items: f32 [N E]; item j is right for query i where groups[i] == groups[j]. Other right items are not
+    in the way, and wrong ones of equal score stand before: features that have collapsed to a point earn nothing.
+    parity: the position of item i itself in a stable descending sort, as the peer has it.
+    """
+    n = len(queries)
+    step = max(1, CHUNK_BYTES // (4 * n))
+    out = np.empty(n, np.int64)
+    for at in range(0, n, step):
+        rows = np.arange(at, min(at + step, n))
+        scores = queries[rows] @ items.T  # [b N]
+        if parity:
+            own = scores[np.arange(len(rows)), rows][:, None]
+            before = np.arange(n)[None] < rows[:, None]
+            out[rows] = (scores > own).sum(axis=1) + ((scores == own) & before).sum(axis=1)
+        else:
+            right = groups[rows][:, None] == groups[None]  # [b N]
+            best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+            out[rows] = (~right & (scores >= best)).sum(axis=1)
+    return out
+
+
+def summary(rank: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Mean and median rank (from 1) and recall at k of positions i64 [N] (from 0).
+
+    Source: open_clip 2.30.0, get_clip_metrics: the median is rounded down before 1 is added.
+    """
+    recall = {f"R@{k}": float((rank < k).mean()) for k in ks}
+    return {"mean_rank": float(rank.mean() + 1), "median_rank": float(np.floor(np.median(rank)) + 1)} | recall
+
+
+def clip_loss(image: np.ndarray, text: np.ndarray, logit_scale: float) -> float:
+    """The symmetric cross entropy of one batch of pairs f32 [B E], in float64.
+
+    Source: Radford et al. 2021 (CLIP), figure 3.
+    """
+    logits = float(logit_scale) * image.astype(np.float64) @ text.astype(np.float64).T  # [B B]
+    losses = [np.logaddexp.reduce(logits, axis=axis) - np.diag(logits) for axis in (0, 1)]
+    return float(np.mean(losses))
+
+
+def _features(
+    forward: Forward, params: Params, extra: Extra, data: Iterator[Batch], inputs: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Image and text features f32 [N E] and groups i64 [N] of the valid rows, and the mean loss of the batches."""
+    images, texts, words, total = [], [], [], 0.0
+    for batch in data:
+        out = forward(params, extra, {key: batch[key] for key in (*inputs, "text")})
+        ids = np.asarray(batch["text"])
+        valid = np.asarray(batch.get("valid", np.ones(len(ids), bool)))
+        seen = sum(map(len, words))
+        rows = np.asarray(batch["index"] if "index" in batch else seen + np.arange(len(valid)))[valid]
+        image, text = (np.asarray(out[f"{name}_features"], np.float32)[valid] for name in ("image", "text"))
+        for name, features in (("image_features", image), ("text_features", text)):
+            bad = rows[~np.isfinite(features).all(axis=1)]
+            if len(bad):
+                raise UserError(f"{name} of rows {', '.join(map(str, bad[:5]))} are not finite (NaN or infinity)")
+        if len(image):
+            total += clip_loss(image, text, float(out["logit_scale"])) * len(image)
+        images.append(image)
+        texts.append(text)
+        meaning = np.asarray(batch["category"])[:, None] if "category" in batch else ids
+        words.append(meaning[valid])
+    n = sum(map(len, words))
+    if not n:
+        raise UserError("the retrieval set has no rows; expected at least one image with a text")
+    groups = np.unique(np.concatenate(words), axis=0, return_inverse=True)[1].reshape(-1)
+    return np.concatenate(images), np.concatenate(texts), groups, total / n
