@@ -13,6 +13,18 @@ import numpy as np
 # tuple is the `modality` of a batch: append, never reorder.
 MODALITIES = ("CFP", "FFA", "OCT", "SLIT_LAMP", "EXTERNAL", "B_ULTRASOUND", "UBM", "MRI", "UWF", "ICGA", "FAF")
 EYES = ("left", "right", "")  # "" where the source does not say
+MODALITY_ALIASES = {
+    "CFP": ("FUNDUS", "COLOR FUNDUS", "COLOUR FUNDUS", "COLOR FUNDUS PHOTOGRAPHY", "COLOUR FUNDUS PHOTOGRAPHY", "CF"),
+    "FFA": ("FA", "FLUORESCEIN ANGIOGRAPHY", "FUNDUS FLUORESCEIN ANGIOGRAPHY"),
+    "OCT": ("OPTICAL COHERENCE TOMOGRAPHY",),
+    "SLIT_LAMP": ("SLITLAMP",),
+    "B_ULTRASOUND": ("ULTRASOUND", "B SCAN", "BULTRASOUND", "B MODE ULTRASOUND"),
+    "EXTERNAL": ("EXTERNAL EYE", "EXTERNALEYE"),
+    "UWF": ("ULTRA WIDEFIELD", "ULTRAWIDEFIELD", "ULTRA WIDE FIELD"),
+    "ICGA": ("ICG",),
+    "FAF": ("AUTOFLUORESCENCE", "FUNDUS AUTOFLUORESCENCE"),
+}
+EYE_ALIASES = {"left": ("l", "os", "o.s.", "左", "左眼"), "right": ("r", "od", "o.d.", "右", "右眼"), "": ()}
 
 
 class DataError(ValueError):
@@ -56,3 +68,21 @@ class HasLabels(Protocol):
     """A source that knows its class names."""
 
     classes: Sequence[str]
+
+
+def modality_name(name: str) -> str:
+    """The name in MODALITIES that is meant, whatever its case, hyphens or alias. Raises DataError."""
+    plain = " ".join(name.upper().replace("_", " ").replace("-", " ").split())
+    for known in MODALITIES:
+        if plain == known.replace("_", " ") or plain in MODALITY_ALIASES.get(known, ()):
+            return known
+    raise DataError(f"modality {name!r} is not one of {', '.join(MODALITIES)}")
+
+
+def eye_name(name: str) -> str:
+    """One of EYES, from L/R, OS/OD, 左/右 in any case. Raises DataError."""
+    plain = name.strip().lower()
+    for known, aliases in EYE_ALIASES.items():
+        if plain == known or plain in aliases or (known and plain == f"{known} eye"):
+            return known
+    raise DataError(f"eye {name!r} is not left or right (nor L, R, OS, OD, 左, 右, or empty)")

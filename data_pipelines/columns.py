@@ -1,0 +1,131 @@
+"""Columns of a big index: a few flat arrays, on disk when large, so that workers share them and pickles stay small."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+SPILL = 16 * 2**20  # bytes; an array above this lies in a file of its own and is mapped into memory
+
+
+class Stored:
+    """An array that pickles as the name of its file once it is larger than SPILL."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        if data.nbytes > SPILL and not isinstance(data, np.memmap):
+            path = _fresh_file()
+            data.tofile(path)
+            data = np.memmap(path, data.dtype, "r", shape=data.shape)
+        self.array = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self.array, np.memmap):
+            return _mapped, (str(self.array.filename), self.array.dtype.str, self.array.shape)
+        return Stored, (self.array,)
+
+
+def _mapped(path: str, dtype: str, shape: tuple[int, ...]) -> Stored:
+    return Stored(np.memmap(path, np.dtype(dtype), "r", shape=shape))
+
+
+@functools.cache
+def _folder(process: int) -> Path:
+    """The temporary folder of a process; only that process removes it (a forked child has its own)."""
+    folder = Path(tempfile.mkdtemp(prefix="fundax-index-"))
+    atexit.register(lambda: os.getpid() == process and shutil.rmtree(folder, ignore_errors=True))
+    return folder
+
+
+def _fresh_file() -> Path:
+    handle, name = tempfile.mkstemp(dir=_folder(os.getpid()))
+    os.close(handle)
+    return Path(name)
+
+
+class Strings:
+    """Many strings as one array of UTF-8 bytes and the i64 end of each: 8 bytes a string beyond its text."""
+
+    def __init__(self, blob: Stored, ends: Stored) -> None:
+        self._blob, self._ends = blob, ends
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Strings:
+        """Built in one pass over `texts`, of which no list is made."""
+        writer = StringWriter()
+        for text in texts:
+            writer.append(text)
+        return writer.finish()
+
+    def __len__(self) -> int:
+        return len(self._ends.array)
+
+    def __getitem__(self, row: int) -> str:
+        return self.raw(row).decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[row] for row in range(len(self)))
+
+    def raw(self, row: int) -> bytes:
+        """The UTF-8 bytes of one string."""
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        start = self._ends.array[row - 1] if row else 0
+        return self._blob.array[start : self._ends.array[row]].tobytes()
+
+    def hashes(self, seed: int = 0) -> np.ndarray:
+        """u64 [rows]: equal for equal strings, and the same on every machine."""
+        return np.fromiter((text_hash(self.raw(row), seed) for row in range(len(self))), np.uint64, len(self))
+
+    @property
+    def nbytes(self) -> int:
+        """Of all arrays together, in memory or on disk."""
+        return self._blob.array.nbytes + self._ends.array.nbytes
+
+
+class StringWriter:
+    """Strings being collected; what exceeds SPILL goes to disk as it comes."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._ends = array("q")
+        self._end = 0
+        self._file: IO[bytes] | None = None
+
+    def append(self, text: str) -> None:
+        """One more string."""
+        data = text.encode()
+        self._buffer += data
+        self._end += len(data)
+        self._ends.append(self._end)
+        if len(self._buffer) > SPILL:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._file is None:
+            self._file = _fresh_file().open("wb")
+        self._file.write(self._buffer)
+        self._buffer = bytearray()
+
+    def finish(self) -> Strings:
+        """The collected strings."""
+        ends = np.frombuffer(self._ends, np.int64) if self._ends else np.zeros(0, np.int64)
+        if self._file is None:
+            return Strings(Stored(np.frombuffer(bytes(self._buffer), np.uint8)), Stored(ends))
+        self._flush()
+        self._file.close()
+        return Strings(Stored(np.memmap(self._file.name, np.uint8, "r")), Stored(ends))
+
+
+def text_hash(text: bytes, seed: int = 0) -> int:
+    """64 bits of BLAKE2b of the seed and the text."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little")
