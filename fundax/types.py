@@ -24,7 +24,7 @@ Keys of a batch (a plain dict of arrays; images are uint8, normalised on the dev
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -39,7 +39,7 @@ Metrics = dict[str, Any]  # flat names to scalars
 class Objective(Protocol):
     """A frozen, hashable dataclass of Linen modules and numbers: all that makes one method that method."""
 
-    needs: tuple[str, ...]  # the batch keys loss() reads (a ClassVar in implementations)
+    needs: ClassVar[tuple[str, ...]]  # the batch keys loss() reads
 
     def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the batch that loss() takes."""
@@ -70,9 +70,7 @@ class Contrastive(Protocol):
         """Per-example features of a (micro) batch, first axis B."""
         ...
 
-    def compare(
-        self, params: Params, features: Mapping[str, jax.Array], batch: Batch
-    ) -> tuple[jax.Array, Metrics]:
+    def compare(self, params: Params, features: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, Metrics]:
         """The loss of a full batch of features."""
         ...
 

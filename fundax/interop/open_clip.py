@@ -5,22 +5,28 @@ Key names and the meaning of open_clip_config.json are those of the public repos
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from fundax import layout, losses
+from fundax import folder, layout, losses
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.errors import UserError
+from fundax.folder import Bundle
 from fundax.layout import Row
 from fundax.objectives.clip import CLIP, MEAN, STD
 from fundax.types import Params
-from fundax.weights import State
+from fundax.weights import State, read_state
 
 NAME = "open_clip"
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+CLIP_VOCABULARY = 49408
 IGNORED = ("attn_mask",)  # a buffer of older versions
+_RESIZE, _INTERPOLATION = ("squash", "shortest", "longest"), ("bicubic", "bilinear")
 _POOL = {"tok": "token", "avg": "mean"}
 _TEXT_POOL = {"argmax": "argmax", "eos": "eot", "last": "last", "first": "first"}
 
@@ -38,6 +44,13 @@ _MODEL = {
     *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"),
     *("nonscalar_logit_scale", "output_dict", "cast_dtype"),
 }
+
+USAGE = """
+import open_clip
+
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:FOLDER")
+tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
+"""
 
 
 def detect(state: State) -> bool:
@@ -283,3 +296,76 @@ def check(objective: CLIP) -> None:
     }
     if any(wrong.values()):
         raise UserError(f"{NAME} cannot hold {', '.join(words for words, yes in wrong.items() if yes)}")
+
+
+# ------------------------------------------------------------------------------------------- folders
+
+
+def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> None:
+    """The folder that `open_clip.create_model_from_pretrained("local-dir:OUT")` opens.
+
+    Raises UserError for a model that open_clip cannot hold, and for a folder that is there and not empty.
+    """
+    config = {"model_cfg": config_of(bundle.objective), "preprocess_cfg": _preprocess_config(bundle)}
+    state = from_fundax(bundle.objective, bundle.params)
+    with folder.fresh_folder(out, overwrite) as temporary:
+        folder.write_model(temporary, WEIGHTS, state, bundle, {})
+        if bundle.tokenizer is not None and not _is_clip_vocabulary(temporary):
+            # any name makes open_clip read the tokenizer beside the weights instead of CLIP's own byte pairs
+            config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "fundax"
+        folder.write_json(temporary / CONFIG, config)
+        folder.write_card(temporary, bundle, "open_clip", USAGE)
+
+
+def read_folder(path: str | Path) -> Bundle:
+    """The model of a folder with open_clip_config.json; the tokenizer's files are left to the caller.
+
+    Raises UserError for anything missing, damaged or without a counterpart here.
+    """
+    config = folder.read_json(Path(path) / CONFIG)
+    objective, params = to_fundax(read_state(path), config)
+    stored = config.get("preprocess_cfg", {})
+    preprocessing = {
+        "image_size": objective.image.image_size,
+        "mean": list(objective.mean),
+        "std": list(objective.std),
+        "resize": stored.get("resize_mode", "shortest"),
+        "interpolation": stored.get("interpolation", "bicubic"),
+    }
+    return Bundle(objective, params, preprocessing)
+
+
+def difference(path: str | Path, bundle: Bundle) -> float | None:
+    """Largest difference of unit features between the folder in open_clip and the model here; None without open_clip."""
+    try:
+        import torch
+
+        open_clip = importlib.import_module("open_clip")  # this file has the same name
+    except ImportError:
+        return None
+    image, text = folder.probe(bundle)
+    theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{Path(path).absolute()}")
+    with torch.no_grad():
+        pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())  # [B 3 h w]
+        features = theirs.eval()(pixels, torch.from_numpy(text).long())[:2]
+    return folder.largest_difference(bundle, image, text, features[0].numpy(), features[1].numpy())
+
+
+def _preprocess_config(bundle: Bundle) -> dict[str, Any]:
+    facts = folder.preprocessing_of(bundle)
+    if facts["resize"] not in _RESIZE or facts["interpolation"] not in _INTERPOLATION:
+        raise UserError(f"{NAME} has no resize '{facts['resize']}' with interpolation '{facts['interpolation']}'")
+    return {
+        "size": facts["image_size"],
+        "mean": facts["mean"],
+        "std": facts["std"],
+        "interpolation": facts["interpolation"],
+        "resize_mode": facts["resize"],
+    }
+
+
+def _is_clip_vocabulary(path: Path) -> bool:
+    """Whether the tokenizer saved there is the one open_clip has built in."""
+    stored = folder.read_json(path / "tokenizer_config.json").get("tokenizer_class", "")
+    vocabulary = folder.read_json(path / "tokenizer.json").get("model", {}).get("vocab", {})
+    return str(stored).startswith("CLIP") and len(vocabulary) == CLIP_VOCABULARY

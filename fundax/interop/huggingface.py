@@ -1,0 +1,314 @@
+"""Hugging Face's CLIPModel, both ways (transformers 4 and 5): state dicts, config.json and whole folders.
+
+Key names are those of the files that transformers' public repository reads and writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fundax import folder, layout, losses
+from fundax.encoders import layers
+from fundax.encoders.clip_text import TextTransformer
+from fundax.encoders.vit import ViT
+from fundax.errors import UserError
+from fundax.folder import Bundle
+from fundax.layout import Row
+from fundax.objectives.clip import CLIP, MEAN, STD
+from fundax.types import Params
+from fundax.weights import State, read_state
+
+NAME = "Hugging Face CLIPModel"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+IGNORED = ("embeddings.position_ids",)  # buffers in files of transformers 4
+ACTIVATIONS = {
+    "quick_gelu": layers.quick_gelu,
+    "gelu": layers.gelu_exact,
+    "gelu_pytorch_tanh": layers.gelu_tanh,
+}
+_LEGACY_EOS = 2  # in old configs: pool at the highest id, wherever it is
+_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
+
+USAGE = """
+from transformers import pipeline
+
+classify = pipeline("zero-shot-image-classification", model="FOLDER")
+print(classify("eye.jpg", candidate_labels=["diabetic retinopathy", "a healthy eye"], hypothesis_template="{}"))
+"""
+
+
+def detect(state: State) -> bool:
+    """Whether these are the keys of a CLIPModel."""
+    return "vision_model.embeddings.patch_embedding.weight" in state and "visual_projection.weight" in state
+
+
+def to_fundax(state: State, config: Mapping[str, Any]) -> tuple[CLIP, Params]:
+    """The objective that config.json describes and its parameters (fp32).
+
+    Raises UserError for a config of another model, and for keys or shapes that do not fit it.
+    """
+    objective = objective_of(config)
+    return objective, read(objective, state, NAME)
+
+
+def from_fundax(objective: CLIP, params: Params) -> State:
+    """The state dict (fp32) of a CLIPModel; a logit_bias is left out, as it changes no ranking.
+
+    Raises UserError for a model that CLIPModel cannot hold.
+    """
+    check(objective)
+    return layout.write(rows(objective), {k: v for k, v in params.items() if k != "logit_bias"}, NAME)
+
+
+def read(objective: CLIP, state: State, source: str) -> Params:
+    """Parameters for `objective` from a state dict whose model it fits. Raises UserError naming keys that do not."""
+    return layout.read(rows(objective), state, layout.shapes_of(objective), source, IGNORED)
+
+
+def rows(objective: CLIP, custom_text: bool = False) -> list[Row]:
+    """The table of an objective: every parameter of ours with CLIPModel's key and layout."""
+    del custom_text
+    vision, text = "vision_model", "text_model"
+    return [
+        Row("log_scale", ("logit_scale",), layout.SAME),
+        Row("image/class_token", (f"{vision}.embeddings.class_embedding",), layout.SAME),
+        Row("image/position", (f"{vision}.embeddings.position_embedding.weight",), layout.SAME),
+        Row("image/patch/kernel", (f"{vision}.embeddings.patch_embedding.weight",), layout.CONV),
+        *layout.norm("image/pre_norm", f"{vision}.pre_layrnorm"),  # their spelling
+        *_blocks("image", vision, objective.image.depth),
+        *layout.norm("image/norm", f"{vision}.post_layernorm"),
+        *layout.linear("project/image", "visual_projection", bias=False),
+        Row("text/token/embedding", (f"{text}.embeddings.token_embedding.weight",), layout.SAME),
+        Row("text/position", (f"{text}.embeddings.position_embedding.weight",), layout.SAME),
+        *_blocks("text", text, objective.text.depth),
+        *layout.norm("text/norm", f"{text}.final_layer_norm"),
+        *layout.linear("project/text", "text_projection", bias=False),
+    ]
+
+
+def _blocks(ours: str, theirs: str, depth: int) -> list[Row]:
+    table = []
+    for i in range(depth):
+        here, there = f"{ours}/block_{i}", f"{theirs}.encoder.layers.{i}"
+        qkv = [f"{there}.self_attn.{name}_proj" for name in "qkv"]
+        table += [
+            *layout.norm(f"{here}/norm1", f"{there}.layer_norm1"),
+            Row(f"{here}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), layout.SPLIT_KERNEL),
+            Row(f"{here}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), layout.SPLIT_BIAS),
+            *layout.linear(f"{here}/attention/out", f"{there}.self_attn.out_proj"),
+            *layout.norm(f"{here}/norm2", f"{there}.layer_norm2"),
+            *layout.linear(f"{here}/mlp/fc1", f"{there}.mlp.fc1"),
+            *layout.linear(f"{here}/mlp/fc2", f"{there}.mlp.fc2"),
+        ]
+    return table
+
+
+# ------------------------------------------------------------------------------------- configuration
+
+
+def objective_of(config: Mapping[str, Any]) -> CLIP:
+    """The objective of a config.json of model_type "clip". Raises UserError for another model or activation."""
+    if config.get("model_type") != "clip":
+        raise UserError(f"config.json is of model_type {config.get('model_type')!r}; expected 'clip'")
+    # transformers 4 wrote the values that differ from the defaults a second time, and those count
+    vision = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
+    text = {**(config.get("text_config") or {}), **(config.get("text_config_dict") or {})}
+    vocab, eos = text.get("vocab_size", 49408), text.get("eos_token_id", 49407)
+    highest = eos in (_LEGACY_EOS, vocab - 1)
+    return CLIP(
+        image=ViT(
+            image_size=vision.get("image_size", 224),
+            patch=vision.get("patch_size", 32),
+            depth=vision.get("num_hidden_layers", 12),
+            **_shared(vision, 768, 12, "vision_config"),
+        ),
+        text=TextTransformer(
+            vocab=vocab,
+            context=text.get("max_position_embeddings", 77),
+            depth=text.get("num_hidden_layers", 12),
+            pool="argmax" if highest else "eot",
+            eot_id=None if highest else eos,
+            **_shared(text, 512, 8, "text_config"),
+        ),
+        embed=config.get("projection_dim", 512),
+        init_logit_scale=config.get("logit_scale_init_value", 2.6592),
+    )
+
+
+def _shared(cfg: Mapping[str, Any], width: int, heads: int, where: str) -> dict[str, Any]:
+    name = cfg.get("hidden_act", "quick_gelu")
+    if name not in ACTIVATIONS:
+        raise UserError(f"{where}.hidden_act is '{name}'; supported: {', '.join(ACTIVATIONS)}")
+    width = cfg.get("hidden_size", width)
+    return {
+        "width": width,
+        "heads": cfg.get("num_attention_heads", heads),
+        "mlp_ratio": cfg.get("intermediate_size", 4 * width) / width,
+        "activation": ACTIVATIONS[name],
+        "epsilon": cfg.get("layer_norm_eps", 1e-5),
+    }
+
+
+def config_of(objective: CLIP, tokenizer: Any = None) -> dict[str, Any]:
+    """config.json of the CLIPModel. `tokenizer` (with start, end, pad) says where texts end; without one they end
+    with the highest id of the vocabulary. Raises UserError for a model that CLIPModel cannot hold."""
+    check(objective)
+    image, text = objective.image, objective.text
+    end = text.eot_id if text.pool == "eot" else getattr(tokenizer, "end", text.vocab - 1)
+    if end == _LEGACY_EOS:
+        raise UserError(f"{NAME} takes the end-of-text id {_LEGACY_EOS} for 'the highest id': use another vocabulary")
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "dtype": "float32",
+        "projection_dim": objective.embed,
+        "logit_scale_init_value": objective.init_logit_scale,
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "image_size": image.image_size,
+            "patch_size": image.patch,
+            "num_channels": 3,
+            **_shared_config(image, objective.embed),
+        },
+        "text_config": {
+            "model_type": "clip_text_model",
+            "vocab_size": text.vocab,
+            "max_position_embeddings": text.context,
+            "bos_token_id": getattr(tokenizer, "start", text.vocab - 2),
+            "eos_token_id": end,
+            "pad_token_id": getattr(tokenizer, "pad", 0),
+            **_shared_config(text, objective.embed),
+        },
+    }
+
+
+def _shared_config(tower: ViT | TextTransformer, embed: int) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.width,
+        "intermediate_size": int(tower.width * tower.mlp_ratio),
+        "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.heads,
+        "hidden_act": next(name for name, function in ACTIVATIONS.items() if function is tower.activation),
+        "layer_norm_eps": tower.epsilon,
+        "projection_dim": embed,
+    }
+
+
+def check(objective: CLIP) -> None:
+    """UserError naming what of a model CLIPModel does not have."""
+    if not isinstance(objective, CLIP):
+        raise UserError(f"{NAME} holds CLIP models, not {type(objective).__name__}")
+    image, text = objective.image, objective.text
+    known = list(ACTIVATIONS.values())
+    wrong = {
+        "an image tower without class token": not image.class_token,
+        "a patch embedding with bias": image.patch_bias,
+        "attention without bias": not image.qkv_bias,
+        "an image tower without a norm before its blocks": not image.pre_norm,
+        f"image pooling by {image.pool}": image.pool != "token",
+        "layer scale": image.layer_scale is not None or text.layer_scale is not None,
+        "another activation": image.activation not in known or text.activation not in known,
+        "a text tower that looks ahead": not text.causal,
+        f"text pooling by {text.pool}": text.pool not in ("argmax", "eot"),
+        "a text projection with bias": objective.text_bias,
+    }
+    if any(wrong.values()):
+        raise UserError(f"{NAME} cannot hold {', '.join(words for words, yes in wrong.items() if yes)}")
+
+
+# ------------------------------------------------------------------------------------------- folders
+
+
+def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> None:
+    """The folder that transformers' AutoModel, AutoProcessor and pipelines open with no code of ours.
+
+    Raises UserError for a model that CLIPModel cannot hold, and for a folder that is there and not empty.
+    """
+    config, preprocessor = config_of(bundle.objective, bundle.tokenizer), preprocessor_of(bundle)
+    state = from_fundax(bundle.objective, bundle.params)
+    bias = bundle.params.get("logit_bias")
+    with folder.fresh_folder(out, overwrite) as temporary:
+        left_out = {} if bias is None else {"logit_bias": float(bias)}
+        folder.write_model(temporary, WEIGHTS, state, bundle, left_out)
+        folder.write_json(temporary / CONFIG, config)
+        folder.write_json(temporary / "preprocessor_config.json", preprocessor)
+        folder.write_card(temporary, bundle, "transformers", USAGE)
+
+
+def read_folder(path: str | Path) -> Bundle:
+    """The model of a folder with config.json and its weights; the tokenizer's files are left to the caller.
+
+    Parameters that fundax had to leave out when it wrote the folder come back from its record.
+    Raises UserError for anything missing, damaged or of another model.
+    """
+    path = Path(path)
+    objective, params = to_fundax(read_state(path), folder.read_json(path / CONFIG))
+    preprocessor = path / "preprocessor_config.json"
+    preprocessing = read_preprocessor(folder.read_json(preprocessor)) if preprocessor.is_file() else {}
+    mean, std = preprocessing.get("mean", MEAN), preprocessing.get("std", STD)
+    left_out = folder.read_json(path / folder.RECORD).get("left_out", {}) if (path / folder.RECORD).is_file() else {}
+    bias = left_out.get("logit_bias")
+    changes: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)}
+    if bias is not None:
+        params["logit_bias"] = np.float32(bias).reshape(())
+        changes |= {"init_logit_bias": float(bias), "contrast": losses.sigmoid_contrastive}
+    return Bundle(dataclasses.replace(objective, **changes), params, preprocessing)
+
+
+def preprocessor_of(bundle: Bundle) -> dict[str, Any]:
+    """preprocessor_config.json. Raises UserError for a resize that CLIPImageProcessor does not have."""
+    facts = folder.preprocessing_of(bundle)
+    size, resize, resample = int(facts["image_size"]), facts["resize"], facts["interpolation"]
+    if resize not in ("squash", "shortest") or resample not in _RESAMPLE:
+        raise UserError(f"CLIPImageProcessor has no resize '{resize}' with interpolation '{resample}'")
+    square = {"height": size, "width": size}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": square if resize == "squash" else {"shortest_edge": size},
+        "resample": _RESAMPLE.index(resample),
+        "do_center_crop": resize == "shortest",
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": facts["mean"],
+        "image_std": facts["std"],
+    }
+
+
+def read_preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The preprocessing of a preprocessor_config.json: the inverse of preprocessor_of, for CLIP's processors."""
+    size = config.get("size", 224)
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    squash = "height" in size
+    return {
+        "image_size": size["height"] if squash else size["shortest_edge"],
+        "mean": config.get("image_mean", list(MEAN)),
+        "std": config.get("image_std", list(STD)),
+        "resize": "squash" if squash else "shortest",
+        "interpolation": _RESAMPLE[config.get("resample", 3)],
+    }
+
+
+def difference(path: str | Path, bundle: Bundle) -> float | None:
+    """Largest difference of unit features between the folder in transformers and the model here; None without torch."""
+    try:
+        import torch
+        from transformers import AutoModel
+    except ImportError:
+        return None
+    image, text = folder.probe(bundle)
+    theirs, report = AutoModel.from_pretrained(str(path), dtype=torch.float32, output_loading_info=True)
+    if any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+        raise UserError(f"{path}: transformers does not find its keys: {report}")
+    pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())  # [B 3 h w]
+    with torch.no_grad():
+        found = theirs.eval()(pixel_values=pixels, input_ids=torch.from_numpy(text).long())
+    return folder.largest_difference(bundle, image, text, found.image_embeds.numpy(), found.text_embeds.numpy())
