@@ -1,0 +1,186 @@
+"""Learning-rate schedules and optax chains keyed by parameter path: decay groups, freezing, bounds after the step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fundax.errors import UserError
+
+Schedule = Callable[[Any], Any]  # optimizer step, from 0 -> learning rate
+DecayRule = Callable[[str, Any], bool]  # (path such as 'image/block_0/norm1/scale', leaf) -> decay it?
+
+
+# --- schedules -------------------------------------------------------------------------------------------------
+
+
+def constant(peak: float, warmup: int = 0) -> Schedule:
+    """Linear warm-up to `peak`, then flat. The form of open_clip (`const_lr`): step 0 gets peak / warmup."""
+    return lambda step: _warm(step, peak, warmup, jnp.asarray(peak))
+
+
+def cosine(peak: float, steps: int, warmup: int = 0) -> Schedule:
+    """Linear warm-up, then half a cosine from `peak` to 0 at `steps`. The form of open_clip (`cosine_lr`)."""
+    _check_length("cosine", steps, warmup)
+
+    def schedule(step: Any) -> Any:
+        left = jnp.clip((steps - step) / (steps - warmup), 0.0, 1.0)
+        # (1 + cos(pi (1-left))) / 2 written as a square, which loses no digits where it nears zero
+        return _warm(step, peak, warmup, peak * jnp.sin(jnp.pi / 2 * left) ** 2)
+
+    return schedule
+
+
+def cooldown(peak: float, steps: int, warmup: int = 0, *, cool: int, power: float = 1.0, end: float = 0.0) -> Schedule:
+    """Warm-up, flat, then a polynomial descent to `end` over the last `cool` steps (open_clip `const_lr_cooldown`)."""
+    _check_length("cooldown", steps, warmup + cool - 1)
+
+    def schedule(step: Any) -> Any:
+        left = jnp.clip((steps - step) / cool, 0.0, 1.0)
+        return _warm(step, peak, warmup, left**power * (peak - end) + end)
+
+    return schedule
+
+
+def _warm(step: Any, peak: float, warmup: int, after: Any) -> Any:
+    return jnp.where(step < warmup, peak * (step + 1) / max(warmup, 1), after)
+
+
+def _check_length(name: str, steps: int, before: int) -> None:
+    if steps <= before:
+        raise UserError(f"{name} schedule: {steps} steps leave no room after warm-up and cool-down ({before})")
+
+
+# --- decay rules -----------------------------------------------------------------------------------------------
+
+_NORM = re.compile(r"(^|/)(\w*norm\d?|layer_scale\d?)/(scale|gamma|bias)$")
+_BIAS = re.compile(r"(^|/)(bias|logit_bias)$")
+_SCALE = re.compile(r"(^|/)log_scale(/|$)")
+
+
+def decay_matrices(path: str, leaf: Any) -> bool:
+    """Decay kernels only: no embeddings, positions, tokens, norms, biases or scales."""
+    return path.endswith("/kernel")
+
+
+def peer_open_clip(path: str, leaf: Any) -> bool:
+    """The groups of open_clip's training script: everything but vectors, norms, biases and the logit scale.
+
+    So embeddings, position tables and projections decay too. Held to the peer's own lists by a golden test.
+    """
+    vector = leaf.ndim < (3 if "/blocks/" in f"/{path}" else 2)
+    return not (vector or _NORM.search(path) or _BIAS.search(path) or _SCALE.search(path))
+
+
+def peer_ret_clip(path: str, leaf: Any) -> bool:
+    """The groups of RET-CLIP's training script: names with bn, ln, bias or logit_scale are exempt, all else decays.
+
+    BERT calls its norms `LayerNorm`, which holds no "ln": the text tower's norm scales decay, and so does the
+    class token.
+    """
+    norm = _NORM.search(path) and not path.startswith("text/")
+    return not (norm or _BIAS.search(path) or _SCALE.search(path))
+
+
+def decay_mask(rule: DecayRule) -> Callable[[Any], Any]:
+    """optax's mask argument out of a rule."""
+    return lambda params: jax.tree_util.tree_map_with_path(lambda p, x: rule(_path(p), x), params)
+
+
+# --- chains ----------------------------------------------------------------------------------------------------
+
+
+def adamw(
+    schedule: Schedule,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decay: DecayRule = decay_matrices,
+) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) with decay by rule; equal to torch's, which also multiplies the decay by the rate."""
+    return optax.chain(
+        optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps),
+        optax.add_decayed_weights(weight_decay, mask=decay_mask(decay)),
+        scale_by_rate(schedule),
+    )
+
+
+class RateState(NamedTuple):
+    """Steps taken, and the rate of the last one (read by the log)."""
+
+    count: jax.Array
+    learning_rate: jax.Array
+
+
+def scale_by_rate(schedule: Schedule) -> optax.GradientTransformation:
+    """Multiply updates by minus the scheduled rate, and remember the rate."""
+
+    def init(params: Any) -> RateState:
+        return RateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+    def update(updates: Any, state: RateState, params: Any = None) -> tuple[Any, RateState]:
+        rate = jnp.asarray(schedule(state.count), jnp.float32)
+        updates = jax.tree.map(lambda u: -rate * u, updates)
+        return updates, RateState(state.count + 1, rate)
+
+    return optax.GradientTransformation(init, update)
+
+
+def clamped(bounds: Mapping[str, tuple[float, float]]) -> optax.GradientTransformation:
+    """Keep the parameters whose path matches a regex within (low, high) after the step; goes last in a chain.
+
+    CLIP clamps its log scale to (0, ln 100) this way (arXiv 2103.00020, section 2.5).
+    """
+
+    def init(params: Any) -> optax.EmptyState:
+        for pattern in bounds:
+            _require(pattern, params, "clamped")
+        return optax.EmptyState()
+
+    def bound(path: Any, update: Any, param: Any) -> Any:
+        for pattern, (low, high) in bounds.items():
+            if re.search(pattern, _path(path)):
+                return jnp.clip(param + update, low, high) - param
+        return update
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree_util.tree_map_with_path(bound, updates, params), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def frozen(tx: optax.GradientTransformation, *patterns: str) -> optax.GradientTransformation:
+    """`tx` on all parameters but those whose path matches a regex; frozen ones keep no moments.
+
+    `init` raises UserError for a pattern that matches nothing.
+    """
+
+    def labels(params: Any) -> Any:
+        for pattern in patterns:
+            _require(pattern, params, "frozen")
+        return jax.tree_util.tree_map_with_path(
+            lambda p, _: "freeze" if any(re.search(x, _path(p)) for x in patterns) else "train", params
+        )
+
+    return optax.partition({"train": tx, "freeze": optax.set_to_zero()}, labels)
+
+
+def rate_of(opt: Any) -> jax.Array | None:
+    """The learning rate of the last step, where the chain remembers one."""
+    found = optax.tree.get_all_with_path(opt, "learning_rate")
+    return found[0][1] if found else None
+
+
+def _require(pattern: str, params: Any, who: str) -> None:
+    paths = [_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if not any(re.search(pattern, path) for path in paths):
+        raise UserError(f"{who}: no parameter path matches {pattern!r}; paths begin with {sorted(paths)[:3]}")
+
+
+def _path(path: Any) -> str:
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")

@@ -1,0 +1,234 @@
+"""The one loop. It runs any recipe and knows no method by name.
+
+Order of events: mesh -> abstract state -> shardings by rule -> fresh parameters and init_from, or the checkpoint of
+the workdir, which beats both -> evals at the first step -> for each batch: place, step, log, eval, save, with evals
+and a checkpoint at the last. With steps=0 it only evaluates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fundax import accumulate
+from fundax import mesh as meshes
+from fundax import workdir as folders
+from fundax.checkpoint import Checkpoints, check_same, resolve
+from fundax.errors import UserError
+from fundax.interrupt import Interrupt
+from fundax.log import Log
+from fundax.optim import rate_of
+from fundax.recipe import Recipe
+from fundax.types import Batch, DataIterator, Extra, Metrics, Params
+
+
+class TrainState(NamedTuple):
+    """All that a step changes; `extra` is carried but not differentiated."""
+
+    step: jax.Array
+    params: Params
+    extra: Extra
+    opt: Any
+
+
+def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> TrainState:
+    """Train `recipe` to its last step, from where `workdir` stands; returns the state at the end.
+
+    `which` ("latest", "best" or a step) is the checkpoint that steps=0 evaluates; training goes on from the latest.
+    Raises UserError for what the user can mend (a loss that is not finite among it: the last good checkpoint stays),
+    and SystemExit after Ctrl-C (130) and SIGTERM (0), with the state saved.
+    """
+    mesh = meshes.make_mesh(recipe.mesh)
+    _check_batch(recipe, mesh)
+    folders.describe(recipe, workdir)
+    with jax.set_mesh(mesh), Checkpoints(workdir, recipe.keep, recipe.best) as kept, Interrupt() as interrupt:
+        restored = bool(kept.steps())
+        state, position = _restore(recipe, mesh, kept, resolve(workdir, which)) if restored else _fresh(recipe, mesh)
+        first, last, every = int(state.step), recipe.steps, recipe.every
+        log = Log(workdir, step=first, steps=last, batch=recipe.batch, restored=restored, writers=recipe.writers)
+        with log:
+            log.say(_opening(recipe, mesh, state, restored))
+            run_step, evaluate = train_step(recipe), _evaluator(recipe, mesh, workdir, log)
+            row = evaluate(first, state) if first == 0 or first >= last else {}
+            if first >= last:
+                return state
+
+            with _training_data(recipe, position) as data:
+                healthy = _Finite(kept)
+                for step in range(first + 1, last + 1):
+                    batch = _take(data, recipe, step)
+                    state, metrics = run_step(state, meshes.place(batch, mesh))
+                    healthy.note(step, metrics)
+                    if step == first + 1:
+                        jax.block_until_ready(metrics)  # compilation is no part of images/s
+                        log.start_clock(step)
+                    if _due(step, every.log, last):
+                        healthy.check()
+                        log.train(step, metrics)
+                    stop = interrupt.agreed(step, every.log)
+                    row = {}
+                    if _due(step, every.eval, last):
+                        row = evaluate(step, state)
+                    if _due(step, every.save, last) or (row and recipe.best) or stop:
+                        healthy.check()
+                        kept.save(step, _items(state), data.get_state(), row)
+                    if stop and step < last:
+                        kept.wait()
+                        log.say(f"stopped after step {step} of {last}; saved in {workdir}. The same command goes on.")
+                        raise SystemExit(interrupt.exit_code)
+    return state
+
+
+def train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """One jitted update; the state's memory is reused. Randomness is a function of (seed, step) alone."""
+    value_and_grad = accumulate.value_and_grad(recipe.objective, recipe.accumulate)
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        (loss, (extra, metrics)), grads = value_and_grad(state.params, state.extra, batch, rng, state.step)
+        updates, opt = recipe.optimizer.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **metrics}
+        if (rate := rate_of(opt)) is not None:
+            metrics["learning_rate"] = rate
+        return TrainState(state.step + 1, params, extra, opt), metrics
+
+    return jax.jit(update, donate_argnums=0)
+
+
+def layout(recipe: Recipe, mesh: Mesh) -> TrainState:
+    """The state as shapes with shardings; nothing is allocated, so it answers for any size of model."""
+    params, extra = jax.eval_shape(_initialize(recipe), jax.random.key(recipe.seed))
+    opt = jax.eval_shape(recipe.optimizer.init, params)
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, extra, opt)
+    placed = meshes.shardings(state, mesh, recipe.rules)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
+
+
+def _initialize(recipe: Recipe) -> Callable[[jax.Array], tuple[Params, Extra]]:
+    one = {k: jnp.zeros(s.shape, s.dtype) for k, s in recipe.objective.spec(1).items()}
+    return lambda rng: recipe.objective.init(rng, one)
+
+
+def _fresh(recipe: Recipe, mesh: Mesh) -> tuple[TrainState, None]:
+    placed = jax.tree.map(lambda x: x.sharding, layout(recipe, mesh))
+    init = jax.jit(_initialize(recipe), out_shardings=(placed.params, placed.extra))
+    params, extra = init(jax.random.key(recipe.seed))
+    if recipe.init_from:
+        given = meshes.gather(params)
+        for change in recipe.init_from:
+            changed = change(given)
+            check_same("init_from", "params", changed, given)
+            given = changed
+        params = meshes.put(given, placed.params)
+    opt = jax.jit(recipe.optimizer.init, out_shardings=placed.opt)(params)
+    return TrainState(meshes.put(np.int32(0), placed.step), params, extra, opt), None
+
+
+def _restore(recipe: Recipe, mesh: Mesh, kept: Checkpoints, step: int) -> tuple[TrainState, dict[str, Any]]:
+    step = step if recipe.steps == 0 else kept.steps()[-1]
+    abstract = layout(recipe, mesh)
+    items, run = kept.restore(step, _items(abstract))
+    return TrainState(meshes.put(np.int32(step), abstract.step.sharding), **items), run["data"]
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "extra": state.extra, "opt": state.opt}
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _evaluator(
+    recipe: Recipe, mesh: Mesh, workdir: str | Path, log: Log
+) -> Callable[[int, TrainState], dict[str, float]]:
+    run = jax.jit(recipe.objective.forward, out_shardings=NamedSharding(mesh, P()))
+
+    def forward(params: Params, extra: Extra, batch: Batch) -> dict[str, np.ndarray]:
+        return jax.device_get(run(params, extra, meshes.place_whole(batch, mesh)))
+
+    def evaluate(step: int, state: TrainState) -> dict[str, float]:
+        row: dict[str, float] = {}
+        for name, one in recipe.evals.items():
+            result = {key: np.asarray(value) for key, value in one(forward, state.params, state.extra).items()}
+            row |= {f"{name}/{key}": float(value) for key, value in result.items() if value.ndim == 0}
+            folders.write_arrays(workdir, name, {key: value for key, value in result.items() if value.ndim})
+        log.evaluation(step, row)
+        return row
+
+    return evaluate
+
+
+@contextlib.contextmanager
+def _training_data(recipe: Recipe, position: Mapping[str, Any] | None) -> Iterator[DataIterator]:
+    data = recipe.train(jax.process_index(), jax.process_count())
+    if position is not None:
+        data.set_state(dict(position))
+    try:
+        yield data
+    finally:
+        close = getattr(data, "close", None)  # worker processes, where it has some
+        if close:
+            close()
+
+
+def _take(data: DataIterator, recipe: Recipe, step: int) -> dict[str, np.ndarray]:
+    """The next batch, with the keys the loss reads and in the shapes it was promised."""
+    try:
+        batch = next(data)
+    except StopIteration:
+        raise UserError(f"the training data ended before step {step}; a recipe's `train` must go on for ever") from None
+    wanted = recipe.objective.spec(recipe.batch // jax.process_count())
+    for key, spec in wanted.items():
+        if key not in batch:
+            raise UserError(f"the batch has no {key!r}; the objective needs {sorted(wanted)}, it has {sorted(batch)}")
+        shape, dtype = np.shape(batch[key]), np.asarray(batch[key]).dtype
+        if shape != spec.shape or dtype != spec.dtype:
+            raise UserError(f"the batch's {key!r} is {dtype} {shape}; the objective expects {spec.dtype} {spec.shape}")
+    return {key: batch[key] for key in wanted}
+
+
+def _check_batch(recipe: Recipe, mesh: Mesh) -> None:
+    parts = mesh.shape["data"] * recipe.accumulate
+    if recipe.batch % parts or recipe.batch % jax.process_count():
+        what = f"{mesh.shape['data']} devices x {recipe.accumulate} micro-batches"
+        raise UserError(f"a batch of {recipe.batch} does not divide over {what}")
+
+
+class _Finite:
+    """Watches losses and gradients without making every step wait for the device."""
+
+    def __init__(self, kept: Checkpoints) -> None:
+        self._kept = kept
+        self._seen: list[tuple[int, Any]] = []
+
+    def note(self, step: int, metrics: Metrics) -> None:
+        self._seen.append((step, (metrics["loss"], metrics["gradient_norm"])))
+
+    def check(self) -> None:
+        for step, values in self._seen:
+            loss, norm = (float(value) for value in values)
+            if not np.isfinite(loss) or not np.isfinite(norm):
+                good = f"step {self._kept.latest()} is saved and good" if self._kept.steps() else "nothing is saved"
+                raise UserError(
+                    f"step {step}: loss {loss}, gradient norm {norm}: not finite, so training stopped; {good}. "
+                    "Try a lower learning rate, a longer warm-up or fp32, or look for a broken input."
+                )
+        self._seen.clear()
+
+
+def _opening(recipe: Recipe, mesh: Mesh, state: TrainState, restored: bool) -> str:
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}"
+    where = f"resuming after step {int(state.step)}" if restored else "from step 0"
+    return f"{type(recipe.objective).__name__}, {count:,} parameters, {devices}; {where} of {recipe.steps}"
