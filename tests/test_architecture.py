@@ -33,6 +33,7 @@ LEVELS = {  # longest prefix wins
     "fundax.interop": 2,
     "fundax.checkpoint": 2,
     "fundax.recipe": 3,
+    "fundax.workdir": 3,
     "fundax.train": 3,
     "fundax.predict": 4,
     "fundax.exchange": 4,
