@@ -1,0 +1,107 @@
+"""Noise tiles and circle tables of the procedural eyes.
+
+Made of integers and of rounded table entries only: numpy's own transcendental functions differ in the last bit
+between processors, and a pixel must not.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+TURN = 1024  # entries of a full circle
+TILE = 512  # side of a tile, which wraps around
+TILE_PER_DEGREE = 3.5  # tile pixels in one degree of the retina
+
+_COS = np.array([round(math.cos(2 * math.pi * k / TURN), 6) for k in range(TURN)])
+_SIN = np.array([round(math.sin(2 * math.pi * k / TURN), 6) for k in range(TURN)])
+
+
+def cos_sin(turns: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of angles in turns (1.0 is the full circle), from a table of 1024 entries."""
+    index = np.floor(np.asarray(turns) * TURN).astype(np.int64) % TURN
+    return _COS[index], _SIN[index]
+
+
+def stream(*key: int) -> np.random.Generator:
+    """The random stream of a key of non-negative integers; only its `random()` may be drawn from."""
+    return np.random.Generator(np.random.PCG64(key))
+
+
+def _smooth(a: np.ndarray, width: int) -> np.ndarray:
+    """Two circular box sums along each axis; integers in, integers out."""
+    for axis in (0, 0, 1, 1):
+        a = np.moveaxis(a, axis, 0)
+        c = np.cumsum(np.concatenate([np.zeros_like(a[:1]), a, a[:width]]), axis=0)
+        a = np.moveaxis((c[width:] - c[:-width])[:TILE] // width, 0, axis)
+    return a
+
+
+def _stretch(a: np.ndarray) -> np.ndarray:
+    """To 0..255 between the 1st and the 99th percentile (exact: order statistics of integers)."""
+    order = np.sort(a, axis=None)
+    low, high = int(order[a.size // 100]), int(order[-a.size // 100])
+    return np.clip((a - low) * 255 // max(high - low, 1), 0, 255)
+
+
+def _white(salt: int) -> np.ndarray:
+    return np.floor(stream(20, salt).random((TILE, TILE)) * 65536).astype(np.int64)
+
+
+def _cloud(salt: int, widths: tuple[int, ...]) -> np.ndarray:
+    octaves = [_stretch(_smooth(_white(salt + k), w)) * w for k, w in enumerate(widths)]
+    return _stretch(np.asarray(sum(octaves)))
+
+
+def _ridge(salt: int, width: int) -> np.ndarray:
+    """A net of broad bands, as the large vessels of the choroid."""
+    fold = np.abs(_stretch(_smooth(_white(salt), width)) - 128)
+    return _stretch(255 - np.minimum(255, fold * 4))
+
+
+def _speckle() -> np.ndarray:
+    """Products of uniform draws: the long bright tail of coherent imaging, smoothed over two pixels."""
+    a = _white(40) * _white(41) >> 16
+    return _stretch(_smooth(a, 2) + a // 3)
+
+
+_KINDS = {
+    "white": lambda: _stretch(sum(_white(30 + k) for k in range(4))),
+    "cloud": lambda: _cloud(1, (48, 24, 12, 6)),
+    "grain": lambda: _cloud(6, (6, 3, 2)),
+    "choroid": lambda: _ridge(11, 13),
+    "folds": lambda: _ridge(14, 30),
+    "speckle": _speckle,
+}
+
+
+@lru_cache
+def tile(kind: str) -> np.ndarray:
+    """u8 [1024 1024]: the tile of a kind, repeated twice along each axis so that any crop of 512 fits."""
+    return np.tile(_KINDS[kind]().astype(np.uint8), (2, 2))
+
+
+@lru_cache
+def _picture(kind: str) -> Image.Image:
+    return Image.fromarray(tile(kind))
+
+
+def texture(kind: str, size: int, x: float, y: float, span: float) -> np.ndarray:
+    """f32 [size size] in 0..1: `span` (at most 512) tile pixels from tile position (x, y) on, resized."""
+    x, y = x % TILE, y % TILE
+    out = _picture(kind).resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + span, y + span))
+    return np.asarray(out, np.float32) * np.float32(1 / 255)
+
+
+def grain(kind: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """f32 [height width] in 0..1: a crop of the tile at one tile pixel per pixel, anywhere; larger sizes repeat."""
+    x, y = (int(v * TILE) for v in rng.random(2))
+    source = tile(kind)
+    repeats = (-(-height // TILE), -(-width // TILE))
+    crop = source[y : y + min(height, TILE), x : x + min(width, TILE)]
+    if repeats != (1, 1):
+        crop = np.tile(crop, repeats)[:height, :width]
+    return crop * np.float32(1 / 255)

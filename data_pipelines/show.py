@@ -1,0 +1,142 @@
+"""Labelled contact sheets: what a source holds, as one picture."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.records import DataError, Record, Source, View
+
+
+def contact_sheet(
+    source: Source, out: str | Path, rows: int = 24, columns: int = 6, cell: int = 224, start: int = 0
+) -> Path:
+    """Writes a PNG of `rows` records of a source from `start` on, every view a cell with a caption under it.
+
+    Cells are `cell` pixels wide; a record's views stand beside each other. Returns the path. Raises DataError when the
+    source has no rows or a view cannot be read.
+    """
+    if not len(source):
+        raise DataError("contact sheet: the source has no rows")
+    if min(rows, columns, cell) < 1:
+        raise DataError(f"contact sheet: rows={rows}, columns={columns}, cell={cell}: expected at least 1 each")
+    classes = tuple(getattr(source, "classes", ()))
+    cells = []
+    for row in range(start, min(len(source), start + rows)):
+        record = source[row]
+        cells += [(_pixels(view, row), _words(record, k, row, classes)) for k, view in enumerate(record.views)]
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _draw(cells, min(columns, max(len(cells), 1)), cell, path)
+    return path
+
+
+def _pixels(view: View, row: int) -> np.ndarray:
+    image = view.image
+    if isinstance(image, np.ndarray):
+        return image
+    name = f"row {row}" if isinstance(image, bytes) else f"row {row}: {image}"
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return np.asarray(opened.convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name}: expected a readable image ({error})") from error
+
+
+def _label(record: Record, view: View, classes: tuple[str, ...]) -> str:
+    """The class of the view's eye where the record knows it, else of the record."""
+    value: Any = record.targets.get(f"label_{view.eye}", record.targets.get("label"))
+    if value is None or np.ndim(value):
+        return ""
+    return classes[int(value)] if 0 <= int(value) < len(classes) else f"label {int(value)}"
+
+
+def _words(record: Record, k: int, row: int, classes: tuple[str, ...]) -> str:
+    view = record.views[k]
+    day = f"day {record.day}" if record.day else ""
+    head = " · ".join(w for w in (f"#{row}", view.modality, view.eye, day, _label(record, view, classes)) if w)
+    return f"{head}\n{record.report}" if record.report and k == 0 else head
+
+
+def _fit(text: str, width: int, lines: int) -> str:
+    """Text broken into lines of `width` columns (a Chinese character takes two), the rest cut off."""
+    out: list[str] = []
+    for part in text.split("\n"):
+        line, used = "", 0
+        for word in _split(part):
+            wide = sum(2 if ord(c) > 0x2E80 else 1 for c in word)
+            if used + wide > width and line:
+                out.append(line.rstrip())
+                line, used = "", 0
+            line, used = line + word, used + wide
+        out.append(line.rstrip())
+    if len(out) > lines:
+        out = [*out[: lines - 1], out[lines - 1][: max(1, width - 2)] + " …"]
+    return "\n".join(out)
+
+
+def _split(text: str) -> list[str]:
+    """Words with their trailing space; Chinese characters stand alone."""
+    out = [""]
+    for c in text:
+        if ord(c) > 0x2E80:
+            out += [c, ""]
+        else:
+            out[-1] += c
+            if c == " ":
+                out.append("")
+    return [w for w in out if w]
+
+
+def _fonts() -> list[str]:
+    """A font of the machine with Chinese characters, if there is one, before matplotlib's own."""
+    from matplotlib import font_manager
+
+    known = {f.name for f in font_manager.fontManager.ttflist}
+    wanted = (
+        "Noto Sans CJK SC",
+        "Noto Sans SC",
+        "WenQuanYi Zen Hei",
+        "WenQuanYi Micro Hei",
+        "PingFang SC",
+        "SimHei",
+        "Microsoft YaHei",
+    )
+    return ["DejaVu Sans", *(name for name in wanted if name in known)]
+
+
+def _draw(cells: list[tuple[np.ndarray, str]], columns: int, cell: int, path: Path) -> None:
+    import warnings
+
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    down, dpi, text = -(-len(cells) // columns), 100, 62
+    with rc_context({"font.family": _fonts()}), warnings.catch_warnings():
+        # a machine without Chinese fonts still gets its sheet, with boxes for the characters
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure = Figure(figsize=(columns * (cell + 8) / dpi, down * (cell + text) / dpi), dpi=dpi, facecolor="white")
+        canvas = FigureCanvasAgg(figure)
+        for k, (pixels, words) in enumerate(cells):
+            left, top = (k % columns) / columns, 1 - (k // columns) / down
+            share = cell / (cell + text) / down
+            axes = figure.add_axes(
+                (left + 0.5 * 8 / (cell + 8) / columns, top - share, cell / (cell + 8) / columns, share)
+            )
+            axes.imshow(pixels, interpolation="nearest" if pixels.shape[0] < cell else "antialiased")
+            axes.set_axis_off()
+            size = 6.5
+            figure.text(
+                left + 0.006 / columns,
+                top - share - 0.02 / down,
+                _fit(words, int(cell / 4.6), 5),
+                fontsize=size,
+                va="top",
+                linespacing=1.1,
+            )
+        canvas.print_png(str(path))
