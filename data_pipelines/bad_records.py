@@ -1,0 +1,65 @@
+"""The list of images nobody could read: JSON lines of file, row and reason, each row once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from data_pipelines import images
+from data_pipelines.records import DataError, Record
+
+
+class Bad(NamedTuple):
+    """One unreadable image: its file (or what the record says it came from), the data row counted from 1, why."""
+
+    file: str
+    row: int
+    reason: str
+
+    def message(self) -> str:
+        """One line."""
+        return f"{self.file} (row {self.row}): {self.reason}"
+
+
+def find(record: Record, row: int) -> Bad | None:
+    """The first image (or mask) of a record that cannot be read, or None: then its trouble is another one."""
+    masks = [record.targets["mask"]] if "mask" in record.targets else []
+    readings = [(images.load, view.image) for view in record.views] + [(images.load_mask, mask) for mask in masks]
+    for read, image in readings:
+        try:
+            read(image)
+        except DataError as error:
+            file = str(image) if isinstance(image, str | os.PathLike) else record.where
+            return Bad(file, row, str(error).removeprefix(f"{file}: "))
+    return None
+
+
+def append(path: Path, rows: Iterable[Bad]) -> None:
+    """Adds the rows that `path` does not have yet. Safe among processes that share the file: it is locked."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file, _locked(file):
+        file.seek(0)
+        known = {(line["file"], line["row"]) for line in map(json.loads, file) if line}
+        for row in rows:
+            if (row.file, row.row) not in known:
+                known.add((row.file, row.row))
+                file.write(json.dumps(row._asdict(), ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def _locked(file: IO[str]) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # Windows: one process writes
+        yield
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_UN)

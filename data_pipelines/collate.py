@@ -1,0 +1,35 @@
+"""Examples to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.records import DataError
+
+Batch = dict[str, np.ndarray]
+
+
+def stack(rows: Sequence[Mapping[str, Any]]) -> Batch:
+    """Every key stacked along a first axis [B]; texts that no step made into tokens become an array of str.
+
+    Raises DataError where the examples differ in keys or shapes; each has its `index` for the message.
+    """
+    first = rows[0]
+    for row in rows[1:]:
+        if row.keys() != first.keys():
+            key = min(row.keys() ^ first.keys())
+            raise DataError(f"key {key!r} is in some examples of a batch and not in others (row {row['index']})")
+    batch = {}
+    for key in first:
+        values = [np.asarray(row[key]) for row in rows]
+        odd = next((v for v in values if v.shape != values[0].shape), None)
+        if odd is not None:
+            raise DataError(
+                f"key {key!r} has the shapes {list(values[0].shape)} and {list(odd.shape)} in one batch; "
+                "a step must bring all examples to one size"
+            )
+        batch[key] = np.stack(values)
+    return batch

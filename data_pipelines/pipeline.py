@@ -1,0 +1,383 @@
+"""Sources in, batches out: endless training streams, single passes for evaluation, mixes. The only file that speaks Grain.
+
+What comes at which place is arithmetic, not the state of a queue: position p of the global stream is a pure
+function of (seed, p); global batch g is the positions [g*B, (g+1)*B); process k of n takes its contiguous slice
+of each. So the state of an iterator is {"step": g}, and a run goes on bit by bit the same with another number
+of threads, workers or processes. Grain brings the threads, the worker processes and the shared memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from data_pipelines import bad_records as bad
+from data_pipelines.collate import Batch, stack
+from data_pipelines.records import DataError, Record, Source
+from data_pipelines.transforms import Step, apply
+
+_ENDLESS = 2**31  # steps; Grain wants a length
+_REPLACEMENTS = 64  # unreadable rows in a row before `skip` gives up
+_WHEEL = 10_000  # slots of a mix whose weights are not whole numbers
+_SORTED = 2**16  # rows up to which an epoch's order is a sorted array; Grain's index_shuffle walks long below
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a mix, the steps that make examples of its records, and its share of the stream."""
+
+    source: Source
+    steps: tuple[Step, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How examples are read; changes the speed and never the batches, `on_bad_image="skip"` excepted."""
+
+    workers: int = 0  # processes; 0 decodes in threads of this one
+    threads: int = 0  # of each process; 0: as many as cores without workers, else 1
+    prefetch: int = 2  # finished batches that wait, in each worker
+    on_bad_image: str = "error"  # or "skip"
+    bad_records: Path | None = None  # JSON lines of what was skipped
+
+    def __post_init__(self) -> None:
+        if self.on_bad_image not in ("error", "skip"):
+            raise DataError(f'on_bad_image is "error" or "skip", not {self.on_bad_image!r}')
+        if self.bad_records is not None and self.on_bad_image != "skip":
+            raise DataError('bad_records is written only with on_bad_image="skip"')
+        if self.workers < 0 or self.threads < 0 or self.prefetch < 1:
+            raise DataError("workers and threads are 0 or more, prefetch is 1 or more")
+
+
+def train(source: Source, transforms: Sequence[Step], *, batch: int, seed: int = 0, **reading: Any) -> Data:
+    """An endless stream of `source`, every epoch in another order.
+
+    `reading` holds the fields of Reading: workers, threads, prefetch, on_bad_image, bad_records. With
+    `on_bad_image="skip"` the place of an unreadable row is taken by a row drawn from (seed, position, attempt),
+    so the stream stays a function of (seed, position) and the other places keep their rows.
+    Batches: the keys of the examples stacked, `index` i64 [B] the row, `valid` bool [B]. Raises DataError.
+    """
+    return mix([Part(source, tuple(transforms))], batch=batch, seed=seed, **reading)
+
+
+def mix(
+    parts: Sequence[Part | tuple[Source, Sequence[Step], float]], *, batch: int, seed: int = 0, **reading: Any
+) -> Data:
+    """An endless stream of several sources, each with its own steps, in the proportion of their weights.
+
+    Whole weights are kept exactly: of any sum(weights) consecutive positions from a multiple of it, weight_i come
+    from part i, spread evenly (1:3 is b a b b, b a b b). Others are rounded to 1/10000. Otherwise as `train`.
+    """
+    parts = tuple(p if isinstance(p, Part) else Part(p[0], tuple(p[1]), p[2]) for p in parts)
+    if not parts or any(p.weight <= 0 or not math.isfinite(p.weight) for p in parts):
+        raise DataError(f"a mix takes sources with positive weights, got {[p.weight for p in parts]}")
+    if seed < 0:
+        raise DataError(f"seed is 0 or more, got {seed}")
+    how = Reading(**reading)
+    return Data(_Stream(parts, seed, how.on_bad_image == "skip"), batch, how)
+
+
+def once(source: Source, transforms: Sequence[Step], *, batch: int, **reading: Any) -> Data:
+    """One pass over `source` in its order, for evaluation: nothing is shuffled and nothing is ever skipped.
+
+    Every process gets the same number of batches; the last is filled with copies of the last row, whose `valid`
+    is False. `reading`: workers, threads, prefetch. Raises DataError at the first unreadable image.
+    """
+    if reading.keys() & {"on_bad_image", "bad_records"}:
+        raise DataError("an evaluation never skips an image: `once` takes no on_bad_image and no bad_records")
+    return Data(_Pass(source, tuple(transforms)), batch, Reading(**reading))
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a recipe holds: (shard, shards) -> the batches of that process. Building one opens no file."""
+
+    examples: _Stream | _Pass
+    batch: int  # of all processes together
+    reading: Reading = Reading()
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise DataError(f"batch is 1 or more, got {self.batch}")
+
+    def __call__(self, shard: int = 0, shards: int = 1) -> Batches:
+        """The iterator of process `shard`; each batch has batch / shards rows."""
+        if not 0 <= shard < shards:
+            raise DataError(f"process {shard} of {shards} does not exist")
+        if self.batch % shards:
+            raise DataError(f"a batch of {self.batch} does not divide among {shards} processes")
+        return Batches(_Slots(self.examples, self.batch, shard, shards), self.reading)
+
+
+class Batches:
+    """The batches of one process. Its state is {"step": batches taken}; `skipped` counts the rows left out."""
+
+    def __init__(self, slots: _Slots, reading: Reading) -> None:
+        self.skipped = 0
+        self._slots = slots
+        self._reading = reading
+        self._step = 0
+        self._grain: Any = None
+        self._bad: set[tuple[str, int]] = set()
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch; raises DataError for an unreadable image, StopIteration at the end of a pass."""
+        if self._grain is None:
+            self._grain = iter(_read(self._slots, self._step, self._reading))
+        made = next(self._grain)
+        if made["error"] is not None:
+            self.close()
+            kind, message = made["error"]
+            raise (DataError if kind == "data" else RuntimeError)(message)
+        self._note([bad.Bad(*row) for row in made["bad"]])
+        self._step += 1
+        return {key: np.asarray(value) for key, value in made["batch"].items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """{"step": int}, for JSON."""
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on at batch state["step"], on whatever workers and processes this iterator has."""
+        self.close()
+        self._step = int(state["step"])
+
+    def close(self) -> None:
+        """Ends worker processes and threads; the next batch starts them again."""
+        if self._grain is not None:
+            self._grain.close()
+            self._grain = None
+
+    def _note(self, rows: list[bad.Bad]) -> None:
+        fresh = [row for row in rows if (row.file, row.row) not in self._bad]
+        self._bad.update((row.file, row.row) for row in fresh)
+        self.skipped = len(self._bad)
+        if fresh and self._reading.bad_records is not None:
+            bad.append(self._reading.bad_records, fresh)
+
+
+class _Made(NamedTuple):
+    """An example, or why there is none. Errors travel as values: a worker process never dies of bad data."""
+
+    example: dict[str, Any] | None
+    bad: tuple[bad.Bad, ...] = ()
+    error: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Position of the endless global stream -> example."""
+
+    parts: tuple[Part, ...]
+    seed: int
+    skip: bool
+
+    def steps(self, batch: int) -> int:
+        for part in self.parts:
+            _length(part.source)
+        return _ENDLESS
+
+    @functools.cached_property
+    def wheel(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return _wheel([part.weight for part in self.parts])
+
+    def row(self, position: int, attempt: int = 0) -> tuple[int, int]:
+        """The part that fills `position`, and the row of it."""
+        owner, rank, share = self.wheel
+        turn, slot = divmod(position, len(owner))
+        part = int(owner[slot])
+        nth = turn * int(share[part]) + int(rank[slot])  # this part's own position
+        length = _length(self.parts[part].source)
+        if attempt:
+            return part, _derive(self.seed, position, attempt) % length
+        epoch, place = divmod(nth, length)
+        return part, _shuffled(place, length, _derive(self.seed, part, epoch))
+
+    def make(self, position: int) -> _Made:
+        skipped: list[bad.Bad] = []
+        for attempt in range(_REPLACEMENTS):
+            part, row = self.row(position, attempt)
+            seed = _derive(self.seed, attempt) if attempt else self.seed
+            made = _example(self.parts[part].source, self.parts[part].steps, row, seed, position, self.skip)
+            if not made.bad:
+                return made._replace(bad=tuple(skipped))
+            skipped.extend(made.bad)
+        last = skipped[-1]
+        return _Made(
+            None, error=("data", f"{_REPLACEMENTS} unreadable images one after the other, last {last.message()}")
+        )
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Row of a source -> example, with copies of the last one beyond the end."""
+
+    source: Source
+    transforms: tuple[Step, ...]
+
+    def steps(self, batch: int) -> int:
+        return -(-_length(self.source) // batch)
+
+    def make(self, position: int) -> _Made:
+        last = _length(self.source) - 1
+        made = _example(self.source, self.transforms, min(position, last), 0, min(position, last), skip=False)
+        if made.example is not None and position > last:
+            made.example["valid"] = np.bool_(False)
+        return made
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """One process's examples in order: what Grain reads, from any place."""
+
+    examples: _Stream | _Pass
+    batch: int
+    shard: int
+    shards: int
+
+    @property
+    def local(self) -> int:
+        return self.batch // self.shards
+
+    def __len__(self) -> int:
+        return self.examples.steps(self.batch) * self.local
+
+    def __getitem__(self, slot: int) -> _Made:
+        step, offset = divmod(int(slot), self.local)
+        return self.examples.make(step * self.batch + self.shard * self.local + offset)
+
+
+def _length(source: Source) -> int:
+    length = len(source)
+    if length < 1:
+        raise DataError(f"{_name(source)} has no rows")
+    return length
+
+
+def _name(source: Source) -> str:
+    return type(source).__name__
+
+
+@functools.lru_cache(maxsize=4096)
+def _derive(seed: int, *words: int) -> int:
+    return int(np.random.SeedSequence((seed, *words)).generate_state(1)[0])
+
+
+def _shuffled(place: int, length: int, seed: int) -> int:
+    """What a permutation of `length` rows has at `place`; without an array of them where there are many."""
+    if length <= _SORTED:
+        return int(_order(length, seed)[place])
+    last = length - 1
+    last += last & (last - 1) == 0  # Grain 0.2.18 is no permutation where the last index is a power of four
+    while True:
+        place = grain.experimental.index_shuffle(place, max_index=last, seed=seed, rounds=4)
+        if place < length:
+            return place
+
+
+@functools.lru_cache(maxsize=16)
+def _order(length: int, seed: int) -> np.ndarray:
+    # raw bits, because NumPy may change its permutation() between versions but not its bit generators
+    return np.argsort(np.random.Philox(key=seed).random_raw(length), kind="stable").astype(np.int32)
+
+
+def _wheel(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(owner [S], rank among its owner's slots [S], slots of each part): the weights as evenly spread slots."""
+    if all(float(w).is_integer() for w in weights):
+        whole = np.array([int(w) for w in weights])
+    else:
+        exact = np.asarray(weights, np.float64) / math.fsum(weights) * _WHEEL
+        whole = np.maximum(np.floor(exact + 1e-9).astype(np.int64), 1)
+        for part in np.argsort(whole - exact, kind="stable")[: max(0, _WHEEL - int(whole.sum()))]:
+            whole[part] += 1  # the largest remainders take what flooring left
+    share = whole // np.gcd.reduce(whole)
+    owner = np.repeat(np.arange(len(share)), share)
+    rank = np.concatenate([np.arange(n) for n in share])
+    order = np.lexsort((owner, (rank + 0.5) / share[owner]))
+    return owner[order], rank[order], share
+
+
+def _example(source: Source, steps: tuple[Step, ...], row: int, seed: int, position: int, skip: bool) -> _Made:
+    where = f"{_name(source)} row {row + 1}"
+    record: Record | None = None
+    try:
+        record = source[row]
+        where = record.where or where
+        example = dict(apply(steps, record, seed, position))
+    except DataError as error:
+        unreadable = bad.find(record, row + 1) if skip and record is not None else None
+        if unreadable is not None:
+            return _Made(None, (unreadable,))
+        message = str(error)
+        return _Made(None, error=("data", message if where in message else f"{where}: {message}"))
+    except Exception:  # a step is wrong, not the data; as text, for not every exception survives a pickle
+        return _Made(None, error=("step", f"{where}: a step failed\n{traceback.format_exc()}"))
+    return _Made({**example, "index": np.int64(row), "valid": np.bool_(True)})
+
+
+def _collate(examples: Sequence[_Made]) -> dict[str, Any]:
+    error = next((made.error for made in examples if made.error), None)
+    rows = [made.example for made in examples if made.example is not None]
+    batch: Batch = {}
+    if error is None:
+        try:
+            batch = stack(rows)
+        except DataError as wrong:
+            error = ("data", str(wrong))
+    return {"batch": batch, "bad": list(itertools.chain(*(made.bad for made in examples))), "error": error}
+
+
+def _read(slots: _Slots, step: int, how: Reading) -> grain.IterDataset:
+    """The batches of one process from `step` on; what is in them does not depend on `how`."""
+    examples = grain.MapDataset.source(slots)
+    if not how.workers:
+        threads = how.threads or os.cpu_count() or 1
+        ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, slots.local))
+        batches = examples[step * slots.local :].to_iter_dataset(ahead).batch(slots.local, batch_fn=_collate)
+        return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=how.prefetch)
+    # Whole batches are dealt to the processes in turn, so that their number cannot change what is in a batch.
+    ahead = grain.ReadOptions(num_threads=how.threads or 1, prefetch_buffer_size=max(how.threads, 1))
+    batches = examples.batch(slots.local, batch_fn=_collate)[step:].to_iter_dataset(ahead)
+    _parse_flags()
+    return batches.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=how.workers, per_worker_buffer_size=how.prefetch), _start_worker
+    )
+
+
+def _parse_flags() -> None:
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which only absl.app parses
+
+
+def _start_worker(worker: int, workers: int) -> None:
+    """A worker leaves Ctrl-C to its parent, and does not outlive one that was killed."""
+    del worker, workers
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
