@@ -110,14 +110,14 @@ class Log:
         if row and step >= self._steps:
             self.table(f"step {step}", row)
         elif row:
-            self.say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in list(row.items())[:4]))
+            self.say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in _summary(row).items()))
         if self._since:
             self.start_clock(step)
 
     def table(self, title: str, row: Mapping[str, float]) -> None:
         """Numbers for people."""
-        table = Table("metric", "value", title=title)
-        for name, value in row.items():
+        table = Table("metric", "value", title=title, title_justify="left")
+        for name, value in _summary(row).items():
             table.add_row(name, f"{value:.4f}")
         self.console.print(table)
 
@@ -132,6 +132,11 @@ class Log:
             seconds = int((self._steps - step) * self._batch / rate) if rate else 0
             timing = f"  {speed} images/s  eta {seconds // 60}:{seconds % 60:02d}" if rate else ""
             self.say(f"step {step}/{self._steps}  loss {loss}{timing}")
+
+
+def _summary(row: Mapping[str, float]) -> dict[str, float]:
+    """Without the numbers of single classes, which are named eval/number/class."""
+    return {name: value for name, value in row.items() if name.count("/") < 2}
 
 
 def _keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:

@@ -1,0 +1,201 @@
+"""The command line of fundax. `python launch.py VERB --help` says what a verb takes.
+
+    train CONFIG --workdir DIR [arguments of the config]     learn; the same command goes on after a stop
+    eval DIR [--checkpoint best] [arguments of the config]   the evaluations of a run, again or on other data
+    export DIR --to FORMAT OUT                                a run as a folder for other programs
+    import PATH --workdir DIR                                 such a folder, or a checkpoint file, as a run
+    data show | data build                                    a contact sheet of a source; a public data set as TFDS
+
+Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. A mistake of the user's is one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def train(argv: list[str]) -> None:
+    """Train a config; its own arguments follow, and `train CONFIG --help` lists them."""
+    parser = _parser("train", train, allow_abbrev=False, add_help=False)
+    parser.add_argument("config", nargs="?")
+    parser.add_argument("--workdir", help="folder of the run: checkpoints, metrics, figures")
+    parser.add_argument("-h", "--help", action="store_true")
+    own, rest = parser.parse_known_args(argv)
+    if own.config is None:
+        parser.print_help()
+        raise SystemExit(0 if own.help else 2)
+    if own.workdir is None and not own.help:
+        raise _mistake("train: --workdir DIR is missing")
+    _prepare()
+    from fundax.recipe import load
+    from fundax.train import fit
+
+    recipe, _ = load(own.config, [*rest, "--help"] if own.help else rest)
+    fit(recipe, own.workdir)
+    _report(own.workdir)
+
+
+def evaluate(argv: list[str]) -> None:
+    """Evaluate a run with its own config; further arguments change the config's, such as other data."""
+    parser = _parser("eval", evaluate, allow_abbrev=False)
+    parser.add_argument("workdir")
+    parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
+    own, rest = parser.parse_known_args(argv)
+    _prepare()
+    from dataclasses import replace
+
+    from fundax.checkpoint import resolve
+    from fundax.recipe import load
+    from fundax.train import fit
+    from fundax.workdir import read_config
+
+    argv = read_config(own.workdir).get("argv", [])
+    resolve(own.workdir, own.checkpoint)
+    recipe, _ = load(Path(own.workdir) / "config.py", [*argv, *rest])
+    fit(replace(recipe, steps=0), own.workdir, which=own.checkpoint)
+    _report(own.workdir)
+
+
+def export(argv: list[str]) -> None:
+    """Write a run as a folder that other programs open."""
+    parser = _parser("export", export)
+    parser.add_argument("workdir")
+    parser.add_argument("--to", required=True, help="huggingface, open_clip")
+    parser.add_argument("out")
+    parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
+    parser.add_argument("--overwrite", action="store_true")
+    own = parser.parse_args(argv)
+    _prepare()
+    from fundax.exchange import export_run
+
+    print(export_run(own.workdir, own.to, own.out, which=own.checkpoint, overwrite=own.overwrite))
+
+
+def import_(argv: list[str]) -> None:
+    """Read a checkpoint of another program into a run."""
+    parser = _parser("import", import_)
+    parser.add_argument("path")
+    parser.add_argument("--workdir", required=True)
+    own = parser.parse_args(argv)
+    _prepare()
+    from fundax.exchange import import_run
+
+    print(import_run(own.path, own.workdir))
+
+
+def data(argv: list[str]) -> None:
+    """Look at a source (show), or write a public data set as TFDS (build)."""
+    parser = _parser("data", data)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    show = verbs.add_parser("show", help="a labelled contact sheet")
+    show.add_argument("--source", default="synthetic", help="synthetic, a CSV, an image folder, or tfds:NAME/SPLIT")
+    show.add_argument("--out", default="sheet.png")
+    show.add_argument("--count", type=int, default=24)
+    show.add_argument("--data-dir", default=None, help="where tfds data sets are built")
+    build = verbs.add_parser("build", help="a public data set, from the folder it was unpacked to")
+    build.add_argument("name")
+    build.add_argument("--from", dest="from_dir", required=True)
+    build.add_argument("--data-dir", default=None)
+    own = parser.parse_args(argv)
+    if own.verb == "build":
+        from data_pipelines.named_sources import DATA_DIR
+
+        from data_pipelines.eye_datasets import build as write
+
+        print(write(own.name, own.from_dir, own.data_dir or DATA_DIR))
+    else:
+        from data_pipelines.named_sources import DATA_DIR, source
+
+        from data_pipelines.show import contact_sheet
+
+        contact_sheet(source(own.source, data_dir=own.data_dir or DATA_DIR), own.out, count=own.count)
+        print(own.out)
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "eval": evaluate,
+    "export": export,
+    "import": import_,
+    "data": data,
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one verb; the exit code."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if argv else 2
+    try:
+        if argv[0] not in VERBS:
+            near = difflib.get_close_matches(argv[0], VERBS, n=1)
+            raise _mistake(f"unknown verb {argv[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        VERBS[argv[0]](list(argv[1:]))
+    except _user_errors() as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    from data_pipelines.records import DataError
+    from fundax.errors import UserError
+
+    return UserError, DataError
+
+
+def _mistake(message: str) -> Exception:
+    from fundax.errors import UserError
+
+    return UserError(f"{message} (launch.py --help)")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes as one line, with the nearest known name."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise _mistake(f"{self.prog}: {message}")
+
+
+def _parser(verb: str, function: Callable[[list[str]], None], **fields: object) -> argparse.ArgumentParser:
+    return _Parser(prog=f"launch.py {verb}", description=function.__doc__, **fields)  # type: ignore[arg-type]
+
+
+def _prepare() -> None:
+    """Before JAX is imported: compiled programs are kept from one run to the next."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fundax" / "jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from fundax.log import to_console
+
+    to_console()
+
+
+def _report(workdir: str) -> None:
+    """The table by class, and the figures, of what the run left."""
+    import jax
+
+    if jax.process_index():
+        return
+    import numpy as np
+    from rich.console import Console
+
+    from fundax.evals.figures import draw_run
+    from fundax.evals.tables import zero_shot_table
+
+    for path in sorted((Path(workdir) / "evals").glob("*.npz")):
+        with np.load(path, allow_pickle=False) as stored:
+            by_class = {"classes", "auc", "note"} <= set(stored)
+        if by_class:
+            Console().print(zero_shot_table(path))
+    for path in draw_run(workdir):
+        print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
