@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from data_pipelines.geometry import INTERPOLATIONS, Crop, Mirror, Move, Resize, Rotate, move, resize_moves
-from data_pipelines.records import DataError
+from data_pipelines.records import MODALITIES, DataError
 from data_pipelines.views import PairedEyes, SingleView, swap_sides
 
 __all__ = ["PairedEyes", "SingleView"]  # the first steps, which live in views.py
@@ -317,16 +317,20 @@ class Keep:
 class FieldOfViewCrop:
     """Crops to the field of view (the lit disc of a fundus photograph), padded with black to a square.
 
-    The largest connected bright region, so that a printed date or a logo beside it does not count. An image that
-    is lit to its borders (OCT, UWF) or black all over stays as it is. `threshold`: of the brightest channel, in grey
-    levels above black; `margin`: added on each side, as a part of the field's diameter.
+    The largest connected bright region counts, so that a printed date or a logo beside it does not. An image stays as
+    it is when nothing is bright, when that region fills less than half of its box (a disc fills pi/4), or when its
+    `modality` is known and not one of `modalities`: OCT has no field of view.
+    `threshold`: of the brightest channel, in grey levels; `margin`: added on each side, as a part of the diameter.
     """
 
     threshold: int = 20
     margin: float = 0.0
     square: bool = True
+    modalities: tuple[str, ...] = ("CFP", "FFA", "UWF", "ICGA", "FAF")
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        if "modality" in example and MODALITIES[int(example["modality"])] not in self.modalities:
+            return example
         for key in present(example):
             example = move(example, key, self.moves(example[key]))
         return example
@@ -334,7 +338,7 @@ class FieldOfViewCrop:
     def moves(self, image: np.ndarray) -> tuple[Move, ...]:
         """The crop of one image, or none."""
         box = field_of_view(image, self.threshold)
-        if box is None or (box.height, box.width) == image.shape[:2]:
+        if box is None:
             return ()
         side = max(box.height, box.width)
         extra = round(self.margin * side)
@@ -344,19 +348,22 @@ class FieldOfViewCrop:
 
 
 def field_of_view(image: np.ndarray, threshold: int = 20) -> Crop | None:
-    """The bounding box of the largest bright region of u8 [H W 3], to one pixel in 256; None where all is dark."""
+    """The bounding box of the lit disc in u8 [H W 3], to about one pixel in 256; None where there is none."""
     from scipy import ndimage  # slow to import, and only needed here
 
-    step = max(1, min(_size(image)) // 256)
-    lit = image[::step, ::step].max(axis=2) > threshold
-    lit = ndimage.binary_opening(lit, np.ones((3, 3)), border_value=0)  # noise of the sensor, thin print
-    regions = np.empty(lit.shape, np.int32)
-    count = ndimage.label(lit, output=regions)
-    if not count:
-        return None
-    largest = int(np.bincount(regions.ravel())[1:].argmax())
-    rows, columns = ndimage.find_objects(regions)[largest]
     height, width = _size(image)
-    top, left = rows.start * step, columns.start * step
-    bottom, right = min(rows.stop * step, height), min(columns.stop * step, width)
+    step = max(1, min(height, width) // 256)
+    small = image[::step, ::step]
+    lit = np.maximum(np.maximum(small[..., 0], small[..., 1]), small[..., 2]) > threshold
+    around = np.pad(lit, 1, mode="edge")  # erosion by 3 x 3 takes away sensor noise and thin print
+    across = around[:, :-2] & around[:, 1:-1] & around[:, 2:]
+    regions = np.empty(lit.shape, np.int32)
+    if not ndimage.label(across[:-2] & across[1:-1] & across[2:], output=regions):
+        return None
+    areas = np.bincount(regions.ravel())[1:]
+    rows, columns = ndimage.find_objects(regions)[int(areas.argmax())]
+    if areas.max() < 0.5 * (rows.stop - rows.start) * (columns.stop - columns.start):
+        return None
+    top, left = max(rows.start - 1, 0) * step, max(columns.start - 1, 0) * step  # the pixel that erosion took
+    bottom, right = min((rows.stop + 1) * step, height), min((columns.stop + 1) * step, width)
     return Crop(top, left, bottom - top, right - left)
