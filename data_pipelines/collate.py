@@ -15,7 +15,7 @@ Batch = dict[str, np.ndarray]
 def stack(rows: Sequence[Mapping[str, Any]]) -> Batch:
     """Every key stacked along a first axis [B]; texts that no step made into tokens become an array of str.
 
-    Raises DataError where the examples differ in keys or shapes; each has its `index` for the message.
+    Raises DataError where the examples differ in keys, shapes or types; each has its `index` for the message.
     """
     first = rows[0]
     for row in rows[1:]:
@@ -25,11 +25,16 @@ def stack(rows: Sequence[Mapping[str, Any]]) -> Batch:
     batch = {}
     for key in first:
         values = [np.asarray(row[key]) for row in rows]
-        odd = next((v for v in values if v.shape != values[0].shape), None)
+        odd = next((v for v in values if _kind(v) != _kind(values[0])), None)
         if odd is not None:
             raise DataError(
-                f"key {key!r} has the shapes {list(values[0].shape)} and {list(odd.shape)} in one batch; "
-                "a step must bring all examples to one size"
+                f"key {key!r} is {_kind(values[0])} and {_kind(odd)} in one batch; "
+                "a step must bring all examples to one size and type"
             )
         batch[key] = np.stack(values)
     return batch
+
+
+def _kind(value: np.ndarray) -> str:
+    """Such as "uint8 [2, 2, 3]"; texts of any length are alike."""
+    return f"{'str' if value.dtype.kind == 'U' else value.dtype} {list(value.shape)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import bad_records, images, pipeline
+from data_pipelines import bad_records, collate, images, pipeline
 from data_pipelines.records import DataError, Record, View
 
 BROKEN = b"abc"
@@ -51,7 +51,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Grow:
-    """Images of another shape, or another key, from row 2 on."""
+    """Images of another shape, or a float under a key, from row 2 on."""
 
     what: str
 
@@ -60,7 +60,7 @@ class Grow:
             return example
         if self.what == "shape":
             return example | {"image": np.zeros((3, 3, 3), np.uint8)}
-        return example | {self.what: np.int32(1)}
+        return example | {self.what: np.float32(1)}
 
 
 @dataclass(frozen=True)
@@ -298,11 +298,20 @@ def test_bad_records_of_many_writers_are_listed_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("what", "message"),
-    [("shape", r"key 'image' has the shapes \[2, 2, 3\] and \[3, 3, 3\]"), ("extra", "key 'extra' is in some")],
+    [
+        ("shape", r"key 'image' is uint8 \[2, 2, 3\] and uint8 \[3, 3, 3\] in one batch"),
+        ("label", r"key 'label' is int32 \[\] and float32 \[\] in one batch"),
+        ("extra", "key 'extra' is in some"),
+    ],
 )
 def test_examples_that_do_not_stack(what, message):
     with pytest.raises(DataError, match=message):
         next(pipeline.once(Rows(4), [Example(), Grow(what)], batch=4)())
+
+
+def test_texts_stay_texts():
+    batch = collate.stack([{"text": "macular hole", "index": 0}, {"text": "眼底", "index": 1}])
+    assert batch["text"].tolist() == ["macular hole", "眼底"]
 
 
 def test_a_wrong_step_is_no_data_error_and_shows_where():

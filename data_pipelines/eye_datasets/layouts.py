@@ -1,0 +1,154 @@
+"""What a public data set is to us, and the folder layouts it may come in."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from data_pipelines.records import DataError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of a data set, as its publisher sorts and labels it."""
+
+    image: Path
+    split: str
+    label: int  # index into EyeDataset.classes
+    patient: str
+    targets: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way the files may lie. `rows(folder)` is None where a folder does not look like it at all, and raises
+    DataError where it does but something is missing or wrong."""
+
+    expected: str  # for messages: what must be there
+    rows: Callable[[Path], list[Row] | None]
+
+
+@dataclass(frozen=True)
+class EyeDataset:
+    """One public data set: all that adding one takes. `codes` are the publisher's words for `classes`, in order;
+    `captions` are sentences of ours, one for each class; `targets` names further whole numbers of every row."""
+
+    name: str
+    modality: str
+    classes: tuple[str, ...]
+    codes: tuple[str, ...]
+    captions: tuple[str, ...]
+    layouts: tuple[Layout, ...]
+    about: str
+    licence: str
+    citation: str
+    homepage: str
+    targets: tuple[str, ...] = ()
+
+    def rows(self, folder: Path) -> list[Row]:
+        """The rows of `folder` in whichever layout it has; DataError says what was expected and what is there."""
+        if not folder.is_dir():
+            raise DataError(f"{self.name}: {folder} is not a folder")
+        for layout in self.layouts:
+            rows = layout.rows(folder)
+            if rows is not None:
+                return _checked(self.name, folder, rows)
+        expected = " or ".join(layout.expected for layout in self.layouts)
+        raise DataError(f"{self.name}: expected {expected} in {folder}, found {found(folder)}")
+
+
+def found(folder: Path) -> str:
+    """What a folder holds, shortly."""
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return (", ".join(names[:6]) + more) or "nothing"
+
+
+def inside(folder: Path, *names: str) -> Path | None:
+    """`folder`, or the one folder directly in it, that has all these entries: archives unpack into either."""
+    children = sorted(p for p in folder.iterdir() if p.is_dir())
+    return next((p for p in (folder, *children) if all((p / name).exists() for name in names)), None)
+
+
+def table(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """("file row n", its cells) of a CSV with a header; DataError where a column is missing.
+
+    Spaces around names and cells go, and so do columns without a name: spreadsheets leave both.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        header = [name.strip() for name in next(reader, [])]
+        missing = [column for column in columns if column not in header]
+        if missing:
+            raise DataError(f"{path}: no column {missing[0]!r}, it has {', '.join(filter(None, header)) or 'none'}")
+        for number, cells in enumerate(reader, start=1):
+            if any(cell.strip() for cell in cells):
+                row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
+                yield f"{path} row {number}", {column: row.get(column, "") for column in header if column}
+
+
+def whole(text: str, where: str, column: str, below: int) -> int:
+    """A whole number in [0, below); DataError names row and column."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < below:
+        raise DataError(f"{where}: {column} is {text!r}, expected a whole number from 0 to {below - 1}")
+    return value
+
+
+def label_table(
+    classes: Sequence[str],
+    codes: Sequence[str],
+    label: str,
+    targets: Mapping[str, tuple[str, int]],
+) -> Layout:
+    """A folder with `labels.csv`: `image` (a path in the folder) and `label`, or a column of the name given here.
+
+    The label is a class, the publisher's code of it, or its number. Optional columns: `split` (train where there is
+    none) and `patient` (else every image is one of its own). `targets`: name -> (column, number of values).
+    """
+
+    def rows(folder: Path) -> list[Row] | None:
+        path = folder / "labels.csv"
+        if not path.is_file():
+            return None
+        return [_csv_row(folder, where, cells) for where, cells in table(path, "image")]
+
+    def _csv_row(folder: Path, where: str, cells: dict[str, str]) -> Row:
+        column = label if label in cells else "label"
+        if column not in cells:
+            raise DataError(f"{where}: no column {label!r} or 'label', it has {', '.join(cells)}")
+        image, split = folder / cells["image"], cells.get("split") or "train"
+        if not image.is_file():
+            raise DataError(f"{where}: no such image file {image}")
+        patient = cells.get("patient") or f"{split}/{image.stem}"
+        extra = {name: whole(cells.get(of, ""), where, of, below) for name, (of, below) in targets.items()}
+        return Row(image, split, _class(cells[column], where, column), patient, extra)
+
+    def _class(text: str, where: str, column: str) -> int:
+        for names in (classes, codes):
+            if text in names:
+                return list(names).index(text)
+        if text.isdigit() and int(text) < len(classes):
+            return int(text)
+        known = f"{', '.join(codes)} or 0 to {len(classes) - 1}"
+        raise DataError(f"{where}: {column} is {text!r}, expected one of {known}")
+
+    return Layout(f"labels.csv with the columns image and {label} (or label)", rows)
+
+
+def _checked(name: str, folder: Path, rows: list[Row]) -> list[Row]:
+    if not rows:
+        raise DataError(f"{name}: {folder} has the right folders but no images in them")
+    for row in rows:
+        try:
+            Image.open(row.image).close()  # the header: what copies and downloads cut short or replace by HTML
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{name}: {row.image} is not an image ({row.image.stat().st_size} bytes)") from error
+    return rows
