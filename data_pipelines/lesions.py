@@ -42,7 +42,7 @@ def _field(
     """Points over the posterior pole, none within `hole` of the fovea."""
     radius, turn = rng.random((2, n))
     c, s = cos_sin(turn)
-    r = reach * np.sqrt(radius) * np.where(radius < 0.75, 1.0, 1.35)  # a quarter lie further out, for wide fields
+    r = reach * np.sqrt(radius) * np.where(radius < 0.8, 1.0, 2.0)  # a quarter lie further out, for wide fields
     x, y = centre[0] + c * r, centre[1] + s * r
     near = x * x + y * y < hole * hole
     return np.where(near, x + 2 * hole, x), y
@@ -94,7 +94,7 @@ def _retinopathy(site: Site, rng: Rng) -> Marks:
     load, rate = site.load, site.rate
     more = 0.6 + 0.8 * rate
     out = {"microaneurysm": _dots(int((8 + 11 * (load - 1)) * more), 70, (0.2, 0.36), rng, reach=17.0)}
-    out["haemorrhage"] = _dots(int((load >= 2) * (5 + 14 * (load - 2)) * more), 60, (0.35, 1.15), rng, reach=19.0)
+    out["haemorrhage"] = _dots(int((load >= 2) * (5 + 14 * (load - 2)) * more), 60, (0.35, 1.0), rng, reach=19.0)
     spots = int((load >= 2) * (2 + 1.6 * (load - 2)) * more)
     out["cotton-wool spot"] = _dots(spots, 9, (0.8, 1.5), rng, reach=14.0, centre=(6.0, 0.0), hole=5.0)
     out["flame haemorrhage"] = _flames(int((load >= 3) * (6 + 9 * (load - 3)) * more), 26, site, rng)
@@ -126,7 +126,7 @@ def _macular_oedema(site: Site, rng: Rng) -> Marks:
 
 def _dry_amd(site: Site, rng: Rng) -> Marks:
     load = min(site.load, 1.0)
-    out = {"drusen": _cluster(90, (0.0, 0.0), (0.2, 6.5), (0.22, 0.75), rng)[: int(26 + 60 * load)]}
+    out = {"drusen": _cluster(90, (0.0, 0.0), (0.2, 6.5), (0.2, 0.62), rng)[: int(26 + 60 * load)]}
     place = rng.random((3, 4))
     patches = np.concatenate(
         [_one(*(2.6 * (p[:2] - 0.5)), 1.1 + 1.5 * float(p[2]) * load, 0.9 + 1.2 * float(p[3]) * load) for p in place]
@@ -195,7 +195,7 @@ def _vein_occlusion(site: Site, rng: Rng) -> Marks:
 def _detachment(site: Site, rng: Rng) -> Marks:
     u = rng.random(4)
     up = -1.0 if u[0] < 0.65 else 1.0
-    radius = 26.0
+    radius = 45.0
     reach = 3.0 + 8.0 * float(u[1]) - 7.0 * min(site.load, 1.0)  # how far from the fovea the edge stays
     c, s = (float(v) for v in cos_sin(0.5 + up * (0.06 + 0.14 * float(u[2]))))  # temporal, up or down
     return {"detached retina": _one(3 + c * (radius + reach), s * (radius + reach), radius, radius)}

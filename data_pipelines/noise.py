@@ -31,12 +31,12 @@ def stream(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(key))
 
 
-def _smooth(a: np.ndarray, width: int) -> np.ndarray:
-    """Two circular box sums along each axis; integers in, integers out."""
-    for axis in (0, 0, 1, 1):
+def _smooth(a: np.ndarray, height: int, width: int = 0) -> np.ndarray:
+    """Two circular box means along each axis; integers in, integers out. A `width` of 0 is the height."""
+    for axis, w in ((0, height), (0, height), (1, width or height), (1, width or height)):
         a = np.moveaxis(a, axis, 0)
-        c = np.cumsum(np.concatenate([np.zeros_like(a[:1]), a, a[:width]]), axis=0)
-        a = np.moveaxis((c[width:] - c[:-width])[:TILE] // width, 0, axis)
+        c = np.cumsum(np.concatenate([np.zeros_like(a[:1]), a, a[:w]]), axis=0)
+        a = np.moveaxis((c[w:] - c[:-w])[:TILE] // w, 0, axis)
     return a
 
 
@@ -56,10 +56,15 @@ def _cloud(salt: int, widths: tuple[int, ...]) -> np.ndarray:
     return _stretch(np.asarray(sum(octaves)))
 
 
-def _ridge(salt: int, width: int) -> np.ndarray:
-    """A net of broad bands, as the large vessels of the choroid."""
-    fold = np.abs(_stretch(_smooth(_white(salt), width)) - 128)
+def _ridge(salt: int, height: int, width: int) -> np.ndarray:
+    """Crests along the level lines of a cloud whose lumps have that height and width."""
+    fold = np.abs(_stretch(_smooth(_white(salt), height, width)) - 128)
     return _stretch(255 - np.minimum(255, fold * 4))
+
+
+def _choroid() -> np.ndarray:
+    """A net of bands, mostly lying, as the large vessels of the choroid."""
+    return _stretch(_smooth(np.maximum(_ridge(11, 6, 15), _ridge(12, 13, 6) * 7 // 10), 2))
 
 
 def _speckle() -> np.ndarray:
@@ -69,11 +74,11 @@ def _speckle() -> np.ndarray:
 
 
 _KINDS = {
-    "white": lambda: _stretch(sum(_white(30 + k) for k in range(4))),
+    "white": lambda: _stretch(np.asarray(sum(_white(30 + k) for k in range(4)))),
     "cloud": lambda: _cloud(1, (48, 24, 12, 6)),
     "grain": lambda: _cloud(6, (6, 3, 2)),
-    "choroid": lambda: _ridge(11, 13),
-    "folds": lambda: _ridge(14, 30),
+    "choroid": _choroid,
+    "folds": lambda: _cloud(14, (40, 20)),
     "speckle": _speckle,
 }
 

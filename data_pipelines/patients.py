@@ -143,13 +143,13 @@ def eye_at(p: Patient, side: str, day: int) -> Eye:
     if condition in ("normal", "glaucoma", "cataract") and age > 60 and u[3] < 0.2:
         lesions = {**lesions, **lesions_of("old drusen", site, stream(p.seed, p.index, number + 4))}
     squash = 0.8 if condition == "pathologic myopia" else 1.0
-    width = 2.35 + 0.35 * u[4]
+    width = 2.55 + 0.35 * u[4]
     return Eye(
         side=side, condition=condition, load=load, grade=grade_of(condition, load), disc=disc,
         disc_radius=(width * squash, (width + 0.2 + 0.15 * u[5])),
         cup=round(0.66 + 0.24 * min(load, 1.2) + 0.04 * u[6], 3) if condition == "glaucoma" else round(0.2 + 0.28 * u[6], 3),
         pallor=trait["pallor"], swelling=trait["swelling"], age=age,
-        tessellation=max(0.0, min(1.0, (p.axial_length - 22.4) / 6.5)), pigment=p.pigment,
+        tessellation=max(0.0, min(1.0, (p.axial_length - 22.0) / 9.5)), pigment=p.pigment,
         haze=_haze(condition, load, age, u[7]), axial_length=p.axial_length,
         texture=(512 * u[8], 512 * u[9]), arteries=arteries, veins=veins, lesions=lesions,
         fronds=fronds(load, disc, stream(p.seed, p.index, number + 6)) if load >= 4 else np.zeros((0, 6)),

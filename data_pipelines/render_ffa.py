@@ -43,7 +43,7 @@ def _leaks(eye: Eye, cover: Cover, frame: Frame, plane: np.ndarray) -> None:
         spots[:, 2:4], spots[:, 4], spots[:, 5] = 1.5, 1.0, 0.0
         _to(plane, blots(frame, spots, 1.2, 0.5), 0.95, 0.85)
     if "macular oedema" in cover:
-        petals = np.float32(0.6) + np.float32(0.4) * anchored("folds", eye, frame, 4.0)
+        petals = np.float32(0.25) + np.float32(0.75) * anchored("folds", eye, frame, 4.0)
         _to(plane, cover["macular oedema"] * petals, 0.85, 0.8)
     if "choroidal neovascularisation" in cover:
         halo = eye.lesions["choroidal neovascularisation"].copy()

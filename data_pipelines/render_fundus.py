@@ -31,26 +31,43 @@ _EDGES = {
 }
 
 
+_WIDER = np.array([1, 1, 1, 1, 1.35, 1.35])
+
+
 def covers(eye: Eye, frame: Frame) -> Cover:
     """f32 [h w] coverage by name: artery, vein, disc, cup, neovascularisation and every lesion the eye has."""
     x, y = eye.disc
     rx, ry = eye.disc_radius
     swell = 1 + 0.25 * eye.swelling
+    vessels = [eye.arteries, eye.veins, eye.fronds] if len(eye.fronds) else [eye.arteries, eye.veins]
+    if frame.per_degree * 70 < frame.size:  # a wide picture shows its small vessels by their glow
+        vessels = [v * _WIDER for v in vessels]
+    drawn = lines(frame, vessels)
     out = {
-        "artery": lines(frame, eye.arteries),
-        "vein": lines(frame, eye.veins),
+        "artery": drawn[0],
+        "vein": drawn[1],
         "disc": ellipse(frame, x, y, rx * swell, ry * swell, 0.3 + 1.5 * eye.swelling),
         "cup": ellipse(frame, x + 0.1, y, rx * eye.cup * 0.95, ry * eye.cup, 0.5),
     }
     if len(eye.fronds):
-        out["neovascularisation"] = lines(frame, eye.fronds)
+        out["neovascularisation"] = drawn[2]
     for name, marks in eye.lesions.items():
         if name == "detached retina":
             out[name] = _bulla(marks[0], frame)
         else:
             soft, rough = _EDGES[name]
             out[name] = blots(frame, marks, soft, rough)
+    if "preretinal haemorrhage" in out:
+        out["preretinal haemorrhage"] = out["preretinal haemorrhage"] * _level(
+            eye.lesions["preretinal haemorrhage"][0], frame
+        )
     return out
+
+
+def _level(mark: np.ndarray, frame: Frame) -> np.ndarray:
+    """f32 [h 1]: 1 below the fluid level of blood that has settled, as in a boat."""
+    _, y = frame.grid()
+    return np.clip((y - np.float32(mark[1] - 0.2 * mark[3])) * np.float32(frame.per_degree) + np.float32(0.5), 0, 1)
 
 
 def _bulla(mark: np.ndarray, frame: Frame) -> np.ndarray:
@@ -94,7 +111,7 @@ def _bed(eye: Eye, frame: Frame, light: np.ndarray) -> cam.Planes:
     stripes = choroid * np.float32(t) * (1 - np.float32(0.7) * macula)
     base = (0.84 - 0.22 * p, 0.40 - 0.17 * p, 0.15 - 0.05 * p)
     pale = (0.02, 0.10, 0.10)
-    shade = ((0.10, 0.06, 0.22, 0.15), (0.17, 0.08, 0.62, 0.34), (0.20, 0.08, 0.55, 0.3))
+    shade = ((0.10, 0.06, 0.26, 0.15), (0.17, 0.08, 0.66, 0.34), (0.20, 0.08, 0.55, 0.3))
     planes = []
     for c, lift, (slow, quick, band, dark) in zip(base, pale, shade, strict=True):
         plane = 1 + np.float32(slow) * cloud + np.float32(quick) * fine + np.float32(band) * stripes
@@ -167,10 +184,11 @@ def _hole(eye: Eye, cover: np.ndarray, planes: cam.Planes, frame: Frame, light: 
 def _lifted(eye: Eye, cover: np.ndarray, planes: cam.Planes, frame: Frame, light: np.ndarray) -> None:
     """Detached retina: grey, opaque, in folds."""
     folds = anchored("folds", eye, frame, 1.3)
-    grey = np.float32(0.42) + np.float32(0.50) * folds
+    ripple = anchored("choroid", eye, frame, 0.5)
+    grey = np.float32(0.42) + np.float32(0.36) * folds + np.float32(0.26) * ripple
     edge = cover * (1 - cover)
-    _paint(planes, cover, (0.86, 0.84, 0.74), light * grey, 0.88)
-    _paint(planes, edge * 3, (0.95, 0.92, 0.82), light, 0.5)
+    _paint(planes, cover, (0.86, 0.76, 0.66), light * grey, 0.86)
+    _paint(planes, edge * 3, (0.90, 0.80, 0.66), light, 0.4)
 
 
 def _over_vessels(cover: Cover, planes: cam.Planes, light: np.ndarray) -> None:
@@ -188,9 +206,9 @@ def _over_vessels(cover: Cover, planes: cam.Planes, light: np.ndarray) -> None:
 
 
 def _vessels(eye: Eye, cover: Cover, planes: cam.Planes, light: np.ndarray) -> None:
-    dim = 1 - 0.35 * cover.get("detached retina", np.float32(0))
-    _paint(planes, cover["vein"], (0.44, 0.09, 0.06), light * dim, 0.82)
-    _paint(planes, cover["artery"], (0.66, 0.17, 0.08), light * dim, 0.74)
+    dim = 1 - np.float32(0.35) * cover.get("detached retina", np.float32(0))
+    _paint(planes, cover["vein"], (0.46, 0.09, 0.07), light * dim, 0.85)
+    _paint(planes, cover["artery"], (0.72, 0.18, 0.09), light * dim, 0.74)
 
 
 def fundus_planes(eye: Eye, cover: Cover, frame: Frame, light: np.ndarray) -> cam.Planes:
@@ -206,8 +224,8 @@ def fundus_planes(eye: Eye, cover: Cover, frame: Frame, light: np.ndarray) -> ca
 def _lens(eye: Eye, planes: cam.Planes, light: np.ndarray) -> None:
     """An old lens takes the blue; an opaque one veils everything."""
     old = max(0.0, min(1.0, (eye.age - 35) / 50))
-    planes[2] *= np.float32(1 - 0.6 * old)
-    planes[1] *= np.float32(1 + 0.05 * old)
+    planes[2] *= np.float32(1 - 0.45 * old)
+    planes[0] *= np.float32(1 - 0.04 * old)
     if eye.haze > 0:
         cam.veil(planes, eye.haze, (0.70, 0.55 - 0.03 * old, 0.30 - 0.06 * old), light)
 
@@ -233,7 +251,7 @@ def uwf(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Fram
     red, green, _ = fundus_planes(eye, cover, frame, light)
     # the two lasers: a dim red channel, a strong green one, hardly any blue
     tilt = cam.uniform(rng, 0.9, 1.1)
-    planes = [red * np.float32(0.80), green * np.float32(1.22 * tilt), green * np.float32(0.28)]
+    planes = [red * np.float32(0.88), green * np.float32(1.02 * tilt), green * green * np.float32(0.6)]
     if eye.haze > 0:
         cam.veil(planes, eye.haze, (0.50, 0.52, 0.2), light)
     _lids(planes, frame, rng)
@@ -245,7 +263,7 @@ def _lids(planes: cam.Planes, frame: Frame, rng: np.random.Generator) -> None:
     axis = (np.arange(frame.size, dtype=np.float32) + np.float32(0.5)) * np.float32(1 / frame.size)
     u = axis[None] - np.float32(0.5)
     top, bottom = cam.uniform(rng, 0.02, 0.12), cam.uniform(rng, 0.02, 0.14)
-    lashes = (cam.grain("white", 1, frame.size, rng) - np.float32(0.5)) * np.float32(0.05)
+    lashes = (cam.grain("white", 1, frame.size, rng) - np.float32(0.5)) * np.float32(0.035)
     upper = (axis[:, None] - np.float32(top) - u * u * np.float32(0.35)) * 9
     lower = (np.float32(1 - bottom) - u * u * np.float32(0.35) + lashes - axis[:, None]) * 9
     shade = np.clip(upper, np.float32(0.12), 1) * np.clip(lower, np.float32(0.12), 1)

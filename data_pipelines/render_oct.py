@@ -64,6 +64,14 @@ def _dome(x: np.ndarray, marks: np.ndarray, height: float, widen: float, reach: 
     return out
 
 
+def _even(a: np.ndarray, times: int) -> np.ndarray:
+    """Smoothed along the scan, ends kept."""
+    for _ in range(times):
+        a = a.copy()
+        a[1:-1] = a[1:-1] * np.float32(0.5) + (a[:-2] + a[2:]) * np.float32(0.25)
+    return a
+
+
 def _healthy(eye: Eye, x: np.ndarray) -> dict[str, np.ndarray]:
     thin = 1 - 0.12 * max(0.0, min(1.0, (eye.axial_length - 25) / 6))
     fibre = eye.traits.get("fibre", 1.0)
@@ -114,6 +122,8 @@ def _lesioned(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray], rng: np.random.
         inside = r - np.sqrt((x - np.float32(cx)) * (x - np.float32(cx)) + np.float32(cy * cy))
         _, wave = cos_sin(x * 0.16 + eye.texture[0] / 512)
         t["srf"] += np.clip(inside * 75, 0, 330) * (1 + np.float32(0.16) * wave.astype(np.float32))
+    # the outer nuclear layer gives way to what pushes from below, so that the surface stays even
+    t["onl"] = np.maximum(t["onl"] - np.float32(0.75) * t["ped"], np.minimum(t["onl"], 24))
     if "cotton-wool spot" in marks:
         t["rnfl"] += _dome(x, marks["cotton-wool spot"], 55, 1.3, 1.0)
     if "macular hole" in marks:
@@ -129,7 +139,7 @@ def _lost(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray]) -> np.ndarray:
     """f32 [w]: where outer retina and pigment epithelium have withered; thins them in place."""
     if "atrophy" not in eye.lesions:
         return np.zeros_like(x)
-    lost = np.clip(_dome(x, eye.lesions["atrophy"], 3.0, 1.1, 0.8), 0, 1)
+    lost = np.clip(_even(_dome(x, eye.lesions["atrophy"], 2.6, 1.1, 0.8), len(x) // 16), 0, 1)
     for name, share in (("rpe", 0.8), ("os", 0.9), ("ez", 1.0), ("onl", 0.6)):
         t[name] *= 1 - np.float32(share) * lost
     return lost
@@ -164,10 +174,10 @@ def stack(eye: Eye, x: np.ndarray, rng: np.random.Generator) -> Stack:
     cysts = _lesioned(eye, x, t, rng)
     window = _lost(eye, x, t)
     long = max(0.0, (eye.axial_length - 24) / 8)
-    bowl = np.float32(150 * long * long + 10) * (x * np.float32(1 / HALF)) * (x * np.float32(1 / HALF))
+    bowl = np.float32(260 * long * long + 10) * (x * np.float32(1 / HALF)) * (x * np.float32(1 / HALF))
     tilt = np.float32(cam.uniform(rng, -45, 45)) * x * np.float32(1 / HALF)
     choroid = np.full_like(x, max(45.0, 250 - 22 * (eye.axial_length - 23.5) - 0.8 * (eye.age - 50)))
-    floor = np.float32(cam.uniform(rng, 590, 640) + 50 * long) - bowl + tilt
+    floor = np.float32(cam.uniform(rng, 590, 640) + 90 * long) - bowl + tilt
     return Stack(t, floor, choroid, cysts, _specks(eye, rng), _shadows(eye, x), window)
 
 
@@ -188,11 +198,11 @@ def _below(s: Stack, up: np.ndarray, size: int, rng: np.random.Generator) -> np.
     """Choroid with its dark vessels, then sclera fading with depth."""
     lumps = texture("choroid", size, *(float(v) * 400 for v in rng.random(2)), 110)
     depth = -up
-    choroid = np.float32(0.55) - np.float32(0.26) * lumps
-    sclera = np.clip(np.float32(0.42) - (depth - s.choroid) * np.float32(1 / 700), 0.05, 0.5) * np.float32(0.8)
+    choroid = np.float32(0.62) - np.float32(0.36) * lumps
+    sclera = np.clip(np.float32(0.5) - (depth - s.choroid) * np.float32(1 / 600), 0.05, 0.5)
     mix = np.clip((depth - s.choroid) * np.float32(1 / 30) + np.float32(0.5), 0, 1)
     out = choroid * (1 - mix) + sclera * mix
-    out *= np.clip(1 - depth * np.float32(1 / 420), 0.05, 1)
+    out *= np.clip(1 - depth * np.float32(1 / 340), 0.04, 1)
     return out * (1 + np.float32(1.3) * s.window)
 
 

@@ -17,7 +17,7 @@ IMPRESSIONS = {
         "retinal detachment": ("retinal detachment", "rhegmatogenous retinal detachment", "detachment of the retina", "RD, retinal detachment"),
         "pathologic myopia": ("pathologic myopia", "high, pathologic myopia", "pathologic myopia with degeneration", "myopic maculopathy in pathologic myopia"),
         "macular hole": ("macular hole", "full-thickness macular hole", "idiopathic macular hole", "hole of the macula"),
-        "cataract": ("cataract", "cataract veiling the fundus", "lens opacity, cataract", "cataract with a hazy view"),
+        "cataract": ("cataract", "cataract veiling the fundus", "lens opacity, cataract", "cataract that blurs the fundus"),
     },
     "zh": {
         "normal": ("正常眼底", "眼底未见异常，正常眼底", "眼底正常", "正常视网膜"),
@@ -110,6 +110,17 @@ ABSENT = {
     },
 }  # fmt: skip
 
+HEALTHY_BY_MODALITY = {
+    "FFA": {
+        "en": ("regular filling of vessels, no leakage", "a dark intact foveal avascular zone, no leakage"),
+        "zh": ("血管充盈正常，未见渗漏", "黄斑拱环完整，无荧光渗漏"),
+    },
+    "OCT": {
+        "en": ("foveal pit and all layers preserved", "regular foveal contour, no fluid on OCT"),
+        "zh": ("中心凹形态正常，各层结构清晰", "黄斑中心凹轮廓正常，未见积液"),
+    },
+}
+
 HEALTHY = {
     "en": (
         "disc pink with a sharp margin, macula with a clear foveal reflex",
@@ -123,6 +134,12 @@ HEALTHY = {
         "视盘、黄斑及血管未见明显异常",
         "杯盘比{cup}，黄斑中心凹完整",
     ),
+}
+
+# What a scan shows of a disease that leaves no trace in it.
+UNSEEN = {
+    "en": ("retinal layers preserved on OCT", "no structural change on OCT"),
+    "zh": ("OCT示视网膜各层结构完整", "OCT未见结构改变"),
 }
 
 # Signs that only an angiogram or a scan shows, by the finding behind them.

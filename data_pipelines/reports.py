@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.anatomy import Eye
 from data_pipelines.conditions import FINDINGS, LESIONS
-from data_pipelines.report_words import ABSENT, HEALTHY, IMPRESSIONS, MODALITY_SIGNS, SIGNS
+from data_pipelines.report_words import ABSENT, HEALTHY, HEALTHY_BY_MODALITY, IMPRESSIONS, MODALITY_SIGNS, SIGNS, UNSEEN
 
 _EN_SIDE = {"right": ("Right eye", "OD", "In the right eye"), "left": ("Left eye", "OS", "In the left eye")}
 _ZH_SIDE = {"right": ("右眼", "右眼（OD）"), "left": ("左眼", "左眼（OS）")}
@@ -36,7 +36,7 @@ def findings_of(eye: Eye) -> tuple[str, ...]:
         "enlarged cup": eye.cup >= 0.62,
         "disc pallor": eye.pallor >= 0.4,
         "disc swelling": eye.swelling >= 0.4,
-        "tessellated fundus": eye.tessellation >= 0.6,
+        "tessellated fundus": eye.tessellation >= 0.5,
         "media opacity": eye.haze >= 0.25,
         "venous dilation": eye.traits.get("dilation", 0.0) >= 0.4,
     }
@@ -69,6 +69,8 @@ def _signs(eye: Eye, modality: str, language: str, rng: np.random.Generator, mos
     special = [own[k][language == "zh"] for k in found if k in own]
     if special:
         return _some(special, most, rng)
+    if modality == "OCT" and found:
+        return [_pick(UNSEEN[language], rng)]
     words = [_pick(SIGNS[language][k], rng).format(cup=f"{eye.cup:.1f}") for k in found]
     return _some(words, most, rng)
 
@@ -84,30 +86,42 @@ def _absent(eye: Eye, language: str, rng: np.random.Generator) -> str:
     words = [ABSENT[language][k] for k in _some(missing, 2, rng)]
     if language == "zh":
         return _pick(("未见{}", "无{}", "未发现{}"), rng).format("及".join(words))
-    return _pick(("no {}", "without {}", "there is no {}", "{} not seen"), rng).format(" or ".join(words))
+    return _pick(("no {}", "without {}", "free of {}", "{} not seen", "no sign of {}"), rng).format(" or ".join(words))
 
 
 def _statement(eye: Eye, modality: str, language: str, rng: np.random.Generator) -> str:
     """Impression, signs and perhaps a negation of one eye, no side named."""
     name = _pick(IMPRESSIONS[language][eye.condition], rng)
     signs = _signs(eye, modality, language, rng)
-    parts = [name]
     if eye.condition == "normal":
-        parts.append(_pick(HEALTHY[language], rng).format(cup=f"{eye.cup:.1f}"))
-        if signs:
-            aside = _join(signs[:2], language)
-            parts.append(f"偶见{aside}" if language == "zh" else f"apart from {aside}")
+        text = _healthy(eye, modality, name, signs, language, rng)
     elif signs:
-        text = _join(signs, language)
-        forms = (
-            ("可见{}", "见{}", "伴{}") if language == "zh" else ("with {}", "showing {}", "{} are seen", "signs: {}")
-        )
-        parts.append(_pick(forms, rng).format(text))
-        if rng.random() < 0.2:
-            parts.reverse()
+        text = _pick(_FORMS[language], rng).format(name=name, signs=_join(signs, language))
+    else:
+        text = name
     if rng.random() < 0.45:
-        parts.append(_absent(eye, language, rng))
-    return ("，" if language == "zh" else ", ").join(parts)
+        text += ("，" if language == "zh" else ", ") + _absent(eye, language, rng)
+    return text
+
+
+_FORMS = {
+    "en": (
+        "{name} with {signs}",
+        "{name}, {signs}",
+        "{name}; signs are {signs}",
+        "{name} marked by {signs}",
+        "{signs}, in keeping with {name}",
+    ),
+    "zh": ("{name}，可见{signs}", "{name}，见{signs}", "{name}，伴{signs}", "{signs}，符合{name}", "{name}：{signs}"),
+}
+
+
+def _healthy(eye: Eye, modality: str, name: str, signs: list[str], language: str, rng: np.random.Generator) -> str:
+    detail = _pick(HEALTHY_BY_MODALITY.get(modality, HEALTHY)[language], rng).format(cup=f"{eye.cup:.1f}")
+    aside = _join(signs[:2], language) if signs else ""
+    if language == "zh":
+        return f"{name}，{detail}" + (f"，偶见{aside}" if aside else "")
+    return f"{name}, {detail}" + (f", apart from {aside}" if aside else "")
 
 
 def _sentence(text: str) -> str:

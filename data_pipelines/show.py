@@ -134,7 +134,7 @@ def _draw(cells: list[tuple[np.ndarray, str]], columns: int, cell: int, path: Pa
             figure.text(
                 left + 0.006 / columns,
                 top - share - 0.02 / down,
-                _fit(words, int(cell / 4.6), 5),
+                _fit(words, int(cell / 5.4), 5),
                 fontsize=size,
                 va="top",
                 linespacing=1.1,

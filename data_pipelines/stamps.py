@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -52,29 +53,43 @@ def ellipse(frame: Frame, x: float, y: float, rx: float, ry: float, soft: float 
     return np.clip((1 - d) * np.float32((rx + ry) / 2 / edge) + np.float32(0.5), 0, 1)
 
 
-def _window(frame: Frame, x: np.ndarray, y: np.ndarray, reach: int) -> np.ndarray:
+def _near(size: int, x: np.ndarray, y: np.ndarray, reach: int) -> np.ndarray:
     """Which points have a window of `reach` pixels that touches the picture."""
-    return (x > -reach) & (x < frame.size + reach) & (y > -reach) & (y < frame.size + reach)
+    return (x > -reach) & (x < size + reach) & (y > -reach) & (y < size + reach)
 
 
-def _splat(size: int, x: np.ndarray, y: np.ndarray, reach: int) -> tuple[np.ndarray, ...]:
-    """Flat indices into a padded canvas and offsets (dx, dy) of the windows around points. All [n k k]."""
-    pad = 2 * reach + 1
-    column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+@lru_cache
+def _offsets(reach: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Steps f32 [k] of a window around a point, and the flat indices they mean on a canvas, [k*k]."""
     step = np.arange(-reach, reach + 2)
-    dx = (column - x)[:, None, None] + step[None, None, :]
-    dy = (row - y)[:, None, None] + step[None, :, None]
-    index = (row[:, None, None] + step[None, :, None] + pad) * (size + 2 * pad)
-    return index + (column[:, None, None] + step[None, None, :] + pad), dx, dy
+    return step.astype(np.float32), (step[:, None] * side + step[None]).reshape(-1)
 
 
-def _keep(size: int, reach: int, index: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """The largest coverage at every pixel, f32 [h w]."""
-    pad = 2 * reach + 1
-    side = size + 2 * pad
-    canvas = np.zeros(side * side, np.float32)
-    np.maximum.at(canvas, index.reshape(-1), cover.astype(np.float32).reshape(-1))
-    return canvas.reshape(side, side)[pad : pad + size, pad : pad + size]
+class _Canvas:
+    """Several pictures side by side in memory, padded so that no window leaves them; keeps the largest coverage."""
+
+    def __init__(self, size: int, count: int = 1) -> None:
+        self.size, self.count, self.cover = size, count, np.zeros((count, size, size), np.float32)
+
+    def windows(self, x: np.ndarray, y: np.ndarray, reach: int, which: np.ndarray | int = 0) -> tuple[np.ndarray, ...]:
+        """Flat indices [n k*k] of the windows around points, and offsets dx, dy f32 [n k] of their pixels."""
+        pad = 2 * reach + 1
+        side = self.size + 2 * pad
+        column, row = np.floor(x), np.floor(y)
+        step, flat = _offsets(reach, side)
+        dx = step + (column - x).astype(np.float32)[:, None]
+        dy = step + (row - y).astype(np.float32)[:, None]
+        first = ((row + pad) * side + (column + pad)).astype(np.int64) + which * (side * side)
+        return first[:, None] + flat, dx, dy
+
+    def keep(self, index: np.ndarray, cover: np.ndarray, reach: int) -> None:
+        """Merges coverages f32 at the indices."""
+        pad = 2 * reach + 1
+        side = self.size + 2 * pad
+        canvas = np.zeros(self.count * side * side, np.float32)
+        np.maximum.at(canvas, index.reshape(-1), cover.reshape(-1))
+        part = canvas.reshape(self.count, side, side)[:, pad : pad + self.size, pad : pad + self.size]
+        np.maximum(self.cover, part, out=self.cover)
 
 
 def blots(frame: Frame, marks: np.ndarray, soft: float = 0.3, rough: float = 0.0) -> np.ndarray:
@@ -83,81 +98,84 @@ def blots(frame: Frame, marks: np.ndarray, soft: float = 0.3, rough: float = 0.0
     `soft` is the width of the edge as a share of the radius, `rough` (0..1) how ragged the outline is. Marks below
     0.55 pixels are drawn at that radius: a microaneurysm is smaller than a pixel, and is still seen.
     """
-    out = np.zeros((frame.size, frame.size), np.float32)
-    if not len(marks):
-        return out
-    x, y = frame.pixels(marks[:, 0], marks[:, 1])
-    radii = np.maximum(marks[:, 2:4] * frame.per_degree, 0.55)
-    largest = np.maximum(radii[:, 0], radii[:, 1])
-    for low, high in ((0.0, 2.0), (2.0, 6.0), (6.0, 1e9)):
-        group = (largest > low) & (largest <= high)
-        reach = int(largest[group].max() * (1.15 + 0.6 * rough) + 1.5) if group.any() else 0
-        group &= _window(frame, x, y, reach)
-        if group.any():
-            part = _blots(frame, x[group], y[group], radii[group], marks[group, 4:6], soft, rough, reach)
-            out = np.maximum(out, part)
-    return out
+    canvas = _Canvas(frame.size)
+    if len(marks):
+        x, y = frame.pixels(marks[:, 0], marks[:, 1])
+        radii = np.maximum(marks[:, 2:4] * frame.per_degree, 0.55)
+        largest = np.maximum(radii[:, 0], radii[:, 1])
+        for low, high in ((0.0, 2.0), (2.0, 6.0), (6.0, 1e9)):
+            group = (largest > low) & (largest <= high)
+            reach = int(largest[group].max() * (1.15 + 0.6 * rough) + 1.5) if group.any() else 0
+            group &= _near(frame.size, x, y, reach)
+            if group.any():
+                _blots(canvas, x[group], y[group], reach, radii[group], marks[group, 4:6], soft, rough)
+    return canvas.cover[0]
 
 
 def _blots(
-    frame: Frame,
+    canvas: _Canvas,
     x: np.ndarray,
     y: np.ndarray,
+    reach: int,
     radii: np.ndarray,
     turn: np.ndarray,
     soft: float,
     rough: float,
-    reach: int,
-) -> np.ndarray:
-    index, dx, dy = _splat(frame.size, x, y, reach)
-    c, s = turn[:, 0, None, None], turn[:, 1, None, None]
-    u = (dx * c + dy * s) / radii[:, 0, None, None]
-    v = (dy * c - dx * s) / radii[:, 1, None, None]
+) -> None:
+    index, dx, dy = canvas.windows(x, y, reach)
+    radii, turn = radii.astype(np.float32), turn.astype(np.float32)
+    c, s = turn[:, 0, None] / radii[:, 0, None], turn[:, 1, None] / radii[:, 0, None]
+    u = (dx * c)[:, None, :] + (dy * s)[:, :, None]
+    c, s = turn[:, 0, None] / radii[:, 1, None], turn[:, 1, None] / radii[:, 1, None]
+    v = (dy * c)[:, :, None] - (dx * s)[:, None, :]
     d = np.sqrt(u * u + v * v)
     if rough:
         # the outline's noise keeps its grain in units of the radius, so big blots get big bays
         k = (np.arange(len(x)) * 37)[:, None, None]
-        ragged = tile("cloud")[
-            (np.floor(v * 14).astype(np.int64) + k) % 512, (np.floor(u * 14).astype(np.int64) + k) % 512
-        ]
-        d = d * (1 + rough * (ragged / 255 - 0.5))
+        rows, columns = np.floor(v * 14).astype(np.int64) + k, np.floor(u * 14).astype(np.int64) + k
+        ragged = tile("cloud")[rows & 511, columns & 511]
+        d *= np.float32(1 - rough / 2) + np.float32(rough / 255) * ragged
     small = np.minimum(radii[:, 0], radii[:, 1])[:, None, None]
-    cover = np.clip((1 - d) * small / np.maximum(soft * small, 0.9) + 0.5, 0, 1)
-    return _keep(frame.size, reach, index, cover)
+    slope = small / np.maximum(np.float32(soft) * small, np.float32(0.9))
+    canvas.keep(index, np.clip((1 - d) * slope + np.float32(0.5), 0, 1), reach)
 
 
-def lines(frame: Frame, segments: np.ndarray) -> np.ndarray:
-    """f32 [h w]: coverage of segments [n 6] = (x0, y0, x1, y1, width0, width1) in degrees."""
-    x0, y0 = frame.pixels(segments[:, 0], segments[:, 1])
-    x1, y1 = frame.pixels(segments[:, 2], segments[:, 3])
-    seen = _window(frame, x0, y0, 2) | _window(frame, x1, y1, 2)
-    if not seen.any():
-        return np.zeros((frame.size, frame.size), np.float32)
-    x0, y0, x1, y1, w = x0[seen], y0[seen], x1[seen], y1[seen], segments[seen, 4:6] * frame.per_degree
-    length = np.sqrt((x1 - x0) * (x1 - x0) + (y1 - y0) * (y1 - y0))
-    count = np.ceil(length / 0.75).astype(np.int64) + 1
+def lines(frame: Frame, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """f32 [G h w]: coverage of each group of segments [n 6] = (x0, y0, x1, y1, width0, width1) in degrees.
+
+    Segments thinner than an eighth of a pixel are left out.
+    """
+    segments = np.concatenate(groups)
+    owner = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
+    middle = (frame.size - 1) / 2
+    ends = (segments[:, :4] - np.array([frame.x, frame.y, frame.x, frame.y])) * frame.per_degree + middle
+    width = segments[:, 4:6] * frame.per_degree
+    seen = _near(frame.size, ends[:, 0], ends[:, 1], 3) & (width[:, 0] > 0.125)
+    ends, width, owner = ends[seen], width[seen], owner[seen]
+    along = ends[:, 2:] - ends[:, :2]
+    length = np.sqrt(along[:, 0] * along[:, 0] + along[:, 1] * along[:, 1])
+    count = np.ceil(length * 1.25).astype(np.int64)
     which = np.repeat(np.arange(len(count)), count)
-    first = np.cumsum(count) - count
-    t = (np.arange(len(which)) - first[which]) / count[which]
-    x = x0[which] + t * (x1 - x0)[which]
-    y = y0[which] + t * (y1 - y0)[which]
-    radius = 0.5 * (w[which, 0] + t * (w[:, 1] - w[:, 0])[which])
-    return _beads(frame, x, y, radius)
+    t = (np.arange(len(which)) - (np.cumsum(count) - count)[which]) / count[which]
+    beads = np.concatenate([ends[:, :2], width[:, :1]], axis=1)[which]
+    beads += t[:, None] * np.concatenate([along, width[:, 1:] - width[:, :1]], axis=1)[which]
+    return _beads(frame.size, beads, owner[which], len(groups))
 
 
-def _beads(frame: Frame, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    out = np.zeros((frame.size, frame.size), np.float32)
-    for low, high in ((-1.0, 0.5), (0.5, 1.5), (1.5, 1e9)):
-        group = (radius > low) & (radius <= high)
-        if not group.any():
+def _beads(size: int, beads: np.ndarray, owner: np.ndarray, groups: int) -> np.ndarray:
+    """Coverage of discs [n 3] = (x, y, diameter) in pixels."""
+    canvas = _Canvas(size, groups)
+    radius = beads[:, 2] * 0.5
+    for low, high, reach in ((-1.0, 0.5, 1), (0.5, 1.5, 2), (1.5, 1e9, 0)):
+        group = np.flatnonzero((radius > low) & (radius <= high))
+        if not len(group):
             continue
-        r = radius[group]
-        reach = int(r.max() + 0.5)
-        group &= _window(frame, x, y, reach)
-        r = radius[group][:, None, None]
-        index, dx, dy = _splat(frame.size, x[group], y[group], reach)
-        d = np.sqrt(dx * dx + dy * dy)
+        reach = reach or int(radius[group].max() + 0.5)
+        group = group[_near(size, beads[group, 0], beads[group, 1], reach)]
+        index, dx, dy = canvas.windows(beads[group, 0], beads[group, 1], reach, owner[group])
+        r = radius[group].astype(np.float32)[:, None, None]
+        d = np.sqrt((dy * dy)[:, :, None] + (dx * dx)[:, None, :])
         # a vessel thinner than a pixel is drawn one pixel wide and as faint as it is thin
-        cover = np.clip(np.maximum(r, 0.5) + 0.5 - d, 0, 1) * np.minimum(1, 2 * r)
-        out = np.maximum(out, _keep(frame.size, reach, index, cover))
-    return out
+        cover = np.clip(np.maximum(r, np.float32(0.5)) + np.float32(0.5) - d, 0, 1)
+        canvas.keep(index, cover * np.minimum(np.float32(1), 2 * r), reach)
+    return canvas.cover

@@ -16,8 +16,6 @@ import numpy as np
 
 from data_pipelines.anatomy import Eye
 from data_pipelines.conditions import (
-    condition_at,
-    grade_of,
     BIOMARKERS,
     CONDITIONS,
     FINDINGS,
@@ -25,6 +23,8 @@ from data_pipelines.conditions import (
     LESIONS,
     MASK_CLASSES,
     PROMPTS,
+    condition_at,
+    grade_of,
 )
 from data_pipelines.noise import stream
 from data_pipelines.patients import SIDES, Patient, eye_at, patient, visit_days
