@@ -81,11 +81,12 @@ def import_(argv: list[str]) -> None:
     parser = _parser("import", import_)
     parser.add_argument("path")
     parser.add_argument("--workdir", required=True)
+    parser.add_argument("--like", help="the size, such as H/14-378, of a file without configuration beside it")
     own = parser.parse_args(argv)
     _prepare()
     from fundax.exchange import import_run
 
-    print(import_run(own.path, own.workdir))
+    print(import_run(own.path, own.workdir, own.like))
 
 
 def data(argv: list[str]) -> None:

@@ -35,6 +35,7 @@ LEVELS = {  # longest prefix wins
     "fundax.recipe": 3,
     "fundax.workdir": 3,
     "fundax.train": 3,
+    "fundax.pretrained": 3,
     "fundax.predict": 4,
     "fundax.exchange": 4,
     "data_pipelines.records": 0,
@@ -46,7 +47,7 @@ LEVELS = {  # longest prefix wins
     "configs": 4,
     "benchmarks": 4,
     "scripts": 4,
-    "launch": 4,
+    "launch": 5,
 }
 SIBLINGS = ("fundax.objectives", "fundax.evals", "fundax.interop")
 OURS = ("fundax", "data_pipelines", "configs", "benchmarks", "scripts", "launch")

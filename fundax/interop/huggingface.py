@@ -67,12 +67,18 @@ def from_fundax(objective: CLIP, params: Params) -> State:
 
 def read(objective: CLIP, state: State, source: str) -> Params:
     """Parameters for `objective` from a state dict whose model it fits. Raises UserError naming keys that do not."""
-    return layout.read(rows(objective), state, layout.shapes_of(objective), source, IGNORED)
+    return layout.read(table(objective, state), state, layout.shapes_of(objective), source, IGNORED)
 
 
-def rows(objective: CLIP, custom_text: bool = False) -> list[Row]:
+def table(objective: CLIP, state: State) -> list[Row]:
+    """The rows that fit a state dict. Raises UserError for a model that CLIPModel cannot hold."""
+    del state
+    check(objective)
+    return rows(objective)
+
+
+def rows(objective: CLIP) -> list[Row]:
     """The table of an objective: every parameter of ours with CLIPModel's key and layout."""
-    del custom_text
     vision, text = "vision_model", "text_model"
     return [
         Row("log_scale", ("logit_scale",), layout.SAME),
@@ -92,11 +98,11 @@ def rows(objective: CLIP, custom_text: bool = False) -> list[Row]:
 
 
 def _blocks(ours: str, theirs: str, depth: int) -> list[Row]:
-    table = []
+    found = []
     for i in range(depth):
         here, there = f"{ours}/block_{i}", f"{theirs}.encoder.layers.{i}"
         qkv = [f"{there}.self_attn.{name}_proj" for name in "qkv"]
-        table += [
+        found += [
             *layout.norm(f"{here}/norm1", f"{there}.layer_norm1"),
             Row(f"{here}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), layout.SPLIT_KERNEL),
             Row(f"{here}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), layout.SPLIT_BIAS),
@@ -105,7 +111,7 @@ def _blocks(ours: str, theirs: str, depth: int) -> list[Row]:
             *layout.linear(f"{here}/mlp/fc1", f"{there}.mlp.fc1"),
             *layout.linear(f"{here}/mlp/fc2", f"{there}.mlp.fc2"),
         ]
-    return table
+    return found
 
 
 # ------------------------------------------------------------------------------------- configuration
@@ -246,8 +252,13 @@ def read_folder(path: str | Path) -> Bundle:
     Parameters that fundax had to leave out when it wrote the folder come back from its record.
     Raises UserError for anything missing, damaged or of another model.
     """
+    return bundle_of(read_state(path), path)
+
+
+def bundle_of(state: State, path: str | Path) -> Bundle:
+    """The model of a state dict whose configuration lies in the folder `path`. Raises UserError as read_folder."""
     path = Path(path)
-    objective, params = to_fundax(read_state(path), folder.read_json(path / CONFIG))
+    objective, params = to_fundax(state, folder.read_json(path / CONFIG))
     preprocessor = path / "preprocessor_config.json"
     preprocessing = read_preprocessor(folder.read_json(preprocessor)) if preprocessor.is_file() else {}
     mean, std = preprocessing.get("mean", MEAN), preprocessing.get("std", STD)

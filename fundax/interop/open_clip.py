@@ -83,14 +83,19 @@ def from_fundax(objective: CLIP, params: Params, custom_text: bool | None = None
 
 def read(objective: CLIP, state: State, source: str) -> Params:
     """Parameters for `objective` from a state dict whose model it fits. Raises UserError naming keys that do not."""
-    table = rows(objective, custom_text=any(key.startswith("text.") for key in state))
-    return layout.read(table, state, layout.shapes_of(objective), source, IGNORED)
+    return layout.read(table(objective, state), state, layout.shapes_of(objective), source, IGNORED)
+
+
+def table(objective: CLIP, state: State) -> list[Row]:
+    """The rows that fit a state dict. Raises UserError for a model that open_clip cannot hold."""
+    check(objective)
+    return rows(objective, custom_text=any(key.startswith("text.") for key in state))
 
 
 def rows(objective: CLIP, custom_text: bool) -> list[Row]:
     """The table of an objective: every parameter of ours with open_clip's key and layout."""
     image, text, prefix = objective.image, objective.text, "text." if custom_text else ""
-    table = [
+    found = [
         Row("log_scale", ("logit_scale",), layout.SAME),
         Row("image/class_token", ("visual.class_embedding",), layout.SAME),
         Row("image/position", ("visual.positional_embedding",), layout.SAME),
@@ -105,17 +110,17 @@ def rows(objective: CLIP, custom_text: bool) -> list[Row]:
         *layout.norm("text/norm", f"{prefix}ln_final"),
     ]
     if objective.init_logit_bias is not None:
-        table.append(Row("logit_bias", ("logit_bias",), layout.SAME))
+        found.append(Row("logit_bias", ("logit_bias",), layout.SAME))
     if objective.text_bias:
-        return table + layout.linear("project/text", f"{prefix}text_projection")
-    return [*table, Row("project/text/kernel", (f"{prefix}text_projection",), layout.SAME)]
+        return found + layout.linear("project/text", f"{prefix}text_projection")
+    return [*found, Row("project/text/kernel", (f"{prefix}text_projection",), layout.SAME)]
 
 
 def _blocks(ours: str, theirs: str, tower: ViT | TextTransformer) -> list[Row]:
-    table = []
+    found = []
     for i in range(tower.depth):
         here, there = f"{ours}/block_{i}", f"{theirs}transformer.resblocks.{i}"
-        table += [
+        found += [
             *layout.norm(f"{here}/norm1", f"{there}.ln_1"),
             Row(f"{here}/attention/qkv/kernel", (f"{there}.attn.in_proj_weight",), layout.PACKED_KERNEL),
             Row(f"{here}/attention/qkv/bias", (f"{there}.attn.in_proj_bias",), layout.PACKED_BIAS),
@@ -126,8 +131,8 @@ def _blocks(ours: str, theirs: str, tower: ViT | TextTransformer) -> list[Row]:
         ]
         if tower.layer_scale is not None:
             for n in (1, 2):
-                table.append(Row(f"{here}/layer_scale{n}/gamma", (f"{there}.ls_{n}.gamma",), layout.SAME))
-    return table
+                found.append(Row(f"{here}/layer_scale{n}/gamma", (f"{there}.ls_{n}.gamma",), layout.SAME))
+    return found
 
 
 # ------------------------------------------------------------------------------------- configuration
@@ -322,8 +327,13 @@ def read_folder(path: str | Path) -> Bundle:
 
     Raises UserError for anything missing, damaged or without a counterpart here.
     """
+    return bundle_of(read_state(path), path)
+
+
+def bundle_of(state: State, path: str | Path) -> Bundle:
+    """The model of a state dict whose configuration lies in the folder `path`. Raises UserError as read_folder."""
     config = folder.read_json(Path(path) / CONFIG)
-    objective, params = to_fundax(read_state(path), config)
+    objective, params = to_fundax(state, config)
     stored = config.get("preprocess_cfg", {})
     preprocessing = {
         "image_size": objective.image.image_size,
