@@ -11,7 +11,7 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -46,10 +46,10 @@ def _folder(process: int) -> Path:
     return folder
 
 
-def _fresh_file() -> Path:
+def _fresh_file() -> str:
     handle, name = tempfile.mkstemp(dir=_folder(os.getpid()))
     os.close(handle)
-    return Path(name)
+    return name
 
 
 class Strings:
@@ -99,7 +99,7 @@ class StringWriter:
         self._buffer = bytearray()
         self._ends = array("q")
         self._end = 0
-        self._file: IO[bytes] | None = None
+        self._file = ""
 
     def append(self, text: str) -> None:
         """One more string."""
@@ -111,19 +111,18 @@ class StringWriter:
             self._flush()
 
     def _flush(self) -> None:
-        if self._file is None:
-            self._file = _fresh_file().open("wb")
-        self._file.write(self._buffer)
+        self._file = self._file or _fresh_file()
+        with open(self._file, "ab") as file:
+            file.write(self._buffer)
         self._buffer = bytearray()
 
     def finish(self) -> Strings:
         """The collected strings."""
         ends = np.frombuffer(self._ends, np.int64) if self._ends else np.zeros(0, np.int64)
-        if self._file is None:
+        if not self._file:
             return Strings(Stored(np.frombuffer(bytes(self._buffer), np.uint8)), Stored(ends))
         self._flush()
-        self._file.close()
-        return Strings(Stored(np.memmap(self._file.name, np.uint8, "r")), Stored(ends))
+        return Strings(Stored(np.memmap(self._file, np.uint8, "r")), Stored(ends))
 
 
 def text_hash(text: bytes, seed: int = 0) -> int:

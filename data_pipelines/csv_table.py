@@ -21,12 +21,13 @@ from data_pipelines.records import DataError, eye_name, modality_name
 
 # our names; a group (label, points, value) may be several columns of theirs
 TEXTS = ("image", "text", "patient", "mask")
+ON_REQUEST = ("mask", "points", "value")  # read only where `columns` asks for them
 NAMES = (*TEXTS, "label", "modality", "eye", "day", "points", "value")
 EMPTY = {"", "nan", "null", "na", "n/a", "<na>"}  # how pandas, R and SQL write that there is nothing
 MOST_CLASSES = 100_000  # numbers above this are no classes
 
 Getter = Callable[[list[str]], str]
-Columns = Mapping[str, str | Sequence[str]]
+Columns = Mapping[str, str | Sequence[str] | None]
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,19 @@ class Layout:
 
 @dataclass
 class Table:
-    """The columns of a file: strings, codes (an index into `names`), numbers f32 [rows n], the line of each row."""
+    """The columns of a file: strings, codes (an index into `names`), numbers f32 [rows n].
 
-    lines: Stored
+    `places` u32 [rows 2]: where each row is, as a data row from 1 and a line (rows may have been left out).
+    """
+
+    places: Stored
     texts: dict[str, Strings]
     codes: dict[str, Stored]
     names: dict[str, tuple[str, ...]]
     numbers: dict[str, Stored]
 
     def __len__(self) -> int:
-        return len(self.lines.array)
+        return len(self.places.array)
 
 
 def read_table(layout: Layout) -> Table:
@@ -76,15 +80,15 @@ def read_table(layout: Layout) -> Table:
     columns = _Columns(layout, header)
     for number, line, cells in rows:
         try:
-            columns.add(line, cells)
+            columns.add(number, line, cells)
         except DataError as error:
-            raise DataError(f"{where(layout.path, number - 1, line)}: {error}") from error
+            raise DataError(f"{where(layout.path, number, line)}: {error}") from error
     return columns.finish()
 
 
 def where(path: Path, row: int, line: int) -> str:
-    """What messages call a row: data rows from 1, and the line of the file where it starts."""
-    return f"{path} row {row + 1} (line {line})"
+    """What messages call a row: its number from 1 without the header, and the line of the file where it starts."""
+    return f"{path} row {row} (line {line})"
 
 
 def _rows(layout: Layout) -> Iterator[tuple[int, int, list[str]]]:
@@ -108,7 +112,7 @@ def _rows(layout: Layout) -> Iterator[tuple[int, int, list[str]]]:
             f"{layout.path}: is not {layout.encoding} ({error}); name its encoding, such as encoding='gb18030'"
         ) from error
     except csv.Error as error:
-        raise DataError(f"{layout.path} row {number} (line {line}): {error}; is a quotation mark left open?") from error
+        raise DataError(f"{where(layout.path, number, line)}: {error}; is a quotation mark left open?") from error
 
 
 @dataclass
@@ -126,8 +130,9 @@ class _Columns:
         self.header = [name.strip() for name in self.header]
         given = dict(self.layout.columns)
         for name in NAMES:
-            theirs = given.get(name, name if name in self.header else None)
-            if theirs is None:
+            found = name in self.header and name not in ON_REQUEST
+            theirs = given.get(name, name if found else "")
+            if not theirs:
                 if name == "image" or name in self.layout.require:
                     raise self._missing(name, name)
             elif isinstance(theirs, tuple) or name in ("points", "value"):
@@ -136,7 +141,7 @@ class _Columns:
                 self.getters[name] = self._getter(name, theirs)
         self.filters = [(column, self._getter("only", column), value) for column, value in self.layout.only]
         self.seen: dict[str, set[str]] = {column: set() for column, _ in self.layout.only}
-        self.lines = array("q")
+        self.places = array("I")
         self.texts = {name: StringWriter() for name in TEXTS if name in self.getters}
         self.codes = {name: array("i") for name in ("label", "modality", "eye") if name in self.getters}
         self.days = array("q")
@@ -177,7 +182,7 @@ class _Columns:
             f"{self.layout.path}: has no column {theirs!r} (our {ours!r}), only {', '.join(self.header)}; {hint}"
         )
 
-    def add(self, line: int, cells: list[str]) -> None:
+    def add(self, number: int, line: int, cells: list[str]) -> None:
         """One row, or DataError."""
         if len(cells) != len(self.header):
             raise DataError(f"has {len(cells)} fields, the header has {len(self.header)}")
@@ -202,7 +207,7 @@ class _Columns:
             self.numbers[name].extend(found)
         for name, writer in self.texts.items():
             writer.append("" if name == "mask" and row[name].lower() in EMPTY else row[name])
-        self.lines.append(line)
+        self.places.extend((number, line))
 
     def _code(self, name: str, value: str) -> int:
         known = self.values[name]
@@ -221,19 +226,20 @@ class _Columns:
         path = self.layout.path
         if self.dropped:
             logging.getLogger(__name__).warning("%s: left out %d rows with empty fields", path, self.dropped)
-        if not self.lines:
+        if not self.places:
             for column, _, wanted in self.filters:
                 if self.seen[column] and wanted not in self.seen[column]:
                     values = ", ".join(sorted(self.seen[column])[:20])
                     raise DataError(f"{path}: no row has {column} = {wanted!r}, it has {values}")
             raise DataError(f"{path}: has no rows" + (" left" if self.dropped or self.filters else ""))
-        rows = len(self.lines)
+        rows = len(self.places) // 2
         codes, names = self._final_codes()
         numbers = {name: Stored(np.frombuffer(n, np.float32).reshape(rows, -1)) for name, n in self.numbers.items()}
         if "day" in self.getters:
             codes["day"] = Stored(np.frombuffer(self.days, np.int64))
         texts = {name: writer.finish() for name, writer in self.texts.items()}
-        return Table(Stored(np.frombuffer(self.lines, np.int64)), texts, codes, names, numbers)
+        places = Stored(np.frombuffer(self.places, np.uint32).reshape(rows, 2))
+        return Table(places, texts, codes, names, numbers)
 
     def _final_codes(self) -> tuple[dict[str, Stored], dict[str, tuple[str, ...]]]:
         """Codes in the order in which values came, made indices into classes, modalities and eyes."""
@@ -263,7 +269,9 @@ class _Columns:
 
 
 def _number(name: str, value: str) -> float:
-    if value.lower() in EMPTY and name != "label":
+    if value.lower() in EMPTY:
+        if name == "label":
+            raise DataError(f"label is empty ({value!r})")
         return float("nan")
     try:
         return float(value)

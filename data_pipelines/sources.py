@@ -46,12 +46,12 @@ def csv_source(
     empty: str = "error",
     encoding: str = "utf-8",
 ) -> CsvSource:
-    """A CSV file, one image a row: `image` and, where there are such columns, text, label, modality, eye, patient,
-    day, mask (a path), points (x, y, x, y, ...), value.
+    """A CSV file, one image a row: `image` and, where there are such columns, text, label, modality, eye, patient, day.
 
     `image_dir`: what image and mask paths are relative to; None is the folder of the file.
-    `columns`: our name -> theirs, a template over theirs ("{ID}.png", "photograph of {diagnosis}"), or for label,
-    points and value a tuple of theirs (several label columns are a multi-label f32 [K]).
+    `columns`: our name -> theirs, or a template over theirs ("{ID}.png", "photograph of {diagnosis}"), or None to leave
+    one out. Beside the names above: mask (a path), points (x, y, x, y, ... as a tuple of theirs) and value (one or
+    several). Several columns as the label are a multi-label f32 [K].
     `only`: their column -> the value that rows must have, such as {"split": "train"}; `require`: our names that
     must be there beside image.
     `classes`: None takes class numbers 0..max as they are, and sorts class names. `modality`: of rows that have none.
@@ -59,7 +59,7 @@ def csv_source(
     Rows are counted from 1 without the header; messages also give the line of the file. A row without a patient is
     a patient of its own. Raises DataError at the first use (not here) naming the file, its row or its columns.
     """
-    mapped = tuple((ours, v if isinstance(v, str) else tuple(v)) for ours, v in (columns or {}).items())
+    mapped = tuple((ours, v if isinstance(v, str) else tuple(v or ())) for ours, v in (columns or {}).items())
     layout = Layout(
         path=Path(path),
         sep=sep,
@@ -109,7 +109,7 @@ class CsvSource(_Indexed):
             findings=self._findings(targets),
             targets=targets,
             day=self._code("day", row) if "day" in table.codes else 0,
-            where=where(self.layout.path, row, int(table.lines.array[row])),
+            where=where(self.layout.path, *table.places.array[row].tolist()),
         )
 
     def _code(self, name: str, row: int) -> int:
@@ -267,7 +267,7 @@ class Wrapped:
         if isinstance(item, tuple | list) and len(item) == 2:
             item = {"image": item[0], ("text" if isinstance(item[1], str) else "label"): item[1]}
         elif isinstance(item, Mapping):
-            item = {**item, **{ours: item[theirs] for ours, theirs in self.columns if theirs in item}}
+            item = self._renamed(item)
         else:
             raise DataError(f"an item must be a Record, a mapping or (image, text), not {type(item).__name__}")
         if "image" not in item:
@@ -290,11 +290,21 @@ class Wrapped:
             where=place,
         )
 
+    def _renamed(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        missing = [theirs for _, theirs in self.columns if theirs not in item]
+        if missing:
+            raise DataError(f"has no {', '.join(missing)}, only {', '.join(map(str, item))}")
+        return {**item, **{ours: item[theirs] for ours, theirs in self.columns}}
+
     def _label(self, label: Any) -> np.ndarray | np.int32:
         if isinstance(label, str):
             return np.int32(class_index(label, self.classes))
         array = np.asarray(label)
-        return np.int32(array) if array.ndim == 0 else array.astype(np.float32)
+        if array.ndim:
+            return array.astype(np.float32)
+        if array.dtype.kind not in "biu" and not (array.dtype.kind == "f" and float(array).is_integer()):
+            raise DataError(f"label {label!r} is not a class number")
+        return np.int32(array)
 
     def _findings(self, targets: Mapping[str, Any]) -> tuple[str, ...]:
         if not self.classes or "label" not in targets:

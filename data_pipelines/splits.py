@@ -15,9 +15,8 @@ from data_pipelines.records import DataError, Record, Source
 
 def select(source: Source, rows: Iterable[int] | Callable[[Record], bool]) -> Subset:
     """The given rows of a source, in their order; or those whose record a function says yes to (images unread)."""
-    if callable(rows):
-        rows = (row for row in range(len(source)) if rows(source[row]))
-    array = np.fromiter(rows, np.int64)
+    chosen = (row for row in range(len(source)) if rows(source[row])) if callable(rows) else rows
+    array = np.fromiter(chosen, np.int64)
     if array.size and not -len(source) <= array.min() <= array.max() < len(source):
         raise DataError(f"rows {array.min()}..{array.max()} are not all within the {len(source)} of the source")
     return Subset(source, Stored(array))

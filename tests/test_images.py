@@ -197,7 +197,7 @@ def test_masks_keep_their_class_numbers(tmp_path):
     np.testing.assert_array_equal(images.load_mask(encode(Image.fromarray(classes > 1), "PNG")), classes > 1)
     assert images.load_mask(classes).dtype == np.int32
     (tmp_path / "m.png").write_bytes(encode(picture(), "PNG"))
-    with pytest.raises(DataError, match="m.png: a mask has one channel of class numbers, this image is RGB"):
+    with pytest.raises(DataError, match=r"m\.png: a mask has one channel of class numbers, this image is RGB"):
         images.load_mask(tmp_path / "m.png")
     with pytest.raises(DataError, match=r"whole numbers \[H W\], not float64"):
         images.load_mask(np.zeros((2, 2)))

@@ -116,9 +116,7 @@ def test_paired_eyes_and_the_missing_one():
     assert one["left"].shape == one["right"].shape and not one["left"].any()
     assert (bool(one["left_present"]), bool(one["right_present"])) == (False, True)
     assert one["text"] == "color fundus photograph: drusen"
-    with pytest.raises(
-        DataError, match="row 7 .line 9.: has no view that says whether it is the left or the right eye"
-    ):
+    with pytest.raises(DataError, match=r"row 7 \(line 9\): has no view that says whether it is the left or the right"):
         PairedEyes()(visit(View(np.zeros((2, 2, 3), np.uint8))), RNG)
     with pytest.raises(DataError, match="mask and points belong to one view"):
         PairedEyes(targets=("mask",))
