@@ -129,7 +129,15 @@ def _dry_amd(site: Site, rng: Rng) -> Marks:
     out = {"drusen": _cluster(90, (0.0, 0.0), (0.2, 6.5), (0.2, 0.62), rng)[: int(26 + 60 * load)]}
     place = rng.random((3, 4))
     patches = np.concatenate(
-        [_one(*(2.6 * (p[:2] - 0.5)), 1.1 + 1.5 * float(p[2]) * load, 0.9 + 1.2 * float(p[3]) * load) for p in place]
+        [
+            _one(
+                2.6 * (float(p[0]) - 0.5),
+                2.6 * (float(p[1]) - 0.5),
+                1.1 + 1.5 * float(p[2]) * load,
+                0.9 + 1.2 * float(p[3]) * load,
+            )
+            for p in place
+        ]
     )
     if load > 0.6:
         out["atrophy"] = patches[: 1 + int((load - 0.6) * 6)]

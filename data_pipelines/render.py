@@ -62,7 +62,7 @@ def _oct_masks(cover: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def fundus_masks(cover: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Coverages to masks; in `index` lesions lie over cup, cup over disc, disc over vessels."""
-    masks = {name: c > 0.5 for name, c in cover.items()}
+    masks: dict[str, np.ndarray] = {name: c > 0.5 for name, c in cover.items()}
     masks["artery"], masks["vein"] = cover["artery"] > 0.3, cover["vein"] > 0.3  # twigs thinner than a pixel are faint
     masks["cup"] &= masks["disc"]
     index = np.zeros(cover["disc"].shape, np.uint8)

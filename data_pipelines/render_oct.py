@@ -196,7 +196,8 @@ def _paint_layers(s: Stack, z: np.ndarray, unit: float) -> tuple[np.ndarray, np.
 
 def _below(s: Stack, up: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Choroid with its dark vessels, then sclera fading with depth."""
-    lumps = texture("choroid", size, *(float(v) * 400 for v in rng.random(2)), 110)
+    x, y = (float(v) * 400 for v in rng.random(2))
+    lumps = texture("choroid", size, x, y, 110)
     depth = -up
     choroid = np.float32(0.62) - np.float32(0.36) * lumps
     sclera = np.clip(np.float32(0.5) - (depth - s.choroid) * np.float32(1 / 600), 0.05, 0.5)

@@ -4,30 +4,124 @@ from __future__ import annotations
 
 IMPRESSIONS = {
     "en": {
-        "normal": ("normal fundus", "healthy fundus, normal retina", "no retinal disease, normal fundus", "normal eye grounds, unremarkable fundus"),
-        "mild diabetic retinopathy": ("mild diabetic retinopathy", "mild non-proliferative diabetic retinopathy", "diabetic retinopathy of mild degree", "mild NPDR"),
-        "moderate diabetic retinopathy": ("moderate diabetic retinopathy", "moderate non-proliferative diabetic retinopathy", "diabetic retinopathy of moderate degree", "moderate NPDR"),
-        "severe diabetic retinopathy": ("severe diabetic retinopathy", "severe non-proliferative diabetic retinopathy", "diabetic retinopathy of severe degree", "severe NPDR"),
-        "proliferative diabetic retinopathy": ("proliferative diabetic retinopathy", "PDR, proliferative diabetic retinopathy", "diabetic retinopathy that has become proliferative", "high-risk proliferative diabetic retinopathy"),
-        "diabetic macular oedema": ("diabetic macular oedema", "diabetic macular oedema, clinically significant", "DME, diabetic macular oedema", "macular oedema due to diabetes"),
-        "dry age-related macular degeneration": ("dry age-related macular degeneration", "dry AMD", "non-neovascular, dry age-related macular degeneration", "age-related macular degeneration of the dry type"),
-        "neovascular age-related macular degeneration": ("neovascular age-related macular degeneration", "wet AMD, neovascular age-related macular degeneration", "exudative neovascular AMD", "age-related macular degeneration of the neovascular type"),
-        "glaucoma": ("glaucoma", "glaucomatous optic neuropathy, glaucoma", "changes of glaucoma", "glaucoma with cupping"),
-        "retinal vein occlusion": ("retinal vein occlusion", "occlusion of a retinal vein", "RVO, retinal vein occlusion", "vein occlusion of the retina"),
-        "retinal detachment": ("retinal detachment", "rhegmatogenous retinal detachment", "detachment of the retina", "RD, retinal detachment"),
-        "pathologic myopia": ("pathologic myopia", "high, pathologic myopia", "pathologic myopia with degeneration", "myopic maculopathy in pathologic myopia"),
-        "macular hole": ("macular hole", "full-thickness macular hole", "idiopathic macular hole", "hole of the macula"),
-        "cataract": ("cataract", "cataract veiling the fundus", "lens opacity, cataract", "cataract that blurs the fundus"),
+        "normal": (
+            "normal fundus",
+            "healthy fundus, normal retina",
+            "no retinal disease, normal fundus",
+            "normal eye grounds, unremarkable fundus",
+        ),
+        "mild diabetic retinopathy": (
+            "mild diabetic retinopathy",
+            "mild non-proliferative diabetic retinopathy",
+            "diabetic retinopathy of mild degree",
+            "mild NPDR",
+        ),
+        "moderate diabetic retinopathy": (
+            "moderate diabetic retinopathy",
+            "moderate non-proliferative diabetic retinopathy",
+            "diabetic retinopathy of moderate degree",
+            "moderate NPDR",
+        ),
+        "severe diabetic retinopathy": (
+            "severe diabetic retinopathy",
+            "severe non-proliferative diabetic retinopathy",
+            "diabetic retinopathy of severe degree",
+            "severe NPDR",
+        ),
+        "proliferative diabetic retinopathy": (
+            "proliferative diabetic retinopathy",
+            "PDR, proliferative diabetic retinopathy",
+            "diabetic retinopathy that has become proliferative",
+            "high-risk proliferative diabetic retinopathy",
+        ),
+        "diabetic macular oedema": (
+            "diabetic macular oedema",
+            "diabetic macular oedema, clinically significant",
+            "DME, diabetic macular oedema",
+            "macular oedema due to diabetes",
+        ),
+        "dry age-related macular degeneration": (
+            "dry age-related macular degeneration",
+            "dry AMD",
+            "non-neovascular, dry age-related macular degeneration",
+            "age-related macular degeneration of the dry type",
+        ),
+        "neovascular age-related macular degeneration": (
+            "neovascular age-related macular degeneration",
+            "wet AMD, neovascular age-related macular degeneration",
+            "exudative neovascular AMD",
+            "age-related macular degeneration of the neovascular type",
+        ),
+        "glaucoma": (
+            "glaucoma",
+            "glaucomatous optic neuropathy, glaucoma",
+            "changes of glaucoma",
+            "glaucoma with cupping",
+        ),
+        "retinal vein occlusion": (
+            "retinal vein occlusion",
+            "occlusion of a retinal vein",
+            "RVO, retinal vein occlusion",
+            "vein occlusion of the retina",
+        ),
+        "retinal detachment": (
+            "retinal detachment",
+            "rhegmatogenous retinal detachment",
+            "detachment of the retina",
+            "RD, retinal detachment",
+        ),
+        "pathologic myopia": (
+            "pathologic myopia",
+            "high, pathologic myopia",
+            "pathologic myopia with degeneration",
+            "myopic maculopathy in pathologic myopia",
+        ),
+        "macular hole": (
+            "macular hole",
+            "full-thickness macular hole",
+            "idiopathic macular hole",
+            "hole of the macula",
+        ),
+        "cataract": (
+            "cataract",
+            "cataract veiling the fundus",
+            "lens opacity, cataract",
+            "cataract that blurs the fundus",
+        ),
     },
     "zh": {
         "normal": ("正常眼底", "眼底未见异常，正常眼底", "眼底正常", "正常视网膜"),
-        "mild diabetic retinopathy": ("轻度糖尿病视网膜病变", "轻度非增殖期糖尿病视网膜病变", "糖尿病视网膜病变（轻度）"),
-        "moderate diabetic retinopathy": ("中度糖尿病视网膜病变", "中度非增殖期糖尿病视网膜病变", "糖尿病视网膜病变（中度）"),
-        "severe diabetic retinopathy": ("重度糖尿病视网膜病变", "重度非增殖期糖尿病视网膜病变", "糖尿病视网膜病变（重度）"),
-        "proliferative diabetic retinopathy": ("增殖期糖尿病视网膜病变", "增殖性糖尿病视网膜病变", "糖尿病视网膜病变（增殖期）"),
+        "mild diabetic retinopathy": (
+            "轻度糖尿病视网膜病变",
+            "轻度非增殖期糖尿病视网膜病变",
+            "糖尿病视网膜病变（轻度）",
+        ),
+        "moderate diabetic retinopathy": (
+            "中度糖尿病视网膜病变",
+            "中度非增殖期糖尿病视网膜病变",
+            "糖尿病视网膜病变（中度）",
+        ),
+        "severe diabetic retinopathy": (
+            "重度糖尿病视网膜病变",
+            "重度非增殖期糖尿病视网膜病变",
+            "糖尿病视网膜病变（重度）",
+        ),
+        "proliferative diabetic retinopathy": (
+            "增殖期糖尿病视网膜病变",
+            "增殖性糖尿病视网膜病变",
+            "糖尿病视网膜病变（增殖期）",
+        ),
         "diabetic macular oedema": ("糖尿病性黄斑水肿", "糖尿病黄斑水肿", "糖尿病引起的黄斑水肿"),
-        "dry age-related macular degeneration": ("干性年龄相关性黄斑变性", "干性黄斑变性", "年龄相关性黄斑变性（干性）"),
-        "neovascular age-related macular degeneration": ("新生血管性年龄相关性黄斑变性", "湿性年龄相关性黄斑变性（新生血管性）", "年龄相关性黄斑变性（湿性）"),
+        "dry age-related macular degeneration": (
+            "干性年龄相关性黄斑变性",
+            "干性黄斑变性",
+            "年龄相关性黄斑变性（干性）",
+        ),
+        "neovascular age-related macular degeneration": (
+            "新生血管性年龄相关性黄斑变性",
+            "湿性年龄相关性黄斑变性（新生血管性）",
+            "年龄相关性黄斑变性（湿性）",
+        ),
         "glaucoma": ("青光眼", "青光眼性视神经病变", "青光眼性视盘改变"),
         "retinal vein occlusion": ("视网膜静脉阻塞", "视网膜静脉阻塞（RVO）", "静脉阻塞性视网膜病变，视网膜静脉阻塞"),
         "retinal detachment": ("视网膜脱离", "孔源性视网膜脱离", "视网膜脱离（RD）"),
@@ -35,7 +129,7 @@ IMPRESSIONS = {
         "macular hole": ("黄斑裂孔", "全层黄斑裂孔", "特发性黄斑裂孔"),
         "cataract": ("白内障", "白内障，眼底窥不清", "晶状体混浊，白内障"),
     },
-}  # fmt: skip
+}
 
 # Findings by name of conditions.FINDINGS.
 SIGNS = {
@@ -99,16 +193,30 @@ SIGNS = {
 # What is said to be absent, where it is.
 ABSENT = {
     "en": {
-        "haemorrhage": "haemorrhage", "hard exudate": "hard exudates", "drusen": "drusen", "macular oedema": "macular oedema",
-        "neovascularisation": "new vessels", "enlarged cup": "cupping of the disc", "retinal detachment": "detachment",
-        "microaneurysm": "microaneurysms", "cotton-wool spot": "cotton-wool spots", "macular hole": "macular hole",
+        "haemorrhage": "haemorrhage",
+        "hard exudate": "hard exudates",
+        "drusen": "drusen",
+        "macular oedema": "macular oedema",
+        "neovascularisation": "new vessels",
+        "enlarged cup": "cupping of the disc",
+        "retinal detachment": "detachment",
+        "microaneurysm": "microaneurysms",
+        "cotton-wool spot": "cotton-wool spots",
+        "macular hole": "macular hole",
     },
     "zh": {
-        "haemorrhage": "出血", "hard exudate": "硬性渗出", "drusen": "玻璃膜疣", "macular oedema": "黄斑水肿",
-        "neovascularisation": "新生血管", "enlarged cup": "视杯扩大", "retinal detachment": "视网膜脱离",
-        "microaneurysm": "微血管瘤", "cotton-wool spot": "棉绒斑", "macular hole": "黄斑裂孔",
+        "haemorrhage": "出血",
+        "hard exudate": "硬性渗出",
+        "drusen": "玻璃膜疣",
+        "macular oedema": "黄斑水肿",
+        "neovascularisation": "新生血管",
+        "enlarged cup": "视杯扩大",
+        "retinal detachment": "视网膜脱离",
+        "microaneurysm": "微血管瘤",
+        "cotton-wool spot": "棉绒斑",
+        "macular hole": "黄斑裂孔",
     },
-}  # fmt: skip
+}
 
 HEALTHY_BY_MODALITY = {
     "FFA": {
@@ -159,7 +267,10 @@ MODALITY_SIGNS = {
     },
     "OCT": {
         "macular oedema": ("cystoid spaces and a thickened retina on OCT", "OCT示视网膜增厚伴囊样腔隙"),
-        "choroidal neovascularisation": ("subretinal fluid and a pigment epithelial detachment on OCT", "OCT示视网膜下积液及色素上皮脱离"),
+        "choroidal neovascularisation": (
+            "subretinal fluid and a pigment epithelial detachment on OCT",
+            "OCT示视网膜下积液及色素上皮脱离",
+        ),
         "drusen": ("bumps of the pigment epithelium on OCT", "OCT示色素上皮波浪状隆起"),
         "atrophy": ("loss of outer retina on OCT", "OCT示外层视网膜缺失"),
         "macular hole": ("a full-thickness gap of the fovea on OCT", "OCT示中心凹全层缺损"),
@@ -169,4 +280,4 @@ MODALITY_SIGNS = {
         "tessellated fundus": ("a thin choroid on OCT", "OCT示脉络膜变薄"),
         "media opacity": ("a weak OCT signal", "OCT信号减弱"),
     },
-}  # fmt: skip
+}

@@ -1,0 +1,44 @@
+"""Synthetic eyes per second on one core, patient sampling included, masks not.
+
+python benchmarks/synthetic_speed.py [--patients 100] [--sizes 96 224]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from data_pipelines.render import DRAWERS
+from data_pipelines.synthetic import Patients
+
+TARGETS = {96: 150, 224: 40}  # images per second per core, averaged over modalities
+
+
+def rate(modality: str, size: int, patients: int) -> tuple[float, float]:
+    """Images per second of processor time and of wall time, both eyes of every patient drawn."""
+    source = Patients(patients, seed=1, modalities=(modality,), size=size)
+    _ = source[0]  # the noise tiles are made once
+    cpu, wall = time.process_time(), time.perf_counter()
+    images = sum(len(source[k].views) for k in range(patients))
+    return images / (time.process_time() - cpu), images / (time.perf_counter() - wall)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--patients", type=int, default=100)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[96, 224])
+    args = parser.parse_args()
+    for size in args.sizes:
+        rates = {m: rate(m, size, args.patients) for m in DRAWERS}
+        mean = len(rates) / sum(1 / cpu for cpu, _ in rates.values())  # as many images of each modality
+        parts = "  ".join(f"{m} {cpu:.0f}" for m, (cpu, _) in rates.items())
+        wall = len(rates) / sum(1 / w for _, w in rates.values())
+        goal = f", target {TARGETS[size]}" if size in TARGETS else ""
+        print(f"{size} px: {mean:.0f} images/s/core{goal} (wall {wall:.0f})   {parts}")
+
+
+if __name__ == "__main__":
+    main()
