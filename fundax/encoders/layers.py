@@ -22,6 +22,9 @@ Initializer = Callable[..., jax.Array]
 Activation = Callable[[jax.Array], jax.Array]
 Rows = int | jax.Array | None
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, of RGB in [0, 1]
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 # ---------------------------------------------------------------------------------------- functions
 
 
@@ -53,6 +56,41 @@ def normalize(image: Array, mean: Sequence[float], std: Sequence[float], dtype: 
     scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32).reshape(shape)
     shift = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)], jnp.float32).reshape(shape)
     return (image.astype(jnp.float32) * scale - shift).astype(dtype)
+
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [... D] times an fp32 kernel [D ...], in x's dtype; the kernel's gradient is accumulated and returned in fp32.
+
+    The same numbers as jnp.tensordot. The gradient is spelt out because the one derived by JAX asks for the kernel's
+    gradient transposed, which XLA on CPU answers by copying activations: see benchmarks/train_step.py.
+    """
+    return jax.lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return product(x, kernel), (x, kernel)
+
+
+def _product_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    batch = tuple(range(x.ndim - 1))
+    outputs = tuple(range(x.ndim - 1, g.ndim)), tuple(range(1, kernel.ndim))
+    d_x = jax.lax.dot_general(g, kernel.astype(g.dtype), (outputs, ((), ())))
+    dot = partial(jax.lax.dot_general, dimension_numbers=((batch, batch), ((), ())), preferred_element_type=jnp.float32)
+    if kernel.ndim > 2 or kernel.shape[0] <= kernel.shape[1]:
+        return d_x, dot(x, g)
+    # One operand is copied transposed, so it had better be the narrow one; the barrier keeps XLA from swapping them back.
+    return d_x, jax.lax.optimization_barrier(dot(g, x)).T
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """L2-normalises the last axis in fp32, any shape, with the peers' floor of 1e-12 on the norm."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
 
 
 def attend(
@@ -145,24 +183,40 @@ class LayerNorm(nn.Module):
         return (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
 
 
-class PackedProjection(nn.Module):
-    """The queries', keys' and values' kernels as one [D 3 D]: one product, and the last axis may be sharded by heads."""
+class Dense(nn.Module):
+    """x [... D] to x W + b [... width] in `dtype`: kernel [D width], bias [width]."""
 
     width: int
-    bias: bool = True
-    initial: Initializer = nn.initializers.xavier_uniform()
+    kernel_initial: Initializer
+    bias_initial: Initializer = nn.initializers.zeros
     dtype: str = "float32"
 
-    def setup(self) -> None:
-        self.kernel = self.param("kernel", self.initial, (self.width, 3, self.width), jnp.float32)
-        self.offset = self.param("bias", nn.initializers.zeros, (3, self.width), jnp.float32) if self.bias else None
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_initial, (x.shape[-1], self.width), jnp.float32)
+        bias = self.param("bias", self.bias_initial, (self.width,), jnp.float32).astype(self.dtype)
+        y = product(x.astype(self.dtype), kernel)
+        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
+
+class PackedProjection(nn.Module):
+    """The kernels of queries, keys and values as one [D 3 D]: one product, whose last axis may be sharded by heads."""
+
+    width: int
+    bias: bool
+    initial: Initializer
+    dtype: str = "float32"
+
+    @nn.compact
     def __call__(self, x: jax.Array, first: int = 0, last: int = 3) -> jax.Array:
         """x [B N D] to projections first..last-1 of (queries, keys, values), [B N last-first D]."""
-        y = jnp.einsum("bnd,dke->bnke", x, self.kernel[:, first:last].astype(self.dtype))
-        if self.offset is None:
+        width = self.width
+        kernel = self.param("kernel", self.initial, (width, 3, width), jnp.float32)
+        y = product(x.astype(self.dtype), kernel[:, first:last])
+        if not self.bias:
             return y
-        return y + self.offset[first:last].astype(self.dtype)[None, None]
+        bias = self.param("bias", nn.initializers.zeros, (3, width), jnp.float32)
+        return y + bias[first:last].astype(self.dtype)[None, None]
 
 
 class Attention(nn.Module):
@@ -177,7 +231,7 @@ class Attention(nn.Module):
 
     def setup(self) -> None:
         self.qkv = PackedProjection(self.width, self.qkv_bias, self.initial.qkv, self.dtype)
-        self.out = nn.Dense(self.width, dtype=self.dtype, kernel_init=self.initial.out)
+        self.out = Dense(self.width, self.initial.out, dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, rows: Rows = None) -> jax.Array:
@@ -205,8 +259,8 @@ class MLP(nn.Module):
 
     def setup(self) -> None:
         init = self.initial
-        self.fc1 = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=init.fc1, bias_init=init.fc1_bias)
-        self.fc2 = nn.Dense(self.width, dtype=self.dtype, kernel_init=init.fc2, bias_init=init.fc2_bias)
+        self.fc1 = Dense(self.hidden, init.fc1, init.fc1_bias, self.dtype)
+        self.fc2 = Dense(self.width, init.fc2, init.fc2_bias, self.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(self.activation(self.fc1(x)))

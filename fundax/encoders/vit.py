@@ -81,8 +81,8 @@ class PatchEmbedding(nn.Module):
     def __call__(self, image: jax.Array) -> jax.Array:
         initial = layers.uniform((self.patch * self.patch * 3) ** -0.5)
         shape = (self.patch, self.patch, 3, self.width)
-        kernel = self.param("kernel", initial, shape, jnp.float32).astype(self.dtype)
-        x = patches(image.astype(self.dtype), self.patch) @ kernel.reshape(-1, self.width)
+        kernel = self.param("kernel", initial, shape, jnp.float32)
+        x = layers.product(patches(image.astype(self.dtype), self.patch), kernel.reshape(-1, self.width))
         if not self.bias:
             return x
         return x + self.param("bias", initial, (self.width,), jnp.float32).astype(self.dtype)[None, None]
@@ -127,7 +127,7 @@ class _CrossAttention(nn.Module):
         k, v = jnp.moveaxis(qkv(tokens, 1, 3), 2, 0)
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
         y = layers.attend(q, k, v).reshape(len(tokens), 1, self.width)
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=self.initial.out, name="out")(y)
+        return layers.Dense(self.width, self.initial.out, dtype=self.dtype, name="out")(y)
 
 
 class ViT(nn.Module):
