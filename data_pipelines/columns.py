@@ -8,14 +8,27 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-SPILL = 16 * 2**20  # bytes; an array above this lies in a file of its own and is mapped into memory
+SPILL = 2**20  # bytes; an array above this lies in a file of its own and is mapped into memory
+
+
+T = TypeVar("T")
+_READING = threading.RLock()
+
+
+class read_once(functools.cached_property[T]):
+    """A cached property that many threads read at once and one computes (from Python 3.12 on nothing else locks)."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        with _READING:
+            return super().__get__(instance, owner)
 
 
 class Stored:
@@ -56,7 +69,12 @@ class Strings:
     """Many strings as one array of UTF-8 bytes and the i64 end of each: 8 bytes a string beyond its text."""
 
     def __init__(self, blob: Stored, ends: Stored) -> None:
-        self._blob, self._ends = blob, ends
+        self._stored = blob, ends
+        self._bytes = blob.array.data  # slices of a mapped array are slow
+        self._ends = np.asarray(ends.array)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Strings, self._stored
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Strings:
@@ -67,7 +85,7 @@ class Strings:
         return writer.finish()
 
     def __len__(self) -> int:
-        return len(self._ends.array)
+        return len(self._ends)
 
     def __getitem__(self, row: int) -> str:
         return self.raw(row).decode()
@@ -79,8 +97,8 @@ class Strings:
         """The UTF-8 bytes of one string."""
         if not 0 <= row < len(self):
             raise IndexError(row)
-        start = self._ends.array[row - 1] if row else 0
-        return self._blob.array[start : self._ends.array[row]].tobytes()
+        start = self._ends[row - 1] if row else 0
+        return self._bytes[start : self._ends[row]].tobytes()
 
     def hashes(self, seed: int = 0) -> np.ndarray:
         """u64 [rows]: equal for equal strings, and the same on every machine."""
@@ -89,7 +107,7 @@ class Strings:
     @property
     def nbytes(self) -> int:
         """Of all arrays together, in memory or on disk."""
-        return self._blob.array.nbytes + self._ends.array.nbytes
+        return self._bytes.nbytes + self._ends.nbytes
 
 
 class StringWriter:

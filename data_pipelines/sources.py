@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipelines.columns import Stored, Strings, StringWriter
+from data_pipelines.columns import Stored, Strings, StringWriter, read_once
 from data_pipelines.csv_table import Columns, Layout, Table, class_index, read_table, where
 from data_pipelines.images import EXTENSIONS
 from data_pipelines.records import DataError, Record, View, eye_name, modality_name
@@ -81,7 +80,7 @@ class CsvSource(_Indexed):
     layout: Layout
     image_dir: Path
 
-    @cached_property
+    @read_once
     def table(self) -> Table:
         """The index, read at the first use."""
         if not self.image_dir.is_dir():
@@ -158,7 +157,7 @@ class FolderSource(_Indexed):
     given: tuple[str, ...] | None
     modality: str
 
-    @cached_property
+    @read_once
     def classes(self) -> tuple[str, ...]:
         """Class names, the label being an index into them."""
         found = sorted({name for split in SPLITS for name in _folders(self.root / split)} | set(self._folders()))
@@ -175,7 +174,7 @@ class FolderSource(_Indexed):
             raise DataError(f"{self.root / self.split}: no such folder, {self.root} holds {present}")
         return _folders(self.root / self.split)
 
-    @cached_property
+    @read_once
     def index(self) -> tuple[Strings, Stored]:
         """File paths below the split, and their labels, by class and name."""
         files, labels, base = StringWriter(), [], self.root / self.split

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from data_pipelines.columns import Stored, text_hash
+from data_pipelines.columns import Stored, read_once, text_hash
 from data_pipelines.records import DataError, Record, Source
 
 
@@ -71,7 +70,7 @@ class Part:
     name: str
     seed: int
 
-    @cached_property
+    @read_once
     def chosen(self) -> Stored:
         hashes = _hashes(self.source, self.key, self.seed)
         groups, member, counts = np.unique(hashes, return_inverse=True, return_counts=True)

@@ -4,7 +4,9 @@ import gc
 import pickle
 import subprocess
 import sys
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -97,3 +99,20 @@ def test_hashes_depend_on_text_and_seed_only():
     assert (hashes != strings.hashes(1)).all()
     # BLAKE2b-64 of b"a" with the key 0: the same on every machine
     assert text_hash(b"a", 0) == hashes[0] == 4180199910021036473
+
+
+def test_an_index_is_read_once_by_many_threads():
+    class Slow:
+        reads = 0
+
+        @columns.read_once
+        def index(self):
+            """The index."""
+            Slow.reads += 1
+            time.sleep(0.05)
+            return [1]
+
+    slow = Slow()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: slow.index, range(8)))
+    assert Slow.reads == 1 and all(f is found[0] for f in found)
