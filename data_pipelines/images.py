@@ -16,6 +16,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", 
 MAX_PIXELS = 178_956_970  # what Pillow calls a decompression bomb: 13,377 x 13,377
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # of the cameras and OCT devices that write 16-bit files
 
+# what Pillow and simplejpeg raise for broken files; warnings are among them where a user made them errors
+UNREADABLE = (ValueError, OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, Warning)
+
 ImageLike = np.ndarray | bytes | Path | str
 
 
@@ -40,10 +43,8 @@ def load_sized(image: ImageLike, at_least: int | None = None) -> tuple[np.ndarra
     data, name = _read(image)
     try:
         return _decode(data, at_least)
-    except (ValueError, OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{name}: {_reason(data, error)}") from error
-    except Image.DecompressionBombWarning as error:  # an exception where the user made warnings errors
-        raise DataError(f"{name}: {error}") from error
 
 
 def load_mask(mask: ImageLike) -> np.ndarray:
@@ -59,7 +60,7 @@ def load_mask(mask: ImageLike) -> np.ndarray:
     try:
         picture = _open(data)
         picture.load()
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{name}: {_reason(data, error)}") from error
     if len(picture.getbands()) != 1 or picture.mode == "F":
         raise DataError(f"{name}: a mask has one channel of class numbers, this image is {picture.mode}")
@@ -78,6 +79,8 @@ def _read(image: bytes | Path | str) -> tuple[bytes, str]:
 
 
 def _reason(data: bytes, error: Exception) -> str:
+    if isinstance(error, DataError):
+        return str(error)
     if len(data) < 16:
         return f"not an image, it has only {len(data)} bytes"
     if isinstance(error, UnidentifiedImageError):
@@ -103,9 +106,7 @@ def _decode_jpeg(data: bytes, at_least: int | None) -> tuple[np.ndarray, tuple[i
         if colors in ("CMYK", "YCCK"):
             return None
         array = simplejpeg.decode_jpeg(data, "RGB", min_height=side, min_width=side)
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
+    except ValueError:
         return None
     turn = exif_orientation(data)
     size = (width, height) if turn >= 5 else (height, width)

@@ -208,3 +208,24 @@ def test_masks_keep_their_class_numbers(tmp_path):
 def test_real_photographs_equal_pillow(shared_data):
     for path in sorted((shared_data / "hrf" / "images").glob("*.jpg"))[:3]:
         np.testing.assert_array_equal(images.load(path), np.asarray(Image.open(path)))
+
+
+def test_a_float_image_out_of_range_names_its_file(tmp_path):
+    (tmp_path / "wild.tif").write_bytes(encode(np.full((4, 4), -3, np.float32), "TIFF"))
+    with pytest.raises(DataError, match=r"wild\.tif: an image must lie in 0\.\.65535, not -3\.\.-3$"):
+        images.load(tmp_path / "wild.tif")
+
+
+def test_no_damage_to_a_file_ends_in_another_error():
+    rng = np.random.default_rng(0)
+    whole = [encode(picture(), kind) for kind in ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP")]
+    outcomes = set()
+    for turn in range(600):
+        data = bytearray(whole[turn % len(whole)])
+        for place in rng.integers(0, min(len(data), 80), 3):
+            data[place] = rng.integers(256)
+        try:
+            outcomes.add(images.load(bytes(data)).dtype.name)
+        except DataError:
+            outcomes.add("DataError")
+    assert outcomes == {"uint8", "DataError"}
