@@ -56,7 +56,7 @@ def fresh_folder(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield temporary
-        temporary.chmod(0o755 & ~_umask())  # mkdtemp's folders are for their owner only
+        _readable(temporary)
         if out.is_dir():
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
             os.replace(out, old)
@@ -181,7 +181,9 @@ def largest_difference(
     return max(float(np.abs(np.asarray(ours[name]) - value).max()) for name, value in theirs.items())
 
 
-def _umask() -> int:
+def _readable(folder: Path) -> None:
+    """The permissions of new files: mkdtemp's folders and safetensors' files are for their owner only."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

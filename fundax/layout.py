@@ -47,7 +47,6 @@ PACKED_KERNEL = Layout(  # [3D D] there, rows of q, k, v in this order
 PACKED_BIAS = Layout(lambda t: t[0].reshape(3, -1), lambda x: [x.reshape(-1)])
 SPLIT_KERNEL = Layout(lambda t: np.stack([w.T for w in t], axis=1), lambda x: [x[:, i].T for i in range(3)])
 SPLIT_BIAS = Layout(lambda t: np.stack(t), lambda x: [x[i] for i in range(3)])
-ROW = Layout(lambda t: t[0].reshape(-1), lambda x: [x.reshape(1, 1, -1)])  # [1 1 D] there
 
 
 def linear(path: str, key: str, bias: bool = True) -> list[Row]:
