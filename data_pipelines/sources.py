@@ -17,9 +17,8 @@ from data_pipelines.columns import Stored, Strings, StringWriter, read_once
 from data_pipelines.csv_table import Columns, Layout, Table, class_index, read_table, where
 from data_pipelines.images import EXTENSIONS
 from data_pipelines.records import DataError, Record, View, eye_name, modality_name
-from data_pipelines.splits import select, split_by
-
-__all__ = ["csv_source", "image_folder", "select", "split_by", "wrap"]
+from data_pipelines.splits import select as select
+from data_pipelines.splits import split_by as split_by
 
 SPLITS = ("train", "val", "test")
 

@@ -19,9 +19,9 @@ from PIL import Image, ImageEnhance
 
 from data_pipelines.geometry import INTERPOLATIONS, Crop, Mirror, Move, Resize, Rotate, move, resize_moves
 from data_pipelines.records import MODALITIES, DataError
-from data_pipelines.views import PairedEyes, SingleView, swap_sides
-
-__all__ = ["PairedEyes", "SingleView"]  # the first steps, which live in views.py
+from data_pipelines.views import PairedEyes as PairedEyes
+from data_pipelines.views import SingleView as SingleView
+from data_pipelines.views import swap_sides
 
 IMAGES = ("image", "left", "right")
 RESIZE_MODES = ("squash", "shortest", "longest")

@@ -52,7 +52,8 @@ def swap_sides(text: str) -> str:
 class SingleView:
     """One view of a visit: image u8 [H W 3], text, modality, eye, and what the record's targets hold.
 
-    `size_hint`: both sides of a JPEG stay at least this long when it is decoded at a smaller scale; None decodes all.
+    `size_hint`: both sides of a JPEG stay at least this long when it is decoded at a smaller scale (leave room
+    for a later crop); None decodes all.
     `modality`: only views of this modality; `choose`: "first" or "random" among them.
     `text`: "report" or "findings" (joined by commas), or None; `prompt` words it, with {text}, {modality}, {eye},
     {modality_zh}, {eye_zh}. A record without text gives no `text` key.
