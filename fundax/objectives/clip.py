@@ -14,17 +14,11 @@ import jax.numpy as jnp
 from fundax import losses
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer, text_transformer
+from fundax.encoders.layers import unit
 from fundax.encoders.vit import ViT, size_named, vit
 from fundax.types import Batch, Extra, Metrics, Params
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, of RGB in [0, 1]
-STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """L2-normalises the last axis in fp32, with the peers' floor of 1e-12 on the norm."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
+MEAN, STD = layers.CLIP_MEAN, layers.CLIP_STD
 
 
 @dataclass(frozen=True)

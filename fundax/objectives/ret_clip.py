@@ -1,0 +1,312 @@
+"""RET-CLIP (arXiv:2405.14137): left eye, right eye and patient, each matched with one clinical report.
+
+The computation is that of github.com/sStonemason/RET-CLIP (Apache-2.0), held by golden tests; the optional
+reconstruction branch follows github.com/sStonemason/RET-CLIP-PLUS.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fundax import losses
+from fundax.encoders import layers, mae
+from fundax.encoders.bert import BERT, bert
+from fundax.encoders.layers import unit
+from fundax.encoders.vit import ViT, kept_patches, size_named, vit
+from fundax.errors import UserError
+from fundax.types import Batch, Extra, Metrics, Params
+
+LEVELS = ("patient", "left", "right")
+# A level's words in outputs: left_features, text_features_left, logit_scale_left; the patient's are a plain CLIP's.
+IMAGE = {"patient": "image", "left": "left", "right": "right"}
+SUFFIX = {"patient": "", "left": "_left", "right": "_right"}
+MAX_LOG_SCALE = 4.6052  # the peer clamps all three log scales to [0, this] after every step
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A masked-autoencoder branch beside the contrastive loss, as RET-CLIP-PLUS has it.
+
+    From step `start` the loss gains `weight` times the pixel loss; from step `flow` the contrastive features are
+    those of the reconstructed images (its "VisionFlow"). The peer's stages begin at epochs 2 and 5.
+    """
+
+    decoder: mae.MaskedDecoder
+    ratio: float = 0.75
+    weight: float = 10.0
+    start: int = 0
+    flow: int | None = None
+
+
+@dataclass(frozen=True)
+class RetCLIP:
+    """One ViT for both eyes, BERT, three image mappings, three text heads, three scales; total = their sum or mean.
+
+    negatives: "global" contrasts over the whole batch of all devices; "local" within each device's share (of the
+        "data" axis of the mesh in force), which is what the peer trains with.
+    presence: honour `left_present` and `right_present` where the batch has them: a missing eye drops out of its
+        level's loss, as example and as negative, and the patient feature uses the eye there is. False is the peer.
+    soft_targets: identical reports (equal `category`, else equal tokens) share the probability. False is the peer.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("left", "right", "text")
+
+    image: ViT
+    text: BERT
+    embed: int
+    context: int = 100  # tokens of a report; the tower has text.context positions
+    mean: tuple[float, float, float] = layers.CLIP_MEAN
+    std: tuple[float, float, float] = layers.CLIP_STD
+    contrast: Callable[..., jax.Array] = losses.softmax_contrastive
+    negatives: Literal["global", "local"] = "global"
+    total: Literal["sum", "mean"] = "sum"
+    presence: bool = True
+    soft_targets: bool = False
+    init_logit_scale: float = math.log(90)
+    reconstruction: Reconstruction | None = None
+
+    def __post_init__(self) -> None:
+        if self.negatives not in ("global", "local") or self.total not in ("sum", "mean"):
+            raise UserError("RetCLIP: negatives is 'global' or 'local', total is 'sum' or 'mean'")
+
+    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """left, right u8 [B h w 3], text i32 [B L]; with `presence` also left_present, right_present bool [B]."""
+        size = self.image.image_size
+        eye = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+        there = jax.ShapeDtypeStruct((batch,), jnp.bool_)
+        present = {"left_present": there, "right_present": there} if self.presence else {}
+        text = jax.ShapeDtypeStruct((batch, self.context), jnp.int32)
+        return {"left": eye, "right": eye, "text": text, **present}
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
+        """Fresh parameters, distributed as the peer's: heads' matrices N(0, 1/width), mappings as torch's Linear."""
+        keys = jax.random.split(rng, 6)
+        image = self._normalized(batch["left"][:1])
+        params: Params = {
+            "image": self.image.init(keys[0], image)["params"],
+            "text": self.text.init(keys[1], batch["text"][:1])["params"],
+            "project": _initial_heads(keys[2], self.image.width, self.text.width, self.embed),
+            "log_scale": {level: jnp.asarray(self.init_logit_scale, jnp.float32) for level in LEVELS},
+        }
+        if branch := self.reconstruction:
+            kept = jnp.zeros((1, 1), jnp.int32)
+            tokens = jnp.zeros((1, 2, self.image.width), jnp.float32)
+            params["decoder"] = branch.decoder.init(keys[3], tokens, kept)["params"]
+        return params, {}
+
+    def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+        """Outputs for whichever keys are there; *_features are unit vectors f32 [B E], *_raw are before that.
+
+        left, right (one may be absent): visual_left/right (of the ViT, before any mapping), left_/right_ raw and
+            features, and the patient's image_raw, image_features; a missing eye is replaced by the other one.
+        image (one photograph, side unknown): visual, image_raw, image_features: it stands for both eyes.
+        text: text_raw, text_features, and the same with _left and _right. Always: logit_scale, _left, _right.
+        """
+        del extra
+        visual = {
+            name: self._visual(params, self._normalized(batch[key]))
+            for key, name in (("left", "visual_left"), ("right", "visual_right"), ("image", "visual"))
+            if key in batch
+        }
+        raw = self._image_levels(params, visual, batch)
+        if "text" in batch:
+            raw |= self._text_levels(params, batch["text"], None)
+        return visual | raw | _features(raw) | self._scales(params)
+
+    def encode(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> dict[str, jax.Array]:
+        """The six unit features, f32 [B E]; `reconstruction` [B], weighted, where there is that branch.
+
+        `rng` drives BERT's dropout, FLIP masking where the ViT has a mask_ratio, and the branch's masks.
+        """
+        del extra
+        keys = jax.random.split(rng, 3)
+        # Eyes side by side in the patient's row, not one batch after the other: a sharded batch then stays in place.
+        eyes = jnp.stack([batch["left"], batch["right"]], axis=1)  # [B 2 h w 3]
+        images, out = self._normalized(eyes.reshape(-1, *eyes.shape[2:])), {}
+        if self.reconstruction:
+            images, error = self._reconstructed(params, images, keys[2], step)
+            out["reconstruction"] = error.reshape(-1, 2).mean(1)
+        visual = self._visual(params, images, keys[0]).reshape(len(eyes), 2, -1)
+        both = {"visual_left": visual[:, 0], "visual_right": visual[:, 1]}
+        raw = self._image_levels(params, both, batch) | self._text_levels(params, batch["text"], keys[1])
+        return _features(raw) | out
+
+    def compare(self, params: Params, features: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, Metrics]:
+        """The loss of a full batch of features, its three parts, and the patient level's accuracy.
+
+        `valid` in the batch leaves examples out.
+        """
+        scales, masks, parts = self._scales(params), self._masks(batch), {}
+        targets = _same_report(batch) if self.soft_targets else None
+        for level in LEVELS:
+            image, text = features[f"{IMAGE[level]}_features"], features[f"text_features{SUFFIX[level]}"]
+            scale = scales[f"logit_scale{SUFFIX[level]}"]
+            parts[level] = self._contrast(image, text, scale, masks[level], targets)
+        loss = sum(parts.values()) / (1 if self.total == "sum" else len(LEVELS))
+        metrics = {f"loss_{level}": part for level, part in parts.items()}
+        if "reconstruction" in features:
+            metrics["loss_reconstruction"] = features["reconstruction"].mean()
+            loss = loss + metrics["loss_reconstruction"]
+        accuracy = losses.contrastive_accuracy(features["image_features"], features["text_features"], masks["patient"])
+        metrics |= {"image_to_text": accuracy[0], "text_to_image": accuracy[1]}
+        return loss, {"loss": loss, **metrics, **scales}
+
+    def loss(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
+        """Needs `left`, `right` and `text`; see the class for which negatives there are."""
+        loss, metrics = self.compare(params, self.encode(params, extra, batch, rng, step), batch)
+        return loss, (extra, metrics)
+
+    def _normalized(self, image: jax.Array) -> jax.Array:
+        return layers.normalize(image, self.mean, self.std, self.image.dtype)
+
+    def _visual(self, params: Params, image: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        """Normalised images [B h w 3] to f32 [B E], before any level's mapping."""
+        rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
+        pooled = self.image.apply({"params": params["image"]}, image, rngs=rngs)["pooled"]
+        return pooled.astype(jnp.float32) @ params["project"]["image"]["kernel"]
+
+    def _image_levels(self, params: Params, visual: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+        """The mapped features of every level that the given images allow, f32 [B E]."""
+        project, out = params["project"], {}
+        left, right = visual.get("visual_left"), visual.get("visual_right")
+        for eye, features in (("left", left), ("right", right)):
+            if features is not None:
+                out[f"{eye}_raw"] = features @ project[eye]["kernel"]
+        left, right = (right if left is None else left), (left if right is None else right)
+        if left is None or right is None:
+            left = right = visual.get("visual")
+        elif self.presence and "left_present" in batch and "right_present" in batch:
+            here = batch["left_present"][:, None], batch["right_present"][:, None]
+            left, right = jnp.where(here[0], left, right), jnp.where(here[1], right, left)
+        if left is not None and right is not None:
+            out["image_raw"] = jnp.concatenate([left, right], axis=-1) @ project["patient"]["kernel"]
+        return out
+
+    def _text_levels(self, params: Params, text: jax.Array, rng: jax.Array | None) -> dict[str, jax.Array]:
+        """Token ids i32 [B L] to the three text features, f32 [B E]."""
+        rngs = {"dropout": rng} if rng is not None and self.text.dropout else {}
+        pooled = self.text.apply({"params": params["text"]}, text, rngs=rngs)["pooled"].astype(jnp.float32)
+        heads = {SUFFIX[level]: params["project"][f"text_{level}"] for level in LEVELS}
+        return {f"text_raw{suffix}": _text_head(pooled, head) for suffix, head in heads.items()}
+
+    def _scales(self, params: Params) -> dict[str, jax.Array]:
+        return {f"logit_scale{SUFFIX[level]}": jnp.exp(params["log_scale"][level]) for level in LEVELS}
+
+    def _masks(self, batch: Batch) -> dict[str, jax.Array | None]:
+        """Which examples count at each level; None where all do."""
+        valid = batch.get("valid")
+        if not self.presence or "left_present" not in batch or "right_present" not in batch:
+            return dict.fromkeys(LEVELS, valid)
+        left, right = batch["left_present"], batch["right_present"]
+        masks = {"patient": left | right, "left": left, "right": right}
+        return {level: mask if valid is None else mask & valid for level, mask in masks.items()}
+
+    def _contrast(
+        self,
+        image: jax.Array,
+        text: jax.Array,
+        scale: jax.Array,
+        mask: jax.Array | None,
+        targets: jax.Array | None,
+    ) -> jax.Array:
+        """One level's loss: over the global batch, or the mean of each device's own (which is what DDP trains)."""
+        if self.negatives == "global":
+            return self.contrast(image, text, scale, mask=mask, targets=targets)
+        groups = _devices()
+        if len(image) % groups:
+            raise UserError(f"negatives='local': a batch of {len(image)} does not divide by {groups} devices")
+
+        def split(x: jax.Array | None) -> jax.Array | None:
+            return None if x is None else x.reshape(groups, len(image) // groups, *x.shape[1:])
+
+        if targets is not None:  # each device sees the block of its own examples
+            own, size = jnp.arange(groups), len(image) // groups
+            targets = targets.reshape(groups, size, groups, size)[own, :, own]
+        local = jax.vmap(lambda i, t, m, y: self.contrast(i, t, scale, mask=m, targets=y))
+        return local(split(image), split(text), split(mask), targets).mean()
+
+    def _reconstructed(
+        self, params: Params, images: jax.Array, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The images the contrastive part sees, and the weighted pixel loss of each, f32 [B]."""
+        branch = self.reconstruction
+        assert branch is not None
+        patch, noise = self.image.patch, jax.random.uniform(rng, (len(images), self.image.patches))
+        tower = self.image.clone(mask_ratio=branch.ratio)
+
+        def run() -> tuple[jax.Array, jax.Array]:
+            kept = kept_patches(noise, branch.ratio)
+            tokens = tower.apply({"params": params["image"]}, images, noise)["tokens"]
+            predicted = branch.decoder.apply({"params": params["decoder"]}, tokens, kept)
+            error = branch.weight * mae.pixel_loss(predicted, images, kept, patch)
+            return mae.reconstruct(predicted, images, kept, patch), error
+
+        def skip() -> tuple[jax.Array, jax.Array]:
+            return images, jnp.zeros(len(images), jnp.float32)
+
+        painted, error = jax.lax.cond(step >= branch.start, run, skip)
+        if branch.flow is None:
+            return images, error
+        return jnp.where(step >= branch.flow, painted, images), error
+
+
+def _features(raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name.replace("raw", "features"): unit(x) for name, x in raw.items()}
+
+
+def _text_head(x: jax.Array, head: Params) -> jax.Array:
+    x = jax.nn.relu(x @ head["fc1"]["kernel"] + head["fc1"]["bias"][None])
+    return x @ head["fc2"]["kernel"] + head["fc2"]["bias"][None]
+
+
+def _initial_heads(rng: jax.Array, width: int, hidden: int, embed: int) -> Params:
+    keys = iter(jax.random.split(rng, 16))
+    normal, torch = nn.initializers.normal, lambda inputs: layers.uniform(inputs**-0.5)
+
+    def dense(outputs: int) -> Params:
+        kernel = normal(hidden**-0.5)(next(keys), (hidden, outputs), jnp.float32)
+        return {"kernel": kernel, "bias": torch(hidden)(next(keys), (outputs,))}
+
+    heads: Params = {"image": {"kernel": normal(width**-0.5)(next(keys), (width, embed), jnp.float32)}}
+    for level in LEVELS:
+        inputs = 2 * embed if level == "patient" else embed
+        heads[level] = {"kernel": torch(inputs)(next(keys), (inputs, embed))}
+        heads[f"text_{level}"] = {"fc1": dense(hidden), "fc2": dense(embed)}
+    return heads
+
+
+def _same_report(batch: Batch) -> jax.Array:
+    """f32 [B B]: 1 where two patients' reports are the same."""
+    if "category" in batch:
+        return losses.matching_targets(batch["category"])
+    text = batch["text"]
+    return (text[:, None] == text[None]).all(-1).astype(jnp.float32)
+
+
+def _devices() -> int:
+    """Shares of a batch in the mesh in force: the size of its data axis, 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape.get("data", 1)
+
+
+def ret_clip(size: str, text: str = "base", *, vocab: int = 21128, dropout: float = 0.1, **fields: Any) -> RetCLIP:
+    """RET-CLIP with an image tower of encoders.vit.SIZES and a text tower of encoders.bert.SIZES.
+
+    `fields` named scan, remat and dtype go to both towers, the others to RetCLIP. The published model is B/16, base.
+    Raises UserError for an unknown size.
+    """
+    towers = {name: fields.pop(name) for name in ("scan", "remat", "dtype") if name in fields}
+    image = vit(size, image_size=fields.pop("image_size", size_named(size).image_size), **towers)
+    fields.setdefault("embed", size_named(size).embed)
+    return RetCLIP(image=image, text=bert(text, vocab=vocab, dropout=dropout, **towers), **fields)

@@ -1,0 +1,227 @@
+"""RET-CLIP's numbers: every array the peer's code produced, before and after a trip through its own key names."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import load_file
+
+from fundax import layout, optim
+from fundax.encoders.positions import aligned_corners, resize_positions
+from fundax.interop.ret_clip import from_fundax, to_fundax
+from fundax.objectives.ret_clip import MAX_LOG_SCALE
+
+FEATURES = 2e-5
+RAW = {
+    "raw.visual_left": "visual_left",
+    "raw.visual_right": "visual_right",
+    "raw.global_image": "image_raw",
+    "raw.left_image": "left_raw",
+    "raw.right_image": "right_raw",
+    "raw.text": "text_raw",
+    "raw.text_left": "text_raw_left",
+    "raw.text_right": "text_raw_right",
+}
+OUT = {
+    f"out.{name}": name
+    for name in (
+        *("image_features", "left_features", "right_features"),
+        *("text_features", "text_features_left", "text_features_right"),
+    )
+}
+SCALES = {f"out.logit_scale{suffix}_exp": f"logit_scale{suffix}" for suffix in ("", "_left", "_right")}
+
+
+@pytest.fixture(scope="module", params=["as read", "exported and read again"])
+def peer(golden, request):
+    """The peer's arrays with our model of its weights: the second time from a state dict we wrote."""
+    folder = golden / "retclip"
+    config = json.loads((folder / "config.json").read_text())
+    state = load_file(folder / "state_dict.safetensors")
+    facts = {"head_width": config["vision_head_width"], "text_heads": config["text_num_attention_heads"]}
+    objective, params = to_fundax(state, **facts)
+    if request.param != "as read":
+        again = from_fundax(objective, params)
+        assert again.keys() == state.keys()
+        assert all(again[key].tobytes() == state[key].tobytes() for key in state)
+        objective, params = to_fundax(again, **facts)
+    arrays = load_file(folder / "forward.safetensors")
+    batch = {
+        "left": arrays["in.left"].transpose(0, 2, 3, 1),
+        "right": arrays["in.right"].transpose(0, 2, 3, 1),
+        "text": arrays["in.tokens"],
+    }
+    params = jax.tree.map(jnp.asarray, params)
+    return SimpleNamespace(
+        folder=folder, config=config, state=state, objective=objective, params=params, arrays=arrays, batch=batch
+    )
+
+
+@pytest.fixture(scope="module")
+def outputs(peer):
+    return jax.jit(peer.objective.forward)(peer.params, {}, peer.batch)
+
+
+@pytest.fixture(scope="module")
+def trained(peer):
+    """Loss, metrics and gradients, without dropout as the peer's vectors are."""
+    objective = no_dropout(peer.objective)
+
+    def loss(params):
+        return objective.loss(params, {}, peer.batch, jax.random.key(0), jnp.zeros((), jnp.int32))
+
+    (value, (_, metrics)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(peer.params)
+    return SimpleNamespace(loss=value, metrics=metrics, grads=grads)
+
+
+def no_dropout(objective):
+    return objective.__class__(**{**objective.__dict__, "text": objective.text.clone(dropout=0.0)})
+
+
+def test_sizes_come_from_the_shapes(peer):
+    image, text, config = peer.objective.image, peer.objective.text, peer.config
+    assert (image.image_size, image.patch, image.width, image.depth) == tuple(
+        config[f"{'image_resolution' if k == 'resolution' else 'vision_' + k}"]
+        for k in ("resolution", "patch_size", "width", "layers")
+    )
+    assert (peer.objective.embed, text.vocab) == (config["embed_dim"], config["vocab_size"])
+    assert (text.hidden, text.context) == (
+        config["text_intermediate_size"],
+        config["text_max_position_embeddings"],
+    )
+
+
+def test_intermediate_arrays(peer):
+    arrays, objective = peer.arrays, peer.objective
+    for eye in ("left", "right"):
+        apply = jax.jit(lambda params, image: objective.image.apply({"params": params}, image, hidden=True))
+        out = apply(peer.params["image"], peer.batch[eye])
+        conv = arrays[f"inter.visual.conv1.{eye}"]
+        close(out["patches"], conv.reshape(*conv.shape[:2], -1).swapaxes(1, 2))
+        close(out["embedded"], arrays[f"inter.visual.ln_pre.{eye}"])
+        for i, x in enumerate(out["hidden"]):
+            close(x, arrays[f"inter.visual.resblocks.{i}.{eye}"])
+        close(out["pooled"], arrays[f"inter.visual.ln_post.{eye}"])
+    out = jax.jit(lambda params, text: objective.text.apply({"params": params}, text, hidden=True))(
+        peer.params["text"], peer.batch["text"]
+    )
+    close(out["embedded"], arrays["inter.bert.embeddings"])
+    for i, x in enumerate(out["hidden"]):
+        close(x, arrays[f"inter.bert.layer.{i}"])
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [*RAW.items(), *OUT.items()])
+def test_features(peer, outputs, theirs, ours):
+    close(outputs[ours], peer.arrays[theirs])
+
+
+@pytest.mark.parametrize(("theirs", "ours"), SCALES.items())
+def test_scales(peer, outputs, theirs, ours):
+    np.testing.assert_allclose(outputs[ours], peer.arrays[theirs], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("loss.total", "loss"),
+        ("loss.global", "loss_patient"),
+        ("loss.left", "loss_left"),
+        ("loss.right", "loss_right"),
+        ("loss.acc_i2t", "image_to_text"),
+        ("loss.acc_t2i", "text_to_image"),
+    ],
+)
+def test_loss_and_its_parts(peer, trained, theirs, ours):
+    np.testing.assert_allclose(trained.metrics[ours], peer.arrays[theirs], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(trained.loss, peer.arrays["loss.total"], rtol=0, atol=2e-5)
+
+
+def test_every_array_of_the_forward_file_is_compared(peer):
+    inputs = {"in.left_uint8", "in.right_uint8", "in.left", "in.right", "in.tokens", "in.eos_index"}
+    masking = {"mask.noise", "mask.visual_left_ratio0.5"}
+    rest = set(peer.arrays) - inputs - masking - set(RAW) - set(OUT) - set(SCALES)
+    assert all(name.startswith(("inter.visual.", "inter.bert.", "loss.")) for name in rest)
+
+
+def test_every_gradient(peer, trained):
+    grads = from_fundax(peer.objective, jax.tree.map(np.asarray, trained.grads))
+    expected = load_file(peer.folder / "grads.safetensors")
+    assert grads.keys() == expected.keys()
+    # Softmax does not see a key's bias: its gradient is 0 but for rounding, so queries, keys and values share a scale
+    # (as they do where the peer keeps them in one tensor).
+    largest: dict[str, float] = {}
+    for name, value in expected.items():
+        group = re.sub("query|key|value", "qkv", name)
+        largest[group] = max(largest.get(group, 0.0), float(np.abs(value).max()))
+    for name, value in expected.items():
+        bound = 1e-5 * largest[re.sub("query|key|value", "qkv", name)]
+        np.testing.assert_allclose(grads[name], value, rtol=0, atol=bound, err_msg=name)
+
+
+def test_one_adamw_step_with_the_peers_groups(peer):
+    facts = json.loads((peer.folder / "param_groups.json").read_text())
+    adamw = facts["adamw"]
+    grads = to_ours(peer, load_file(peer.folder / "grads.safetensors"))
+    optimizer = optax.chain(
+        optim.adamw(
+            optim.constant(adamw["lr"]),
+            betas=tuple(adamw["betas"]),
+            eps=adamw["eps"],
+            weight_decay=adamw["weight_decay"],
+            decay=optim.peer_ret_clip,
+        ),
+        optim.clamped({"^log_scale/": (0.0, MAX_LOG_SCALE)}),
+    )
+    updates, _ = optimizer.update(grads, optimizer.init(peer.params), peer.params)
+    stepped = from_fundax(peer.objective, jax.tree.map(np.asarray, optax.apply_updates(peer.params, updates)))
+    for name, value in load_file(peer.folder / "after_one_adamw_step.safetensors").items():
+        np.testing.assert_allclose(stepped[name], value, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_the_decay_groups_are_the_peers(peer):
+    facts = json.loads((peer.folder / "param_groups.json").read_text())
+    decayed = optim.decay_mask(optim.peer_ret_clip)(peer.params)
+    marks = jax.tree.map(lambda yes, leaf: np.full(leaf.shape, yes, np.float32), decayed, peer.params)
+    ours = {name for name, mark in from_fundax(peer.objective, marks).items() if mark.all()}
+    assert ours == set(facts["decay"])
+    assert set(peer.state) - ours == set(facts["no_decay"])
+
+
+def test_flip_masking_with_the_peers_noise(peer):
+    objective = peer.objective
+    tower = objective.image.clone(mask_ratio=0.5)
+    pooled = tower.apply({"params": peer.params["image"]}, peer.batch["left"], jnp.asarray(peer.arrays["mask.noise"]))
+    visual = pooled["pooled"] @ peer.params["project"]["image"]["kernel"]
+    close(visual, peer.arrays["mask.visual_left_ratio0.5"])
+
+
+def test_schedule(golden):
+    with np.load(golden / "retclip" / "schedule_posembed.npz") as file:
+        expected = file["cosine_lr_base3e5_warm50_steps400"]
+    schedule = optim.cosine(3e-5, len(expected), warmup=50)
+    ours = np.array([schedule(step) for step in range(len(expected))])
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_positions_resized_by_the_peers_rule(golden, direction):
+    with np.load(golden / "retclip" / "schedule_posembed.npz") as file:
+        table, expected = file[f"pos_{direction}_in"], file[f"pos_{direction}_out"]
+    np.testing.assert_allclose(resize_positions(table, len(expected), aligned_corners), expected, rtol=0, atol=2e-5)
+
+
+def close(ours, theirs):
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=FEATURES)
+
+
+def to_ours(peer, state):
+    """Any arrays under the peer's keys (gradients, say) as a tree of ours."""
+    image, text = peer.config["vision_head_width"], peer.config["text_num_attention_heads"]
+    params = to_fundax(state, head_width=image, text_heads=text)[1]
+    assert layout.flatten(params).keys() == layout.flatten(peer.params).keys()
+    return jax.tree.map(jnp.asarray, params)
