@@ -76,7 +76,7 @@ def test_the_index_of_many_rows_is_small_and_travels_light(tmp_path, monkeypatch
     assert len(gc.get_objects()) - objects < 1000  # not one object a row
     # 19 + 13 + 6 bytes of text, 8 of offset for each of the three, 2 codes, 8 of place
     assert held < rows * 85
-    monkeypatch.setattr("data_pipelines.columns.SPILL", 10_000)
+    monkeypatch.setattr("data_pipelines.columns.SPILL", 5_000)
     large = pickle.dumps(csv_source(path))
     assert len(large) < 5000  # names of files, not the index
     other = pickle.loads(large)
