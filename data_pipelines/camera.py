@@ -81,16 +81,15 @@ def soften(image: np.ndarray, radius: float) -> np.ndarray:
     return np.asarray(Image.fromarray(image).filter(ImageFilter.BoxBlur(radius)))
 
 
-def expose(planes: Planes, camera: Device, frame: Frame, haze: float, rng: np.random.Generator) -> np.ndarray:
-    """u8 [h w 3] from planes: tint, blur, field, sensor noise, JPEG there and back."""
-    size = frame.size
+def expose(planes: Planes, camera: Device, mask: np.ndarray, haze: float, rng: np.random.Generator) -> np.ndarray:
+    """u8 [h w 3] from planes: tint, blur, sensor noise, the field's `mask` f32 [h w], JPEG there and back."""
+    size = len(mask)
     stacked = np.empty((size, size, 3), np.float32)
     for k, plane in enumerate(planes):
         np.multiply(plane, np.float32(255 * camera.tint[k]), out=stacked[..., k])
     image = np.clip(stacked + 0.5, 0, 255).astype(np.uint8)
     image = soften(image, (camera.blur + 5 * haze * haze) * size / 224)
     noise = (grain("white", size, size, rng) - np.float32(0.5)) * np.float32(255 * camera.noise)
-    mask = field(frame, camera)
     image = (image + noise[..., None]) * mask[..., None] + np.float32(4.5)
     return jpeg(np.clip(image, 0, 255).astype(np.uint8), camera.quality)
 

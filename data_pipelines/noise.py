@@ -90,14 +90,15 @@ def tile(kind: str) -> np.ndarray:
 
 
 @lru_cache
-def _picture(kind: str) -> Image.Image:
-    return Image.fromarray(tile(kind))
+def _picture(kind: str, shrink: int) -> Image.Image:
+    return Image.fromarray(tile(kind)).reduce(shrink)
 
 
 def texture(kind: str, size: int, x: float, y: float, span: float) -> np.ndarray:
     """f32 [size size] in 0..1: `span` (at most 512) tile pixels from tile position (x, y) on, resized."""
-    x, y = x % TILE, y % TILE
-    out = _picture(kind).resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + span, y + span))
+    shrink = 4 if span > 3.6 * size else 2 if span > 1.8 * size else 1
+    x, y, span = x % TILE / shrink, y % TILE / shrink, span / shrink
+    out = _picture(kind, shrink).resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + span, y + span))
     return np.asarray(out, np.float32) * np.float32(1 / 255)
 
 

@@ -135,7 +135,9 @@ def eye_at(p: Patient, side: str, day: int) -> Eye:
     tone = Tone(tortuosity + 0.3 * trait["dilation"], 0.86 - 0.36 * tortuosity, trait["dilation"])
     arteries, veins = vessel_tree(disc, tone, rng)
     hba1c_share = (
-        max(0.0, min(1.0, (p.hba1c - 5.9 - 0.85 * load) / 1.2)) if condition in RETINOPATHY else (p.hba1c - 7.2) / 2.6
+        max(0.0, min(1.0, (p.hba1c - 5.9 - 0.85 * course.load) / 1.2))
+        if condition in RETINOPATHY
+        else (p.hba1c - 7.2) / 2.6
     )
     site = Site(load, disc, veins, max(0.0, min(1.0, hba1c_share)), u[2])
     lesions = lesions_of(condition, site, stream(p.seed, p.index, number + 2))

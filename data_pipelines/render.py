@@ -29,7 +29,8 @@ class Picture:
 def render(eye: Eye, modality: str, size: int, rng: np.random.Generator, masks: bool = False) -> Picture:
     """The picture of an eye in a modality (CFP, UWF, FFA or OCT).
 
-    Masks, when asked for, are bool [size size] by name (artery, vein, disc, cup, every lesion of the eye) and `index`,
+    Masks, when asked for, are bool [size size] by name (field of view, artery, vein, disc, cup,
+    every lesion of the eye) and `index`,
     u8 [size size] of MASK_CLASSES; of an OCT scan `layers` u8 (indices of LAYERS), `index` (the same) and `fluid`.
     Raises DataError for another modality and for sizes under 16.
     """
@@ -65,6 +66,8 @@ def fundus_masks(cover: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     masks: dict[str, np.ndarray] = {name: c > 0.5 for name, c in cover.items()}
     masks["artery"], masks["vein"] = cover["artery"] > 0.3, cover["vein"] > 0.3  # twigs thinner than a pixel are faint
     masks["cup"] &= masks["disc"]
+    for name in masks:
+        masks[name] &= masks["field"]
     index = np.zeros(cover["disc"].shape, np.uint8)
     index[masks["artery"] | masks["vein"]] = MASK_CLASSES.index("vessel")
     spread = ("detached retina", "nerve fibre defect", "peripapillary atrophy", "macular oedema")

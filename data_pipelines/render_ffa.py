@@ -21,7 +21,7 @@ def _choroid(eye: Eye, frame: Frame) -> np.ndarray:
     cloud = anchored("cloud", eye, frame)
     fine = anchored("grain", eye, frame, 2.0)
     bands = anchored("choroid", eye, frame) * np.float32(0.16 * eye.tessellation)
-    plane = np.float32(0.17) + np.float32(0.09) * cloud + np.float32(0.06) * fine + bands
+    plane = np.float32(0.13) + np.float32(0.09) * cloud + np.float32(0.06) * fine + bands
     r2 = frame.squared(0, 0)
     return plane * (1 - np.float32(0.55) / (1 + r2 * r2 * np.float32(1 / 60)))
 
@@ -103,8 +103,8 @@ def ffa(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Fram
         size, size * grey.field / 2 / cam.uniform(rng, 23, 27), cam.uniform(rng, 3.5, 7), cam.uniform(rng, -1.5, 1.5)
     )
     light = cam.illumination(frame, grey)
-    cover = covers(eye, frame)
+    cover = covers(eye, frame) | {"field": cam.field(frame, grey)}
     plane = ffa_plane(eye, cover, frame) * light * np.float32(cam.uniform(rng, 0.9, 1.1))
     if eye.haze > 0:
         cam.veil([plane], 0.8 * eye.haze, (0.4,), light)
-    return cam.expose([plane, plane, plane], grey, frame, eye.haze, rng), frame, cover
+    return cam.expose([plane, plane, plane], grey, cover["field"], eye.haze, rng), frame, cover

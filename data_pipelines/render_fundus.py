@@ -145,7 +145,7 @@ def _disc(eye: Eye, cover: Cover, planes: cam.Planes, frame: Frame, light: np.nd
 
 
 def _under_vessels(eye: Eye, cover: Cover, planes: cam.Planes, frame: Frame, light: np.ndarray) -> None:
-    blot = {k: v for k, v in cover.items() if k not in ("artery", "vein", "disc", "cup")}
+    blot = {k: v for k, v in cover.items() if k not in ("artery", "vein", "disc", "cup", "field")}
     if "nerve fibre defect" in blot:
         _paint(planes, blot["nerve fibre defect"], (0.50, 0.20, 0.09), light, 0.42)
     if "peripapillary atrophy" in blot:
@@ -236,10 +236,10 @@ def cfp(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Fram
     half = cam.uniform(rng, 22.5, 25.5)
     frame = Frame(size, size * device.field / 2 / half, cam.uniform(rng, 3.5, 7.5), cam.uniform(rng, -1.5, 1.5))
     light = cam.illumination(frame, device)
-    cover = covers(eye, frame)
+    cover = covers(eye, frame) | {"field": cam.field(frame, device)}
     planes = fundus_planes(eye, cover, frame, light)
     _lens(eye, planes, light)
-    return cam.expose(planes, device, frame, eye.haze, rng), frame, cover
+    return cam.expose(planes, device, cover["field"], eye.haze, rng), frame, cover
 
 
 def uwf(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Frame, Cover]:
@@ -247,7 +247,7 @@ def uwf(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Fram
     device = cam.device(rng, "UWF")
     frame = Frame(size, size / 2 / cam.uniform(rng, 54, 62), cam.uniform(rng, 1, 7), cam.uniform(rng, -3, 3))
     light = cam.illumination(frame, device)
-    cover = covers(eye, frame)
+    cover = covers(eye, frame) | {"field": cam.field(frame, device)}
     red, green, _ = fundus_planes(eye, cover, frame, light)
     # the two lasers: a dim red channel, a strong green one, hardly any blue
     tilt = cam.uniform(rng, 0.9, 1.1)
@@ -255,7 +255,7 @@ def uwf(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Fram
     if eye.haze > 0:
         cam.veil(planes, eye.haze, (0.50, 0.52, 0.2), light)
     _lids(planes, frame, rng)
-    return cam.expose(planes, device, frame, eye.haze, rng), frame, cover
+    return cam.expose(planes, device, cover["field"], eye.haze, rng), frame, cover
 
 
 def _lids(planes: cam.Planes, frame: Frame, rng: np.random.Generator) -> None:

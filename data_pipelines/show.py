@@ -92,34 +92,41 @@ def _split(text: str) -> list[str]:
     return [w for w in out if w]
 
 
+_CHINESE = (
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "PingFang SC",
+    "SimHei",
+    "Microsoft YaHei",
+)
+
+
 def _fonts() -> list[str]:
-    """A font of the machine with Chinese characters, if there is one, before matplotlib's own."""
+    """Names of fonts to draw with: matplotlib's own, then whichever of the usual Chinese fonts the machine has."""
     from matplotlib import font_manager
 
     known = {f.name for f in font_manager.fontManager.ttflist}
-    wanted = (
-        "Noto Sans CJK SC",
-        "Noto Sans SC",
-        "WenQuanYi Zen Hei",
-        "WenQuanYi Micro Hei",
-        "PingFang SC",
-        "SimHei",
-        "Microsoft YaHei",
-    )
-    return ["DejaVu Sans", *(name for name in wanted if name in known)]
+    return ["DejaVu Sans", *(name for name in _CHINESE if name in known)]
+
+
+def _legible(text: str, fonts: list[str]) -> str:
+    """The text, or where there is no font for it a line that says so: boxes for characters tell nobody anything."""
+    if len(fonts) > 1 or not any(ord(c) > 0x2E80 for c in text):
+        return text
+    kept = [line for line in text.split("\n") if not any(ord(c) > 0x2E80 for c in line)]
+    return "\n".join([*kept, "(Chinese text; this machine has no font for it)"])
 
 
 def _draw(cells: list[tuple[np.ndarray, str]], columns: int, cell: int, path: Path) -> None:
-    import warnings
-
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     down, dpi, text = -(-len(cells) // columns), 100, 62
-    with rc_context({"font.family": _fonts()}), warnings.catch_warnings():
-        # a machine without Chinese fonts still gets its sheet, with boxes for the characters
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
+    fonts = _fonts()
+    with rc_context({"font.family": fonts}):
         figure = Figure(figsize=(columns * (cell + 8) / dpi, down * (cell + text) / dpi), dpi=dpi, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         for k, (pixels, words) in enumerate(cells):
@@ -134,7 +141,7 @@ def _draw(cells: list[tuple[np.ndarray, str]], columns: int, cell: int, path: Pa
             figure.text(
                 left + 0.006 / columns,
                 top - share - 0.02 / down,
-                _fit(words, int(cell / 5.4), 5),
+                _fit(_legible(words, fonts), int(cell / 5.4), 5),
                 fontsize=size,
                 va="top",
                 linespacing=1.1,

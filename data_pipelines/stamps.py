@@ -143,20 +143,24 @@ def _blots(
 def lines(frame: Frame, groups: Sequence[np.ndarray]) -> np.ndarray:
     """f32 [G h w]: coverage of each group of segments [n 6] = (x0, y0, x1, y1, width0, width1) in degrees.
 
-    Segments thinner than an eighth of a pixel are left out.
+    Segments thinner than a sixth of a pixel are left out.
     """
     segments = np.concatenate(groups)
     owner = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
     middle = (frame.size - 1) / 2
-    ends = (segments[:, :4] - np.array([frame.x, frame.y, frame.x, frame.y])) * frame.per_degree + middle
-    width = segments[:, 4:6] * frame.per_degree
-    seen = _near(frame.size, ends[:, 0], ends[:, 1], 3) & (width[:, 0] > 0.125)
-    ends, width, owner = ends[seen], width[seen], owner[seen]
+    lo_x, lo_y = frame.x - (middle + 3) / frame.per_degree, frame.y - (middle + 3) / frame.per_degree
+    hi_x, hi_y = frame.x + (middle + 3) / frame.per_degree, frame.y + (middle + 3) / frame.per_degree
+    x, y = segments[:, 0], segments[:, 1]
+    seen = (x > lo_x) & (x < hi_x) & (y > lo_y) & (y < hi_y) & (segments[:, 4] > 0.17 / frame.per_degree)
+    segments, owner = segments[seen].astype(np.float32), owner[seen]
+    centre = np.array([frame.x, frame.y, frame.x, frame.y], np.float32)
+    ends = (segments[:, :4] - centre) * np.float32(frame.per_degree) + np.float32(middle)
+    width = segments[:, 4:6] * np.float32(frame.per_degree)
     along = ends[:, 2:] - ends[:, :2]
     length = np.sqrt(along[:, 0] * along[:, 0] + along[:, 1] * along[:, 1])
     count = np.ceil(length * 1.25).astype(np.int64)
     which = np.repeat(np.arange(len(count)), count)
-    t = (np.arange(len(which)) - (np.cumsum(count) - count)[which]) / count[which]
+    t = ((np.arange(len(which)) - (np.cumsum(count) - count)[which]) / count[which]).astype(np.float32)
     beads = np.concatenate([ends[:, :2], width[:, :1]], axis=1)[which]
     beads += t[:, None] * np.concatenate([along, width[:, 1:] - width[:, :1]], axis=1)[which]
     return _beads(frame.size, beads, owner[which], len(groups))
@@ -165,7 +169,7 @@ def lines(frame: Frame, groups: Sequence[np.ndarray]) -> np.ndarray:
 def _beads(size: int, beads: np.ndarray, owner: np.ndarray, groups: int) -> np.ndarray:
     """Coverage of discs [n 3] = (x, y, diameter) in pixels."""
     canvas = _Canvas(size, groups)
-    radius = beads[:, 2] * 0.5
+    radius = beads[:, 2] * np.float32(0.5)
     for low, high, reach in ((-1.0, 0.5, 1), (0.5, 1.5, 2), (1.5, 1e9, 0)):
         group = np.flatnonzero((radius > low) & (radius <= high))
         if not len(group):
@@ -173,7 +177,7 @@ def _beads(size: int, beads: np.ndarray, owner: np.ndarray, groups: int) -> np.n
         reach = reach or int(radius[group].max() + 0.5)
         group = group[_near(size, beads[group, 0], beads[group, 1], reach)]
         index, dx, dy = canvas.windows(beads[group, 0], beads[group, 1], reach, owner[group])
-        r = radius[group].astype(np.float32)[:, None, None]
+        r = radius[group][:, None, None]
         d = np.sqrt((dy * dy)[:, :, None] + (dx * dx)[:, None, :])
         # a vessel thinner than a pixel is drawn one pixel wide and as faint as it is thin
         cover = np.clip(np.maximum(r, np.float32(0.5)) + np.float32(0.5) - d, 0, 1)
