@@ -16,20 +16,22 @@ SEED_WEIGHT = 20  # our lists name each term once or twice, the reports repeat a
 
 
 def corpus(patients: int) -> Iterator[str]:
-    """Sentences of the two lists, each also cut at its punctuation, then the reports of synthetic patients."""
+    """Sentences and single characters of the two lists, then the reports of synthetic patients."""
     import re
 
     for name in ("english.txt", "chinese.txt"):
-        for line in (FOLDER / name).read_text(encoding="utf-8").splitlines():
-            for _ in range(SEED_WEIGHT):
-                yield line
-            # Each Chinese character also alone, so that each is one token.
-            yield from re.findall(r"[\u4e00-\u9fff]", line) * SEED_WEIGHT
+        text = (FOLDER / name).read_text(encoding="utf-8")
+        yield from text.splitlines() * SEED_WEIGHT
+        # Each Chinese character and sign is to be one token, at the end of a word and before any other.
+        signs = sorted(set(re.findall(r"[\u3001-\u9fff]", text)))
+        for k, sign in enumerate(signs):
+            yield from [sign] * SEED_WEIGHT
+            yield from (sign + signs[(k + 37 * step) % len(signs)] for step in range(SEED_WEIGHT))
     if patients:
         from data_pipelines.synthetic import Patients
 
         for language in ("en", "zh"):
-            source = Patients(patients, seed=0, language=language)
+            source = Patients(patients, seed=0, language=language, size=16)  # the pictures are not looked at
             for index in range(patients):
                 yield source[index].report
 
@@ -68,8 +70,8 @@ def train(texts: Iterator[str], size: int) -> list[tuple[str, str]]:
 def main() -> None:
     """Write merges.txt and say what it holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=4096, help="ids in all")
-    parser.add_argument("--patients", type=int, default=3000, help="synthetic reports per language")
+    parser.add_argument("--size", type=int, default=4608, help="ids in all")
+    parser.add_argument("--patients", type=int, default=500, help="synthetic reports per language")
     parser.add_argument("--out", type=Path, default=FOLDER / "merges.txt")
     args = parser.parse_args()
     pairs = train(corpus(args.patients), args.size)
