@@ -25,16 +25,16 @@ def stack(rows: Sequence[Mapping[str, Any]]) -> Batch:
     batch = {}
     for key in first:
         values = [np.asarray(row[key]) for row in rows]
-        odd = next((v for v in values if _kind(v) != _kind(values[0])), None)
+        kinds = [(v.shape, v.dtype if v.dtype.kind != "U" else str) for v in values]  # texts of any length are alike
+        odd = next((kind for kind in kinds if kind != kinds[0]), None)
         if odd is not None:
             raise DataError(
-                f"key {key!r} is {_kind(values[0])} and {_kind(odd)} in one batch; "
+                f"key {key!r} is {_words(*kinds[0])} and {_words(*odd)} in one batch; "
                 "a step must bring all examples to one size and type"
             )
         batch[key] = np.stack(values)
     return batch
 
 
-def _kind(value: np.ndarray) -> str:
-    """Such as "uint8 [2, 2, 3]"; texts of any length are alike."""
-    return f"{'str' if value.dtype.kind == 'U' else value.dtype} {list(value.shape)}"
+def _words(shape: tuple[int, ...], dtype: Any) -> str:
+    return f"{np.dtype(dtype).name} {list(shape)}"

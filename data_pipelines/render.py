@@ -64,7 +64,8 @@ def _oct_masks(cover: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def fundus_masks(cover: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Coverages to masks; in `index` lesions lie over cup, cup over disc, disc over vessels."""
     masks: dict[str, np.ndarray] = {name: c > 0.5 for name, c in cover.items()}
-    masks["artery"], masks["vein"] = cover["artery"] > 0.3, cover["vein"] > 0.3  # twigs thinner than a pixel are faint
+    for name in {"artery", "vein", "neovascularisation"} & set(cover):
+        masks[name] = cover[name] > 0.25  # a vessel thinner than a pixel covers none by half
     masks["cup"] &= masks["disc"]
     for name in masks:
         masks[name] &= masks["field"]

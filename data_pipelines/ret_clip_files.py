@@ -97,9 +97,7 @@ class PeerLMDB:
     def __getitem__(self, index: int) -> Record:
         pairs, images = self.root / "pairs", self.root / "imgs"
         where = f"{pairs}, key {index}"
-        row = _expect_tuple(
-            safe_loads(_lmdb_get(pairs, str(index)), where), 3, "patient, text_id, text", where
-        )
+        row = _expect_tuple(safe_loads(_lmdb_get(pairs, str(index)), where), 3, "patient, text_id, text", where)
         patient, text = str(row[0]), row[2]
         where = f"{images}, key {patient}"
         eyes = safe_loads(_lmdb_get(images, str(patient)), where)
@@ -255,9 +253,7 @@ def _patients_of(line: bytes, where: str) -> list[str]:
             raise TypeError
         return [str(patient) for patient in row["image_ids"]]
     except (ValueError, KeyError, TypeError):
-        raise DataError(
-            f'{where}: expected {{"text_id", "text", "image_ids": [...]}}, found {line[:60]!r}'
-        ) from None
+        raise DataError(f'{where}: expected {{"text_id", "text", "image_ids": [...]}}, found {line[:60]!r}') from None
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, int, int, bytes]]:
@@ -275,3 +271,18 @@ def _span(path: Path, start: int, end: int) -> bytes:
     with path.open("rb") as file:
         file.seek(start)
         return file.read(end - start)
+
+
+def open_pairs(path: str | Path, image_dir: str | Path = "") -> PairedFiles | PeerLMDB | PatientCSV:
+    """The source a path means: `S_imgs.tsv` with `S_texts.jsonl` beside it, a folder with imgs/ and pairs/, or a CSV.
+
+    Opens nothing yet. Raises DataError for a path that is none of these.
+    """
+    path = Path(path)
+    if path.name.endswith("_imgs.tsv"):
+        return PairedFiles(path, path.with_name(path.name.removesuffix("_imgs.tsv") + "_texts.jsonl"))
+    if (path / "pairs").is_dir() and (path / "imgs").is_dir():
+        return PeerLMDB(path)
+    if path.suffix == ".csv":
+        return PatientCSV(path, Path(image_dir) if image_dir else None)
+    raise DataError(f"{path}: expected a .csv, a ..._imgs.tsv, or a folder with the LMDBs imgs and pairs")
