@@ -13,20 +13,20 @@ from data_pipelines.records import DataError, Record, Source, View
 
 
 def contact_sheet(
-    source: Source, out: str | Path, rows: int = 24, columns: int = 6, cell: int = 224, start: int = 0
+    source: Source, out: str | Path, count: int = 24, columns: int = 6, cell: int = 224, start: int = 0
 ) -> Path:
-    """Writes a PNG of `rows` records of a source from `start` on, every view a cell with a caption under it.
+    """Writes a PNG of `count` records of a source from `start` on, every view a cell with a caption under it.
 
     Cells are `cell` pixels wide; a record's views stand beside each other. Returns the path. Raises DataError when the
     source has no rows or a view cannot be read.
     """
     if not len(source):
         raise DataError("contact sheet: the source has no rows")
-    if min(rows, columns, cell) < 1:
-        raise DataError(f"contact sheet: rows={rows}, columns={columns}, cell={cell}: expected at least 1 each")
+    if min(count, columns, cell) < 1:
+        raise DataError(f"contact sheet: count={count}, columns={columns}, cell={cell}: expected at least 1 each")
     classes = tuple(getattr(source, "classes", ()))
     cells = []
-    for row in range(start, min(len(source), start + rows)):
+    for row in range(start, min(len(source), start + count)):
         record = source[row]
         cells += [(_pixels(view, row), _words(record, k, row, classes)) for k, view in enumerate(record.views)]
     path = Path(out)

@@ -116,7 +116,7 @@ def test_angiogram_is_grey_with_bright_vessels_and_leaks() -> None:
     assert tone[quiet.masks["vein"]].mean() > 1.6 * np.median(tone[30:60, 30:60])
     assert grey[p.masks["neovascularisation"]].mean() > 130
     blood = p.masks["preretinal haemorrhage"] & ~p.masks["neovascularisation"]
-    assert grey[blood].mean() < 60
+    assert np.median(grey[blood]) < 45  # dark, but for the leaks over it
 
 
 def test_wide_field_has_a_smaller_disc() -> None:

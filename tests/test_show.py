@@ -12,7 +12,7 @@ from data_pipelines.synthetic import Eyes, Patients
 
 
 def test_sheet_has_a_cell_for_every_view(tmp_path: Path) -> None:
-    out = contact_sheet(Patients(3, size=32), tmp_path / "deep" / "sheet.png", rows=2, columns=3, cell=100)
+    out = contact_sheet(Patients(3, size=32), tmp_path / "deep" / "sheet.png", count=2, columns=3, cell=100)
     with Image.open(out) as sheet:
         assert sheet.size == (3 * 108, 2 * 162)  # four views, three columns, captions of 62 pixels
         pixels = np.asarray(sheet.convert("RGB"))
