@@ -52,10 +52,10 @@ class Log:
             return
         folder = Path(workdir)
         self._path = folder / "metrics.jsonl"
+        self._writers = [_writer(name, folder, step) for name in writers]
         if not restored or step < steps:
             _keep_rows(self._path, lambda row: restored and row["step"] <= step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._writers = [_writer(name, folder, step) for name in writers]
         self._bar = _progress(self.console) if self.console.is_terminal and steps else None
         if self._bar:
             self._task = self._bar.add_task("train", total=steps, completed=step, loss="-", speed="-")

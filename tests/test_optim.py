@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fundax.errors import UserError
+from fundax.optim import (
+    adamw,
+    clamped,
+    constant,
+    cooldown,
+    cosine,
+    decay_mask,
+    decay_matrices,
+    frozen,
+    peer_open_clip,
+    peer_ret_clip,
+    rate_of,
+    scale_by_rate,
+)
+
+QKV = {"kernel": jnp.ones((4, 3, 4)), "bias": jnp.ones((3, 4))}
+PARAMS = {
+    "image": {
+        "class_token": jnp.ones(4),
+        "position": jnp.ones((5, 4)),
+        "block_0": {"norm1": {"scale": jnp.ones(4)}, "attention": {"qkv": QKV}},
+    },
+    "text": {"token": {"embedding": jnp.ones((7, 4))}, "block_0": {"norm1": {"scale": jnp.ones(4), "bias": jnp.ones(4)}}},
+    "log_scale": jnp.asarray(4.0),
+}  # fmt: skip
+
+
+def decayed(rule, params=None):
+    mask = decay_mask(rule)(PARAMS if params is None else params)
+    paths = [
+        (jax.tree_util.keystr(p, simple=True, separator="/"), yes)
+        for p, yes in jax.tree_util.tree_leaves_with_path(mask)
+    ]
+    return {path for path, yes in paths if yes}
+
+
+def test_adamw_against_the_formula_in_numpy():
+    rate, b1, b2, eps, decay = 0.1, 0.9, 0.95, 1e-6, 0.2
+    tx = adamw(constant(rate), (b1, b2), eps, decay)
+    p = {"head": {"kernel": jnp.asarray([[1.0, -2.0]]), "bias": jnp.asarray([3.0])}}
+    state, m, v = tx.init(p), 0.0, 0.0
+    ours, kernel = p, np.asarray([[1.0, -2.0]])
+    for t, gradient in enumerate((np.asarray([[0.5, 0.1]]), np.asarray([[-0.2, 0.4]])), start=1):
+        grads = {"head": {"kernel": jnp.asarray(gradient), "bias": jnp.zeros(1)}}
+        updates, state = tx.update(grads, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+        # torch's form: the decay multiplies the parameter first
+        kernel = kernel * (1 - rate * decay) - rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+    np.testing.assert_allclose(ours["head"]["kernel"], kernel, rtol=1e-5)
+    np.testing.assert_array_equal(ours["head"]["bias"], [3.0])  # no gradient and no decay
+    assert float(rate_of(state)) == pytest.approx(rate)
+
+
+def test_schedules_at_their_corners():
+    assert float(constant(1.0, 4)(0)) == 0.25 and float(constant(1.0, 4)(3)) == 1.0
+    assert float(cosine(1.0, 20, 10)(15)) == pytest.approx(0.5) and float(cosine(1.0, 20)(20)) == pytest.approx(0)
+    assert float(cooldown(1.0, 10, cool=4, end=0.2)(8)) == pytest.approx(0.6)
+    assert float(cooldown(1.0, 10, cool=4, end=0.2)(25)) == pytest.approx(0.2)
+    with pytest.raises(UserError, match="cosine schedule: 10 steps leave no room"):
+        cosine(1.0, 10, 10)
+
+
+def test_decay_rules_on_our_paths():
+    qkv = "image/block_0/attention/qkv/kernel"
+    assert decayed(decay_matrices) == {qkv}
+    assert decayed(peer_open_clip) == {qkv, "image/position", "text/token/embedding"}
+    assert decayed(peer_ret_clip) == decayed(peer_open_clip) | {"image/class_token", "text/block_0/norm1/scale"}
+
+
+def test_stacked_blocks_decay_as_the_single_ones_do():
+    stacked = {"image": {"blocks": jax.tree.map(lambda x: jnp.stack([x, x]), PARAMS["image"]["block_0"])}}
+    assert decayed(peer_open_clip, stacked) == {"image/blocks/attention/qkv/kernel"}
+
+
+def test_clamped_holds_after_the_step_and_touches_nothing_else():
+    tx = optax.chain(scale_by_rate(constant(1.0)), clamped({"^log_scale": (0.0, 4.6052)}))
+    grads = jax.tree.map(lambda x: jnp.full_like(x, -3.0), PARAMS)
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    after = optax.apply_updates(PARAMS, updates)
+    assert float(after["log_scale"]) == pytest.approx(4.6052) and float(after["image"]["class_token"][0]) == 4.0
+
+
+def test_frozen_leaves_do_not_move_and_keep_no_moments():
+    tx = frozen(adamw(constant(0.1), weight_decay=0.5, decay=peer_open_clip), "^image/")
+    state = tx.init(PARAMS)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
+    after = optax.apply_updates(PARAMS, updates)
+    jax.tree.map(np.testing.assert_array_equal, after["image"], PARAMS["image"])
+    assert np.all(after["text"]["token"]["embedding"] != 1)
+    assert not any("image" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state))
+
+
+@pytest.mark.parametrize("make", [lambda: clamped({"logscale": (0, 1)}), lambda: frozen(optax.sgd(1.0), "logscale")])
+def test_a_pattern_that_matches_nothing_is_an_error(make):
+    with pytest.raises(UserError, match="no parameter path matches 'logscale'"):
+        make().init(PARAMS)
+
+
+def test_a_chain_without_a_remembered_rate():
+    assert rate_of(optax.sgd(0.1).init(PARAMS)) is None
