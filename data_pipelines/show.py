@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from data_pipelines.images import load
 from data_pipelines.records import DataError, Record, Source, View
 
 
@@ -28,23 +27,18 @@ def contact_sheet(
     cells = []
     for row in range(start, min(len(source), start + count)):
         record = source[row]
-        cells += [(_pixels(view, row), _words(record, k, row, classes)) for k, view in enumerate(record.views)]
+        cells += [(_pixels(record, view, row), _words(record, k, row, classes)) for k, view in enumerate(record.views)]
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     _draw(cells, min(columns, max(len(cells), 1)), cell, path)
     return path
 
 
-def _pixels(view: View, row: int) -> np.ndarray:
-    image = view.image
-    if isinstance(image, np.ndarray):
-        return image
-    name = f"row {row}" if isinstance(image, bytes) else f"row {row}: {image}"
+def _pixels(record: Record, view: View, row: int) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return np.asarray(opened.convert("RGB"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name}: expected a readable image ({error})") from error
+        return load(view.image)
+    except DataError as error:
+        raise DataError(f"{record.where or f'row {row}'}: {error}") from error
 
 
 def _label(record: Record, view: View, classes: tuple[str, ...]) -> str:

@@ -26,7 +26,7 @@ def test_fellow_eyes() -> None:
     assert both["retinal detachment"] < 0.3 < 0.6 < both["severe diabetic retinopathy"]
     for p in PEOPLE:
         worst = p.left if p.principal == "left" else p.right
-        assert worst.condition == p.condition and fellow(p).load <= worst.load or p.condition not in RETINOPATHY
+        assert (worst.condition == p.condition and fellow(p).load <= worst.load) or p.condition not in RETINOPATHY
     assert 0.4 < np.mean([p.principal == "left" for p in PEOPLE]) < 0.6
 
 

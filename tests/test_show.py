@@ -47,5 +47,5 @@ def test_faults_name_the_row(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="columns=0"):
         contact_sheet(Eyes(1), tmp_path / "a.png", columns=0)
     bad = [Record("p", (View(b"abc"),))]
-    with pytest.raises(DataError, match="row 0: expected a readable image"):
+    with pytest.raises(DataError, match="row 0: an image of 3 bytes: not an image"):
         contact_sheet(bad, tmp_path / "a.png")
