@@ -1,11 +1,15 @@
 """Synthetic patients: the same bytes everywhere, truth that fits the pictures, one row from (seed, start + i)."""
 
 import hashlib
+import os
 import pickle
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from numpy._core._multiarray_umath import __cpu_dispatch__
 
 from data_pipelines.patients import eye_at, patient
 from data_pipelines.records import DataError, Record
@@ -40,6 +44,20 @@ def digest(record: Record) -> str:
 )
 def test_bytes_are_pinned(modality: str, size: int, sha: str) -> None:
     assert digest(Patients(1, seed=7, start=3, modalities=(modality,), size=size)[0]) == sha
+
+
+def test_bytes_do_not_depend_on_the_processor() -> None:
+    code = (
+        "import hashlib; from data_pipelines.synthetic import Patients\n"
+        f"views = Patients(1, seed=7, start=3, modalities={FOUR}, size=64)[0].views\n"
+        "print(hashlib.sha256(b''.join(v.image.tobytes() for v in views)).hexdigest()[:16])"
+    )
+    # numpy without its vector units, libjpeg-turbo without its own: what an old machine computes
+    plain = {"NPY_DISABLE_CPU_FEATURES": " ".join(__cpu_dispatch__), "JSIMD_FORCENONE": "1"}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | plain, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == digest(Patients(1, seed=7, start=3, modalities=FOUR, size=64)[0])
 
 
 def test_a_row_depends_on_seed_and_start_plus_index_only() -> None:
