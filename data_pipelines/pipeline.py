@@ -358,7 +358,8 @@ def _read(slots: _Slots, step: int, how: Reading) -> grain.IterDataset:
     batches = examples.batch(slots.local, batch_fn=_collate)[step:].to_iter_dataset(ahead)
     _parse_flags()
     return batches.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=how.workers, per_worker_buffer_size=how.prefetch), _start_worker
+        grain.MultiprocessingOptions(num_workers=how.workers, per_worker_buffer_size=how.prefetch),
+        functools.partial(_start_worker, os.getpid()),
     )
 
 
@@ -369,12 +370,12 @@ def _parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which only absl.app parses
 
 
-def _start_worker(worker: int, workers: int) -> None:
+def _start_worker(parent: int, worker: int, workers: int) -> None:
     """A worker leaves Ctrl-C to its parent, and does not outlive one that was killed."""
     del worker, workers
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 
 
 def _follow(parent: int) -> None:

@@ -1,0 +1,185 @@
+"""Images per second of the input pipeline, beside a torch DataLoader with Pillow: 512 px JPEG to 224 px, batched.
+
+    python benchmarks/input_pipeline.py                    # in one process, and in 2 worker processes
+    python benchmarks/input_pipeline.py --workers 8 --images 512
+
+Both read the same files and make the same uint8 batches [64 224 224 3], bicubic and antialiased. The loader's second
+row uses Pillow's `draft`, which also decodes at a reduced scale but is asked for by nobody's default transform.
+Rounds are alternated; medians are shown. CPU time is that of all processes, start-up excluded (Linux). Needs torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from data_pipelines import pipeline
+from data_pipelines.images import load
+from data_pipelines.records import Record, View
+from data_pipelines.synthetic import Patients
+from data_pipelines.transforms import Squash
+from data_pipelines.views import SingleView
+
+try:
+    from torch.utils.data import DataLoader
+except ImportError:
+    sys.exit("this benchmark compares with torch: pip install torch (the CPU build will do)")
+
+SIZE, TARGET, BATCH = 512, 224, 64
+Batches = Iterator[Any]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The same list for both: a source of records, and a torch data set by `PillowFiles`."""
+
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(str(index), (View(self.paths[index]),), targets={"label": index % 2})
+
+
+@dataclass(frozen=True)
+class PillowFiles:
+    """What a torch user writes: open, convert, resize."""
+
+    paths: tuple[Path, ...]
+    draft: bool = False
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return pillow(self.paths[index], self.draft), index % 2
+
+
+def pillow(path: Path, draft: bool = False) -> np.ndarray:
+    """u8 [224 224 3]."""
+    with Image.open(path) as picture:
+        if draft:
+            picture.draft("RGB", (TARGET, TARGET))
+        small = picture.convert("RGB").resize((TARGET, TARGET), Image.Resampling.BICUBIC)
+    return np.array(small)
+
+
+def write_images(folder: Path, count: int) -> tuple[Path, ...]:
+    """`count` synthetic fundus photographs of 512 px as JPEG, quality 90."""
+    patients = Patients(count, seed=0, size=SIZE)
+    paths = tuple(folder / f"{i:04d}.jpg" for i in range(count))
+    for record, path in zip((patients[i] for i in range(count)), paths, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(load(record.views[0].image)).save(buffer, "JPEG", quality=90)
+        path.write_bytes(buffer.getvalue())
+    return paths
+
+
+def ours(paths: tuple[Path, ...], workers: int) -> Batches:
+    """fundax: one thread, or `workers` processes."""
+    steps = (SingleView(size_hint=TARGET), Squash(TARGET))
+    data = pipeline.train(Files(paths), steps, batch=BATCH, seed=0, workers=workers, threads=1)
+    return data(0, 1)
+
+
+def loader(paths: tuple[Path, ...], workers: int, draft: bool = False) -> Batches:
+    """torch: an endless DataLoader."""
+    made = DataLoader(
+        PillowFiles(paths, draft),  # type: ignore[arg-type]
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        multiprocessing_context="spawn" if workers else None,
+    )
+    while True:
+        yield from made
+
+
+def cpu_seconds() -> float:
+    """CPU time so far of this process and its live children."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def measure(batches: Batches, count: int) -> tuple[float, float]:
+    """(images per second of wall time, images per second of CPU time) over `count` batches."""
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+    return count * BATCH / wall, count * BATCH / cpu
+
+
+def compare(paths: tuple[Path, ...], workers: int, rounds: int, count: int) -> dict[str, tuple[float, float]]:
+    """Medians by name. Each pipeline runs alone: it is started, warmed up, measured and closed in every round."""
+    runs: dict[str, Callable[[], Batches]] = {
+        "DataLoader, Pillow": functools.partial(loader, paths, workers),
+        "DataLoader, Pillow draft": functools.partial(loader, paths, workers, draft=True),
+        "fundax": functools.partial(ours, paths, workers),
+    }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, start in runs.items():
+            batches = start()
+            for _ in range(2 + 3 * workers):  # past start-up and what was read ahead
+                next(batches)
+            found[name].append(measure(batches, count))
+            batches.close()  # type: ignore[attr-defined]
+    return {
+        name: tuple(statistics.median(column) for column in zip(*runs, strict=True)) for name, runs in found.items()
+    }
+
+
+def difference(paths: tuple[Path, ...]) -> float:
+    """Mean absolute difference of our images from Pillow's full decode, in grey levels of 255."""
+    step = Squash(TARGET)
+    pairs = ((load(path, TARGET), pillow(path)) for path in paths[:32])
+    rng = np.random.default_rng(0)
+    return float(np.mean([np.abs(step({"image": a}, rng)["image"].astype(int) - b).mean() for a, b in pairs]))
+
+
+def main(workers: int = 2, images: int = 256, rounds: int = 3, batches: int = 12) -> None:
+    """Print the table. `--workers`: processes in its second half; `--images`: files written (and kept in cache)."""
+    console = Console()
+    table = Table("workers", "pipeline", "images/s", "images/s of CPU", "ratio (CPU)")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_images(Path(folder), images)
+        size = sum(path.stat().st_size for path in paths) / len(paths) / 1024
+        for processes in (0, workers):
+            found = compare(paths, processes, rounds, batches)
+            slow = found["DataLoader, Pillow"][1]
+            for name, (wall, cpu) in found.items():
+                table.add_row(f"{processes}", name, f"{wall:.0f}", f"{cpu:.0f}", f"{cpu / slow:.2f}x")
+        gap = difference(paths)
+    table.title = f"{SIZE} px JPEG ({size:.0f} KB) to {TARGET} px, batches of {BATCH}"
+    console.print(table)
+    console.print(f"mean difference from Pillow's full decode: {gap:.2f} of 255")
+    console.print(f"{os.cpu_count()} cores, {platform.machine()}; {date.today()}; {' '.join(sys.argv)}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
