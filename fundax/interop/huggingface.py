@@ -313,8 +313,10 @@ def difference(path: str | Path, bundle: Bundle) -> float | None:
     try:
         import torch
         from transformers import AutoModel
+        from transformers.utils import logging
     except ImportError:
         return None
+    logging.disable_progress_bar()
     image, text = folder.probe(bundle)
     theirs, report = AutoModel.from_pretrained(str(path), dtype=torch.float32, output_loading_info=True)
     if any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
