@@ -91,9 +91,7 @@ def _name(thing: Any, where: str) -> str:
         not NAME.fullmatch(name)
         or getattr(importlib.import_module(thing.__module__), thing.__name__, None) is not thing
     ):
-        raise UserError(
-            f"{where}: {name} cannot be written; expected a class or function of a module under fundax"
-        )
+        raise UserError(f"{where}: {name} cannot be written; expected a class or function of a module under fundax")
     return name
 
 
@@ -115,9 +113,7 @@ def _read(value: Any, where: str) -> Any:
     if tags == ["@"]:
         return _read_dataclass(value, where)
     if len(value) > 1 or tags[0] not in _READERS:
-        raise UserError(
-            f"{where}: expected one of '@', {', '.join(map(repr, _READERS))}, got {sorted(value)}"
-        )
+        raise UserError(f"{where}: expected one of '@', {', '.join(map(repr, _READERS))}, got {sorted(value)}")
     return _READERS[tags[0]](value[tags[0]], where)
 
 
@@ -128,9 +124,7 @@ def _read_dataclass(value: dict[str, Any], where: str) -> Any:
     known = {field.name for field in dataclasses.fields(cls) if field.init} - set(_LINEN_FIELDS)
     fields = {key: _read(item, f"{where}.{key}") for key, item in value.items() if key != "@"}
     if unknown := sorted(set(fields) - known):
-        raise UserError(
-            f"{where}: {value['@']} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}"
-        )
+        raise UserError(f"{where}: {value['@']} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     try:
         return cls(**fields)
     except (TypeError, ValueError) as error:

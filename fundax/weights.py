@@ -70,9 +70,7 @@ def read_state(path: str | Path) -> State:
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     if path.suffix not in SUFFIXES:
-        raise UserError(
-            f"{path}: cannot read weights from '{path.suffix}' files; expected {', '.join(SUFFIXES)}"
-        )
+        raise UserError(f"{path}: cannot read weights from '{path.suffix}' files; expected {', '.join(SUFFIXES)}")
     if path.suffix == ".safetensors":
         state: Mapping[str, Any] = _read_safetensors(path)
     elif path.suffix == ".npz":
@@ -91,9 +89,7 @@ def strip_prefixes(state: Mapping[str, np.ndarray]) -> State:
     return dict(state)
 
 
-def write_safetensors(
-    state: Mapping[str, Any], path: str | Path, metadata: Mapping[str, str] | None = None
-) -> None:
+def write_safetensors(state: Mapping[str, Any], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays to one .safetensors file, marked as PyTorch's, which old readers insist on."""
     from safetensors.numpy import save_file
 
@@ -105,19 +101,14 @@ def write_safetensors(
 
 def digests(state: Mapping[str, np.ndarray]) -> dict[str, str]:
     """SHA-256 of each tensor's bytes (row-major, native little-endian), by name."""
-    return {
-        name: hashlib.sha256(np.asarray(value, order="C").tobytes()).hexdigest()
-        for name, value in state.items()
-    }
+    return {name: hashlib.sha256(np.asarray(value, order="C").tobytes()).hexdigest() for name, value in state.items()}
 
 
 def _read_shards(index: Path) -> State:
     try:
         files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{index}: not an index of shards; expected a JSON object with 'weight_map'"
-        ) from error
+        raise UserError(f"{index}: not an index of shards; expected a JSON object with 'weight_map'") from error
     state: State = {}
     for name in files:
         if Path(name).name != name:
@@ -178,9 +169,7 @@ def _tensors(path: Path, loaded: Any, torch: Any) -> State:
         raise UserError(f"{path}: not a state dict but a {type(loaded).__name__}; {expected}")
     for name, value in loaded.items():
         if not isinstance(value, torch.Tensor):
-            raise UserError(
-                f"{path}: not a state dict; '{name}' is of type {type(value).__name__}; {expected}"
-            )
+            raise UserError(f"{path}: not a state dict; '{name}' is of type {type(value).__name__}; {expected}")
     return {str(name): _array(tensor, torch) for name, tensor in loaded.items()}
 
 

@@ -141,9 +141,7 @@ def test_folders_and_shards(tmp_path):
     index = {"weight_map": {name: f"model-{i}.safetensors" for i, name in enumerate(names)}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     same(read_state(tmp_path))
-    (tmp_path / "model.safetensors.index.json").write_text(
-        '{"weight_map": {"w": "../../secret.safetensors"}}'
-    )
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "../../secret.safetensors"}}')
     with pytest.raises(UserError, match="not a file of the same folder"):
         read_state(tmp_path)
 
