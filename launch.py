@@ -35,9 +35,9 @@ def train(argv: list[str]) -> None:
     from fundax.recipe import load
     from fundax.train import fit
 
-    recipe, _ = load(own.config, [*rest, "--help"] if own.help else rest)
-    fit(recipe, own.workdir)
-    _report(own.workdir)
+    recipe, _ = load(own.config, [*rest, "--help"] if own.help else rest)  # --help ends here
+    fit(recipe, own.workdir or "")
+    _report(own.workdir or "")
 
 
 def evaluate(argv: list[str]) -> None:
@@ -94,9 +94,10 @@ def data(argv: list[str]) -> None:
     parser = _parser("data", data)
     verbs = parser.add_subparsers(dest="verb", required=True)
     show = verbs.add_parser("show", help="a labelled contact sheet")
-    show.add_argument("--source", default="synthetic", help="synthetic, a CSV, an image folder, or tfds:NAME/SPLIT")
+    show.add_argument("--source", default="synthetic", help="a CSV, an image folder, tfds:NAME or synthetic")
     show.add_argument("--out", default="sheet.png")
-    show.add_argument("--count", type=int, default=24)
+    show.add_argument("--count", type=int, default=24, help="records on the sheet")
+    show.add_argument("--start", type=int, default=0, help="the first of them")
     show.add_argument("--data-dir", default=None, help="where tfds data sets are built")
     build = verbs.add_parser("build", help="a public data set, from the folder it was unpacked to")
     build.add_argument("name")
@@ -104,18 +105,16 @@ def data(argv: list[str]) -> None:
     build.add_argument("--data-dir", default=None)
     own = parser.parse_args(argv)
     if own.verb == "build":
-        from data_pipelines.named_sources import DATA_DIR
-
         from data_pipelines.eye_datasets import build as write
+        from data_pipelines.named_sources import DATA_DIR
 
         print(write(own.name, own.from_dir, own.data_dir or DATA_DIR))
     else:
-        from data_pipelines.named_sources import DATA_DIR, source
-
+        from data_pipelines.named_sources import DATA_DIR, named
         from data_pipelines.show import contact_sheet
 
-        contact_sheet(source(own.source, data_dir=own.data_dir or DATA_DIR), own.out, count=own.count)
-        print(own.out)
+        source = named(own.source, data_dir=own.data_dir or DATA_DIR).source
+        print(contact_sheet(source, own.out, count=own.count, start=own.start))
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {

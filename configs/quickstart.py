@@ -26,14 +26,15 @@ TEMPLATES = ("{}.", "findings consistent with {}.", "fundus photograph showing {
 
 def recipe(
     *,
-    steps: int = 600,
+    steps: int = 400,
     batch: int = 64,
     lr: float = 1e-3,
-    patients: int = 4000,
+    patients: int = 3000,
     image_size: int = 64,
     width: int = 128,
     depth: int = 4,
     workers: int = 0,
+    save_every: int = 200,
     seed: int = 0,
     smoke: bool = False,
 ) -> Recipe:
@@ -48,6 +49,7 @@ def recipe(
         width: of both transformers.
         depth: layers of the image transformer; the text has half as many.
         workers: processes that make the pictures; 0 makes each once, in this one.
+        save_every: steps between checkpoints.
         seed: of everything random.
         smoke: two steps of almost nothing, to see that all parts fit.
     """
@@ -75,7 +77,7 @@ def recipe(
         steps=steps,
         batch=batch,
         evals={"zero_shot": zero_shot(test, unseen.classes, prompts)},
-        every=Every(log=20, save=200, eval=200),
+        every=Every(log=20, save=save_every, eval=200),
         best="zero_shot/macro_auc",
         seed=seed,
         preprocessing={

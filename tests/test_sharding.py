@@ -51,11 +51,11 @@ def start(recipe):
     return jax.device_get(TrainState(jnp.int32(0), params, extra, jax.jit(recipe.optimizer.init)(params)))
 
 
-def run(shape, recipe):
+def run(shape, recipe, fresh):
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
         placed = jax.tree.map(lambda x: x.sharding, layout(recipe, mesh))
-        state = put(start(recipe), placed)
+        state = put(fresh, placed)
         step, losses = train_step(recipe), []
         for batch in batches():
             state, metrics = step(state, place(batch, mesh))
@@ -64,14 +64,19 @@ def run(shape, recipe):
 
 
 @pytest.fixture(scope="module")
-def alone():
-    losses, state = run((1, 1), tiny())
+def fresh():
+    return start(tiny())
+
+
+@pytest.fixture(scope="module")
+def alone(fresh):
+    losses, state = run((1, 1), tiny(), fresh)
     return losses, jax.device_get(state.params)
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4)])
-def test_sharded_equals_unsharded(alone, shape):
-    losses, state = run(shape, tiny())
+def test_sharded_equals_unsharded(fresh, alone, shape):
+    losses, state = run(shape, tiny(), fresh)
     np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
     assert len(set(losses)) == STEPS
     for (path, ours), theirs in zip(
