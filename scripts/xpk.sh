@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# CLUSTER=my-cluster IMAGE=my-image TPU=v5litepod-256 scripts/xpk.sh NAME configs/mm_fundus_clip.py --workdir gs://bucket/run [arguments]
+# Starts a workload on GKE by XPK. For GPUs: DEVICE=h100-80gb-8 NODES=4 in place of TPU.
+set -euo pipefail
+name=$1; shift
+if [ -n "${DEVICE:-}" ]; then
+  kind=(--device-type "$DEVICE" --num-nodes "${NODES:-1}")
+else
+  kind=(--tpu-type "${TPU:?set TPU=v5litepod-256, or DEVICE and NODES}" --num-slices "${SLICES:-1}")
+fi
+exec xpk workload create --cluster "${CLUSTER:?}" --workload "$name" --docker-image "${IMAGE:?}" "${kind[@]}" \
+  --command "python3 launch.py train $*"
