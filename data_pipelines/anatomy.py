@@ -100,7 +100,7 @@ def _wiggle(curves: np.ndarray, tortuosity: float, rng: np.random.Generator) -> 
     t = np.arange(n) / n
     _, long = cos_sin(phase + t * (6 + 3 * cycles))
     _, short = cos_sin(2 * phase + t * (15 + 5 * cycles))
-    height = (0.12 + 0.42 * tortuosity) * long + (0.03 + 0.36 * tortuosity) * short * (0.6 + 0.4 * long)
+    height = (0.08 + 0.5 * tortuosity) * long + (0.02 + 0.72 * tortuosity) * short * (0.6 + 0.4 * long)
     height = height * np.minimum(1, np.arange(n) / 14)
     along = np.empty_like(curves)
     along[:, 1:] = curves[:, 1:] - curves[:, :-1]

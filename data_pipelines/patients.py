@@ -130,9 +130,9 @@ def eye_at(p: Patient, side: str, day: int) -> Eye:
     rng = stream(p.seed, p.index, number)
     u = [float(v) for v in rng.random(16)]
     disc = (15.4 + 0.8 * (u[0] - 0.5), -1.4 + 0.9 * (u[1] - 0.5))
-    trait = _traits(condition, load, u)
     tortuosity = max(0.0, min(1.0, (p.systolic - 105) / 75))
-    tone = Tone(tortuosity + 0.3 * trait["dilation"], 0.86 - 0.36 * tortuosity, trait["dilation"])
+    trait = {**_traits(condition, load, u), "copper": tortuosity}
+    tone = Tone(tortuosity + 0.3 * trait["dilation"], 0.9 - 0.42 * tortuosity, trait["dilation"])
     arteries, veins = vessel_tree(disc, tone, rng)
     hba1c_share = (
         max(0.0, min(1.0, (p.hba1c - 5.9 - 0.85 * course.load) / 1.2))

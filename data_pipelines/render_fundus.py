@@ -208,7 +208,10 @@ def _over_vessels(cover: Cover, planes: cam.Planes, light: np.ndarray) -> None:
 def _vessels(eye: Eye, cover: Cover, planes: cam.Planes, light: np.ndarray) -> None:
     dim = 1 - np.float32(0.35) * cover.get("detached retina", np.float32(0))
     _paint(planes, cover["vein"], (0.46, 0.09, 0.07), light * dim, 0.85)
-    _paint(planes, cover["artery"], (0.72, 0.18, 0.09), light * dim, 0.74)
+    copper = eye.traits.get("copper", 0.0)  # walls that high pressure has thickened reflect
+    _paint(
+        planes, cover["artery"], (0.70 + 0.16 * copper, 0.15 + 0.25 * copper, 0.08 + 0.1 * copper), light * dim, 0.76
+    )
 
 
 def fundus_planes(eye: Eye, cover: Cover, frame: Frame, light: np.ndarray) -> cam.Planes:

@@ -35,10 +35,10 @@ def digest(record: Record) -> str:
 @pytest.mark.parametrize(
     ("modality", "size", "sha"),
     [
-        ("CFP", 96, "2cc69502409ca265"),
-        ("CFP", 224, "ca563acaeea7617d"),
-        ("UWF", 96, "94cb33be0a821a8b"),
-        ("FFA", 96, "a23e6a9c697378df"),
+        ("CFP", 96, "8d3d81335a11b454"),
+        ("CFP", 224, "ef0d8a9b53d9f3c5"),
+        ("UWF", 96, "38ea194e06643f93"),
+        ("FFA", 96, "f5f009ad8d0d27c8"),
         ("OCT", 96, "44068bd42f198be1"),
     ],
 )
