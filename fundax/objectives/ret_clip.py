@@ -289,8 +289,8 @@ def _initial_heads(rng: jax.Array, width: int, hidden: int, embed: int) -> Param
 def _same_report(batch: Batch) -> jax.Array:
     """f32 [B B]: 1 where two patients' reports are the same."""
     if "category" in batch:
-        return losses.matching_targets(batch["category"])
-    text = batch["text"]
+        return losses.matching_targets(jnp.asarray(batch["category"]))
+    text = jnp.asarray(batch["text"])
     return (text[:, None] == text[None]).all(-1).astype(jnp.float32)
 
 
