@@ -45,10 +45,10 @@ def _cross_entropy(logits: jax.Array, weights: jax.Array | None, mask: jax.Array
     if weights is None:
         rows = jnp.arange(len(log_p))
         return _mean(-log_p[rows, rows], mask)
-    if mask is not None:
-        weights = weights * mask[None, :].astype(weights.dtype)
-    weights = weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-12)
-    return _mean(-(weights * jnp.where(weights > 0, log_p, 0)).sum(1), mask)
+    present = jnp.ones(len(log_p), bool) if mask is None else mask
+    shares: jax.Array = weights * present[None, :].astype(weights.dtype)
+    shares = shares / jnp.maximum(shares.sum(1, keepdims=True), 1e-12)
+    return _mean(-(shares * jnp.where(shares > 0, log_p, 0)).sum(1), mask)
 
 
 def softmax_contrastive(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -81,10 +80,10 @@ class TextTransformer(nn.Module):
 
     def _block(self) -> Callable[..., layers.Block]:
         hidden = int(self.width * self.mlp_ratio)
-        return partial(
-            layers.Block, self.width, self.heads, hidden, self.activation,
-            self.init_blocks(self.width, hidden, self.depth),
-            True, self.epsilon, self.layer_scale, self.dtype,
+        initial = self.init_blocks(self.width, hidden, self.depth)
+        return lambda name: layers.Block(
+            self.width, self.heads, hidden, self.activation, initial, True,
+            self.epsilon, self.layer_scale, dtype=self.dtype, name=name,
         )  # fmt: skip
 
     def pooled_at(self, text: jax.Array) -> int | jax.Array:

@@ -77,14 +77,11 @@ def _product_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[
     batch = tuple(range(x.ndim - 1))
     outputs = tuple(range(x.ndim - 1, g.ndim)), tuple(range(1, kernel.ndim))
     d_x = jax.lax.dot_general(g, kernel.astype(g.dtype), (outputs, ((), ())))
-    dot = partial(jax.lax.dot_general, dimension_numbers=((batch, batch), ((), ())), preferred_element_type=jnp.float32)
-    if kernel.ndim > 2 or kernel.shape[0] <= kernel.shape[1]:
-        return d_x, dot(x, g)
-    # One operand is copied transposed, so it had better be the narrow one; the barrier keeps XLA from swapping them back.
-    return d_x, jax.lax.optimization_barrier(dot(g, x)).T
+    d_kernel = jax.lax.dot_general(x, g, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
+    return d_x, d_kernel
 
 
-product.defvjp(_product_forward, _product_backward)
+product.defvjp(_product_forward, _product_backward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def unit(x: jax.Array) -> jax.Array:

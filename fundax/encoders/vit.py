@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -192,10 +191,10 @@ class ViT(nn.Module):
 
     def _block(self) -> Callable[..., layers.Block]:
         hidden = int(self.width * self.mlp_ratio)
-        return partial(
-            layers.Block, self.width, self.heads, hidden, self.activation,
-            self.init_blocks(self.width, hidden, self.depth),
-            self.qkv_bias, self.epsilon, self.layer_scale, self.dtype,
+        initial = self.init_blocks(self.width, hidden, self.depth)
+        return lambda name: layers.Block(
+            self.width, self.heads, hidden, self.activation, initial, self.qkv_bias,
+            self.epsilon, self.layer_scale, dtype=self.dtype, name=name,
         )  # fmt: skip
 
     def _positioned(self, x: jax.Array) -> jax.Array:
