@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +39,9 @@ def params():
     return jax.jit(SMALL.init)(jax.random.key(0), batch_of(1))[0]
 
 
+@partial(jax.jit, static_argnums=0)
 def loss_of(objective, params, batch, step=ZERO):
-    value, (_, metrics) = jax.jit(lambda p, b, s: objective.loss(p, {}, b, jax.random.key(1), s))(params, batch, step)
+    value, (_, metrics) = objective.loss(params, {}, batch, jax.random.key(1), step)
     return value, metrics
 
 
@@ -153,9 +155,9 @@ def test_text_alone_and_nothing(params):
 def test_a_mesh_gives_the_loss_of_one_device(params):
     batch = batch_of(8, left_present=np.array([1, 0, 1, 1, 1, 1, 0, 1], bool), right_present=np.ones(8, bool))
     expected = loss_of(SMALL, params, batch)[0]
-    with jax.set_mesh(make_mesh((4, 2))) as mesh:
-        mesh = make_mesh((4, 2)) if mesh is None else mesh
-        placed = jax.device_put(batch, NamedSharding(make_mesh((4, 2)), PartitionSpec("data")))
+    mesh = make_mesh((4, 2))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
         np.testing.assert_allclose(loss_of(SMALL, params, placed)[0], expected, atol=1e-5)
 
 
@@ -213,7 +215,7 @@ def test_reconstruction_branch():
     assert spec.from_json(spec.to_json(branch)) == branch
     batch = batch_of(4)
     params, _ = jax.jit(branch.init)(jax.random.key(0), batch)
-    loss = jax.jit(lambda p, step: branch.loss(p, {}, batch, jax.random.key(1), step)[0])
+    gradient = jax.jit(jax.grad(lambda p, step: branch.loss(p, {}, batch, jax.random.key(1), step)[0]))
     plain = loss_of(SMALL, {k: v for k, v in params.items() if k != "decoder"}, batch)[0]
     contrastive, with_error, flow = (
         loss_of(branch, params, batch, jnp.int32(step))[1] for step in (0, 3, 5)
@@ -223,10 +225,10 @@ def test_reconstruction_branch():
     np.testing.assert_allclose(with_error["loss"] - with_error["loss_reconstruction"], plain, atol=1e-4)
     assert 5 < float(with_error["loss_reconstruction"]) < 50  # ten times about one: a fresh decoder knows nothing
     assert abs(float(flow["loss_left"] - contrastive["loss_left"])) > 1e-3  # another image is contrasted
-    grads = jax.jit(jax.grad(loss))(params, jnp.int32(3))
+    grads = gradient(params, jnp.int32(3))
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert float(jnp.abs(grads["decoder"]["predict"]["kernel"]).max()) > 0
-    none = jax.jit(jax.grad(loss))(params, jnp.int32(0))
+    none = gradient(params, jnp.int32(0))
     assert float(jnp.abs(none["decoder"]["predict"]["kernel"]).max()) == 0
 
 

@@ -227,8 +227,7 @@ def chinese_clip(path: str | Path) -> Callable[[Params], Params]:
         loaded = ours | layout.read(rows, state, towers, str(path))
         loaded["project"] = ours["project"] | loaded["project"]
         _log.info("%s: towers loaded; heads and scales are new", path)
-        return {name: stack_blocks(tree) if "blocks" in params[name] else tree for name, tree in loaded.items()} \
-            if isinstance(params["log_scale"], dict) else loaded  # fmt: skip
+        return {name: stack_blocks(tree) if "blocks" in params[name] else tree for name, tree in loaded.items()}
 
     return fill
 
