@@ -177,7 +177,7 @@ def evaluations(parts: list[Named], words: text.Tokenizer, prompt: str, side: in
     for part in parts:
         end = "" if len(parts) == 1 else f"_{part.name}"
         first = part.source[0]
-        classes = tuple(getattr(part.source, "classes", ()))
+        classes: tuple[str, ...] = getattr(part.source, "classes", ())
         if first.report:
             chain = (SingleView(prompt=prompt, targets=()), Squash(side), Tokenize(words), Keep(("image", "text")))
             evals[f"retrieval{end}"] = retrieval(once(part.source, chain, batch=batch))

@@ -83,7 +83,9 @@ def test_mistakes_in_the_data_name_their_place(capsys, tmp_path, rows, options, 
 
 
 def test_help_needs_no_jax():
-    code = "import sys, launch; assert launch.main(['--help']) == 0; assert not {'jax', 'flax', 'grain', 'numpy'} & set(sys.modules)"
+    code = (
+        "import sys, launch; launch.main(['--help']); assert not {'jax', 'flax', 'grain', 'numpy'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(f"\n    {verb} " in done.stdout for verb in ("train", "eval", "export", "import", "data"))
