@@ -7,13 +7,14 @@ Forward, backward and AdamW in both; steps of the two alternate in one process, 
 medians are compared. The last column is torch's median over fundax's: above 1, fundax is faster. `cpu` is the processor
 time of a step over all threads, which a busy machine disturbs less.
 
-What was tried on two CPU cores, in processor seconds per step of the default setting (least of 9, jax 0.10.2, a busy
-machine):
-    5.8  JAX's own gradient of x @ W: it is asked for transposed, and XLA copies [N, 4D] activations to get it; in a
-         trace of the step those copies were 1.8 of 6.4 s, two thirds of it one fused recomputation of QuickGELU read
-         by columns
+What was tried on two CPU cores of a machine busy with other work (jax 0.10.2): processor seconds per step of the default
+setting, least of 9 in one process each, one process per row, load changing between them; to be repeated on a quiet one.
+    5.8  JAX's own gradient of x @ W
     4.3  layers.product, whose gradient is written x^T g (kept)
-    4.7  the same, with g^T x transposed behind an optimization barrier where D_in > D_out
+    4.7  the same, with g^T x transposed behind an optimization barrier where D_in > D_out; not told apart from 4.3
+Why it helps is not settled. In a trace of the first, 130 fused transposing copies took 1.8 of 6.4 s; alone, a stack of MLPs
+loses them with layers.product, but in a trace of the whole step 130 remain, the largest a recomputed QuickGELU read by
+columns for the gradient of fc2: still to be gained.
 Kept without a measurement of its own: the last block computes one row where only the pooled token is used (its other rows
 are dead code under jit), one packed product for q, k and v, donated state, unrolled layers (scan was 1.25 times slower in an
 earlier study; fast math, oneDNN, 512-bit vectors and the concurrency-optimised scheduler gained nothing there).

@@ -62,8 +62,8 @@ def normalize(image: Array, mean: Sequence[float], std: Sequence[float], dtype: 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [... D] times an fp32 kernel [D ...], in x's dtype; the kernel's gradient is accumulated and returned in fp32.
 
-    The same numbers as jnp.tensordot. The gradient is spelt out because the one derived by JAX asks for the kernel's
-    gradient transposed, which XLA on CPU answers by copying activations: see benchmarks/train_step.py.
+    The same numbers as jnp.tensordot. The gradient is spelt out in the kernel's own order because a training step on CPU
+    measured faster so than with the one JAX derives: see benchmarks/train_step.py. No forward-mode derivative.
     """
     return jax.lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
 
