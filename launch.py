@@ -4,6 +4,7 @@
     eval DIR [--checkpoint best] [arguments of the config]   the evaluations of a run, again or on other data
     export DIR --to FORMAT OUT                                a run as a folder for other programs
     import PATH --workdir DIR                                 such a folder, or a checkpoint file, as a run
+    predict DIR --left A --right B --classes "x, y"           probabilities per eye and patient
     data show | data build                                    a contact sheet of a source; a public data set as TFDS
 
 Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. A mistake of the user's is one line and exit code 2.
@@ -89,6 +90,29 @@ def import_(argv: list[str]) -> None:
     print(import_run(own.path, own.workdir, own.like))
 
 
+def predict(argv: list[str]) -> None:
+    """Conditions of a patient by a RET-CLIP model: of each eye and of the patient."""
+    parser = _parser("predict", predict)
+    parser.add_argument("model", help="a run, or a folder that another program's layout was written to")
+    parser.add_argument("--left", help="photograph of the left eye")
+    parser.add_argument("--right", help="photograph of the right eye")
+    parser.add_argument("--image", help="a photograph of an eye whose side is not known")
+    parser.add_argument("--classes", required=True, help="names in English or Chinese, separated by commas")
+    parser.add_argument("--language", choices=("en", "zh"), default="", help="of the sentences around the names")
+    parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
+    own = parser.parse_args(argv)
+    _prepare()
+    from rich.console import Console
+
+    from fundax.predict import load
+    from fundax.predict_ret_clip import predict_eyes
+
+    classes = [name.strip() for name in own.classes.replace("，", ",").split(",") if name.strip()]
+    model = load(own.model, own.checkpoint)
+    found = predict_eyes(model, classes, left=own.left, right=own.right, image=own.image, language=own.language)
+    Console().print(found.table())
+
+
 def data(argv: list[str]) -> None:
     """Look at a source (show), or write a public data set as TFDS (build)."""
     parser = _parser("data", data)
@@ -122,6 +146,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "export": export,
     "import": import_,
+    "predict": predict,
     "data": data,
 }
 

@@ -1,124 +1,149 @@
 """python launch.py train configs/ret_clip.py --workdir runs/ret_clip --data patients.csv
 
 RET-CLIP as published: ViT-B/16 and a BERT of base size, both eyes and one report per patient. Without --data it
-learns from synthetic patients. --laptop is a small model that ten minutes on two CPU cores teach:
-python launch.py train configs/ret_clip.py --laptop --workdir runs/ret_clip
+learns from synthetic patients. A small model, which ten minutes on two CPU cores teach:
+python launch.py train configs/ret_clip.py --preset laptop --workdir runs/ret_clip
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import optax
 
 from data_pipelines import text
+from data_pipelines.eye_prompts import prompts as words
 from data_pipelines.memory import Remembered
 from data_pipelines.pipeline import once, train
 from data_pipelines.ret_clip_files import open_pairs
-from data_pipelines.synthetic import Patients
-from data_pipelines.transforms import Flip, Keep, PairedEyes, Squash, Tokenize, ret_clip_aug
+from data_pipelines.rfmid import rfmid
+from data_pipelines.synthetic import Eyes, Patients
+from data_pipelines.transforms import Flip, Keep, PairedEyes, SingleView, Squash, Tokenize, ret_clip_aug
 from fundax.encoders.bert import BERT
 from fundax.encoders.vit import ViT
 from fundax.evals.laterality import Laterality
+from fundax.evals.probe import Probe
 from fundax.evals.zero_shot import zero_shot
-from fundax.interop.ret_clip import chinese_clip
+from fundax.interop.ret_clip import initial
 from fundax.objectives.ret_clip import MAX_LOG_SCALE, RetCLIP, ret_clip
 from fundax.optim import adamw, clamped, cosine, decay_matrices, peer_ret_clip
 from fundax.recipe import Every, Recipe
+from fundax.types import Eval
 
-TEMPLATES = {
-    "en": {
-        "patient": ("{}.", "Both eyes: {}.", "Right eye: {0}. Left eye: {0}."),
-        "left": ("Left eye: {}.", "In the left eye, {}.", "OS: {}."),
-        "right": ("Right eye: {}.", "In the right eye, {}.", "OD: {}."),
+# What --preset stands for; an argument that is given wins.
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": {
+        "batch": 256,
+        "epochs": 10,
+        "lr": 3e-5,
+        "weight_decay": 1e-3,
+        "context": 100,
+        "patients": 20_000,
+        "workers": 4,
+        "dtype": "bfloat16",
+        "remat": "full",
     },
-    "zh": {
-        "patient": ("{}。", "双眼：{}。", "右眼：{0}。左眼：{0}。"),
-        "left": ("左眼：{}。", "左眼（OS）：{}。"),
-        "right": ("右眼：{}。", "右眼（OD）：{}。"),
+    "laptop": {
+        "batch": 64,
+        "epochs": 16,
+        "lr": 1e-3,
+        "weight_decay": 0.1,
+        "context": 96,
+        "patients": 4000,
+        "workers": 0,
+        "dtype": "float32",
+        "remat": "none",
     },
 }
+PRESETS["smoke"] = PRESETS["laptop"] | {"batch": 8, "epochs": 1, "context": 32, "patients": 16}
 
 
 def recipe(
     *,
+    preset: Literal["published", "laptop"] = "published",
     data: str = "",
     image_dir: str = "",
     vocab: str = "",
     init: str = "",
+    rfmid_root: str = "",
     size: str = "B/16",
     text_size: str = "base",
     language: Literal["en", "zh"] = "en",
-    batch: int = 256,
-    epochs: int = 10,
-    lr: float = 3e-5,
-    context: int = 100,
-    patients: int = 20_000,
-    workers: int = 4,
-    dtype: str = "bfloat16",
-    remat: str = "full",
+    batch: int | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    context: int | None = None,
+    patients: int | None = None,
+    workers: int | None = None,
+    dtype: str | None = None,
+    remat: str | None = None,
     total: Literal["sum", "mean"] = "sum",
     parity: bool = False,
-    laptop: bool = False,
     seed: int = 0,
     smoke: bool = False,
 ) -> Recipe:
-    """The published recipe: AdamW 3e-5, 50 steps of warm-up, cosine, decay 1e-3, reports of 100 tokens.
+    """The published recipe: AdamW 3e-5, 50 steps of warm-up, cosine, decay 1e-3, batch 256, reports of 100 tokens.
 
     Args:
+        preset: published, or laptop: small towers, 64 pixels and settings that two CPU cores finish in ten minutes.
         data: CSV (patient, left, right, text), S_imgs.tsv (with S_texts.jsonl), or a folder of LMDB; empty: synthetic.
         image_dir: where the CSV's paths begin; its own folder by default.
         vocab: BERT's vocab.txt, or a tokenizer's folder; empty takes the bundled English and Chinese one.
-        init: a Chinese-CLIP or RET-CLIP checkpoint whose towers to start from.
-        size: of the image tower (encoders/vit.py).
-        text_size: mini, rbt3, base or large (encoders/bert.py).
+        rfmid_root: RFMiD's folder, to probe its 28 labels while training; empty probes the findings of synthetic eyes.
+        init: a RET-CLIP checkpoint to start from, or a Chinese-CLIP one for its towers.
+        size: of the published preset's image tower (encoders/vit.py).
+        text_size: of its text tower: mini, rbt3, base or large (encoders/bert.py).
         language: of the synthetic reports and of the prompts.
         batch: patients in a step.
         epochs: passes over the data.
         lr: peak learning rate.
+        weight_decay: of the parameters that decay.
         context: tokens of a report.
         patients: synthetic ones to learn from.
-        workers: processes that read and augment.
+        workers: processes that read and augment; 0 makes each synthetic picture once, in this one.
         dtype: of matrix products.
-        remat: none, dots or full: activations to recompute.
+        remat: none, dots or full: activations to compute again instead of keeping them.
         total: the loss is the sum of the three levels' (RET-CLIP) or their mean (RET-CLIP-PLUS).
-        parity: negatives of one device only, eyes flipped each by itself, the peer's decay groups.
-        laptop: a small model, 64 pixels and settings for a CPU, instead of the published ones.
+        parity: negatives of one device only, each eye flipped by itself, missing eyes not honoured: the peer exactly.
         seed: of everything random.
         smoke: two steps of almost nothing.
     """
-    if laptop:
-        batch, epochs, lr, patients, context, workers = 64, 16, 1e-3, 4000, 96, 0
-    if smoke:
-        batch, epochs, patients, workers, context = 8, 1, 16, 0, 32
-    tokenizer = text.wordpiece(vocab, context) if vocab else text.bundled(context)
-    objective = small(tokenizer, smoke) if laptop or smoke else None
-    if objective is None:
-        objective = ret_clip(size, text_size, vocab=tokenizer.vocab_size, dtype=dtype, remat=remat, scan=True)
+    given = {"batch": batch, "epochs": epochs, "lr": lr, "weight_decay": weight_decay, "context": context}
+    given |= {"patients": patients, "workers": workers, "dtype": dtype, "remat": remat}
+    use = PRESETS["smoke" if smoke else preset] | {k: v for k, v in given.items() if v is not None and not smoke}
+    published = preset == "published" and not smoke
+    tokenizer = text.wordpiece(vocab, use["context"]) if vocab else text.bundled(use["context"])
+    towers = {"dtype": use["dtype"], "remat": use["remat"]}
+    objective = (
+        ret_clip(size, text_size, vocab=tokenizer.vocab_size, scan=True, **towers)
+        if published
+        else small(tokenizer, smoke, towers)
+    )
     negatives = "local" if parity else "global"
-    objective = replace(objective, context=context, total=total, negatives=negatives, presence=not parity)
+    objective = replace(objective, context=use["context"], total=total, negatives=negatives, presence=not parity)
     side = objective.image.image_size
-    synthetic = Patients(n=patients, seed=seed, size=side, language=language)
-    source = open_pairs(data, image_dir) if data else synthetic if workers else Remembered(synthetic)
-    steps = 2 if smoke else max(epochs * -(-len(source) // batch), 1)
-    see = (Flip(), Squash(side)) if laptop or smoke else ret_clip_aug(side, parity=parity)
+    synthetic = Patients(n=use["patients"], seed=seed, size=side, language=language)
+    unseen = replace(synthetic, n=16 if smoke else 420, start=1_000_000)
+    source = open_pairs(data, image_dir) if data else synthetic if use["workers"] else Remembered(synthetic)
+    steps = 2 if smoke else max(use["epochs"] * -(-len(source) // use["batch"]), 1)
+    see = ret_clip_aug(side, parity=parity) if published else (Flip(), Squash(side))
     keys = ("left", "right", "left_present", "right_present", "text")
     learn = (PairedEyes(), *see, Tokenize(tokenizer), Keep(keys))
-    warmup = min(50, steps // 2)
-    decay = peer_ret_clip if parity or not laptop else decay_matrices
+    decay = peer_ret_clip if published else decay_matrices
     return Recipe(
         objective=objective,
-        train=train(source, learn, batch=batch, seed=seed, workers=workers),
+        train=train(source, learn, batch=use["batch"], seed=seed, workers=use["workers"]),
         optimizer=optax.chain(
-            optax.clip_by_global_norm(1.0) if laptop else optax.identity(),
-            adamw(cosine(lr, steps, warmup), (0.9, 0.98), 1e-6, 0.1 if laptop else 1e-3, decay),
+            optax.identity() if published else optax.clip_by_global_norm(1.0),
+            adamw(cosine(use["lr"], steps, min(50, steps // 2)), (0.9, 0.98), 1e-6, use["weight_decay"], decay),
             clamped({"^log_scale/": (0.0, MAX_LOG_SCALE)}),
         ),
         steps=steps,
-        batch=batch,
-        evals=evals(replace(synthetic, n=16 if smoke else 420, start=1_000_000), tokenizer, language, batch),
-        init_from=(chinese_clip(init),) if init else (),
+        batch=use["batch"],
+        evals=evals(unseen, tokenizer, language, use["batch"]) | {"probe": probe(unseen, rfmid_root, use["batch"])},
+        init_from=(initial(init, objective),) if init else (),
         every=Every(log=20, save=250, eval=250),
         best="zero_shot/macro_auc",
         seed=seed,
@@ -127,21 +152,40 @@ def recipe(
     )
 
 
-def small(tokenizer: text.Tokenizer, smoke: bool) -> RetCLIP:
-    """The towers of --laptop: 64 pixels, width 128; of --smoke: almost nothing."""
+def small(tokenizer: text.Tokenizer, smoke: bool, towers: dict[str, Any]) -> RetCLIP:
+    """The laptop's towers: 64 pixels, width 128; of --smoke: almost nothing."""
     width, depth, side = (32, 1, 32) if smoke else (128, 4, 64)
-    report = BERT(tokenizer.vocab_size, 128, width, max(depth // 2, 1), width // 32, 4 * width, dropout=0.0)
-    return RetCLIP(image=ViT(side, 8, width, depth, width // 32), text=report, embed=width, init_logit_scale=2.66)
+    heads, text_depth = width // 32, max(depth // 2, 1)
+    report = BERT(tokenizer.vocab_size, 128, width, text_depth, heads, 4 * width, dropout=0.0, **towers)
+    image = ViT(side, 8, width, depth, heads, **towers)
+    return RetCLIP(image=image, text=report, embed=width, init_logit_scale=2.66)
 
 
-def evals(unseen: Patients, tokenizer: text.Tokenizer, language: str, batch: int) -> dict:
-    """Conditions of patients never seen, from both eyes; and which eye it is where one is diseased."""
-    said, words = TEMPLATES[language], unseen.prompts(language)
-    prompts = {level: [tokenizer([t.format(w) for t in said[level]]) for w in words] for level in said}
+def evals(unseen: Patients, tokenizer: text.Tokenizer, language: str, batch: int) -> dict[str, Eval]:
+    """Of patients never seen: their condition from both eyes; which eye it is where one is diseased."""
+    prompts = {
+        level: [tokenizer(words(name, level, language)) for name in unseen.prompts(language)]
+        for level in ("patient", "left", "right")
+    }
     eyes = PairedEyes(text=None, targets=("label", "label_left", "label_right"))
-    keys = ("left", "right", "label", "label_left", "label_right")
-    test = once(Remembered(unseen), (eyes, Squash(unseen.size), Keep(keys)), batch=batch)
+    keep = Keep(("left", "right", "label", "label_left", "label_right"))
+    test = once(Remembered(unseen), (eyes, Squash(unseen.size), keep), batch=batch)
     return {
         "zero_shot": zero_shot(test, unseen.classes, prompts["patient"], inputs=("left", "right")),
         "laterality": Laterality(data=test, prompts={side: prompts[side] for side in ("left", "right")}),
     }
+
+
+def probe(unseen: Patients, rfmid_root: str, batch: int) -> Probe:
+    """A linear probe of the image tower: RFMiD's 28 labels, or the findings of other synthetic eyes."""
+    if rfmid_root:
+        splits = {name: rfmid(rfmid_root, name) for name in ("train", "valid", "test")}
+    else:
+        n, start, side = unseen.n, unseen.start, unseen.size
+        shown = {"train": (n, start + n), "valid": (n // 2, start + 2 * n)}
+        splits = {name: Remembered(Eyes(k, unseen.seed, first, size=side)) for name, (k, first) in shown.items()}
+    label = "label" if rfmid_root else "findings"
+    steps = (SingleView(text=None, targets=(label,)), Squash(unseen.size), Keep(("image", label)))
+    data = {name: once(source, steps, batch=batch) for name, source in splits.items()}
+    test = data.get("test")
+    return Probe(train=data["train"], valid=data["valid"], test=test, label=label, feature="visual")

@@ -17,13 +17,13 @@ from fundax.checkpoint import Checkpoints, load_params, resolve
 from fundax.encoders.vit import SIZES
 from fundax.errors import UserError
 from fundax.folder import Bundle, fresh_folder, preprocessing_of, read_json, write_json
-from fundax.interop import huggingface, open_clip
+from fundax.interop import huggingface, open_clip, ret_clip
 from fundax.objectives.clip import clip
 from fundax.pretrained import family_of, is_run, own_state, read_objective
 from fundax.types import Params
 from fundax.weights import digests, read_state
 
-LAYOUTS = {"huggingface": huggingface, "open_clip": open_clip}
+LAYOUTS = {"huggingface": huggingface, "open_clip": open_clip, "ret_clip": ret_clip}
 LARGEST = 1e-4  # of unit features between two programs in fp32, before an export is called wrong
 
 
@@ -115,14 +115,16 @@ def import_folder(path: str | Path, like: str | None = None) -> Bundle:
     family = family_of(state, str(path))
     if like is not None:
         bundle = _of_size(family, state, like)
-    elif not (folder / family.CONFIG).is_file():
+    elif not (folder / family.CONFIG).is_file() and not getattr(family, "CONFIG_OPTIONAL", False):
         sizes = ", ".join(SIZES)
         raise UserError(f"{path}: no {family.CONFIG} beside the weights; expected it there, or a size: {sizes}")
     else:
         bundle = family.bundle_of(state, folder)
-    tokenizer = None
+    tokenizer, context = None, getattr(bundle.objective, "context", bundle.objective.text.context)
     if (folder / "tokenizer_config.json").is_file():
-        tokenizer = text.load(folder, bundle.objective.text.context)
+        tokenizer = text.load(folder, context)
+    elif (folder / "vocab.txt").is_file():  # BERT's, beside a RET-CLIP file
+        tokenizer = text.wordpiece(folder, context)
     source = {"name": path.resolve().name, "layout": family.NAME}
     return dataclasses.replace(bundle, tokenizer=tokenizer, source=source)
 

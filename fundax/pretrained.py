@@ -16,12 +16,16 @@ from fundax.encoders.layers import stack_blocks, unstack_blocks
 from fundax.encoders.positions import resize_positions
 from fundax.errors import UserError
 from fundax.folder import read_json
-from fundax.interop import huggingface, open_clip
+from fundax.interop import huggingface, open_clip, ret_clip
 from fundax.layout import Row
 from fundax.types import Objective, Params
 from fundax.weights import State, find_file, read_state
 
-FAMILIES = (open_clip, huggingface)  # each: NAME, CONFIG, IGNORED, detect, table, objective_of, to_fundax, folders
+FAMILIES = (
+    ret_clip,
+    open_clip,
+    huggingface,
+)  # each: NAME, CONFIG, IGNORED, detect, table, objective_of, to_fundax, folders
 
 # Fields that change what the same tensors compute, by tower. Shapes do not show them, so the configuration must.
 _MEANING = {

@@ -25,7 +25,7 @@ Split = Callable[[], Iterator[Batch]]
 class Probe:
     """An Eval: linear layer + sigmoid cross-entropy on frozen features, reported on `valid` (and `test`).
 
-    Batches hold `image` (or what the forward pass takes) and `label` f32 [B K] of zeros and ones.
+    Batches hold `image` (or what the forward pass takes) and under `label` f32 [B K] of zeros and ones.
     Results: macro_auc, macro_ap, labels_used and epoch of validation; as test_... where there is
     a test set; the arrays <split>_scores and <split>_labels. Labels of one value are left out of the means.
 
@@ -36,6 +36,7 @@ class Probe:
     train: Split
     valid: Split
     test: Split | None = None
+    label: str = "label"  # key of the batch
     feature: str = "image_raw"  # key of the forward pass; RET-CLIP's "visual" is what its authors probe
     epochs: int = 75
     batch: int = 128
@@ -44,14 +45,13 @@ class Probe:
 
     def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
         splits = {
-            name: extract(forward, params, extra, split, self.feature)
+            name: extract(forward, params, extra, split, self.feature, self.label)
             for name, split in (("train", self.train), ("valid", self.valid), ("test", self.test))
             if split is not None
         }
         weights = self._train(*splits["train"])
         results = [
-            macro_auc_ap(splits["valid"][1], _scores(weights, e, splits["valid"][0]))
-            for e in range(self.epochs)
+            macro_auc_ap(splits["valid"][1], _scores(weights, e, splits["valid"][0])) for e in range(self.epochs)
         ]
         epoch = int(np.argmax([r["macro_auc"] + r["macro_ap"] for r in results]))
         out: dict[str, Any] = {**results[epoch], "epoch": epoch}
@@ -83,7 +83,7 @@ class Probe:
 
 
 def extract(
-    forward: Forward, params: Params, extra: Extra, split: Split, feature: str
+    forward: Forward, params: Params, extra: Extra, split: Split, feature: str, key: str = "label"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features f32 [n D] and labels f32 [n K] of the valid rows of one pass.
 
@@ -91,10 +91,10 @@ def extract(
     """
     features, labels = [], []
     for batch in split():
-        out = forward(params, extra, {key: value for key, value in batch.items() if key != "label"})
+        out = forward(params, extra, {name: value for name, value in batch.items() if name != key})
         if feature not in out:
             raise UserError(f"the probe wants the feature {feature!r}, the model gives {sorted(out)}")
-        label = np.asarray(batch["label"])
+        label = np.asarray(batch[key])
         if label.ndim != 2 or not np.isin(label, (0, 1)).all():
             raise UserError(f"the probe wants labels of zeros and ones [B K], found shape {label.shape}")
         valid = np.asarray(batch.get("valid", np.ones(len(label), bool)))

@@ -9,23 +9,33 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fundax import layout
+from fundax import folder, layout
 from fundax.encoders.bert import BERT
 from fundax.encoders.layers import stack_blocks, unstack_blocks
 from fundax.encoders.positions import aligned_corners, resize_positions
 from fundax.encoders.vit import ViT
 from fundax.errors import UserError
+from fundax.folder import Bundle
 from fundax.layout import Row
 from fundax.objectives.ret_clip import LEVELS, SUFFIX, RetCLIP
 from fundax.types import Params
 from fundax.weights import State, read_state
 
 NAME = "RET-CLIP"
+CONFIG, WEIGHTS = "ret_clip.json", "ret_clip.pt"  # the peer has no configuration file: ours says what shapes do not
+CONFIG_OPTIONAL = True
+USAGE = """
+import torch
+
+state = torch.load("FOLDER/ret_clip.pt", weights_only=True)  # flat, every key begins with "module."
+model.load_state_dict(state)  # the peer's model, wrapped in DistributedDataParallel as its own script does
+"""
 IGNORED = ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "position_ids")  # used by nothing there
 _HEAD_WIDTHS = {1280: 80}  # of ViT-H/14; every other tower of the peer has heads of 64
 _log = logging.getLogger("fundax")
@@ -201,7 +211,69 @@ def fit_positions(state: State, rows: int) -> State:
     return state | {key: resize_positions(np.asarray(state[key], np.float32), rows, aligned_corners)}
 
 
+# ------------------------------------------------------------------------------------------------------- folders
+
+
+def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> None:
+    """A folder with the flat ret_clip.pt, what its shapes do not say (ret_clip.json), and the tokenizer; needs torch.
+
+    Raises UserError for another model than RET-CLIP, and for a folder that is there and not empty.
+    """
+    objective = bundle.objective
+    with folder.fresh_folder(out, overwrite) as temporary:
+        write_checkpoint(objective, bundle.params, temporary / WEIGHTS)
+        if bundle.tokenizer is not None:
+            bundle.tokenizer.save(temporary)
+        facts = {
+            "head_width": objective.image.width // objective.image.heads,
+            "text_heads": objective.text.heads,
+            "context": objective.context,
+            "dropout": objective.text.dropout,
+            "pad_id": objective.text.pad_id,
+        }
+        folder.write_json(temporary / CONFIG, facts | {"preprocessing": folder.preprocessing_of(bundle)})
+        folder.write_card(temporary, bundle, "fundax", USAGE)
+
+
+def read_folder(path: str | Path) -> Bundle:
+    """The model of a folder that write_folder wrote. Raises UserError for anything missing or damaged."""
+    return bundle_of(read_state(Path(path) / WEIGHTS), Path(path))
+
+
+def bundle_of(state: State, path: Path) -> Bundle:
+    """The model of a state dict, with ret_clip.json of its folder where there is one: a released file has none."""
+    facts = folder.read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    preprocessing = facts.get("preprocessing", {})
+    fields: dict[str, Any] = {name: tuple(preprocessing[name]) for name in ("mean", "std") if name in preprocessing}
+    fields |= {name: facts[name] for name in ("context",) if name in facts}
+    heads = {name: facts[name] for name in ("head_width", "text_heads") if name in facts}
+    objective, params = to_fundax(state, **heads, **fields)
+    text = {name: facts[name] for name in ("dropout", "pad_id") if name in facts}
+    return Bundle(replace(objective, text=objective.text.clone(**text)), params, preprocessing)
+
+
+def difference(path: str | Path, bundle: Bundle) -> float | None:
+    """None: the peer's code is no package that could be installed; golden vectors hold the layout instead."""
+    return None
+
+
 # --------------------------------------------------------------------------------------------- initial weights
+
+
+def initial(path: str | Path, objective: RetCLIP) -> Callable[[Params], Params]:
+    """A step of Recipe.init_from: all of a RET-CLIP checkpoint, or the towers of a Chinese-CLIP one.
+
+    Raises UserError (when called) naming keys that are missing, unknown or of another shape.
+    """
+
+    def fill(params: Params) -> Params:
+        state = read_state(path)
+        if not detect(state):
+            return chinese_clip(path)(params)
+        loaded = read(objective, state, str(path))
+        return {name: stack_blocks(tree) if "blocks" in params[name] else tree for name, tree in loaded.items()}
+
+    return fill
 
 
 def chinese_clip(path: str | Path) -> Callable[[Params], Params]:
