@@ -58,7 +58,7 @@ class ResNet(nn.Module):
                 x = Bottleneck(*fields, name=name)(x, train)
             kept[f"stage{stage + 1}"] = x
         tokens = x.reshape(len(x), -1, x.shape[-1])
-        out = {"tokens": tokens, "pooled": tokens.astype(jnp.float32).mean(1), "map": x}
+        out = {"tokens": tokens, "pooled": tokens.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(1), "map": x}
         return out | ({"hidden": kept} if hidden else {})
 
     def _norm(self, name: str) -> BatchNorm:
@@ -103,9 +103,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", _he, shape, jnp.float32).astype(self.dtype)
         pad = (self.size // 2,) * 2
         layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (self.stride,) * 2, (pad, pad), dimension_numbers=layout
-        )
+        return jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, (pad, pad), dimension_numbers=layout)
 
 
 class BatchNorm(nn.Module):
@@ -126,7 +124,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(x.shape[-1], jnp.float32))
         running_var = self.variable("batch_stats", "var", lambda: jnp.ones(x.shape[-1], jnp.float32))
         count = self.variable("batch_stats", "count", lambda: jnp.zeros((), jnp.int32))
-        y = x.astype(jnp.float32)
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean, var = running_mean.value, running_var.value
         if train:
             mean, var = _moments(y)

@@ -1,0 +1,175 @@
+"""FLAIR (arXiv:2308.07898): photographs and categories of many public data sets, made one by texts of what experts know.
+
+The computation is that of github.com/jusiro/FLAIR (Apache-2.0), held by golden tests. What is optional here and is not
+the peer's: negatives of the global batch, soft targets by a table of similarity, a ViT as image tower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from fundax import losses
+from fundax.encoders import layers
+from fundax.encoders.bert import BERT
+from fundax.encoders.layers import unit
+from fundax.encoders.resnet import ResNet
+from fundax.encoders.vit import ViT
+from fundax.errors import UserError
+from fundax.label_aware import NEGATIVES, Negatives, Targets, bounded, label_aware, nearest_is_right
+from fundax.types import Batch, Extra, Metrics, Params
+
+CLINICAL_BERT_VOCAB = 28_996  # of emilyalsentzer/Bio_ClinicalBERT, FLAIR's text tower
+POOL_LAYERS = (1, 2, -1)  # the hidden states FLAIR averages
+
+
+@dataclass(frozen=True)
+class FLAIR:
+    """An image tower, BERT, two projections without bias, and a loss in which texts of one category are all right.
+
+    project, normalize: FLAIR's two flags. Both: unit(unit(x) W); project alone: x W; without project: x as it is.
+    negatives, targets: see fundax.label_aware. Batch statistics of a ResNet live in `extra`.
+    Images are divided by 255 and nothing more; so are the peer's.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("image", "text", "category")
+
+    image: ResNet | ViT
+    text: BERT
+    embed: int = 512
+    context: int = 77  # tokens of a caption; the tower has text.context positions
+    project: bool = True
+    normalize: bool = True
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    negatives: Negatives = "global"
+    targets: Targets = losses.matching_targets
+    init_logit_scale: float = math.log(1 / 0.07)
+
+    def __post_init__(self) -> None:
+        if self.negatives not in NEGATIVES:
+            raise UserError(f"FLAIR: negatives is {self.negatives!r}; expected one of {', '.join(NEGATIVES)}")
+
+    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """image u8 [B h w 3], text i32 [B L], category i32 [B]."""
+        size = self.image.image_size
+        return {
+            "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+            "text": jax.ShapeDtypeStruct((batch, self.context), jnp.int32),
+            "category": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        }
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
+        """Fresh parameters; projections as torch's Linear. `extra` is {"image": batch statistics}, or empty for a ViT."""
+        keys = jax.random.split(rng, 4)
+        variables = self.image.init(keys[0], self._pixels(batch["image"][:1]))
+        params: Params = {
+            "image": variables["params"],
+            "text": self.text.init(keys[1], batch["text"][:1])["params"],
+            "log_scale": jnp.asarray(self.init_logit_scale, jnp.float32),
+        }
+        if self.project:
+            shapes = {"image": (self.image.width, self.embed), "text": (self.text.width, self.embed)}
+            params["project"] = {
+                name: {"kernel": layers.uniform(shape[0] ** -0.5)(key, shape, jnp.float32)}
+                for (name, shape), key in zip(shapes.items(), keys[2:], strict=True)
+            }
+        return params, ({"image": variables["batch_stats"]} if "batch_stats" in variables else {})
+
+    def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+        """With running statistics, for `image` and/or `text`: visual [B D], as the tower pools it; *_raw and
+        *_features f32 [B E], before and after the norm; and logit_scale.
+        """
+        out: dict[str, jax.Array] = {}
+        if "image" in batch:
+            tower, _ = self._image(params, extra, batch["image"], None)
+            out["visual"] = tower["pooled"]
+            out |= self._projected(params, "image", tower["pooled"])
+        if "text" in batch:
+            out |= self._projected(params, "text", self._text(params, batch["text"], None))
+        return out | {"logit_scale": jnp.exp(bounded(params["log_scale"]))}
+
+    def features(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
+    ) -> tuple[dict[str, jax.Array], Extra]:
+        """For training: image_features and text_features f32 [B E], image_tokens [B N D]; and the next extra state.
+
+        Batch statistics are the batch's own, dropout is on.
+        """
+        keys = jax.random.split(rng)
+        tower, extra = self._image(params, extra, batch["image"], keys[0])
+        text = self._text(params, batch["text"], keys[1])
+        raw = self._projected(params, "image", tower["pooled"]) | self._projected(params, "text", text)
+        kept = {name: raw[name] for name in ("image_features", "text_features")}
+        return kept | {"image_tokens": tower["tokens"]}, extra
+
+    def encode(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> dict[str, jax.Array]:
+        """image_features and text_features, f32 [B E], as in training."""
+        del step
+        out, _ = self.features(params, extra, batch, rng)
+        return {name: out[name] for name in ("image_features", "text_features")}
+
+    def compare(self, params: Params, features: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, Metrics]:
+        """The loss of a full batch of features, and its metrics.
+
+        Without `category` in the batch every text is right for its own image alone; `valid` leaves examples out.
+        """
+        image, text = features["image_features"], features["text_features"]
+        scale = jnp.exp(bounded(params["log_scale"]))
+        category, mask = batch.get("category"), batch.get("valid")
+        options = {"mask": mask, "targets": self.targets, "negatives": self.negatives}
+        loss = label_aware(image, text, scale, category, **options)
+        to_text, to_image = nearest_is_right(image, text, category, mask)
+        metrics = {"loss": loss, "image_to_text": to_text, "text_to_image": to_image, "logit_scale": scale}
+        return loss, metrics
+
+    def loss(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
+        """Needs `image`, `text` and `category`."""
+        del step
+        features, extra = self.features(params, extra, batch, rng)
+        loss, metrics = self.compare(params, features, batch)
+        return loss, (extra, metrics)
+
+    def _pixels(self, image: jax.Array) -> jax.Array:
+        return layers.normalize(image, self.mean, self.std, self.image.dtype)
+
+    def _image(
+        self, params: Params, extra: Extra, image: jax.Array, rng: jax.Array | None
+    ) -> tuple[dict[str, jax.Array], Extra]:
+        """The tower's outputs and the next extra state; `rng` says that this is training."""
+        pixels = self._pixels(image)
+        if isinstance(self.image, ViT):
+            rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
+            return self.image.apply({"params": params["image"]}, pixels, rngs=rngs), extra
+        variables = {"params": params["image"], "batch_stats": extra["image"]}
+        if rng is None:
+            return self.image.apply(variables, pixels), extra
+        out, new = self.image.apply(variables, pixels, True, mutable=["batch_stats"])
+        return out, extra | {"image": new["batch_stats"]}
+
+    def _text(self, params: Params, text: jax.Array, rng: jax.Array | None) -> jax.Array:
+        rngs = {"dropout": rng} if rng is not None and self.text.dropout else {}
+        return self.text.apply({"params": params["text"]}, text, rngs=rngs)["pooled"]
+
+    def _projected(self, params: Params, name: str, pooled: jax.Array) -> dict[str, jax.Array]:
+        """`name`_raw and `name`_features out of what a tower pooled, [B D] to f32 [B E]."""
+        raw = features = pooled.astype(jnp.float32)
+        if self.project:
+            kernel = params["project"][name]["kernel"]
+            raw = project(unit(raw) if self.normalize else raw, kernel)
+            features = unit(raw) if self.normalize else raw
+        return {f"{name}_raw": raw, f"{name}_features": features}
+
+
+def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x f32 [B D] times kernel [D E] with no digit lost to fast matrix units: the peer's heads run in fp32."""
+    return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
