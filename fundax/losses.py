@@ -39,16 +39,16 @@ def _hide(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
     return jnp.where(jnp.broadcast_to(mask[None, :], logits.shape), logits, jnp.finfo(jnp.float32).min)
 
 
-def _cross_entropy(logits: jax.Array, weights: jax.Array | None, mask: jax.Array | None) -> jax.Array:
-    """Mean over rows of -sum_j w_ij log softmax_ij; w is the identity where `weights` is None, else normalised by row."""
-    log_p = jax.nn.log_softmax(_hide(logits, mask), axis=1)
+def _cross_entropy(logits: jax.Array, own: jax.Array, weights: jax.Array | None, mask: jax.Array | None) -> jax.Array:
+    """Mean over rows of logsumexp_i - sum_j w_ij logits_ij; without `weights`, w is the identity, its sum `own` [B]; else
+    weights normalised by row. Not by way of log_softmax, which would keep two more [B B] arrays."""
+    total = jax.nn.logsumexp(_hide(logits, mask), axis=1)
     if weights is None:
-        rows = jnp.arange(len(log_p))
-        return _mean(-log_p[rows, rows], mask)
-    present = jnp.ones(len(log_p), bool) if mask is None else mask
-    shares: jax.Array = weights * present[None, :].astype(weights.dtype)
+        return _mean(total - own, mask)
+    shares = weights if mask is None else weights * mask[None, :].astype(weights.dtype)
     shares = shares / jnp.maximum(shares.sum(1, keepdims=True), 1e-12)
-    return _mean(-(shares * jnp.where(shares > 0, log_p, 0)).sum(1), mask)
+    right = (shares * logits).sum(1)
+    return _mean(jnp.where(shares.sum(1) > 0, total - right, 0.0), mask)
 
 
 def softmax_contrastive(
@@ -64,8 +64,9 @@ def softmax_contrastive(
     """
     del logit_bias
     logits = logit_scale * similarity(image, text)
+    own = jnp.diagonal(logits)
     transposed = None if targets is None else targets.T
-    return 0.5 * (_cross_entropy(logits, targets, mask) + _cross_entropy(logits.T, transposed, mask))
+    return 0.5 * (_cross_entropy(logits, own, targets, mask) + _cross_entropy(logits.T, own, transposed, mask))
 
 
 def sigmoid_contrastive(
