@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from fundax.encoders.positions import aligned_corners, antialiased, cubic, resize_positions
+from fundax.encoders.positions import aligned_corners, antialiased, cubic, pixel_centres, resize_positions, scaled
 from fundax.errors import UserError
 
 
@@ -14,7 +14,7 @@ def test_cubic_by_hand():
     np.testing.assert_allclose(cubic(np.array([0.5, 1.5]), -0.75), [0.59375, -0.09375])
 
 
-@pytest.mark.parametrize("rule", [antialiased, aligned_corners])
+@pytest.mark.parametrize("rule", [antialiased, aligned_corners, pixel_centres, scaled])
 @pytest.mark.parametrize(("old", "new"), [(4, 7), (8, 5), (14, 27), (5, 1), (1, 3)])
 def test_rules_keep_constants(rule, old, new):
     matrix = rule(old, new)
@@ -44,3 +44,12 @@ def test_without_a_class_row_and_of_the_same_size():
 def test_a_grid_that_is_no_square_is_named():
     with pytest.raises(UserError, match="15 patches is not a square"):
         resize_positions(np.zeros((16, 3)), 50)
+
+
+def test_the_two_rules_of_dino_by_hand():
+    # 4 -> 2: centres 0.5 and 2.5, half way between two pixels: -0.09375 and 0.59375; beyond the edge falls on it
+    np.testing.assert_allclose(pixel_centres(4, 2)[0], [0.5, 0.59375, -0.09375, 0])
+    # with 4 / 2.1 the second centre is 1.5 * 4 / 2.1 - 0.5
+    at = 1.5 * 4 / 2.1 - 0.5
+    expected = cubic(at - np.arange(5.0), -0.75)
+    np.testing.assert_allclose(scaled(4, 2)[1], [*expected[:3], expected[3] + expected[4]])

@@ -119,3 +119,45 @@ def test_vision_tower_of_dfn_has_632_682_240_parameters():
 def test_unknown_size():
     with pytest.raises(UserError, match="size is 'B16'; expected one of Ti/16"):
         vit("B16")
+
+
+def test_a_masked_patch_is_the_token_at_its_place():
+    model = small(mask_token=True)
+    params = model.init(KEY, IMAGE)["params"] | {"mask_token": jnp.arange(8.0)}
+    masked = np.zeros((2, 3, 3), bool)
+    masked[1, 0, 2] = True
+    plain = model.apply({"params": params}, IMAGE, hidden=True)["embedded"]
+    other = model.apply({"params": params}, IMAGE, hidden=True, masked=masked)["embedded"]
+    same = np.ones((2, 10), bool)
+    same[1, 3] = False
+    np.testing.assert_array_equal(np.asarray(plain)[same], np.asarray(other)[same])
+    bare = model.clone(pre_norm=False).apply(
+        {"params": {k: v for k, v in params.items() if k != "pre_norm"}}, IMAGE, hidden=True, masked=masked
+    )
+    np.testing.assert_allclose(bare["embedded"][1, 3], params["position"][3] + jnp.arange(8.0), rtol=1e-6)
+
+
+def test_stochastic_depth_drops_whole_examples_of_a_block():
+    """One block at a rate cannot be dropped (the first has rate 0); the second is 0 or doubled at one half."""
+    model = small(depth=2, drop_path=0.5, pre_norm=False)
+    image = np.tile(IMAGE[:1], (64, 1, 1, 1))
+    params = model.init(KEY, image[:1])
+    still = model.apply(params, image, hidden=True)["hidden"]
+    drawn = model.apply(params, image, hidden=True, rngs={"drop_path": KEY})["hidden"]
+    np.testing.assert_allclose(drawn[0], still[0], rtol=1e-5, atol=1e-6)
+    unchanged = np.isclose(np.asarray(drawn[1]), np.asarray(still[0]), atol=1e-6).all((1, 2))
+    assert 6 <= unchanged.sum() <= 28  # both branches dropped: a quarter of 64
+    scanned = model.clone(scan=True)
+    stacked = {"params": layers.stack_blocks(params["params"])}
+    out = scanned.apply(stacked, image, rngs={"drop_path": KEY})
+    assert not np.allclose(out["tokens"][0], out["tokens"][1]) or not np.allclose(out["tokens"][0], out["tokens"][2])
+    np.testing.assert_allclose(scanned.apply(stacked, image)["tokens"], model.apply(params, image)["tokens"], atol=1e-5)
+
+
+def test_other_sizes_need_any_size():
+    model = small(any_size=True)
+    params = model.init(KEY, IMAGE)
+    out = model.apply(params, IMAGE[:, :6, :3])
+    assert out["tokens"].shape == (2, 3, 8)
+    with pytest.raises(UserError, match=r"this ViT takes \(9, 9, 3\)"):
+        small().apply(params, IMAGE[:, :6])

@@ -25,8 +25,6 @@ Rows = int | jax.Array | None
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, of RGB in [0, 1]
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# ---------------------------------------------------------------------------------------- functions
-
 
 def quick_gelu(x: jax.Array) -> jax.Array:
     """x * sigmoid(1.702 x), any shape: OpenAI's CLIP, DFN, Chinese-CLIP and RET-CLIP were trained with it."""
@@ -120,9 +118,6 @@ def take_rows(x: jax.Array, rows: Rows, axis: int = 1) -> jax.Array:
     shape[0] = rows.shape[0]
     x = jnp.broadcast_to(x, (rows.shape[0], *x.shape[1:]))
     return jnp.take_along_axis(x, rows.reshape(shape), axis=axis)
-
-
-# ------------------------------------------------------------------------------------ initial values
 
 
 @dataclass(frozen=True)
@@ -297,12 +292,24 @@ class Block(nn.Module):
             self.layer_scale1 = LayerScale(self.width, self.layer_scale)
             self.layer_scale2 = LayerScale(self.width, self.layer_scale)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, rows: Rows = None) -> jax.Array:
-        """x [B N D], mask bool broadcastable to [B H N N]; returns [B N D], or [B 1 D] if `rows` is given."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, rows: Rows = None, drop: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B N D], mask bool broadcastable to [B H N N]; returns [B N D], or [B 1 D] if `rows` is given.
+
+        drop (): the rate of stochastic depth, where the caller gives a "drop_path" rng.
+        """
         scale1 = self.layer_scale1 if self.layer_scale is not None else _same
         scale2 = self.layer_scale2 if self.layer_scale is not None else _same
-        x = take_rows(x, rows) + scale1(self.attention(self.norm1(x), mask, rows))
-        return x + scale2(self.mlp(self.norm2(x)))
+        x = take_rows(x, rows) + self._dropped(scale1(self.attention(self.norm1(x), mask, rows)), drop)
+        return x + self._dropped(scale2(self.mlp(self.norm2(x))), drop)
+
+    def _dropped(self, x: jax.Array, rate: jax.Array | None) -> jax.Array:
+        """Each example's branch left out with probability `rate`, else divided by 1 - rate (arXiv:1603.09382, eq. 5)."""
+        if rate is None or not self.has_rng("drop_path"):
+            return x
+        kept = jax.random.bernoulli(self.make_rng("drop_path"), 1 - rate, (len(x), 1, 1))
+        return jnp.where(kept, x / (1 - rate).astype(x.dtype), 0)
 
 
 def _same(x: jax.Array) -> jax.Array:
@@ -331,6 +338,7 @@ class Stack:
     depth: int
     scan: bool = False
     remat: str = "none"
+    drop_path: float = 0.0  # of the last block; from 0 in the first it rises linearly
 
     def __call__(
         self, block: Callable[..., Any], x: jax.Array, mask: jax.Array | None, rows: Rows, keep: bool
@@ -343,22 +351,27 @@ class Stack:
         Raises UserError for an unknown `remat`.
         """
 
-        def step(block: Any, x: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
-            y = block(x, mask)
+        rates = jnp.linspace(0, self.drop_path, self.depth) if self.drop_path else None
+
+        def step(block: Any, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+            y = block(x, mask) if rate is None else block(x, mask, None, rate)
             return y, y if keep else None
 
         step = _remat(step, self.remat)
         if self.scan:
-            axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True, "dropout": True}}
-            x, kept = nn.scan(step, length=self.depth, **axes)(block(name="blocks"), x, None)
+            split = {"params": True, "dropout": True, "drop_path": True}
+            axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": split}
+            x, kept = nn.scan(step, length=self.depth, **axes)(block(name="blocks"), x, rates)
             row = take_rows(x, 0 if rows is None else rows)[:, 0]
             return {"tokens": x, "row": row, "hidden": tuple(kept) if keep else ()}
         blocks = [block(name=f"block_{i}") for i in range(self.depth)]
         before, kept = x, ()
-        for each in blocks:
+        for i, each in enumerate(blocks):
             before = x
-            x, _ = step(each, x, None)
+            x, _ = step(each, x, None if rates is None else rates[i])
             kept += (x,) if keep else ()
+        if rates is not None:  # another draw of the last block would make another row
+            return {"tokens": x, "row": take_rows(x, 0 if rows is None else rows)[:, 0], "hidden": kept}
         last = _remat(lambda block, x: block(x, mask, 0 if rows is None else rows)[:, 0], self.remat)
         return {"tokens": x, "row": last(blocks[-1], before), "hidden": kept}
 

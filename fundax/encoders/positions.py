@@ -32,9 +32,29 @@ def antialiased(old: int, new: int) -> np.ndarray:
 
 def aligned_corners(old: int, new: int) -> np.ndarray:
     """[new old] of RET-CLIP's and Chinese-CLIP's rule: bicubic, a = -0.75, corners aligned, edges repeated, no antialiasing."""
-    centres = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
-    weights = np.zeros((new, old))
-    rows = np.arange(new)
+    return _four_taps(np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0), old)
+
+
+def pixel_centres(old: int, new: int) -> np.ndarray:
+    """[new old] of the rule by which DINO-family code (iBOT, VisionFM) fits a checkpoint to another grid when it is loaded.
+
+    Bicubic, a = -0.75, pixel centres, edges repeated, no antialiasing: torch's interpolate with a size.
+    """
+    return _four_taps((np.arange(new) + 0.5) * (old / new) - 0.5, old)
+
+
+def scaled(old: int, new: int) -> np.ndarray:
+    """[new old] of the rule by which the same code moves positions at run time, for crops of another size.
+
+    As pixel_centres, but with the scale factor (new + 0.1) / old: their guard against a grid that is rounded down.
+    """
+    return _four_taps((np.arange(new) + 0.5) * (old / (new + 0.1)) - 0.5, old)
+
+
+def _four_taps(centres: np.ndarray, old: int) -> np.ndarray:
+    """[new old]: cubic weights, a = -0.75, of the four pixels around each centre; those beyond the edge fall on it."""
+    weights = np.zeros((len(centres), old))
+    rows = np.arange(len(centres))
     for tap in (-1, 0, 1, 2):
         source = np.floor(centres) + tap
         np.add.at(weights, (rows, np.clip(source, 0, old - 1).astype(int)), cubic(centres - source, -0.75))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders import layers
+from fundax.encoders.positions import scaled
 from fundax.errors import UserError
 
 
@@ -30,13 +31,14 @@ class Size:
 
 
 # open_clip's model configurations of these names; H/14-378 is also that of apple/DFN5B-CLIP-ViT-H-14-378, and S/8 that
-# of Chinese-CLIP's. Ti/16 is ours, for small machines.
+# of Chinese-CLIP's. Ti/16 is ours, for small machines; L/16 has RETFound's image tower.
 SIZES = {
     "Ti/16": Size(224, 16, 192, 12, 3, 192, 192, 12, 3),
     "S/16": Size(224, 16, 384, 12, 6, 384, 384, 12, 6),
     "S/8": Size(224, 8, 384, 12, 6, 384, 384, 12, 6),
     "B/32": Size(224, 32, 768, 12, 12, 512, 512, 12, 8),
     "B/16": Size(224, 16, 768, 12, 12, 512, 512, 12, 8),
+    "L/16": Size(224, 16, 1024, 24, 16, 768, 768, 12, 12),
     "L/14": Size(224, 14, 1024, 24, 16, 768, 768, 12, 12),
     "L/14-336": Size(336, 14, 1024, 24, 16, 768, 768, 12, 12),
     "H/14": Size(224, 14, 1280, 32, 16, 1024, 1024, 24, 16),
@@ -135,6 +137,8 @@ class ViT(nn.Module):
     The class token, where there is one, is row 0 of the tokens and of `position`. `pool` takes the class token, the mean
     of the patch tokens, or an attention head's output; `norm_after_pool` moves the final norm from the tokens to the pooled
     vector. With `mask_ratio` > 0 and `noise` (or a "mask" rng) given, FLIP masking drops patches after positions are added.
+    With `mask_token` there is a learned token that takes the place of masked patches. `any_size` takes images of other
+    sizes and moves the positions to their grid (positions.scaled). `drop_path` needs a "drop_path" rng to act.
     """
 
     image_size: int
@@ -153,6 +157,10 @@ class ViT(nn.Module):
     norm_after_pool: bool = False
     layer_scale: float | None = None
     mask_ratio: float = 0.0
+    mask_token: bool = False
+    any_size: bool = False
+    drop_path: float = 0.0
+    init_std: float | None = None  # of positions and class token; None is width ** -0.5
     init_blocks: Callable[[int, int, int], layers.BlockInit] = layers.init_clip_vision
     scan: bool = False
     remat: str = "none"
@@ -164,7 +172,9 @@ class ViT(nn.Module):
         return (self.image_size // self.patch) ** 2
 
     def _check(self, image: jax.Array) -> None:
-        if image.shape[1:] != (self.image_size, self.image_size, 3):
+        if self.any_size and min(image.shape[1:3]) >= self.patch and image.shape[3] == 3:
+            pass
+        elif image.shape[1:] != (self.image_size, self.image_size, 3):
             raise UserError(f"image is {image.shape[1:]}; this ViT takes {(self.image_size, self.image_size, 3)}")
         if self.pool not in ("token", "mean", "attention"):
             raise UserError(f"pool is {self.pool!r}; expected token, mean or attention")
@@ -174,17 +184,21 @@ class ViT(nn.Module):
             raise UserError(f"width {self.width} is not a multiple of heads {self.heads}")
 
     @nn.compact
-    def __call__(self, image: jax.Array, noise: jax.Array | None = None, hidden: bool = False) -> dict[str, Any]:
+    def __call__(
+        self, image: jax.Array, noise: jax.Array | None = None, hidden: bool = False, masked: jax.Array | None = None
+    ) -> dict[str, Any]:
         """tokens [B N D] (after the final norm, unless it is applied to the pooled vector) and pooled [B D].
 
-        noise f32 [B patches]: see kept_patches. `hidden` adds patches [B N D], embedded [B N D] (the blocks' input) and
-        hidden, a tuple of the blocks' outputs. Raises UserError if the image is not `image_size` square.
+        noise f32 [B patches]: see kept_patches. masked bool [B rows columns]: patches that the mask token replaces.
+        `hidden` adds patches [B N D], embedded [B N D] (the blocks' input) and hidden, a tuple of the blocks' outputs.
+        Raises UserError if the image is not `image_size` square (or, with `any_size`, smaller than a patch).
         """
         self._check(image)
         embedded = PatchEmbedding(self.patch, self.width, self.patch_bias, self.dtype, name="patch")(image)
-        x = self._masked(self._positioned(embedded), noise)
+        grid = (image.shape[1] // self.patch, image.shape[2] // self.patch)
+        x = self._masked(self._positioned(self._replaced(embedded, masked), grid), noise)
         x = layers.LayerNorm(self.epsilon, name="pre_norm")(x) if self.pre_norm else x
-        stack = layers.Stack(self.depth, self.scan, self.remat)
+        stack = layers.Stack(self.depth, self.scan, self.remat, self.drop_path)
         out = stack(self._block(), x, None, 0, hidden)
         kept = {"patches": embedded, "embedded": x, "hidden": out["hidden"]} if hidden else {}
         return self._pooled(out["tokens"], out["row"]) | kept
@@ -197,10 +211,27 @@ class ViT(nn.Module):
             self.epsilon, self.layer_scale, dtype=self.dtype, name=name,
         )  # fmt: skip
 
-    def _positioned(self, x: jax.Array) -> jax.Array:
-        normal = nn.initializers.normal(self.width**-0.5)
+    def _replaced(self, x: jax.Array, masked: jax.Array | None) -> jax.Array:
+        """iBOT's masking (arXiv:2111.07832, section 3.1): before positions are added, which a masked patch thus keeps."""
+        if not self.mask_token:
+            return x
+        token = self.param("mask_token", nn.initializers.zeros, (self.width,), jnp.float32).astype(x.dtype)
+        return x if masked is None else jnp.where(masked.reshape(*x.shape[:2], 1), token[None, None], x)
+
+    def _moved(self, position: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        side, skip = self.image_size // self.patch, int(self.class_token)
+        if grid == (side, side):
+            return position
+        rows, columns = (jnp.asarray(scaled(side, new), jnp.float32) for new in grid)
+        table = position[skip:].reshape(side, side, -1)
+        moved = jnp.einsum("ia,jb,abd->ijd", rows, columns, table, precision=jax.lax.Precision.HIGHEST)
+        return jnp.concatenate([position[:skip], moved.reshape(-1, self.width)])
+
+    def _positioned(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        normal = nn.initializers.normal(self.width**-0.5 if self.init_std is None else self.init_std)
         rows = self.patches + self.class_token
-        position = self.param("position", normal, (rows, self.width), jnp.float32).astype(x.dtype)
+        position = self.param("position", normal, (rows, self.width), jnp.float32)
+        position = self._moved(position, grid).astype(x.dtype)
         if not self.class_token:
             return x + position[None]
         token = self.param("class_token", normal, (self.width,), jnp.float32).astype(x.dtype) + position[0]
@@ -231,6 +262,18 @@ class ViT(nn.Module):
             fields = (self.width, self.heads, hidden, self.activation, initial, self.epsilon, self.dtype)
             pooled = AttentionPool(*fields, name="pool")(tokens)
         return {"tokens": tokens, "pooled": norm(pooled) if self.norm_after_pool else pooled}
+
+
+def init_dino(width: int, hidden: int, depth: int) -> layers.BlockInit:
+    """The initial values of DINO's, iBOT's and VisionFM's blocks: normal, 0.02, biases 0."""
+    del width, hidden, depth
+    return layers.BlockInit(*(nn.initializers.normal(0.02),) * 4)
+
+
+def dino_vit(size: str, **fields: Any) -> ViT:
+    """The ViT of DINO, iBOT, VisionFM and RETFound (timm's), of a row of SIZES; `fields` are ViT's. Raises UserError."""
+    plain = {"activation": layers.gelu_exact, "epsilon": 1e-6, "patch_bias": True, "pre_norm": False}
+    return vit(size, **(plain | {"init_std": 0.02, "init_blocks": init_dino, "any_size": True} | fields))
 
 
 def vit(size: str, **fields: Any) -> ViT:
