@@ -156,23 +156,32 @@ def _softmax_backward(ring: Ring, image: Side, text: Side, scale: jax.Array, kep
     row_lse, column_lse, positives, count = kept
     weight = (g / jnp.maximum(count, 1))[:, None, None]
     no_bias = jnp.zeros_like(scale)
+    own = scale[:, None] * jnp.sum(image.features * text.features, -1)  # logits of the pairs themselves [R b]
 
-    def visit(rows: tuple, columns: tuple, d_image: jax.Array, d_text: jax.Array) -> tuple[jax.Array, jax.Array]:
-        image, row_lse, positives = rows
-        text, column_lse = columns
+    def visit(rows: tuple, columns: tuple, at_rows: tuple, d_text: jax.Array) -> tuple[tuple, jax.Array]:
+        (image, row_lse, positives, own), (d_image, slope) = rows, at_rows
+        text, column_lse, text_own = columns
         logits = _logits(image, text, scale, no_bias)
-        pull = 0.5 * (jnp.exp(logits - row_lse[:, :, None]) + jnp.exp(logits - column_lse[:, None, :]))
-        pull = jnp.where(image.present[:, :, None] & text.present[:, None, :], pull, 0.0)
-        if image.group is not None:
+        there = image.present[:, :, None] & text.present[:, None, :]
+        to_text = jnp.where(there, 0.5 * jnp.exp(logits - row_lse[:, :, None]), 0.0)
+        to_image = jnp.where(there, 0.5 * jnp.exp(logits - column_lse[:, None, :]), 0.0)
+        pull = to_text + to_image
+        if image.group is None:
+            # probabilities sum to one, so the scale's slope is a sum of differences from the own logit: where almost
+            # all probability is there already, nothing large cancels
+            slope = slope + (to_text * (logits - own[:, :, None]) + to_image * (logits - text_own[:, None, :])).sum(-1)
+        else:
             pull = pull - _positives(image, text) / jnp.maximum(positives, 1)[:, :, None]
-        return d_image + _times(pull, text.features), d_text + _times(pull.mT, image.features)
+            slope = slope + jnp.where(there, pull * logits, 0.0).sum(-1)
+        return (d_image + _times(pull, text.features), slope), d_text + _times(pull.mT, image.features)
 
-    zeros = image.features * 0.0, text.features * 0.0
-    d_image, d_text = _go_round(ring, visit, (image, row_lse, positives), (text, column_lse), *zeros)
+    start = image.features * 0.0, image.present * 0.0
+    rows, columns = (image, row_lse, positives, own), (text, column_lse, own)
+    (d_image, slope), d_text = _go_round(ring, visit, rows, columns, start, text.features * 0.0)
     if image.group is None:
         d_image = d_image - jnp.where(image.present[..., None], text.features, 0.0)
         d_text = d_text - jnp.where(image.present[..., None], image.features, 0.0)
-    d_scale = ring.total(jnp.sum(weight * image.features * d_image, (-2, -1)))
+    d_scale = ring.total(jnp.sum(weight[..., 0] * slope, -1)) / scale
     weight = weight * scale[:, None, None]
     return weight * d_image, weight * d_text, d_scale
 
