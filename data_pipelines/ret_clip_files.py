@@ -65,8 +65,10 @@ class PairedFiles:
     def __getitem__(self, index: int) -> Record:
         image_start, image_end, text_start, text_end = self._rows[index]
         patient, *eyes = _span(self.images, image_start, image_end).rstrip(b"\r\n").decode().split("\t")
-        left, right = _decode_pair(eyes, f"{self.images}, patient {patient}")
-        return both_eyes(patient, left, right, json.loads(_span(self.texts, text_start, text_end))["text"])
+        where = f"{self.images}, patient {patient}"
+        left, right = _decode_pair(eyes, where)
+        text = json.loads(_span(self.texts, text_start, text_end))["text"]
+        return both_eyes(patient, left, right, text, where)
 
     @cached_property
     def _rows(self) -> np.ndarray:
@@ -102,7 +104,8 @@ class PeerLMDB:
         where = f"{images}, key {patient}"
         eyes = safe_loads(_lmdb_get(images, str(patient)), where)
         left, right = _decode_pair(_expect_tuple(eyes, 2, "left, right in base64", where), where)
-        return both_eyes(str(patient), left, right, text.decode() if isinstance(text, bytes) else str(text))
+        text = text.decode() if isinstance(text, bytes) else str(text)
+        return both_eyes(str(patient), left, right, text, where)
 
 
 @dataclass(frozen=True)
@@ -125,13 +128,11 @@ class PatientCSV:
         patient, left, right, text = (column[index] for column in self._cells)
         folder = self.image_dir or self.table.parent
         paths = [folder / name if name else None for name in (left, right)]
+        where = f"{self.table} row {index + 1}"
         for path in paths:
             if path is not None and not path.is_file():
-                raise DataError(f"{self.table}, row {index + 1}: no file {path}")
-        try:
-            return both_eyes(patient, paths[0], paths[1], text)
-        except DataError as error:
-            raise DataError(f"{self.table}, row {index + 1}: {error}") from None
+                raise DataError(f"{where}: no file {path}")
+        return both_eyes(patient, paths[0], paths[1], text, where)
 
     @cached_property
     def _cells(self) -> tuple[Strings, ...]:
@@ -148,12 +149,12 @@ class PatientCSV:
         return cells
 
 
-def both_eyes(patient: str, left: bytes | Path | None, right: bytes | Path | None, report: str) -> Record:
-    """The record of one row; None is an eye without an image. Raises DataError when both are None."""
+def both_eyes(patient: str, left: bytes | Path | None, right: bytes | Path | None, report: str, where: str) -> Record:
+    """The record of one row; None is an eye without an image. Raises DataError naming `where` when both are None."""
     views = tuple(View(image, "CFP", eye) for image, eye in ((left, "left"), (right, "right")) if image)
     if not views:
-        raise DataError(f"patient {patient}: expected an image of at least one eye, both are empty")
-    return Record(patient, views, report)
+        raise DataError(f"{where}: expected an image of at least one eye, both are empty")
+    return Record(patient, views, report, where=where)
 
 
 def safe_loads(data: bytes, where: str) -> Any:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from data_pipelines.records import DataError
-from data_pipelines.ret_clip_files import PairedFiles, PatientCSV, PeerLMDB, safe_loads
+from data_pipelines.ret_clip_files import PairedFiles, PatientCSV, PeerLMDB, open_pairs, safe_loads
+from data_pipelines.views import PairedEyes
 
 LEFT, RIGHT = (
     b"\xff\xd8 left \xfb\xff",
@@ -129,6 +130,25 @@ def test_damaged_or_misshapen_rows_are_named(tmp_path):
         len(PeerLMDB(tmp_path / "absent"))
 
 
+def test_a_path_says_which_layout_it_is(paired, tmp_path):
+    assert open_pairs(paired.images) == paired
+    assert open_pairs(tmp_path / "x.csv", tmp_path) == PatientCSV(tmp_path / "x.csv", tmp_path)
+    for name in ("imgs", "pairs"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    assert open_pairs(tmp_path / "train") == PeerLMDB(tmp_path / "train")
+    with pytest.raises(DataError, match=r"expected a \.csv"):
+        open_pairs(tmp_path)
+
+
+def test_a_missing_eye_reaches_the_batch_as_absent(tmp_path):
+    Image.fromarray(np.full((6, 4, 3), 9, np.uint8)).save(tmp_path / "r.png")
+    (tmp_path / "patients.csv").write_text("patient,left,right,text\np2,,r.png,drusen\n")
+    example = PairedEyes()(PatientCSV(tmp_path / "patients.csv")[0], np.random.default_rng(0))
+    assert (bool(example["left_present"]), bool(example["right_present"])) == (False, True)
+    assert example["left"].shape == example["right"].shape == (6, 4, 3)
+    assert example["text"] == "drusen"
+
+
 def test_csv_of_patients(tmp_path):
     for name in ("l.png", "r.png"):
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / name)
@@ -147,7 +167,7 @@ def test_csv_of_patients(tmp_path):
     assert [(v.eye, v.image) for v in source[1].views] == [("right", tmp_path / "r.png")]
     with pytest.raises(DataError, match=r"row 3: no file .*gone\.png"):
         source[2]
-    with pytest.raises(DataError, match="row 4: patient p4: expected an image of at least one eye"):
+    with pytest.raises(DataError, match="row 4: expected an image of at least one eye"):
         source[3]
     with pytest.raises(DataError, match="no column 'left_eye'"):
         len(PatientCSV(table, columns=("patient", "left_eye", "right", "text")))

@@ -11,6 +11,7 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
+from data_pipelines.text import wordpiece
 from fundax import layout, optim
 from fundax.encoders.positions import aligned_corners, resize_positions
 from fundax.interop.ret_clip import from_fundax, to_fundax
@@ -177,8 +178,13 @@ def test_one_adamw_step_with_the_peers_groups(peer):
         ),
         optim.clamped({"^log_scale/": (0.0, MAX_LOG_SCALE)}),
     )
-    updates, _ = optimizer.update(grads, optimizer.init(peer.params), peer.params)
-    stepped = from_fundax(peer.objective, jax.tree.map(np.asarray, optax.apply_updates(peer.params, updates)))
+
+    @jax.jit
+    def step(params, grads):
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    stepped = from_fundax(peer.objective, jax.tree.map(np.asarray, step(peer.params, grads)))
     for name, value in load_file(peer.folder / "after_one_adamw_step.safetensors").items():
         np.testing.assert_allclose(stepped[name], value, rtol=0, atol=1e-6, err_msg=name)
 
@@ -196,7 +202,8 @@ def test_flip_masking_with_the_peers_noise(peer):
     objective = peer.objective
     (masked,) = (name for name in peer.arrays if name.startswith("mask.visual_left_ratio"))
     tower = objective.image.clone(mask_ratio=float(masked.removeprefix("mask.visual_left_ratio")))
-    pooled = tower.apply({"params": peer.params["image"]}, peer.batch["left"], jnp.asarray(peer.arrays["mask.noise"]))
+    apply = jax.jit(lambda params, image, noise: tower.apply({"params": params}, image, noise))
+    pooled = apply(peer.params["image"], peer.batch["left"], peer.arrays["mask.noise"])
     visual = pooled["pooled"] @ peer.params["project"]["image"]["kernel"]
     close(visual, peer.arrays[masked])
 
@@ -216,6 +223,14 @@ def test_positions_resized_by_the_peers_rule(golden, direction):
     with np.load(golden / "retclip" / "schedule_posembed.npz") as file:
         table, expected = file[f"pos_{direction}_in"], file[f"pos_{direction}_out"]
     np.testing.assert_allclose(resize_positions(table, len(expected), aligned_corners), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("context", [100, 52])
+def test_token_ids_of_every_string(golden, shared_data, context):
+    tokenizer = wordpiece(shared_data / "tokenizers" / "chinese_bert_vocab.txt", context)
+    cases = json.loads((golden / "retclip" / "tokenizer.json").read_text(encoding="utf-8"))["cases"]
+    ids = tokenizer([case["text"] for case in cases])
+    np.testing.assert_array_equal(ids, [case[f"ids{context}"] for case in cases])
 
 
 def close(ours, theirs):
