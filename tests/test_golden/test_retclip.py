@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -65,23 +67,34 @@ def peer(golden, request):
 
 @pytest.fixture(scope="module")
 def outputs(peer):
-    return jax.jit(peer.objective.forward)(peer.params, {}, peer.batch)
+    return forward(peer.objective, peer.params, peer.batch)
 
 
 @pytest.fixture(scope="module")
 def trained(peer):
     """Loss, metrics and gradients, without dropout as the peer's vectors are."""
-    objective = no_dropout(peer.objective)
-
-    def loss(params):
-        return objective.loss(params, {}, peer.batch, jax.random.key(0), jnp.zeros((), jnp.int32))
-
-    (value, (_, metrics)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(peer.params)
+    objective = replace(peer.objective, text=peer.objective.text.clone(dropout=0.0))
+    (value, metrics), grads = gradients(objective, peer.params, peer.batch)
     return SimpleNamespace(loss=value, metrics=metrics, grads=grads)
 
 
-def no_dropout(objective):
-    return objective.__class__(**{**objective.__dict__, "text": objective.text.clone(dropout=0.0)})
+@partial(jax.jit, static_argnums=0)  # one program for both trips, as they have the same objective
+def forward(objective, params, batch):
+    return objective.forward(params, {}, batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def gradients(objective, params, batch):
+    def loss(params):
+        value, (_, metrics) = objective.loss(params, {}, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
+        return value, metrics
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+@partial(jax.jit, static_argnums=0)
+def tower(module, params, *inputs):
+    return module.apply({"params": params}, *inputs, hidden=True)
 
 
 def test_sizes_come_from_the_shapes(peer):
@@ -100,17 +113,14 @@ def test_sizes_come_from_the_shapes(peer):
 def test_intermediate_arrays(peer):
     arrays, objective = peer.arrays, peer.objective
     for eye in ("left", "right"):
-        apply = jax.jit(lambda params, image: objective.image.apply({"params": params}, image, hidden=True))
-        out = apply(peer.params["image"], peer.batch[eye])
+        out = tower(objective.image, peer.params["image"], peer.batch[eye])
         conv = arrays[f"inter.visual.conv1.{eye}"]
         close(out["patches"], conv.reshape(*conv.shape[:2], -1).swapaxes(1, 2))
         close(out["embedded"], arrays[f"inter.visual.ln_pre.{eye}"])
         for i, x in enumerate(out["hidden"]):
             close(x, arrays[f"inter.visual.resblocks.{i}.{eye}"])
         close(out["pooled"], arrays[f"inter.visual.ln_post.{eye}"])
-    out = jax.jit(lambda params, text: objective.text.apply({"params": params}, text, hidden=True))(
-        peer.params["text"], peer.batch["text"]
-    )
+    out = tower(objective.text, peer.params["text"], peer.batch["text"])
     close(out["embedded"], arrays["inter.bert.embeddings"])
     for i, x in enumerate(out["hidden"]):
         close(x, arrays[f"inter.bert.layer.{i}"])
@@ -201,9 +211,8 @@ def test_the_decay_groups_are_the_peers(peer):
 def test_flip_masking_with_the_peers_noise(peer):
     objective = peer.objective
     (masked,) = (name for name in peer.arrays if name.startswith("mask.visual_left_ratio"))
-    tower = objective.image.clone(mask_ratio=float(masked.removeprefix("mask.visual_left_ratio")))
-    apply = jax.jit(lambda params, image, noise: tower.apply({"params": params}, image, noise))
-    pooled = apply(peer.params["image"], peer.batch["left"], peer.arrays["mask.noise"])
+    masking = objective.image.clone(mask_ratio=float(masked.removeprefix("mask.visual_left_ratio")))
+    pooled = tower(masking, peer.params["image"], peer.batch["left"], peer.arrays["mask.noise"])
     visual = pooled["pooled"] @ peer.params["project"]["image"]["kernel"]
     close(visual, peer.arrays[masked])
 
