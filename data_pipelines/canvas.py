@@ -84,12 +84,14 @@ def foreground(image: np.ndarray) -> Crop:
     from scipy import ndimage
 
     red = np.asarray(image[:, :, 0], np.float64)
-    regions, count = ndimage.label(red > li_threshold(red), structure=np.ones((3, 3)))
+    regions = np.zeros(red.shape, np.int32)
+    count = ndimage.label(red > li_threshold(red), structure=np.ones((3, 3)), output=regions)
     if not count:
         return Crop(0, 0, *red.shape)
-    largest = 1 + int(np.argmax(np.bincount(regions.ravel())[1:]))
-    rows, columns = ndimage.find_objects(regions)[largest - 1]
-    return Crop(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+    largest = regions == 1 + int(np.argmax(np.bincount(regions.ravel())[1:]))
+    rows, columns = (np.flatnonzero(largest.any(axis)) for axis in (1, 0))
+    top, left = int(rows[0]), int(columns[0])
+    return Crop(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left)
 
 
 def li_threshold(x: np.ndarray) -> float:

@@ -170,11 +170,14 @@ class CategoryCaption:
     `category` is a number for the category's name, the same in every process: the loss compares it, whatever the words.
     `status` is 0 for a normal eye, 1 for an abnormal one, -1 where the row does not say.
 
+    by_synonym: know a category by its other names too; FLAIR knows exact names alone.
+
     Source: github.com/jusiro/FLAIR, its caption and domain-knowledge steps (spec 1.2).
     """
 
     use_knowledge: bool = True
     as_they_are: tuple[str, ...] = AS_THEY_ARE
+    by_synonym: bool = False
     size_hint: int | None = None
     known: knowledge.Knowledge | None = field(default=None, hash=False)  # None: that of the project
 
@@ -187,7 +190,8 @@ class CategoryCaption:
         known = self.known or knowledge.bundled()
         said = category
         if self.use_knowledge and record.patient.split("/")[0] not in self.as_they_are:
-            said = known.draw(category, rng)
+            found = known.find(category) if self.by_synonym else None
+            said = known.draw(found.name if found else category, rng)
         modality = MODALITIES[int(out["modality"])]
         text = known.caption(said, attribute, modality if modality in known.templates else "CFP")
         return out | {"text": text, "category": category_id(category), "status": status(record.findings)}

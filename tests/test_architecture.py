@@ -38,6 +38,7 @@ LEVELS = {  # longest prefix wins
     "fundax.pretrained": 3,
     "fundax.aot": 4,
     "fundax.predict": 4,
+    "fundax.predict_flair": 4,
     "fundax.predict_ret_clip": 4,
     "fundax.exchange": 4,
     "data_pipelines.records": 0,

@@ -10,10 +10,10 @@ from fundax.encoders.bert import BERT
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
 from fundax.errors import UserError
-from fundax.interop.flair import from_fundax, to_fundax, write_checkpoint
+from fundax.interop.flair import from_fundax, initial, to_fundax, write_checkpoint
 from fundax.objectives.flair import FLAIR
 from fundax.types import Contrastive
-from fundax.weights import read_state
+from fundax.weights import read_state, write_safetensors
 
 
 def tiny(**fields):
@@ -90,6 +90,18 @@ def test_a_pth_file_and_back(started, tmp_path):
     assert again[0].image == objective.image and again[0].text.pool == "unmasked_mean"
     for ours, theirs in zip(jax.tree.leaves((params, extra)), jax.tree.leaves(again[1:]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_checkpoint_to_start_from(started, tmp_path):
+    objective, _, params, extra = started
+    write_safetensors(from_fundax(objective, params, extra), tmp_path / "flair.safetensors")
+    fresh = jax.tree.map(jnp.zeros_like, params) | {"reference": {"out": {"kernel": jnp.ones((5, 5))}}}
+    filled = initial(tmp_path / "flair.safetensors")(fresh)
+    kernels = (tree["text"]["block_1"]["mlp"]["fc1"]["kernel"] for tree in (filled, params))
+    np.testing.assert_array_equal(*kernels)
+    np.testing.assert_array_equal(filled["reference"]["out"]["kernel"], 1)
+    with pytest.raises(UserError, match="does not fit the model: project/image/kernel"):
+        initial(tmp_path / "flair.safetensors")(fresh | {"project": {"image": {"kernel": jnp.ones((2, 2))}}})
 
 
 def test_retixfer_names_and_unknown_keys(started):

@@ -66,6 +66,13 @@ def test_captions_say_a_category_in_one_of_its_ways(folder):
     assert as_it_is == {"A fundus photograph of glaucoma"}
 
 
+def test_a_category_may_be_known_by_a_synonym():
+    record = Record("x/1", (View(np.zeros((4, 4, 3), np.uint8)),), findings=("diabetic macular oedema",))
+    texts = {CategoryCaption(by_synonym=True)(record, np.random.default_rng(seed))["text"] for seed in range(40)}
+    assert texts == {f"A fundus photograph of {way}" for way in bundled().ways("diabetic macular edema")}
+    assert CategoryCaption()(record, np.random.default_rng(0))["text"].endswith("diabetic macular oedema")
+
+
 def test_captions_of_other_modalities_and_of_nothing():
     image = np.zeros((4, 4, 3), np.uint8)
     angiogram = Record("x/1", (View(image, "FFA"),), findings=("disc leakage",))

@@ -6,7 +6,7 @@ Key names are those of the public repositories jusiro/FLAIR, lxirich/MM-Retinal 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 
 from fundax import bert_layout, layout
 from fundax.encoders.bert import BERT
+from fundax.encoders.layers import stack_blocks, unstack_blocks
 from fundax.encoders.resnet import ResNet
 from fundax.errors import UserError
 from fundax.layout import Row
 from fundax.objectives.flair import FLAIR, POOL_LAYERS
 from fundax.types import Extra, Params
-from fundax.weights import State
+from fundax.weights import State, read_state
 
 NAME = "FLAIR"
 VISION, TEXT = "vision_model", "text_model"
@@ -227,3 +228,26 @@ def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
     """1 + the largest number that stands in the keys."""
     found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
     return 1 + max(found, default=-1)
+
+
+def initial(path: str | Path) -> Callable[[Params], Params]:
+    """A step of Recipe.init_from: towers, projections and log scale from a FLAIR, KeepFIT or RetiXfer checkpoint.
+
+    KeepFIT's attention is taken where the model has one and the file too. Batch statistics start anew and are those of
+    the new images after some fifty steps. Raises UserError (when called) for parameters of another shape, by path.
+    """
+
+    def fill(params: Params) -> Params:
+        state = read_state(path)
+        found = to_fundax(state)[1] | read_attention(state)
+        ours = layout.flatten(unstack_blocks(params))
+        loaded = {key: leaf for key, leaf in layout.flatten(found).items() if key.split("/")[0] in params}
+        wrong = [key for key, leaf in loaded.items() if key not in ours or np.shape(ours[key]) != leaf.shape]
+        towers = [key for key in ours if key.split("/")[0] in ("image", "text", "project") and key not in loaded]
+        if wrong or towers:
+            raise UserError(f"{path}: does not fit the model: {', '.join((wrong + towers)[:5])}")
+        filled = layout.unflatten(ours | loaded)
+        return {name: stack_blocks(tree) if isinstance(tree, dict) and "blocks" in params[name] else tree
+                for name, tree in filled.items()}  # fmt: skip
+
+    return fill
