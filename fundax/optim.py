@@ -47,6 +47,22 @@ def cooldown(peak: float, steps: int, warmup: int = 0, *, cool: int, power: floa
     return schedule
 
 
+def annealed(start: float, end: float, steps: int, warmup: int = 0) -> Schedule:
+    """Half a cosine from `start` to `end`, which it would reach at `steps`, after a linear warm-up from 0.
+
+    The form of DINO, iBOT and VisionFM (`cosine_scheduler`), by which they move rate, weight decay and momentum: the
+    first step of the warm-up has 0 and its last has all of `start`.
+    """
+    _check_length("annealed", steps, warmup)
+
+    def schedule(step: Any) -> Any:
+        done = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
+        after = end + (start - end) * jnp.cos(jnp.pi / 2 * done) ** 2
+        return jnp.where(step < warmup, start * step / max(warmup - 1, 1), after)
+
+    return schedule
+
+
 def _warm(step: Any, peak: float, warmup: int, after: Any) -> Any:
     return jnp.where(step < warmup, peak * (step + 1) / max(warmup, 1), after)
 
@@ -87,6 +103,18 @@ def peer_ret_clip(path: str, leaf: Any) -> bool:
     return not (norm or _BIAS.search(path) or _SCALE.search(path))
 
 
+def peer_visionfm(path: str, leaf: Any) -> bool:
+    """The groups of DINO, iBOT and VisionFM: everything but biases and vectors.
+
+    Positions, class token and mask token are no vectors there, nor is the scale of a weight-normalised last layer
+    (where that is trained), so they decay.
+    """
+    if re.search(r"(^|/)(class_token|mask_token|position)$|last_layer2?/scale$", path):
+        return True
+    vector = leaf.ndim < (3 if "/blocks/" in f"/{path}" else 2)
+    return not (vector or _BIAS.search(path))
+
+
 def decay_mask(rule: DecayRule) -> Callable[[Any], Any]:
     """optax's mask argument out of a rule."""
     return lambda params: jax.tree_util.tree_map_with_path(lambda p, x: rule(_path(p), x), params)
@@ -99,15 +127,84 @@ def adamw(
     schedule: Schedule,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    weight_decay: float | Schedule = 0.0,
     decay: DecayRule = decay_matrices,
+    late: tuple[str, int] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) with decay by rule; equal to torch's, which also multiplies the decay by the rate."""
-    return optax.chain(
-        optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps),
-        optax.add_decayed_weights(weight_decay, mask=decay_mask(decay)),
-        scale_by_rate(schedule),
-    )
+    """AdamW (arXiv 1711.05101) with decay by rule; equal to torch's, which also multiplies the decay by the rate.
+
+    late: (regex, steps): the parameters it matches are left alone for that many steps: no update, no decay, and no
+        count or moment of Adam's, which begin when they do.
+    """
+    mask = decay_mask(decay)
+    adam = optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps)
+    fixed = not callable(weight_decay)
+    decayed = optax.add_decayed_weights(weight_decay, mask=mask) if fixed else _decay(weight_decay, mask)
+    if late is None:
+        return optax.chain(adam, decayed, scale_by_rate(schedule))
+    return optax.chain(_late(adam, *late), decayed, scale_by_rate(schedule), _late(optax.identity(), *late))
+
+
+class CountState(NamedTuple):
+    """Steps taken."""
+
+    count: jax.Array
+
+
+def _decay(schedule: Schedule, mask: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Adds the scheduled part of each parameter that the mask names."""
+
+    def init(params: Any) -> CountState:
+        return CountState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: CountState, params: Any = None) -> tuple[Any, CountState]:
+        now = jnp.asarray(schedule(state.count), jnp.float32)
+        updates = jax.tree.map(lambda u, p, yes: u + now * p if yes else u, updates, params, mask(params))
+        return updates, CountState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+class LateState(NamedTuple):
+    """Steps taken, and the state of what waits."""
+
+    count: jax.Array
+    inner: Any
+
+
+def _late(tx: optax.GradientTransformation, pattern: str, steps: int) -> optax.GradientTransformation:
+    """`tx`, which for the parameters whose path matches begins after `steps` steps; until then their update is 0."""
+
+    def init(params: Any) -> LateState:
+        return LateState(jnp.zeros((), jnp.int32), tx.init(params))
+
+    def update(updates: Any, state: LateState, params: Any = None) -> tuple[Any, LateState]:
+        new, inner = tx.update(updates, state.inner, params)
+        on = state.count >= steps
+        new = jax.tree.map(lambda u: jnp.where(on, u, 0), new)
+        inner = jax.tree.map(lambda a, b: jnp.where(on, a, b), inner, state.inner)
+        return new, LateState(state.count + 1, inner)
+
+    def labels(params: Any) -> Any:
+        _require(pattern, params, "late")
+        return jax.tree_util.tree_map_with_path(lambda p, _: "late" if re.search(pattern, _path(p)) else "now", params)
+
+    return optax.partition({"late": optax.GradientTransformation(init, update), "now": tx}, labels)
+
+
+def clip_leaves(limit: float) -> optax.GradientTransformation:
+    """Each parameter's gradient scaled to a norm of at most `limit`, by itself: g min(1, limit / (|g| + 1e-6)).
+
+    The form of DINO, iBOT and VisionFM (`clip_gradients`), which is not clipping by the global norm. Stacked layers
+    are clipped one by one, as they are where they are not stacked.
+    """
+
+    def clip(path: Any, g: Any) -> Any:
+        axes = tuple(range(int("/blocks/" in f"/{_path(path)}"), g.ndim))
+        norm = jnp.sqrt((g.astype(jnp.float32) ** 2).sum(axes, keepdims=True))
+        return g * jnp.minimum(1.0, limit / (norm + 1e-6)).astype(g.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(clip, updates))
 
 
 class RateState(NamedTuple):

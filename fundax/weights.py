@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import pickle
@@ -76,7 +77,7 @@ def read_state(path: str | Path) -> State:
     elif path.suffix == ".npz":
         state = _read_npz(path)
     else:
-        state = _read_torch(path)
+        state = _tensors(path, load_torch(path))
     return strip_prefixes(state)
 
 
@@ -141,13 +142,21 @@ def _read_npz(path: Path) -> State:
         raise UserError(f"{path}: damaged, or not an .npz file of plain arrays ({error})") from error
 
 
-def _read_torch(path: Path) -> State:
+def load_torch(path: str | Path) -> Any:
+    """What a PyTorch file holds, as torch.save had it; by an unpickler that makes tensors and plain values only.
+
+    An argparse Namespace, which training programs put beside the weights, counts as a plain value.
+
+    Raises:
+        UserError: torch absent, a damaged file, or a pickle of anything else.
+    """
     try:
         import torch
     except ImportError as error:
         raise UserError(f"{path}: reading PyTorch files needs torch: pip install 'fundax[torch]'") from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: refused: damaged, or it holds more than tensors, which could run code when read; "
@@ -155,11 +164,12 @@ def _read_torch(path: Path) -> State:
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise UserError(f"{path}: damaged or not a PyTorch state dict ({_first_line(error)})") from error
-    return _tensors(path, loaded, torch)
 
 
-def _tensors(path: Path, loaded: Any, torch: Any) -> State:
+def _tensors(path: Path, loaded: Any) -> State:
     """Unwrap {"state_dict": ...} and turn tensors into arrays."""
+    import torch
+
     for key in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

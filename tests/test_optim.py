@@ -7,7 +7,9 @@ import pytest
 from fundax.errors import UserError
 from fundax.optim import (
     adamw,
+    annealed,
     clamped,
+    clip_leaves,
     constant,
     cooldown,
     cosine,
@@ -16,6 +18,7 @@ from fundax.optim import (
     frozen,
     peer_open_clip,
     peer_ret_clip,
+    peer_visionfm,
     rate_of,
     scale_by_rate,
 )
@@ -106,3 +109,37 @@ def test_a_pattern_that_matches_nothing_is_an_error(make):
 
 def test_a_chain_without_a_remembered_rate():
     assert rate_of(optax.sgd(0.1).init(PARAMS)) is None
+
+
+def test_annealed_at_its_corners():
+    schedule = annealed(1.0, 0.2, 14, warmup=4)
+    np.testing.assert_allclose([schedule(i) for i in (0, 3, 4, 9, 14)], [0, 1, 1, 0.6, 0.2], rtol=1e-6, atol=1e-7)
+
+
+def test_visionfms_groups_decay_tables_and_tokens_too():
+    params = {"image": PARAMS["image"] | {"mask_token": jnp.ones(4)}, "head": {"last_layer": {"scale": jnp.ones(3)}}}
+    expected = {"image/block_0/attention/qkv/kernel", "image/position", "image/class_token", "image/mask_token"}
+    assert decayed(peer_visionfm, params) == expected | {"head/last_layer/scale"}
+
+
+def test_each_leaf_is_clipped_by_itself():
+    grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.3]), "blocks": {"w": jnp.array([[6.0, 8.0], [0.0, 0.5]])}}
+    clipped, _ = clip_leaves(1.0).update(grads, clip_leaves(1.0).init(grads))
+    np.testing.assert_allclose(clipped["a"], [0.6, 0.8], rtol=1e-5)
+    np.testing.assert_allclose(clipped["b"], [0.3], rtol=1e-6)
+    np.testing.assert_allclose(clipped["blocks"]["w"], [[0.6, 0.8], [0.0, 0.5]], rtol=1e-5)
+
+
+def test_late_parameters_begin_as_if_new_and_decay_follows_its_schedule():
+    """Adam's first step is the sign of the gradient; a parameter that begins at step 2 takes its first step there."""
+    params = {"body": jnp.ones((1, 1)), "last": {"kernel": jnp.ones((1, 1))}}
+    tx = adamw(constant(0.1), weight_decay=lambda step: 0.5 * step, decay=lambda *_: True, late=("^last", 2))
+    state = tx.init(params)
+    seen = []
+    for _ in range(3):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        seen.append((float(updates["body"][0, 0]), float(updates["last"]["kernel"][0, 0])))
+    np.testing.assert_allclose(seen, [(-0.1, 0), (-0.15, 0), (-0.2, -0.2)], rtol=1e-5)
+    assert float(rate_of(state)) == pytest.approx(0.1)
+    with pytest.raises(UserError, match="late: no parameter path matches 'first'"):
+        adamw(constant(0.1), late=("first", 2)).init(params)

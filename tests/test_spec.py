@@ -35,7 +35,7 @@ def round_trip(value):
         jnp.bfloat16,
         weights.read_state,
     ],
-    ids=str,
+    ids=lambda v: getattr(v, "__name__", str(v)),
 )
 def test_round_trip_of_values(value):
     found = round_trip(value)

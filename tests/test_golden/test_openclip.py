@@ -101,9 +101,7 @@ def sigmoid(image, text, log_scale, bias):
     return losses.sigmoid_contrastive(image, text, jnp.exp(log_scale), bias)
 
 
-@pytest.mark.parametrize(
-    ("name", "loss"), [("clip", softmax), ("siglip_init", sigmoid), ("siglip_mid", sigmoid)]
-)
+@pytest.mark.parametrize(("name", "loss"), [("clip", softmax), ("siglip_init", sigmoid), ("siglip_mid", sigmoid)])
 def test_losses_with_gradients(golden, name, loss):
     peer = peers_losses(golden, name)
     arguments = (peer["image"], peer["text"], peer[f"{name}.log_scale"], peer.get(f"{name}.bias", np.float32(0)))
