@@ -56,6 +56,7 @@ def recipe(
     aug: Literal["extra", "none"] = "extra",
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     remat: Literal["full", "dots", "none"] = "full",
+    fsdp: int = 1,
     model_axis: int = 1,
     workers: int = 8,
     on_bad_image: Literal["error", "skip"] = "error",
@@ -87,7 +88,8 @@ def recipe(
         aug: the published extra augmentation, or none.
         dtype: of matrix products; parameters and losses are float32.
         remat: what to compute again instead of keeping.
-        model_axis: devices that share one copy of the model.
+        fsdp: devices that split parameters and optimizer state among them.
+        model_axis: devices that share the heads and hidden units of one copy.
         workers: processes that read images.
         on_bad_image: stop at an unreadable image, or skip and list it.
         seed: of everything random.
@@ -123,7 +125,7 @@ def recipe(
         accumulate=accumulate,
         evals=evals,
         init_from=(init_from(init, objective),) if init else (),
-        mesh=(-1, model_axis),
+        mesh=(-1, fsdp, model_axis),
         every=Every(log=32, save=epoch, eval=epoch),
         best=best if evals else None,
         seed=seed,

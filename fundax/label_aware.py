@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fundax import losses, ring
 from fundax.errors import UserError
+from fundax.mesh import batch_parts
 
 MAX_LOG_SCALE = 4.6052  # FLAIR clamps its log scale to [0, this]
 NEGATIVES = ("global", "ring", "local")
@@ -92,7 +93,7 @@ def _local(
     targets: Targets,
 ) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
-    groups = 1 if mesh.empty else mesh.shape.get("data", 1)
+    groups = 1 if mesh.empty else batch_parts(mesh)
     if len(image) % groups:
         raise UserError(f"negatives='local': a batch of {len(image)} does not divide by {groups} devices")
 

@@ -6,17 +6,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from fundax.mesh import batch_axes, batch_parts
+
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 def spread(logits: jax.Array) -> jax.Array:
-    """Shards [B B] as ("data", "model") where a mesh with those axes is set and divides it; else returns it as it is."""
+    """Shards [B B]: rows as the batch, columns over "model", where a mesh is set and divides it; else as it is."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not {"data", "model"} <= set(mesh.axis_names):
+    if mesh.empty or "model" not in mesh.axis_names:
         return logits
-    if logits.shape[0] % mesh.shape["data"] or logits.shape[1] % mesh.shape["model"]:
+    if logits.shape[0] % batch_parts(mesh) or logits.shape[1] % mesh.shape["model"]:
         return logits
-    return jax.lax.with_sharding_constraint(logits, PartitionSpec("data", "model"))
+    return jax.lax.with_sharding_constraint(logits, PartitionSpec(batch_axes(mesh), "model"))
 
 
 def similarity(image: jax.Array, text: jax.Array) -> jax.Array:

@@ -1,7 +1,12 @@
-"""Where arrays live: the device mesh, the table of rules that shards parameters by their path, and batch placement.
+"""Where arrays live: the device mesh, the tables of rules that shard parameters by their path, and batch placement.
 
-A model file never mentions devices. What may be split over the "model" axis is in RULES; everything else is
-replicated, and the batch is split over "data". One mesh of one device is the same program.
+A model file never mentions devices. The mesh has three axes, and a mesh of one device is the same program:
+
+    data    the batch is split over it, parameters are copies
+    fsdp    the batch is split over it too, and so is every large parameter with its moments: memory falls, traffic grows
+    model   (tensor parallelism) heads, hidden units and vocabularies are split over it; the batch is not
+
+The sizes choose: (8, 1, 1) replicates, (1, 8, 1) is FSDP, (1, 4, 2) is FSDP + tensor, with one table of rules for all.
 """
 
 from __future__ import annotations
@@ -14,18 +19,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fundax.errors import UserError
 from fundax.types import Batch
 
-AXES = ("data", "model")
+AXES = ("data", "fsdp", "model")
+BATCH_AXES = ("data", "fsdp")  # what the rows of a batch are split over
+LARGEST = P("largest")  # in a rule: its largest axis over fsdp, whichever of those that divide
 Rules = Sequence[tuple[str, P]]
 
+REPLICATED: Rules = ()
 # First match wins. Optimizer moments follow their parameter, because their paths end in the parameter's path.
 # A layer's first product is split by column and its second by row: one all-reduce per attention and per MLP.
-RULES: Rules = (
+TENSOR: Rules = (
     (r"attention/qkv/kernel$", P(None, None, "model")),  # [D 3 D]
     (r"attention/qkv/bias$", P(None, "model")),  # [3 D]
     (r"attention/out/kernel$", P("model", None)),  # [D D]
@@ -34,29 +42,66 @@ RULES: Rules = (
     (r"mlp/fc2/kernel$", P("model", None)),  # [4D D]
     (r"(token|word)/embedding$", P("model", None)),  # [V D]
 )
+FSDP: Rules = ((r"(kernel|embedding|position)$", LARGEST),)  # biases, norms, statistics are too small to be worth it
+FSDP_TENSOR: Rules = (
+    (r"attention/qkv/kernel$", P("fsdp", None, "model")),
+    (r"attention/qkv/bias$", P(None, "model")),
+    (r"attention/out/kernel$", P("model", "fsdp")),
+    (r"mlp/fc1/kernel$", P("fsdp", "model")),
+    (r"mlp/fc1/bias$", P("model")),
+    (r"mlp/fc2/kernel$", P("model", "fsdp")),
+    (r"(token|word)/embedding$", P("model", "fsdp")),
+    *FSDP,
+)
+RULES: Rules = FSDP_TENSOR  # on a mesh whose fsdp or model axis is 1, that part of it says nothing
 _STACKED = re.compile(r"(^|/)blocks/")  # scan over layers: one leading [layers] axis, never split
 
 _log = logging.getLogger("fundax")
 
 
-def make_mesh(shape: tuple[int, int] = (-1, 1)) -> Mesh:
-    """A ("data", "model") mesh; one -1 means "the devices that are left".
+def mesh_sizes(shape: Sequence[int], devices: int) -> tuple[int, int, int]:
+    """(data, fsdp, model) with its -1 filled in. Two numbers are (data, model).
+
+    Raises UserError where there is more than one -1, or the devices do not suffice or are left over.
+    """
+    if len(shape) not in (2, 3) or list(shape).count(-1) > 1 or any(n == 0 or n < -1 for n in shape):
+        raise UserError(
+            f"mesh {tuple(shape)}: expected positive sizes (data, model) or (data, fsdp, model), at most one of them -1"
+        )
+    known = math.prod(n for n in shape if n != -1)
+    sizes = [devices // known if n == -1 else n for n in shape]
+    used = math.prod(sizes)
+    if used == 0 or used > devices or (-1 in shape and used != devices):
+        raise UserError(f"mesh {tuple(shape)} does not fit {devices} devices; expected a product of {devices}")
+    return (sizes[0], sizes[1] if len(sizes) == 3 else 1, sizes[-1])
+
+
+def make_mesh(shape: Sequence[int] = (-1, 1)) -> Mesh:
+    """A ("data", "fsdp", "model") mesh of (data, model) or (data, fsdp, model); one -1 means "the devices that are left".
 
     A shape smaller than the machine uses its first devices. Raises UserError where the devices do not suffice, or
     where the model axis would cross processes unevenly.
     """
     devices = jax.devices()
-    known = math.prod(n for n in shape if n != -1)
-    if shape.count(-1) > 1 or any(n == 0 or n < -1 for n in shape):
-        raise UserError(f"mesh {shape}: expected two positive sizes (data, model), at most one of them -1")
-    sizes = tuple(len(devices) // known if n == -1 else n for n in shape)
+    sizes = mesh_sizes(shape, len(devices))
     used = math.prod(sizes)
-    uneven = -1 in shape and used != len(devices)
-    if used == 0 or used > len(devices) or uneven or (jax.process_count() > 1 and used != len(devices)):
-        raise UserError(f"mesh {shape} does not fit {len(devices)} devices; expected a product of {len(devices)}")
-    if jax.process_count() > 1 and jax.local_device_count() % sizes[1]:
-        raise UserError(f"mesh {shape}: the model axis must divide the {jax.local_device_count()} local devices")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[:used])
+    if jax.process_count() > 1 and used != len(devices):
+        raise UserError(
+            f"mesh {tuple(shape)} does not fit {len(devices)} devices; expected a product of {len(devices)}"
+        )
+    if jax.process_count() > 1 and jax.local_device_count() % sizes[2]:
+        raise UserError(f"mesh {tuple(shape)}: the model axis must divide the {jax.local_device_count()} local devices")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:used])
+
+
+def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The axes of this mesh that a batch is split over."""
+    return tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts a batch is split: 1 without a mesh."""
+    return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def path_string(path: Sequence[Any]) -> str:
@@ -64,22 +109,22 @@ def path_string(path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
-def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES, warn: bool = True) -> Any:
     """A NamedSharding for every leaf of a (possibly abstract) tree: parameters, optimizer state or extra.
 
-    A dimension that its mesh axis does not divide is replicated instead, and one log line lists such leaves.
+    An axis of an array that its mesh axis does not divide stays whole; `warn` lists such leaves in one log line.
     """
     unequal: list[str] = []
 
     def place_leaf(path: Sequence[Any], leaf: Any) -> NamedSharding:
         name = path_string(path)
-        spec, fits = _fit(spec_of(name, leaf.ndim, rules), leaf.shape, mesh)
+        spec, fits = _fit(spec_of(name, leaf.ndim, rules), leaf.shape, mesh, bool(_STACKED.search(name)))
         if not fits:
             unequal.append(f"{name} {tuple(leaf.shape)}")
         return NamedSharding(mesh, spec)
 
     placed = jax.tree_util.tree_map_with_path(place_leaf, tree)
-    if unequal:
+    if unequal and warn:
         more = f" and {len(unequal) - 3} more" if len(unequal) > 3 else ""
         _log.warning("replicated, not divisible by the mesh %s: %s%s", dict(mesh.shape), ", ".join(unequal[:3]), more)
     return placed
@@ -89,31 +134,52 @@ def spec_of(name: str, ndim: int, rules: Rules = RULES) -> P:
     """The PartitionSpec of a path: the first rule whose pattern is found in it, else replicated."""
     for pattern, spec in rules:
         if re.search(pattern, name):
+            if spec == LARGEST:
+                return spec
             spec = P(None, *spec) if _STACKED.search(name) else spec
             return spec if len(spec) <= ndim else P()  # a factored moment has fewer axes than its parameter
     return P()
 
 
-def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> tuple[P, bool]:
-    for size, axis in zip(shape, spec, strict=False):
-        if axis is not None and size % mesh.shape[axis]:
-            return P(), False
-    return spec, True
+def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, stacked: bool) -> tuple[P, bool]:
+    """The spec without mesh axes of one device and without those that do not divide; whether all did."""
+    if spec == LARGEST:
+        return _largest(shape, mesh.shape.get("fsdp", 1), stacked), True
+    sizes = [1 if axis is None else mesh.shape.get(axis, 1) for axis in spec]
+    divides = [size % parts == 0 for size, parts in zip(shape, sizes, strict=False)]
+    kept = [axis if n > 1 and fits else None for axis, n, fits in zip(spec, sizes, divides, strict=True)]
+    return (P(*kept) if any(kept) else P()), all(divides)
+
+
+def _largest(shape: tuple[int, ...], parts: int, stacked: bool) -> P:
+    sizes = [size if size % parts == 0 and not (stacked and i == 0) else 0 for i, size in enumerate(shape)]
+    if parts == 1 or not any(sizes):
+        return P()
+    axis = sizes.index(max(sizes))
+    return P(*("fsdp" if i == axis else None for i in range(len(shape))))
+
+
+def keep(tree: Any, rules: Rules = RULES) -> Any:
+    """Inside jit: gradients or state where the rules put them, so that what one step splits the next finds split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh, rules, warn=False))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First axis over "data"."""
-    return NamedSharding(mesh, P("data"))
+    """First axis over "data" and "fsdp"."""
+    return NamedSharding(mesh, P(batch_axes(mesh)))
 
 
 def place(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch out of every process's own rows [B/processes ...], first axis over "data"."""
+    """The global batch out of every process's own rows [B/processes ...], first axis over "data" and "fsdp"."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
 
 
 def place_whole(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """A batch that every process holds in full (evaluation): split over "data" where it divides, else replicated.
+    """A batch that every process holds in full (evaluation): split where it divides, else replicated.
 
     Text columns are left behind: they are for people.
     """
@@ -123,8 +189,8 @@ def place_whole(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
 
 def _put(array: np.ndarray, mesh: Mesh) -> jax.Array:
     array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
-    split = array.ndim > 0 and array.shape[0] % mesh.shape["data"] == 0
-    sharding = NamedSharding(mesh, P("data") if split else P())
+    split = array.ndim > 0 and array.shape[0] % batch_parts(mesh) == 0
+    sharding = batch_sharding(mesh) if split else NamedSharding(mesh, P())
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 

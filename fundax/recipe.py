@@ -43,7 +43,7 @@ class Recipe:
     batch: int  # the global batch
     evals: Mapping[str, Eval] = field(default_factory=dict)
     init_from: Sequence[Callable[[Params], Params]] = ()  # applied in order to fresh parameters
-    mesh: tuple[int, int] = (-1, 1)  # ("data", "model")
+    mesh: tuple[int, ...] = (-1, 1)  # (data, model) or (data, fsdp, model)
     rules: Rules = RULES
     every: Every = Every()
     best: str | None = None  # a logged name such as "zero_shot/macro_auc": its best step is kept too

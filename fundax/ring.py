@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from fundax.mesh import BATCH_AXES
+
 BLOCK_ELEMENTS = 2**22  # 16 MiB of fp32 logits at a time
 NEVER = -1e30  # the logit of a pair that does not count; finite, so that no inf - inf arises
 
@@ -292,7 +294,7 @@ _sigmoid = jax.custom_vjp(_sigmoid_primal, nondiff_argnums=(0,))
 _sigmoid.defvjp(_sigmoid_fwd, _sigmoid_bwd)
 
 
-def make_ring(batch: int, pairs: int = 1, axes: tuple[str, ...] = ("data",), rows: int | None = None) -> Ring:
+def make_ring(batch: int, pairs: int = 1, axes: tuple[str, ...] = BATCH_AXES, rows: int | None = None) -> Ring:
     """The ring of the mesh in force (jax.set_mesh), or of one device where there is none.
 
     Raises ValueError if the batch does not divide among the devices."""
@@ -322,7 +324,7 @@ def softmax_pairs(
     *,
     group: jax.Array | None = None,
     present: jax.Array | None = None,
-    axes: tuple[str, ...] = ("data",),
+    axes: tuple[str, ...] = BATCH_AXES,
     rows: int | None = None,
 ) -> jax.Array:
     """Symmetric InfoNCE of R pairs in one ring.
@@ -350,7 +352,7 @@ def sigmoid(
     *,
     group: jax.Array | None = None,
     present: jax.Array | None = None,
-    axes: tuple[str, ...] = ("data",),
+    axes: tuple[str, ...] = BATCH_AXES,
     rows: int | None = None,
 ) -> jax.Array:
     """Sigmoid loss over all pairs, divided by B.

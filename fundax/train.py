@@ -95,12 +95,13 @@ def train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
         (loss, (extra, metrics)), grads = value_and_grad(state.params, state.extra, batch, rng, state.step)
+        grads = meshes.keep(grads, recipe.rules)
         updates, opt = recipe.optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **metrics}
         if (rate := rate_of(opt)) is not None:
             metrics["learning_rate"] = rate
-        return TrainState(state.step + 1, params, extra, opt), metrics
+        return meshes.keep(TrainState(state.step + 1, params, extra, opt), recipe.rules), metrics
 
     return jax.jit(update, donate_argnums=0)
 
@@ -199,9 +200,9 @@ def _take(data: DataIterator, recipe: Recipe, step: int) -> dict[str, np.ndarray
 
 
 def _check_batch(recipe: Recipe, mesh: Mesh) -> None:
-    parts = mesh.shape["data"] * recipe.accumulate
+    parts = meshes.batch_parts(mesh) * recipe.accumulate
     if recipe.batch % parts or recipe.batch % jax.process_count():
-        what = f"{mesh.shape['data']} devices x {recipe.accumulate} micro-batches"
+        what = f"{meshes.batch_parts(mesh)} devices x {recipe.accumulate} micro-batches"
         raise UserError(f"a batch of {recipe.batch} does not divide over {what}")
 
 

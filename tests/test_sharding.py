@@ -74,7 +74,7 @@ def alone(fresh):
     return losses, jax.device_get(state.params)
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8, 1), (2, 2, 2)])
 def test_sharded_equals_unsharded(fresh, alone, shape):
     losses, state = run(shape, tiny(), fresh)
     np.testing.assert_allclose(losses, alone[0], rtol=1e-5)

@@ -21,6 +21,7 @@ from fundax.encoders.bert import BERT, bert
 from fundax.encoders.layers import unit
 from fundax.encoders.vit import ViT, kept_patches, size_named, vit
 from fundax.errors import UserError
+from fundax.mesh import batch_parts
 from fundax.types import Batch, Extra, Metrics, Params
 
 LEVELS = ("patient", "left", "right")
@@ -297,7 +298,7 @@ def _same_report(batch: Batch) -> jax.Array:
 def _devices() -> int:
     """Shares of a batch in the mesh in force: the size of its data axis, 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape.get("data", 1)
+    return 1 if mesh.empty else batch_parts(mesh)
 
 
 def ret_clip(size: str, text: str = "base", *, vocab: int = 21128, dropout: float = 0.1, **fields: Any) -> RetCLIP:
