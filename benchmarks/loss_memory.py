@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from datetime import date
+from typing import Any
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
@@ -47,10 +48,8 @@ def memory_table(batches: tuple[int, ...], width: int, mesh) -> Table:
     )
     for name, (naive, ringed, numbers) in LOSSES.items():
         for batch in batches:
-            sizes = [
-                compiled(f, numbers, batch, width, mesh).memory_analysis().temp_size_in_bytes / 2**20
-                for f in (naive, ringed)
-            ]
+            analyses: list[Any] = [compiled(f, numbers, batch, width, mesh).memory_analysis() for f in (naive, ringed)]
+            sizes = [analysis.temp_size_in_bytes / 2**20 for analysis in analyses]
             table.add_row(name, f"{batch:,}", f"{sizes[0]:,.0f}", f"{sizes[1]:,.0f}", f"{sizes[0] / sizes[1]:.1f}x")
     return table
 

@@ -41,7 +41,7 @@ from fundax.objectives.clip import CLIP, clip
 from fundax.types import Batch
 
 Step = Callable[[], None]
-ADAMW = {"learning_rate": 1e-5, "b1": 0.9, "b2": 0.98, "eps": 1e-6, "weight_decay": 0.2}
+ADAMW: dict[str, Any] = {"learning_rate": 1e-5, "b1": 0.9, "b2": 0.98, "eps": 1e-6, "weight_decay": 0.2}
 
 
 def batch_of(objective: CLIP, count: int) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -101,7 +102,8 @@ def _decode_jpeg(data: bytes, at_least: int | None) -> tuple[np.ndarray, tuple[i
     """None where Pillow shall try: four inks, or what libjpeg warns of and Pillow's check of the end tells apart."""
     side = at_least or 0
     try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        header: Any = simplejpeg.decode_jpeg_header(data)
+        height, width, colors, _ = header
         _guard(height, width)
         if colors in ("CMYK", "YCCK"):
             return None

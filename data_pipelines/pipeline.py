@@ -347,7 +347,8 @@ def _collate(examples: Sequence[_Made]) -> dict[str, Any]:
 
 def _read(slots: _Slots, step: int, how: Reading) -> grain.IterDataset:
     """The batches of one process from `step` on; what is in them does not depend on `how`."""
-    examples = grain.MapDataset.source(slots)
+    sequence: Any = slots
+    examples = grain.MapDataset.source(sequence)
     if not how.workers:
         threads = how.threads or os.cpu_count() or 1
         ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, slots.local))

@@ -84,7 +84,7 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         full = tokenizers.Tokenizer.from_str(self.backend.to_str())
-        full.add_special_tokens(sorted(set(self.special.values()), key=full.token_to_id))
+        full.add_special_tokens(sorted(set(self.special.values()), key=lambda token: full.token_to_id(token) or 0))
         first, last = full.id_to_token(self.start), full.id_to_token(self.end)
         full.post_processor = processors.TemplateProcessing(
             single=f"{first} $A {last}", special_tokens=[(first, self.start), (last, self.end)]
@@ -102,7 +102,10 @@ class Tokenizer:
         return self.config["tokenizer_class"] == "CLIPTokenizer"
 
     def _id(self, role: str) -> int:
-        return self.backend.token_to_id(self.special[role])
+        token = self.backend.token_to_id(self.special[role])
+        if token is None:
+            raise DataError(f"the tokenizer has no token {self.special[role]!r} for its {role}")
+        return token
 
 
 def load(folder: str | Path, context: int | None = None) -> Tokenizer:

@@ -208,7 +208,7 @@ def _fingerprints(items: Mapping[str, Any]) -> dict[str, int]:
     return {k: int(v) for k, v in jax.jit(_fingerprint_all)(filled).items()}
 
 
-def _fingerprint_all(items: Mapping[str, Any]) -> dict[str, jax.Array]:
+def _fingerprint_all(items: Mapping[str, Any]) -> dict[str, Any]:
     return {name: sum(_sums(tree, jnp), start=jnp.uint32(0)) for name, tree in items.items()}
 
 

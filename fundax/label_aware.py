@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ def _local(
     def split(x: jax.Array | None) -> jax.Array | None:
         return None if x is None else x.reshape(groups, -1, *x.shape[1:])
 
-    def one(i: jax.Array, t: jax.Array, c: jax.Array | None, m: jax.Array | None) -> jax.Array:
+    def one(i: Any, t: Any, c: jax.Array | None, m: jax.Array | None) -> jax.Array:
         return label_aware(i, t, logit_scale, c, mask=m, targets=targets)
 
     return jax.vmap(one)(split(image), split(text), split(category), split(mask)).mean()

@@ -142,7 +142,7 @@ def _patch_features(objective: Any, params: Params, image: np.ndarray) -> jax.Ar
     """u8 [B h w 3] to unit features f32 [B N E] of the patches, without the class token."""
     vit = objective.image
     pixels = normalize(image, objective.mean, objective.std, vit.dtype)
-    tokens = vit.apply({"params": params["image"]}, pixels)["tokens"][:, int(vit.class_token) :]
+    tokens: Any = vit.apply({"params": params["image"]}, pixels)["tokens"][:, int(vit.class_token) :]
     if vit.norm_after_pool:  # then the tokens have not been through the final norm yet
         tokens = LayerNorm(vit.epsilon).apply({"params": params["image"]["norm"]}, tokens)
     features = tokens.astype(jax.numpy.float32) @ params["project"]["image"]["kernel"]

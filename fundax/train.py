@@ -97,7 +97,7 @@ def train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState
         (loss, (extra, metrics)), grads = value_and_grad(state.params, state.extra, batch, rng, state.step)
         grads = meshes.keep(grads, recipe.rules)
         updates, opt = recipe.optimizer.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **metrics}
         if (rate := rate_of(opt)) is not None:
             metrics["learning_rate"] = rate
@@ -110,7 +110,8 @@ def layout(recipe: Recipe, mesh: Mesh) -> TrainState:
     """The state as shapes with shardings; nothing is allocated, so it answers for any size of model."""
     params, extra = jax.eval_shape(_initialize(recipe), jax.random.key(recipe.seed))
     opt = jax.eval_shape(recipe.optimizer.init, params)
-    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, extra, opt)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(step, params, extra, opt)
     placed = meshes.shardings(state, mesh, recipe.rules)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
 

@@ -81,7 +81,7 @@ class Built:
     def _rows(self) -> Any:
         import tensorflow_datasets as tfds
 
-        built = tfds.builder_from_directory(self.directory)
+        built: Any = tfds.builder_from_directory(self.directory)
         if self.split not in built.info.splits:
             raise DataError(f"{self.name} has no split {self.split!r}, only {', '.join(sorted(built.info.splits))}")
         return built.as_data_source(split=self.split, decoders={"image": tfds.decode.SkipDecoding()})

@@ -58,7 +58,8 @@ def builder_class(datasets: tuple[EyeDataset, ...]) -> Any:
 
         @property
         def entry(self) -> EyeDataset:
-            return entries[self.builder_config.name]
+            chosen: Any = self.builder_config
+            return entries[chosen.name]
 
         def _info(self) -> tfds.core.DatasetInfo:
             about = self.entry

@@ -32,7 +32,8 @@ def bert(size: str, **fields: Any) -> BERT:
     if size not in SIZES:
         raise UserError(f"text size is {size!r}; expected one of {', '.join(SIZES)}")
     width, depth, heads, hidden = SIZES[size]
-    return BERT(**{"width": width, "depth": depth, "heads": heads, "hidden": hidden} | fields)
+    row: dict[str, Any] = {"width": width, "depth": depth, "heads": heads, "hidden": hidden}
+    return BERT(**row | fields)
 
 
 class BERT(nn.Module):

@@ -98,4 +98,5 @@ class TextTransformer(nn.Module):
 def text_transformer(size: str, **fields: Any) -> TextTransformer:
     """The text tower of a row of SIZES; `fields` are TextTransformer's. Raises UserError for an unknown size."""
     row = size_named(size)
-    return TextTransformer(**{"width": row.text_width, "depth": row.text_depth, "heads": row.text_heads} | fields)
+    sizes: dict[str, Any] = {"width": row.text_width, "depth": row.text_depth, "heads": row.text_heads}
+    return TextTransformer(**sizes | fields)

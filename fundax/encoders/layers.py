@@ -53,7 +53,7 @@ def normalize(image: Array, mean: Sequence[float], std: Sequence[float], dtype: 
     shape = (1,) * (image.ndim - 1) + (3,)
     scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32).reshape(shape)
     shift = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)], jnp.float32).reshape(shape)
-    return (image.astype(jnp.float32) * scale - shift).astype(dtype)
+    return (jnp.asarray(image).astype(jnp.float32) * scale - shift).astype(dtype)
 
 
 @jax.custom_vjp
@@ -353,7 +353,7 @@ class Stack:
 
         rates = jnp.linspace(0, self.drop_path, self.depth) if self.drop_path else None
 
-        def step(block: Any, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+        def step(block: Any, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, Any]:
             y = block(x, mask) if rate is None else block(x, mask, None, rate)
             return y, y if keep else None
 

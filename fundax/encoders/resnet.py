@@ -49,7 +49,7 @@ class ResNet(nn.Module):
         x = Conv(self.width_first, 7, 2, self.dtype, name="conv1")(image.astype(self.dtype))
         kept = {"stem": x}
         x = jax.nn.relu(self._norm("norm1")(x, train))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])  # type: ignore[arg-type]  # flax says str, takes both
         for stage, units in enumerate(self.blocks):
             for unit in range(units):
                 stride = 2 if stage and not unit else 1
@@ -101,7 +101,7 @@ class Conv(nn.Module):
         """x [B h w C] to [B h/stride w/stride width]."""
         shape = (self.size, self.size, x.shape[-1], self.width)
         kernel = self.param("kernel", _he, shape, jnp.float32).astype(self.dtype)
-        pad = (self.size // 2,) * 2
+        pad = (self.size // 2, self.size // 2)
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, (pad, pad), dimension_numbers=layout)
 

@@ -279,13 +279,5 @@ def dino_vit(size: str, **fields: Any) -> ViT:
 def vit(size: str, **fields: Any) -> ViT:
     """The image tower of a row of SIZES; `fields` are ViT's. Raises UserError for an unknown size."""
     row = size_named(size)
-    return ViT(
-        **{
-            "image_size": row.image_size,
-            "patch": row.patch,
-            "width": row.width,
-            "depth": row.depth,
-            "heads": row.heads,
-        }
-        | fields
-    )
+    sizes: dict[str, Any] = {name: getattr(row, name) for name in ("image_size", "patch", "width", "depth", "heads")}
+    return ViT(**sizes | fields)

@@ -184,7 +184,7 @@ def _figure(path: str | Path, size: tuple[float, float], names: Sequence[str]) -
         "axes.edgecolor": "#808080",
         "text.parse_math": False,
     }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings):  # type: ignore[arg-type]  # the keys are rcParams'
         figure = Figure(figsize=size, layout="constrained")  # without pyplot nothing is kept and nothing is closed
         FigureCanvasAgg(figure)
         yield figure, shown

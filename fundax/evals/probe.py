@@ -140,9 +140,10 @@ def _train_epochs(
         carry, _ = jax.lax.scan(step, carry, rows)
         return carry, carry[0]
 
-    start = dict(start)
+    first: Any = dict(start)
     features, labels = jnp.asarray(features), jnp.asarray(labels)
-    return jax.lax.scan(epoch, (start, optimizer.init(start)), order)[1]
+    after: Any = jax.lax.scan(epoch, (first, optimizer.init(first)), order)[1]
+    return after
 
 
 def _scores(weights: tuple[np.ndarray, np.ndarray], epoch: int, features: np.ndarray) -> np.ndarray:

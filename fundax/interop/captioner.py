@@ -81,7 +81,7 @@ def _norm(ours: str, theirs: str) -> list[Row]:
 
 
 def _shapes(decoder: ReportDecoder, inputs: int) -> layout.Shapes:
-    def init() -> Params:
+    def init() -> Any:
         return decoder.init(jax.random.key(0), jnp.zeros((1, 2, inputs)), jnp.zeros((1, 2), jnp.int32))["params"]
 
     return {path: tuple(leaf.shape) for path, leaf in layout.flatten(jax.eval_shape(init)).items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def read(objective: FLAIR, state: State, source: str) -> tuple[Params, Extra]:
 def table(objective: FLAIR) -> list[Row]:
     """Every parameter of ours with the peer's key and layout."""
     rows = [Row("log_scale", ("logit_scale",), layout.SAME)]
-    rows += resnet_rows("image", f"{VISION}.model", objective.image)
+    rows += resnet_rows("image", f"{VISION}.model", cast(ResNet, objective.image))
     rows += bert_layout.bert_rows("text", f"{TEXT}.model", objective.text.depth)
     if objective.project:
         rows += layout.linear("project/image", f"{VISION}.projection_head_vision.projection", bias=False)

@@ -104,11 +104,11 @@ class CLIP:
         if "image" in batch:
             image = layers.normalize(batch["image"], self.mean, self.std, self.image.dtype)
             rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
-            pooled = self.image.apply({"params": params["image"]}, image, rngs=rngs)["pooled"]
-            out["image_raw"] = _project(pooled, params["project"]["image"])
+            seen: Any = self.image.apply({"params": params["image"]}, image, rngs=rngs)
+            out["image_raw"] = _project(seen["pooled"], params["project"]["image"])
         if "text" in batch:
-            pooled = self.text.apply({"params": params["text"]}, batch["text"])["pooled"]
-            out["text_raw"] = _project(pooled, params["project"]["text"])
+            read: Any = self.text.apply({"params": params["text"]}, batch["text"])
+            out["text_raw"] = _project(read["pooled"], params["project"]["text"])
         return out | {name.replace("raw", "features"): unit(raw) for name, raw in out.items()}
 
     def _scales(self, params: Params) -> dict[str, jax.Array]:

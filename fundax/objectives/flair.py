@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -149,16 +149,19 @@ class FLAIR:
         pixels = self._pixels(image)
         if isinstance(self.image, ViT):
             rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
-            return self.image.apply({"params": params["image"]}, pixels, rngs=rngs), extra
+            out: Any = self.image.apply({"params": params["image"]}, pixels, rngs=rngs)
+            return out, extra
         variables = {"params": params["image"], "batch_stats": extra["image"]}
         if rng is None:
-            return self.image.apply(variables, pixels), extra
+            out = self.image.apply(variables, pixels)
+            return out, extra
         out, new = self.image.apply(variables, pixels, True, mutable=["batch_stats"])
         return out, extra | {"image": new["batch_stats"]}
 
     def _text(self, params: Params, text: jax.Array, rng: jax.Array | None) -> jax.Array:
         rngs = {"dropout": rng} if rng is not None and self.text.dropout else {}
-        return self.text.apply({"params": params["text"]}, text, rngs=rngs)["pooled"]
+        out: Any = self.text.apply({"params": params["text"]}, text, rngs=rngs)
+        return out["pooled"]
 
     def _projected(self, params: Params, name: str, pooled: jax.Array) -> dict[str, jax.Array]:
         """`name`_raw and `name`_features out of what a tower pooled, [B D] to f32 [B E]."""

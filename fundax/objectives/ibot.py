@@ -115,7 +115,7 @@ class IBOT:
         """
         del params
         image = self._normalized(batch["image"], batch.get("modality"))
-        out = self.image.apply({"params": extra["teacher"]["image"] | self._no_token()}, image)
+        out: Any = self.image.apply({"params": extra["teacher"]["image"] | self._no_token()}, image)
         return {"image_raw": out["pooled"].astype(jnp.float32), "tokens": out["tokens"]}
 
     def loss(

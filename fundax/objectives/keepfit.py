@@ -174,7 +174,7 @@ class KeepFIT:
         self, params: Params, tokens: jax.Array, text: jax.Array, rng: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         assert self.caption is not None
-        log_p = self.caption.apply({"params": params["caption"]}, tokens, text[:, :-1], rngs={"dropout": rng})
+        log_p: Any = self.caption.apply({"params": params["caption"]}, tokens, text[:, :-1], rngs={"dropout": rng})
         return token_loss(log_p, text[:, 1:], text[:, 1:] != self.caption.pad)
 
     def _fused(

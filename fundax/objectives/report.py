@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ class Report:
         if "text" not in batch:
             return {"image_tokens": tokens}
         text = batch["text"]
-        log_p = self.decoder.apply({"params": params["decoder"]}, tokens, text[:, :-1])
+        log_p: Any = self.decoder.apply({"params": params["decoder"]}, tokens, text[:, :-1])
         sums, words = token_loss(log_p, text[:, 1:], self.counted(text))
         return {"image_tokens": tokens, "log_p": -sums, "words": words}
 
@@ -69,7 +69,7 @@ class Report:
         del step
         tokens, extra = self._tokens(params, extra, batch["image"], train=True)
         text = batch["text"]
-        log_p = self.decoder.apply({"params": params["decoder"]}, tokens, text[:, :-1], rngs={"dropout": rng})
+        log_p: Any = self.decoder.apply({"params": params["decoder"]}, tokens, text[:, :-1], rngs={"dropout": rng})
         there = self.counted(text)
         if "valid" in batch:
             there = there & batch["valid"][:, None]
@@ -90,10 +90,12 @@ class Report:
     def _tokens(self, params: Params, extra: Extra, image: jax.Array, train: bool) -> tuple[jax.Array, Extra]:
         pixels = self._pixels(image)
         if isinstance(self.image, ViT):
-            return self.image.apply({"params": params["image"]}, pixels)["tokens"], extra
+            out: Any = self.image.apply({"params": params["image"]}, pixels)
+            return out["tokens"], extra
         variables = {"params": params["image"], "batch_stats": extra["image"]}
         if not train:
-            return self.image.apply(variables, pixels)["tokens"], extra
+            out = self.image.apply(variables, pixels)
+            return out["tokens"], extra
         out, new = self.image.apply(variables, pixels, True, mutable=["batch_stats"])
         return out["tokens"], extra | {"image": new["batch_stats"]}
 

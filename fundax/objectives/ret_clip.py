@@ -152,7 +152,8 @@ class RetCLIP:
             image, text = features[f"{IMAGE[level]}_features"], features[f"text_features{SUFFIX[level]}"]
             scale = scales[f"logit_scale{SUFFIX[level]}"]
             parts[level] = self._contrast(image, text, scale, masks[level], targets)
-        loss = sum(parts.values()) / (1 if self.total == "sum" else len(LEVELS))
+        total: jax.Array = sum(parts.values(), start=jnp.zeros((), jnp.float32))
+        loss = total / (1 if self.total == "sum" else len(LEVELS))
         metrics = {f"loss_{level}": part for level, part in parts.items()}
         if "reconstruction" in features:
             metrics["loss_reconstruction"] = features["reconstruction"].mean()
@@ -174,8 +175,8 @@ class RetCLIP:
     def _visual(self, params: Params, image: jax.Array, rng: jax.Array | None = None) -> jax.Array:
         """Normalised images [B h w 3] to f32 [B E], before any level's mapping."""
         rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
-        pooled = self.image.apply({"params": params["image"]}, image, rngs=rngs)["pooled"]
-        return pooled.astype(jnp.float32) @ params["project"]["image"]["kernel"]
+        out: Any = self.image.apply({"params": params["image"]}, image, rngs=rngs)
+        return out["pooled"].astype(jnp.float32) @ params["project"]["image"]["kernel"]
 
     def _image_levels(self, params: Params, visual: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """The mapped features of every level that the given images allow, f32 [B E]."""
@@ -197,7 +198,8 @@ class RetCLIP:
     def _text_levels(self, params: Params, text: jax.Array, rng: jax.Array | None) -> dict[str, jax.Array]:
         """Token ids i32 [B L] to the three text features, f32 [B E]."""
         rngs = {"dropout": rng} if rng is not None and self.text.dropout else {}
-        pooled = self.text.apply({"params": params["text"]}, text, rngs=rngs)["pooled"].astype(jnp.float32)
+        out: Any = self.text.apply({"params": params["text"]}, text, rngs=rngs)
+        pooled = out["pooled"].astype(jnp.float32)
         heads = {SUFFIX[level]: params["project"][f"text_{level}"] for level in LEVELS}
         return {f"text_raw{suffix}": _text_head(pooled, head) for suffix, head in heads.items()}
 
@@ -248,8 +250,8 @@ class RetCLIP:
 
         def run() -> tuple[jax.Array, jax.Array]:
             kept = kept_patches(noise, branch.ratio)
-            tokens = tower.apply({"params": params["image"]}, images, noise)["tokens"]
-            predicted = branch.decoder.apply({"params": params["decoder"]}, tokens, kept)
+            seen: Any = tower.apply({"params": params["image"]}, images, noise)
+            predicted: Any = branch.decoder.apply({"params": params["decoder"]}, seen["tokens"], kept)
             error = branch.weight * mae.pixel_loss(predicted, images, kept, patch)
             return mae.reconstruct(predicted, images, kept, patch), error
 
