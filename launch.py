@@ -66,7 +66,7 @@ def export(argv: list[str]) -> None:
     """Write a run as a folder that other programs open."""
     parser = _parser("export", export)
     parser.add_argument("workdir")
-    parser.add_argument("--to", required=True, help="huggingface, open_clip")
+    parser.add_argument("--to", required=True, help="huggingface, open_clip, ret_clip, bert")
     parser.add_argument("out")
     parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
     parser.add_argument("--overwrite", action="store_true")

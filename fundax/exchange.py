@@ -17,13 +17,13 @@ from fundax.checkpoint import Checkpoints, load_params, resolve
 from fundax.encoders.vit import SIZES
 from fundax.errors import UserError
 from fundax.folder import Bundle, fresh_folder, preprocessing_of, read_json, write_json
-from fundax.interop import huggingface, open_clip, ret_clip
+from fundax.interop import bert, huggingface, open_clip, ret_clip
 from fundax.objectives.clip import clip
 from fundax.pretrained import family_of, is_run, own_state, read_objective
 from fundax.types import Params
 from fundax.weights import digests, read_state
 
-LAYOUTS = {"huggingface": huggingface, "open_clip": open_clip, "ret_clip": ret_clip}
+LAYOUTS = {"huggingface": huggingface, "open_clip": open_clip, "ret_clip": ret_clip, "bert": bert}
 LARGEST = 1e-4  # of unit features between two programs in fp32, before an export is called wrong
 
 

@@ -108,17 +108,19 @@ def write_model(folder: Path, weights: str, state: State, bundle: Bundle, left_o
     write_json(folder / RECORD, record)
 
 
-def write_card(folder: Path, bundle: Bundle, library: str, usage: str) -> None:
+def write_card(
+    folder: Path, bundle: Bundle, library: str, usage: str, tag: str = "zero-shot-image-classification"
+) -> None:
     """README.md with the front matter that model hubs read; `usage` is a Python snippet."""
     facts = {name: value for name, value in {**bundle.preprocessing, **bundle.source}.items() if value is not None}
     rows = "\n".join(f"| {name} | `{value}` |" for name, value in facts.items())
     card = f"""---
 library_name: {library}
-pipeline_tag: zero-shot-image-classification
+pipeline_tag: {tag}
 tags: [ophthalmology, fundus, retina, clip, fundax]
 ---
 
-# {bundle.source.get("name", "An image-text model of the eye")}
+# {bundle.source.get("name", "A model of the eye")}
 
 Trained or converted with fundax {fundax.__version__}. Fill in before you share it: the licence, the data it was
 trained on, and for whom it works and for whom it does not. It is a research model and no medical device.

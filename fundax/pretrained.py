@@ -12,11 +12,13 @@ import numpy as np
 
 from fundax import layout, spec
 from fundax.checkpoint import load_params
+from fundax.encoders.bert import BERT
 from fundax.encoders.layers import stack_blocks, unstack_blocks
 from fundax.encoders.positions import resize_positions
 from fundax.errors import UserError
 from fundax.folder import read_json
 from fundax.interop import huggingface, open_clip, ret_clip
+from fundax.interop.bert import read_tower
 from fundax.layout import Row
 from fundax.types import Objective, Params
 from fundax.weights import State, find_file, read_state
@@ -61,6 +63,32 @@ def init_from(path: str | Path, objective: Objective) -> Callable[[Params], Para
         _same_meaning(theirs, objective, str(path))
         fitted = fit_positions(rows, state, shapes)
         return like(params, layout.read(rows, fitted, shapes, str(path), ignored))
+
+    return fill
+
+
+def text_from(path: str | Path, tower: BERT) -> Callable[[Params], Params]:
+    """A step of Recipe.init_from: the text tower alone, from a run that has one or from a file or folder with a BERT.
+
+    That is how stage 1 of KeepFIT starts from its stage 0. Raises UserError (when called) where it does not fit, by key.
+    """
+
+    def fill(params: Params) -> Params:
+        if is_run(path):
+            found = load_params(path)[0].get("text")
+            if found is None:
+                raise UserError(f"{path}: the run has no text tower to start from")
+            text = unstack_blocks({"text": found})["text"]
+            ours = layout.flatten(unstack_blocks({"text": params["text"]})["text"])
+            theirs = layout.flatten(text)
+            wrong = sorted(
+                k for k in ours.keys() | theirs if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape
+            )
+            if wrong:
+                raise UserError(f"{path}: its text tower does not fit the model: {', '.join(wrong[:5])}")
+        else:
+            text = read_tower(read_state(path), tower, str(path))
+        return {**params, "text": like(params["text"], text)}
 
     return fill
 

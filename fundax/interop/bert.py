@@ -1,0 +1,185 @@
+"""Hugging Face's BertForMaskedLM, both ways: a text tower with the head that names hidden words.
+
+Key names are those of the files that transformers' public repository reads and writes. KeepFIT V2's successor
+(github.com/lxirich/RetiXfer) starts its text tower from such a file: `bert.` is taken, `cls.` dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fundax import bert_layout, folder, layout
+from fundax.encoders import layers
+from fundax.encoders.bert import BERT
+from fundax.errors import UserError
+from fundax.folder import Bundle
+from fundax.layout import Row
+from fundax.objectives.masked_text import MaskedText
+from fundax.types import Params
+from fundax.weights import State, read_state
+
+NAME = "Hugging Face BertForMaskedLM"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PREFIXES = ("bert", "text_model.model", "model", "")  # BertForMaskedLM, FLAIR, RetiXfer, a bare BertModel
+HEAD = "cls.predictions"
+TIED = {f"{HEAD}.decoder.weight": "bert.embeddings.word_embeddings.weight", f"{HEAD}.decoder.bias": f"{HEAD}.bias"}
+IGNORED = (*bert_layout.IGNORED, *TIED, "cls.seq_relationship.weight", "cls.seq_relationship.bias")
+ACTIVATIONS = {"gelu": layers.gelu_exact, "gelu_new": layers.gelu_tanh, "gelu_pytorch_tanh": layers.gelu_tanh}
+
+USAGE = """
+from transformers import pipeline
+
+guess = pipeline("fill-mask", model="FOLDER")
+print(guess("moderate diabetic [MASK]"))
+"""
+
+
+def detect(state: State) -> bool:
+    """Whether these are the keys of a BertForMaskedLM."""
+    return "bert.embeddings.word_embeddings.weight" in state and f"{HEAD}.bias" in state
+
+
+def to_fundax(state: State, config: Mapping[str, Any], **fields: Any) -> tuple[MaskedText, Params]:
+    """The objective that config.json describes, and its parameters (fp32); `fields` are of MaskedText.
+
+    Raises UserError for a config of another model, and for keys or shapes that do not fit it.
+    """
+    objective = objective_of(config, **fields)
+    return objective, layout.read(rows(objective), state, layout.shapes_of(objective), NAME, IGNORED)
+
+
+def from_fundax(objective: MaskedText, params: Params) -> State:
+    """The state dict (fp32), which load_state_dict takes strictly: the tied matrix and bias stand there twice."""
+    state = layout.write(rows(objective), params, NAME)
+    return state | {copy: state[original] for copy, original in TIED.items()}
+
+
+def rows(objective: MaskedText) -> list[Row]:
+    """Every parameter of ours with their key and layout."""
+    return [
+        *bert_layout.bert_rows("text", "bert", objective.text.depth),
+        *layout.linear("masked/dense", f"{HEAD}.transform.dense"),
+        *layout.norm("masked/norm", f"{HEAD}.transform.LayerNorm"),
+        Row("masked/bias", (f"{HEAD}.bias",), layout.SAME),
+    ]
+
+
+def read_tower(state: State, tower: BERT, source: str) -> Params:
+    """Parameters of a text tower out of any state dict that holds a BertModel under one of PREFIXES.
+
+    Positions beyond the tower's are cut. Raises UserError where there is none, or naming keys that do not fit.
+    """
+    ends = "embeddings.word_embeddings.weight"
+    prefix = next((p for p in PREFIXES if ".".join(filter(None, (p, ends))) in state), None)
+    if prefix is None:
+        raise UserError(f"{source}: holds no BERT; it has {', '.join(sorted(state)[:5])}, ...")
+    start = f"{prefix}." if prefix else ""
+    parts = (f"{start}embeddings.", f"{start}encoder.")
+    found = {f"bert.{k.removeprefix(start)}": v for k, v in state.items() if k.startswith(parts)}
+    position = "bert.embeddings.position_embeddings.weight"
+    if position in found:
+        found[position] = found[position][: tower.context]
+    ids = np.zeros((1, 2), np.int32)
+
+    def init() -> Params:
+        variables: Any = tower.init(jax.random.key(0), ids)
+        return layers.unstack_blocks(variables["params"])
+
+    variables = jax.eval_shape(init)
+    shapes = {f"text/{path}": tuple(leaf.shape) for path, leaf in layout.flatten(variables).items()}
+    return layout.read(bert_layout.bert_rows("text", "bert", tower.depth), found, shapes, source, IGNORED)["text"]
+
+
+def objective_of(config: Mapping[str, Any], **fields: Any) -> MaskedText:
+    """The objective of a config.json of model_type "bert". Raises UserError for another model or activation."""
+    if config.get("model_type") != "bert":
+        raise UserError(f"config.json is of model_type {config.get('model_type')!r}; expected 'bert'")
+    activation = config.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"hidden_act is {activation!r}; supported: {', '.join(ACTIVATIONS)}")
+    positions = config.get("max_position_embeddings", 512)
+    tower = BERT(
+        vocab=config.get("vocab_size", 30522),
+        context=positions,
+        width=config.get("hidden_size", 768),
+        depth=config.get("num_hidden_layers", 12),
+        heads=config.get("num_attention_heads", 12),
+        hidden=config.get("intermediate_size", 3072),
+        token_types=config.get("type_vocab_size", 2),
+        activation=ACTIVATIONS[activation],
+        epsilon=config.get("layer_norm_eps", 1e-12),
+        dropout=config.get("hidden_dropout_prob", 0.1),
+        pad_id=config.get("pad_token_id", 0),
+    )
+    return MaskedText(tower, **{"context": min(256, positions)} | fields)
+
+
+def config_of(objective: MaskedText) -> dict[str, Any]:
+    """config.json of the BertForMaskedLM."""
+    text = objective.text
+    return {
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+        "dtype": "float32",
+        "vocab_size": text.vocab,
+        "hidden_size": text.width,
+        "num_hidden_layers": text.depth,
+        "num_attention_heads": text.heads,
+        "intermediate_size": text.hidden,
+        "hidden_act": next(name for name, function in ACTIVATIONS.items() if function is text.activation),
+        "max_position_embeddings": text.context,
+        "type_vocab_size": text.token_types,
+        "layer_norm_eps": text.epsilon,
+        "hidden_dropout_prob": text.dropout,
+        "attention_probs_dropout_prob": text.dropout,
+        "pad_token_id": text.pad_id,
+        "tie_word_embeddings": True,
+    }
+
+
+def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> None:
+    """The folder that transformers' AutoModelForMaskedLM and AutoTokenizer open.
+
+    Raises UserError for another objective, and for a folder that is there and not empty.
+    """
+    if not isinstance(bundle.objective, MaskedText):
+        raise UserError(f"{NAME} holds a text tower and its head, not {type(bundle.objective).__name__}")
+    state = {k: v for k, v in from_fundax(bundle.objective, bundle.params).items() if k not in TIED}
+    with folder.fresh_folder(out, overwrite) as temporary:
+        folder.write_model(temporary, WEIGHTS, state, bundle, {})
+        folder.write_json(temporary / CONFIG, config_of(bundle.objective))
+        folder.write_card(temporary, bundle, "transformers", USAGE, "fill-mask")
+
+
+def read_folder(path: str | Path) -> Bundle:
+    """The model of a folder with config.json and its weights. Raises UserError for anything missing or damaged."""
+    objective, params = to_fundax(read_state(path), folder.read_json(Path(path) / CONFIG))
+    return Bundle(objective, params, {})
+
+
+def difference(path: str | Path, bundle: Bundle) -> float | None:
+    """Largest difference of the words' log-probabilities between the folder in transformers and here; None without torch."""
+    try:
+        import torch
+        from transformers import AutoModelForMaskedLM
+        from transformers.utils import logging
+    except ImportError:
+        return None
+    logging.disable_progress_bar()
+    objective = bundle.objective
+    ids = np.random.default_rng(0).integers(1, objective.text.vocab, (2, min(16, objective.context)), np.int32)
+    theirs, report = AutoModelForMaskedLM.from_pretrained(str(path), dtype=torch.float32, output_loading_info=True)
+    if any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+        raise UserError(f"{path}: transformers does not find its keys: {report}")
+    with torch.no_grad():
+        logits = theirs.eval()(input_ids=torch.from_numpy(ids).long()).logits
+    tokens = objective.text.apply({"params": bundle.params["text"]}, ids)["tokens"]
+    table = bundle.params["text"]["word"]["embedding"]
+    ours = objective.head.apply({"params": bundle.params["masked"]}, tokens, jax.numpy.asarray(table))
+    both = (jax.nn.log_softmax(ours), torch.log_softmax(logits, -1).numpy())
+    return float(np.abs(np.asarray(both[0]) - both[1]).max())
