@@ -1,6 +1,7 @@
 """RET-CLIP's files, both ways: both numberings of the text heads, prefixes, old code, Chinese-CLIP, another image size."""
 
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,12 +14,12 @@ from fundax.errors import UserError
 from fundax.interop.ret_clip import chinese_clip, detect, from_fundax, to_fundax, write_checkpoint
 from fundax.weights import read_state
 
-HEADS = {"head_width": 16, "text_heads": 4}
+HEADS = {"head_width": 16, "text_heads": 4}  # of the vectors beside these tests
 
 
 @pytest.fixture(scope="module")
-def state(golden):
-    return load_file(golden / "retclip" / "state_dict.safetensors")
+def state():
+    return load_file(Path(__file__).parent / "golden" / "retclip" / "state_dict.safetensors")
 
 
 def same(a, b):

@@ -77,11 +77,11 @@ def from_fundax(objective: RetCLIP, params: Params) -> State:
 
 def write_checkpoint(objective: RetCLIP, params: Params, path: str | Path) -> None:
     """The flat .pt with "module." before every key, as released and as the peer's --resume reads it; needs torch."""
+    state = from_fundax(objective, params)
     try:
         import torch
     except ImportError as error:
         raise UserError(f"{path}: writing a .pt file needs torch: pip install 'fundax[torch]'") from error
-    state = from_fundax(objective, params)
     torch.save({f"module.{key}": torch.from_numpy(value.copy()) for key, value in state.items()}, path)
 
 
