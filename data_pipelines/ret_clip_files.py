@@ -150,10 +150,15 @@ class PatientCSV:
 
 
 def both_eyes(patient: str, left: bytes | Path | None, right: bytes | Path | None, report: str, where: str) -> Record:
-    """The record of one row; None is an eye without an image. Raises DataError naming `where` when both are None."""
+    """The record of one row; None is an eye without an image.
+
+    Raises DataError naming `where` when both are None, or when the report is empty (or NaN, as pandas writes it).
+    """
     views = tuple(View(image, "CFP", eye) for image, eye in ((left, "left"), (right, "right")) if image)
     if not views:
         raise DataError(f"{where}: expected an image of at least one eye, both are empty")
+    if report.strip().lower() in ("", "nan"):
+        raise DataError(f"{where}: the report is empty ({report!r}); expected text")
     return Record(patient, views, report, where=where)
 
 

@@ -159,9 +159,9 @@ def test_csv_of_patients(tmp_path):
         "p2,,r.png,双眼",
         "p3,l.png,gone.png,x",
     )
-    table.write_text("\n".join([*rows, "p4,,,x"]), encoding="utf-8-sig")
+    table.write_text("\n".join([*rows, "p4,,,x", "p5,l.png,r.png,", "p6,l.png,r.png,NaN"]), encoding="utf-8-sig")
     source = PatientCSV(table)
-    assert len(source) == 4
+    assert len(source) == 6
     assert source[0].report == "two lines,\nof text"
     assert [v.eye for v in source[0].views] == ["left", "right"]
     assert [(v.eye, v.image) for v in source[1].views] == [("right", tmp_path / "r.png")]
@@ -169,5 +169,8 @@ def test_csv_of_patients(tmp_path):
         source[2]
     with pytest.raises(DataError, match="row 4: expected an image of at least one eye"):
         source[3]
+    for row, empty in ((5, ""), (6, "NaN")):
+        with pytest.raises(DataError, match=f"row {row}: the report is empty \\('{empty}'\\)"):
+            source[row - 1]
     with pytest.raises(DataError, match="no column 'left_eye'"):
         len(PatientCSV(table, columns=("patient", "left_eye", "right", "text")))
