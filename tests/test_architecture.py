@@ -36,6 +36,7 @@ LEVELS = {  # longest prefix wins
     "fundax.workdir": 3,
     "fundax.train": 3,
     "fundax.pretrained": 3,
+    "fundax.appearance": 3,
     "fundax.aot": 4,
     "fundax.predict": 4,
     "fundax.predict_flair": 4,

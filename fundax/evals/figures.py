@@ -130,11 +130,25 @@ def curves(metrics: str | Path, path: str | Path) -> Path:
     return Path(path)
 
 
-def draw_run(workdir: str | Path) -> list[Path]:
-    """Draw what a workdir has into figures/: training curves, and per classification eval the matrix and the ROC.
+def pairs(pictures: np.ndarray, rebuilt: np.ndarray, path: str | Path) -> Path:
+    """Pictures above what a model made of them, u8 [N H W 3] each. Returns the path written."""
+    if pictures.shape != rebuilt.shape or pictures.ndim != 4 or not len(pictures):
+        raise UserError(f"pictures {pictures.shape} and rebuilt {rebuilt.shape}; expected [N H W 3] twice")
+    with _figure(path, (1.7 * len(pictures) + 0.4, 3.7), []) as (figure, _):
+        grid = figure.subplots(2, len(pictures), squeeze=False)
+        for row, (title, images) in enumerate((("Image", pictures), ("Rebuilt", rebuilt))):
+            for axes, image in zip(grid[row], images, strict=True):
+                axes.imshow(image, interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+            grid[row, 0].set_ylabel(title, fontweight="bold")
+    return Path(path)
 
-    Reads metrics.jsonl and evals/*.npz (those with labels, classes and logits). Returns the paths written. Raises
-    UserError where there is nothing to draw.
+
+def draw_run(workdir: str | Path) -> list[Path]:
+    """Draw what a workdir has into figures/: training curves; the matrix and the ROC of a classification; rebuilt images.
+
+    Reads metrics.jsonl and evals/*.npz (with labels, classes and logits, or pictures and rebuilt). Returns the paths written.
+    Raises UserError where there is nothing to draw.
     """
     workdir = Path(workdir)
     folder = workdir / "figures"
@@ -143,6 +157,8 @@ def draw_run(workdir: str | Path) -> list[Path]:
         written.append(curves(workdir / "metrics.jsonl", folder / "training_curves.png"))
     for file in sorted((workdir / "evals").glob("[!.]*.npz")):
         with np.load(file, allow_pickle=False) as stored:
+            if {"pictures", "rebuilt"} <= set(stored):
+                written.append(pairs(stored["pictures"], stored["rebuilt"], folder / f"{file.stem}_pictures.png"))
             if not {"labels", "classes", "logits"} <= set(stored):
                 continue
             labels, classes, logits = (stored[key] for key in ("labels", "classes", "logits"))
