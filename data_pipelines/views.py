@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.columns import text_hash
 from data_pipelines.geometry import Resize
 from data_pipelines.images import load_mask, load_sized
 from data_pipelines.records import EYES, MODALITIES, DataError, Record, View
@@ -132,6 +133,16 @@ class PairedEyes:
         if text:
             out["text"] = text
         return out | _targets(record, self.targets, (0, 0), (0, 0))
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A first step that adds `group` i32 []: the same number for every record of a patient, by a hash of the name."""
+
+    first: SingleView | PairedEyes
+
+    def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
+        return self.first(example, rng) | {"group": np.int32(text_hash(example.patient.encode()) >> 33)}
 
 
 def modality_index(name: str, where: str = "") -> int:

@@ -148,7 +148,7 @@ def adamw(
 class CountState(NamedTuple):
     """Steps taken."""
 
-    count: jax.Array
+    steps: jax.Array
 
 
 def _decay(schedule: Schedule, mask: Callable[[Any], Any]) -> optax.GradientTransformation:
@@ -157,10 +157,10 @@ def _decay(schedule: Schedule, mask: Callable[[Any], Any]) -> optax.GradientTran
     def init(params: Any) -> CountState:
         return CountState(jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: CountState, params: Any = None) -> tuple[Any, CountState]:
-        now = jnp.asarray(schedule(state.count), jnp.float32)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, CountState]:
+        now = jnp.asarray(schedule(state.steps), jnp.float32)
         updates = jax.tree.map(lambda u, p, yes: u + now * p if yes else u, updates, params, mask(params))
-        return updates, CountState(state.count + 1)
+        return updates, CountState(state.steps + 1)
 
     return optax.GradientTransformation(init, update)
 
@@ -168,7 +168,7 @@ def _decay(schedule: Schedule, mask: Callable[[Any], Any]) -> optax.GradientTran
 class LateState(NamedTuple):
     """Steps taken, and the state of what waits."""
 
-    count: jax.Array
+    steps: jax.Array
     inner: Any
 
 
@@ -178,12 +178,12 @@ def _late(tx: optax.GradientTransformation, pattern: str, steps: int) -> optax.G
     def init(params: Any) -> LateState:
         return LateState(jnp.zeros((), jnp.int32), tx.init(params))
 
-    def update(updates: Any, state: LateState, params: Any = None) -> tuple[Any, LateState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, LateState]:
         new, inner = tx.update(updates, state.inner, params)
-        on = state.count >= steps
+        on = state.steps >= steps
         new = jax.tree.map(lambda u: jnp.where(on, u, 0), new)
         inner = jax.tree.map(lambda a, b: jnp.where(on, a, b), inner, state.inner)
-        return new, LateState(state.count + 1, inner)
+        return new, LateState(state.steps + 1, inner)
 
     def labels(params: Any) -> Any:
         _require(pattern, params, "late")
@@ -210,7 +210,7 @@ def clip_leaves(limit: float) -> optax.GradientTransformation:
 class RateState(NamedTuple):
     """Steps taken, and the rate of the last one (read by the log)."""
 
-    count: jax.Array
+    steps: jax.Array
     learning_rate: jax.Array
 
 
@@ -220,10 +220,10 @@ def scale_by_rate(schedule: Schedule) -> optax.GradientTransformation:
     def init(params: Any) -> RateState:
         return RateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
-    def update(updates: Any, state: RateState, params: Any = None) -> tuple[Any, RateState]:
-        rate = jnp.asarray(schedule(state.count), jnp.float32)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, RateState]:
+        rate = jnp.asarray(schedule(state.steps), jnp.float32)
         updates = jax.tree.map(lambda u: -rate * u, updates)
-        return updates, RateState(state.count + 1, rate)
+        return updates, RateState(state.steps + 1, rate)
 
     return optax.GradientTransformation(init, update)
 

@@ -49,6 +49,7 @@ LEVELS = {  # longest prefix wins
     "data_pipelines.pipeline": 2,
     "data_pipelines.show": 2,
     "data_pipelines.named_sources": 2,
+    "data_pipelines.modality_mix": 2,
     "configs": 4,
     "benchmarks": 4,
     "scripts": 4,

@@ -111,12 +111,15 @@ class IBOT:
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
         """The teacher's pooled vector, f32 [B D] `image_raw`, and `tokens` [B N D], of `image` u8 [B h w 3].
 
-        The teacher is that of the last step's loss: one update behind the student.
+        `features` f32 [B 2D], for probes: class token and mean of the patches. The teacher is that of the last step's
+        loss: one update behind the student.
         """
         del params
         image = self._normalized(batch["image"], batch.get("modality"))
         out: Any = self.image.apply({"params": extra["teacher"]["image"] | self._no_token()}, image)
-        return {"image_raw": out["pooled"].astype(jnp.float32), "tokens": out["tokens"]}
+        tokens = out["tokens"].astype(jnp.float32)
+        features = jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(1)], axis=-1)
+        return {"image_raw": out["pooled"].astype(jnp.float32), "tokens": out["tokens"], "features": features}
 
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
