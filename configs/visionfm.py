@@ -37,12 +37,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "published": {
         "batch": 128, "epochs": 400, "lr": 7.5e-5, "min_lr": 2e-6, "warmup": 50, "local_crops": 0, "prototypes": 8192,
         "dtype": "bfloat16", "drop_path": 0.1, "patients": 20_000, "probe": 420, "workers": 8,
-        "heat": 30, "token_heat": (0.07, 0.04), "freeze": 3, "momentum": 0.996,
+        "heat": 30, "token_heat": (0.07, 0.04), "freeze": 3, "momentum": 0.996, "centering": "mean", "koleo": 0.0,
     },
     "laptop": {
-        "batch": 64, "epochs": 6, "lr": 4e-3, "min_lr": 1e-5, "warmup": 1, "local_crops": 4, "prototypes": 1024,
+        "batch": 64, "epochs": 5, "lr": 4e-3, "min_lr": 1e-5, "warmup": 0.5, "local_crops": 2, "prototypes": 256,
         "dtype": "float32", "drop_path": 0.0, "patients": 1500, "probe": 700, "workers": 0,
-        "heat": 2, "token_heat": (0.04, 0.04), "freeze": 0.5, "momentum": 0.99,
+        "heat": 3, "token_heat": (0.04, 0.07), "freeze": 0.5, "momentum": 0.99, "centering": "sinkhorn", "koleo": 0.1,
     },
 }  # fmt: skip
 PRESETS["smoke"] = PRESETS["laptop"] | {"batch": 8, "epochs": 2, "patients": 2, "probe": 24, "prototypes": 32}
@@ -62,8 +62,8 @@ def recipe(
     local_crops: int | None = None,
     prototypes: int | None = None,
     heads: Literal["shared", "unshared", "split"] = "shared",
-    centering: Literal["mean", "sinkhorn"] = "mean",
-    koleo: float = 0.0,
+    centering: Literal["mean", "sinkhorn"] | None = None,
+    koleo: float | None = None,
     mask: Literal["block", "random"] = "block",
     patients: int | None = None,
     probe: int | None = None,
@@ -88,8 +88,8 @@ def recipe(
         local_crops: small crops of each image, beside the two large ones.
         prototypes: outputs of the heads.
         heads: one for class token and patches, a last layer for each, or a head for each (DINOv2).
-        centering: of the teacher's outputs: running means, or Sinkhorn-Knopp (DINOv2).
-        koleo: weight of the loss that spreads class tokens (DINOv2 has 0.1).
+        centering: of the teacher's outputs: running means (published), or Sinkhorn-Knopp (DINOv2, laptop).
+        koleo: weight of the loss that spreads class tokens; published 0, DINOv2 and laptop 0.1.
         mask: patches hidden from the student: blocks of them, or any.
         patients: synthetic ones of each modality.
         probe: unseen synthetic patients of each modality, for probes at the first and the last step; 0 for none.
@@ -101,6 +101,7 @@ def recipe(
     """
     given = {"batch": batch, "epochs": epochs, "lr": lr, "local_crops": local_crops, "prototypes": prototypes}
     given |= {"patients": patients, "probe": probe, "workers": workers, "dtype": dtype}
+    given |= {"centering": centering, "koleo": koleo}
     use = PRESETS["smoke" if smoke else preset] | {k: v for k, v in given.items() if v is not None and not smoke}
     published = preset == "published" and not smoke
     wanted = MODALITIES if modality == "all" else (modality_name(modality),)
@@ -117,11 +118,12 @@ def recipe(
     objective = IBOT(
         image=tower, head=head(use["prototypes"], heads, published, use["dtype"]), steps=steps, epoch_steps=epoch,
         local_crops=use["local_crops"], local_size=small, mean=mean, std=std,
-        token_temperature=Temperature(*use["token_heat"], use["heat"]), centering=centering, koleo=koleo,
+        token_temperature=Temperature(use["token_heat"][0], use["token_heat"][1], use["heat"]),
+        centering=use["centering"], koleo=use["koleo"],
         patch_temperature=Temperature(0.04, 0.07, use["heat"]), momentum=(use["momentum"], 1.0),
     )  # fmt: skip
     late = ("head/last_layer", max(round(use["freeze"] * epoch), 1))
-    schedule = annealed(rate, use["min_lr"], steps, use["warmup"] * epoch)
+    schedule = annealed(rate, use["min_lr"], steps, round(use["warmup"] * epoch))
     decay = annealed(0.04, 0.4, steps)
     chain = optax.chain(clip_leaves(3.0), adamw(schedule, weight_decay=decay, decay=peer_visionfm, late=late))
     return Recipe(
@@ -144,14 +146,15 @@ def encoder(size: str, published: bool, smoke: bool, **fields: Any) -> ViT:
     """The published encoder; or the laptop's, of 64 pixels and width 128; or that of --smoke."""
     if published:
         return dino_vit(size, mask_token=True, scan=True, **fields)
-    side, width, depth = (32, 32, 1) if smoke else (64, 128, 4)
-    return dino_vit(size, mask_token=True, **fields).clone(image_size=side, patch=8, width=width, depth=depth, heads=4)
+    side, patch, width, depth = (32, 8, 32, 1) if smoke else (64, 16, 128, 4)
+    tower = dino_vit(size, mask_token=True, **fields)
+    return tower.clone(image_size=side, patch=patch, width=width, depth=depth, heads=4)
 
 
 def head(prototypes: int, kind: str, published: bool, dtype: str) -> IBOTHead:
     """The published head has a hidden width of 2048 and a bottleneck of 256."""
-    sizes = {} if published else {"hidden": 256, "bottleneck": 64}
-    return IBOTHead(prototypes, shared=kind == "shared", split=kind == "split", dtype=dtype, **sizes)
+    hidden, bottleneck = (2048, 256) if published else (256, 64)
+    return IBOTHead(prototypes, None, hidden, bottleneck, shared=kind == "shared", split=kind == "split", dtype=dtype)
 
 
 def probes(wanted: tuple[str, ...], unseen: Eyes, side: int, smoke: bool) -> dict[str, Eval]:

@@ -13,18 +13,19 @@ from data_pipelines.columns import Strings, read_once
 from data_pipelines.images import EXTENSIONS
 from data_pipelines.records import MODALITIES, DataError, Record, Source, View, modality_name
 
-Moments = tuple[tuple[float, float, float], ...]
+RGB = tuple[float, float, float]
+Moments = tuple[RGB, ...]
 
 # Of RGB in [0, 1] over its pretraining images, mean then deviation; github.com/ABILab-CUHK/VisionFM.
-PUBLISHED: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+PUBLISHED: Mapping[str, tuple[RGB, RGB]] = {
     "CFP": ((0.423737496, 0.260946065, 0.128403902), (0.294825345, 0.201673657, 0.136680202)),
     "FFA": ((0.2020487, 0.20205145, 0.20201068), (0.17406046, 0.17404206, 0.17401208)),
     "OCT": ((0.21091926, 0.21091926, 0.21091919), (0.17598894, 0.17598891, 0.17598893)),
     "SLIT_LAMP": ((0.5556667, 0.40288574, 0.38857886), (0.26516676, 0.23311588, 0.23903583)),
     "EXTERNAL": ((0.4936253, 0.36324808, 0.25956994), (0.32001, 0.27109432, 0.21991591)),
     "B_ULTRASOUND": ((0.05989236, 0.05978666, 0.056694973), (0.154277, 0.15504874, 0.14464583)),
-    "UBM": ((0.096110865,) * 3, (0.20977867,) * 3),
-    "MRI": ((0.17368862,) * 3, (0.16198656,) * 3),
+    "UBM": ((0.096110865, 0.096110865, 0.096110865), (0.20977867, 0.20977867, 0.20977867)),
+    "MRI": ((0.17368862, 0.17368862, 0.17368862), (0.16198656, 0.16198656, 0.16198656)),
 }
 NEAREST = {"UWF": "CFP", "ICGA": "FFA", "FAF": "FFA"}  # modalities VisionFM does not have take the nearest one's
 

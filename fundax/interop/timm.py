@@ -184,14 +184,16 @@ def read_folder(path: str | Path) -> Bundle:
 def difference(path: str | Path, bundle: Bundle) -> float | None:
     """The largest difference of unit features between timm and fundax; None where timm is not installed."""
     try:
-        import timm
+        import timm  # pyright: ignore[reportAttributeAccessIssue]
         import torch
     except ImportError:
         return None
     side = bundle.objective.image.image_size
     image = np.random.default_rng(0).standard_normal((2, side, side, 3), np.float32)
     with torch.no_grad():
-        model = timm.create_model(f"local-dir:{Path(path).resolve()}", pretrained=True).eval()
+        model = timm.create_model(  # type: ignore[attr-defined]
+            f"local-dir:{Path(path).resolve()}", pretrained=True
+        ).eval()
         theirs = model(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())).numpy()
     return unit_difference(bundle, image, theirs)
 
