@@ -1,0 +1,102 @@
+"""Numbers of a classification, each NaN where it is not defined: recall, F1, specificity, AUC, AP, kappa, confusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fundax.errors import UserError
+
+
+def classification(labels: Any, scores: Any, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """labels i32 [N], scores f32 [N K] (probabilities or logits; the largest is the guess).
+
+    Per class f64 [K]: recall, specificity, precision, f1, auc and ap (one against the rest); count i64 [K]; confusion
+    i64 [K K] (rows are the truth); note [K]. Floats: accuracy, balanced_accuracy (FLAIR's ACA), macro_f1, macro_auc,
+    macro_ap, kappa (quadratic weights, Cohen 1968). A class that is absent from the truth has NaN and a note, and is
+    left out of the means; so has the only class. Raises UserError for labels out of range and scores not finite.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    labels, scores = _checked(labels, scores, classes)
+    k = scores.shape[1]
+    confusion = np.zeros((k, k), np.int64)
+    np.add.at(confusion, (labels, scores.argmax(1)), 1)
+    out: dict[str, Any] = _shares(confusion)
+    ranked = {"auc": np.full(k, np.nan), "ap": np.full(k, np.nan)}
+    notes = [""] * k
+    for c, count in enumerate(out["count"]):
+        if 0 < count < len(labels):
+            ranked["auc"][c] = roc_auc_score(labels == c, scores[:, c])
+            ranked["ap"][c] = average_precision_score(labels == c, scores[:, c])
+        else:
+            notes[c] = "absent from these rows" if not count else "the only class of these rows"
+    out |= ranked | {"confusion": confusion, "note": np.array(notes), "kappa": quadratic_kappa(confusion)}
+    means = {"balanced_accuracy": "recall", "macro_f1": "f1", "macro_auc": "auc", "macro_ap": "ap"}
+    out |= {name: _mean(out[column]) for name, column in means.items()}
+    return out | {"accuracy": float(np.trace(confusion) / len(labels)) if len(labels) else float("nan")}
+
+
+def quadratic_kappa(confusion: np.ndarray) -> float:
+    """Cohen's kappa with quadratic weights from counts [K K]; NaN where chance agreement is already complete.
+
+    Source: Cohen 1968, Psychological Bulletin 70:213.
+    """
+    k, total = len(confusion), confusion.sum()
+    if not total:
+        return float("nan")
+    weights = (np.arange(k)[:, None] - np.arange(k)[None]) ** 2
+    expected = np.outer(confusion.sum(1), confusion.sum(0)) / total
+    chance = float((weights * expected).sum())
+    return 1 - float((weights * confusion).sum()) / chance if chance else float("nan")
+
+
+def best_threshold(labels: Any, scores: Any) -> float:
+    """The score at which kappa + F1 of "score >= threshold" is largest (KeepFIT's AMD metrics; choose on validation).
+
+    labels 0/1 [N], scores [N]; NaN where a class is absent. The peer chooses on the test set; here nothing does.
+    Source: github.com/lxirich/MM-Retinal, evaluation metrics of AMD.
+    """
+    labels, scores = np.asarray(labels).astype(bool), np.asarray(scores, np.float64)
+    if labels.all() or not labels.any():
+        return float("nan")
+    thresholds = np.unique(scores)
+    sums = [kappa + f1 for kappa, f1 in (kappa_f1(labels, scores >= t) for t in thresholds)]
+    return float(thresholds[int(np.argmax(sums))])
+
+
+def kappa_f1(labels: Any, called: Any) -> tuple[float, float]:
+    """Cohen's kappa and F1 of the positive class; labels and called bool [N]. NaN where not defined."""
+    counts = np.zeros((2, 2), np.int64)
+    np.add.at(counts, (np.asarray(labels).astype(int), np.asarray(called).astype(int)), 1)
+    return quadratic_kappa(counts), float(_shares(counts)["f1"][1])
+
+
+def _shares(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    right, count, called = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    total = confusion.sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = np.where(count, right / count, np.nan)
+        precision = np.where(called, right / called, np.nan)
+        f1 = np.where(count, 2 * right / (count + called), np.nan)  # a class never called has F1 0, not a blank
+        specificity = np.where(total - count, 1 - (called - right) / (total - count), np.nan)
+    return {"recall": recall, "precision": precision, "f1": f1, "specificity": specificity, "count": count}
+
+
+def _mean(values: np.ndarray) -> float:
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else float("nan")
+
+
+def _checked(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
+    if scores.ndim != 2 or labels.shape != (len(scores),) or (classes and len(classes) != scores.shape[1]):
+        raise UserError(f"labels {labels.shape}, scores {scores.shape}, {len(classes)} names; expected [N], [N K], K")
+    bad = [row for row, value in enumerate(labels) if not 0 <= value < scores.shape[1]]
+    if bad:
+        raise UserError(f"row {bad[0]}: label {labels[bad[0]]}; expected 0 to {scores.shape[1] - 1}")
+    if not np.isfinite(scores).all():
+        raise UserError(f"row {int(np.argwhere(~np.isfinite(scores))[0][0])}: a score is not finite")
+    return labels.astype(np.int64), scores
