@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score, f1_score, precision_score, recall_score
 
+from fundax.classification import best_threshold, classification, quadratic_kappa
 from fundax.errors import UserError
-from fundax.evals.classification import best_threshold, classification, quadratic_kappa
 
 
 def test_equal_to_scikit_learn():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fundax.evals.classification import best_threshold, classification, kappa_f1, quadratic_kappa
+from fundax.classification import best_threshold, classification, kappa_f1, quadratic_kappa
 
 PER_CLASS = {
     "acc_class": "recall",

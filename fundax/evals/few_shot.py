@@ -1,0 +1,210 @@
+"""What a few labelled images per class are worth: logistic regression, CLIP-Adapter, Tip-Adapter(-F) and none at all.
+
+Features are taken once; everything after that is small. The protocol and its numbers are those of
+github.com/jusiro/FLAIR (Apache-2.0): C 0.316, 40 epochs of AdamW 1e-3, alpha 1, beta 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from fundax.classification import classification
+from fundax.errors import UserError
+from fundax.features import extract
+from fundax.objectives.clip_adapter import ClipAdapter, TipAdapter, fit, heads, remember
+from fundax.types import Batch, Extra, Forward, Params
+
+Rows = Mapping[str, np.ndarray]  # feature f32 [N E] (unit), linear f32 [N D], label i32 [N]
+Scores = Callable[..., np.ndarray]  # (few, text, log_scale, rows, seed) -> probabilities f32 [N K]
+EPOCHS = 40
+RATE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot:
+    """An Eval: balanced accuracy and macro AUC on the test set, by method and number of images per class.
+
+    pool, test: batches with what the forward pass takes, `label` i32 [B], `valid` where rows are padding, and with
+        `by_patient` also `patient` i64 [B]: shots of a class then come from different patients while there are any.
+        The images to learn from are drawn from the pool alone.
+    class_features: (encode) -> unit features f32 [K E] of the classes' prompts, as zero_shot.class_features gives
+        them; None leaves out the methods that need them.
+    shots: images per class; seeds: how many draws of each; methods: of METHODS.
+    feature, linear_feature: keys of the forward pass (the peer probes features before the projection).
+    cache, pool_fingerprint, test_fingerprint: see features.extract.
+
+    Results: METHOD_K_balanced_accuracy and METHOD_K_macro_auc, means over draws, and ..._sd; the arrays method, shots,
+    seed, balanced_accuracy, macro_auc, note of every draw; METHOD_K_probabilities f32 [seeds N K]; labels i64 [N].
+    Nothing is chosen on the test set: the settings are fixed.
+    """
+
+    pool: Callable[[], Iterator[Batch]]
+    test: Callable[[], Iterator[Batch]]
+    classes: Sequence[str]
+    class_features: Callable[..., np.ndarray] | None = None
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    seeds: int = 5
+    methods: tuple[str, ...] = ("zero_shot", "linear", "clip_adapter", "tip_adapter", "tip_adapter_f")
+    feature: str = "image_features"
+    linear_feature: str = "image_features"
+    by_patient: bool = False
+    cache: str = ""
+    pool_fingerprint: str = ""
+    test_fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if unknown := [m for m in self.methods if m not in METHODS]:
+            raise UserError(f"few-shot method {unknown[0]!r}; expected some of {', '.join(METHODS)}")
+        if min(self.shots, default=0) < 1 or self.seeds < 1:
+            raise UserError(f"few-shot shots {self.shots} and seeds {self.seeds}; expected numbers from 1 up")
+
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+        pool = self._rows(forward, params, extra, self.pool, self.pool_fingerprint)
+        test = self._rows(forward, params, extra, self.test, self.test_fingerprint)
+        text, log_scale, methods = None, 0.0, [m for m in self.methods if m == "linear"]
+        if self.class_features is not None:
+            text = self.class_features(lambda batch: forward(params, extra, batch))
+            log_scale = math.log(float(forward(params, extra, {})["logit_scale"]))
+            methods = list(self.methods)
+        table, kept = [], {}
+        for method in methods:
+            for shots in self.shots if method != "zero_shot" else (0,):
+                draws = range(self.seeds if shots else 1)
+                found = [self._draw(method, shots, seed, pool, test, text, log_scale) for seed in draws]
+                kept[f"{method}_{shots}_probabilities"] = np.stack([probabilities for probabilities, _ in found])
+                table += [(method, shots, seed, *row) for seed, (_, row) in enumerate(found)]
+        return _means(table) | _columns(table) | kept | {"labels": test["label"]}
+
+    def _rows(self, forward: Forward, params: Params, extra: Extra, data: Any, fingerprint: str) -> Rows:
+        beside = ("label", "patient") if self.by_patient else ("label",)
+        names = tuple(dict.fromkeys((self.feature, self.linear_feature)))
+        kept = {"beside": beside, "cache": self.cache, "fingerprint": fingerprint}
+        rows = extract(forward, params, extra, data, names, **kept)
+        wrong = (rows["label"] < 0) | (rows["label"] >= len(self.classes))
+        if rows["label"].ndim != 1 or wrong.any():
+            raise UserError(f"few-shot labels must be 0 to {len(self.classes) - 1} ({', '.join(self.classes)})")
+        named = {"feature": rows[self.feature], "linear": rows[self.linear_feature]}
+        return named | {key: rows[key].astype(np.int64) for key in beside}
+
+    def _draw(
+        self, method: str, shots: int, seed: int, pool: Rows, test: Rows, text: Any, log_scale: float
+    ) -> tuple[np.ndarray, tuple[float, float, str]]:
+        rows, note = draw(pool["label"], len(self.classes), shots, seed, pool.get("patient"))
+        few = {key: value[rows] for key, value in pool.items()}
+        probabilities = METHODS[method](few, len(self.classes), text, log_scale, test, seed)
+        scored = classification(test["label"], probabilities)
+        return probabilities, (scored["balanced_accuracy"], scored["macro_auc"], note)
+
+
+def draw(
+    labels: np.ndarray, classes: int, shots: int, seed: int, patients: np.ndarray | None = None
+) -> tuple[np.ndarray, str]:
+    """Rows of `shots` images per class, and a note where a class has fewer (then all of them are taken).
+
+    Images of different patients come first, where `patients` [N] is given. Draws of one seed are nested: the rows of
+    2 shots are among those of 4.
+    """
+    rng, rows, short = np.random.default_rng([seed, 7]), [], []
+    for k in range(classes):
+        order = rng.permutation(np.flatnonzero(labels == k))
+        if patients is not None and len(order):
+            first = np.sort(np.unique(patients[order], return_index=True)[1])
+            order = np.concatenate([order[first], np.delete(order, first)])
+        rows.append(order[:shots])
+        if len(order) < shots:
+            short.append(f"class {k} has {len(order)} of {shots}")
+    return np.concatenate(rows), "; ".join(short)
+
+
+def linear(
+    few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int, *, c: float = 0.316, tol: float = 1e-4
+) -> np.ndarray:
+    """Logistic regression by scikit-learn, classes balanced. Classes without an image have probability 0."""
+    from sklearn.linear_model import LogisticRegression
+
+    del text, log_scale, seed
+    out = np.zeros((len(test["linear"]), classes), np.float32)
+    there = np.unique(few["label"])
+    if len(there) < 2:
+        out[:, there] = 1
+        return out
+    model = LogisticRegression(C=c, class_weight="balanced", max_iter=1000, tol=tol)
+    out[:, there] = model.fit(few["linear"], few["label"]).predict_proba(test["linear"])
+    return out
+
+
+def zero_shot(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
+    """softmax(exp(log_scale) X T'), from no image at all."""
+    del few, classes, seed
+    return _softmax(math.exp(log_scale) * test["feature"] @ np.asarray(text).T)
+
+
+def clip_adapter(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
+    """CLIP-Adapter: one image a step, cosine to 0, one order for all epochs, as the peer trains it."""
+    objective, extra = ClipAdapter(few["feature"].shape[1], classes), heads(text, log_scale)
+    params, _ = objective.init(jax.random.key(seed), {})
+    order = _order(few, seed)
+    rates = RATE * (1 + np.cos(np.pi * np.arange(len(order)) / len(order))) / 2
+    params = fit(objective, params, extra, few["feature"], few["label"], order, rates=rates)
+    return _softmax(np.asarray(objective.forward(params, extra, {"feature": test["feature"]})["logits"]))
+
+
+def tip_adapter(
+    few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int, *, train: bool = False
+) -> np.ndarray:
+    """Tip-Adapter, without training; scale 100 as the peer has it."""
+    features = few["feature"]
+    objective = TipAdapter(features.shape[1], classes, len(features), fixed_scale=100.0)
+    params, extra = remember(features, few["label"], classes, heads(text, log_scale))
+    if train:
+        order = _order(few, seed)
+        params = fit(objective, params, extra, features, few["label"], order, rates=np.full(len(order), RATE))
+    return _softmax(np.asarray(objective.forward(params, extra, {"feature": test["feature"]})["logits"]))
+
+
+def tip_adapter_f(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
+    """Tip-Adapter-F: the keys trained on the formula that predicts (not so in the peer: see TipAdapter)."""
+    return tip_adapter(few, classes, text, log_scale, test, seed, train=True)
+
+
+METHODS: dict[str, Scores] = {
+    "zero_shot": zero_shot,
+    "linear": linear,
+    "clip_adapter": clip_adapter,
+    "tip_adapter": tip_adapter,
+    "tip_adapter_f": tip_adapter_f,
+}
+
+
+def _order(few: Rows, seed: int) -> np.ndarray:
+    """i32 [epochs * N, 1]: every image once an epoch, in one order."""
+    return np.tile(np.random.default_rng([seed, 8]).permutation(len(few["label"])), EPOCHS)[:, None]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp((logits - logits.max(1, keepdims=True)).astype(np.float32))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def _means(table: Sequence[tuple[Any, ...]]) -> dict[str, float]:
+    out = {}
+    for method, shots in dict.fromkeys((row[0], row[1]) for row in table):
+        rows = [row for row in table if row[:2] == (method, shots)]
+        for name, column in (("balanced_accuracy", 3), ("macro_auc", 4)):
+            values = np.array([row[column] for row in rows if not math.isnan(row[column])])
+            if len(values):
+                out[f"{method}_{shots}_{name}"] = float(values.mean())
+            if len(values) > 1:
+                out[f"{method}_{shots}_{name}_sd"] = float(values.std(ddof=1))
+    return out
+
+
+def _columns(table: Sequence[tuple[Any, ...]]) -> dict[str, np.ndarray]:
+    names = ("method", "shots", "seed", "balanced_accuracy", "macro_auc", "note")
+    return {name: np.array(column) for name, column in zip(names, zip(*table, strict=True), strict=True)}
