@@ -4,6 +4,7 @@
     eval DIR [--checkpoint best] [arguments of the config]   the evaluations of a run, again or on other data
     export DIR --to FORMAT OUT                                a run as a folder for other programs
     import PATH --workdir DIR                                 such a folder, or a checkpoint file, as a run
+    compile CONFIG --topology v5e:4x4 [...]                   does it fit a TPU slice, and how fast at best; without one
     predict DIR --left A --right B --classes "x, y"           probabilities per eye and patient
     data show | data build                                    a contact sheet of a source; a public data set as TFDS
 
@@ -113,6 +114,46 @@ def predict(argv: list[str]) -> None:
     Console().print(found.table())
 
 
+def compile_(argv: list[str]) -> None:
+    """Compile a config's train step for a TPU slice that need not be there (or for the devices here); run nothing.
+
+    Memory against the chip's, collectives, and the step time its peak numbers allow. Exit code 1: it does not fit.
+    """
+    parser = _parser("compile", compile_, allow_abbrev=False)
+    parser.add_argument("config")
+    parser.add_argument("--topology", help="v5e:4x4, v5p:2x4x4, v6e:16x16, v5e:4x4*2 (two slices), ...")
+    parser.add_argument("--mesh", help="data,model or data,fsdp,model instead of the config's; one may be -1")
+    parser.add_argument("--shardings", action="store_true", help="print how every array of the state is split")
+    own, rest = parser.parse_known_args(argv)
+    if own.topology:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # the host needs no accelerator, and one that is there is not wanted
+    _prepare()
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from fundax import aot
+    from fundax.recipe import load
+
+    recipe, _ = load(own.config, rest)
+    if own.mesh:
+        recipe = replace(recipe, mesh=_sizes(own.mesh))
+    console = Console(width=None if sys.stdout.isatty() else 132)
+    if own.shardings:
+        console.print(aot.shardings_table(recipe, aot.target(recipe, own.topology)[0]))
+    report = aot.compile_step(recipe, own.topology)
+    console.print(aot.tables(report))
+    if report.fits is False:
+        raise SystemExit(1)
+
+
+def _sizes(words: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in words.split(","))
+    except ValueError:
+        raise _mistake(f"compile: --mesh {words!r}: expected numbers such as 4,2 or 1,-1,2") from None
+
+
 def data(argv: list[str]) -> None:
     """Look at a source (show), or write a public data set as TFDS (build)."""
     parser = _parser("data", data)
@@ -146,6 +187,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "export": export,
     "import": import_,
+    "compile": compile_,
     "predict": predict,
     "data": data,
 }

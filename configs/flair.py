@@ -40,7 +40,7 @@ def recipe(
     epochs: int = 15,
     lr: float = 1e-4,
     horizon: int = 100,
-    negatives: Literal["global", "ring", "local"] = "global",
+    negatives: Literal["global", "plain", "ring", "local"] = "global",
     pool: Literal["mean", "unmasked_mean"] = "mean",
     image_size: int = 512,
     patients: int = 20_000,
@@ -63,7 +63,7 @@ def recipe(
         epochs: passes over as many images as there are.
         lr: peak learning rate.
         horizon: epochs after which the cosine would be 0.
-        negatives: of the whole batch, the same by a ring, or of each device's share (the peer).
+        negatives: of the whole batch (as a ring where it is large; plain or ring always), or of each device's share (the peer).
         pool: of the text tower; unmasked_mean is the peer's, which averages padding in.
         image_size: side of the canvas.
         patients: synthetic ones to learn from.

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fundax import losses, ring
+from fundax import losses
+from fundax.contrast import NEGATIVES, Negatives, contrast
 from fundax.errors import UserError
 from fundax.mesh import batch_parts
 
 MAX_LOG_SCALE = 4.6052  # FLAIR clamps its log scale to [0, this]
-NEGATIVES = ("global", "ring", "local")
-Negatives = Literal["global", "ring", "local"]
 Targets = Callable[[jax.Array], jax.Array]  # category i32 [B] -> f32 [B B]
 
 
@@ -67,21 +66,21 @@ def label_aware(
         category: i32 [B]; None makes every example a category of its own (CLIP's loss).
         mask: bool [B], pairs that are there.
         targets: category to f32 [B B], symmetric; equality by default.
-        negatives: "global", all of the batch; "ring", the same with no B x B array (equality only); "local", the mean
-            over the shares of the devices on the "data" axis, which is what the peers train with.
+        negatives: see fundax.contrast; the ring knows equality only, so that "global" with other `targets` is plain, and
+            "local" is the mean over the shares of the devices that split the batch, which is what the peers train with.
     Raises:
         UserError: unknown negatives, another `targets` with the ring, a batch that does not divide.
     """
-    if negatives == "ring":
-        if category is not None and targets is not losses.matching_targets:
-            raise UserError("negatives='ring' compares categories by equality; a similarity table needs 'global'")
-        return ring.softmax(image, text, logit_scale, group=category, present=mask)
+    if negatives not in NEGATIVES:
+        raise UserError(f"negatives is {negatives!r}; expected one of {', '.join(NEGATIVES)}")
     if negatives == "local":
         return _local(image, text, logit_scale, category, mask, targets)
-    if negatives != "global":
-        raise UserError(f"negatives is {negatives!r}; expected one of {', '.join(NEGATIVES)}")
-    soft = None if category is None else targets(category)
-    return losses.softmax_contrastive(image, text, logit_scale, mask=mask, targets=soft)
+    if category is None or targets is losses.matching_targets:
+        loss, scales = losses.softmax_contrastive, (logit_scale,)
+        return contrast(loss, image, text, scales, mask=mask, group=category, negatives=negatives)
+    if negatives == "ring":
+        raise UserError("negatives='ring' compares categories by equality; a similarity table needs 'plain'")
+    return losses.softmax_contrastive(image, text, logit_scale, mask=mask, targets=targets(category))
 
 
 def _local(
@@ -101,24 +100,6 @@ def _local(
         return None if x is None else x.reshape(groups, -1, *x.shape[1:])
 
     def one(i: Any, t: Any, c: jax.Array | None, m: jax.Array | None) -> jax.Array:
-        return label_aware(i, t, logit_scale, c, mask=m, targets=targets)
+        return label_aware(i, t, logit_scale, c, mask=m, targets=targets, negatives="plain")
 
     return jax.vmap(one)(split(image), split(text), split(category), split(mask)).mean()
-
-
-def nearest_is_right(
-    image: jax.Array, text: jax.Array, category: jax.Array | None = None, mask: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """How often the nearest text of an image is of its category, and the nearest image of a text; fp32 () each."""
-    if category is None:
-        return losses.contrastive_accuracy(image, text, mask)
-    logits = losses.similarity(image, text)
-    if mask is not None:
-        logits = jnp.where(mask[None, :] & mask[:, None], logits, jnp.finfo(jnp.float32).min)
-    weight = jnp.ones(len(logits)) if mask is None else mask.astype(jnp.float32)
-
-    def rate(logits: jax.Array) -> jax.Array:
-        right = (category[jnp.argmax(logits, axis=1)] == category).astype(jnp.float32)
-        return (right * weight).sum() / jnp.maximum(weight.sum(), 1)
-
-    return rate(logits), rate(logits.T)

@@ -34,23 +34,26 @@ def _mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
     return (values * weight).sum() / jnp.maximum(weight.sum(), 1)
 
 
-def _hide(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Columns of absent examples can win nothing."""
+def _hide(logits: jax.Array, mask: jax.Array | None, axis: int = 1) -> jax.Array:
+    """Along `axis`, absent examples can win nothing."""
     if mask is None:
         return logits
-    return jnp.where(jnp.broadcast_to(mask[None, :], logits.shape), logits, jnp.finfo(jnp.float32).min)
+    there = jnp.broadcast_to(jnp.expand_dims(mask, 1 - axis), logits.shape)
+    return jnp.where(there, logits, jnp.finfo(jnp.float32).min)
 
 
-def _cross_entropy(logits: jax.Array, own: jax.Array, weights: jax.Array | None, mask: jax.Array | None) -> jax.Array:
-    """Mean over rows of logsumexp_i - sum_j w_ij logits_ij; without `weights`, w is the identity, its sum `own` [B]; else
-    weights normalised by row. Not by way of log_softmax, which would keep two more [B B] arrays."""
-    total = jax.nn.logsumexp(_hide(logits, mask), axis=1)
+def _cross_entropy(
+    logits: jax.Array, own: jax.Array, weights: jax.Array | None, mask: jax.Array | None, axis: int
+) -> jax.Array:
+    """Mean over the other axis of logsumexp_i - sum_j w_ij logits_ij, j along `axis`; without `weights`, w is the identity,
+    its sum `own` [B]; else weights normalised. Not by way of log_softmax, which would keep two more [B B] arrays."""
+    total = jax.nn.logsumexp(_hide(logits, mask, axis), axis=axis)
     if weights is None:
         return _mean(total - own, mask)
-    shares = weights if mask is None else weights * mask[None, :].astype(weights.dtype)
-    shares = shares / jnp.maximum(shares.sum(1, keepdims=True), 1e-12)
-    right = (shares * logits).sum(1)
-    return _mean(jnp.where(shares.sum(1) > 0, total - right, 0.0), mask)
+    shares = weights if mask is None else weights * jnp.expand_dims(mask, 1 - axis).astype(weights.dtype)
+    shares = shares / jnp.maximum(shares.sum(axis, keepdims=True), 1e-12)
+    right = (shares * logits).sum(axis)
+    return _mean(jnp.where(shares.sum(axis) > 0, total - right, 0.0), mask)
 
 
 def softmax_contrastive(
@@ -65,10 +68,12 @@ def softmax_contrastive(
     logit_bias is accepted and has no effect: a softmax does not see a constant.
     """
     del logit_bias
-    logits = logit_scale * similarity(image, text)
-    own = jnp.diagonal(logits)
-    transposed = None if targets is None else targets.T
-    return 0.5 * (_cross_entropy(logits, own, targets, mask) + _cross_entropy(logits.T, own, transposed, mask))
+    image, text = image.astype(jnp.float32), text.astype(jnp.float32)
+    logits = similarity(
+        logit_scale * image, text
+    )  # the scale on [B E], the diagonal from [B E]: two [B B] arrays fewer
+    own = logit_scale * (image * text).sum(1)
+    return 0.5 * (_cross_entropy(logits, own, targets, mask, 1) + _cross_entropy(logits, own, targets, mask, 0))
 
 
 def sigmoid_contrastive(
@@ -95,11 +100,14 @@ def matching_targets(category: jax.Array) -> jax.Array:
 
 
 def contrastive_accuracy(
-    image: jax.Array, text: jax.Array, mask: jax.Array | None = None
+    image: jax.Array, text: jax.Array, mask: jax.Array | None = None, group: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """How often the nearest text of an image is its own, and the nearest image of a text; image, text [B E], fp32 ()."""
+    """How often the nearest text of an image is its own, and the nearest image of a text; image, text [B E], fp32 ().
+
+    With group i32 [B], the nearest one of the same group is right too.
+    """
     logits = similarity(image, text)
-    own = jnp.arange(len(logits))
-    to_text = (jnp.argmax(_hide(logits, mask), axis=1) == own).astype(jnp.float32)
-    to_image = (jnp.argmax(_hide(logits.T, mask), axis=1) == own).astype(jnp.float32)
+    group = jnp.arange(len(logits)) if group is None else group
+    to_text = (group[jnp.argmax(_hide(logits, mask), axis=1)] == group).astype(jnp.float32)
+    to_image = (group[jnp.argmax(_hide(logits.T, mask), axis=1)] == group).astype(jnp.float32)
     return _mean(to_text, mask), _mean(to_image, mask)

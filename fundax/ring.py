@@ -73,7 +73,7 @@ def _empty_tally(present: jax.Array) -> Tally:
     return Tally(zeros + NEVER, zeros)
 
 
-def _logits(image: Side, text: Side, scale: jax.Array, bias: jax.Array) -> jax.Array:
+def block_logits(image: Side, text: Side, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """scale * cosine + bias, NEVER where either side is absent. # [R r b]"""
     product = jnp.einsum("rie,rje->rij", image.features, text.features, precision="highest")
     logits = scale[:, None, None] * product + bias[:, None, None]
@@ -103,7 +103,7 @@ def _joined(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), tree)
 
 
-def _go_round(ring: Ring, visit: Callable, image: Any, text: Any, at_rows: Any, at_columns: Any) -> tuple[Any, Any]:
+def go_round(ring: Ring, visit: Callable, image: Any, text: Any, at_rows: Any, at_columns: Any) -> tuple[Any, Any]:
     """Bring every text to every image. `visit(image_rows, text, row_state, column_state) -> (row_state, column_state)`
     sees one chunk of rows; the column state travels with its texts and is home again at the end."""
 
@@ -134,7 +134,7 @@ def _softmax_forward(ring: Ring, image: Side, text: Side, scale: jax.Array) -> t
 
     def visit(image: Side, text: Side, rows: tuple, columns: Tally) -> tuple[tuple, Tally]:
         tally, matched, positives = rows
-        logits = _logits(image, text, scale, no_bias)
+        logits = block_logits(image, text, scale, no_bias)
         if image.group is not None:
             same = _positives(image, text)
             matched, positives = matched + (same * logits).sum(-1), positives + same.sum(-1)
@@ -142,7 +142,7 @@ def _softmax_forward(ring: Ring, image: Side, text: Side, scale: jax.Array) -> t
 
     zeros = image.present * 0.0
     start = (_empty_tally(image.present), zeros, zeros)
-    (rows, matched, positives), columns = _go_round(ring, visit, image, text, start, _empty_tally(text.present))
+    (rows, matched, positives), columns = go_round(ring, visit, image, text, start, _empty_tally(text.present))
     if image.group is None:
         matched = scale[:, None] * jnp.sum(image.features * text.features, -1)
         positives = jnp.ones_like(matched)
@@ -163,7 +163,7 @@ def _softmax_backward(ring: Ring, image: Side, text: Side, scale: jax.Array, kep
     def visit(rows: tuple, columns: tuple, at_rows: tuple, d_text: jax.Array) -> tuple[tuple, jax.Array]:
         (image, row_lse, positives, own), (d_image, slope) = rows, at_rows
         text, column_lse, text_own = columns
-        logits = _logits(image, text, scale, no_bias)
+        logits = block_logits(image, text, scale, no_bias)
         there = image.present[:, :, None] & text.present[:, None, :]
         to_text = jnp.where(there, 0.5 * jnp.exp(logits - row_lse[:, :, None]), 0.0)
         to_image = jnp.where(there, 0.5 * jnp.exp(logits - column_lse[:, None, :]), 0.0)
@@ -179,7 +179,7 @@ def _softmax_backward(ring: Ring, image: Side, text: Side, scale: jax.Array, kep
 
     start = image.features * 0.0, image.present * 0.0
     rows, columns = (image, row_lse, positives, own), (text, column_lse, own)
-    (d_image, slope), d_text = _go_round(ring, visit, rows, columns, start, text.features * 0.0)
+    (d_image, slope), d_text = go_round(ring, visit, rows, columns, start, text.features * 0.0)
     if image.group is None:
         d_image = d_image - jnp.where(image.present[..., None], text.features, 0.0)
         d_text = d_text - jnp.where(image.present[..., None], image.features, 0.0)
@@ -202,7 +202,7 @@ def _sigmoid_both(
 
     def visit(image: Side, text: Side, rows: tuple, d_text: Any) -> tuple[tuple, Any]:
         loss, pulls, d_image = rows
-        logits = _logits(image, text, scale, bias)
+        logits = block_logits(image, text, scale, bias)
         pull = jnp.where(logits > NEVER, jax.nn.sigmoid(logits), 0.0)
         loss = loss + jax.nn.softplus(logits).sum(-1)
         if image.group is not None:
@@ -216,7 +216,7 @@ def _sigmoid_both(
     zeros = image.present * 0.0
     start = (zeros, zeros, image.features * 0.0 if with_gradient else zeros)
     travelling = text.features * 0.0 if with_gradient else zeros
-    (loss, pulls, d_image), d_text = _go_round(ring, visit, image, text, start, travelling)
+    (loss, pulls, d_image), d_text = go_round(ring, visit, image, text, start, travelling)
     if image.group is None:
         there = image.present.astype(jnp.float32)
         diagonal = scale[:, None] * jnp.sum(image.features * text.features, -1) + bias[:, None]
@@ -236,7 +236,7 @@ def _sigmoid_both(
 # --- on global arrays ---------------------------------------------------------------------------------------------
 
 
-def _mapped(ring: Ring, function: Callable, sharded: tuple, replicated: tuple, out: Any) -> Any:
+def mapped(ring: Ring, function: Callable, sharded: tuple, replicated: tuple, out: Any) -> Any:
     """Run `function(ring, *sharded, *replicated)` on each device's rows. Sharded arrays are [R B ...] or [B]."""
     if ring.devices == 1:
         return function(ring, *sharded, *replicated)
@@ -255,7 +255,7 @@ def _softmax_primal(ring: Ring, image: Any, text: Any, scale: Any, group: Any, p
 
 def _softmax_fwd(ring, image, text, scale, group, present):
     rows, sides = _rows(ring), (Side(image, group, present), Side(text, group, present))
-    loss, kept = _mapped(ring, _softmax_forward, sides, (scale,), (P(), (rows, rows, rows, P())))
+    loss, kept = mapped(ring, _softmax_forward, sides, (scale,), (P(), (rows, rows, rows, P())))
     return loss, (sides, scale, kept)
 
 
@@ -266,7 +266,7 @@ def _softmax_bwd(ring, residuals, g):
         return _softmax_backward(ring, image, text, scale, (row_lse, column_lse, positives, count), g)
 
     out = (_rows(ring), _rows(ring), P())
-    return *_mapped(ring, backward, (*sides, *kept[:3]), (scale, kept[3], g), out), None, None
+    return *mapped(ring, backward, (*sides, *kept[:3]), (scale, kept[3], g), out), None, None
 
 
 _softmax = jax.custom_vjp(_softmax_primal, nondiff_argnums=(0,))
@@ -275,13 +275,13 @@ _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 
 def _sigmoid_primal(ring: Ring, image: Any, text: Any, scale: Any, bias: Any, group: Any, present: Any) -> jax.Array:
     sides = Side(image, group, present), Side(text, group, present)
-    return _mapped(ring, partial(_sigmoid_both, with_gradient=False), sides, (scale, bias), (P(), ()))[0]
+    return mapped(ring, partial(_sigmoid_both, with_gradient=False), sides, (scale, bias), (P(), ()))[0]
 
 
 def _sigmoid_fwd(ring, image, text, scale, bias, group, present):
     sides = Side(image, group, present), Side(text, group, present)
     out = (P(), (_rows(ring), _rows(ring), P(), P()))
-    return _mapped(ring, partial(_sigmoid_both, with_gradient=True), sides, (scale, bias), out)
+    return mapped(ring, partial(_sigmoid_both, with_gradient=True), sides, (scale, bias), out)
 
 
 def _sigmoid_bwd(ring, gradients, g):
@@ -311,7 +311,7 @@ def make_ring(batch: int, pairs: int = 1, axes: tuple[str, ...] = BATCH_AXES, ro
     return Ring(axes, devices, fitting)
 
 
-def _paired(image: jax.Array, text: jax.Array, present: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+def paired(image: jax.Array, text: jax.Array, present: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     image, text = jnp.asarray(image, jnp.float32), jnp.asarray(text, jnp.float32)
     present = jnp.ones(image.shape[:2], bool) if present is None else jnp.asarray(present, bool)
     return image, text, present
@@ -332,7 +332,7 @@ def softmax_pairs(
     image, text f32 [R B E], unit rows; logit_scale f32 [R], the factor itself; group i32 [B]: rows of one group are each
     other's positives, weighted equally (FLAIR's label-aware targets); present bool [R B]: pairs left out of rows, columns
     and the mean. Returns f32 [R]. Source: Radford et al. 2021 (CLIP), figure 3; the soft targets as jusiro/FLAIR."""
-    image, text, present = _paired(image, text, present)
+    image, text, present = paired(image, text, present)
     ring = make_ring(image.shape[1], image.shape[0], axes, rows)
     return _softmax(ring, image, text, logit_scale, group, present)
 
@@ -359,7 +359,7 @@ def sigmoid(
 
     image, text f32 [B E], unit rows; logit_scale, logit_bias (). Returns a scalar.
     Source: Zhai et al. 2023 (SigLIP), algorithm 1."""
-    image, text, present = _paired(image[None], text[None], None if present is None else present[None])
+    image, text, present = paired(image[None], text[None], None if present is None else present[None])
     ring = make_ring(image.shape[1], 1, axes, rows)
     scale, bias = jnp.reshape(logit_scale, (1,)), jnp.reshape(logit_bias, (1,))
     return _sigmoid(ring, image, text, scale, bias, group, present)[0]

@@ -48,7 +48,7 @@ def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> Tra
     and SystemExit after Ctrl-C (130) and SIGTERM (0), with the state saved.
     """
     mesh = meshes.make_mesh(recipe.mesh)
-    _check_batch(recipe, mesh)
+    check_batch(recipe, mesh)
     folders.describe(recipe, workdir)
     with jax.set_mesh(mesh), Checkpoints(workdir, recipe.keep, recipe.best) as kept, Interrupt() as interrupt:
         restored = bool(kept.steps())
@@ -200,7 +200,8 @@ def _take(data: DataIterator, recipe: Recipe, step: int) -> dict[str, np.ndarray
     return {key: batch[key] for key in wanted}
 
 
-def _check_batch(recipe: Recipe, mesh: Mesh) -> None:
+def check_batch(recipe: Recipe, mesh: Mesh) -> None:
+    """Raises UserError where the batch does not divide over the mesh, its micro-batches and the processes."""
     parts = meshes.batch_parts(mesh) * recipe.accumulate
     if recipe.batch % parts or recipe.batch % jax.process_count():
         what = f"{meshes.batch_parts(mesh)} devices x {recipe.accumulate} micro-batches"

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fundax.chips import chip_named, chip_of
-from fundax.flops import forward_flops, training_flops
+from fundax.flops import forward_flops, product_bytes, training_flops
 
 
 def test_a_product_is_two_operations_per_multiply_add():
@@ -21,6 +21,21 @@ def test_a_scan_counts_every_turn_and_remat_counts_once():
         return jax.lax.scan(body, jnp.ones((2, 8)), w)[0]
 
     assert forward_flops(jax.jit(layers), w) == 6 * 2 * 2 * 8 * 8
+
+
+def test_what_no_result_needs_is_not_counted():
+    def one_of_two(x):
+        big = x @ x.T  # dead
+        return x[:1] @ (2 * x).T, big.shape
+
+    x = jax.ShapeDtypeStruct((8, 4), jnp.float32)
+    assert forward_flops(lambda x: one_of_two(x)[0], x) == 2 * 8 * 4
+
+
+def test_bytes_of_products():
+    a, b = jax.ShapeDtypeStruct((3, 4), jnp.bfloat16), jax.ShapeDtypeStruct((4, 5), jnp.bfloat16)
+    product = lambda a, b: jax.lax.dot(a, b, preferred_element_type=jnp.float32)  # noqa: E731
+    assert product_bytes(product, a, b) == 2 * (12 + 20) + 4 * 15
 
 
 def test_a_convolution():

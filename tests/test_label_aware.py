@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from fundax.errors import UserError
-from fundax.label_aware import MAX_LOG_SCALE, Similarity, bounded, label_aware, nearest_is_right
+from fundax.label_aware import MAX_LOG_SCALE, Similarity, bounded, label_aware
+from fundax.losses import contrastive_accuracy
 from fundax.mesh import make_mesh
 
 
@@ -63,7 +64,7 @@ def test_a_table_of_similarity():
     assert Similarity(((1.0, 0.5), (0.5, 1.0)))(category)[0].tolist() == [1.0, 0.5, 1.0, 0.5]
     with pytest.raises(UserError, match="symmetric"):
         Similarity(((1.0, 0.5), (0.4, 1.0)))
-    with pytest.raises(UserError, match="'global'"):
+    with pytest.raises(UserError, match="'plain'"):
         label_aware(image, text, jnp.float32(5), category, targets=same, negatives="ring")
     with pytest.raises(UserError, match="'none'"):
         label_aware(image, text, jnp.float32(5), category, negatives="none")
@@ -77,7 +78,7 @@ def test_bounds_hold_the_value_and_let_the_gradient_pass():
 
 def test_a_text_of_the_same_category_is_right():
     image, text = jnp.eye(3), jnp.eye(3)[jnp.array([2, 1, 0])]  # image 0 is nearest to text 2
-    assert nearest_is_right(image, text, jnp.array([5, 1, 5])) == (1.0, 1.0)
-    assert nearest_is_right(image, text, jnp.array([5, 1, 6]))[0] == pytest.approx(1 / 3)
+    assert contrastive_accuracy(image, text, group=jnp.array([5, 1, 5])) == (1.0, 1.0)
+    assert contrastive_accuracy(image, text, group=jnp.array([5, 1, 6]))[0] == pytest.approx(1 / 3)
     mask = jnp.array([True, True, False])
-    assert nearest_is_right(image, text, jnp.array([5, 1, 6]), mask)[0] >= 0.5
+    assert contrastive_accuracy(image, text, mask, jnp.array([5, 1, 6]))[0] >= 0.5

@@ -37,6 +37,10 @@ def as_it_was(monkeypatch):
         (("eval", "nowhere"), "error: nowhere is no run: it has no config.json"),
         (("export", "nowhere", "--to", "onnyx", "out"), "cannot export to 'onnyx'"),
         (("export", "nowhere", "--to", "open_clip"), "the following arguments are required: out"),
+        (
+            ("compile", "configs/quickstart.py", "--mesh", "4x2", "--smoke"),
+            "--mesh '4x2': expected numbers such as 4,2",
+        ),
         (("data", "build", "idird", "--from", "x"), "no data set 'idird'"),
         (("data", "show", "--source", "missing.csv"), "missing.csv: no such file"),
     ],

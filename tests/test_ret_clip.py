@@ -70,7 +70,7 @@ def test_fresh_scales_and_spec(params):
     assert SMALL.spec(4)["left_present"].shape == (4,)
     assert set(replace(SMALL, presence=False).spec(4)) == set(SMALL.needs)
     assert spec.from_json(spec.to_json(SMALL)) == SMALL
-    with pytest.raises(UserError, match="negatives is 'global' or 'local'"):
+    with pytest.raises(UserError, match="negatives is one of global"):
         replace(SMALL, negatives="far")
 
 

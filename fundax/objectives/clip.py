@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fundax import losses
+from fundax.contrast import accuracy, contrast
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer, text_transformer
 from fundax.encoders.layers import unit
@@ -25,8 +26,9 @@ MEAN, STD = layers.CLIP_MEAN, layers.CLIP_STD
 class CLIP:
     """Two towers, two projections to E, and a loss that matches images with texts.
 
-    `contrast` is losses.softmax_contrastive or losses.sigmoid_contrastive (or ring's of the same names); with
-    `init_logit_bias` there is a learned logit_bias. Clamping log_scale is the optimizer's part (optim.clamped).
+    `contrast` is losses.softmax_contrastive or losses.sigmoid_contrastive, `negatives` the form it is computed in
+    (fundax.contrast); with `init_logit_bias` there is a learned logit_bias. Clamping log_scale is the optimizer's part
+    (optim.clamped).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image", "text")
@@ -37,6 +39,7 @@ class CLIP:
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
     contrast: Callable[..., jax.Array] = losses.softmax_contrastive
+    negatives: Literal["global", "plain", "ring"] = "global"
     text_bias: bool = False
     init_logit_scale: float = math.log(1 / 0.07)
     init_logit_bias: float | None = None
@@ -87,8 +90,8 @@ class CLIP:
         image, text = features["image_features"], features["text_features"]
         scales = self._scales(params)
         mask = batch.get("valid")
-        loss = self.contrast(image, text, *scales.values(), mask=mask)
-        to_text, to_image = losses.contrastive_accuracy(image, text, mask)
+        loss = contrast(self.contrast, image, text, tuple(scales.values()), mask=mask, negatives=self.negatives)
+        to_text, to_image = accuracy(image, text, mask, negatives=self.negatives)
         metrics = {"loss": loss, "image_to_text": to_text, "text_to_image": to_image, **scales}
         return loss, metrics
 

@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from fundax import losses
+from fundax.contrast import NEGATIVES, Negatives, accuracy
 from fundax.encoders import layers
 from fundax.encoders.bert import BERT
 from fundax.encoders.layers import unit
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
 from fundax.errors import UserError
-from fundax.label_aware import NEGATIVES, Negatives, Targets, bounded, label_aware, nearest_is_right
+from fundax.label_aware import Targets, bounded, label_aware
 from fundax.types import Batch, Extra, Metrics, Params
 
 CLINICAL_BERT_VOCAB = 28_996  # of emilyalsentzer/Bio_ClinicalBERT, FLAIR's text tower
@@ -33,7 +34,7 @@ class FLAIR:
     """An image tower, BERT, two projections without bias, and a loss in which texts of one category are all right.
 
     project, normalize: FLAIR's two flags. Both: unit(unit(x) W); project alone: x W; without project: x as it is.
-    negatives, targets: see fundax.label_aware. Batch statistics of a ResNet live in `extra`.
+    negatives: see fundax.contrast; targets: see fundax.label_aware. Batch statistics of a ResNet live in `extra`.
     Images are divided by 255 and nothing more; so are the peer's.
     """
 
@@ -126,7 +127,7 @@ class FLAIR:
         category, mask = batch.get("category"), batch.get("valid")
         options = {"mask": mask, "targets": self.targets, "negatives": self.negatives}
         loss = label_aware(image, text, scale, category, **options)
-        to_text, to_image = nearest_is_right(image, text, category, mask)
+        to_text, to_image = accuracy(image, text, mask, group=category, negatives=self.negatives)
         metrics = {"loss": loss, "image_to_text": to_text, "text_to_image": to_image, "logit_scale": scale}
         return loss, metrics
 

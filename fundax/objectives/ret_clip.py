@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fundax import losses
+from fundax.contrast import NEGATIVES, Negatives, accuracy, contrast, contrast_pairs
 from fundax.encoders import layers, mae
 from fundax.encoders.bert import BERT, bert
 from fundax.encoders.layers import unit
@@ -50,8 +51,8 @@ class Reconstruction:
 class RetCLIP:
     """One ViT for both eyes, BERT, three image mappings, three text heads, three scales; total = their sum or mean.
 
-    negatives: "global" contrasts over the whole batch of all devices; "local" within each device's share (of the
-        "data" axis of the mesh in force), which is what the peer trains with.
+    negatives: "global" contrasts over the whole batch of all devices (see fundax.contrast for "plain" and "ring");
+        "local" within each device's share, which is what the peer trains with.
     presence: honour `left_present` and `right_present` where the batch has them: a missing eye drops out of its
         level's loss, as example and as negative, and the patient feature uses the eye there is. False is the peer.
     soft_targets: identical reports (equal `category`, else equal tokens) share the probability. False is the peer.
@@ -66,7 +67,7 @@ class RetCLIP:
     mean: tuple[float, float, float] = layers.CLIP_MEAN
     std: tuple[float, float, float] = layers.CLIP_STD
     contrast: Callable[..., jax.Array] = losses.softmax_contrastive
-    negatives: Literal["global", "local"] = "global"
+    negatives: Negatives = "global"
     total: Literal["sum", "mean"] = "sum"
     presence: bool = True
     soft_targets: bool = False
@@ -74,8 +75,8 @@ class RetCLIP:
     reconstruction: Reconstruction | None = None
 
     def __post_init__(self) -> None:
-        if self.negatives not in ("global", "local") or self.total not in ("sum", "mean"):
-            raise UserError("RetCLIP: negatives is 'global' or 'local', total is 'sum' or 'mean'")
+        if self.negatives not in NEGATIVES or self.total not in ("sum", "mean"):
+            raise UserError(f"RetCLIP: negatives is one of {', '.join(NEGATIVES)}; total is 'sum' or 'mean'")
 
     def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """left, right u8 [B h w 3], text i32 [B L]; with `presence` also left_present, right_present bool [B]."""
@@ -146,20 +147,18 @@ class RetCLIP:
 
         `valid` in the batch leaves examples out.
         """
-        scales, masks, parts = self._scales(params), self._masks(batch), {}
-        targets = _same_report(batch) if self.soft_targets else None
-        for level in LEVELS:
-            image, text = features[f"{IMAGE[level]}_features"], features[f"text_features{SUFFIX[level]}"]
-            scale = scales[f"logit_scale{SUFFIX[level]}"]
-            parts[level] = self._contrast(image, text, scale, masks[level], targets)
+        scales, masks = self._scales(params), self._masks(batch)
+        group = _same_report(batch) if self.soft_targets else None
+        parts = dict(zip(LEVELS, self._contrasts(features, scales, masks, group), strict=True))
         total: jax.Array = sum(parts.values(), start=jnp.zeros((), jnp.float32))
         loss = total / (1 if self.total == "sum" else len(LEVELS))
         metrics = {f"loss_{level}": part for level, part in parts.items()}
         if "reconstruction" in features:
             metrics["loss_reconstruction"] = features["reconstruction"].mean()
             loss = loss + metrics["loss_reconstruction"]
-        accuracy = losses.contrastive_accuracy(features["image_features"], features["text_features"], masks["patient"])
-        metrics |= {"image_to_text": accuracy[0], "text_to_image": accuracy[1]}
+        pair = features["image_features"], features["text_features"]
+        to_text, to_image = accuracy(*pair, masks["patient"], negatives=self.negatives)
+        metrics |= {"image_to_text": to_text, "text_to_image": to_image}
         return loss, {"loss": loss, **metrics, **scales}
 
     def loss(
@@ -215,29 +214,33 @@ class RetCLIP:
         masks = {"patient": left | right, "left": left, "right": right}
         return {level: mask if valid is None else mask & valid for level, mask in masks.items()}
 
-    def _contrast(
+    def _contrasts(
         self,
-        image: jax.Array,
-        text: jax.Array,
-        scale: jax.Array,
-        mask: jax.Array | None,
-        targets: jax.Array | None,
-    ) -> jax.Array:
-        """One level's loss: over the global batch, or the mean of each device's own (which is what DDP trains)."""
-        if self.negatives == "global":
-            return self.contrast(image, text, scale, mask=mask, targets=targets)
-        groups = _devices()
-        if len(image) % groups:
-            raise UserError(f"negatives='local': a batch of {len(image)} does not divide by {groups} devices")
+        features: Mapping[str, jax.Array],
+        scales: Mapping[str, jax.Array],
+        masks: Mapping[str, jax.Array | None],
+        group: jax.Array | None,
+    ) -> list[jax.Array]:
+        """Each level's loss: over the global batch, or the mean of each device's own (which is what DDP trains)."""
+        images = [features[f"{IMAGE[level]}_features"] for level in LEVELS]
+        texts = [features[f"text_features{SUFFIX[level]}"] for level in LEVELS]
+        factors, rows = [scales[f"logit_scale{SUFFIX[level]}"] for level in LEVELS], [masks[level] for level in LEVELS]
+        if self.negatives != "local":
+            options: dict[str, Any] = {"masks": rows, "group": group, "negatives": self.negatives}
+            return contrast_pairs(self.contrast, images, texts, factors, **options)
+        groups, size = _devices(), len(images[0])
+        if size % groups:
+            raise UserError(f"negatives='local': a batch of {size} does not divide by {groups} devices")
 
         def split(x: jax.Array | None) -> jax.Array | None:
-            return None if x is None else x.reshape(groups, len(image) // groups, *x.shape[1:])
+            return None if x is None else x.reshape(groups, size // groups, *x.shape[1:])
 
-        if targets is not None:  # each device sees the block of its own examples
-            own, size = jnp.arange(groups), len(image) // groups
-            targets = targets.reshape(groups, size, groups, size)[own, :, own]
-        local = jax.vmap(lambda i, t, m, y: self.contrast(i, t, scale, mask=m, targets=y))
-        return local(split(image), split(text), split(mask), targets).mean()
+        def mean(image: jax.Array, text: jax.Array, scale: jax.Array, mask: jax.Array | None) -> jax.Array:
+            options = {"negatives": "plain"}
+            one = jax.vmap(lambda i, t, m, g: contrast(self.contrast, i, t, (scale,), mask=m, group=g, **options))
+            return one(split(image), split(text), split(mask), split(group)).mean()
+
+        return [mean(*level) for level in zip(images, texts, factors, rows, strict=True)]
 
     def _reconstructed(
         self, params: Params, images: jax.Array, rng: jax.Array, step: jax.Array
@@ -290,11 +293,11 @@ def _initial_heads(rng: jax.Array, width: int, hidden: int, embed: int) -> Param
 
 
 def _same_report(batch: Batch) -> jax.Array:
-    """f32 [B B]: 1 where two patients' reports are the same."""
+    """i32 [B]: equal numbers where two patients' reports are the same, by `category` or else word for word."""
     if "category" in batch:
-        return losses.matching_targets(jnp.asarray(batch["category"]))
+        return jnp.asarray(batch["category"])
     text = jnp.asarray(batch["text"])
-    return (text[:, None] == text[None]).all(-1).astype(jnp.float32)
+    return jnp.unique(text, axis=0, size=len(text), return_inverse=True)[1].reshape(-1).astype(jnp.int32)
 
 
 def _devices() -> int:
