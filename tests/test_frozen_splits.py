@@ -85,7 +85,7 @@ def test_bad_input_is_named():
         stratified(["a", "b"], [0.0, np.nan])
     with pytest.raises(DataError, match="2 patients and 1 labels"):
         stratified(["a", "b"], [0])
-    with pytest.raises(DataError, match="split .* is empty: 2 patients are too few"):
+    with pytest.raises(DataError, match=r"split .* is empty: 2 patients are too few"):
         stratified(["a", "b"], [0, 0])
     with pytest.raises(DataError, match="add up to 1"):
         stratified(["a", "b"], [0, 0], {"train": 0.5})

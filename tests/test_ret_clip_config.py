@@ -71,5 +71,5 @@ def test_arguments_win_over_the_preset():
     recipe, given = load(CONFIG, ["--preset", "laptop", "--batch", "32", "--language", "zh", "--patients", "64"])
     assert recipe.batch == 32
     assert given["preset"] == "laptop"
-    assert recipe.steps == 10 * 2
+    assert recipe.steps == 8 * 2
     assert set(recipe.evals) == {"zero_shot", "laterality", "probe"}
