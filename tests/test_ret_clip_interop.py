@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fundax.encoders.layers import stack_blocks
+from fundax.encoders.layers import stack_blocks, unstack_blocks
 from fundax.encoders.positions import aligned_corners, resize_positions
 from fundax.errors import UserError
-from fundax.interop.ret_clip import chinese_clip, detect, from_fundax, to_fundax, write_checkpoint
-from fundax.weights import read_state
+from fundax.interop.ret_clip import chinese_clip, detect, from_fundax, initial, to_fundax, write_checkpoint
+from fundax.weights import read_state, write_safetensors
 
 HEADS = {"head_width": 16, "text_heads": 4}  # of the vectors beside these tests
 
@@ -140,6 +140,22 @@ def test_chinese_clip_fills_the_towers_only(state, tmp_path):
     again = chinese_clip(tmp_path / "cn_clip.pt")(scanned)
     same(again["text"], stack_blocks(params["text"]))
     assert objective.image.depth == 2
+
+
+def test_initial_weights_are_all_of_ret_clip_or_the_towers_of_chinese_clip(state, tmp_path):
+    objective, params = to_fundax(state, image_size=48, **HEADS)  # another size than the checkpoint's
+    fresh = jax.tree.map(np.zeros_like, params)
+    scanned = {name: stack_blocks(tree) if name in ("image", "text") else tree for name, tree in fresh.items()}
+    write_safetensors(state, tmp_path / "ret_clip.safetensors")
+    filled = initial(tmp_path / "ret_clip.safetensors", objective)(scanned)
+    same({name: unstack_blocks(tree) for name, tree in filled.items()}, params)
+    assert jax.tree.structure(filled) == jax.tree.structure(scanned)
+    towers = {key: value for key, value in state.items() if key.startswith(("visual.", "bert."))}
+    write_safetensors(towers | {"logit_scale": np.zeros((), np.float32)}, tmp_path / "cn_clip.safetensors")
+    filled = initial(tmp_path / "cn_clip.safetensors", objective)(fresh)
+    same(filled["text"], params["text"])
+    same(filled["image"], params["image"])
+    same(filled["project"]["text_left"], fresh["project"]["text_left"])
 
 
 def test_chinese_clip_names_what_is_missing(state, tmp_path):

@@ -324,7 +324,7 @@ def _objective(
         patch=kernel[2],
         width=kernel[0],
         depth=_depth(state, "visual.transformer.resblocks."),
-        heads=kernel[0] // (head_width or _HEAD_WIDTHS.get(kernel[0], 64)),
+        heads=max(kernel[0] // (head_width or _HEAD_WIDTHS.get(kernel[0], 64)), 1),
     )
     text = BERT(
         vocab=word[0],
