@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,6 +56,54 @@ class WithElite:
     def __call__(self, shard: int = 0, shards: int = 1) -> SideBySide:
         """The iterator of one process."""
         return SideBySide(self.public(shard, shards), self.elite(shard, shards), self.keys)
+
+
+@dataclass(frozen=True)
+class WithAppearance:
+    """Batches of `data` with what a frozen model sees in their images: appearance, elite/appearance f32 [B A].
+
+    look: images u8 [B h w 3] to f32 [B A], called in the process that trains, so that batches stay a function of
+    (seed, position) whatever reads them.
+    """
+
+    data: Data | Any
+    look: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def batch(self) -> int:
+        """Examples of each half, of all processes together."""
+        return self.data.batch
+
+    def __call__(self, shard: int = 0, shards: int = 1) -> Looking:
+        """The iterator of one process."""
+        return Looking(self.data(shard, shards), self.look)
+
+
+class Looking:
+    """See WithAppearance; its state is that of the batches it looks at."""
+
+    def __init__(self, batches: Batches, look: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._batches, self._look = batches, look
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        keys = [key for key in ("image", PREFIX + "image") if key in batch]
+        return batch | {key.replace("image", "appearance"): self._look(batch[key]) for key in keys}
+
+    def get_state(self) -> dict[str, Any]:
+        """{"step": int}, for JSON."""
+        return self._batches.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on at batch state["step"]."""
+        self._batches.set_state(state)
+
+    def close(self) -> None:
+        """Ends workers and threads."""
+        self._batches.close()
 
 
 class SideBySide:

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,8 @@ def mm_retinal(
     """Images with expert captions: `Image_ID, cn_caption, en_caption`, or `image, caption`, or FLAIR's columns.
 
     In the last form, that of the FFA table, a category is the caption. suffix: put behind Image_ID, as ".jpg" is where the
-    table leaves it out. Sentences that point at other figures are cut out.
+    table leaves it out. Sentences that point at other figures are cut out. A column `fundus_status` (normal or abnormal)
+    is the record's target "status", 0 or 1; it is -1 where the table has none or leaves a row empty.
     Raises DataError at the first use naming the file and what it lacks.
     """
     if language not in CAPTIONS:
@@ -132,9 +133,10 @@ class MMRetinal:
         return self.__dict__
 
     @read_once
-    def rows(self) -> tuple[tuple[str, str, int], ...]:
-        """Image, caption and line; rows without a caption left after cleaning are dropped."""
+    def rows(self) -> tuple[tuple[str, str, int, int], ...]:
+        """Image, caption, line and status; rows without a caption left after cleaning are dropped."""
         header, lines = _read_csv(self.path)
+        told = {line: _status(self.path, line, values.get("fundus_status", "")) for line, values in lines}
         if "categories" in header:
             frame = _read_frame(self.path)
             found = [(row.image, ", ".join(row.categories), row.line) for row in frame]
@@ -142,7 +144,7 @@ class MMRetinal:
             image = _one_of(self.path, header, ("Image_ID", "image"))
             caption = _one_of(self.path, header, CAPTIONS[self.language])
             found = [(values[image] + self.suffix, values[caption], line) for line, values in lines]
-        kept = tuple((image, clean, line) for image, text, line in found if (clean := cleaned(text)))
+        kept = tuple((image, clean, line, told[line]) for image, text, line in found if (clean := cleaned(text)))
         if not kept:
             raise DataError(f"{self.path}: has no rows with a caption")
         return kept
@@ -151,9 +153,9 @@ class MMRetinal:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Record:
-        image, caption, line = self.rows[index]
-        view = View(self.image_dir / image, self.modality)
-        return Record(image, (view,), report=caption, where=f"{self.path} line {line}")
+        image, caption, line, told = self.rows[index]
+        view, where = View(self.image_dir / image, self.modality), f"{self.path} line {line}"
+        return Record(image, (view,), report=caption, targets={"status": np.int32(told)}, where=where)
 
 
 def cleaned(caption: str) -> str:
@@ -207,6 +209,51 @@ def status(categories: Sequence[str]) -> np.int32:
     if not categories:
         return np.int32(-1)
     return np.int32(any(category.strip().lower() not in ("normal", "healthy") for category in categories))
+
+
+@dataclass(frozen=True)
+class EliteReport:
+    """A Record to one view with its report: image, text, modality, eye, and status i32 [] as CategoryCaption has it.
+
+    The status is the record's target of that name, else what its findings say.
+    """
+
+    size_hint: int | None = None
+
+    def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
+        out = SingleView(size_hint=self.size_hint, targets=())(example, rng)
+        return out | {"status": np.int32(example.targets.get("status", status(example.findings)))}
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """A source with labels whose records' findings become one category, the name of their class; all else is kept.
+
+    noise: share of the rows that get another class's name, by a hash of `seed` and the row.
+    """
+
+    source: Any
+    noise: float = 0.0
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        names, label = self.source.classes, int(record.targets["label"])
+        digest = hashlib.blake2b(f"{self.seed}/{index}".encode(), digest_size=8).digest()
+        draw = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+        if draw.random() < self.noise:
+            label = (label + 1 + int(draw.integers(len(names) - 1))) % len(names)
+        return replace(record, findings=(names[label],))
+
+
+def _status(path: Path, line: int, word: str | None) -> int:
+    known = {"": -1, "normal": 0, "abnormal": 1}
+    if (plain := (word or "").strip().lower()) not in known:
+        raise DataError(f"{path} line {line}: fundus_status is {word!r}; expected normal, abnormal or nothing")
+    return known[plain]
 
 
 def _read_frame(path: Path) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,23 +72,34 @@ def text_from(path: str | Path, tower: BERT) -> Callable[[Params], Params]:
 
     That is how stage 1 of KeepFIT starts from its stage 0. Raises UserError (when called) where it does not fit, by key.
     """
+    if is_run(path):
+        return parts_from(path, ("text",))
 
     def fill(params: Params) -> Params:
-        if is_run(path):
-            found = load_params(path)[0].get("text")
-            if found is None:
-                raise UserError(f"{path}: the run has no text tower to start from")
-            text = unstack_blocks({"text": found})["text"]
-            ours = layout.flatten(unstack_blocks({"text": params["text"]})["text"])
-            theirs = layout.flatten(text)
-            wrong = sorted(
-                k for k in ours.keys() | theirs if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape
-            )
-            if wrong:
-                raise UserError(f"{path}: its text tower does not fit the model: {', '.join(wrong[:5])}")
-        else:
-            text = read_tower(read_state(path), tower, str(path))
+        text = read_tower(read_state(path), tower, str(path))
         return {**params, "text": like(params["text"], text)}
+
+    return fill
+
+
+def parts_from(run: str | Path, names: Sequence[str]) -> Callable[[Params], Params]:
+    """A step of Recipe.init_from: the named top parts ("image", "text", "project", ...) of a run of fundax.
+
+    Raises UserError (when called) where the run lacks one or it is of another shape, by path.
+    """
+
+    def fill(params: Params) -> Params:
+        stored = load_params(run)[0]
+        if missing := [name for name in names if name not in stored]:
+            raise UserError(f"{run}: the run has no {', '.join(missing)}; it has {', '.join(sorted(stored))}")
+        found = unstack_blocks({name: stored[name] for name in names})
+        ours, theirs = layout.flatten(unstack_blocks({name: params[name] for name in names})), layout.flatten(found)
+        wrong = sorted(
+            k for k in ours.keys() | theirs if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape
+        )
+        if wrong:
+            raise UserError(f"{run}: does not fit the model: {', '.join(wrong[:5])}")
+        return params | {name: like(params[name], found[name]) for name in names}
 
     return fill
 

@@ -7,11 +7,22 @@ import pytest
 from PIL import Image
 
 from data_pipelines.canvas import Canvas
-from data_pipelines.elite import WithElite
-from data_pipelines.flair_files import UNSEEN, CategoryCaption, category_id, cleaned, flair_frame, mm_retinal, status
+from data_pipelines.elite import WithAppearance, WithElite
+from data_pipelines.flair_files import (
+    UNSEEN,
+    CategoryCaption,
+    Diagnosed,
+    EliteReport,
+    category_id,
+    cleaned,
+    flair_frame,
+    mm_retinal,
+    status,
+)
 from data_pipelines.knowledge import bundled
 from data_pipelines.pipeline import mix, train
 from data_pipelines.records import DataError, Record, View
+from data_pipelines.synthetic import Eyes
 from data_pipelines.transforms import Keep, SingleView, apply
 
 FRAME = """,image,atributes,categories
@@ -149,3 +160,45 @@ def test_the_canvas_fills_up_right_and_below():
     assert out["image"].shape == (16, 16, 3)
     assert (out["image"][:8] == 200).all() and not out["image"][8:].any()
     np.testing.assert_allclose(out["points"], [[14.5, 6.5]])
+
+
+def test_an_expert_says_whether_the_eye_is_healthy(folder):
+    rows = "image,caption,fundus_status\n01_A/1.png,Drusen.,abnormal\n01_A/2.png,Clear.,Normal\n01_A/4.png,Eye.,\n"
+    (folder / "status.csv").write_text(rows)
+    source = mm_retinal(folder / "status.csv", folder)
+    told = [apply((EliteReport(),), source[i], 0, i) for i in range(3)]
+    assert [int(one["status"]) for one in told] == [1, 0, -1] and told[0]["text"] == "Drusen."
+    without = apply((EliteReport(),), mm_retinal(folder / "mm.csv", folder, suffix=".png")[0], 0, 0)
+    assert int(without["status"]) == -1
+    (folder / "status.csv").write_text("image,caption,fundus_status\n01_A/1.png,Drusen.,ill\n")
+    with pytest.raises(DataError, match="line 2: fundus_status is 'ill'"):
+        len(mm_retinal(folder / "status.csv", folder))
+
+
+def test_a_class_becomes_the_category_and_some_are_wrong():
+    eyes = Eyes(60, size=16)
+    right, noisy = Diagnosed(eyes), Diagnosed(eyes, noise=0.3)
+    names = [right[i].findings for i in range(60)]
+    assert names == [(eyes.classes[int(eyes[i].targets["label"])],) for i in range(60)]
+    wrong = [noisy[i].findings != names[i] for i in range(60)]
+    assert 6 < sum(wrong) < 32 and wrong == [noisy[i].findings != names[i] for i in range(60)]
+    assert right[3].report == eyes[3].report
+
+
+def test_appearances_are_looked_up_for_both_halves(folder):
+    source = flair_frame(folder / "frame.csv", folder)
+    steps = (CategoryCaption(), Canvas(16), Keep(("image", "text")))
+    data = WithAppearance(
+        WithElite(train(source, steps, batch=2), train(source, steps, batch=2, seed=1)),
+        lambda images: images.mean((1, 2)).astype(np.float32),
+    )
+    batches = data(0, 1)
+    first, second = next(batches), next(batches)
+    np.testing.assert_array_equal(first["elite/appearance"], first["elite/image"].mean((1, 2), dtype=np.float64))
+    assert first["appearance"].shape == (2, 3) and data.batch == 2
+    again = data(0, 1)
+    again.set_state({"step": 1})
+    np.testing.assert_equal(next(again), second)
+    assert again.get_state() == {"step": 2}
+    again.close()
+    batches.close()

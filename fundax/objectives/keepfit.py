@@ -65,6 +65,7 @@ class KeepFIT:
     caption: ReportDecoder | None = None
     caption_weight: float = 0.5
     appearance: int = 4096  # A, the length of the appearance vectors
+    by_status: bool = False  # batches hold `status` and `elite/status`
 
     @property
     def embed(self) -> int:
@@ -82,12 +83,15 @@ class KeepFIT:
         return self.base.text
 
     def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The base's, the same image and text as elite/..., and the appearances where `reference` uses them."""
+        """The base's, the same image and text as elite/..., appearances where `reference` uses them, status if told."""
         spec = self.base.spec(batch)
         spec |= {ELITE + name: spec[name] for name in ("image", "text")}
         if self._sees:
             vector = jax.ShapeDtypeStruct((batch, self.appearance), jnp.float32)
             spec |= {"appearance": vector, "elite/appearance": vector}
+        if self.by_status:
+            status = jax.ShapeDtypeStruct((batch,), jnp.int32)
+            spec |= {"status": status, "elite/status": status}
         return spec
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:

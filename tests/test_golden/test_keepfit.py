@@ -1,6 +1,7 @@
 """KeepFIT's numbers: attention, every variant of the loss with its gradients, and the report decoder."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 
 import jax
@@ -15,7 +16,7 @@ from fundax.interop.captioner import decoder_from_fundax, decoder_to_fundax
 from fundax.interop.flair import attention_state, read_attention
 from fundax.objectives.flair import FLAIR
 from fundax.objectives.keepfit import KeepFIT
-from fundax.reference import V1, Attention, Reference
+from fundax.reference import V1, V2, Attention, Reference
 
 VARIANTS = ("ek_ref", "mixed", "keepfit", "keepfit_catKD", "keepfit_fusion")
 # the peer's parameter, our batch key, the array of the vectors
@@ -93,6 +94,25 @@ def test_loss_and_every_gradient(arrays, config, name):
         close(np.array(parts), arrays["parts_keepfit"], 2e-6 * np.abs(arrays["parts_keepfit"]).max())
 
 
+def test_the_second_version_reduced_to_the_first_is_the_published_loss(arrays, config):
+    """lam 1, no captions, softmax over heads, weight 100: nothing of V2 is left, whatever else a batch holds."""
+    heads = config["losses_heads"]["attention"]
+    first = replace(
+        V2, similarity="attention", attention=Attention(heads, "heads", 0.0), lam=1.0, loss="mse", weight=100.0
+    )
+    assert replace(first, attention=V1.attention) == V1
+    objective = KeepFIT(Given(config["D"]), first, caption=None)
+    batch = {ours: jnp.asarray(arrays[key]) for _, ours, key in FEATURES}
+    batch |= {
+        "category": jnp.asarray(arrays["cat"], jnp.int32),
+        "appearance": jnp.eye(6),
+        "elite/appearance": jnp.eye(6),
+    }
+    params = {"log_scale": jnp.asarray(arrays["logit_scale"])} | jax.tree.map(jnp.asarray, read_attention(arrays))
+    value, _ = objective.loss(params, {}, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
+    close(value, arrays["keepfit_loss"], 1e-6)
+
+
 @pytest.mark.parametrize("softmax", ["heads", "keys"])
 def test_attention_by_heads_and_by_keys(golden, config, softmax):
     given = dict(np.load(golden / "keepfit" / "attention.npz"))
@@ -158,6 +178,20 @@ def test_report_log_probabilities_loss_and_gradients(captioner, report):
     ours = decoder_from_fundax(decoder, jax.tree.map(np.asarray, grads))
     close(ours["logit.weight"], report["grad_logit_w"], 2e-6)
     close(ours["att_embed.0.weight"], report["grad_att_embed_w"], 2e-6)
+
+
+def test_every_array_of_the_vectors_is_read(golden):
+    """losses: see FEATURES and the gradients, all of a variant's; the rest by name. metrics_amd is of the transfer tests."""
+    read = {
+        "attention.npz": r"(img|txt|kd_img|kd_txt)|h\d_(out|weights|W_[qkvo]\.weight|ALT_softmax_over_keys_out)",
+        "losses.npz": r"(img|txt|kd_img|kd_txt|cat|kd_cat_flair|logit_scale|parts_keepfit)|(attention|atte_\w+)\.W_.*"
+        rf"|({'|'.join(VARIANTS)})_(loss|grad:.*)",
+        # fc_feats, a mean of att_feats, is handed to the peer's decoder, which does not use it
+        "ffa_report_io.npz": r"att_feats|fc_feats|ids|mask|logprobs|loss|beam3_seq|greedy_seq|grad_\w+|pe_first16",
+    }
+    for file, pattern in read.items():
+        names = np.load(golden / "keepfit" / file).files
+        assert names and all(re.fullmatch(pattern, name) for name in names), file
 
 
 def test_positions(report):
