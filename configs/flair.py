@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from data_pipelines import knowledge, text
 from data_pipelines.canvas import Canvas
-from data_pipelines.flair_files import UNSEEN, CategoryCaption, flair_frame
+from data_pipelines.flair_augment import FlairAugment
+from data_pipelines.flair_files import UNSEEN, CategoryCaption, Diagnosed, flair_frame
 from data_pipelines.memory import Remembered
 from data_pipelines.pipeline import Data, mix, once
 from data_pipelines.records import DataError
 from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import ColorJitter, Flip, Keep, RandomAffine, SingleView, Tokenize
+from data_pipelines.transforms import Flip, Keep, SingleView, Tokenize
 from fundax.encoders.bert import BERT, bert
 from fundax.encoders.resnet import ResNet, resnet
 from fundax.evals.zero_shot import zero_shot
@@ -76,9 +77,11 @@ def recipe(
         batch, epochs, image_size, patients, dtype, workers = 8, 1, 32, 16, "float32", 0
     tokenizer = text.wordpiece(vocab, 77) if vocab else text.bundled(32 if smoke else 77)
     sources = (
-        _frames(frames, root, UNSEEN if ban else (), ban_by) if frames else [Eyes(patients, seed, size=image_size)]
+        _frames(frames, root, UNSEEN if ban else (), ban_by)
+        if frames
+        else [Diagnosed(Eyes(patients, seed, size=image_size))]
     )
-    augment = (Flip(), RandomAffine(5.0), ColorJitter(0.2, 0.2))
+    augment = (Flip(), FlairAugment())
     caption = CategoryCaption(by_synonym=not frames)
     steps = (caption, Canvas(image_size), *augment, Tokenize(tokenizer), Keep(("image", "text", "category")))
     # Counting the rows of real frames reads them; one pass over synthetic eyes is their number.

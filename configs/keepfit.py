@@ -12,12 +12,13 @@ from typing import Any, Literal
 from data_pipelines import knowledge, text
 from data_pipelines.canvas import Canvas
 from data_pipelines.elite import WithAppearance, WithElite
+from data_pipelines.flair_augment import FlairAugment
 from data_pipelines.flair_files import CategoryCaption, Diagnosed, EliteReport, flair_frame, mm_retinal
 from data_pipelines.memory import Remembered
 from data_pipelines.pipeline import mix, once
 from data_pipelines.records import DataError
 from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import ColorJitter, Flip, Keep, RandomAffine, SingleView, Tokenize
+from data_pipelines.transforms import Flip, Keep, SingleView, Tokenize
 from fundax.appearance import appearance_width, looking
 from fundax.encoders.bert import BERT, bert
 from fundax.encoders.report_decoder import ReportDecoder
@@ -90,7 +91,7 @@ def recipe(
     keep = eyes if workers else Remembered(eyes)
     public = [_frame(word, root) for word in data] or [Diagnosed(keep)]
     told = [_elite(word, root) for word in elite] or [Diagnosed(experts if workers else Remembered(experts))]
-    augment = (Flip(), RandomAffine(5.0), ColorJitter(0.2, 0.2))
+    augment = (Flip(), FlairAugment())
     learn = (CategoryCaption(by_synonym=not data), Canvas(side), *augment, Tokenize(tokenizer),
              Keep(("image", "text", "category", "status")))  # fmt: skip
     study = (EliteReport(), Canvas(side), Tokenize(tokenizer), Keep(("image", "text", "status")))

@@ -28,6 +28,10 @@ def test_words_to_tokens_as_the_peers(asked):
     model, arrays, facts = asked
     ids = model.tokens([model.known.prompt(name) for name in facts["texts"]])
     np.testing.assert_array_equal(ids, arrays["input_ids"])
+    np.testing.assert_array_equal(ids != model.tokenizer.pad, arrays["attention_mask"])
+    for i in range(len(facts["ensemble_classes"])):
+        there = arrays[f"ensemble_ids_{i}"] != model.tokenizer.pad
+        np.testing.assert_array_equal(there, arrays[f"ensemble_mask_{i}"])
 
 
 def test_an_image_and_texts_to_probabilities_and_logits(asked):
