@@ -67,7 +67,7 @@ class FlairAugment:
             if coins[0] < self.affine:
                 out[key] = _bytes(turned(_floats(out[key]), angle, scale))
             if coins[1] < self.jitter:
-                out[key] = _bytes(jittered(_floats(out[key]), brightness, contrast, order))
+                out[key] = _bytes(jittered(_floats(out[key]), brightness, contrast, order.tolist()))
         return out
 
 
