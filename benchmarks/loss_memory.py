@@ -41,10 +41,10 @@ def compiled(loss, numbers: int, batch: int, width: int, mesh: Mesh):
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(rows, rows, *scalars).compile()
 
 
-def memory_table(batches: tuple[int, ...], width: int, mesh: Mesh) -> Table:
+def memory_table(chosen: dict, batches: tuple[int, ...], width: int, mesh: Mesh) -> Table:
     """Temporaries in MiB per device; the ratio is the plain loss's over the ring's."""
     rows = []
-    for name, (plain, ringed, numbers) in LOSSES.items():
+    for name, (plain, ringed, numbers) in chosen.items():
         for batch in batches:
             analyses: list[Any] = [compiled(f, numbers, batch, width, mesh).memory_analysis() for f in (plain, ringed)]
             sizes = [analysis.temp_size_in_bytes / 2**20 for analysis in analyses]
@@ -73,12 +73,12 @@ def seconds(steps: list, arguments: tuple, repeats: int) -> list[float]:
     return [statistics.median(its[1:]) for its in times]
 
 
-def time_table(batches: tuple[int, ...], width: int, repeats: int, mesh: Mesh) -> Table:
+def time_table(chosen: dict, batches: tuple[int, ...], width: int, repeats: int, mesh: Mesh) -> Table:
     """Loss and gradients; the ratio is the ring's time over the plain loss's."""
     rows = []
     for batch in batches:
         pair = features(batch, width, mesh)
-        for name, (plain, ringed, numbers) in LOSSES.items():
+        for name, (plain, ringed, numbers) in chosen.items():
             arguments = (*pair, *(jnp.float32(x) for x in (20.0, -10.0)[:numbers]))
             steps = [compiled(f, numbers, batch, width, mesh) for f in (plain, ringed)]
             slow, fast = seconds(steps, arguments, repeats)
@@ -92,11 +92,13 @@ def main(
     width: int = 512,
     repeats: int = 3,
     time: bool = False,
+    only: str = "",
     keep: bool = True,
 ) -> None:
-    """Memory at `batches`, or with --time their time; --no-keep leaves docs/performance.md alone."""
+    """Memory at `batches`, or with --time their time; --only softmax or sigmoid; --no-keep leaves docs/performance.md alone."""
+    chosen = {name: row for name, row in LOSSES.items() if only in ("", name)}
     mesh = make_mesh((-1, 1))
-    table = time_table(batches, width, repeats, mesh) if time else memory_table(batches, width, mesh)
+    table = time_table(chosen, batches, width, repeats, mesh) if time else memory_table(chosen, batches, width, mesh)
     record("The contrastive loss", [table], keep=keep)
 
 

@@ -21,7 +21,7 @@ from data_pipelines.synthetic import Eyes
 from data_pipelines.transforms import Keep, SingleView, Squash, Tokenize, extra_aug
 from data_pipelines.views import EYE_PHRASES, PHRASES
 from fundax.encoders.clip_text import TextTransformer
-from fundax.encoders.vit import ViT
+from fundax.encoders.vit import ViT, size_named
 from fundax.errors import UserError
 from fundax.evals.retrieval import retrieval
 from fundax.evals.zero_shot import zero_shot
@@ -56,6 +56,7 @@ def recipe(
     aug: Literal["extra", "none"] = "extra",
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     remat: Literal["full", "dots", "none"] = "full",
+    attention: Literal["plain", "xla", "cudnn"] = "plain",
     fsdp: int = 1,
     model_axis: int = 1,
     workers: int = 8,
@@ -88,6 +89,7 @@ def recipe(
         aug: the published extra augmentation, or none.
         dtype: of matrix products; parameters and losses are float32.
         remat: what to compute again instead of keeping.
+        attention: how it is computed; cudnn needs an NVIDIA GPU.
         fsdp: devices that split parameters and optimizer state among them.
         model_axis: devices that share the heads and hidden units of one copy.
         workers: processes that read images.
@@ -99,8 +101,9 @@ def recipe(
         batch, steps, workers, dtype, data = 8, 2, 0, "float32", data or ("synthetic,n=32,size=32",)
     defaults = {"image": image_column, "text": text_column, "images": image_dir, "sep": separator}
     words = words_of(tokenizer, init)
-    objective = tiny(words) if smoke else clip(size, vocab=words.vocab_size, context=words.context, dtype=dtype,
-                                               remat=remat, scan=True)  # fmt: skip
+    objective = tiny(words) if smoke else clip(
+        size, vocab=words.vocab_size, context=words.context, dtype=dtype, remat=remat, attention=attention,
+        scan=remat != "none" or size_named(size).depth > 12)  # fmt: skip
     side = objective.image.image_size
     parts = [named(word, defaults, data_dir) for word in data or (f"synthetic,n=20000,size={side}",)]
     learn, held_out = split(parts, [named(word, defaults, data_dir) for word in val], val_fraction, seed)

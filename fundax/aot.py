@@ -101,7 +101,7 @@ def compile_step(recipe: Recipe, topology: str | None = None) -> Report:
     batch = {key: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for key, s in spec.items()}
     refused, memory, wires = "", None, ()
     with jax.set_mesh(mesh):
-        step = train.train_step(recipe)
+        step: Any = train.train_step(recipe)  # jitted, so that it can be lowered
         lowered = step.lower(state, batch)
         start = time.perf_counter()
         try:

@@ -37,7 +37,9 @@ def _nearest(ring: Ring, image: Side, text: Side) -> tuple[jax.Array, jax.Array]
 
     rows, columns = go_round(ring, visit, image, text, nobody(image), nobody(text))
     count = jnp.maximum(ring.total(image.present.sum(-1).astype(jnp.float32)), 1)
-    right = [(best.group == side.group[None]) & side.present for best, side in ((rows, image), (columns, text))]
+    assert image.group is not None
+    own = image.group[None]  # a row's image and text are of one group
+    right = [(best.group == own) & image.present for best in (rows, columns)]
     to_text, to_image = (ring.total(hits.sum(-1).astype(jnp.float32)) / count for hits in right)
     return to_text, to_image
 

@@ -77,7 +77,13 @@ def test_attend_against_numpy():
     logits = np.einsum("bnhd,bmhd->bhnm", q, k) / 2
     weights = np.exp(np.where(mask, logits, -np.inf))
     expected = np.einsum("bhnm,bmhd->bnhd", weights / weights.sum(-1, keepdims=True), v)
-    np.testing.assert_allclose(layers.attend(q, k, v, jnp.asarray(mask)), expected, rtol=1e-5, atol=1e-6)
+    for path in ("plain", "xla"):
+        ours = layers.attend(q, k, v, jnp.asarray(mask), path=path)
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="needs an NVIDIA GPU and bfloat16"):
+        layers.attend(q, k, v, path="cudnn")
+    with pytest.raises(UserError, match="expected one of plain, xla, cudnn"):
+        layers.attend(q, k, v, path="flash")
 
 
 def test_take_rows():

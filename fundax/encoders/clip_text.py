@@ -51,6 +51,7 @@ class TextTransformer(nn.Module):
     scan: bool = False
     remat: str = "none"
     dtype: str = "float32"
+    attention: layers.Path = "plain"  # how it is computed: encoders/attention.py
 
     @nn.compact
     def __call__(self, text: jax.Array, hidden: bool = False) -> dict[str, Any]:
@@ -83,7 +84,7 @@ class TextTransformer(nn.Module):
         initial = self.init_blocks(self.width, hidden, self.depth)
         return lambda name: layers.Block(
             self.width, self.heads, hidden, self.activation, initial, True,
-            self.epsilon, self.layer_scale, dtype=self.dtype, name=name,
+            self.epsilon, self.layer_scale, dtype=self.dtype, path=self.attention, name=name,
         )  # fmt: skip
 
     def pooled_at(self, text: jax.Array) -> int | jax.Array:

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fundax.encoders.attention import Path, attend
 from fundax.errors import UserError
 from fundax.types import Array, Params
 
@@ -86,26 +87,6 @@ def unit(x: jax.Array) -> jax.Array:
     """L2-normalises the last axis in fp32, any shape, with the peers' floor of 1e-12 on the norm."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
-
-
-def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, drop: Activation | None = None
-) -> jax.Array:
-    """Softmax attention (arXiv:1706.03762, eq. 1), logits and softmax in fp32.
-
-    q [B n H d], k and v [B N H d]; mask bool, broadcastable to [B H n N], True where to look. Returns [B n H d] in v's dtype.
-    """
-    logits = jnp.einsum(
-        "bnhd,bmhd->bhnm",
-        q * (q.shape[-1] ** -0.5),
-        k,
-        preferred_element_type=jnp.float32,
-    )
-    if mask is not None:
-        logits = jnp.where(jnp.broadcast_to(mask, logits.shape), logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)  # [B H n N]
-    weights = weights if drop is None else drop(weights)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
 
 
 def take_rows(x: jax.Array, rows: Rows, axis: int = 1) -> jax.Array:
@@ -220,6 +201,7 @@ class Attention(nn.Module):
     initial: BlockInit
     dtype: str = "float32"
     dropout: float = 0.0  # of the attention weights; active where the caller gives a "dropout" rng
+    path: Path = "plain"
 
     def setup(self) -> None:
         self.qkv = PackedProjection(self.width, self.qkv_bias, self.initial.qkv, self.dtype)
@@ -236,7 +218,7 @@ class Attention(nn.Module):
             mask = None if mask is None else take_rows(mask, rows, axis=2)
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
         on = self.dropout > 0 and self.has_rng("dropout")
-        y = attend(q, k, v, mask, partial(self.drop, deterministic=False) if on else None)
+        y = attend(q, k, v, mask, partial(self.drop, deterministic=False) if on else None, self.path)
         return self.out(y.reshape(*y.shape[:2], self.width))
 
 
@@ -282,10 +264,11 @@ class Block(nn.Module):
     epsilon: float = 1e-5
     layer_scale: float | None = None
     dtype: str = "float32"
+    path: Path = "plain"  # of attention
 
     def setup(self) -> None:
         self.norm1 = LayerNorm(self.epsilon)
-        self.attention = Attention(self.width, self.heads, self.qkv_bias, self.initial, self.dtype)
+        self.attention = Attention(self.width, self.heads, self.qkv_bias, self.initial, self.dtype, path=self.path)
         self.norm2 = LayerNorm(self.epsilon)
         self.mlp = MLP(self.width, self.hidden, self.activation, self.initial, self.dtype)
         if self.layer_scale is not None:

@@ -165,6 +165,7 @@ class ViT(nn.Module):
     scan: bool = False
     remat: str = "none"
     dtype: str = "float32"
+    attention: layers.Path = "plain"  # how it is computed: encoders/attention.py
 
     @property
     def patches(self) -> int:
@@ -208,7 +209,7 @@ class ViT(nn.Module):
         initial = self.init_blocks(self.width, hidden, self.depth)
         return lambda name: layers.Block(
             self.width, self.heads, hidden, self.activation, initial, self.qkv_bias,
-            self.epsilon, self.layer_scale, dtype=self.dtype, name=name,
+            self.epsilon, self.layer_scale, dtype=self.dtype, path=self.attention, name=name,
         )  # fmt: skip
 
     def _replaced(self, x: jax.Array, masked: jax.Array | None) -> jax.Array:

@@ -130,11 +130,11 @@ def _project(x: jax.Array, params: Params) -> jax.Array:
 def clip(
     size: str, *, vocab: int = 49408, context: int = 77, activation: Any = layers.quick_gelu, **fields: Any
 ) -> CLIP:
-    """A CLIP of a row of encoders.vit.SIZES. `fields` named scan, remat and dtype go to both towers, the others to CLIP.
+    """A CLIP of a row of encoders.vit.SIZES. `fields` named scan, remat, dtype and attention go to both towers, the others to CLIP.
 
     QuickGELU is the default because OpenAI's and DFN's weights have it. Raises UserError for an unknown size.
     """
-    towers = {name: fields.pop(name) for name in ("scan", "remat", "dtype") if name in fields} | {
+    towers = {name: fields.pop(name) for name in ("scan", "remat", "dtype", "attention") if name in fields} | {
         "activation": activation
     }
     text = text_transformer(size, vocab=vocab, context=context, **towers)

@@ -236,7 +236,7 @@ class RetCLIP:
             return None if x is None else x.reshape(groups, size // groups, *x.shape[1:])
 
         def mean(image: jax.Array, text: jax.Array, scale: jax.Array, mask: jax.Array | None) -> jax.Array:
-            options = {"negatives": "plain"}
+            options: dict[str, Any] = {"negatives": "plain"}
             one = jax.vmap(lambda i, t, m, g: contrast(self.contrast, i, t, (scale,), mask=m, group=g, **options))
             return one(split(image), split(text), split(mask), split(group)).mean()
 

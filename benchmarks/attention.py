@@ -1,0 +1,69 @@
+"""Self-attention by every path of fundax/encoders/attention.py: forward and backward, as a tower of CLIP or BERT calls it.
+
+    python benchmarks/attention.py                        # 197 to 1,025 tokens of ViT-B heads, fp32 on a CPU
+    python benchmarks/attention.py --dtype bfloat16 --batch 64 --heads 16 --width 64    # a GPU or TPU
+
+Median milliseconds of runs in turn, and as a ratio to "plain"; a path this machine cannot take says so.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import tyro
+from record import Table, record
+
+from fundax.encoders.attention import PATHS, attend
+from fundax.errors import UserError
+
+
+def step(path, shape: tuple[int, ...], dtype: str):
+    """A compiled gradient with respect to queries, keys and values of this shape; None where the path is not to be had."""
+    arrays = [jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(3)]
+    loss = lambda q, k, v: (attend(q, k, v, path=path).astype(jnp.float32) ** 2).sum()  # noqa: E731
+    try:
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).compile()
+    except UserError:
+        return None
+    return lambda: jax.block_until_ready(compiled(*arrays))
+
+
+def medians(steps: dict, repeats: int) -> dict[str, float]:
+    """Seconds of each, run in turn, after one uncounted run."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats + 1):
+        for name, run in steps.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(its[1:]) for name, its in times.items()}
+
+
+def main(
+    tokens: tuple[int, ...] = (197, 257, 577, 730, 1025),
+    batch: int = 4,
+    heads: int = 12,
+    width: int = 64,
+    dtype: str = "float32",
+    repeats: int = 5,
+    keep: bool = True,
+) -> None:
+    """`width` is that of a head; --no-keep leaves docs/performance.md alone."""
+    rows = []
+    for n in tokens:
+        made = {path: step(path, (batch, n, heads, width), dtype) for path in PATHS}
+        seconds = medians({name: run for name, run in made.items() if run}, repeats)
+        said = [
+            f"{1000 * seconds[p]:.1f} ({seconds[p] / seconds['plain']:.2f})" if p in seconds else "not here"
+            for p in PATHS
+        ]
+        rows.append([str(n), *said])
+    title = f"Forward and backward, ms (ratio to plain): batch {batch}, {heads} heads of {width}, {dtype}"
+    record("Attention", [Table(title, ("tokens", *PATHS), rows)], keep=keep)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

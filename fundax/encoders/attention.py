@@ -1,0 +1,58 @@
+"""Softmax attention, and the paths it can be computed by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from fundax.errors import UserError
+
+Path = Literal["plain", "xla", "cudnn"]
+PATHS = ("plain", "xla", "cudnn")
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None = None,
+    drop: Callable[[jax.Array], jax.Array] | None = None,
+    path: Path = "plain",
+) -> jax.Array:
+    """Softmax attention (arXiv:1706.03762, eq. 1), logits and softmax in fp32.
+
+    q [B n H d], k and v [B N H d]; mask bool, broadcastable to [B H n N], True where to look. Returns [B n H d] in v's dtype.
+    path: "plain" is two products with a softmax between, "xla" and "cudnn" are those of jax.nn.dot_product_attention;
+    cudnn keeps no [n N] array, and needs an NVIDIA GPU and bfloat16. `drop` acts on the weights, which only "plain" has.
+    Raises UserError for an unknown path, and for cudnn without what it needs.
+    """
+    if path not in PATHS:
+        raise UserError(f"attention is {path!r}; expected one of {', '.join(PATHS)}")
+    if path == "cudnn" and (jax.default_backend() != "gpu" or q.dtype != jnp.bfloat16):
+        raise UserError(
+            f"attention 'cudnn' needs an NVIDIA GPU and bfloat16; here are {jax.default_backend()} and {q.dtype}"
+        )
+    if path == "plain" or drop is not None:
+        return _plain(q, k, v, mask, drop)
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=path)
+
+
+def _plain(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    drop: Callable[[jax.Array], jax.Array] | None,
+) -> jax.Array:
+    scaled = q * (q.shape[-1] ** -0.5)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", scaled, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(jnp.broadcast_to(mask, logits.shape), logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)  # [B H n N]
+    weights = weights if drop is None else drop(weights)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
