@@ -1,11 +1,13 @@
-"""One contrastive training step of fundax beside transformers.CLIPModel in PyTorch eager, on the same machine.
+"""One contrastive training step of fundax beside transformers.CLIPModel in PyTorch, eager and compiled, on one machine.
 
-    python benchmarks/train_step.py                       # ViT-S/16, a 6-layer text tower, batch 8, fp32, all cores
-    python benchmarks/train_step.py --size B/16 --batch 64 --dtype bfloat16 --no-torch --peak-tflops 989   # one GPU
+    python benchmarks/train_step.py                                          # ViT-S/16, 6 text layers, batch 8, fp32
+    python benchmarks/train_step.py --size B/16 --batch 8 --text-depth 12    # or L/14, H/14-378; all text layers: 0
+    python benchmarks/train_step.py --size B/16 --text-depth 0 --batch 256 --dtype bfloat16 --attention cudnn   # a GPU
 
-Forward, backward and AdamW in both; steps of the two alternate in one process, so that a busy machine slows both, and
-medians are compared. The last column is torch's median over fundax's: above 1, fundax is faster. `cpu` is the processor
-time of a step over all threads, which a busy machine disturbs less.
+Forward, backward and AdamW in all; steps alternate in one process, so that a busy machine slows all of them, and medians
+are compared. The last column is that program's median over fundax's: above 1, fundax is faster. `cpu` is the processor
+time of a step over all threads, which a busy machine disturbs less. MFU is given where the chip is in fundax/chips.py.
+On an accelerator torch runs there too, under autocast to the same dtype; that path has not been run yet.
 
 What was tried on two CPU cores of a machine busy with other work (jax 0.10.2): processor seconds per step of the default
 setting, least of 9 in one process each, one process per row, load changing between them; to be repeated on a quiet one.
@@ -24,8 +26,7 @@ Not tried yet: jax.nn.dot_product_attention, other layouts of the heads, gradien
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +37,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from record import Table, record
 
+from fundax.chips import chip_of
+from fundax.flops import training_flops
 from fundax.objectives.clip import CLIP, clip
 from fundax.types import Batch
 
@@ -76,8 +80,8 @@ def fundax_step(objective: CLIP, batch: Batch) -> tuple[Step, float]:
     return run, seconds
 
 
-def torch_step(objective: CLIP, batch: Batch) -> Step:
-    """The same model as transformers.CLIPModel with its default attention, and torch.optim.AdamW."""
+def torch_step(objective: CLIP, batch: Batch, compiled: bool) -> Step:
+    """The same model as transformers.CLIPModel with its default attention, and torch.optim.AdamW; by torch.compile or not."""
     import torch
     from transformers import CLIPConfig, CLIPModel
 
@@ -94,18 +98,25 @@ def torch_step(objective: CLIP, batch: Batch) -> Step:
             "eos_token_id": text.vocab - 1,
         },
     )  # fmt: skip
-    model = CLIPModel(config).train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = CLIPModel(config).train().to(device)
     lr, betas = ADAMW["learning_rate"], (ADAMW["b1"], ADAMW["b2"])
     optimizer = torch.optim.AdamW(model.parameters(), lr, betas, ADAMW["eps"], ADAMW["weight_decay"])
-    mean, std = (torch.tensor(x).reshape(1, 3, 1, 1) for x in (objective.mean, objective.std))
-    pixels = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
-    ids = torch.from_numpy(batch["text"]).long()
+    mean, std = (torch.tensor(x, device=device).reshape(1, 3, 1, 1) for x in (objective.mean, objective.std))
+    pixels = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).to(device)
+    ids = torch.from_numpy(batch["text"]).long().to(device)
+    low = objective.image.dtype == "bfloat16"
+    dtype = torch.autocast(device, torch.bfloat16) if low else contextlib.nullcontext()
+    forward = torch.compile(model) if compiled else model
 
     def run() -> None:
-        out = model(pixel_values=(pixels / 255 - mean) / std, input_ids=ids, return_loss=True)
+        with dtype:
+            out = forward(pixel_values=(pixels / 255 - mean) / std, input_ids=ids, return_loss=True)
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return run
 
@@ -122,56 +133,67 @@ def alternate(steps: dict[str, Step], rounds: int) -> dict[str, np.ndarray]:
     return {name: np.array(rows) for name, rows in times.items()}
 
 
-def flops(objective: CLIP, batch: int) -> float:
-    """Products of one training step: 6 per weight and token, 12 per pair of tokens and channel (arXiv:2204.02311, B)."""
-    total = 0.0
-    for tower, tokens in ((objective.image, objective.image.patches + 1), (objective.text, objective.text.context)):
-        weights = 12 * tower.width**2 * tower.depth
-        total += 6 * weights * tokens + 12 * tower.depth * tower.width * tokens**2
-    patch = 3 * objective.image.patch**2 * objective.image.width * objective.image.patches
-    return batch * (total + 4 * patch)  # pixels need no gradient
+def model_flops(objective: CLIP, batch: Batch) -> int:
+    """Of one step, counted from the program: see fundax/flops.py."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
+    params, extra = jax.eval_shape(objective.init, jax.random.key(0), shapes)
+    rng, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
+    return training_flops(objective.loss, params, extra, shapes, rng, step)
 
 
-def report(times: dict[str, np.ndarray], objective: CLIP, options: argparse.Namespace, compiled: float) -> None:
-    """Machine, date, versions; then one row per program."""
-    names = ("jax", "jaxlib", "flax", "optax", "numpy") + (() if options.no_torch else ("torch", "transformers"))
-    print(f"{platform.processor() or platform.machine()}, {jax.devices()[0].device_kind}, {datetime.date.today()}")
-    print(", ".join(f"{name} {version(name)}" for name in names))
-    print(f"{options.size}, text {objective.text.depth} layers, batch {options.batch}, {options.dtype},", end=" ")
-    print(f"scan {options.scan}, remat {options.remat}; compiled in {compiled:.1f} s")
-    print(f"{'':24}{'median s':>10}{'least s':>10}{'cpu s':>10}{'GFLOP/s':>10}{'ratio':>8}")
-    ours = np.median(times["fundax"][:, 0])
-    for name, rows in times.items():
-        median, least, cpu = np.median(rows[:, 0]), rows[:, 0].min(), np.median(rows[:, 1])
-        rate = flops(objective, options.batch) / median
-        print(f"{name:24}{median:10.3f}{least:10.3f}{cpu:10.3f}{rate / 1e9:10.0f}{median / ours:8.2f}")
-    if options.peak_tflops:
-        print(f"model FLOP utilisation {flops(objective, options.batch) / ours / options.peak_tflops / 1e12:.1%}")
+def table(times: dict[str, np.ndarray], done: int, title: str, peak: float | None) -> Table:
+    """One row per program; `peak` in FLOP/s, for the share of it that is reached."""
+    ours, rows = np.median(times["fundax"][:, 0]), []
+    for name, its in times.items():
+        median, least, cpu = np.median(its[:, 0]), its[:, 0].min(), np.median(its[:, 1])
+        mfu = f"{done / median / peak:.1%}" if peak else "unknown"
+        numbers = [f"{x:.3f}" for x in (median, least, cpu)]
+        rows.append([name, *numbers, f"{done / median / 1e9:,.0f}", mfu, f"{median / ours:.2f}"])
+    return Table(title, ("program", "median s", "least s", "cpu s", "GFLOP/s", "MFU", "time / fundax"), rows)
 
 
-def main() -> None:
-    """Parses, runs both, prints the table."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="S/16", help="row of fundax.encoders.vit.SIZES")
-    parser.add_argument("--text-depth", type=int, default=6)
+    parser.add_argument(
+        "--text-depth", type=int, default=6, help="layers of the text tower; 0: as many as the size has"
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--dtype", default="float32", help="of fundax; torch stays in float32")
+    parser.add_argument("--dtype", default="float32", help="of fundax, and of torch's autocast")
+    parser.add_argument("--attention", default="plain", help="plain, xla or cudnn")
     parser.add_argument("--scan", action="store_true")
     parser.add_argument("--remat", default="none")
     parser.add_argument("--no-torch", action="store_true")
-    parser.add_argument(
-        "--peak-tflops", type=float, help="of the device at that dtype: prints the model FLOP utilisation"
-    )
-    options = parser.parse_args()
-    objective = clip(options.size, dtype=options.dtype, scan=options.scan, remat=options.remat)
-    objective = replace(objective, text=objective.text.clone(depth=options.text_depth))
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-keep", action="store_true", help="leave docs/performance.md alone")
+    parser.add_argument("--peak-tflops", type=float, help="of the device at that dtype, where fundax/chips.py lacks it")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parses, runs all, prints and keeps the table."""
+    options = arguments()
+    fields = {"dtype": options.dtype, "scan": options.scan, "remat": options.remat, "attention": options.attention}
+    objective = clip(options.size, **fields)
+    if options.text_depth:
+        objective = replace(objective, text=objective.text.clone(depth=options.text_depth))
     batch = batch_of(objective, options.batch)
     run, compiled = fundax_step(objective, batch)
-    steps = {"fundax": run}
+    steps, peers = {"fundax": run}, ""
     if not options.no_torch:
-        steps["transformers (torch)"] = torch_step(objective, batch)
-    report(alternate(steps, options.rounds), objective, options, compiled)
+        steps["torch eager"] = torch_step(objective, batch, compiled=False)
+        peers = "; " + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+        if not options.no_compile:
+            steps["torch.compile"] = torch_step(objective, batch, compiled=True)
+    words = ", ".join(f"{name} {value}" for name, value in fields.items())
+    title = f"{options.size}, {objective.text.depth} text layers, batch {options.batch}, {words}"
+    title += f"; fundax compiled in {compiled:.0f} s{peers}"
+    chip = chip_of(jax.devices()[0].device_kind)
+    peak = 1e12 * options.peak_tflops if options.peak_tflops else (chip.flops if chip else None)
+    times = alternate(steps, options.rounds)
+    record("A training step", [table(times, model_flops(objective, batch), title, peak)], keep=not options.no_keep)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> Tra
     folders.describe(recipe, workdir)
     with jax.set_mesh(mesh), Checkpoints(workdir, recipe.keep, recipe.best) as kept, Interrupt() as interrupt:
         restored = bool(kept.steps())
-        state, position = _restore(recipe, mesh, kept, resolve(workdir, which)) if restored else _fresh(recipe, mesh)
+        state, position = _restore(recipe, mesh, kept, resolve(workdir, which)) if restored else fresh(recipe, mesh)
         first, last, every = int(state.step), recipe.steps, recipe.every
         log = Log(workdir, step=first, steps=last, batch=recipe.batch, restored=restored, writers=recipe.writers)
         with log:
@@ -121,7 +121,8 @@ def _initialize(recipe: Recipe) -> Callable[[jax.Array], tuple[Params, Extra]]:
     return lambda rng: recipe.objective.init(rng, one)
 
 
-def _fresh(recipe: Recipe, mesh: Mesh) -> tuple[TrainState, None]:
+def fresh(recipe: Recipe, mesh: Mesh) -> tuple[TrainState, None]:
+    """The state of step 0, on its devices, with init_from applied; and no position in the data."""
     placed = jax.tree.map(lambda x: x.sharding, layout(recipe, mesh))
     init = jax.jit(_initialize(recipe), out_shardings=(placed.params, placed.extra))
     params, extra = init(jax.random.key(recipe.seed))

@@ -92,7 +92,7 @@ def test_help_needs_no_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(f"\n    {verb} " in done.stdout for verb in ("train", "eval", "export", "import", "data"))
+    assert all(f"\n    {verb} " in done.stdout for verb in ("train", "eval", "export", "import", "compile", "data"))
 
 
 def test_help_of_a_config_lists_its_arguments(capsys, monkeypatch):

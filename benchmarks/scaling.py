@@ -1,0 +1,95 @@
+"""Weak scaling: as many images per device on more devices. Run on virtual CPU devices, or compiled for TPU slices.
+
+    python benchmarks/scaling.py                       # the real train step on 1, 2, 4, 8 virtual devices of this machine
+    python benchmarks/scaling.py --compile v5e:2x4 v5e:4x4 v5e:8x8 v5e:16x16 --size B/16 --batch 128    # 8 to 256 chips
+
+Virtual devices share the cores: a perfect step of n devices takes n times as long, and the efficiency says what splitting
+the program costs, not what a link costs. Slices are compiled and not run (extra `tpu`): their efficiency is that of the
+roofline with nothing overlapped, minutes of compiling each.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=1800"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import tyro
+from record import Table, record
+
+from fundax import aot, train
+from fundax import mesh as meshes
+from fundax.recipe import Recipe, load
+
+CONFIG = Path(__file__).parent.parent / "configs" / "mm_fundus_clip.py"
+
+
+def recipe_of(size: str, batch: int, mesh: tuple[int, ...]) -> Recipe:
+    """MM-Fundus-CLIP of this size (the smoke model without one) with a global batch."""
+    argv = ["--size", size] if size else ["--smoke"]
+    return replace(load(CONFIG, [*argv, "--batch", str(batch)])[0], batch=batch, mesh=mesh)
+
+
+def seconds_of_a_step(recipe: Recipe, steps: int) -> float:
+    """Median over `steps`, after one that compiles."""
+    mesh = meshes.make_mesh(recipe.mesh)
+    rng = np.random.default_rng(0)
+    batch = {k: rng.integers(0, 200, s.shape).astype(s.dtype) for k, s in recipe.objective.spec(recipe.batch).items()}
+    with jax.set_mesh(mesh):
+        state, _ = train.fresh(recipe, mesh)
+        step, data, times = train.train_step(recipe), meshes.place(batch, mesh), []
+        for _ in range(steps + 1):
+            start = time.perf_counter()
+            state, metrics = step(state, data)
+            jax.block_until_ready(metrics)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def run_here(size: str, batch: int, steps: int) -> Table:
+    """1, 2, 4, ... devices of this machine."""
+    counts = [n for n in (1, 2, 4, 8) if n <= len(jax.devices())]
+    seconds = {n: seconds_of_a_step(recipe_of(size, n * batch, (n, 1)), steps) for n in counts}
+    rows = [
+        [str(n), str(n * batch), f"{s:.3f}", f"{n * batch / s:,.1f}", f"{n * seconds[1] / s:.2f}"]
+        for n, s in seconds.items()
+    ]
+    title = f"{size or 'the smoke model'}, {batch} images per virtual device, medians of {steps} steps"
+    return Table(title, ("devices", "batch", "step, s", "images/s", "efficiency"), rows)
+
+
+def compile_slices(topologies: tuple[str, ...], size: str, batch: int) -> Table:
+    """One row per slice; a slice that the program does not fit says so."""
+    rows, first = [], 0.0
+    for topology in topologies:
+        mesh, _ = aot.target(recipe_of(size, batch, (-1, 1)), topology)
+        report = aot.compile_step(recipe_of(size, batch * mesh.size, (-1, 1)), topology)
+        seconds = report.roofline()
+        if not seconds:
+            rows.append([topology, str(mesh.size), str(batch * mesh.size), "does not fit", "", "", "", ""])
+            continue
+        step = sum(seconds.values())
+        each = report.images / step / report.devices
+        first = first or each
+        parts = [f"{1000 * s:.1f}" for s in seconds.values()]
+        rows.append([topology, str(mesh.size), str(report.batch), *parts, f"{each:,.0f}", f"{each / first:.2f}"])
+    columns = ("slice", "chips", "batch", "compute, ms", "memory, ms", "links, ms", "images/s/chip", "efficiency")
+    return Table(f"{size}, {batch} images per chip, compiled, not run", columns, rows)
+
+
+def main(compile: tuple[str, ...] = (), size: str = "", batch: int = 4, steps: int = 5, keep: bool = True) -> None:
+    """`batch` is that of one device; --no-keep leaves docs/performance.md alone."""
+    table = compile_slices(compile, size or "B/16", batch) if compile else run_here(size, batch, steps)
+    record("Weak scaling", [table], keep=keep)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
