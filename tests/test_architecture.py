@@ -37,7 +37,7 @@ LEVELS = {  # longest prefix wins
     "fundax.train": 3,
     "fundax.pretrained": 3,
     "fundax.appearance": 3,
-    "fundax.aot": 4,
+    "fundax.aot": 3,
     "fundax.predict": 4,
     "fundax.predict_flair": 4,
     "fundax.predict_ret_clip": 4,
