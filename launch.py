@@ -67,7 +67,7 @@ def export(argv: list[str]) -> None:
     """Write a run as a folder that other programs open."""
     parser = _parser("export", export)
     parser.add_argument("workdir")
-    parser.add_argument("--to", required=True, help="huggingface, open_clip, ret_clip, bert")
+    parser.add_argument("--to", required=True, help="huggingface, open_clip, ret_clip, bert, timm, visionfm, retfound")
     parser.add_argument("out")
     parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
     parser.add_argument("--overwrite", action="store_true")
@@ -84,11 +84,12 @@ def import_(argv: list[str]) -> None:
     parser.add_argument("path")
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--like", help="the size, such as H/14-378, of a file without configuration beside it")
+    parser.add_argument("--modality", default="", help="of an image encoder: whose normalisation it takes; ImageNet's")
     own = parser.parse_args(argv)
     _prepare()
     from fundax.exchange import import_run
 
-    print(import_run(own.path, own.workdir, own.like))
+    print(import_run(own.path, own.workdir, own.like, own.modality))
 
 
 def predict(argv: list[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from data_pipelines import text
-from fundax import spec
+from fundax import exchange_vit, spec
 from fundax.checkpoint import Checkpoints, load_params, resolve
 from fundax.encoders.vit import SIZES
 from fundax.errors import UserError
@@ -40,11 +40,15 @@ def export_run(
         UserError: an unknown layout, no such run, a model the layout cannot hold, `out` in use, or features that
             differ from the other program's by more than LARGEST where that program is installed.
     """
-    if to not in LAYOUTS:
-        raise UserError(f"cannot export to '{to}'; expected {', '.join(LAYOUTS)}")
+    if to not in LAYOUTS | exchange_vit.LAYOUTS:
+        raise UserError(f"cannot export to '{to}'; expected {', '.join(LAYOUTS | exchange_vit.LAYOUTS)}")
     bundle = read_run(run, which)
-    LAYOUTS[to].write_folder(bundle, out, overwrite)
-    return f"{out}: {to} folder of {run}, step {bundle.source['step']}; {compare(LAYOUTS[to], out, bundle)}"
+    found = exchange_vit.family_of(to, bundle)
+    if found is None and to not in LAYOUTS:
+        raise UserError(f"{run} is no image encoder: cannot export to '{to}'; expected {', '.join(LAYOUTS)}")
+    family, bundle = found or (LAYOUTS[to], bundle)
+    family.write_folder(bundle, out, overwrite)
+    return f"{out}: {to} folder of {run}, step {bundle.source['step']}; {compare(family, out, bundle)}"
 
 
 def compare(family: ModuleType, path: str | Path, bundle: Bundle) -> str:
@@ -52,8 +56,10 @@ def compare(family: ModuleType, path: str | Path, bundle: Bundle) -> str:
 
     Raises UserError where they are not.
     """
-    again = family.read_folder(path).params
-    if digest_of(again) != digest_of(bundle.params):
+    again = family.read_folder(path)
+    if digest_of(again.params) != digest_of(bundle.params) or digest_of(dict(again.extra)) != digest_of(
+        dict(bundle.extra)
+    ):
         raise UserError(f"{path}: the parameters read back are not those that were written")
     difference = family.difference(path, bundle)
     if difference is None:
@@ -73,25 +79,26 @@ def read_run(run: str | Path, which: int | str = "latest") -> Bundle:
     if not is_run(run):
         raise UserError(f"{run} is no run of fundax: it has no checkpoints")
     objective, step = read_objective(run), resolve(run, which)
-    params, _ = load_params(run, step)
+    params, extra = load_params(run, step)
     stored = run / "preprocessing.json"
     tokenizer = text.load(run / "tokenizer") if (run / "tokenizer").is_dir() else None
     config = (run / "config.json").read_bytes()
     source = {"name": run.resolve().name, "step": step, "config_sha256": hashlib.sha256(config).hexdigest()}
-    return Bundle(objective, params, read_json(stored) if stored.is_file() else {}, tokenizer, source)
+    return Bundle(objective, params, read_json(stored) if stored.is_file() else {}, tokenizer, source, extra)
 
 
-def import_run(path: str | Path, workdir: str | Path, like: str | None = None) -> str:
+def import_run(path: str | Path, workdir: str | Path, like: str | None = None, modality: str = "") -> str:
     """Turn a checkpoint of another program into a folder in the form of a run: for predict, export, and to start from.
 
     Args:
         path: an open_clip or Hugging Face CLIP folder, or a file of weights.
         workdir: the folder to write; it must not exist, or be empty.
         like: the size ("H/14-378", a name of encoders.vit.SIZES) of a file without configuration beside it.
+        modality: whose mean and deviation normalise the images of an image encoder; "" is ImageNet's.
     Raises:
         UserError: what `path` holds is not known, not whole, or does not fit; `workdir` is in use.
     """
-    bundle = import_folder(path, like)
+    bundle = import_folder(path, like, modality)
     with fresh_folder(workdir) as folder:
         config = {"objective": spec.to_json(bundle.objective), "imported_from": dict(bundle.source)}
         write_json(folder / "config.json", config)
@@ -99,18 +106,21 @@ def import_run(path: str | Path, workdir: str | Path, like: str | None = None) -
         if bundle.tokenizer is not None:
             bundle.tokenizer.save(folder / "tokenizer")
         with Checkpoints(folder) as checkpoints:
-            checkpoints.save(0, {"params": bundle.params, "extra": {}, "opt": {}}, {}, {})
+            checkpoints.save(0, {"params": bundle.params, "extra": dict(bundle.extra), "opt": {}}, {}, {})
     count = sum(leaf.size for leaf in jax.tree.leaves(bundle.params))
-    note = "" if bundle.tokenizer else f"; no tokenizer there: texts need its files in {Path(workdir) / 'tokenizer'}"
+    silent = bundle.tokenizer or not hasattr(bundle.objective, "text")
+    note = "" if silent else f"; no tokenizer there: texts need its files in {Path(workdir) / 'tokenizer'}"
     return f"{workdir}: {count:,} parameters from {path}{note}"
 
 
-def import_folder(path: str | Path, like: str | None = None) -> Bundle:
-    """The model of an open_clip or Hugging Face folder or file, with its tokenizer where there is one.
+def import_folder(path: str | Path, like: str | None = None, modality: str = "") -> Bundle:
+    """The model of a folder or file of another program, with its tokenizer where there is one.
 
     Parameters are bit-identical to those that were exported. Raises UserError as import_run.
     """
     path = Path(path)
+    if like is None and (encoder := exchange_vit.bundle_of(path, modality)) is not None:
+        return dataclasses.replace(encoder, source={"name": path.resolve().name, "layout": "image encoder"})
     state, folder = read_state(path), path if path.is_dir() else path.parent
     family = family_of(state, str(path))
     if like is not None:

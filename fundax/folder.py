@@ -39,6 +39,7 @@ class Bundle:
     preprocessing: Mapping[str, Any]
     tokenizer: Any = None
     source: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -154,7 +155,7 @@ def preprocessing_of(bundle: Bundle) -> dict[str, Any]:
         size = objective.image.image_size
         raise UserError(f"preprocessing.image_size is {found['image_size']}, but the model takes {size} pixels")
     for name in ("mean", "std"):
-        if [float(x) for x in found[name]] != [float(x) for x in getattr(objective, name)]:
+        if not np.array_equal(np.asarray(found[name], float), np.asarray(getattr(objective, name), float)):
             raise UserError(f"preprocessing.{name} is {found[name]}, but the model has {getattr(objective, name)}")
     return found
 

@@ -100,6 +100,21 @@ def write_safetensors(state: Mapping[str, Any], path: str | Path, metadata: Mapp
     save_file(contiguous, str(path), metadata={"format": "pt", **(metadata or {})})
 
 
+def write_torch(tree: Mapping[str, Any], path: str | Path) -> None:
+    """Write nested dicts of arrays as torch.save writes tensors. Raises UserError where torch is absent."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{path}: writing PyTorch files needs torch: pip install 'fundax[torch]'") from error
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: tensors(item) for key, item in value.items()}
+        return torch.from_numpy(np.array(value))
+
+    torch.save(tensors(tree), path)
+
+
 def digests(state: Mapping[str, np.ndarray]) -> dict[str, str]:
     """SHA-256 of each tensor's bytes (row-major, native little-endian), by name."""
     return {name: hashlib.sha256(np.asarray(value, order="C").tobytes()).hexdigest() for name, value in state.items()}

@@ -289,6 +289,8 @@ def _panels(series: Mapping[str, Any]) -> dict[str, list[str]]:
             panels.setdefault("Loss", []).append(name)
         elif key in ("lr", "learning_rate"):
             panels.setdefault("Learning rate", []).append(name)
+        elif name.endswith("entropy"):
+            panels.setdefault("Entropy (nats)", []).append(name)
         elif key in HIGHER:
             panels.setdefault(group, []).append(name)
         elif "R@" in key:
@@ -304,7 +306,9 @@ def _panel(axes: Any, title: str, series: Mapping[str, tuple[list[float], list[f
         axes.plot(steps, values, label=label, marker=marker, markersize=3, **_style(k))
     axes.set_xlabel("Step")
     axes.set_title(title, loc="left")
-    if title not in ("Loss", "Learning rate"):
+    if title == "Entropy (nats)":
+        axes.set_ylim(bottom=0)
+    elif title not in ("Loss", "Learning rate"):
         axes.set_ylim(-0.02, 1.02)
     if title == "Learning rate":
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=False)

@@ -15,8 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from fundax import folder, layout, vit_layout
+from fundax import folder, layout, spec, vit_layout
+from fundax.checkpoint import load_params
 from fundax.encoders.layers import stack_blocks, unstack_blocks
+from fundax.encoders.positions import pixel_centres, resize_positions
 from fundax.encoders.vit import ViT
 from fundax.errors import UserError
 from fundax.folder import Bundle
@@ -117,17 +119,31 @@ def _check(tower: ViT) -> None:
 def initial(path: str | Path, objective: Any) -> Callable[[Params], Params]:
     """A step of Recipe.init_from: the encoder (`image`) of a VisionFM, DINO, iBOT, timm or RETFound checkpoint.
 
-    Positions are moved to the model's grid; mask token and heads stay as they are. Raises UserError (when called) naming
-    keys that are missing or unknown, and tensors of another shape.
+    Positions are moved to the model's grid; mask token and heads stay as they are. A run of fundax (or an import) gives
+    all it has of the same shapes, heads among it. Raises UserError (when called) naming keys that are missing or
+    unknown, and tensors of another shape.
     """
 
     def fill(params: Params) -> Params:
         tower = bare(objective.image)
+        if (Path(path) / "checkpoints").is_dir():
+            return _from_run(load_params(path)[0], params, tower.patches + 1)
         tree = stacked(vit_layout.read(tower, load_encoder(path), str(path)), params["image"])
         _log.info("%s: encoder loaded; heads are new", path)
         return params | {"image": params["image"] | tree}
 
     return fill
+
+
+def _from_run(loaded: Params, params: Params, rows: int) -> Params:
+    image = {**unstack_blocks(loaded["image"])}
+    image["position"] = resize_positions(np.asarray(image["position"]), rows, pixel_centres)
+    image = {name: leaf for name, leaf in image.items() if name != "mask_token" or name in params["image"]}
+    head = loaded.get("head")
+    same = head is not None and jax.tree.map(np.shape, head) == jax.tree.map(np.shape, params["head"])
+    _log.info("encoder loaded%s", " with its heads" if same else "; heads are new")
+    new = params | {"image": params["image"] | stacked(image, params["image"])}
+    return new | {"head": head} if same else new
 
 
 def stacked(tree: Params, like: Params) -> Params:
@@ -147,7 +163,7 @@ def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> No
     with folder.fresh_folder(out, overwrite) as temporary:
         folder.write_model(temporary, WEIGHTS, state, bundle, {})
         folder.write_json(temporary / CONFIG, config_of(bundle))
-        folder.write_card(temporary, bundle, "timm", USAGE)
+        folder.write_card(temporary, bundle, "timm", USAGE, "image-feature-extraction")
 
 
 def config_of(bundle: Bundle) -> dict[str, Any]:
@@ -175,8 +191,6 @@ def read_folder(path: str | Path) -> Bundle:
     objective, params = to_fundax(read_state(path), str(path), heads, **fields)
     record = Path(path) / folder.RECORD
     if record.is_file():  # of ours: it knows every modality's normalisation
-        from fundax import spec
-
         objective = replace(spec.from_json(folder.read_json(record)["objective"]), image=objective.image)
     return Bundle(objective, params, {"image_size": objective.image.image_size})
 

@@ -15,16 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fundax import layout, vit_layout
+from fundax import folder, layout, vit_layout
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import ViT
 from fundax.errors import UserError
+from fundax.folder import Bundle
 from fundax.layout import Layout, Row
 from fundax.objectives.ibot import IBOT
 from fundax.types import Extra, Params
-from fundax.weights import State, load_torch
+from fundax.weights import State, load_torch, write_torch
 
 NAME = "VisionFM"
+WEIGHTS = "visionfm.pth"
+USAGE = """
+import torch
+
+state = torch.load("FOLDER/visionfm.pth", weights_only=True)["teacher"]
+"""
 PARTS = ("student", "teacher", "ibot_loss")
 DROPPED = ("optimizer", "epoch", "args", "fp16_scaler")  # of the file; all else that is unknown is an error
 _WEIGHT = {"original0": "weight_g", "original1": "weight_v"}  # newer torch's names of a weight-normalised layer
@@ -84,6 +91,40 @@ def from_fundax(objective: IBOT, params: Params, extra: Extra) -> State:
         raise UserError(f"{NAME} has one MLP for class token and patches, this head has two")
     tree = {"student": params, "teacher": extra["teacher"], "center": extra["center"]}
     return layout.write(rows(objective, {}), tree, NAME)
+
+
+def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> None:
+    """A folder with visionfm.pth as the peer's own script saves it, but for the optimizer; needs torch.
+
+    Raises UserError for another objective or a head the layout cannot hold, and for a folder that is not empty.
+    """
+    if not isinstance(bundle.objective, IBOT):
+        raise UserError(f"{NAME}'s layout holds a pretraining (student, teacher, heads), not an encoder by itself")
+    state = from_fundax(bundle.objective, bundle.params, dict(bundle.extra))
+    parts: dict[str, State] = {part: {} for part in PARTS}
+    for key, value in state.items():
+        part, _, rest = key.partition(".")
+        parts[part][f"module.{rest}" if part == "student" else rest] = value
+    with folder.fresh_folder(out, overwrite) as temporary:
+        write_torch(parts, temporary / WEIGHTS)
+        folder.write_card(temporary, bundle, "fundax", USAGE, "image-feature-extraction")
+
+
+def read_folder(path: str | Path) -> Bundle:
+    """The pretraining in a folder that write_folder wrote. Raises UserError for anything missing, damaged or unknown."""
+    return bundle_of(read_state(Path(path) / WEIGHTS))
+
+
+def bundle_of(state: State, **fields: Any) -> Bundle:
+    """A flat state dict as a model; `fields` as for to_fundax."""
+    objective, params, extra = to_fundax(state, **fields)
+    return Bundle(objective, params, {"image_size": objective.image.image_size}, extra=extra)
+
+
+def difference(path: str | Path, bundle: Bundle) -> float | None:
+    """None: the peer's code is no package that could be installed; golden vectors hold the layout instead."""
+    del path, bundle
+    return None
 
 
 def rows(objective: IBOT, state: State) -> list[Row]:

@@ -1,0 +1,130 @@
+"""Linear probes of a pretraining run's frozen teacher beside those of the encoder it began as.
+
+    python benchmarks/visionfm_probe.py runs/visionfm                        the config's own probes: synthetic eyes
+    python benchmarks/visionfm_probe.py runs/visionfm --real ../shared/data  IDRiD, HRF and Kermany's OCT scans
+
+Logistic regression on [class token, mean of the patch tokens], five folds, patients whole; macro AUC, and the 95 %
+interval of its gain by a bootstrap over patients. Prints a table and writes it with the numbers into the run's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.pipeline import once
+from data_pipelines.sources import wrap
+from data_pipelines.transforms import Keep, SingleView, Squash
+from data_pipelines.views import Grouped
+from fundax.checkpoint import load_params, resolve
+from fundax.evals.frozen_probe import FrozenProbe, difference, summary
+from fundax.recipe import Recipe, load
+from fundax.types import Batch, Extra, Params
+from fundax.workdir import read_config
+
+
+def rows_of(folder: Path) -> Iterator[dict[str, str]]:
+    """labels.csv of a data set, with the path of each image."""
+    with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            yield row | {"path": str(folder / row["image"])}
+
+
+def idrid(root: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Referable retinopathy: grade 2 and above. Patients are unknown, so equal photographs are kept together."""
+    found = []
+    for row in rows_of(root / "idrid"):
+        path = Path(row["path"])
+        patient = hashlib.sha256(path.read_bytes()).hexdigest()
+        found.append({"image": path, "label": int(int(row["retinopathy_grade"]) >= 2), "patient": patient})
+    return found, ("not referable", "referable retinopathy")
+
+
+def hrf(root: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Healthy, diabetic retinopathy, glaucoma; every photograph is another patient's."""
+    names = ("h", "dr", "g")
+    rows = [{"image": Path(r["path"]), "label": names.index(r["category"])} for r in rows_of(root / "hrf")]
+    return rows, ("healthy", "diabetic retinopathy", "glaucoma")
+
+
+def kermany(root: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """OCT scans by class, several of some patients."""
+    names = ("CNV", "DME", "DRUSEN", "NORMAL")
+    rows = [
+        {"image": Path(r["path"]), "label": names.index(r["class"]), "patient": r["patient"], "modality": "OCT"}
+        for r in rows_of(root / "kermany_oct_samples")
+    ]
+    return rows, names
+
+
+def real_probes(root: Path, side: int) -> dict[str, FrozenProbe]:
+    """The three probes on public images."""
+    found = {}
+    for name, read in (("idrid referable", idrid), ("hrf", hrf), ("kermany oct", kermany)):
+        rows, classes = read(root)
+        steps = (Grouped(SingleView(text=None)), Squash(side), Keep(("image", "label", "modality", "group")))
+        found[name] = FrozenProbe(data=once(wrap(rows), steps, batch=50), classes=classes)
+    return found
+
+
+def own_probes(recipe: Recipe) -> dict[str, FrozenProbe]:
+    """Those of the config."""
+    return {name: probe for name, probe in recipe.evals.items() if isinstance(probe, FrozenProbe)}
+
+
+def compare(
+    recipe: Recipe, run: Path, which: str, probes: dict[str, FrozenProbe]
+) -> list[tuple[str, dict[str, float], int]]:
+    """For each probe the macro AUC of the fresh and of the trained encoder, and the interval of the gain."""
+    one = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in recipe.objective.spec(1).items()}
+    fresh = jax.jit(recipe.objective.init)(jax.random.key(recipe.seed), one)
+    states = (fresh, load_params(run, which))
+    run_forward = jax.jit(recipe.objective.forward)
+
+    def forward(params: Params, extra: Extra, batch: Batch) -> dict[str, np.ndarray]:
+        return jax.device_get(run_forward(params, extra, dict(batch)))
+
+    found = []
+    for name, probe in probes.items():
+        first, second = (probe.extract(forward, *state) for state in states)
+        labels, groups = first[1:]
+        found.append((name, difference(labels, groups, probe.scores(*first), probe.scores(*second)), len(labels)))
+        print(f"{name}: {found[-1][1]}", file=sys.stderr)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--real", type=Path, help="folder with idrid, hrf and kermany_oct_samples")
+    parser.add_argument("--checkpoint", default="latest")
+    args = parser.parse_args()
+    recipe, _ = load(args.run / "config.py", read_config(args.run).get("argv", []))
+    side = recipe.preprocessing["image_size"]
+    probes = real_probes(args.real, side) if args.real else own_probes(recipe)
+    rows = compare(recipe, args.run, args.checkpoint, probes)
+    table = summary(rows)
+    print(table)
+    name = "probes_real" if args.real else "probes_synthetic"
+    step = resolve(args.run, args.checkpoint)
+    numbers = {name: facts | {"images": n} for name, facts, n in rows} | {"step": step}
+    (args.run / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    (args.run / f"{name}.md").write_text(table + "\n")
+
+
+if __name__ == "__main__":
+    main()
