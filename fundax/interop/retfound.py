@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
 from fundax import folder
 from fundax.errors import UserError
 from fundax.folder import Bundle
