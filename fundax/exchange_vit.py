@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from data_pipelines.modalities import moments
+from fundax import encoder_layout
 from fundax.errors import UserError
 from fundax.folder import Bundle, read_json
 from fundax.interop import dinov2, retfound, timm, visionfm
@@ -35,7 +36,7 @@ def encoder_of(bundle: Bundle) -> Bundle:
     objective = bundle.objective
     if isinstance(objective, Encoder):
         return bundle
-    encoder = Encoder(timm.bare(objective.image), objective.mean, objective.std)
+    encoder = Encoder(encoder_layout.bare(objective.image), objective.mean, objective.std)
     return Bundle(encoder, {"image": bundle.extra["teacher"]["image"]}, bundle.preprocessing, source=bundle.source)
 
 
@@ -60,7 +61,7 @@ def bundle_of(path: str | Path, modality: str = "") -> Bundle | None:
     state = read_state(path)
     if visionfm.detect(state):
         return visionfm.bundle_of(state, **fields)
-    return _encoder(path, fields) if timm.detect(state) else None
+    return _encoder(path, fields) if encoder_layout.detect(state) else None
 
 
 def _of_torch(loaded: Any, path: Path, fields: Mapping[str, Any]) -> Bundle | None:
@@ -68,11 +69,11 @@ def _of_torch(loaded: Any, path: Path, fields: Mapping[str, Any]) -> Bundle | No
         return None
     if {"student", "teacher"} <= set(loaded) and "ibot_loss" in loaded:
         return visionfm.bundle_of(visionfm.flat_state(loaded, str(path)), **fields)
-    part = next((loaded[name] for name in timm.PARTS if isinstance(loaded.get(name), Mapping)), loaded)
+    part = next((loaded[name] for name in encoder_layout.PARTS if isinstance(loaded.get(name), Mapping)), loaded)
     keys = {str(key).replace("module.", "").removeprefix("backbone.") for key in part}
     return _encoder(path, fields) if {"cls_token", "patch_embed.proj.weight"} <= keys else None
 
 
 def _encoder(path: Path, fields: Mapping[str, Any]) -> Bundle:
-    objective, params = timm.to_fundax(timm.load_encoder(path), str(path), **fields)
+    objective, params = encoder_layout.to_fundax(encoder_layout.load_encoder(path), str(path), **fields)
     return Bundle(objective, params, {"image_size": objective.image.image_size})

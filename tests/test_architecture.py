@@ -32,6 +32,7 @@ LEVELS = {  # longest prefix wins
     "fundax.evals": 2,
     "fundax.interop": 2,
     "fundax.checkpoint": 2,
+    "fundax.encoder_layout": 2,
     "fundax.recipe": 3,
     "fundax.workdir": 3,
     "fundax.train": 3,

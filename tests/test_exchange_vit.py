@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fundax import layout, spec
+from fundax import encoder_layout, layout, spec
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import dino_vit
 from fundax.errors import UserError
@@ -82,12 +82,12 @@ def test_mean_pooled_and_layer_scaled(tmp_path):
         params = jax.jit(lambda rng, image, tower=tower: tower.init(rng, image)["params"])(
             jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32)
         )
-        state = timm.from_fundax(Encoder(tower), {"image": params})
+        state = encoder_layout.from_fundax(Encoder(tower), {"image": params})
         assert ("fc_norm.weight" in state) == ("pool" in fields)
         assert ("blocks.0.ls1.gamma" in state) == ("layer_scale" in fields)
-        objective, again = timm.to_fundax(state, "x")
+        objective, again = encoder_layout.to_fundax(state, "x")
         assert objective.image.pool == tower.pool and objective.image.norm_after_pool == tower.norm_after_pool
-        same(timm.from_fundax(objective, again), state)
+        same(encoder_layout.from_fundax(objective, again), state)
 
 
 def test_dinov2_round_trip(encoder, tmp_path):
@@ -161,11 +161,11 @@ def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
 def test_broken_files_name_the_first_key(encoder, pretraining, tmp_path):
     wrong = encoder | {"blocks.1.mlp.fc1.weight": np.zeros((32, 9), np.float32)}
     with pytest.raises(UserError, match=r"'blocks.1.mlp.fc1.weight' has the shape \(32, 9\), expected \(32, 8\)"):
-        timm.to_fundax(wrong, "x")
+        encoder_layout.to_fundax(wrong, "x")
     with pytest.raises(UserError, match=r"unknown blocks\.0\.attn\.bias_k"):
-        timm.to_fundax(encoder | {"blocks.0.attn.bias_k": np.zeros(8)}, "x")
+        encoder_layout.to_fundax(encoder | {"blocks.0.attn.bias_k": np.zeros(8)}, "x")
     with pytest.raises(UserError, match=r"missing norm.bias"):
-        timm.to_fundax({k: v for k, v in encoder.items() if k != "norm.bias"}, "x")
+        encoder_layout.to_fundax({k: v for k, v in encoder.items() if k != "norm.bias"}, "x")
     key = "teacher.head.mlp.2.weight"
     with pytest.raises(UserError, match=rf"'{key}' has the shape \(8, 3\), expected \(8, 8\)"):
         visionfm.to_fundax(pretraining | {key: np.zeros((8, 3), np.float32)})

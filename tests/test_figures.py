@@ -83,12 +83,14 @@ def _metrics(path, rows, end=""):
 
 def test_curves_by_step_a_restart_replaces_its_steps(drawn, tmp_path):
     rows = [{"step": s, "train/loss": 5.0 - s, "train/lr": 0.1} for s in range(4)]
+    rows += [{"step": 1, "train/teacher_entropy": 4.0}, {"step": 2, "train/teacher_entropy": 5.0}]
     rows += [{"step": 2, "train/loss": 9.0}, {"step": 3, "zero_shot/macro_auc": 0.9, "zero_shot/auc/normal": 0.8}]
     rows += [{"step": 3, "retrieval/image_to_text_R@1": 0.2, "train/images_per_second": 90.0}]
     path = _metrics(tmp_path / "metrics.jsonl", rows, end='{"step": 4, "tra')
     assert _is_picture(figures.curves(path, tmp_path / "curves.png"))
     panels = {axes.get_title(loc="left"): axes for axes in drawn[0].axes if axes.get_visible()}
-    assert list(panels) == ["Loss", "Learning rate", "retrieval: recall", "zero_shot"]
+    assert list(panels) == ["Loss", "Learning rate", "Entropy (nats)", "retrieval: recall", "zero_shot"]
+    assert panels["Entropy (nats)"].get_ylim()[1] > 5
     steps, values = panels["Loss"].lines[0].get_data()
     np.testing.assert_array_equal(steps, [0, 1, 2, 3])
     np.testing.assert_array_equal(values, [5, 4, 9, 2])

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from fundax import folder, layout, spec, vit_layout
+from fundax import encoder_layout, folder, layout, spec, vit_layout
 from fundax.encoders import layers
 from fundax.encoders.layers import unstack_blocks
 from fundax.encoders.vit import ViT, init_dino
 from fundax.errors import UserError
 from fundax.folder import Bundle
-from fundax.interop import timm
 from fundax.layout import Row
 from fundax.objectives.encoder import Encoder
 from fundax.types import Params
@@ -62,7 +61,7 @@ def rows(tower: ViT) -> list[Row]:
 
 def from_fundax(objective: Encoder, params: Params) -> State:
     """The state dict (fp32). Raises UserError for a tower that Dinov2Model cannot hold."""
-    tower = timm.bare(objective.image)
+    tower = encoder_layout.bare(objective.image)
     _check(tower)
     tree = {name: leaf for name, leaf in unstack_blocks(params["image"]).items() if name != "mask_token"}
     state = layout.write(rows(tower), tree, NAME) | {"embeddings.mask_token": np.zeros((1, tower.width), np.float32)}
@@ -168,4 +167,4 @@ def difference(path: str | Path, bundle: Bundle) -> float | None:
     with torch.no_grad():
         model = AutoModel.from_pretrained(str(path)).eval()
         out = model(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()))
-    return timm.unit_difference(bundle, image, out.pooler_output.numpy())
+    return encoder_layout.unit_difference(bundle, image, out.pooler_output.numpy())
