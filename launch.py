@@ -19,6 +19,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 
 def train(argv: list[str]) -> None:
@@ -27,17 +28,20 @@ def train(argv: list[str]) -> None:
     parser.add_argument("config", nargs="?")
     parser.add_argument("--workdir", help="folder of the run: checkpoints, metrics, figures")
     parser.add_argument("-h", "--help", action="store_true")
+    _cluster_arguments(parser)
     own, rest = parser.parse_known_args(argv)
     if own.config is None:
         parser.print_help()
         raise SystemExit(0 if own.help else 2)
     if own.workdir is None and not own.help:
         raise _mistake("train: --workdir DIR is missing")
+    cluster = _cluster(own)
     _prepare()
     from fundax.recipe import load
     from fundax.train import fit
 
     recipe, _ = load(own.config, [*rest, "--help"] if own.help else rest)  # --help ends here
+    _meet(cluster)  # after the config: its mistakes are found without waiting for others
     fit(recipe, own.workdir or "")
     _report(own.workdir or "")
 
@@ -47,7 +51,9 @@ def evaluate(argv: list[str]) -> None:
     parser = _parser("eval", evaluate, allow_abbrev=False)
     parser.add_argument("workdir")
     parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
+    _cluster_arguments(parser)
     own, rest = parser.parse_known_args(argv)
+    cluster = _cluster(own)
     _prepare()
     from dataclasses import replace
 
@@ -59,6 +65,7 @@ def evaluate(argv: list[str]) -> None:
     argv = read_config(own.workdir).get("argv", [])
     resolve(own.workdir, own.checkpoint)
     recipe, _ = load(Path(own.workdir) / "config.py", [*argv, *rest])
+    _meet(cluster)
     fit(replace(recipe, steps=0), own.workdir, which=own.checkpoint)
     _report(own.workdir)
 
@@ -207,7 +214,65 @@ def main(argv: Sequence[str]) -> int:
     except _user_errors() as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except Exception as error:
+        if not _among_others():
+            raise
+        print(_lost(error), file=sys.stderr)
+        return 1
     return 0
+
+
+def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several processes (docs/launching.md)")
+    group.add_argument("--distributed", default="auto", metavar="NAME", help="auto, off, or the platform's name")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; with --num-processes, --process-id")
+    group.add_argument("--num-processes", type=int, metavar="N")
+    group.add_argument("--process-id", type=int, metavar="I")
+
+
+def _cluster(own: argparse.Namespace) -> Any:
+    """What the environment and the flags say of other processes; JAX has not started."""
+    from fundax.distributed import Flags, has_tpu, resolve_distributed
+
+    flags = Flags(own.distributed, own.coordinator, own.num_processes, own.process_id)
+    return resolve_distributed(os.environ, flags, tpu=has_tpu())
+
+
+def _meet(cluster: Any) -> None:
+    from fundax.distributed import initialize
+
+    said = initialize(cluster)
+    import jax
+
+    if jax.process_index() == 0:
+        print(said, file=sys.stderr, flush=True)
+
+
+def _among_others() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _lost(error: Exception) -> str:
+    """One line where another process has gone, else the whole traceback."""
+    import traceback
+
+    import jax
+
+    line = (str(error).strip().splitlines() or [""])[0]
+    signs = ("gloo", "nccl", "unavailable", "coordination", "peer", "barrier", "deadline", "another task")
+    if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in line.lower() for sign in signs):
+        return f"error: another process has ended or cannot be reached ({line}); start all again to go on from the last save"
+    return "".join(traceback.format_exception(error))
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit. After an error the other processes are not waited for: they may be waiting for this one."""
+    if code and _among_others():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
@@ -266,4 +331,4 @@ def _report(workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _leave(main(sys.argv[1:]))

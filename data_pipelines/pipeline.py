@@ -372,10 +372,11 @@ def _parse_flags() -> None:
 
 
 def _start_worker(parent: int, worker: int, workers: int) -> None:
-    """A worker leaves Ctrl-C to its parent, and does not outlive one that was killed."""
+    """A worker leaves Ctrl-C and a scheduler's SIGTERM to its parent, and does not outlive one that was killed."""
     del worker, workers
     with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for told in (signal.SIGINT, signal.SIGTERM):  # both go to all processes of a terminal or a job step
+            signal.signal(told, signal.SIG_IGN)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 
 

@@ -74,6 +74,10 @@ class Checkpoints:
         ranked = None if value is None or np.isnan(value) else {"value": float(value)}
         self._orbax.save(step, args=ocp.args.Composite(run=ocp.args.JsonSave(run), **args), metrics=ranked, force=True)
 
+    def reached_preemption(self, step: int) -> bool:
+        """Whether some process was told to go (SIGTERM) and all are to save at this step; False where JAX runs alone."""
+        return self._orbax.reached_preemption(step)
+
     def wait(self) -> None:
         """Until the save under way is on disk."""
         self._orbax.wait_until_finished()

@@ -9,9 +9,15 @@ Precedence: flags, then FUNDAX_* and JAX_*, then torchrun-style variables, XPK/G
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
 import re
+import sys
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fundax.errors import UserError
 
@@ -27,6 +33,7 @@ class Cluster:
     processes: int | None = 1
     process: int | None = 0
     local_devices: tuple[int, ...] | None = None  # None: every visible device
+    gpus: int | None = None  # how many this process should find, where the environment says
 
 
 @dataclass(frozen=True)
@@ -40,17 +47,23 @@ class Flags:
 
 
 ONE = Cluster("one process")
+TPU = Cluster("tpu", processes=None, process=None)
+TPU_VM = Cluster("tpu vm", processes=None, process=None)
+NO_STEP = Cluster("one process: the SLURM job has more tasks, but srun did not start this one")
 ALONE = Flags()
+FLAGS = ("--coordinator", "--num-processes", "--process-id")
 
 
-def resolve_distributed(env: Mapping[str, str], flags: Flags = ALONE) -> Cluster:
-    """The cluster that `env` and `flags` describe. Raises UserError, naming the variable, where they contradict
-    themselves or leave out what is needed."""
+def resolve_distributed(env: Mapping[str, str], flags: Flags = ALONE, *, tpu: bool = False) -> Cluster:
+    """The cluster that `env` and `flags` describe; `tpu` says that this machine has TPU chips (has_tpu).
+
+    Raises UserError, naming the variable, where they contradict themselves or leave out what is needed.
+    """
     if flags.platform == "off":
         return ONE
     given = (flags.coordinator, flags.processes, flags.process)
     if any(x is not None for x in given):
-        return _explicit("flags", given, ("--coordinator", "--processes", "--process"))
+        return _explicit("flags", given, FLAGS)
     if flags.platform != "auto":
         if flags.platform not in PLATFORMS:
             raise UserError(f"--distributed {flags.platform}: expected auto, off, or one of {', '.join(PLATFORMS)}")
@@ -58,7 +71,15 @@ def resolve_distributed(env: Mapping[str, str], flags: Flags = ALONE) -> Cluster
         if found is None:
             raise UserError(f"--distributed {flags.platform}: its variables are not set in this environment")
         return found
-    return next((found for read in PLATFORMS.values() if (found := read(env))), ONE)
+    found = next((found for read in PLATFORMS.values() if (found := read(env))), None)
+    # The hosts of a Cloud TPU VM learn of each other from the metadata server, not from their environment.
+    return found or (TPU_VM if tpu else ONE)
+
+
+def has_tpu() -> bool:
+    """Whether this machine has TPU chips and the library that drives them; JAX is not touched."""
+    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def _explicit(platform: str, values: tuple, names: tuple[str, str, str]) -> Cluster:
@@ -85,7 +106,7 @@ def _number(value: str | int, name: str) -> int:
 def _need(env: Mapping[str, str], platform: str, *names: str) -> list[str]:
     missing = [name for name in names if not env.get(name)]
     if missing:
-        raise UserError(f"{platform}: {', '.join(missing)} not set; or give --coordinator, --processes and --process")
+        raise UserError(f"{platform}: {', '.join(missing)} not set; or give {', '.join(FLAGS)}")
     return [env[name] for name in names]
 
 
@@ -157,9 +178,10 @@ def _mpi_coordinator(env: Mapping[str, str]) -> str:
 
 
 def _slurm(env: Mapping[str, str]) -> Cluster | None:
-    # sbatch and salloc shells have a job but no step: only what srun starts is a task among tasks
-    if "SLURM_JOB_ID" not in env or not env.get("SLURM_STEP_NODELIST"):
+    if "SLURM_JOB_ID" not in env:
         return None
+    if not env.get("SLURM_STEP_NODELIST"):  # sbatch and salloc shells have a job but no step
+        return NO_STEP if env.get("SLURM_NTASKS", "1") != "1" else None
     tasks = _number(env.get("SLURM_STEP_NUM_TASKS") or _need(env, "SLURM", "SLURM_NTASKS")[0], "SLURM_NTASKS")
     if tasks == 1:
         return ONE
@@ -180,7 +202,7 @@ def _tpu(env: Mapping[str, str]) -> Cluster | None:
         return None
     if slices != "1":
         _need(env, "multislice", "MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_SLICE_ID")
-    return Cluster("tpu", processes=None, process=None)
+    return TPU
 
 
 PLATFORMS = {
@@ -224,36 +246,68 @@ def _with_devices(found: Cluster, env: Mapping[str, str], tasks: int, local: int
     """All local GPUs of this task. Where every task sees the whole node they are dealt out evenly, in order."""
     visible = [d for d in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if d] or list(range(on_node or 0))
     bound = on_node is not None and len(visible) < on_node  # the scheduler gave each task its own
-    if found is ONE or tasks == 1 or bound or len(visible) <= 1:
+    if found is ONE or not visible:
         return found
+    if tasks == 1 or bound or len(visible) == 1:
+        return replace(found, gpus=len(visible))
     if len(visible) % tasks:
         raise UserError(f"{found.platform}: {len(visible)} GPUs do not divide among {tasks} tasks on this node")
     each = len(visible) // tasks
     mine = tuple(range(local * each, (local + 1) * each))
-    return Cluster(found.platform, found.coordinator, found.processes, found.process, mine)
+    return replace(found, local_devices=mine, gpus=each)
+
+
+# --- meeting ------------------------------------------------------------------------------------------------------
+
+LOST_S = 60  # seconds without a sign of life until a process counts as dead and the others end
 
 
 def initialize(cluster: Cluster, timeout_s: int = 300) -> str:
-    """Join the other processes and say so: "using 8 of 8 local devices, 4 processes". Call before any other use of JAX."""
+    """Join the other processes and say so: "using 8 of 8 local devices, 4 processes". Call before any other use of JAX.
+
+    Does nothing a second time. Where the others are not met within `timeout_s` the process ends with one line and
+    exit code 2: JAX itself would abort it.
+    """
     import jax
 
-    if cluster.processes is None:
-        jax.distributed.initialize()
-    elif cluster.processes > 1:
+    if not jax.distributed.is_initialized():
+        late = threading.Timer(timeout_s, _give_up, (cluster, timeout_s))
+        late.daemon = True
+        late.start()
         try:
-            jax.distributed.initialize(
-                coordinator_address=cluster.coordinator,
-                num_processes=cluster.processes,
-                process_id=cluster.process,
-                local_device_ids=cluster.local_devices,
-                cluster_detection_method="deactivate",
-                initialization_timeout=timeout_s,
-            )
-        except RuntimeError as problem:
-            raise UserError(
-                f"could not meet the other processes within {timeout_s} s ({cluster}): is {cluster.coordinator} reachable "
-                f"from every node, and no firewall between? {str(problem).splitlines()[0]}"
-            ) from None
+            _join(cluster, timeout_s + 60)
+        finally:
+            late.cancel()
     mine, processes = jax.local_device_count(), jax.process_count()
-    there = mine if cluster.local_devices is None else max(mine, len(cluster.local_devices))
+    there = max(mine, cluster.gpus or 0) if jax.default_backend() == "gpu" else mine
     return f"using {mine} of {there} local devices, {processes} process{'es' if processes > 1 else ''} ({cluster.platform})"
+
+
+def _give_up(cluster: Cluster, timeout_s: int) -> None:
+    where = f"process {cluster.process} of {cluster.processes}, coordinator {cluster.coordinator}"
+    print(
+        f"error: {cluster.platform}: the other processes were not met within {timeout_s} s ({where}): are all of them "
+        "started, is the coordinator's port reachable from every node, and no firewall between?",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
+
+
+def _join(cluster: Cluster, timeout_s: int) -> None:
+    import jax
+
+    limits = {"initialization_timeout": timeout_s, "heartbeat_timeout_seconds": LOST_S}
+    if cluster.processes is None:
+        # a TPU host that no metadata server speaks for is alone
+        with contextlib.suppress(*[ValueError] if cluster == TPU_VM else []):
+            jax.distributed.initialize(**limits)
+    elif cluster.processes > 1:
+        jax.distributed.initialize(
+            coordinator_address=cluster.coordinator,
+            num_processes=cluster.processes,
+            process_id=cluster.process,
+            local_device_ids=cluster.local_devices,
+            cluster_detection_method="deactivate",
+            **limits,
+        )

@@ -45,7 +45,8 @@ class Log:
     ) -> None:
         self._leads = jax.process_index() == 0
         self._batch, self._steps = batch, steps
-        self._since: tuple[int, float] | None = None
+        self._since: tuple[int, float, float] | None = None  # step, time, seconds waited for data
+        self.waited: Callable[[], float] = lambda: 0.0  # seconds waited for data so far
         self._writers: list[Writer] = []
         self.console = Console(quiet=not self._leads, stderr=True, soft_wrap=True)
         if not self._leads:
@@ -58,7 +59,7 @@ class Log:
         self._file = self._path.open("a", encoding="utf-8")
         self._bar = _progress(self.console) if self.console.is_terminal and steps else None
         if self._bar:
-            self._task = self._bar.add_task("train", total=steps, completed=step, loss="-", speed="-")
+            self._task = self._bar.add_task("train", total=steps, completed=step, loss="-", speed="-", wait="-")
             self._bar.start()
 
     def __enter__(self) -> Log:
@@ -78,15 +79,17 @@ class Log:
 
     def start_clock(self, step: int) -> None:
         """From here on steps count for images/s; call it after a pause (compilation, evaluation, saving)."""
-        self._since = (step, time.monotonic())
+        self._since = (step, time.monotonic(), self.waited())
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A row of training metrics with images/s since the last row, and the progress line."""
+        """A row of training metrics with images/s and the share of time waited for data since the last, and the progress line."""
         row = {f"train/{name}": float(value) for name, value in metrics.items()}
-        now = time.monotonic()
-        if self._since and step > self._since[0]:
-            row["train/images_per_second"] = self._batch * (step - self._since[0]) / (now - self._since[1])
-        self._since = (step, now)
+        before = self._since
+        self.start_clock(step)
+        if before and self._since and step > before[0]:
+            seconds = self._since[1] - before[1]
+            row["train/images_per_second"] = self._batch * (step - before[0]) / seconds
+            row["train/data_wait"] = min((self._since[2] - before[2]) / seconds, 1.0)
         self.row(step, row)
         self._show(step, row)
 
@@ -126,11 +129,12 @@ class Log:
             return
         rate = row.get("train/images_per_second")
         loss, speed = f"{row['train/loss']:.4f}", f"{rate:.0f}" if rate else "-"
+        wait = f"{row['train/data_wait']:.0%}" if rate else "-"
         if self._bar:
-            self._bar.update(self._task, completed=step, loss=loss, speed=speed)
+            self._bar.update(self._task, completed=step, loss=loss, speed=speed, wait=wait)
         else:
             seconds = int((self._steps - step) * self._batch / rate) if rate else 0
-            timing = f"  {speed} images/s  eta {seconds // 60}:{seconds % 60:02d}" if rate else ""
+            timing = f"  {speed} images/s  data wait {wait}  eta {seconds // 60}:{seconds % 60:02d}" if rate else ""
             self.say(f"step {step}/{self._steps}  loss {loss}{timing}")
 
 
@@ -162,7 +166,7 @@ def _progress(console: Console) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s"),
+        TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s  data wait {task.fields[wait]}"),
         TimeRemainingColumn(),
         console=console,
     )

@@ -7,8 +7,7 @@ and a checkpoint at the last. With steps=0 it only evaluates.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +23,12 @@ from fundax import mesh as meshes
 from fundax import workdir as folders
 from fundax.checkpoint import Checkpoints, check_same, resolve
 from fundax.errors import UserError
+from fundax.feed import Feed
 from fundax.interrupt import Interrupt
 from fundax.log import Log
 from fundax.optim import rate_of
 from fundax.recipe import Recipe
-from fundax.types import Batch, DataIterator, Extra, Metrics, Params
+from fundax.types import Batch, Extra, Metrics, Params
 
 
 class TrainState(NamedTuple):
@@ -50,7 +50,11 @@ def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> Tra
     mesh = meshes.make_mesh(recipe.mesh)
     check_batch(recipe, mesh)
     folders.describe(recipe, workdir)
-    with jax.set_mesh(mesh), Checkpoints(workdir, recipe.keep, recipe.best) as kept, Interrupt() as interrupt:
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(workdir, recipe.keep, recipe.best) as kept,
+        Interrupt(kept.reached_preemption) as interrupt,
+    ):
         restored = bool(kept.steps())
         state, position = _restore(recipe, mesh, kept, resolve(workdir, which)) if restored else fresh(recipe, mesh)
         first, last, every = int(state.step), recipe.steps, recipe.every
@@ -62,11 +66,10 @@ def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> Tra
             if first >= last:
                 return state
 
-            with _training_data(recipe, position) as data:
-                healthy = _Finite(kept)
+            with Feed(recipe, mesh, position, first) as data:
+                healthy, metrics, log.waited = _Finite(kept), {}, data.waited
                 for step in range(first + 1, last + 1):
-                    batch = _take(data, recipe, step)
-                    state, metrics = run_step(state, meshes.place(batch, mesh))
+                    state, metrics = run_step(state, data.take(metrics.get("loss")))
                     healthy.note(step, metrics)
                     if step == first + 1:
                         jax.block_until_ready(metrics)  # compilation is no part of images/s
@@ -80,7 +83,7 @@ def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> Tra
                         row = evaluate(step, state)
                     if _due(step, every.save, last) or (row and recipe.best) or stop:
                         healthy.check()
-                        kept.save(step, _items(state), data.get_state(), row)
+                        kept.save(step, _items(state), data.state, row)
                     if stop and step < last:
                         kept.wait()
                         log.say(f"stopped after step {step} of {last}; saved in {workdir}. The same command goes on.")
@@ -170,35 +173,6 @@ def _evaluator(
         return row
 
     return evaluate
-
-
-@contextlib.contextmanager
-def _training_data(recipe: Recipe, position: Mapping[str, Any] | None) -> Iterator[DataIterator]:
-    data = recipe.train(jax.process_index(), jax.process_count())
-    if position is not None:
-        data.set_state(dict(position))
-    try:
-        yield data
-    finally:
-        close = getattr(data, "close", None)  # worker processes, where it has some
-        if close:
-            close()
-
-
-def _take(data: DataIterator, recipe: Recipe, step: int) -> dict[str, np.ndarray]:
-    """The next batch, with the keys the loss reads and in the shapes it was promised."""
-    try:
-        batch = next(data)
-    except StopIteration:
-        raise UserError(f"the training data ended before step {step}; a recipe's `train` must go on for ever") from None
-    wanted = recipe.objective.spec(recipe.batch // jax.process_count())
-    for key, spec in wanted.items():
-        if key not in batch:
-            raise UserError(f"the batch has no {key!r}; the objective needs {sorted(wanted)}, it has {sorted(batch)}")
-        shape, dtype = np.shape(batch[key]), np.asarray(batch[key]).dtype
-        if shape != spec.shape or dtype != spec.dtype:
-            raise UserError(f"the batch's {key!r} is {dtype} {shape}; the objective expects {spec.dtype} {spec.shape}")
-    return {key: batch[key] for key in wanted}
 
 
 def check_batch(recipe: Recipe, mesh: Mesh) -> None:

@@ -35,6 +35,7 @@ LEVELS = {  # longest prefix wins
     "fundax.encoder_layout": 2,
     "fundax.recipe": 3,
     "fundax.workdir": 3,
+    "fundax.feed": 3,
     "fundax.train": 3,
     "fundax.pretrained": 3,
     "fundax.appearance": 3,

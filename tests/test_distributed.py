@@ -2,7 +2,7 @@
 
 import pytest
 
-from fundax.distributed import ONE, Cluster, Flags, first_host, resolve_distributed
+from fundax.distributed import NO_STEP, ONE, TPU_VM, Cluster, Flags, first_host, resolve_distributed
 from fundax.errors import UserError
 
 SLURM = {
@@ -46,14 +46,14 @@ PORT = 65535 - 4096 + 1
 
 CASES = {
     "nothing set": ({}, ONE),
-    "slurm, one task and eight GPUs per node": (SLURM, Cluster("slurm", f"gpu007:{PORT + 4}", 2, 1)),
+    "slurm, one task and eight GPUs per node": (SLURM, Cluster("slurm", f"gpu007:{PORT + 4}", 2, 1, gpus=8)),
     "slurm, one task per GPU, all visible": (
         TASK_PER_GPU | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"},
-        Cluster("slurm", f"gpu007:{PORT + 4}", 8, 6, (2,)),
+        Cluster("slurm", f"gpu007:{PORT + 4}", 8, 6, (2,), gpus=1),
     ),
     "slurm, one task per GPU, bound": (
         TASK_PER_GPU | {"CUDA_VISIBLE_DEVICES": "2"},
-        Cluster("slurm", f"gpu007:{PORT + 4}", 8, 6),
+        Cluster("slurm", f"gpu007:{PORT + 4}", 8, 6, gpus=1),
     ),
     "slurm, two tasks for eight GPUs": (
         SLURM
@@ -63,18 +63,18 @@ CASES = {
             "SLURM_LOCALID": "1",
             "SLURM_NODEID": "0",
         },
-        Cluster("slurm", f"n1:{PORT + 4}", 2, 1, (4, 5, 6, 7)),
+        Cluster("slurm", f"n1:{PORT + 4}", 2, 1, (4, 5, 6, 7), gpus=4),
     ),
     "slurm, one task": (SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1"}, ONE),
-    "slurm, an sbatch shell without srun": ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, ONE),
-    "open mpi 4": (MPI, Cluster("openmpi", f"10.96.0.1:{PORT + 1531576320 % 4096}", 16, 9, (1,))),
+    "slurm, an sbatch shell without srun": ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, NO_STEP),
+    "open mpi 4": (MPI, Cluster("openmpi", f"10.96.0.1:{PORT + 1531576320 % 4096}", 16, 9, (1,), gpus=1)),
     "open mpi 5 with a coordinator": (
         {k: v for k, v in MPI.items() if "uri" not in k} | {"FUNDAX_COORDINATOR": "head:1234"},
-        Cluster("openmpi", "head:1234", 16, 9, (1,)),
+        Cluster("openmpi", "head:1234", 16, 9, (1,), gpus=1),
     ),
-    "torchrun": (TORCHRUN, Cluster("torchrun", "node0:29500", 4, 3, (2, 3))),
+    "torchrun": (TORCHRUN, Cluster("torchrun", "node0:29500", 4, 3, (2, 3), gpus=2)),
     "torchrun, one process": (TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"}, ONE),
-    "torchrun inside slurm": (SLURM | TORCHRUN, Cluster("torchrun", "node0:29500", 4, 3, (2, 3))),
+    "torchrun inside slurm": (SLURM | TORCHRUN, Cluster("torchrun", "node0:29500", 4, 3, (2, 3), gpus=2)),
     "xpk on GPUs": (XPK, Cluster("xpk", "10.0.0.2:3389", 4, 2)),
     "a TPU pod": (
         {"TPU_WORKER_HOSTNAMES": "t0,t1,t2,t3", "TPU_WORKER_ID": "2"},
@@ -98,6 +98,14 @@ def test_environment(name):
     assert resolve_distributed(env) == expected
 
 
+def test_a_tpu_machine_that_no_variable_speaks_for_asks_its_metadata_server():
+    assert resolve_distributed({}, tpu=True) == TPU_VM
+    assert (
+        resolve_distributed(SLURM, tpu=True).platform == "slurm"
+        and resolve_distributed({}, Flags("off"), tpu=True) == ONE
+    )
+
+
 def test_flags_win_and_off_is_off():
     assert resolve_distributed(SLURM, Flags("auto", "h:9", 3, 2)) == Cluster("flags", "h:9", 3, 2)
     assert resolve_distributed(SLURM, Flags("off")) == ONE
@@ -105,7 +113,7 @@ def test_flags_win_and_off_is_off():
 
 
 WRONG = {
-    "two tasks, no process id": ({}, Flags("auto", "h:9", 2, None), "--process missing"),
+    "two tasks, no process id": ({}, Flags("auto", "h:9", 2, None), "--process-id missing"),
     "no port": ({}, Flags("auto", "h", 2, 0), "expected host:port"),
     "process out of range": ({}, Flags("auto", "h:9", 2, 2), "expected 0 to 1"),
     "unknown platform": ({}, Flags("slrum"), "expected auto, off, or one of"),

@@ -15,17 +15,20 @@ def opened(workdir, step=0, steps=10, **fields):
 
 
 def test_rows_are_flat_and_images_per_second_counts_the_steps_between(tmp_path, monkeypatch, capsys):
-    clock = iter([100.0, 104.0, 105.0])
+    clock, waited = iter([100.0, 104.0, 105.0]), iter([7.0, 8.0, 8.0])
     monkeypatch.setattr("fundax.log.time.monotonic", lambda: next(clock))
     with opened(tmp_path) as log:
+        log.waited = lambda: next(waited)
         log.start_clock(1)
         log.train(3, {"loss": 2.0})
         log.evaluation(3, {"zero_shot/macro_auc": 0.5, "zero_shot/auc/normal": 0.25})
     first, second = rows(tmp_path)
-    assert first.items() >= {"step": 3, "train/loss": 2.0, "train/images_per_second": 2.0}.items()
+    assert (
+        first.items() >= {"step": 3, "train/loss": 2.0, "train/images_per_second": 2.0, "train/data_wait": 0.25}.items()
+    )
     assert second.items() >= {"step": 3, "zero_shot/macro_auc": 0.5, "zero_shot/auc/normal": 0.25}.items()
     said = capsys.readouterr().err
-    assert "step 3/10  loss 2.0000  2 images/s  eta 0:14" in said
+    assert "step 3/10  loss 2.0000  2 images/s  data wait 25%  eta 0:14" in said
     assert "zero_shot/macro_auc 0.5000" in said and "normal" not in said
 
 
