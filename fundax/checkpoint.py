@@ -7,7 +7,10 @@ tokenizer) lies beside it in the workdir. A crash in mid-save leaves the earlier
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,14 @@ from fundax.mesh import path_string
 from fundax.types import Extra, Params
 
 _ARRAYS = ("params", "extra", "opt")
+_ORBAX = Path(ocp.__file__).parent
 _policies = ocp.checkpoint_managers
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it looks for
+# By default every replica writes a slice of every array, which compiles a program per array: in the first save of a
+# small model that took longer than all the rest. From 16 MiB a slice on it is worth it.
+ocp.type_handlers.register_type_handler(
+    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**24), override=True
+)
 
 
 class Checkpoints:
@@ -100,6 +109,7 @@ class Checkpoints:
             args = {k: ocp.args.StandardRestore(v) for k, v in filled.items()}
             found = self._orbax.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore(), **args))
         except Exception as cause:
+            _expect_leftovers()
             raise self._damaged(step, cause) from cause
         items = {k: found[k] if k in filled else v for k, v in abstract.items()}
         if _fingerprints(items) != found["run"]["fingerprint"]:
@@ -127,6 +137,7 @@ def load_params(workdir: str | Path, which: int | str = "latest") -> tuple[Param
         run = _read_run(folder)
         items = {name: _read_item(folder / name) for name in ("params", "extra") if (folder / name).is_dir()}
     except Exception as cause:
+        _expect_leftovers()
         raise UserError(f"checkpoint {folder} is damaged ({_first_line(cause)}); load another step") from cause
     wrong = [name for name, tree in items.items() if run["fingerprint"][name] != _fingerprint(tree)]
     if wrong:
@@ -260,8 +271,27 @@ def _intact(folder: Path) -> bool:
         names = [name for name in _ARRAYS if (folder / name).is_dir()]
         return all(_fingerprint(_read_item(folder / name)) == run["fingerprint"][name] for name in names)
     except Exception:
+        _expect_leftovers()
         return False
 
 
 def _first_line(cause: Exception) -> str:
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
+
+
+@functools.cache
+def _expect_leftovers() -> None:
+    """After a failed read, keep quiet about Orbax's other reads: it closes their event loop without waiting for them.
+
+    When they end or are collected, Python reports "Event loop is closed" or an error out of their coroutine, at any
+    later time and to nobody's use. Every other report goes where it went before.
+    """
+    before = sys.unraisablehook
+
+    def hook(report: sys.UnraisableHookArgs) -> None:
+        closed = isinstance(report.exc_value, RuntimeError) and str(report.exc_value) == "Event loop is closed"
+        code = report.object.cr_code if inspect.iscoroutine(report.object) else None
+        if not closed and not (code and Path(code.co_filename).is_relative_to(_ORBAX)):
+            before(report)
+
+    sys.unraisablehook = hook

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fundax.errors import UserError
 
@@ -260,6 +261,7 @@ def _with_devices(found: Cluster, env: Mapping[str, str], tasks: int, local: int
 # --- meeting ------------------------------------------------------------------------------------------------------
 
 LOST_S = 60  # seconds without a sign of life until a process counts as dead and the others end
+COMPILE_S = 1800  # seconds that the slowest process may compile after the fastest
 
 
 def initialize(cluster: Cluster, timeout_s: int = 300) -> str:
@@ -278,6 +280,10 @@ def initialize(cluster: Cluster, timeout_s: int = 300) -> str:
             _join(cluster, timeout_s + 60)
         finally:
             late.cancel()
+        if jax.process_count() > 1 and jax.default_backend() == "cpu":
+            # Only process 0 keeps compiled programs, and one that it reads back runs its collectives in another order
+            # than the same program freshly compiled in the others (jax 0.10.2): Gloo then aborts.
+            jax.config.update("jax_enable_compilation_cache", False)
     mine, processes = jax.local_device_count(), jax.process_count()
     there = max(mine, cluster.gpus or 0) if jax.default_backend() == "gpu" else mine
     return f"using {mine} of {there} local devices, {processes} process{'es' if processes > 1 else ''} ({cluster.platform})"
@@ -311,3 +317,17 @@ def _join(cluster: Cluster, timeout_s: int) -> None:
             cluster_detection_method="deactivate",
             **limits,
         )
+
+
+def compile_together(program: Any, *arguments: Any) -> None:
+    """Compile a jitted function in every process, then wait for the slowest; alone it does nothing.
+
+    Gloo, which joins CPUs, gives up on a collective after 30 s, and one process may compile for longer than another.
+    """
+    import jax
+
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        program.lower(*arguments).compile()  # the call that follows finds it
+        multihost.get_barrier_sync_fn()(key="fundax_compiled", timeout_ms=COMPILE_S * 1000)

@@ -109,7 +109,8 @@ class Log:
             self._file.close()
             _keep_rows(self._path, lambda old: old["step"] != step or not (old.keys() & row.keys()))
             self._file = self._path.open("a", encoding="utf-8")
-        self.row(step, row)
+        if row:
+            self.row(step, row)
         if row and step >= self._steps:
             self.table(f"step {step}", row)
         elif row:

@@ -22,6 +22,7 @@ from fundax import accumulate
 from fundax import mesh as meshes
 from fundax import workdir as folders
 from fundax.checkpoint import Checkpoints, check_same, resolve
+from fundax.distributed import compile_together
 from fundax.errors import UserError
 from fundax.feed import Feed
 from fundax.interrupt import Interrupt
@@ -69,7 +70,10 @@ def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> Tra
             with Feed(recipe, mesh, position, first) as data:
                 healthy, metrics, log.waited = _Finite(kept), {}, data.waited
                 for step in range(first + 1, last + 1):
-                    state, metrics = run_step(state, data.take(metrics.get("loss")))
+                    batch = data.take(metrics.get("loss"))
+                    if step == first + 1:
+                        compile_together(run_step, state, batch)
+                    state, metrics = run_step(state, batch)
                     healthy.note(step, metrics)
                     if step == first + 1:
                         jax.block_until_ready(metrics)  # compilation is no part of images/s

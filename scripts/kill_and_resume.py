@@ -1,12 +1,15 @@
-"""python scripts/kill_and_resume.py [--kills 10] [--steps 60]
+"""python scripts/kill_and_resume.py [--kills 30] [--steps 240]
 
 Trains the same small CLIP twice: once undisturbed, once killed (SIGKILL) at random moments and started again each
-time. Prints a hash of the final parameters of both, which must be the same, and exits with 1 if it is not.
+time. A third of the kills come at any time from the start of the process on, a third as soon as a save is under way, a
+third a moment after one was finished. After each, every complete checkpoint is read. Prints a hash of the final
+parameters of both, which must be the same, and exits with 1 where it is not or a checkpoint was unreadable.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import random
 import subprocess
@@ -19,13 +22,15 @@ import jax
 import numpy as np
 
 from fundax.checkpoint import load_params
+from fundax.errors import UserError
 
 REPO = Path(__file__).resolve().parent.parent
+KINDS = ("any time", "in a save", "after a save")
 
 
-def command(workdir: Path, steps: int, patients: int) -> list[str]:
+def command(workdir: Path, steps: int, save_every: int = 2) -> list[str]:
     """A run of the quickstart, made small."""
-    given = f"--steps {steps} --patients {patients} --width 32 --depth 1 --image-size 32 --batch 8 --save-every 3"
+    given = f"--steps {steps} --patients 64 --width 32 --depth 1 --image-size 32 --batch 8 --save-every {save_every}"
     return [sys.executable, str(REPO / "launch.py"), "train", str(REPO / "configs" / "quickstart.py"),
             "--workdir", str(workdir), *given.split()]  # fmt: skip
 
@@ -39,48 +44,78 @@ def digest(workdir: Path) -> str:
     return total.hexdigest()
 
 
-def progress(workdir: Path) -> int:
-    """The last complete checkpoint, -1 where there is none."""
-    found = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
-    return max(found, default=-1)
+def complete(workdir: Path) -> list[int]:
+    """The complete checkpoints, ascending."""
+    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
 
 
-def killed(argv: list[str], workdir: Path, rng: random.Random) -> bool:
-    """Start a run and kill it a random moment after it trains; False where it ended before that."""
-    before, log = progress(workdir), workdir / "metrics.jsonl"
-    start = time.time()
+def under_way(workdir: Path) -> set[str]:
+    """Saves that were begun and not finished."""
+    return {p.name for p in (workdir / "checkpoints").glob("*") if not p.name.isdigit()}
+
+
+def killed(argv: list[str], workdir: Path, when: str, rng: random.Random, life: float) -> bool:
+    """Start a run and kill it; False where it ended before that. `life`: seconds from start to the first new save."""
+    before, left = complete(workdir)[-1:], under_way(workdir)
     run = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while run.poll() is None and not (log.exists() and log.stat().st_mtime > start and progress(workdir) != before):
-        time.sleep(0.002)
-    try:
-        run.wait(timeout=rng.uniform(0.0, 0.4))
-    except subprocess.TimeoutExpired:
-        run.kill()
-        run.wait()
-        return True
-    return False
+    due = time.monotonic() + rng.uniform(0.0, life)
+    ready = {
+        "any time": lambda: time.monotonic() >= due,
+        "in a save": lambda: bool(under_way(workdir) - left) and complete(workdir)[-1:] != before,
+        "after a save": lambda: complete(workdir)[-1:] != before,
+    }[when]
+    while run.poll() is None and not ready():
+        time.sleep(0.0005)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        run.wait(timeout=rng.uniform(0.0, 0.02 if when == "in a save" else 0.2))
+    ended = run.poll() is not None
+    run.kill()
+    run.wait()
+    return not ended
+
+
+def unreadable(workdir: Path) -> list[str]:
+    """What is wrong with the complete checkpoints: all are to be whole."""
+    found = []
+    for step in complete(workdir):
+        try:
+            load_params(workdir, step)
+        except UserError as problem:
+            found.append(str(problem))
+    return found
 
 
 def main() -> int:
     """Both runs and the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=60)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
     own = parser.parse_args()
-    rng = random.Random(own.seed)
+    rng, started = random.Random(own.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         whole, parts = Path(folder, "whole"), Path(folder, "parts")
-        subprocess.run(command(whole, own.steps, 64), check=True, capture_output=True)
-        argv = command(parts, own.steps, 64)
-        kills = 0
-        while kills < own.kills and killed(argv, parts, rng):
-            kills += 1
-            print(f"kill {kills}: latest complete checkpoint {progress(parts)}", flush=True)
+        subprocess.run(command(whole, own.steps, own.steps), check=True, capture_output=True)
+        argv, kills, torn, broken, life = command(parts, own.steps), 0, 0, [], 20.0
+        for kills in range(1, own.kills + 1):
+            when, begun, left = KINDS[kills % len(KINDS)], time.monotonic(), under_way(parts)
+            if not killed(argv, parts, when, rng, life):
+                kills -= 1
+                break
+            life = time.monotonic() - begun if when == "after a save" else life
+            saving = sorted(under_way(parts) - left)
+            torn += bool(saving)
+            broken += unreadable(parts)
+            state = f"in the middle of {saving[0]}" if saving else "between saves"
+            print(f"kill {kills} ({when}): {state}; complete: {complete(parts)}", flush=True)
         subprocess.run(argv, check=True, capture_output=True)
         first, second = digest(whole), digest(parts)
+    for problem in broken:
+        print(problem)
+    print(f"{kills} kills, {torn} in the middle of a save, {len(broken)} unreadable checkpoints, "
+          f"{time.monotonic() - started:.0f} s")  # fmt: skip
     print(f"uninterrupted      {first}\nkilled {kills:2d} times    {second}")
-    return 0 if first == second and kills == own.kills else 1
+    return 0 if first == second and kills == own.kills and not broken else 1
 
 
 if __name__ == "__main__":

@@ -1,3 +1,6 @@
+import sys
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fundax import checkpoint
 from fundax.checkpoint import Checkpoints, load_params, partial, resolve
 from fundax.errors import UserError
 from fundax.mesh import make_mesh
@@ -91,6 +95,26 @@ def test_a_damaged_checkpoint_names_its_step_and_an_intact_one(tmp_path, harm):
     with pytest.raises(UserError, match="load another step"):
         load_params(tmp_path)
     assert load_params(tmp_path, 1)[0]["log_scale"] == 1.0
+
+
+def test_only_orbaxs_abandoned_reads_are_kept_quiet(monkeypatch):
+    reported = []
+    monkeypatch.setattr("sys.unraisablehook", reported.append)
+    checkpoint._expect_leftovers.__wrapped__()
+
+    async def ours():
+        pass
+
+    async def theirs():
+        pass
+
+    theirs.__code__ = theirs.__code__.replace(co_filename=f"{checkpoint._ORBAX}/_src/serialization/serialization.py")
+    mine, left = ours(), theirs()
+    closed, other = RuntimeError("Event loop is closed"), RuntimeError("other")
+    for error, thing in ((closed, None), (other, None), (other, mine), (other, left)):
+        sys.unraisablehook(SimpleNamespace(exc_value=error, object=thing))
+    mine.close(), left.close()
+    assert [(r.exc_value, r.object) for r in reported] == [(other, None), (other, mine)]
 
 
 def test_a_save_cut_short_leaves_the_latest_readable(run):

@@ -1,0 +1,204 @@
+"""python scripts/several_processes.py [--configs configs/mm_fundus_clip.py configs/ret_clip.py] [--out FOLDER]
+
+Several processes on this machine, talking over loopback, train the smoke run of each config. It trains on one device
+to the end; as 2 processes x 4 devices to the middle, where it is saved; and goes on from there as 1 x 8, 2 x 2 and
+4 x 1. Every loss is compared with that of the one device, and the rows of every batch, and the differences are printed.
+Exits with 1 where a loss differs by more than 1e-5 of itself or a row by anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPO)] if str(REPO) not in sys.path else []
+CONFIGS = ("configs/mm_fundus_clip.py", "configs/ret_clip.py")
+MIDDLE, LAST = 2, 4
+TOLERANCE = 1e-5
+FAILED = 3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Processes, and devices of each."""
+
+    processes: int
+    devices: int
+
+    def __str__(self) -> str:
+        return f"{self.processes} x {self.devices}"
+
+
+ONE, SAVING = Shape(1, 1), Shape(2, 4)
+LATER = (Shape(1, 8), Shape(2, 2), Shape(4, 1))
+# Programs that run for milliseconds are not worth optimizing for seconds.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def together(shape: Shape, work: Callable[[], None]) -> None:
+    """`work` in as many forked processes, joined as one cluster. This process must not have used a device."""
+    port = free_port()
+    children = [_fork(shape, k, port, work) for k in range(shape.processes)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if any(codes):
+        raise SystemExit(f"{shape}: exit codes {codes}")
+
+
+def _fork(shape: Shape, process: int, port: int, work: Callable[[], None]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = FAILED
+    try:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={shape.devices} {QUICK}"
+        from fundax.distributed import Flags, initialize, resolve_distributed
+
+        given = Flags(coordinator=f"127.0.0.1:{port}", processes=shape.processes, process=process)
+        initialize(resolve_distributed({}, given), timeout_s=120)
+        work()
+        code = 0
+        sys.stdout.flush()
+        if shape.processes > 1:
+            import jax
+
+            jax.distributed.shutdown()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(config: str, workdir: Path, steps: int) -> None:
+    """The smoke run of a config to `steps`, as fit_noting leaves it, without evaluations."""
+    import optax
+
+    from fundax.optim import adamw, clamped, constant
+    from fundax.recipe import Every, load
+
+    recipe, _ = load(REPO / config, ["--smoke"])
+    # of a step size that shows in the loss, and an epsilon that keeps rounding from choosing the sign of an update
+    optimizer = optax.chain(adamw(constant(1e-3), eps=1e-3), clamped({"^log_scale": (0.0, 4.6)}))
+    fit_noting(
+        replace(recipe, steps=steps, every=Every(1, MIDDLE, 0), evals={}, best=None, optimizer=optimizer), workdir
+    )
+
+
+def fit_noting(recipe: Any, workdir: Path) -> None:
+    """Train: losses are in metrics.jsonl, and the rows that process k of n reads in rows-k-of-n.jsonl."""
+    import jax
+
+    from fundax.train import fit
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    rows = workdir / f"rows-{jax.process_index()}-of-{jax.process_count()}.jsonl"
+    fit(replace(recipe, train=_noting(recipe.train, rows)), workdir)
+
+
+def _noting(data: Any, path: Path) -> Callable[[int, int], Any]:
+    """The same data, with `index` of every batch written down."""
+
+    def start(shard: int, shards: int) -> Any:
+        batches = data(shard, shards)
+        take = type(batches).__next__
+
+        class Noting(type(batches)):
+            def __next__(self) -> Any:
+                batch = take(self)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([self.get_state()["step"], shard, batch["index"].tolist()]) + "\n")
+                return batch
+
+        batches.__class__ = Noting
+        return batches
+
+    return start
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """Step -> loss."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def indices(workdir: Path, processes: int) -> dict[int, list[int]]:
+    """Step -> the rows of the global batch, in order, as `processes` processes read them."""
+    found: dict[int, dict[int, list[int]]] = {}
+    for path in workdir.glob(f"rows-*-of-{processes}.jsonl"):
+        for step, shard, rows in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            found.setdefault(step, {})[shard] = rows
+    return {step: [row for _, rows in sorted(parts.items()) for row in rows] for step, parts in found.items()}
+
+
+def compare(
+    config: str, folder: Path, shapes: Sequence[Shape] = LATER
+) -> list[tuple[str, Shape, int, int, float, bool]]:
+    """(config, shape, first step, last step, largest relative difference of a loss, same rows) of every run of a config."""
+    name = Path(config).stem
+    jobs = [(ONE, 0, LAST), (SAVING, 0, MIDDLE), *((shape, MIDDLE, LAST) for shape in shapes)]
+    table = []
+    for shape, first, last in jobs:
+        workdir = folder / name / str(shape).replace(" ", "")
+        if first:
+            shutil.copytree(folder / name / str(SAVING).replace(" ", ""), workdir)
+        together(shape, lambda workdir=workdir, last=last: run(config, workdir, last))
+        whole = folder / name / str(ONE).replace(" ", "")
+        table.append(
+            (name, shape, first, last, *difference(workdir, whole, shape.processes, range(first + 1, last + 1)))
+        )
+    return table
+
+
+def difference(workdir: Path, whole: Path, processes: int, steps: Iterable[int]) -> tuple[float, bool]:
+    """(largest relative difference of a loss, whether all batches had the same rows), beside the run of one process."""
+    expected, found = losses(whole), losses(workdir)
+    here, there = indices(workdir, processes), indices(whole, 1)
+    off = max(abs(found[s] - expected[s]) / abs(expected[s]) for s in steps)
+    return off, all(here[s] == there[s] for s in steps)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Both configs, every shape, and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", nargs="+", default=CONFIGS)
+    parser.add_argument("--shapes", nargs="*", help="to go on as, such as 1x8 2x2; all by default")
+    parser.add_argument("--out", type=Path, help="keep the runs here")
+    own = parser.parse_args(argv)
+    shapes = LATER if own.shapes is None else tuple(Shape(*map(int, word.split("x"))) for word in own.shapes)
+    import fundax.train  # noqa: F401 (imported once, here, and not by every process)
+
+    good = True
+    with tempfile.TemporaryDirectory() as scratch:
+        for config in own.configs:
+            start = time.monotonic()
+            for name, shape, first, last, off, same in compare(config, own.out or Path(scratch), shapes):
+                good &= same and off <= TOLERANCE
+                rows = "same rows" if same else "OTHER ROWS"
+                print(f"{name:16s} {shape!s:6s} steps {first + 1}-{last}  loss off by {off:.1e}  {rows}", flush=True)
+            print(f"{Path(config).stem:16s} {time.monotonic() - start:.0f} s", flush=True)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
