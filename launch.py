@@ -6,7 +6,7 @@
     import PATH --workdir DIR                                 such a folder, or a checkpoint file, as a run
     compile CONFIG --topology v5e:4x4 [...]                   does it fit a TPU slice, and how fast at best; without one
     predict DIR --left A --right B --classes "x, y"           probabilities per eye and patient
-    data show | data build                                    a contact sheet of a source; a public data set as TFDS
+    data show | data convert | data build                     a contact sheet of a source; shards of it; a public data set
 
 Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. A mistake of the user's is one line and exit code 2.
 """
@@ -163,7 +163,7 @@ def _sizes(words: str) -> tuple[int, ...]:
 
 
 def data(argv: list[str]) -> None:
-    """Look at a source (show), or write a public data set as TFDS (build)."""
+    """Look at a source (show), write it as ArrayRecord shards (convert), or write a public data set as TFDS (build)."""
     parser = _parser("data", data)
     verbs = parser.add_subparsers(dest="verb", required=True)
     show = verbs.add_parser("show", help="a labelled contact sheet")
@@ -172,6 +172,15 @@ def data(argv: list[str]) -> None:
     show.add_argument("--count", type=int, default=24, help="records on the sheet")
     show.add_argument("--start", type=int, default=0, help="the first of them")
     show.add_argument("--data-dir", default=None, help="where tfds data sets are built")
+    change = verbs.add_parser("convert", help="ArrayRecord shards of shrunk images, to train from at speed")
+    change.add_argument("--source", required=True, help="as of show; read back as array_record:DIR")
+    change.add_argument("--out", required=True, metavar="DIR")
+    change.add_argument("--size", type=int, required=True, help="longer shorter sides are shrunk to this")
+    change.add_argument("--images", default="jpeg", choices=("jpeg", "png"), help="png loses nothing")
+    change.add_argument("--quality", type=int, default=95, help="of JPEG")
+    change.add_argument("--shard", type=int, default=1024, help="records per file")
+    change.add_argument("--workers", type=int, default=0, help="processes")
+    change.add_argument("--data-dir", default=None, help="where tfds data sets are built")
     build = verbs.add_parser("build", help="a public data set, from the folder it was unpacked to")
     build.add_argument("name")
     build.add_argument("--from", dest="from_dir", required=True)
@@ -182,6 +191,13 @@ def data(argv: list[str]) -> None:
         from data_pipelines.named_sources import DATA_DIR
 
         print(write(own.name, own.from_dir, own.data_dir or DATA_DIR))
+    elif own.verb == "convert":
+        from data_pipelines.convert import Sizing, convert
+        from data_pipelines.named_sources import DATA_DIR, named
+
+        source = named(own.source, data_dir=own.data_dir or DATA_DIR).source
+        sizing = Sizing(own.size, own.images, own.quality)
+        print(convert(source, own.out, sizing, shard=own.shard, workers=own.workers))
     else:
         from data_pipelines.named_sources import DATA_DIR, named
         from data_pipelines.show import contact_sheet

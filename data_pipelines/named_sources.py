@@ -4,6 +4,7 @@
     labels.csv,text=report,weight=2  options after commas: our column name = theirs, or a template ("text=eye with {grade}")
     folder/                          an image folder train|val|test/<class>/, with split=test for another than train
     tfds:idrid                       a data set built by `launch.py data build`; tfds:idrid/test is its test split
+    array_record:folder              what `launch.py data convert` wrote
     synthetic                        synthetic eyes, with n=, start=, seed=, size=, language=
 
 Options of a CSV beside the columns: images=DIR (paths begin there), sep=tab, only=COLUMN:VALUE, modality=CFP for all its
@@ -20,6 +21,7 @@ from typing import Any
 
 from data_pipelines.eye_datasets import source as built
 from data_pipelines.records import MODALITIES, DataError, Source
+from data_pipelines.shards import array_records
 from data_pipelines.sources import csv_source, image_folder
 from data_pipelines.synthetic import Eyes
 
@@ -51,6 +53,10 @@ def named(word: str, defaults: Mapping[str, str] | None = None, data_dir: str | 
         _known(options, (), word)
         name, _, split = head.removeprefix("tfds:").partition("/")
         return Named(shared.get("name", name), built(name, split or "train", data_dir), weight)
+    if head.startswith("array_record:"):
+        _known(options, (), word)
+        folder = Path(head.removeprefix("array_record:"))
+        return Named(shared.get("name", folder.name), array_records(folder), weight)
     if head == "synthetic":
         _known(options, ("n", "start", "seed", "size", "language"), word)
         fields: dict[str, Any] = {"n": 1000}
@@ -61,7 +67,9 @@ def named(word: str, defaults: Mapping[str, str] | None = None, data_dir: str | 
         _known(options, ("split", "modality"), word)
         return Named(shared.get("name", path.name), image_folder(path, **options), weight)
     if not path.is_file():
-        raise DataError(f"{head}: no such file; expected a CSV, an image folder, tfds:NAME or synthetic")
+        raise DataError(
+            f"{head}: no such file; expected a CSV, an image folder, tfds:NAME, array_record:FOLDER or synthetic"
+        )
     _known(options, _CSV, word)
     default_name = path.parent.name if path.stem in ("labels", "train", "data") else path.stem
     return Named(shared.get("name", default_name or path.stem), _csv(path, {**(defaults or {}), **options}), weight)

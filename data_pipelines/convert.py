@@ -1,0 +1,176 @@
+"""Any source as shards of images that are ready to train on: decoded, shrunk and encoded once instead of every epoch."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from data_pipelines.geometry import Move, Resize
+from data_pipelines.images import exif_orientation, load_mask, load_sized
+from data_pipelines.records import DataError, Record, Source, View
+from data_pipelines.shards import FORMAT, shard_name, write_shard
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """Images whose shorter side is longer than `size` are shrunk to it; "jpeg" at `quality`, or "png" without loss."""
+
+    size: int
+    images: str = "jpeg"
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 1 <= self.quality <= 100 or self.images not in ("jpeg", "png"):
+            raise DataError("size is 1 or more, quality 1 to 100, images jpeg or png")
+
+    def __call__(self, record: Record) -> Record:
+        """The record with encoded images; mask, masks and points follow the images to their size.
+
+        A JPEG that is small enough and upright keeps its bytes. Raises DataError naming the record.
+        """
+        try:
+            views, moves = zip(*(self._view(view) for view in record.views), strict=True)
+            targets = {name: _follow(name, value, moves) for name, value in record.targets.items()}
+        except DataError as error:
+            message = str(error)
+            raise DataError(message if record.where in message else f"{record.where}: {message}") from None
+        return replace(record, views=views, targets=targets)
+
+    def _view(self, view: View) -> tuple[View, tuple[Move, tuple[int, int]] | None]:
+        array, size = load_sized(view.image, self.size)
+        short = min(size)
+        if short <= self.size:
+            return replace(view, image=self._encoded(view.image, array)), None
+        height, width = (max(round(side * self.size / short), 1) for side in size)
+        move = Resize(height, width, "bicubic")
+        return replace(view, image=self._encoded(None, move.pixels(array))), (move, size)
+
+    def _encoded(self, original: Any, array: np.ndarray) -> bytes:
+        if self.images == "png":
+            buffer = io.BytesIO()
+            Image.fromarray(array).save(buffer, "PNG")
+            return buffer.getvalue()
+        data = original.read_bytes() if isinstance(original, Path) else original
+        if isinstance(data, bytes) and data[:2] == b"\xff\xd8" and exif_orientation(data) == 1:
+            return data
+        return simplejpeg.encode_jpeg(np.ascontiguousarray(array), self.quality, "RGB", "444")
+
+
+_Moves = tuple[tuple[Move, tuple[int, int]] | None, ...]
+
+
+def _follow(name: str, value: Any, moves: _Moves) -> Any:
+    """A target at the new size of the images: of one view, or one per view along the first axis."""
+    if name == "mask" and not isinstance(value, np.ndarray):
+        value = load_mask(value)
+    if name not in ("mask", "masks", "points") or not any(moves):
+        return value
+    if isinstance(value, tuple | list):
+        return tuple(_moved(name, one, move) for one, move in zip(value, moves, strict=True))
+    if isinstance(value, np.ndarray) and value.ndim == 3:
+        parts = [_moved(name, one, move) for one, move in zip(value, moves, strict=True)]
+        if len({part.shape for part in parts}) > 1:
+            raise DataError(f"target {name!r} is one array for views of different sizes; shrink them beforehand")
+        return np.stack(parts)
+    if len(moves) > 1:
+        raise DataError(f"target {name!r} belongs to one of {len(moves)} views, and nobody knows to which")
+    return _moved(name, value, moves[0])
+
+
+def _moved(name: str, value: Any, move: tuple[Move, tuple[int, int]] | None) -> Any:
+    if move is None:
+        return value
+    if isinstance(value, Mapping):
+        return {key: _moved(name, inner, move) for key, inner in value.items()}
+    if name == "points":
+        return move[0].points(np.asarray(value, np.float32), move[1])
+    return move[0].pixels(value.astype(np.int32), nearest=True).astype(value.dtype)
+
+
+def convert(source: Source, out: str | Path, sizing: Sizing, *, shard: int = 1024, workers: int = 0) -> Path:
+    """Write every record of `source` to ArrayRecord files of `shard` records in `out`; returns the folder.
+
+    `workers`: processes, each of which writes whole files. Shows progress. The folder appears when all is written:
+    a mistake leaves nothing. Raises DataError for one, and where `out` exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise DataError(f"{out} exists; choose another folder or remove it")
+    if not len(source):
+        raise DataError("the source has no records")
+    if shard < 1 or workers < 0:
+        raise DataError("records per file are 1 or more, workers 0 or more")
+    scratch = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        patients = _write(source, scratch, sizing, shard, workers)
+        _describe(source, scratch, sizing, patients, shard)
+        scratch.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return out
+
+
+def _write(source: Source, folder: Path, sizing: Sizing, shard: int, workers: int) -> list[str]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    shards = -(-len(source) // shard)
+    jobs = [(source, folder / shard_name(k, shards), sizing, k * shard, min((k + 1) * shard, len(source)))
+            for k in range(shards)]  # fmt: skip
+    columns = (SpinnerColumn(), TextColumn("records"), MofNCompleteColumn(), TimeRemainingColumn())
+    patients: list[str] = []
+    with Progress(*columns, console=Console(stderr=True), disable=None) as progress:
+        task = progress.add_task("", total=len(source))
+        if not workers:
+            for job in jobs:
+                patients += _one(*job, lambda: progress.advance(task))
+            return patients
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(_one, *job) for job in jobs]
+            try:
+                for future in futures:
+                    patients += future.result()
+                    progress.update(task, completed=len(patients))
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    return patients
+
+
+def _one(source: Source, path: Path, sizing: Sizing, first: int, last: int, done: Any = None) -> list[str]:
+    def records() -> Iterator[Record]:
+        for row in range(first, last):
+            record = source[row]
+            yield sizing(record if record.where else replace(record, where=f"row {row + 1}"))
+            if done:
+                done()
+
+    return write_shard(path, records())
+
+
+def _describe(source: Source, folder: Path, sizing: Sizing, patients: list[str], shard: int) -> None:
+    info = {
+        "format": FORMAT,
+        "records": len(patients),
+        "shards": -(-len(patients) // shard),
+        "classes": list(getattr(source, "classes", ())),
+        "size": sizing.size,
+        "images": sizing.images,
+        "quality": sizing.quality,
+    }
+    lines = "".join(json.dumps(name, ensure_ascii=False) + "\n" for name in patients)
+    (folder / "patients.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "info.json").write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
