@@ -6,7 +6,7 @@ import io
 import json
 import multiprocessing
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,7 +67,7 @@ class Sizing:
         return simplejpeg.encode_jpeg(np.ascontiguousarray(array), self.quality, "RGB", "444")
 
 
-_Moves = tuple[tuple[Move, tuple[int, int]] | None, ...]
+_Moves = Sequence[tuple[Move, tuple[int, int]] | None]
 
 
 def _follow(name: str, value: Any, moves: _Moves) -> Any:
@@ -132,7 +132,8 @@ def _write(source: Source, folder: Path, sizing: Sizing, shard: int, workers: in
             for k in range(shards)]  # fmt: skip
     columns = (SpinnerColumn(), TextColumn("records"), MofNCompleteColumn(), TimeRemainingColumn())
     patients: list[str] = []
-    with Progress(*columns, console=Console(stderr=True), disable=None) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(source))
         if not workers:
             for job in jobs:

@@ -202,7 +202,7 @@ def array_records(folder: str | Path) -> Shards:
 
 def write_shard(path: Path, records: Iterator[Record] | Sequence[Record]) -> list[str]:
     """One file; the patients of its records."""
-    from array_record.python import array_record_module
+    import array_record.python.array_record_module as array_record_module
 
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # images are compressed
     patients = []
