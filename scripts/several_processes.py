@@ -53,16 +53,28 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def together(shape: Shape, work: Callable[[], None]) -> None:
-    """`work` in as many forked processes, joined as one cluster. This process must not have used a device."""
+Variables = Callable[[int, int], dict[str, str]]
+
+
+def flags(port: int, process: int) -> dict[str, str]:
+    """Our own variables, which say what the flags say."""
+    return {"FUNDAX_COORDINATOR": f"127.0.0.1:{port}", "FUNDAX_PROCESS_ID": str(process)}
+
+
+def together(shape: Shape, work: Callable[[], None], variables: Variables = flags) -> None:
+    """`work` in as many forked processes, joined as one cluster by `variables` of (port, process).
+
+    This process must not have used a device.
+    """
     port = free_port()
-    children = [_fork(shape, k, port, work) for k in range(shape.processes)]
+    number = {"FUNDAX_NUM_PROCESSES": str(shape.processes)} if variables is flags else {}
+    children = [_fork(shape, {**number, **variables(port, k)}, work) for k in range(shape.processes)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     if any(codes):
         raise SystemExit(f"{shape}: exit codes {codes}")
 
 
-def _fork(shape: Shape, process: int, port: int, work: Callable[[], None]) -> int:
+def _fork(shape: Shape, variables: dict[str, str], work: Callable[[], None]) -> int:
     child = os.fork()
     if child:
         return child
@@ -70,10 +82,9 @@ def _fork(shape: Shape, process: int, port: int, work: Callable[[], None]) -> in
     try:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={shape.devices} {QUICK}"
-        from fundax.distributed import Flags, initialize, resolve_distributed
+        from fundax.distributed import initialize, resolve_distributed
 
-        given = Flags(coordinator=f"127.0.0.1:{port}", processes=shape.processes, process=process)
-        initialize(resolve_distributed({}, given), timeout_s=120)
+        print(initialize(resolve_distributed(variables), timeout_s=240), flush=True)
         work()
         code = 0
         sys.stdout.flush()

@@ -92,6 +92,42 @@ def test_a_run_goes_on_as_any_number_of_processes(tmp_path):
         same(tmp_path, str(shape).replace(" ", ""), shape, 5, 8)
 
 
+PLATFORMS = """
+from scripts.several_processes import Shape, together
+import jax, jax.distributed
+
+def torchrun(port, k):
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(k), "LOCAL_RANK": str(k)}
+
+def xpk(port, k):
+    return {"JAX_COORDINATOR_IP": "127.0.0.1", "JAX_COORDINATOR_PORT": str(port), "NNODES": "2", "NODE_RANK": str(k)}
+
+def slurm(port, k):
+    return {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2", "SLURM_PROCID": str(k),
+            "SLURM_LOCALID": str(k), "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
+
+def openmpi(port, k):
+    return {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(k), "OMPI_COMM_WORLD_LOCAL_RANK": str(k),
+            "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_MCA_orte_hnp_uri": f"{port}.0;tcp://127.0.0.1:1"}
+
+def sum_of_all():
+    from jax.experimental import multihost_utils
+    assert multihost_utils.process_allgather(jax.process_index() + 1).sum() == 3
+
+for variables in (torchrun, xpk, slurm, openmpi):
+    together(Shape(2, 2), sum_of_all, variables)
+"""
+
+
+def test_processes_meet_by_the_variables_of_each_platform():
+    done = subprocess.run(
+        [sys.executable, "-c", PLATFORMS], env=environment(), cwd=REPO, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("torchrun", "xpk", "slurm", "openmpi"):
+        assert done.stdout.count(f"using 2 of 2 local devices, 2 processes ({name})") == 2
+
+
 CONFIG = '''"""Least squares, slowly."""
 import time
 from linear import Rows, recipe as linear
