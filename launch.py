@@ -6,6 +6,8 @@
     import PATH --workdir DIR                                 such a folder, or a checkpoint file, as a run
     compile CONFIG --topology v5e:4x4 [...]                   does it fit a TPU slice, and how fast at best; without one
     predict DIR --left A --right B --classes "x, y"           probabilities per eye and patient
+    synth DIR --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
+    explain DIR IMAGE... --out FOLDER                         where a ViT's attention lies, over the photographs
     data show | data convert | data build                     a contact sheet of a source; shards of it; a public data set
 
 Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. A mistake of the user's is one line and exit code 2.
@@ -162,6 +164,54 @@ def _sizes(words: str) -> tuple[int, ...]:
         raise _mistake(f"compile: --mesh {words!r}: expected numbers such as 4,2 or 1,-1,2") from None
 
 
+def synth(argv: list[str]) -> None:
+    """Images of a diffusion run, with a manifest that marks each as synthetic and a check against memorisation."""
+    parser = _parser("synth", synth)
+    parser.add_argument("workdir", help="a run of configs/diffusion.py; of a cascade the super-resolution stage")
+    parser.add_argument("--n", type=int, required=True, help="how many images")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--base", help="the run that draws the small images, where WORKDIR enlarges them")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image; the next has the next")
+    parser.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim")
+    parser.add_argument("--steps", type=int, default=50, help="of the sampler")
+    parser.add_argument("--guidance", type=float, default=1.0, help="1: as learnt; more exaggerates the condition")
+    parser.add_argument("--findings", help="of a conditional model, separated by commas; by default those of its data")
+    parser.add_argument("--modality", default="", help="of a conditional model; else what the manifest says")
+    parser.add_argument("--batch", type=int, default=32, help="images drawn at once")
+    parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
+    parser.add_argument("--no-check", action="store_true", help="do not look for the nearest training images")
+    parser.add_argument("--overwrite", action="store_true")
+    own = parser.parse_args(argv)
+    _prepare()
+    from fundax.synthesis import How, summary, synthesize
+
+    findings = None if own.findings is None else tuple(name.strip() for name in own.findings.split(",") if name.strip())
+    how = How(own.seed, own.steps, own.sampler, own.guidance, findings, own.modality, own.batch)
+    fields = {"which": own.checkpoint, "base": own.base, "check": not own.no_check, "overwrite": own.overwrite}
+    print(summary(own.out, synthesize(own.workdir, own.out, own.n, how, **fields)))
+
+
+def explain(argv: list[str]) -> None:
+    """Where the class token of a run's ViT looks, over photographs: each head, their mean, and rollout."""
+    parser = _parser("explain", explain)
+    parser.add_argument("workdir")
+    parser.add_argument("images", nargs="+", help="photographs")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--checkpoints", default="latest", help="latest, best, steps with commas, or all: a film strip")
+    parser.add_argument("--modality", default="CFP", help="of the photographs")
+    parser.add_argument(
+        "--mass", type=float, default=1.0, help="0.6 shows the patches that hold 60 %% of the attention"
+    )
+    parser.add_argument("--overwrite", action="store_true")
+    own = parser.parse_args(argv)
+    _prepare()
+    from fundax.explain import explain as draw
+
+    fields = {"checkpoints": own.checkpoints, "modality": own.modality, "mass": own.mass, "overwrite": own.overwrite}
+    for path in draw(own.workdir, own.images, own.out, **fields):
+        print(path)
+
+
 def data(argv: list[str]) -> None:
     """Look at a source (show), write it as ArrayRecord shards (convert), or write a public data set as TFDS (build)."""
     parser = _parser("data", data)
@@ -213,6 +263,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "import": import_,
     "compile": compile_,
     "predict": predict,
+    "synth": synth,
+    "explain": explain,
     "data": data,
 }
 

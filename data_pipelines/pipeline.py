@@ -80,8 +80,8 @@ def mix(
 ) -> Data:
     """An endless stream of several sources, each with its own steps, in the proportion of their weights.
 
-    Whole weights are kept exactly: of any sum(weights) consecutive positions from a multiple of it, weight_i come
-    from part i, spread evenly (1:3 is b a b b, b a b b). Others are rounded to 1/10000. Otherwise as `train`.
+    Whole weights are kept exactly: of any sum(weights) consecutive positions, weight_i come from part i, spread evenly
+    (1:3 is b a b b, b a b b); so are multiples of the smallest weight. Others are rounded to 1/10000. Otherwise as `train`.
     """
     parts = tuple(p if isinstance(p, Part) else Part(p[0], tuple(p[1]), p[2]) for p in parts)
     if not parts or any(p.weight <= 0 or not math.isfinite(p.weight) for p in parts):
@@ -122,6 +122,12 @@ class Data:
         if self.batch % shards:
             raise DataError(f"a batch of {self.batch} does not divide among {shards} processes")
         return Batches(_Slots(self.examples, self.batch, shard, shards), self.reading)
+
+    def passes(self) -> tuple[Data, ...]:
+        """One pass over each source of a training stream by its own steps: to look at all it learns from."""
+        if isinstance(self.examples, _Pass):
+            return (self,)
+        return tuple(once(part.source, part.steps, batch=self.batch) for part in self.examples.parts)
 
 
 class Batches:
@@ -301,8 +307,11 @@ def _order(length: int, seed: int) -> np.ndarray:
 
 def _wheel(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(owner [S], rank among its owner's slots [S], slots of each part): the weights as evenly spread slots."""
+    times = np.asarray(weights, np.float64) / min(weights)  # 1/6 and 5/6 are 1:5, to the last bit of a float
     if all(float(w).is_integer() for w in weights):
         whole = np.array([int(w) for w in weights])
+    elif times.max() < _WHEEL and np.abs(times - times.round()).max() < 1e-9:
+        whole = times.round().astype(np.int64)
     else:
         exact = np.asarray(weights, np.float64) / math.fsum(weights) * _WHEEL
         whole = np.maximum(np.floor(exact + 1e-9).astype(np.int64), 1)

@@ -147,10 +147,7 @@ def load_params(workdir: str | Path, which: int | str = "latest") -> tuple[Param
 
 def resolve(workdir: str | Path, which: int | str = "latest") -> int:
     """The step that "latest", "best" or a number stands for; "best" is by the metric the run was ranked by."""
-    folder = Path(workdir) / "checkpoints"
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
-    if not steps:
-        raise UserError(f"{workdir} holds no checkpoints; expected {folder}/<step>")
+    folder, steps = Path(workdir) / "checkpoints", saved_steps(workdir)
     if which == "latest":
         return steps[-1]
     if which == "best":
@@ -162,6 +159,15 @@ def resolve(workdir: str | Path, which: int | str = "latest") -> int:
     if str(which).isdigit() and int(which) in steps:
         return int(which)
     raise UserError(f"{workdir} has no checkpoint {which!r}; expected latest, best or one of {steps}")
+
+
+def saved_steps(workdir: str | Path) -> list[int]:
+    """The steps that a run holds checkpoints of, ascending. Raises UserError where there is none."""
+    folder = Path(workdir) / "checkpoints"
+    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    if not steps:
+        raise UserError(f"{workdir} holds no checkpoints; expected {folder}/<step>")
+    return steps
 
 
 def partial(where: str, which: int | str = "latest") -> Callable[[Params], Params]:

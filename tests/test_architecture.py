@@ -45,6 +45,8 @@ LEVELS = {  # longest prefix wins
     "fundax.predict_ret_clip": 4,
     "fundax.exchange": 4,
     "fundax.exchange_vit": 4,
+    "fundax.synthesis": 4,
+    "fundax.explain": 4,
     "data_pipelines.records": 0,
     "data_pipelines.knowledge": 0,
     "data_pipelines": 1,

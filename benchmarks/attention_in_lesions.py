@@ -1,0 +1,105 @@
+"""Does a ViT look at lesions: python benchmarks/attention_in_lesions.py --run runs/visionfm [--eyes 20] [--size 256]
+
+Procedural eyes of each condition, with the true masks of their lesions. For every eye: the share of the class token's
+attention (last block, mean of heads; and rollout) that lies in lesions, against their share of the area, both within the
+field of view. Their ratio is 1 where attention does not care. Prints, per condition, the mean shares and the ratio of
+the means with a 95 % interval over eyes, and the same ratio for the encoder with random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from data_pipelines.images import load
+from data_pipelines.synthetic import CONDITIONS, LESIONS, Eyes
+from data_pipelines.transforms import preprocess
+from fundax.attention import inside, over_photograph
+from fundax.explain import Looker, read_looker
+
+DRAWS = 2000  # of the bootstrap
+KINDS = ("mean", "rollout")
+
+
+def fresh(looker: Looker, seed: int = 0) -> Looker:
+    """The same encoder with random weights."""
+    image = np.zeros((1, looker.tower.image_size, looker.tower.image_size, 3), np.float32)
+    params: Any = jax.jit(looker.tower.init)(jax.random.key(seed), image)["params"]
+    return replace(looker, params=params)
+
+
+def shares(lookers: dict[str, Looker], condition: str, eyes: int, size: int) -> dict[str, np.ndarray]:
+    """Per looker and kind f64 [n 2]: (attention in lesions, their area), for the eyes that have lesions."""
+    source = Eyes(eyes, start=4_000_000, size=size, conditions=(condition,), masks=True)
+    records = [source[row] for row in range(eyes)]
+    photographs = [load(record.views[0].image) for record in records]
+    found: dict[str, list[tuple[float, float]]] = {f"{name} {kind}": [] for name in lookers for kind in KINDS}
+    truths = [_lesions(record.targets["masks"]) for record in records]
+    for name, looker in lookers.items():
+        maps = looker(np.stack([preprocess(image, looker.preprocessing) for image in photographs]))
+        resize = looker.preprocessing.get("resize", "squash")
+        for row, (lesion, field) in enumerate(truths):
+            if lesion.any():
+                for kind in KINDS:
+                    heat = over_photograph(maps[kind][row], size, size, resize, smooth=False)
+                    found[f"{name} {kind}"].append(inside(heat, lesion, field))
+    return {name: np.asarray(pairs).reshape(-1, 2) for name, pairs in found.items()}
+
+
+def ratio(pairs: np.ndarray) -> tuple[float, float, float]:
+    """Mean attention over mean area, and its 95 % interval by a bootstrap over eyes."""
+    drawn = np.random.default_rng(0).integers(0, len(pairs), (DRAWS, len(pairs)))
+    means = pairs[drawn].mean(1)
+    low, high = np.percentile(means[:, 0] / means[:, 1], (2.5, 97.5))
+    whole = pairs.mean(0)
+    return float(whole[0] / whole[1]), float(low), float(high)
+
+
+def _lesions(masks: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(all lesions together, the field of view), bool [h w]."""
+    found = [masks[name] for name in LESIONS if name in masks]
+    return (np.any(found, axis=0) if found else np.zeros_like(masks["field"])), masks["field"]
+
+
+def _cell(pairs: np.ndarray) -> str:
+    return "{:.2f} ({:.2f}-{:.2f})".format(*ratio(pairs))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--checkpoint", default="latest")
+    parser.add_argument("--eyes", type=int, default=20, help="of each condition")
+    parser.add_argument("--size", type=int, default=256, help="pixels of the photographs and masks")
+    own = parser.parse_args()
+    learnt = read_looker(own.run, own.checkpoint)
+    lookers = {"learnt": learnt, "random": fresh(learnt)}
+    heads = ("condition", "eyes", "area %", "attention %", "ratio", "ratio, rollout", "ratio, random weights")
+    table = Table(*heads, title=f"attention in lesions, {own.run} step {learnt.step}")
+    every: list[dict[str, np.ndarray]] = []
+    for condition in track(CONDITIONS, "conditions", transient=True):
+        found = shares(lookers, condition, own.eyes, own.size)
+        pairs = found["learnt mean"]
+        if not len(pairs):
+            table.add_row(condition, "0", "-", "-", "-", "-", "-")
+            continue
+        every.append(found)
+        columns = (_cell(found[name]) for name in ("learnt mean", "learnt rollout", "random mean"))
+        table.add_row(condition, str(len(pairs)), *(f"{100 * x:.1f}" for x in pairs.mean(0)[::-1]), *columns)
+    together = {name: np.concatenate([found[name] for found in every]) for name in every[0]}
+    columns = (_cell(together[name]) for name in ("learnt mean", "learnt rollout", "random mean"))
+    means = together["learnt mean"].mean(0)[::-1]
+    table.add_row("all", str(len(together["learnt mean"])), *(f"{100 * x:.1f}" for x in means), *columns)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
