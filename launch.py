@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fundax import arguments
+
 
 def train(argv: list[str]) -> None:
     """Train a config; its own arguments follow, and `train CONFIG --help` lists them."""
@@ -167,20 +169,7 @@ def _sizes(words: str) -> tuple[int, ...]:
 def synth(argv: list[str]) -> None:
     """Images of a diffusion run, with a manifest that marks each as synthetic and a check against memorisation."""
     parser = _parser("synth", synth)
-    parser.add_argument("workdir", help="a run of configs/diffusion.py; of a cascade the super-resolution stage")
-    parser.add_argument("--n", type=int, required=True, help="how many images")
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--base", help="the run that draws the small images, where WORKDIR enlarges them")
-    parser.add_argument("--seed", type=int, default=0, help="of the first image; the next has the next")
-    parser.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim")
-    parser.add_argument("--steps", type=int, default=50, help="of the sampler")
-    parser.add_argument("--guidance", type=float, default=1.0, help="1: as learnt; more exaggerates the condition")
-    parser.add_argument("--findings", help="of a conditional model, separated by commas; by default those of its data")
-    parser.add_argument("--modality", default="", help="of a conditional model; else what the manifest says")
-    parser.add_argument("--batch", type=int, default=32, help="images drawn at once")
-    parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
-    parser.add_argument("--no-check", action="store_true", help="do not look for the nearest training images")
-    parser.add_argument("--overwrite", action="store_true")
+    arguments.synth(parser)
     own = parser.parse_args(argv)
     _prepare()
     from fundax.synthesis import How, summary, synthesize
@@ -194,15 +183,7 @@ def synth(argv: list[str]) -> None:
 def explain(argv: list[str]) -> None:
     """Where the class token of a run's ViT looks, over photographs: each head, their mean, and rollout."""
     parser = _parser("explain", explain)
-    parser.add_argument("workdir")
-    parser.add_argument("images", nargs="+", help="photographs")
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--checkpoints", default="latest", help="latest, best, steps with commas, or all: a film strip")
-    parser.add_argument("--modality", default="CFP", help="of the photographs")
-    parser.add_argument(
-        "--mass", type=float, default=1.0, help="0.6 shows the patches that hold 60 %% of the attention"
-    )
-    parser.add_argument("--overwrite", action="store_true")
+    arguments.explain(parser)
     own = parser.parse_args(argv)
     _prepare()
     from fundax.explain import explain as draw

@@ -56,7 +56,7 @@ LEVELS = {  # longest prefix wins
     "data_pipelines.named_sources": 2,
     "data_pipelines.modality_mix": 2,
     "configs": 4,
-    "benchmarks": 4,
+    "benchmarks": 5,
     "scripts": 4,
     "launch": 5,
 }
