@@ -142,7 +142,7 @@ def test_pth_round_trip(layout_name, pretraining, encoder, tmp_path):
     with pytest.raises(UserError, match=r"cut.pth: (damaged|refused)"):
         import_run(cut, tmp_path / "none")
     evil = tmp_path / "evil.pth"
-    evil.write_bytes(pickle.dumps({"student": Evil(), "teacher": {}}))
+    evil.write_bytes(pickle.dumps({"student": Evil(), "teacher": {}}, protocol=2))
     with pytest.raises(UserError, match="refused"):
         import_run(evil, tmp_path / "none")
 
