@@ -91,7 +91,8 @@ def config_of(bundle: Bundle) -> dict[str, Any]:
     tower, side = bundle.objective.image, bundle.objective.image.image_size
     pooled = tower.norm_after_pool and tower.pool == "mean"
     arguments = {"img_size": side, "patch_size": tower.patch, "embed_dim": tower.width, "depth": tower.depth,
-                 "num_heads": tower.heads, "mlp_ratio": tower.mlp_ratio, "init_values": tower.layer_scale}  # fmt: skip
+                 "num_heads": tower.heads, "mlp_ratio": tower.mlp_ratio, "init_values": tower.layer_scale,
+                 "global_pool": "avg" if pooled else "token"}  # fmt: skip
     pretrained = {
         "tag": "fundax", "custom_load": False, "input_size": [3, side, side], "fixed_input_size": True,
         "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center", "mean": list(bundle.objective.mean[0]),
