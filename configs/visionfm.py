@@ -37,12 +37,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "published": {
         "batch": 128, "epochs": 400, "lr": 7.5e-5, "min_lr": 2e-6, "warmup": 50, "local_crops": 0, "prototypes": 8192,
         "dtype": "bfloat16", "drop_path": 0.1, "patients": 20_000, "probe": 420, "workers": 8,
-        "heat": 30, "token_heat": (0.07, 0.04), "patch_heat": (0.04, 0.07), "freeze": 3, "momentum": 0.996, "centering": "mean", "koleo": 0.0,
+        "heat": 30, "token_heat": (0.07, 0.04), "patch_heat": (0.04, 0.07),
+        "freeze": 3, "momentum": 0.996, "centering": "mean", "koleo": 0.0,
     },
     "laptop": {
         "batch": 64, "epochs": 5, "lr": 4e-3, "min_lr": 1e-5, "warmup": 0.5, "local_crops": 2, "prototypes": 256,
         "dtype": "float32", "drop_path": 0.0, "patients": 1500, "probe": 700, "workers": 0,
-        "heat": 3, "token_heat": (0.04, 0.04), "patch_heat": (0.04, 0.04), "freeze": 0.5, "momentum": 0.99, "centering": "sinkhorn", "koleo": 0.1,
+        "heat": 3, "token_heat": (0.04, 0.04), "patch_heat": (0.04, 0.04),
+        "freeze": 0.5, "momentum": 0.99, "centering": "sinkhorn", "koleo": 0.1,
     },
 }  # fmt: skip
 PRESETS["smoke"] = PRESETS["laptop"] | {"batch": 8, "epochs": 2, "patients": 2, "probe": 24, "prototypes": 32}
@@ -120,7 +122,8 @@ def recipe(
         local_crops=use["local_crops"], local_size=small, mean=mean, std=std,
         token_temperature=Temperature(use["token_heat"][0], use["token_heat"][1], use["heat"]),
         centering=use["centering"], koleo=use["koleo"],
-        patch_temperature=Temperature(use["patch_heat"][0], use["patch_heat"][1], use["heat"]), momentum=(use["momentum"], 1.0),
+        patch_temperature=Temperature(use["patch_heat"][0], use["patch_heat"][1], use["heat"]),
+        momentum=(use["momentum"], 1.0),
     )  # fmt: skip
     late = ("head/last_layer", max(round(use["freeze"] * epoch), 1))
     schedule = annealed(rate, use["min_lr"], steps, round(use["warmup"] * epoch))
