@@ -57,14 +57,14 @@ COLUMNS = ("zero-shot, known", "zero-shot, absent", "5-shot, known", "5-shot, ab
 class Scale:
     """How large everything is; the whole takes some minutes on two cores."""
 
-    patients: int = 1600
+    patients: int = 1200
     test: int = 30  # of each condition
     side: int = 48
     width: int = 64
     depth: int = 3
     batch: int = 32
-    steps: int = 300
-    mlm_steps: int = 300
+    steps: int = 240
+    mlm_steps: int = 240
     vq_steps: int = 200
     noise: float = 0.2
     context: int = 40
@@ -164,17 +164,22 @@ def _optimizer(objective: Any, lr: float, steps: int) -> optax.GradientTransform
     return optax.chain(*chain)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def started(objective: Any, rates: tuple[float, int], key: jax.Array, text_tower: Any) -> tuple:
+    """The state before the first step, with the text tower of stage 0 where there is one."""
+    one = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in objective.spec(1).items()}
+    params, extra = objective.init(key, one)
+    if text_tower is not None:
+        params["text"] = text_tower
+    return jnp.zeros((), jnp.int32), params, extra, _optimizer(objective, *rates).init(params)
+
+
 def fit(
     objective: Any, data: Iterator[dict], steps: int, seed: int, text_tower: Any = None, lr: float = 1e-3
 ) -> tuple[Any, Any]:
     """Parameters and extra state after so many steps."""
-    key = jax.random.key(seed)
-    one = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in objective.spec(1).items()}
-    params, extra = jax.jit(objective.init)(key, one)
-    if text_tower is not None:
-        params["text"] = jax.tree.map(jnp.copy, text_tower)  # donated with the rest
-    rates = (lr, max(steps, 2))
-    state = (jnp.zeros((), jnp.int32), params, extra, _optimizer(objective, *rates).init(params))
+    key, rates = jax.random.key(seed), (lr, max(steps, 2))
+    state = started(objective, rates, key, text_tower)
     wanted = objective.spec(1)
     for _ in range(steps):
         batch = next(data)
@@ -263,7 +268,7 @@ def balanced(start: int, each: int, scale: Scale, words: text.Tokenizer) -> Eyes
     return Eyesight(join("image"), join("label"), names, join("report"), join("appearance"))
 
 
-def measure(scale: Scale, seeds: int, console: Console) -> dict[str, np.ndarray]:
+def measure(scale: Scale, seeds: int, only: str, console: Console) -> dict[str, np.ndarray]:
     """Columns [seeds 4] of every arm."""
     words, known = text.bundled(scale.context), knowledge.bundled()
     tower = BERT(words.vocab_size, scale.context, scale.width, 2, 2, 2 * scale.width, dropout=0.0, pool="mean",
@@ -280,7 +285,7 @@ def measure(scale: Scale, seeds: int, console: Console) -> dict[str, np.ndarray]
         (public, elite), length = seen([look_at(part, words, scale.side) for part in (crowd, experts)], scale)
         reports = tuple(experts[row].report for row in range(len(experts)))
         stage0 = masked_text(base, words, reports, scale, seed)
-        for arm in arms(base, words, length):
+        for arm in (arm for arm in arms(base, words, length) if only in arm.name):
             start = time.perf_counter()
             data = batches(public, elite, captions, scale.batch, seed)
             steps = 0 if arm.objective is None else scale.steps
@@ -302,15 +307,15 @@ def table(found: dict[str, np.ndarray]) -> str:
     return "\n".join(lines)
 
 
-def main(seeds: int = 3, scale: Scale = Scale(), smoke: bool = False, docs: Path = DOCS) -> None:
-    """Train and judge every arm with every seed; print the table and append it to `docs`."""
+def main(seeds: int = 3, scale: Scale = Scale(), only: str = "", smoke: bool = False, docs: Path = DOCS) -> None:
+    """Train and judge every arm (whose name holds `only`) with every seed; print the table, and append it if whole."""
     if smoke:
         seeds, scale = (
             1,
             Scale(patients=160, test=4, side=32, width=16, depth=1, batch=8, steps=3, mlm_steps=3, vq_steps=3),
         )
     console, start = Console(width=160), time.perf_counter()
-    text_table = table(measure(scale, seeds, console))
+    text_table = table(measure(scale, seeds, only, console))
     took = (time.perf_counter() - start) / 60
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     note = (
@@ -318,7 +323,7 @@ def main(seeds: int = 3, scale: Scale = Scale(), smoke: bool = False, docs: Path
         f"Python {platform.python_version()}, {took:.0f} minutes; {seeds} seeds, {scale}"
     )
     console.print(text_table + "\n\n" + note, soft_wrap=True, markup=False)
-    if not smoke:
+    if not smoke and not only:
         with docs.open("a", encoding="utf-8") as file:
             file.write(f"\n{text_table}\n\n{note}\n")
 
