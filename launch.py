@@ -310,7 +310,8 @@ def _lost(error: Exception) -> str:
 
     line = (str(error).strip().splitlines() or [""])[0]
     signs = ("gloo", "nccl", "unavailable", "coordination", "peer", "barrier", "deadline", "another task")
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in line.lower() for sign in signs):
+    told_by_jax = isinstance(error, jax.errors.JaxRuntimeError) or "gloo" in line.lower()  # which raises ValueError too
+    if told_by_jax and any(sign in line.lower() for sign in signs):
         return f"error: another process has ended or cannot be reached ({line}); start all again to go on from the last save"
     return "".join(traceback.format_exception(error))
 

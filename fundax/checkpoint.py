@@ -36,7 +36,10 @@ ocp.type_handlers.register_type_handler(
 
 
 class Checkpoints:
-    """The checkpoints of one run. Use as a context: leaving it waits for the save under way."""
+    """The checkpoints of one run. Use as a context: leaving it waits for the save under way.
+
+    Left by an error among several processes it does not wait: a save is finished by all of them, and some may be gone.
+    """
 
     def __init__(self, workdir: str | Path, keep: int = 2, best: str | None = None) -> None:
         self.folder = Path(workdir).absolute() / "checkpoints"
@@ -59,8 +62,9 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._orbax.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if jax.process_count() == 1 or kind is None or issubclass(kind, SystemExit):
+            self._orbax.close()
 
     def steps(self) -> list[int]:
         """The complete steps on disk, ascending."""

@@ -131,7 +131,9 @@ def _torchrun(env: Mapping[str, str]) -> Cluster | None:
     processes, process = _number(env["WORLD_SIZE"], "WORLD_SIZE"), _number(env["RANK"], "RANK")
     if processes == 1:
         return ONE
-    host, port = _need(env, "torchrun variables", "MASTER_ADDR", "MASTER_PORT")
+    host, given = _need(env, "torchrun variables", "MASTER_ADDR", "MASTER_PORT")
+    # torchrun itself, where it is the one that set these, listens on that port
+    port = _number(given, "MASTER_PORT") + (env.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
     names = ("MASTER_ADDR:MASTER_PORT", "WORLD_SIZE", "RANK")
     found = _explicit("torchrun", (f"{host}:{port}", processes, process), names)
     tasks = _number(env.get("LOCAL_WORLD_SIZE", "1"), "LOCAL_WORLD_SIZE")

@@ -73,6 +73,10 @@ CASES = {
         Cluster("openmpi", "head:1234", 16, 9, (1,), gpus=1),
     ),
     "torchrun": (TORCHRUN, Cluster("torchrun", "node0:29500", 4, 3, (2, 3), gpus=2)),
+    "torchrun, whose own store has the port": (
+        TORCHRUN | {"TORCHELASTIC_USE_AGENT_STORE": "True"},
+        Cluster("torchrun", "node0:29501", 4, 3, (2, 3), gpus=2),
+    ),
     "torchrun, one process": (TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"}, ONE),
     "torchrun inside slurm": (SLURM | TORCHRUN, Cluster("torchrun", "node0:29500", 4, 3, (2, 3), gpus=2)),
     "xpk on GPUs": (XPK, Cluster("xpk", "10.0.0.2:3389", 4, 2)),
