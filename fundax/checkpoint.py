@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from fundax.mesh import path_string
 from fundax.types import Extra, Params
 
 _ARRAYS = ("params", "extra", "opt")
+_OLD = ".old"  # a step goes there by one rename before its files go: a crash leaves no half of a step behind
 _ORBAX = Path(ocp.__file__).parent
 _policies = ocp.checkpoint_managers
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it looks for
@@ -52,6 +54,7 @@ class Checkpoints:
             preservation_policy=_policies.AnyPreservationPolicy(keepers),
             best_fn=_value if best else None,
             cleanup_tmp_directories=True,
+            todelete_subdir=_OLD,
             enable_async_checkpointing=True,
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in _ARRAYS}
@@ -60,11 +63,18 @@ class Checkpoints:
         )
 
     def __enter__(self) -> Checkpoints:
+        self._empty_old()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if jax.process_count() == 1 or kind is None or issubclass(kind, SystemExit):
             self._orbax.close()
+            self._empty_old()
+
+    def _empty_old(self) -> None:
+        if jax.process_index() == 0:
+            for step in (self.folder / _OLD).glob("*"):  # not the folder itself: a thread may be moving a step there
+                shutil.rmtree(step, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """The complete steps on disk, ascending."""
@@ -81,6 +91,7 @@ class Checkpoints:
         """
         if step in self._orbax.all_steps():
             return
+        self._empty_old()
         run = {"data": dict(data), "metrics": dict(metrics), "fingerprint": _fingerprints(items)}
         args = {k: ocp.args.StandardSave(v) for k, v in items.items() if jax.tree.leaves(v)}
         value = metrics.get(self._best) if self._best else None
@@ -139,7 +150,8 @@ def load_params(workdir: str | Path, which: int | str = "latest") -> tuple[Param
     folder = Path(workdir).absolute() / "checkpoints" / str(resolve(workdir, which))
     try:
         run = _read_run(folder)
-        items = {name: _read_item(folder / name) for name in ("params", "extra") if (folder / name).is_dir()}
+        names = [name for name in ("params", "extra") if name in run["fingerprint"]]
+        items = {name: _read_item(folder / name) for name in names}
     except Exception as cause:
         _expect_leftovers()
         raise UserError(f"checkpoint {folder} is damaged ({_first_line(cause)}); load another step") from cause

@@ -51,7 +51,7 @@ def complete(workdir: Path) -> list[int]:
 
 def under_way(workdir: Path) -> set[str]:
     """Saves that were begun and not finished."""
-    return {p.name for p in (workdir / "checkpoints").glob("*") if not p.name.isdigit()}
+    return {p.name for p in (workdir / "checkpoints").glob("[0-9]*") if not p.name.isdigit()}
 
 
 def killed(argv: list[str], workdir: Path, when: str, rng: random.Random, life: float) -> bool:

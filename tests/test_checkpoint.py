@@ -1,3 +1,4 @@
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -95,6 +96,23 @@ def test_a_damaged_checkpoint_names_its_step_and_an_intact_one(tmp_path, harm):
     with pytest.raises(UserError, match="load another step"):
         load_params(tmp_path)
     assert load_params(tmp_path, 1)[0]["log_scale"] == 1.0
+
+
+def test_an_old_step_goes_whole_or_not_at_all(run):
+    half = run / "checkpoints" / ".old" / "1" / "params"  # as a kill leaves it
+    half.mkdir(parents=True)
+    with Checkpoints(run, keep=1) as kept:
+        assert kept.steps() == [2, 3, 4] and not list((run / "checkpoints" / ".old").iterdir())
+        kept.save(5, items(5.0), {"step": 5}, {})
+        kept.wait()
+        assert {p.name for p in (run / "checkpoints" / ".old").iterdir()} == {"2", "3", "4"}
+    assert not list((run / "checkpoints" / ".old").iterdir()) and resolve(run) == 5
+
+
+def test_a_step_without_its_parameters_is_damaged(run):
+    shutil.rmtree(run / "checkpoints" / "4" / "params")
+    with pytest.raises(UserError, match=r"4 is damaged .* load another step"):
+        load_params(run)
 
 
 def test_only_orbaxs_abandoned_reads_are_kept_quiet(monkeypatch):
