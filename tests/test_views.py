@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.records import MODALITIES, DataError, Record, View, eye_name, modality_name
-from data_pipelines.views import PHRASES, PairedEyes, SingleView, swap_sides
+from data_pipelines.views import PHRASES, Grouped, PairedEyes, SingleView, swap_sides
 
 RNG = np.random.default_rng(0)
 LEFT = View(np.full((6, 8, 3), 10, np.uint8), "CFP", "left")
@@ -151,3 +151,10 @@ def test_names_of_modalities_and_eyes():
         eye_name("both")
     with pytest.raises(DataError, match=r"row 7 \(line 9\): modality 'XRAY' is not one of"):
         SingleView()(visit(View(np.zeros((2, 2, 3), np.uint8), "XRAY")), RNG)
+
+
+def test_group_is_the_same_for_a_patient():
+    step = Grouped(SingleView(text=None))
+    image = np.zeros((4, 4, 3), np.uint8)
+    groups = [step(Record(name, (View(image),)), np.random.default_rng(0))["group"] for name in ("a", "b", "a")]
+    assert groups[0] == groups[2] != groups[1] and groups[0].dtype == np.int32
