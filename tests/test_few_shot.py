@@ -46,7 +46,12 @@ PARAMS = {"scale": np.float32(1)}
 def test_more_images_help():
     text = CENTERS + 0.1
     text /= np.linalg.norm(text, axis=1, keepdims=True)
-    evaluate = FewShot(pool=eyes(60, 0), test=eyes(40, 1), classes=CLASSES, class_features=lambda encode: text,
+
+    def class_features(encode):
+        encode({"text": np.zeros((1, 4), np.int32)})
+        return text
+
+    evaluate = FewShot(pool=eyes(60, 0), test=eyes(40, 1), classes=CLASSES, class_features=class_features,
                        shots=(1, 8), seeds=2)  # fmt: skip
     found = evaluate(forward, PARAMS, {})
     assert found["zero_shot_0_macro_auc"] > 0.8

@@ -69,8 +69,7 @@ class FewShot:
         test = self._rows(forward, params, extra, self.test, self.test_fingerprint)
         text, log_scale, methods = None, 0.0, [m for m in self.methods if m == "linear"]
         if self.class_features is not None:
-            text = self.class_features(lambda batch: forward(params, extra, batch))
-            log_scale = math.log(float(forward(params, extra, {})["logit_scale"]))
+            text, log_scale = self._heads(forward, params, extra)
             methods = list(self.methods)
         table, kept = [], {}
         for method in methods:
@@ -80,6 +79,19 @@ class FewShot:
                 kept[f"{method}_{shots}_probabilities"] = np.stack([probabilities for probabilities, _ in found])
                 table += [(method, shots, seed, *row) for seed, (_, row) in enumerate(found)]
         return _means(table) | _columns(table) | kept | {"labels": test["label"]}
+
+    def _heads(self, forward: Forward, params: Params, extra: Extra) -> tuple[np.ndarray, float]:
+        """Class features f32 [K E] and the log of the logit scale."""
+        said: dict[str, float] = {}
+
+        def encode(batch: Batch) -> dict[str, np.ndarray]:
+            out = forward(params, extra, batch)
+            said["logit_scale"] = float(out["logit_scale"])
+            return out
+
+        assert self.class_features is not None
+        text = self.class_features(encode)
+        return text, math.log(said.get("logit_scale", 1.0))
 
     def _rows(self, forward: Forward, params: Params, extra: Extra, data: Any, fingerprint: str) -> Rows:
         beside = ("label", "patient") if self.by_patient else ("label",)

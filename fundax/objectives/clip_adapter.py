@@ -170,7 +170,7 @@ def _fit(
     optimizer = optim.adamw(rate, eps=eps, weight_decay=weight_decay, decay=lambda path, leaf: True)
     rng = jax.random.key(0)  # no randomness in either loss
 
-    def step(carry: tuple[Params, Any], rows: jax.Array) -> tuple[tuple[Params, Any], None]:
+    def step(carry: tuple[Any, Any], rows: jax.Array) -> tuple[tuple[Any, Any], None]:
         params, state = carry
         batch = {name: array[rows] for name, array in arrays.items()} | ({"row": rows} if storage_quirk else {})
         grads = jax.grad(lambda p: objective.loss(p, extra, batch, rng, jnp.zeros((), jnp.int32))[0])(params)

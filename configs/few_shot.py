@@ -1,0 +1,140 @@
+"""python launch.py train configs/few_shot.py --model runs/quickstart --workdir runs/few_shot
+
+What a few labelled images are worth on top of a pretrained image-text model: none, 1, 2, 4, 8 and 16 per class, by
+logistic regression, CLIP-Adapter and Tip-Adapter(-F). Nothing of the model is trained; features are taken once.
+The images to learn from and those to test on share no patient: --data labels.csv,images=photos --split split.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+import optax
+
+from data_pipelines import knowledge, text
+from data_pipelines.frozen_splits import read_split, stratified, write_split
+from data_pipelines.memory import Remembered
+from data_pipelines.named_sources import named
+from data_pipelines.pipeline import once, train
+from data_pipelines.records import DataError, Source
+from data_pipelines.splits import select
+from data_pipelines.synthetic import Eyes
+from data_pipelines.transforms import Keep, SingleView, eval_step
+from fundax.encoders.clip_text import TextTransformer
+from fundax.encoders.vit import ViT
+from fundax.errors import UserError
+from fundax.evals.few_shot import FewShot
+from fundax.evals.zero_shot import class_features
+from fundax.objectives.clip import CLIP, MEAN, STD
+from fundax.predict import Model, load
+from fundax.recipe import Every, Recipe
+
+
+def recipe(
+    *,
+    model: str = "",
+    which: str = "latest",
+    data: str = "",
+    split: str = "",
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16),
+    seeds: int = 5,
+    methods: tuple[str, ...] = ("zero_shot", "linear", "clip_adapter", "tip_adapter", "tip_adapter_f"),
+    cache: str = "",
+    batch: int = 64,
+    seed: int = 0,
+    smoke: bool = False,
+) -> Recipe:
+    """FLAIR's protocol on features of one model.
+
+    Args:
+        model: a run, an import, or an exported folder.
+        which: checkpoint of a run: latest, best or a step.
+        data: one labelled source (data_pipelines/named_sources.py); empty takes synthetic eyes never trained on.
+        split: file that holds who is in which part; written at the first use, read afterwards. Cite its digest.
+        shots: images per class.
+        seeds: draws of each.
+        methods: of evals/few_shot.py.
+        cache: folder that keeps features of synthetic eyes, or of a CSV as long as neither it nor the split changes.
+        batch: images in a forward pass.
+        seed: of the split.
+        smoke: one draw of one image per class, with a model that knows nothing.
+    """
+    if not model and not smoke:
+        raise UserError("--model is missing: a run, an import, or an exported folder")
+    use = tiny() if smoke else load(model, which if not which.isdigit() else int(which))
+    if use.tokenizer is None:
+        raise UserError(f"{model} came without a tokenizer, and the adapters start from the names of the classes")
+    shots, seeds = ((1,), 1) if smoke else (shots, seeds)
+    pool, test = parts(data, split, seed, int(use.preprocessing["image_size"]), 28 if smoke else 420)
+    classes = getattr(pool, "classes", ())
+    known, modality = knowledge.bundled(), pool[0].views[0].modality
+    prompts = [use.tokenizer(list(known.ensemble(name, modality))) for name in classes]
+    steps = (SingleView(text=None, targets=("label",)), eval_step(use.preprocessing), Keep(("image", "label")))
+    told = fingerprint(data, split, seed)
+    return Recipe(
+        objective=use.objective,
+        train=train(pool, steps, batch=batch, seed=seed, workers=0),
+        optimizer=optax.identity(),
+        steps=0,
+        batch=batch,
+        evals={
+            "few_shot": FewShot(
+                pool=once(pool, steps, batch=batch),
+                test=once(test, steps, batch=batch),
+                classes=classes,
+                class_features=partial(class_features, prompts=prompts),
+                shots=shots,
+                seeds=seeds,
+                methods=methods,
+                cache=cache,
+                pool_fingerprint=told and f"pool of {told}",
+                test_fingerprint=told and f"test of {told}",
+            )
+        },
+        init_from=() if smoke else (lambda fresh: use.params,),
+        every=Every(log=0, save=0, eval=0),
+        seed=seed,
+        preprocessing=use.preprocessing,
+        tokenizer=use.tokenizer,
+    )
+
+
+def parts(data: str, split: str, seed: int, size: int, count: int) -> tuple[Source, Source]:
+    """Images to learn from, and to test on: no patient is in both."""
+    if not data:
+        eyes = [Eyes(count, seed, start, size=size) for start in (3_000_000, 4_000_000)]
+        return Remembered(eyes[0]), Remembered(eyes[1])
+    source = named(data).source
+    if split and Path(split).is_file():
+        found = read_split(split, source)
+        if missing := {"train", "test"} - set(found):
+            raise DataError(f"{split} has no part {min(missing)!r}, only {', '.join(found)}")
+        return found["train"], found["test"]
+    records = [source[row] for row in range(len(source))]
+    if lacking := [r for r, record in enumerate(records) if "label" not in record.targets]:
+        raise DataError(f"{data}: row {lacking[0] + 1} has no label; expected a column label")
+    patients = [record.patient for record in records]
+    rows = stratified(patients, [int(record.targets["label"]) for record in records], {"train": 0.5, "test": 0.5}, seed)
+    if split:
+        write_split(split, patients, rows, seed=seed, source=data)
+    return select(source, rows["train"]), select(source, rows["test"])
+
+
+def fingerprint(data: str, split: str, seed: int) -> str:
+    """What the features are of; "" where that cannot be told, and they are not kept. Images are taken not to change."""
+    table = Path(data.split(",")[0])
+    if data and not table.is_file():
+        return ""
+    files = [path for path in (table, Path(split)) if path.is_file()] if data else []
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return " ".join((data or "synthetic", str(seed), *digests))
+
+
+def tiny() -> Model:
+    """The model of --smoke: fresh weights."""
+    words = text.bundled(48)
+    towers = ViT(32, 8, 32, 1, 2), TextTransformer(words.vocab_size, words.context, 32, 1, 2)
+    facts = {"image_size": 32, "mean": MEAN, "std": STD, "resize": "squash", "interpolation": "bicubic"}
+    return Model(CLIP(*towers, embed=32), {}, facts, words)
