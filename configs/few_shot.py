@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optax
 
@@ -22,14 +23,17 @@ from data_pipelines.records import DataError, Source
 from data_pipelines.splits import select
 from data_pipelines.synthetic import Eyes
 from data_pipelines.transforms import Keep, SingleView, eval_step
+from fundax.checkpoint import load_params
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.errors import UserError
 from fundax.evals.few_shot import FewShot
 from fundax.evals.zero_shot import class_features
+from fundax.folder import read_json
 from fundax.objectives.clip import CLIP, MEAN, STD
-from fundax.predict import Model, load
+from fundax.pretrained import is_run, read_objective
 from fundax.recipe import Every, Recipe
+from fundax.types import Objective
 
 
 def recipe(
@@ -49,7 +53,7 @@ def recipe(
     """FLAIR's protocol on features of one model.
 
     Args:
-        model: a run, an import, or an exported folder.
+        model: a run, or the import (launch.py import) of another program's weights.
         which: checkpoint of a run: latest, best or a step.
         data: one labelled source (data_pipelines/named_sources.py); empty takes synthetic eyes never trained on.
         split: file that holds who is in which part; written at the first use, read afterwards. Cite its digest.
@@ -61,20 +65,16 @@ def recipe(
         seed: of the split.
         smoke: one draw of one image per class, with a model that knows nothing.
     """
-    if not model and not smoke:
-        raise UserError("--model is missing: a run, an import, or an exported folder")
-    use = tiny() if smoke else load(model, which if not which.isdigit() else int(which))
-    if use.tokenizer is None:
-        raise UserError(f"{model} came without a tokenizer, and the adapters start from the names of the classes")
+    objective, facts, words = tiny() if smoke else opened(model)
     shots, seeds = ((1,), 1) if smoke else (shots, seeds)
-    pool, test = parts(data, split, seed, int(use.preprocessing["image_size"]), 28 if smoke else 420)
+    pool, test = parts(data, split, seed, int(facts["image_size"]), 28 if smoke else 420)
     classes = getattr(pool, "classes", ())
     known, modality = knowledge.bundled(), pool[0].views[0].modality
-    prompts = [use.tokenizer(list(known.ensemble(name, modality))) for name in classes]
-    steps = (SingleView(text=None, targets=("label",)), eval_step(use.preprocessing), Keep(("image", "label")))
+    prompts = [words(list(known.ensemble(name, modality))) for name in classes]
+    steps = (SingleView(text=None, targets=("label",)), eval_step(facts), Keep(("image", "label")))
     told = fingerprint(data, split, seed)
     return Recipe(
-        objective=use.objective,
+        objective=objective,
         train=train(pool, steps, batch=batch, seed=seed, workers=0),
         optimizer=optax.identity(),
         steps=0,
@@ -93,11 +93,11 @@ def recipe(
                 test_fingerprint=told and f"test of {told}",
             )
         },
-        init_from=() if smoke else (lambda fresh: use.params,),
+        init_from=() if smoke else (lambda fresh: load_params(model, which)[0],),
         every=Every(log=0, save=0, eval=0),
         seed=seed,
-        preprocessing=use.preprocessing,
-        tokenizer=use.tokenizer,
+        preprocessing=facts,
+        tokenizer=words,
     )
 
 
@@ -132,9 +132,21 @@ def fingerprint(data: str, split: str, seed: int) -> str:
     return " ".join((data or "synthetic", str(seed), *digests))
 
 
-def tiny() -> Model:
+def opened(model: str) -> tuple[Objective, dict[str, Any], text.Tokenizer]:
+    """Objective, preprocessing and tokenizer of a run. The adapters start from class names, so they need the last."""
+    if not model:
+        raise UserError("--model is missing: a run, or an import of weights")
+    run = Path(model)
+    if not is_run(run):
+        raise UserError(f"{model} is no run; bring other weights in by: launch.py import {model} --workdir RUN")
+    if not (run / "tokenizer").is_dir():
+        raise UserError(f"{model} came without a tokenizer, and the adapters start from the names of the classes")
+    return read_objective(run), read_json(run / "preprocessing.json"), text.load(run / "tokenizer")
+
+
+def tiny() -> tuple[Objective, dict[str, Any], text.Tokenizer]:
     """The model of --smoke: fresh weights."""
     words = text.bundled(48)
     towers = ViT(32, 8, 32, 1, 2), TextTransformer(words.vocab_size, words.context, 32, 1, 2)
     facts = {"image_size": 32, "mean": MEAN, "std": STD, "resize": "squash", "interpolation": "bicubic"}
-    return Model(CLIP(*towers, embed=32), {}, facts, words)
+    return CLIP(*towers, embed=32), facts, words

@@ -1,15 +1,19 @@
-"""Sentences that put a condition into a report: of the patient, of the left eye, of the right eye; two languages."""
+"""Sentences that put a condition into a report: of the patient, of the left eye, of the right eye; two languages.
+
+Of the patient they say "both eyes", as the prompts of RET-CLIP's authors do: a bare name says less to a text tower
+that has read reports, and a statement for each eye is matched by its sides before its condition.
+"""
 
 from __future__ import annotations
 
 TEMPLATES = {
     "en": {
-        "patient": ("{}.", "Both eyes: {}.", "Right eye: {0}. Left eye: {0}."),
+        "patient": ("Both eyes: {}.", "OU: {}.", "Bilaterally: {}."),
         "left": ("Left eye: {}.", "In the left eye, {}.", "OS: {}."),
         "right": ("Right eye: {}.", "In the right eye, {}.", "OD: {}."),
     },
     "zh": {
-        "patient": ("{}。", "双眼：{}。", "右眼：{0}。左眼：{0}。"),
+        "patient": ("双眼：{}。", "双眼均见：{}。"),
         "left": ("左眼：{}。", "左眼（OS）：{}。"),
         "right": ("右眼：{}。", "右眼（OD）：{}。"),
     },

@@ -48,7 +48,8 @@ def test_language_and_prompts():
     assert language_of("DR II期") == "zh"
     assert language_of("glaucoma") == "en"
     assert prompts("青光眼", "left")[0] == "左眼：青光眼。"
-    assert prompts("drusen", "patient")[-1] == "Right eye: drusen. Left eye: drusen."
+    assert prompts("drusen", "patient")[0] == "Both eyes: drusen."
+    assert all("双眼" in prompt for prompt in prompts("青光眼", "patient"))
 
 
 def test_both_eyes(model, eyes):
