@@ -2,20 +2,22 @@
 
     python benchmarks/cold_start.py
 
-Every row is processes of their own, in turn, medians. A first step is `launch.py train configs/mm_fundus_clip.py --smoke`
-from start to end with one step, with an empty compilation cache and again with the one that left; a prediction loads that run.
+Every row is processes of their own, in turn, medians; `cpu` is their processor time, which a busy machine disturbs less.
+A first step is `launch.py train configs/mm_fundus_clip.py --smoke` from start to end with one step, with an empty
+compilation cache and again with the one that left; a prediction loads that run.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import tyro
 from record import Table, record
 
@@ -27,24 +29,26 @@ load(sys.argv[1]).zero_shot([np.zeros((32, 32, 3), np.uint8)], ["healthy", "glau
 """
 
 
-def seconds(command: list[str], cache: str) -> float:
-    """Wall time of one process; its output is shown if it fails."""
+def seconds(command: list[str], cache: str) -> tuple[float, float]:
+    """(wall, processor) time of one process; its output is shown if it fails."""
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     env["PYTHONPATH"] = str(REPO)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, *command], cwd=REPO, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return time.perf_counter() - start, used
 
 
-def in_turn(commands: dict[str, list[str]], cache: str, repeats: int) -> dict[str, float]:
-    """Median seconds of each."""
-    times: dict[str, list[float]] = {name: [] for name in commands}
+def in_turn(commands: dict[str, list[str]], cache: str, repeats: int) -> dict[str, np.ndarray]:
+    """Median (wall, processor) seconds of each."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(repeats):
         for name, command in commands.items():
             times[name].append(seconds(command, cache))
-    return {name: statistics.median(its) for name, its in times.items()}
+    return {name: np.median(its, axis=0) for name, its in times.items()}
 
 
 def main(repeats: int = 3, keep: bool = True) -> None:
@@ -59,7 +63,7 @@ def main(repeats: int = 3, keep: bool = True) -> None:
         }
         found = in_turn(imports, cache, repeats)
 
-        def first_step() -> float:
+        def first_step() -> tuple[float, float]:
             words = [
                 "launch.py",
                 "train",
@@ -72,14 +76,15 @@ def main(repeats: int = 3, keep: bool = True) -> None:
             ]
             return seconds([*words, "--workdir", f"{scratch}/{next(runs)}"], cache)
 
-        found["first step, nothing compiled before"] = first_step()
-        found["first step, again"] = statistics.median(first_step() for _ in range(repeats))
+        found["first step, nothing compiled before"] = np.array(first_step())
+        found["first step, again"] = np.median([first_step() for _ in range(repeats)], axis=0)
         predict = ["-c", PREDICT, f"{scratch}/0"]
-        found["first prediction, nothing compiled before"] = seconds(predict, cache)
-        found["first prediction, again"] = statistics.median(seconds(predict, cache) for _ in range(repeats))
-    rows = [[name, f"{s:.2f}", f"{s / found['import jax']:.2f}"] for name, s in found.items()]
+        found["first prediction, nothing compiled before"] = np.array(seconds(predict, cache))
+        found["first prediction, again"] = np.median([seconds(predict, cache) for _ in range(repeats)], axis=0)
+    jax = found["import jax"][1]
+    rows = [[name, f"{wall:.2f}", f"{cpu:.2f}", f"{cpu / jax:.2f}"] for name, (wall, cpu) in found.items()]
     title = f"Fresh processes, medians of {repeats}"
-    record("Cold start", [Table(title, ("what", "seconds", "/ import jax"), rows)], keep=keep)
+    record("Cold start", [Table(title, ("what", "wall s", "cpu s", "cpu / import jax"), rows)], keep=keep)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
     python benchmarks/loss_memory.py                                   # memory at 4k to 64k, compiled and never run
     python benchmarks/loss_memory.py --time --batches 2048 8192 32768  # and time
 
-Eight virtual CPU devices (or the accelerators there are). Memory is XLA's own count of temporaries per device; time is the
-median of runs of the two in turn.
+Eight virtual CPU devices (or the accelerators there are). Memory is XLA's own count of temporaries per device; times are
+medians of runs of the two in turn, on the wall and of the processor over all threads, which a busy machine disturbs less.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from typing import Any
 
@@ -20,6 +19,7 @@ os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from jax.sharding import Mesh
 from record import Table, record
@@ -62,29 +62,30 @@ def features(batch: int, width: int, mesh: Mesh) -> tuple:
     return tuple(jax.device_put(x / jnp.linalg.norm(x, axis=-1, keepdims=True), rows) for x in (image, text))
 
 
-def seconds(steps: list, arguments: tuple, repeats: int) -> list[float]:
-    """Medians of alternated runs, after one uncounted run of each."""
-    times: list[list[float]] = [[] for _ in steps]
+def seconds(steps: list, arguments: tuple, repeats: int) -> list[np.ndarray]:
+    """Medians of (wall, processor) seconds of alternated runs, after one uncounted run of each."""
+    times: list[list[tuple[float, float]]] = [[] for _ in steps]
     for _ in range(repeats + 1):
         for step, its in zip(steps, times, strict=True):
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             jax.block_until_ready(step(*arguments))
-            its.append(time.perf_counter() - start)
-    return [statistics.median(its[1:]) for its in times]
+            its.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return [np.median(its[1:], axis=0) for its in times]
 
 
 def time_table(chosen: dict, batches: tuple[int, ...], width: int, repeats: int, mesh: Mesh) -> Table:
-    """Loss and gradients; the ratio is the ring's time over the plain loss's."""
+    """Loss and gradients; the ratios are the ring's time over the plain loss's."""
     rows = []
     for batch in batches:
         pair = features(batch, width, mesh)
         for name, (plain, ringed, numbers) in chosen.items():
             arguments = (*pair, *(jnp.float32(x) for x in (20.0, -10.0)[:numbers]))
             steps = [compiled(f, numbers, batch, width, mesh) for f in (plain, ringed)]
-            slow, fast = seconds(steps, arguments, repeats)
-            rows.append([name, f"{batch:,}", f"{slow:.3f}", f"{fast:.3f}", f"{fast / slow:.2f}"])
-    title = f"Time of loss and gradients, width {width}, {mesh.size} devices, medians of {repeats}"
-    return Table(title, ("loss", "batch", "plain, s", "ring, s", "ring / plain"), rows)
+            first, second = seconds(steps, arguments, repeats)
+            said = [f"{b / a:.2f} = {b:.2f} s / {a:.2f} s" for a, b in zip(first, second, strict=True)]
+            rows.append([name, f"{batch:,}", *said])
+    title = f"Time of loss and gradients, width {width}, {mesh.size} devices, medians of {repeats}: ring / plain"
+    return Table(title, ("loss", "batch", "wall", "processor"), rows)
 
 
 def main(
