@@ -41,7 +41,7 @@ def smoke(where, steps):
 
 def linear(where, steps):
     from linear import recipe
-    given = recipe(steps=steps, evals={}, mesh=(-1, 1), every=Every(1, 2, 0))
+    given = recipe(steps=steps, mesh=(-1, 1), every=Every(1, 2, 0))
     several.fit_noting(given, folder / where)
 
 work = {"smoke": smoke, "linear": linear}[job]
@@ -88,8 +88,19 @@ def test_smoke_runs_of_two_processes_are_those_of_one_and_go_on_as_one(tmp_path)
 def test_a_run_goes_on_as_any_number_of_processes(tmp_path):
     job(tmp_path, "linear", 4, 8)
     same(tmp_path, "saved", SAVING, 1, 4)
+    expected = evaluations(tmp_path / "whole")
+    assert [step for step, _ in expected] == [0, 8]
     for shape in LATER:
-        same(tmp_path, str(shape).replace(" ", ""), shape, 5, 8)
+        name = str(shape).replace(" ", "")
+        same(tmp_path, name, shape, 5, 8)
+        found = evaluations(tmp_path / name)
+        assert [step for step, _ in found] == [0, 4, 8], "evaluated once, by all together"
+        np.testing.assert_allclose((found[0][1], found[-1][1]), [value for _, value in expected], rtol=1e-5)
+
+
+def evaluations(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["held_out/error"]) for row in rows if "held_out/error" in row]
 
 
 PLATFORMS = """

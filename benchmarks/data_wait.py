@@ -1,0 +1,78 @@
+"""The share of time a training run waits for its data, from ArrayRecord shards: python benchmarks/data_wait.py
+
+Writes synthetic photographs of 320 px as shards of 256 px, and trains a small CLIP (ViT of 4 layers, width 192, 224 px)
+from them with the published augmentation, once with threads and once with a worker process. Prints `train/data_wait` as
+the trainer logs it. A model of this size on a CPU leaves much time for reading; an accelerator is fed by more workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from data_pipelines import text
+from data_pipelines.convert import Sizing, convert
+from data_pipelines.pipeline import train
+from data_pipelines.shards import array_records
+from data_pipelines.synthetic import Eyes
+from data_pipelines.transforms import Keep, SingleView, Tokenize, extra_aug
+from fundax.encoders.clip_text import TextTransformer
+from fundax.encoders.vit import ViT
+from fundax.objectives.clip import CLIP
+from fundax.optim import adamw, constant
+from fundax.recipe import Every, Recipe
+from fundax.train import fit
+
+
+def recipe(shards: Path, workers: int, batch: int, steps: int) -> Recipe:
+    """The run that is measured."""
+    words = text.bundled(context=48)
+    chain = (SingleView(size_hint=None), *extra_aug(224), Tokenize(words), Keep(("image", "text")))
+    return Recipe(
+        objective=CLIP(ViT(224, 16, 192, 4, 3), TextTransformer(words.vocab_size, words.context, 192, 2, 3), embed=192),
+        train=train(array_records(shards), chain, batch=batch, workers=workers),
+        optimizer=adamw(constant(1e-4)),
+        steps=steps,
+        batch=batch,
+        every=Every(log=max(steps // 5, 1), save=0, eval=0),
+    )
+
+
+def measure(folder: Path, shards: Path, workers: int, batch: int, steps: int) -> tuple[float, float]:
+    """Medians of (images per second, share of time waited for data) over the rows the trainer logs."""
+    fit(recipe(shards, workers, batch, steps), folder)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "train/data_wait" in row]
+    speed = statistics.median(row["train/images_per_second"] for row in rows)
+    return speed, statistics.median(row["train/data_wait"] for row in rows)
+
+
+def main(batch: int = 16, steps: int = 10, images: int = 96) -> None:
+    """Both rows of the table."""
+    load = os.getloadavg()[0]
+    table = Table("reading", "images/s", "data wait")
+    with tempfile.TemporaryDirectory() as folder:
+        shards = convert(Eyes(images, size=320), Path(folder, "shards"), Sizing(256), shard=32)
+        for workers in (0, 1):
+            speed, wait = measure(Path(folder, str(workers)), shards, workers, batch, steps)
+            name = f"{workers} worker process" if workers else "threads of the trainer"
+            table.add_row(name, f"{speed:.1f}", f"{wait:.1%}")
+    Console().print(table)
+    print(
+        f"{os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}, {date.today()}, load {load:.1f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))
