@@ -8,18 +8,13 @@ the trainer logs it. A model of this size on a CPU leaves much time for reading;
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 
-import jax
 import tyro
-from rich.console import Console
-from rich.table import Table
+from record import Table, record
 
 from data_pipelines import text
 from data_pipelines.convert import Sizing, convert
@@ -58,20 +53,16 @@ def measure(folder: Path, shards: Path, workers: int, batch: int, steps: int) ->
     return speed, statistics.median(row["train/data_wait"] for row in rows)
 
 
-def main(batch: int = 16, steps: int = 10, images: int = 96) -> None:
-    """Both rows of the table."""
-    load = os.getloadavg()[0]
-    table = Table("reading", "images/s", "data wait")
+def main(batch: int = 16, steps: int = 10, images: int = 96, keep: bool = True) -> None:
+    """Both rows of the table, which `keep` adds to docs/performance.md."""
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         shards = convert(Eyes(images, size=320), Path(folder, "shards"), Sizing(256), shard=32)
         for workers in (0, 1):
             speed, wait = measure(Path(folder, str(workers)), shards, workers, batch, steps)
-            name = f"{workers} worker process" if workers else "threads of the trainer"
-            table.add_row(name, f"{speed:.1f}", f"{wait:.1%}")
-    Console().print(table)
-    print(
-        f"{os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}, {date.today()}, load {load:.1f}"
-    )
+            rows.append(("a worker process" if workers else "threads of the trainer", f"{speed:.1f}", f"{wait:.1%}"))
+    title = f"Training from ArrayRecord shards, batch {batch}, medians of the rows that the trainer logs"
+    record("Waiting for data", [Table(title, ("reading", "images/s", "data wait"), rows)], keep=keep)
 
 
 if __name__ == "__main__":
