@@ -161,6 +161,19 @@ def test_draw_run_draws_what_is_there(tmp_path):
         figures.draw_run(tmp_path / "nothing")
 
 
+def test_few_shot_results(drawn, tmp_path):
+    """A run of evaluations alone has no curves; a draw alone has no spread."""
+    (tmp_path / "evals").mkdir()
+    table = {"method": ["zero_shot", "linear", "linear", "linear"], "shots": [0, 1, 1, 4]}
+    table |= {"balanced_accuracy": [0.4, 0.3, 0.5, 0.6], "macro_auc": [0.7, 0.6, 0.8, 0.9]}
+    np.savez(tmp_path / "evals" / "few_shot.npz", **{key: np.array(value) for key, value in table.items()})
+    _metrics(tmp_path / "metrics.jsonl", [{"step": 0, "few_shot/linear_1_macro_auc": 0.7}])
+    assert [path.name for path in figures.draw_run(tmp_path)] == ["few_shot_shots.png"]
+    left = drawn[0].axes[0]
+    assert left.containers[0].lines[0].get_ydata().tolist() == [0.4, 0.6]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["zero shot", "linear"]
+
+
 @pytest.mark.parametrize("labels", [np.array([0, 1]), np.array([0, 0, 0, 1, 7]), np.zeros((5, 3))])
 def test_shapes_and_labels_are_checked(labels, tmp_path):
     with pytest.raises(UserError, match="expected"):

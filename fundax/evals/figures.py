@@ -144,8 +144,42 @@ def pairs(pictures: np.ndarray, rebuilt: np.ndarray, path: str | Path) -> Path:
     return Path(path)
 
 
+def shots(table: Mapping[str, np.ndarray], path: str | Path) -> Path:
+    """Few-shot results: a line per method over images per class, mean and standard deviation of the draws.
+
+    table: method, shots, balanced_accuracy and macro_auc [rows], a row per draw, as a few-shot eval keeps them; shots
+    0 (nothing labelled) is a level line. Returns the path written.
+    """
+    method, count = np.asarray(table["method"]), np.asarray(table["shots"])
+    ticks = sorted({int(n) for n in count if n})
+    with _figure(path, (9.4, 3.9), []) as (figure, _):
+        for axes, (key, title) in zip(figure.subplots(1, 2), _SHOWN.items(), strict=True):
+            for k, name in enumerate(dict.fromkeys(method)):
+                draws = {n: table[key][(method == name) & (count == n)] for n in np.unique(count[method == name])}
+                label, style = str(name).replace("_", " "), _style(k)
+                if list(draws) == [0]:
+                    axes.axhline(draws[0].mean(), label=label, **style)
+                    continue
+                means, spread = (
+                    [d.mean() for d in draws.values()],
+                    [d.std(ddof=min(1, len(d) - 1)) for d in draws.values()],
+                )
+                axes.errorbar(list(draws), means, spread, label=label, marker="o", markersize=3.5, capsize=2.5, **style)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(ticks, [str(n) for n in ticks], minor=False)
+            axes.set(xlabel="Labelled images per class")
+            axes.set_title(title, loc="left")
+            _plain(axes)
+        figure.axes[0].legend(frameon=False, fontsize=8, loc="best")
+    return Path(path)
+
+
+_SHOWN = {"balanced_accuracy": "Balanced accuracy", "macro_auc": "Macro AUC"}
+
+
 def draw_run(workdir: str | Path) -> list[Path]:
-    """Draw what a workdir has into figures/: training curves; the matrix and the ROC of a classification; rebuilt images.
+    """Draw what a workdir has into figures/: training curves; the matrix and the ROC of a classification; rebuilt images;
+    few-shot results.
 
     Reads metrics.jsonl and evals/*.npz (with labels, classes and logits, or pictures and rebuilt). Returns the paths written.
     Raises UserError where there is nothing to draw.
@@ -153,12 +187,15 @@ def draw_run(workdir: str | Path) -> list[Path]:
     workdir = Path(workdir)
     folder = workdir / "figures"
     written = []
-    if (workdir / "metrics.jsonl").exists():
+    metrics = workdir / "metrics.jsonl"
+    if metrics.exists() and _panels(_series(metrics)):  # a run of evaluations alone has no curves
         written.append(curves(workdir / "metrics.jsonl", folder / "training_curves.png"))
     for file in sorted((workdir / "evals").glob("[!.]*.npz")):
         with np.load(file, allow_pickle=False) as stored:
             if {"pictures", "rebuilt"} <= set(stored):
                 written.append(pairs(stored["pictures"], stored["rebuilt"], folder / f"{file.stem}_pictures.png"))
+            if {"method", "shots", *_SHOWN} <= set(stored):
+                written.append(shots({key: stored[key] for key in stored}, folder / f"{file.stem}_shots.png"))
             if not {"labels", "classes", "logits"} <= set(stored):
                 continue
             labels, classes, logits = (stored[key] for key in ("labels", "classes", "logits"))
@@ -167,7 +204,7 @@ def draw_run(workdir: str | Path) -> list[Path]:
         classes = [str(name) for name in classes]
         written.append(confusion(labels, logits, classes, folder / f"{file.stem}_confusion.png"))
         written.append(roc(labels, logits, classes, folder / f"{file.stem}_roc.png"))
-    if not written:
+    if not written and not metrics.exists():
         raise UserError(f"{workdir}: neither metrics.jsonl nor evals/*.npz; expected the folder of a run")
     return written
 
