@@ -26,6 +26,7 @@ FILE_NAMES = (
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "ret_clip.pt",
 )
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # training programs put the tensors one level down

@@ -1,6 +1,7 @@
 """RET-CLIP's files, both ways: both numberings of the text heads, prefixes, old code, Chinese-CLIP, another image size."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -111,6 +112,16 @@ def test_keys_that_do_not_fit_are_named(state):
         to_fundax(state | {"single_feature_mapping.weight": np.zeros((2, 2), np.float32)}, **HEADS)
     with pytest.raises(UserError, match=r"lacks visual\.conv1\.weight"):
         to_fundax({}, **HEADS)
+
+
+def test_a_model_the_peer_would_compute_otherwise_is_not_exported(state):
+    objective, params = to_fundax(state, **HEADS)
+    mean = replace(objective, text=objective.text.clone(pool="mean"))
+    with pytest.raises(UserError, match=r"cannot hold this model: text\.pool is mean, there it is cls"):
+        from_fundax(mean, params)
+    exact = replace(objective, image=objective.image.clone(activation=jax.nn.gelu))
+    with pytest.raises(UserError, match=r"image\.activation is gelu, there it is quick_gelu"):
+        from_fundax(exact, params)
 
 
 def test_another_image_size_moves_positions_by_the_peers_rule(state):

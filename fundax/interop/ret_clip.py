@@ -38,6 +38,11 @@ model.load_state_dict(state)  # the peer's model, wrapped in DistributedDataPara
 """
 IGNORED = ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "position_ids")  # used by nothing there
 _HEAD_WIDTHS = {1280: 80}  # of ViT-H/14; every other tower of the peer has heads of 64
+# Fields that shapes do not show, whose defaults are the peer's.
+_MEANING = {
+    "image": ("activation", "epsilon", "pool", "norm_after_pool"),
+    "text": ("activation", "epsilon", "pool", "pool_layers"),
+}
 _log = logging.getLogger("fundax")
 
 
@@ -71,8 +76,18 @@ def to_fundax(
 
 
 def from_fundax(objective: RetCLIP, params: Params) -> State:
-    """RET-CLIP's state dict (fp32), without prefix. Raises UserError for parameters it has no place for."""
-    return layout.write(table(objective, {}), params, NAME)
+    """RET-CLIP's state dict (fp32), without prefix.
+
+    Raises UserError for parameters it has no place for, and for a model that the peer's code would compute otherwise.
+    """
+    rows = table(objective, {})
+    for tower, module, plain in (("image", objective.image, ViT), ("text", objective.text, BERT)):
+        for name in _MEANING[tower]:
+            ours, theirs = getattr(module, name), getattr(plain, name)
+            if ours != theirs:
+                said = [getattr(value, "__name__", value) for value in (ours, theirs)]
+                raise UserError(f"{NAME} cannot hold this model: {tower}.{name} is {said[0]}, there it is {said[1]}")
+    return layout.write(rows, params, NAME)
 
 
 def write_checkpoint(objective: RetCLIP, params: Params, path: str | Path) -> None:
