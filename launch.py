@@ -136,6 +136,9 @@ def compile_(argv: list[str]) -> None:
     parser.add_argument("--topology", help="v5e:4x4, v5p:2x4x4, v6e:16x16, v5e:4x4*2 (two slices), ...")
     parser.add_argument("--mesh", help="data,model or data,fsdp,model instead of the config's; one may be -1")
     parser.add_argument("--shardings", action="store_true", help="print how every array of the state is split")
+    parser.add_argument(
+        "--count", action="store_true", help="compile nothing: memory of the state and FLOPs, in seconds"
+    )
     own, rest = parser.parse_known_args(argv)
     if own.topology:
         os.environ["JAX_PLATFORMS"] = "cpu"  # the host needs no accelerator, and one that is there is not wanted
@@ -153,7 +156,7 @@ def compile_(argv: list[str]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 132)
     if own.shardings:
         console.print(aot.shardings_table(recipe, aot.target(recipe, own.topology)[0]))
-    report = aot.compile_step(recipe, own.topology)
+    report = aot.compile_step(recipe, own.topology, not own.count)
     console.print(aot.tables(report))
     if report.fits is False:
         raise SystemExit(1)

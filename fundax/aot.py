@@ -48,7 +48,7 @@ class Report:
     parameters: int
     state: int  # bytes: parameters, optimizer state and extra state
     arguments: int  # bytes: the state and the batch
-    temporaries: int | None  # bytes: activations, gradients; None where the compiler refused
+    temporaries: int | None  # bytes: activations, gradients; None where the compiler refused or was not asked
     communication: tuple[Collective, ...]
     model_flops: int  # of the step, without what remat repeats
     done_flops: int  # the same with it
@@ -62,25 +62,30 @@ class Report:
 
     @property
     def fits(self) -> bool | None:
-        """None where the chip is unknown."""
-        if self.refused or self.temporaries is None:
+        """None where the chip is unknown, or nothing was compiled and the arguments alone fit."""
+        if self.refused:
             return False
-        return None if self.chip is None else self.arguments + self.temporaries <= self.chip.memory
+        if self.chip is None:
+            return None
+        if self.temporaries is None:
+            return False if self.arguments > self.chip.memory else None
+        return self.arguments + self.temporaries <= self.chip.memory
 
     def roofline(self) -> dict[str, float]:
         """Seconds by resource; empty where the chip is unknown or the program does not fit.
 
         Memory: products read and write their operands once, the state is read and written once. Interconnect: what
-        leaves a device, over all its links in one direction.
+        leaves a device, over all its links in one direction; only a compiled program says what does.
         """
-        if self.chip is None or not self.fits:
+        if self.chip is None or self.fits is False:
             return {}
-        leaving = sum(c.moved for c in self.communication)
-        return {
+        seconds = {
             "compute": self.done_flops / self.devices / self.chip.flops,
             "memory": (self.moved / self.devices + 2 * self.state) / self.chip.bandwidth,
-            "interconnect": leaving / (self.chip.links / 2),
         }
+        if self.temporaries is not None:
+            seconds["interconnect"] = sum(c.moved for c in self.communication) / (self.chip.links / 2)
+        return seconds
 
     def mfu(self, seconds: float) -> float:
         """Model FLOPs of a step of so many seconds, over what the chips could do in them."""
@@ -88,9 +93,10 @@ class Report:
         return self.model_flops / self.devices / self.chip.flops / seconds
 
 
-def compile_step(recipe: Recipe, topology: str | None = None) -> Report:
+def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = True) -> Report:
     """Compile `recipe`'s train step for a slice such as "v5p:4x8x8" ("v5e:4x4*2" for two slices), or for the devices here.
 
+    Without `compiling`, in seconds instead of minutes, only what needs no compiler: the state's memory and FLOPs.
     Raises UserError without libtpu, for an unknown topology, and for a batch or mesh that does not divide.
     """
     mesh, chip = target(recipe, topology)
@@ -99,19 +105,11 @@ def compile_step(recipe: Recipe, topology: str | None = None) -> Report:
     spec = recipe.objective.spec(recipe.batch)
     rows = meshes.batch_sharding(mesh)
     batch = {key: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for key, s in spec.items()}
-    refused, memory, wires = "", None, ()
+    memory, wires, refused, seconds = None, (), "", 0.0
     with jax.set_mesh(mesh):
-        step: Any = train.train_step(recipe)  # jitted, so that it can be lowered
-        lowered = step.lower(state, batch)
-        start = time.perf_counter()
-        try:
-            compiled = lowered.compile()
-            memory, wires = compiled.memory_analysis(), tuple(collectives(compiled.as_text(), mesh))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            refused = _first(error)
-        seconds = time.perf_counter() - start
+        step = train.train_step(recipe)
+        if compiling:
+            memory, wires, refused, seconds = _compile(step, state, batch, mesh)
         rng, now = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
         model = flops.training_flops(recipe.objective.loss, state.params, state.extra, batch, rng, now)
         done, moved = (count(step, state, batch) for count in (flops.forward_flops, flops.product_bytes))
@@ -133,6 +131,20 @@ def compile_step(recipe: Recipe, topology: str | None = None) -> Report:
         seconds_to_compile=seconds,
         refused=refused,
     )
+
+
+def _compile(step: Any, state: Any, batch: Any, mesh: Mesh) -> tuple[Any, tuple[Collective, ...], str, float]:
+    """Memory and communication, or why the compiler refused; and the seconds it took."""
+    lowered = step.lower(state, batch)
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+        found = compiled.memory_analysis(), tuple(collectives(compiled.as_text(), mesh)), ""
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        found = None, (), _first(error)
+    return *found, time.perf_counter() - start
 
 
 def _bytes(tree: Any) -> int:
@@ -214,7 +226,8 @@ def _memory(report: Report) -> list[tuple[str, str]]:
         if report.chip:
             of = f" of {report.chip.memory / GIB:.1f} GiB ({100 * total / report.chip.memory:.0f} %)"
         rows += [("temporaries", f"{report.temporaries / GIB:.2f} GiB"), ("memory", f"{total / GIB:.2f} GiB{of}")]
-    verdict = {True: "fits", False: "does not fit", None: "unknown"}[report.fits]
+    unknown = "unknown: nothing was compiled" if report.chip else "unknown"
+    verdict = {True: "fits", False: "does not fit", None: unknown}[report.fits]
     return [*rows, ("verdict", f"{verdict}: {report.refused}" if report.refused else verdict)]
 
 
@@ -222,8 +235,9 @@ def _speed(report: Report) -> list[tuple[str, str]]:
     rows = [
         ("model FLOPs of a step, of all devices", f"{report.model_flops:.3e}"),
         ("with what remat repeats", f"{report.done_flops:.3e}"),
-        ("compiled in", f"{report.seconds_to_compile:.0f} s"),
     ]
+    if report.seconds_to_compile:
+        rows.append(("compiled in", f"{report.seconds_to_compile:.0f} s"))
     seconds = report.roofline()
     if not seconds:
         return rows

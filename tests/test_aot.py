@@ -52,6 +52,13 @@ def test_verdicts():
     assert report(temporaries=14 * GIB).fits is False
     refused = report(temporaries=None, refused="Ran out of memory: used 66 of 15.75G")
     assert refused.fits is False and refused.roofline() == {} and "does not fit: Ran out" in printed(refused)
+    counted = report(temporaries=None)
+    assert (
+        counted.fits is None
+        and set(counted.roofline()) == {"compute", "memory"}
+        and "nothing was compiled" in printed(counted)
+    )
+    assert report(temporaries=None, arguments=17 * GIB).fits is False
     unknown = report(chip=None)
     assert unknown.fits is None and "neither whether it fits" in printed(unknown)
 
@@ -74,6 +81,13 @@ def test_a_known_chip_gets_a_verdict_and_speed(monkeypatch):
     monkeypatch.setattr(aot, "chip_of", lambda kind: CHIPS["v5e"])
     found = aot.compile_step(recipe())
     assert found.fits is True and set(found.roofline()) == {"compute", "memory", "interconnect"}
+
+
+def test_counting_compiles_nothing(monkeypatch):
+    monkeypatch.setattr(aot, "_compile", lambda *_: pytest.fail("compiled"))
+    found = aot.compile_step(recipe(mesh=(4, 2)), compiling=False)
+    assert found.temporaries is None and found.model_flops == 3 * 2 * 8 * 4
+    assert found.arguments == found.state + 2 * 5 * 4  # and two of the batch's 8 rows, of 5 numbers
 
 
 def test_shardings_are_printed():
