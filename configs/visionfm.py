@@ -72,6 +72,7 @@ def recipe(
     workers: int | None = None,
     dtype: str | None = None,
     remat: Literal["none", "dots", "full"] = "none",
+    keep: int = 2,
     seed: int = 0,
     smoke: bool = False,
 ) -> Recipe:
@@ -98,6 +99,7 @@ def recipe(
         workers: processes that read and augment; 0 makes each synthetic picture once, in this one.
         dtype: of matrix products.
         remat: activations to compute again instead of keeping.
+        keep: latest checkpoints, one for each epoch; more make a film strip (`launch.py explain --checkpoints all`).
         seed: of everything random.
         smoke: some steps of almost nothing.
     """
@@ -139,6 +141,7 @@ def recipe(
         evals=probes(wanted, replace(synthetic, n=use["probe"], start=1_000_000), side, smoke),
         init_from=(initial(init, objective),) if init else (),
         every=Every(log=10, save=epoch, eval=0),
+        keep=keep,
         seed=seed,
         preprocessing={"image_size": side, "mean": mean, "std": std, "modalities": wanted, "resize": "squash",
                        "interpolation": "bicubic"},
