@@ -200,7 +200,7 @@ def masked_text(base: FLAIR, words: text.Tokenizer, reports: tuple[str, ...], sc
             position += len(rows)
             yield {name: np.stack([one[name] for one in made]) for name in made[0]}
 
-    return fit(MaskedText(base.text, scale.context), examples(), scale.mlm_steps, seed)[0]["text"]
+    return fit(MaskedText(base.text, scale.context, mask.longest), examples(), scale.mlm_steps, seed)[0]["text"]
 
 
 def seen(parts: list[Eyesight], scale: Scale) -> tuple[list[Eyesight], int]:

@@ -35,8 +35,8 @@ def recipe(
     vocab: str = "",
     init: str = "",
     preset: Literal["published", "laptop"] = "laptop",
-    batch: int = 64,
-    steps: int = 2000,
+    batch: int = 32,
+    steps: int = 1200,
     lr: float = 0.0,
     rate: float = 0.15,
     context: int = 0,
@@ -73,9 +73,12 @@ def recipe(
     sources: list[Any] = [descriptions(known, languages=("en", language))]
     sources += [TextFiles(Path(path)) for path in texts]
     sources += [Captions(mm_retinal(path, ".", language=language)) for path in elite]
-    hide = (Words(), Tokenize(tokenizer), MaskWords(tokenizer, rate), Keep(("text", "original", "hidden")))
+    mask = MaskWords(tokenizer, rate)
+    hide = (Words(), Tokenize(tokenizer), mask, Keep(("text", "original", "hidden")))
     held_out = once(descriptions(known, evaluate=True), hide, batch=batch)
-    objective = MaskedText(_tower(smoke, small, tokenizer), context)
+    # no more than that are hidden: the share, or one word, which has at most mask.longest pieces
+    guesses = min(max(round(rate * context), mask.longest), context)
+    objective = MaskedText(_tower(smoke, small, tokenizer), context, guesses)
     return Recipe(
         objective=objective,
         # a source is drawn from by its number of texts; the knowledge base alone is one

@@ -1,5 +1,7 @@
 """Masked words: which are hidden, the loss by hand, the names of Hugging Face, the baseline."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from fundax.errors import UserError
 from fundax.evals.masked_words import masked_words, unigram_loss
 from fundax.folder import Bundle
 from fundax.interop import bert
+from fundax.mesh import make_mesh, place
 from fundax.objectives.masked_text import MaskedText
 from fundax.pretrained import text_from
 from fundax.weights import write_safetensors
@@ -123,7 +126,27 @@ def test_the_loss_by_hand(started):
     valid = batch | {"valid": np.array([True, False])}
     loss, _ = objective.loss(params, extra, valid, jax.random.key(0), jnp.zeros((), jnp.int32))
     np.testing.assert_allclose(loss, -np.mean([log_p[0, 1, 5], log_p[0, 3, 7]]), rtol=1e-5)
+    few = replace(objective, guesses=2)  # the same numbers out of fewer logits
+    np.testing.assert_allclose(
+        few.loss(params, extra, batch, jax.random.key(0), jnp.zeros((), jnp.int32))[0], expected, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        few.forward(params, extra, batch)["word_log_p"],
+        np.where(batch["hidden"], np.take_along_axis(log_p, batch["original"][..., None], 2)[..., 0], 0),
+        atol=1e-5,
+    )
+    assert np.isnan(replace(objective, guesses=1).forward(params, extra, batch)["word_log_p"]).sum() == 1
     assert metrics["word_right"].shape == () and spec.from_json(spec.to_json(objective)) == objective
+
+
+def test_sharded_equals_unsharded(started):
+    objective, batch, params, extra = started
+    step = jax.jit(replace(objective, guesses=2).loss)
+    rest = (jax.random.key(0), jnp.zeros((), jnp.int32))
+    mesh = make_mesh((2, 1))
+    with jax.set_mesh(mesh):
+        there = step(params, extra, place(batch, mesh), *rest)[0]
+    np.testing.assert_allclose(there, step(params, extra, batch, *rest)[0], rtol=1e-5)
 
 
 def test_names_of_hugging_face_both_ways(started, tmp_path):

@@ -10,6 +10,7 @@ from fundax.encoders.autoencoder import ImageDecoder, ImageEncoder
 from fundax.errors import UserError
 from fundax.evals.figures import draw_run
 from fundax.evals.rebuilt import rebuilt
+from fundax.mesh import make_mesh, place
 from fundax.objectives.vector_quantize import VectorQuantize, grid_means
 from fundax.workdir import write_arrays
 
@@ -60,6 +61,18 @@ def test_dead_codes_come_back_as_vectors_of_the_batch(started):
     apart = np.square(np.asarray(new["codebook"])[dead][:, None] - vectors[None]).sum(2).min(1)
     np.testing.assert_allclose(apart, 0, atol=1e-8)
     assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["encoder"]["conv_in"]))  # straight through
+
+
+def test_the_codebook_is_that_of_the_global_batch(started):
+    objective, batch, params, extra = started
+    step = jax.jit(objective.loss)
+    loss, (new, _) = step(params, extra, batch, jax.random.key(1), jnp.zeros((), jnp.int32))
+    mesh = make_mesh((4, 1))
+    with jax.set_mesh(mesh):
+        there, (book, _) = step(params, extra, place(batch, mesh), jax.random.key(1), jnp.zeros((), jnp.int32))
+    np.testing.assert_allclose(there, loss, rtol=1e-5)
+    for name in new:
+        np.testing.assert_allclose(book[name], new[name], rtol=1e-5, atol=1e-5)
 
 
 def test_grid_means_by_hand():

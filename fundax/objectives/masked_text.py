@@ -29,6 +29,9 @@ class MaskedText:
 
     text: BERT
     context: int = 256  # tokens of a text; the tower has text.context positions
+    guesses: int = (
+        0  # the most places of a text that are hidden: logits are made for so many alone; 0 makes them for all
+    )
 
     @property
     def head(self) -> MaskedHead:
@@ -75,8 +78,17 @@ class MaskedText:
         return loss, (extra, {"loss": loss, "word_right": (right & there).sum() / count})
 
     def _guessed(self, params: Params, tokens: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """log p of the original words, f32 [B L], 0 where nothing is hidden; and where the best guess is right."""
+        """log p of the original words, f32 [B L], 0 where nothing is hidden; and where the best guess is right.
+
+        A text with more than `guesses` hidden places gets NaN there, so that none is left out unseen.
+        """
+        hidden, words = batch["hidden"], batch["original"]
+        at = jax.lax.top_k(hidden.astype(jnp.int32), self.guesses or hidden.shape[1])[1]  # hidden places first
+        tokens = jnp.take_along_axis(tokens, at[:, :, None], axis=1)
         logits: Any = self.head.apply({"params": params["masked"]}, tokens, params["text"]["word"]["embedding"])
-        chosen = jnp.take_along_axis(logits, batch["original"][:, :, None], axis=2)[:, :, 0]
-        log_p = jnp.where(batch["hidden"], chosen - jax.nn.logsumexp(logits, axis=2), 0.0)
-        return log_p, (jnp.argmax(logits, axis=2) == batch["original"]) & batch["hidden"]
+        asked = jnp.take_along_axis(words, at, axis=1)
+        chosen = jnp.take_along_axis(logits, asked[:, :, None], axis=2)[:, :, 0] - jax.nn.logsumexp(logits, axis=2)
+        rows = jnp.arange(len(words))[:, None]
+        log_p = jnp.full(words.shape, jnp.nan, jnp.float32).at[rows, at].set(chosen)
+        right = jnp.zeros(words.shape, bool).at[rows, at].set(jnp.argmax(logits, axis=2) == asked)
+        return jnp.where(hidden, log_p, 0.0), right & hidden
