@@ -305,7 +305,7 @@ def _give_up(cluster: Cluster, timeout_s: int) -> None:
 def _join(cluster: Cluster, timeout_s: int) -> None:
     import jax
 
-    limits = {"initialization_timeout": timeout_s, "heartbeat_timeout_seconds": LOST_S}
+    limits: dict[str, Any] = {"initialization_timeout": timeout_s, "heartbeat_timeout_seconds": LOST_S}
     if cluster.processes is None:
         # a TPU host that no metadata server speaks for is alone
         with contextlib.suppress(*[ValueError] if cluster == TPU_VM else []):
