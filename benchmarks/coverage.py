@@ -31,9 +31,9 @@ def eyes(rng: np.random.Generator, patients: int) -> tuple[np.ndarray, np.ndarra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
     parser.add_argument("--patients", type=int, default=2000)
-    parser.add_argument("--samples", type=int, default=2000, help="data sets for DeLong")
-    parser.add_argument("--bootstrapped", type=int, default=600, help="of these, how many for the bootstrap")
-    parser.add_argument("--resamples", type=int, default=300)
+    parser.add_argument("--samples", type=int, default=1000, help="data sets for DeLong")
+    parser.add_argument("--bootstrapped", type=int, default=400, help="of these, how many for the bootstrap")
+    parser.add_argument("--resamples", type=int, default=200)
     use = parser.parse_args()
     truth, start = 0.5 * math.erfc(-1 / 2), time.process_time()
     held = {"DeLong, patients": [], "DeLong, eyes as if independent": [], "bootstrap, patients": []}
