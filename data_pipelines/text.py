@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import ftfy
 import numpy as np
 import tokenizers
-from tokenizers import normalizers, pre_tokenizers, processors
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 
 from data_pipelines.records import DataError
@@ -27,6 +28,7 @@ CLIP_MERGES = 49_408 - 2 * 256 - 2
 CLIP_WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 Merges = list[tuple[str, str]]
+_CHINESE = "[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"  # characters and full-width signs
 BERT_MAX_CONTEXT = 512  # where a folder of somebody else's does not say
 
 
@@ -78,6 +80,24 @@ class Tokenizer:
             pieces = self.backend.encode(self.clean(text), add_special_tokens=False).ids[: self.context - 2]
             row[: len(pieces) + 2] = [start, *pieces, end]
         return ids
+
+    def decode(self, ids: np.ndarray) -> list[str]:
+        """Token ids i [N L] to N texts: up to the first end or padding, without what encloses a text.
+
+        What the tokenizer did not keep (capitals, some spaces) cannot come back; spaces are put as print has them.
+        """
+        return [self._words(row) for row in np.atleast_2d(np.asarray(ids)).tolist()]
+
+    def _words(self, row: list[int]) -> str:
+        row = row[1:] if row[:1] == [self.start] else row
+        stops = [at for at, k in enumerate(row) if k in (self.end, self.pad)]
+        tokens = [self.backend.id_to_token(k) or "" for k in row[: stops[0] if stops else len(row)]]
+        if isinstance(self.backend.model, WordPiece):
+            said = " ".join(tokens).replace(" ##", "")
+        else:
+            letters = "".join(tokens).replace("</w>", "\u0120")  # ByteLevel's sign for a space
+            said = decoders.ByteLevel().decode([letters])
+        return printed(said)
 
     def save(self, folder: str | Path) -> None:
         """Write the files that load() and transformers.AutoTokenizer read."""
@@ -220,6 +240,14 @@ def clip_text(text: str) -> str:
     """CLIP's cleaning: repaired, unescaped twice, white space collapsed, lower case."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
+
+
+def printed(words: str) -> str:
+    """Words and signs with a space between any two of them, spaced as in print: "c / d 0 . 6 , oedema" is c/d 0.6, oedema."""
+    words = re.sub(r"(?<=\d) ?\. ?(?=\d)", ".", " ".join(words.split()))
+    words = re.sub(r"(?<=\w) ?([/-]) ?(?=\w)", r"\1", words)
+    words = re.sub(r" (?=[.,;:!?%)\]])|(?<=[(\[]) ", "", words)
+    return re.sub(rf"(?<={_CHINESE}) | (?={_CHINESE})", "", words)
 
 
 def _byte_vocabulary(merges: Merges, first: Sequence[str] = ()) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +24,7 @@ class Report:
 
     A text begins with decoder.bos, ends with decoder.eos and is filled up with decoder.pad. Where eos and pad are one id
     (FFA's captioner), the first pad of a text is its end and counts. Images are normalised as ImageNet's, which this
-    branch of the peer does and its others do not.
+    branch of the peer does and its others do not. `beams` are those that `forward` writes reports with, 1 is greedy.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image", "text")
@@ -34,6 +33,7 @@ class Report:
     decoder: ReportDecoder
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    beams: int = 1
 
     def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B h w 3], text i32 [B L + 1] with the first word's bos."""
@@ -53,10 +53,14 @@ class Report:
         return {"image": variables["params"], "decoder": decoder}, extra
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """For `image`: image_tokens [B N D]; with `text` also log_p f32 [B], of the whole report, and words f32 [B]."""
+        """For `image`: image_tokens [B N D], and report i32 [B context], written word by word.
+
+        With `text` instead of the report: log_p f32 [B], of all words of the text given, and words f32 [B], their number.
+        A written report is without bos and ends in eos, behind which there is pad.
+        """
         tokens, _ = self._tokens(params, extra, batch["image"], train=False)
         if "text" not in batch:
-            return {"image_tokens": tokens}
+            return {"image_tokens": tokens, "report": self.write(params, tokens)}
         text = batch["text"]
         log_p: Any = self.decoder.apply({"params": params["decoder"]}, tokens, text[:, :-1])
         sums, words = token_loss(log_p, text[:, 1:], self.counted(text))
@@ -79,6 +83,12 @@ class Report:
         right = ((jnp.argmax(log_p, axis=2) == text[:, 1:]) & there).sum() / total
         return loss, (extra, {"loss": loss, "next_word": right})
 
+    def write(self, params: Params, tokens: jax.Array) -> jax.Array:
+        """Reports i32 [B context] on the tokens of images [B N D]."""
+        if self.beams == 1:
+            return greedy(self.decoder, params["decoder"], tokens)[0]
+        return beam_search(self.decoder, params["decoder"], tokens, self.beams)[0]
+
     def counted(self, text: jax.Array) -> jax.Array:
         """bool [B L]: which of text[:, 1:] are words to predict: those of the report and its end."""
         ids = text[:, 1:]
@@ -98,12 +108,3 @@ class Report:
             return out["tokens"], extra
         out, new = self.image.apply(variables, pixels, True, mutable=["batch_stats"])
         return out["tokens"], extra | {"image": new["batch_stats"]}
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def write(objective: Report, params: Params, extra: Extra, image: jax.Array, beams: int = 1) -> jax.Array:
-    """Reports of u8 [B h w 3] as ids i32 [B context], without bos, ended by eos; greedy with one beam."""
-    tokens = objective.forward(params, extra, {"image": image})["image_tokens"]
-    if beams == 1:
-        return greedy(objective.decoder, params["decoder"], tokens)[0]
-    return beam_search(objective.decoder, params["decoder"], tokens, beams)[0]
