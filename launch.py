@@ -5,7 +5,8 @@
     export DIR --to FORMAT OUT                                a run as a folder for other programs
     import PATH --workdir DIR                                 such a folder, or a checkpoint file, as a run
     compile CONFIG --topology v5e:4x4 [...]                   does it fit a TPU slice, and how fast at best; without one
-    predict DIR --left A --right B --classes "x, y"           probabilities per eye and patient
+    predict DIR --left A --right B --classes "x, y"           probabilities per eye and patient, of a RET-CLIP model
+    predict DIR --image A                                     the report of an image, of a report model
     synth DIR --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
     explain DIR IMAGE... --out FOLDER                         where a ViT's attention lies, over the photographs
     data show | data convert | data build                     a contact sheet of a source; shards of it; a public data set
@@ -104,26 +105,23 @@ def import_(argv: list[str]) -> None:
 
 
 def predict(argv: list[str]) -> None:
-    """Conditions of a patient by a RET-CLIP model: of each eye and of the patient."""
-    parser = _parser("predict", predict)
-    parser.add_argument("model", help="a run, or a folder that another program's layout was written to")
-    parser.add_argument("--left", help="photograph of the left eye")
-    parser.add_argument("--right", help="photograph of the right eye")
-    parser.add_argument("--image", help="a photograph of an eye whose side is not known")
-    parser.add_argument("--classes", required=True, help="names in English or Chinese, separated by commas")
-    parser.add_argument("--language", choices=("en", "zh"), default="", help="of the sentences around the names")
+    """What a model says of a patient's images; `predict MODEL --help` lists what that model takes."""
+    parser = _parser("predict", predict, allow_abbrev=False, add_help=False)
+    parser.add_argument("model", nargs="?", help="a run, or a folder that another program's layout was written to")
     parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
-    own = parser.parse_args(argv)
+    own, _ = parser.parse_known_args(argv)
+    if own.model is None:
+        parser.print_help()
+        raise SystemExit(0 if set(argv) & {"-h", "--help"} else 2)
     _prepare()
     from rich.console import Console
 
-    from fundax.predict import load
-    from fundax.predict_ret_clip import predict_eyes
+    from fundax.predictors import predictor_of
 
-    classes = [name.strip() for name in own.classes.replace("，", ",").split(",") if name.strip()]
-    model = load(own.model, own.checkpoint)
-    found = predict_eyes(model, classes, left=own.left, right=own.right, image=own.image, language=own.language)
-    Console().print(found.table())
+    module = predictor_of(own.model)
+    parser.add_argument("-h", "--help", action="help")
+    module.add_arguments(parser)
+    Console().print(module.run(own.model, parser.parse_args(argv)))
 
 
 def compile_(argv: list[str]) -> None:
@@ -372,6 +370,7 @@ def _report(workdir: str) -> None:
     from rich.console import Console
 
     from fundax.evals.figures import draw_run
+    from fundax.evals.report_sheet import draw_reports
     from fundax.evals.tables import zero_shot_table
 
     for path in sorted((Path(workdir) / "evals").glob("*.npz")):
@@ -379,7 +378,7 @@ def _report(workdir: str) -> None:
             by_class = {"classes", "auc", "note"} <= set(stored)
         if by_class:
             Console().print(zero_shot_table(path))
-    for path in draw_run(workdir):
+    for path in [*draw_run(workdir), *draw_reports(workdir)]:
         print(path)
 
 

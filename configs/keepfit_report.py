@@ -1,8 +1,8 @@
 """python launch.py train configs/keepfit_report.py --workdir runs/report --data reports.csv --init flair_resnet.pth
 
 Reports of images, word by word, as the FFA branch of KeepFIT writes them: ResNet-50 at 224 pixels, a transformer of
-3 + 3 layers, 90 words, beam search. Without --data it learns from synthetic angiograms and photographs. A small model,
-which five minutes on two CPU cores teach:
+3 + 3 layers, 90 words, beam search. Without --data it learns from synthetic angiograms and photographs. A small model
+for a laptop, which from a fresh image tower learns the language of reports and not yet the diseases (docs/reports.md):
 python launch.py train configs/keepfit_report.py --preset laptop --workdir runs/report
 """
 
@@ -65,7 +65,7 @@ def recipe(
     """The published recipe: Adam with AMSGrad, the image tower at half the rate, gradients clipped at 0.1 by value.
 
     Args:
-        preset: published, or laptop: a ViT of 64 pixels and settings that two CPU cores finish in five minutes.
+        preset: published, or laptop: a ViT of 64 pixels and a decoder of two layers.
         data: a CSV with columns image and text (and patient), or another source (data_pipelines/named_sources.py); a
             tenth of its patients is kept to evaluate. Empty: synthetic eyes.
         init: start the image tower from a run of fundax that has an `image` tower of the same shape, or from a FLAIR,

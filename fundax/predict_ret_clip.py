@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,8 +18,9 @@ from data_pipelines.eye_prompts import prompts
 from data_pipelines.transforms import preprocess
 from fundax.errors import UserError
 from fundax.objectives.ret_clip import IMAGE, LEVELS, SUFFIX, RetCLIP
-from fundax.predict import Image, Model
+from fundax.predict import Image, Model, load
 
+OBJECTIVE = RetCLIP  # what launch.py predict hands to this file
 TITLES = {"left": "left eye", "right": "right eye", "patient": "patient"}
 
 
@@ -77,6 +80,23 @@ def predict_eyes(
             odds = np.exp(logits - logits.max())
             probabilities[level] = (odds / odds.sum()).astype(np.float32)
     return EyePrediction(tuple(classes), probabilities, _note(tuple(given)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of launch.py predict."""
+    parser.add_argument("--left", help="photograph of the left eye")
+    parser.add_argument("--right", help="photograph of the right eye")
+    parser.add_argument("--image", help="a photograph of an eye whose side is not known")
+    parser.add_argument("--classes", required=True, help="names in English or Chinese, separated by commas")
+    parser.add_argument("--language", choices=("en", "zh"), default="", help="of the sentences around the names")
+
+
+def run(path: str | Path, given: argparse.Namespace) -> Table:
+    """What launch.py predict prints."""
+    classes = [name.strip() for name in given.classes.replace("，", ",").split(",") if name.strip()]
+    model = load(path, given.checkpoint)
+    eyes = {"left": given.left, "right": given.right, "image": given.image}
+    return predict_eyes(model, classes, **eyes, language=given.language).table()
 
 
 def _note(given: tuple[str, ...]) -> str:

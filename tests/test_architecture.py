@@ -21,6 +21,7 @@ LAZY = {
         "lmdb",
         "matplotlib",
         "sklearn",
+        "sacrebleu",
     ),
     *("tensorboardX", "wandb", "onnx", "open_clip", "timm"),
 }
@@ -42,7 +43,9 @@ LEVELS = {  # longest prefix wins
     "fundax.aot": 3,
     "fundax.predict": 4,
     "fundax.predict_flair": 4,
+    "fundax.predict_report": 4,
     "fundax.predict_ret_clip": 4,
+    "fundax.predictors": 4,
     "fundax.exchange": 4,
     "fundax.exchange_vit": 4,
     "fundax.synthesis": 4,

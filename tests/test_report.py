@@ -12,30 +12,37 @@ from fundax.decoding import beam_search, greedy
 from fundax.encoders.report_decoder import ReportDecoder, TorchNorm, sinusoid, token_loss
 from fundax.encoders.vit import ViT
 from fundax.errors import UserError
-from fundax.objectives.report import Report, write
+from fundax.objectives.report import Report
 
 
 def tiny(**fields):
-    given = {"vocab": 5, "context": 4, "width": 8, "depth": 1, "heads": 2, "hidden": 8, "bos": 1, "eos": 2}
+    given = {"vocab": 5, "context": 3, "width": 8, "depth": 1, "heads": 2, "hidden": 8, "bos": 1, "eos": 2}
     return ReportDecoder(**(given | fields))
+
+
+def filled(init, *given):
+    """Parameters of a module or objective without its random numbers, which take seconds to compile."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(init, jax.random.key(0), *given)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.4, s.shape), s.dtype), shapes)
 
 
 @pytest.fixture(scope="module")
 def decoder():
     decoder = tiny()
-    tokens = jax.random.normal(jax.random.key(1), (2, 3, 6))
-    params = decoder.init(jax.random.key(0), tokens, jnp.ones((2, 4), jnp.int32))["params"]
-    params["head"]["kernel"] = 3 * params["head"]["kernel"]  # so that words differ in likelihood
-    return decoder, params, tokens
+    tokens = jnp.asarray(np.random.default_rng(1).normal(size=(2, 2, 6)), jnp.float32)
+    params = filled(decoder.init, tokens, jnp.ones((2, 3), jnp.int32))["params"]
+    cache = jax.jit(lambda p, t: decoder.apply({"params": p}, t, method="begin"))(params, tokens)
+    step = jax.jit(lambda c, i, at: decoder.apply({"params": params}, c, i, at, method="step"))
+    return decoder, params, tokens, cache, step
 
 
 def test_the_unbiased_norm_by_hand():
     x = jnp.array([[[1.0, 2.0, 3.0]]])  # mean 2, unbiased deviation 1
-    norm = TorchNorm(epsilon=0.0)
-    np.testing.assert_allclose(norm.apply(norm.init(jax.random.key(0), x), x)[0, 0], [-1, 0, 1], rtol=1e-6)
-    assert np.isfinite(
-        jax.grad(lambda x: norm.apply(norm.init(jax.random.key(0), x), x).sum())(jnp.ones((1, 1, 3)))
-    ).all()
+    params = {"params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)}}
+    apply = lambda x: TorchNorm(epsilon=0.0).apply(params, x)  # noqa: E731
+    np.testing.assert_allclose(apply(x)[0, 0], [-1, 0, 1], rtol=1e-6)
+    assert np.isfinite(jax.jit(jax.grad(lambda x: apply(x).sum()))(jnp.ones((1, 1, 3)))).all()
 
 
 def test_positions_by_hand():
@@ -43,35 +50,34 @@ def test_positions_by_hand():
 
 
 def test_words_with_the_cache_are_those_without(decoder):
-    decoder, params, tokens = decoder
-    ids = jnp.array([[1, 3, 4, 3], [1, 4, 4, 3]], jnp.int32)
-    whole = decoder.apply({"params": params}, tokens, ids)
-    cache = decoder.apply({"params": params}, tokens, method="begin")
-    for at in range(4):
-        log_p, cache = decoder.apply({"params": params}, cache, ids[:, at], at, method="step")
+    decoder, params, tokens, cache, step = decoder
+    ids = jnp.array([[1, 3, 4], [1, 4, 4]], jnp.int32)
+    whole = jax.jit(lambda p, t, i: decoder.apply({"params": p}, t, i))(params, tokens, ids)
+    for at in range(3):
+        log_p, cache = step(cache, ids[:, at], at)
         np.testing.assert_allclose(log_p, whole[:, at], rtol=0, atol=1e-5)
 
 
 def test_beams_find_the_best_report_and_greedy_follows_the_best_word(decoder):
-    decoder, params, tokens = decoder
-    reports = [[*words, 2] for n in range(4) for words in itertools.product((0, 1, 3, 4), repeat=n)]
-    reports += [list(words) for words in itertools.product((0, 1, 3, 4), repeat=4)]  # cut at the last position
+    decoder, params, tokens, start, step = decoder
+    reports = [[*words, 2] for n in range(3) for words in itertools.product((0, 1, 3, 4), repeat=n)]
+    reports += [list(words) for words in itertools.product((0, 1, 3, 4), repeat=3)]  # cut at the last position
 
     def score(report, row):  # word by word: a written pad is a word like others
-        cache, last, total = decoder.apply({"params": params}, tokens, method="begin"), 1, 0.0
+        cache, last, total = start, 1, 0.0
         for at, word in enumerate(report):
-            log_p, cache = step(cache, jnp.full(2, last), at)
+            log_p, cache = step(cache, jnp.full(2, last, jnp.int32), at)
             total, last = total + float(log_p[row, word]), word
         return total
 
-    step = jax.jit(lambda c, i, at: decoder.apply({"params": params}, c, i, at, method="step"))
-    ids, found = jax.jit(lambda p, t: beam_search(decoder, p, t, beams=64))(params, tokens)
+    search = lambda p, t, beams: beam_search(decoder, p, t, beams)  # noqa: E731
+    ids, found = jax.jit(search, static_argnums=2)(params, tokens, 25)  # 20 open reports are all there are
     best = max(reports, key=lambda r: score(r, 0))
     assert ids[0, : len(best)].tolist() == best
     np.testing.assert_allclose(found[0], score(best, 0), rtol=1e-5)
-    ids, total = greedy(decoder, params, tokens)
+    ids, total = jax.jit(lambda p, t: greedy(decoder, p, t))(params, tokens)
     np.testing.assert_allclose(total[0], score([w for w in ids[0].tolist() if w != 0], 0), rtol=1e-5)
-    np.testing.assert_array_equal(beam_search(decoder, params, tokens, beams=1)[0], ids)
+    np.testing.assert_array_equal(jax.jit(search, static_argnums=2)(params, tokens, 1)[0], ids)
 
 
 def test_token_loss_by_hand():
@@ -82,22 +88,41 @@ def test_token_loss_by_hand():
 
 def test_the_end_counts_and_what_follows_does_not():
     text = jnp.array([[1, 3, 4, 2, 0], [1, 2, 0, 0, 0]])
-    objective = Report(ViT(16, 8, 8, 1, 2), tiny())
+    objective = Report(ViT(8, 8, 8, 1, 2), tiny())
     assert objective.counted(text).tolist() == [[True, True, True, False], [True, False, False, False]]
-    one_id = Report(ViT(16, 8, 8, 1, 2), tiny(bos=0, eos=0))
+    one_id = Report(ViT(8, 8, 8, 1, 2), tiny(bos=0, eos=0))
     assert one_id.counted(jnp.array([[0, 3, 4, 0, 0]])).tolist() == [[True, True, True, False]]
 
 
 def test_a_step_and_a_report():
-    objective = Report(ViT(16, 8, 8, 1, 2), tiny())
-    batch = {
-        "image": np.zeros((2, 16, 16, 3), np.uint8),
-        "text": np.array([[1, 3, 4, 2, 0], [1, 2, 0, 0, 0]], np.int32),
-    }
-    params, extra = objective.init(jax.random.key(0), batch)
-    value = jax.jit(lambda p: objective.loss(p, extra, batch, jax.random.key(0), jnp.zeros((), jnp.int32)))(params)[0]
-    assert 0.5 < float(value) < 6
-    ids = write(objective, params, extra, batch["image"])
-    assert ids.shape == (2, 4) and spec.from_json(spec.to_json(objective)) == objective
-    with pytest.raises(UserError, match="5 positions; this decoder has 4"):
-        objective.forward(params, extra, batch | {"text": np.ones((2, 6), np.int32)})
+    objective = Report(ViT(8, 8, 8, 1, 2), tiny(dropout=0.0, visual_dropout=0.0))
+    image, text = np.zeros((2, 8, 8, 3), np.uint8), np.array([[1, 3, 2, 0], [1, 2, 0, 0]], np.int32)
+    batch = {"image": image, "text": text}
+    params, extra = filled(objective.init, batch)
+    assert extra == {} and set(params) == {"image", "decoder"}
+
+    @jax.jit
+    def both(params):
+        step = jnp.zeros((), jnp.int32)
+        return objective.loss(params, {}, batch, jax.random.key(0), step)[0], objective.forward(params, {}, batch)
+
+    value, out = both(params)
+    assert float(value) == pytest.approx(-float(out["log_p"].sum()) / 3, rel=1e-5)  # a word and two ends
+    assert out["words"].tolist() == [2.0, 1.0]
+    assert spec.from_json(spec.to_json(objective)) == objective
+
+
+def test_reports_longer_than_the_decoder_are_named():
+    objective = Report(ViT(8, 8, 8, 1, 2), tiny())
+    batch = {"image": np.zeros((1, 8, 8, 3), np.uint8), "text": np.ones((1, 4), np.int32)}
+    params = jax.eval_shape(objective.init, jax.random.key(0), batch)[0]
+    with pytest.raises(UserError, match="4 positions; this decoder has 3"):
+        jax.eval_shape(lambda p: objective.forward(p, {}, batch | {"text": np.ones((1, 5), np.int32)}), params)
+
+
+def test_forward_writes_what_greedy_or_beams_write(decoder):
+    params, tokens = decoder[1], decoder[2]
+    for beams in (1, 2):
+        objective = Report(ViT(8, 8, 8, 1, 2), decoder[0], beams=beams)
+        shape = jax.eval_shape(lambda t: objective.write({"decoder": params}, t), tokens)  # noqa: B023
+        assert (shape.shape, shape.dtype) == ((2, 3), jnp.int32)

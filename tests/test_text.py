@@ -221,3 +221,17 @@ def test_folder_from_elsewhere_without_a_length_limit(vocab):
     tokenizer = text.load(vocab.parent)
     assert tokenizer.context == 512
     assert tokenizer(["Eye “"])[0, :4].tolist() == [2, 7, 1, 3]
+
+
+def test_ids_back_to_text(merges, vocab):
+    said = "OD: cotton-wool spots, C/D 0.6 (deep); no drusen."
+    for tokenizer in (text.bundled(64), text.clip_bpe(merges, 96)):
+        assert tokenizer.decode(tokenizer([said, "a"])) == [said.lower(), "a"]
+    zh = "右眼（OD）：黄斑水肿，杯盘比0.6。"
+    assert text.bundled(64).decode(text.bundled(64)([zh])) == ["右眼(od):黄斑水肿,杯盘比0.6。"]
+    pieces = text.wordpiece(vocab, 8)
+    ids = pieces(["Discs eye"])
+    assert pieces.decode(ids) == ["discs eye"]
+    np.testing.assert_array_equal(ids[0, :2], [2, 5])
+    # as a decoder writes them: without the start, and something behind the end
+    assert pieces.decode(np.array([[5, 7, 3, 5, 5]])) == ["disc eye"]

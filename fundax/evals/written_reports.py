@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fundax.errors import UserError
-from fundax.evals.report_scores import all_scores
+from fundax.report_scores import all_scores
 from fundax.types import Batch, Extra, Forward, Params
 
 Find = Callable[[str], Collection[str]]  # the findings that a text says are there
@@ -27,7 +27,8 @@ class WrittenReports:
     Returns floats bleu1 to bleu4, rouge_l, meteor_like, cider (report_scores), words (mean number in a written one), and
     for each name of `findings` NAME_precision, NAME_recall, NAME_f1 (micro: over all findings of all reports), and
     NAME_chance, the F1 of each written report against the true one of the next image. What is undefined is left out.
-    Arrays: image, written, true, and for each name NAME [K], NAME_count i [K 3] (right, written only, true only).
+    Arrays: image, written, true (the first `shown`); names and values of the floats above; for each name of `findings` NAME
+    [K], NAME_count i [K 3] (right, written only, true only), NAME_written and NAME_true, those of the first `shown`, joined.
     Raises UserError where there are no rows or no reports.
     """
 
@@ -43,6 +44,10 @@ class WrittenReports:
         for name, find in self.findings.items():
             said = [[frozenset(find(text)) for text in side] for side in (written, true)]
             out |= compare_findings(name, said[0], said[1])
+            for side, found in zip(("written", "true"), said, strict=True):
+                out[f"{name}_{side}"] = np.array(["; ".join(sorted(one)) for one in found[: self.shown]])
+        floats = {key: value for key, value in out.items() if isinstance(value, float)}
+        out |= {"names": np.array(list(floats)), "values": np.array(list(floats.values()))}
         texts = {"written": np.array(written[: self.shown]), "true": np.array(true[: self.shown])}
         return out | texts | {"image": np.stack(images[: self.shown])}
 

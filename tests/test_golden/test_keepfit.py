@@ -173,6 +173,8 @@ def test_report_log_probabilities_loss_and_gradients(captioner, report):
         return sums.sum() / words.sum(), log_p
 
     (value, log_p), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    # the peer is given pooled features as well, and reads none of them: these are not the mean of the others
+    assert np.abs(report["fc_feats"] - report["att_feats"].mean(1)).max() > 1
     close(log_p, report["logprobs"], 2e-6)
     close(value, report["loss"], 1e-6)
     ours = decoder_from_fundax(decoder, jax.tree.map(np.asarray, grads))

@@ -1,0 +1,30 @@
+"""Which file answers `launch.py predict` for a model: the one whose OBJECTIVE the model's is.
+
+Such a file has OBJECTIVE (a class of fundax.objectives), add_arguments(parser) and run(path, arguments), whose result is
+printed. A new kind of model adds its file to PREDICTORS, and launch.py stays as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from fundax import predict_report, predict_ret_clip
+from fundax.errors import UserError
+from fundax.exchange import import_folder
+from fundax.pretrained import is_run, read_objective
+
+PREDICTORS: tuple[ModuleType, ...] = (predict_ret_clip, predict_report)
+
+
+def predictor_of(path: str | Path) -> ModuleType:
+    """The file for the model of a run, by its config.json, or of another program's folder.
+
+    Raises UserError where there is no model, or none that predictions of one image are written for.
+    """
+    objective = read_objective(path) if is_run(path) else import_folder(path).objective
+    for module in PREDICTORS:
+        if isinstance(objective, module.OBJECTIVE):
+            return module
+    known = ", ".join(module.OBJECTIVE.__name__ for module in PREDICTORS)
+    raise UserError(f"{path} holds {type(objective).__name__}; predict answers for {known}")
