@@ -29,7 +29,7 @@ def eyes(rng: np.random.Generator, patients: int) -> tuple[np.ndarray, np.ndarra
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[2])
     parser.add_argument("--patients", type=int, default=2000)
     parser.add_argument("--samples", type=int, default=1000, help="data sets for DeLong")
     parser.add_argument("--bootstrapped", type=int, default=400, help="of these, how many for the bootstrap")

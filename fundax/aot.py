@@ -139,12 +139,12 @@ def _compile(step: Any, state: Any, batch: Any, mesh: Mesh) -> tuple[Any, tuple[
     start = time.perf_counter()
     try:
         compiled = lowered.compile()
-        found = compiled.memory_analysis(), tuple(collectives(compiled.as_text(), mesh)), ""
+        memory, wires, refused = compiled.memory_analysis(), tuple(collectives(compiled.as_text(), mesh)), ""
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found = None, (), _first(error)
-    return *found, time.perf_counter() - start
+        memory, wires, refused = None, (), _first(error)
+    return memory, wires, refused, time.perf_counter() - start
 
 
 def _bytes(tree: Any) -> int:

@@ -69,10 +69,8 @@ def softmax_contrastive(
     """
     del logit_bias
     image, text = image.astype(jnp.float32), text.astype(jnp.float32)
-    logits = similarity(
-        logit_scale * image, text
-    )  # the scale on [B E], the diagonal from [B E]: two [B B] arrays fewer
-    own = logit_scale * (image * text).sum(1)
+    logits = similarity(logit_scale * image, text)  # the scale on [B E]: a [B B] array fewer
+    own = jnp.diagonal(logits)  # not summed anew from [B E]: rounding must cancel where the loss is small
     return 0.5 * (_cross_entropy(logits, own, targets, mask, 1) + _cross_entropy(logits, own, targets, mask, 0))
 
 

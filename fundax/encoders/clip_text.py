@@ -84,7 +84,7 @@ class TextTransformer(nn.Module):
         initial = self.init_blocks(self.width, hidden, self.depth)
         return lambda name: layers.Block(
             self.width, self.heads, hidden, self.activation, initial, True,
-            self.epsilon, self.layer_scale, dtype=self.dtype, path=self.attention, name=name,
+            self.epsilon, self.layer_scale, dtype=self.dtype, kind=self.attention, name=name,
         )  # fmt: skip
 
     def pooled_at(self, text: jax.Array) -> int | jax.Array:

@@ -201,7 +201,7 @@ class Attention(nn.Module):
     initial: BlockInit
     dtype: str = "float32"
     dropout: float = 0.0  # of the attention weights; active where the caller gives a "dropout" rng
-    path: Path = "plain"
+    kind: Path = "plain"
 
     def setup(self) -> None:
         self.qkv = PackedProjection(self.width, self.qkv_bias, self.initial.qkv, self.dtype)
@@ -218,7 +218,7 @@ class Attention(nn.Module):
             mask = None if mask is None else take_rows(mask, rows, axis=2)
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
         on = self.dropout > 0 and self.has_rng("dropout")
-        y = attend(q, k, v, mask, partial(self.drop, deterministic=False) if on else None, self.path)
+        y = attend(q, k, v, mask, partial(self.drop, deterministic=False) if on else None, self.kind)
         return self.out(y.reshape(*y.shape[:2], self.width))
 
 
@@ -264,11 +264,11 @@ class Block(nn.Module):
     epsilon: float = 1e-5
     layer_scale: float | None = None
     dtype: str = "float32"
-    path: Path = "plain"  # of attention
+    kind: Path = "plain"  # of attention
 
     def setup(self) -> None:
         self.norm1 = LayerNorm(self.epsilon)
-        self.attention = Attention(self.width, self.heads, self.qkv_bias, self.initial, self.dtype, path=self.path)
+        self.attention = Attention(self.width, self.heads, self.qkv_bias, self.initial, self.dtype, kind=self.kind)
         self.norm2 = LayerNorm(self.epsilon)
         self.mlp = MLP(self.width, self.hidden, self.activation, self.initial, self.dtype)
         if self.layer_scale is not None:

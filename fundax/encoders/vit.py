@@ -209,7 +209,7 @@ class ViT(nn.Module):
         initial = self.init_blocks(self.width, hidden, self.depth)
         return lambda name: layers.Block(
             self.width, self.heads, hidden, self.activation, initial, self.qkv_bias,
-            self.epsilon, self.layer_scale, dtype=self.dtype, path=self.attention, name=name,
+            self.epsilon, self.layer_scale, dtype=self.dtype, kind=self.attention, name=name,
         )  # fmt: skip
 
     def _replaced(self, x: jax.Array, masked: jax.Array | None) -> jax.Array:
