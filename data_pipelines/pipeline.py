@@ -131,10 +131,11 @@ class Data:
 
 
 class Batches:
-    """The batches of one process. Its state is {"step": batches taken}; `skipped` counts the rows left out."""
+    """The batches of one process. Its state is {"step": batches taken}; `skipped` counts the rows left out, which
+    `bad_records` lists: a path that who takes the batches may still set."""
 
     def __init__(self, slots: _Slots, reading: Reading) -> None:
-        self.skipped = 0
+        self.skipped, self.bad_records = 0, reading.bad_records
         self._slots = slots
         self._reading = reading
         self._step = 0
@@ -176,8 +177,8 @@ class Batches:
         fresh = [row for row in rows if (row.file, row.row) not in self._bad]
         self._bad.update((row.file, row.row) for row in fresh)
         self.skipped = len(self._bad)
-        if fresh and self._reading.bad_records is not None:
-            bad.append(self._reading.bad_records, fresh)
+        if fresh and self.bad_records is not None:
+            bad.append(self.bad_records, fresh)
 
 
 class _Made(NamedTuple):

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,11 +28,21 @@ class Feed:
 
     `state` is the data position after the batch last taken, whatever has been read ahead. An error of the data is
     raised by the `take` that should have given the batch, so that it does not depend on how far the thread is.
+    `bad_records` is where data that skips unreadable images lists them, unless it has a place of its own.
     """
 
-    def __init__(self, recipe: Recipe, mesh: Mesh, position: Mapping[str, Any] | None, first: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        mesh: Mesh,
+        position: Mapping[str, Any] | None,
+        first: int,
+        bad_records: Path | None = None,
+    ) -> None:
         self._recipe, self._mesh, self._steps = recipe, mesh, range(first + 1, recipe.steps + 1)
-        self._data = recipe.train(jax.process_index(), jax.process_count())
+        self._data: Any = recipe.train(jax.process_index(), jax.process_count())
+        if getattr(self._data, "bad_records", bad_records) is None:
+            self._data.bad_records = bad_records
         if position is not None:
             self._data.set_state(dict(position))
         self.state: dict[str, Any] = dict(self._data.get_state())
@@ -70,6 +81,11 @@ class Feed:
     def waited(self) -> float:
         """Seconds so far in which the devices had nothing to do because no batch was there."""
         return self._waited
+
+    def counts(self) -> dict[str, int]:
+        """`skipped`: unreadable images this process has left out so far, where there are any."""
+        skipped = getattr(self._data, "skipped", 0)
+        return {"skipped": skipped} if skipped else {}
 
     def _next(self, running: Any) -> Any:
         idle_since: float | None = None

@@ -31,6 +31,8 @@ from fundax.optim import rate_of
 from fundax.recipe import Recipe
 from fundax.types import Batch, Extra, Metrics, Params
 
+BAD_RECORDS = "bad_records.jsonl"  # in the workdir: images that were skipped, where the user asked to skip
+
 
 class TrainState(NamedTuple):
     """All that a step changes; `extra` is carried but not differentiated."""
@@ -67,7 +69,7 @@ def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> Tra
             if first >= last:
                 return state
 
-            with Feed(recipe, mesh, position, first) as data:
+            with Feed(recipe, mesh, position, first, Path(workdir) / BAD_RECORDS) as data:
                 healthy, metrics, log.waited = _Finite(kept), {}, data.waited
                 for step in range(first + 1, last + 1):
                     batch = data.take(metrics.get("loss"))
@@ -80,7 +82,7 @@ def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> Tra
                         log.start_clock(step)
                     if _due(step, every.log, last):
                         healthy.check()
-                        log.train(step, metrics)
+                        log.train(step, metrics | data.counts())
                     stop = interrupt.agreed(step, every.log)
                     row = {}
                     if _due(step, every.eval, last):

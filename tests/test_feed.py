@@ -1,12 +1,15 @@
+import json
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from linear import Rows, recipe
 
+from data_pipelines import images, pipeline
+from data_pipelines.records import Record, View
 from fundax.errors import UserError
 from fundax.feed import Feed
 from fundax.mesh import make_mesh
@@ -26,6 +29,25 @@ class Noted(Rows):
 
     def close(self):
         self.closed = True
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Eight records; the image of row 3 has 3 bytes."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        image = b"\xff\xd8\xff" if index == 2 else np.zeros((2, 2, 3), np.uint8)
+        return Record(str(index), (View(image),), where=f"eyes.csv row {index + 1}")
+
+
+@dataclass(frozen=True)
+class Example:
+    def __call__(self, record, rng):
+        mean = images.load(record.views[0].image).mean()
+        return {"image": np.full(4, mean, np.float32), "value": np.float32(0)}
 
 
 def feed(data, steps=6, position=None, first=0):
@@ -58,6 +80,19 @@ def test_an_error_is_raised_where_its_batch_was_due():
         ahead.take(None), ahead.take(None)
         with pytest.raises(UserError, match="ended before step 3"):
             ahead.take(None)
+
+
+def test_what_skipping_data_leaves_out_is_listed_and_counted(tmp_path):
+    path = tmp_path / "bad_records.jsonl"
+    data = pipeline.train(Broken(), [Example()], batch=4, on_bad_image="skip")()
+    objective = replace(recipe(steps=3), train=lambda shard, shards: data, batch=4)
+    with Feed(objective, make_mesh((1, 1)), None, 0, path) as ahead:
+        assert ahead.counts() == {}
+        for _ in range(3):
+            ahead.take(None)
+        assert ahead.counts() == {"skipped": 1}
+    (listed,) = map(json.loads, path.read_text().splitlines())
+    assert listed["row"] == 3 and "only 3 bytes" in listed["reason"]
 
 
 def test_leaving_ends_the_thread_though_it_holds_a_batch():
