@@ -32,6 +32,8 @@ def train(argv: list[str]) -> None:
     parser = _parser("train", train, allow_abbrev=False, add_help=False)
     parser.add_argument("config", nargs="?")
     parser.add_argument("--workdir", help="folder of the run: checkpoints, metrics, figures")
+    writers: Any = {"action": "append", "default": [], "choices": ("tensorboard", "wandb")}
+    parser.add_argument("--log-to", help="beside metrics.jsonl; may be given twice", **writers)
     parser.add_argument("-h", "--help", action="store_true")
     _cluster_arguments(parser)
     own, rest = parser.parse_known_args(argv)
@@ -42,12 +44,14 @@ def train(argv: list[str]) -> None:
         raise _mistake("train: --workdir DIR is missing")
     cluster = _cluster(own)
     _prepare()
+    from dataclasses import replace
+
     from fundax.recipe import load
     from fundax.train import fit
 
     recipe, _ = load(own.config, [*rest, "--help"] if own.help else rest)  # --help ends here
     _meet(cluster)  # after the config: its mistakes are found without waiting for others
-    fit(recipe, own.workdir or "")
+    fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), own.workdir or "")
     _report(own.workdir or "")
 
 

@@ -34,6 +34,10 @@ def as_it_was(monkeypatch):
             "unknown argument --bacth; did you mean --batch?",
         ),
         (("train", "configs/quickstart.py", "--workdir", "x", "--batch", "many"), "invalid literal for int()"),
+        (
+            ("train", "configs/quickstart.py", "--workdir", "x", "--log-to", "tensorbord"),
+            "argument --log-to: invalid choice: 'tensorbord'",
+        ),
         (("eval", "nowhere"), "error: nowhere is no run: it has no config.json"),
         (("export", "nowhere", "--to", "onnyx", "out"), "cannot export to 'onnyx'"),
         (("export", "nowhere", "--to", "open_clip"), "the following arguments are required: out"),
@@ -49,6 +53,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, argv, line):
     monkeypatch.chdir(REPO)
     code, err = said(capsys, *argv)
     assert code == 2 and line in err and err.startswith("error: ") and "\n" not in err
+
+
+def test_a_run_is_logged_where_asked(monkeypatch):
+    fitted = []
+    monkeypatch.chdir(REPO)
+    monkeypatch.setattr("fundax.train.fit", lambda recipe, workdir: fitted.append(recipe.writers))
+    monkeypatch.setattr(launch, "_report", lambda workdir: None)
+    command = ("train", "configs/quickstart.py", "--smoke", "--workdir", "x")
+    assert launch.main((*command, "--log-to", "tensorboard", "--log-to", "wandb")) == launch.main(command) == 0
+    assert fitted == [("tensorboard", "wandb"), ()]
 
 
 CSV = ["image,text,patient", *(f"{k}.png,an eye,p{k}" for k in range(8))]
