@@ -23,7 +23,10 @@ from fundax.errors import UserError
 def step(path, shape: tuple[int, ...], dtype: str):
     """A compiled gradient with respect to queries, keys and values of this shape; None where the path is not to be had."""
     arrays = [jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(3)]
-    loss = lambda q, k, v: (attend(q, k, v, path=path).astype(jnp.float32) ** 2).sum()  # noqa: E731
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return (attend(q, k, v, path=path).astype(jnp.float32) ** 2).sum()
+
     try:
         compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).compile()
     except UserError:

@@ -263,7 +263,10 @@ def balanced(start: int, each: int, scale: Scale, words: text.Tokenizer) -> Eyes
         look_at(Diagnosed(Eyes(each, 0, start + 10_000 * k, size=scale.side, conditions=(name,))), words, scale.side)
         for k, name in enumerate(CONDITIONS)
     ]
-    join = lambda name: np.concatenate([getattr(part, name) for part in parts])  # noqa: E731
+
+    def join(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
     names = tuple(name for part in parts for name in part.category)
     return Eyesight(join("image"), join("label"), names, join("report"), join("appearance"))
 

@@ -6,6 +6,7 @@ peak numbers allow at best, each resource by itself; a real step takes longer.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import time
@@ -180,10 +181,8 @@ def _devices(topology: str) -> Sequence[Any]:
         raise UserError(f"topology {topology!r}: only TPU slices can be described without them; run this on the GPUs")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
-        raise UserError(f"{topology}: compiling for a TPU needs libtpu: pip install 'fundax[tpu]'") from None
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(f"{topology}: compiling for a TPU needs libtpu: pip install 'fundax[tpu]'")
     from jax.experimental import topologies
 
     name, _, slices = topology.partition("*")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,14 @@ def _check(tower: ViT) -> None:
         raise UserError(f"{NAME}'s ViT has exact GELU and pools the class token or the mean; this one differs")
 
 
-def unit_difference(bundle: Bundle, image: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference of unit vectors between another program's features [B D] and ours, of normalised images."""
+def unit_difference(bundle: Bundle, program: Callable[[np.ndarray], np.ndarray]) -> float:
+    """The largest difference of unit vectors between our features and those of another program.
+
+    `program` takes normalised images f32 [2 3 h w], as torch lays them out, to features [2 D].
+    """
+    side = bundle.objective.image.image_size
+    image = np.random.default_rng(0).standard_normal((2, side, side, 3), np.float32)
+    theirs = program(np.ascontiguousarray(image.transpose(0, 3, 1, 2)))
     objective = replace(bundle.objective, image=bare(bundle.objective.image).clone(dtype="float32"))
     params = {"image": {k: v for k, v in unstack_blocks(bundle.params["image"]).items() if k != "mask_token"}}
     ours = np.asarray(jax.jit(objective.forward)(params, {}, {"image": image})["image_raw"])

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 _WORDS = re.compile(r"[a-z0-9]+(?:[./-][a-z0-9]+)*|[\u4e00-\u9fff]")
 _BETA = 1.2  # ROUGE-L's weight of recall in the captioning literature
+_Gram = tuple[str, ...]
 _SIGMA = 6.0  # words; CIDEr-D's penalty of another length
 
 
@@ -60,9 +61,8 @@ def cider(written: Sequence[str], true: Sequence[str]) -> float:
     for n in range(1, 5):
         grams = [(_grams(a, n), _grams(b, n)) for a, b in pairs]
         seen = Counter(gram for _, b in grams for gram in b)
-        rarity = lambda gram: math.log(len(pairs)) - math.log(max(seen[gram], 1))  # noqa: B023, E731
-        weighted = [tuple({g: c * rarity(g) for g, c in side.items()} for side in pair) for pair in grams]
-        scores += [_cosine(a, b) for a, b in weighted]
+        rarity = {gram: math.log(len(pairs) / seen[gram]) for gram in seen}
+        scores += [_cosine(_weighted(a, rarity, len(pairs)), _weighted(b, rarity, len(pairs))) for a, b in grams]
     lengths = np.array([len(a) - len(b) for a, b in pairs])
     return float(np.mean(10 * scores / 4 * np.exp(-(lengths**2) / (2 * _SIGMA**2))))
 
@@ -117,7 +117,12 @@ def _grams(said: list[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(said[k : k + n]) for k in range(len(said) - n + 1))
 
 
-def _cosine(a: dict[tuple[str, ...], float], b: dict[tuple[str, ...], float]) -> float:
+def _weighted(grams: Mapping[_Gram, int], rarity: Mapping[_Gram, float], texts: int) -> dict[_Gram, float]:
+    """Counts times rarity; what no true text has is as rare as what one of the `texts` has."""
+    return {gram: count * rarity.get(gram, math.log(texts)) for gram, count in grams.items()}
+
+
+def _cosine(a: dict[_Gram, float], b: dict[_Gram, float]) -> float:
     """Of two weighted counts, those of `a` clipped at those of `b`."""
     norms = [math.sqrt(sum(v * v for v in side.values())) for side in (a, b)]
     if not all(norms):

@@ -169,11 +169,12 @@ def _draw_all(
     for at in range(0, n, how.batch):
         seeds = np.arange(at, at + how.batch, dtype=np.int32) + np.int32(how.seed)  # a full batch, so one compilation
         part = {key: np.resize(v[at : at + how.batch], (how.batch, *v.shape[1:])) for key, v in conditions.items()}
-        batch, drawn = {"seed": seeds, **part}, None
-        for model in models:
-            drawn = model.draw(batch if drawn is None else batch | {"low": drawn}, how)
+        batch = {"seed": seeds, **part}
+        drawn = models[0].draw(batch, how)
+        for model in models[1:]:
+            drawn = model.draw(batch | {"low": drawn}, how)
         count = min(how.batch, n - at)
-        images.append(drawn[:count])  # type: ignore[index]
+        images.append(drawn[:count])
         rows += [_row(models, how, {k: v[i] for k, v in batch.items()}) for i in range(count)]
         progress.advance(task, count)
     return np.concatenate(images), rows

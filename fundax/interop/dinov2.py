@@ -162,9 +162,10 @@ def difference(path: str | Path, bundle: Bundle) -> float | None:
         from transformers import AutoModel
     except ImportError:
         return None
-    side = bundle.objective.image.image_size
-    image = np.random.default_rng(0).standard_normal((2, side, side, 3), np.float32)
-    with torch.no_grad():
-        model = AutoModel.from_pretrained(str(path)).eval()
-        out = model(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()))
-    return encoder_layout.unit_difference(bundle, image, out.pooler_output.numpy())
+    model = AutoModel.from_pretrained(str(path)).eval()
+
+    def pooled(image: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.from_numpy(image)).pooler_output.numpy()
+
+    return encoder_layout.unit_difference(bundle, pooled)

@@ -123,11 +123,11 @@ def difference(path: str | Path, bundle: Bundle) -> float | None:
         import torch
     except ImportError:
         return None
-    side = bundle.objective.image.image_size
-    image = np.random.default_rng(0).standard_normal((2, side, side, 3), np.float32)
-    with torch.no_grad():
-        model = timm.create_model(  # type: ignore[attr-defined]
-            f"local-dir:{Path(path).resolve()}", pretrained=True
-        ).eval()
-        theirs = model(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())).numpy()
-    return encoder_layout.unit_difference(bundle, image, theirs)
+    create: Any = timm.create_model  # type: ignore[attr-defined]  # pyright takes this file for the package
+    model = create(f"local-dir:{Path(path).resolve()}", pretrained=True).eval()
+
+    def pooled(image: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.from_numpy(image)).numpy()
+
+    return encoder_layout.unit_difference(bundle, pooled)

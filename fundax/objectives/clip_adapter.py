@@ -166,8 +166,7 @@ def _fit(
     settings: tuple[Any, ...], params: Params, extra: Extra, arrays: Batch, order: jax.Array, rates: jax.Array
 ) -> Params:
     objective, weight_decay, eps, storage_quirk = settings
-    rate = lambda step: rates[step]  # noqa: E731
-    optimizer = optim.adamw(rate, eps=eps, weight_decay=weight_decay, decay=lambda path, leaf: True)
+    optimizer = optim.adamw(lambda step: rates[step], eps=eps, weight_decay=weight_decay, decay=lambda path, leaf: True)
     rng = jax.random.key(0)  # no randomness in either loss
 
     def step(carry: tuple[Any, Any], rows: jax.Array) -> tuple[tuple[Any, Any], None]:

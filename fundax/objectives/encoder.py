@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +39,10 @@ class Encoder:
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
         """`image_raw` f32 [B D], `tokens` f32 [B N D] and `features` f32 [B 2D] (class token, mean of the patches)."""
         del extra
-        out = self.image.apply({"params": params["image"]}, self._normalized(batch))
-        tokens = out["tokens"].astype(jnp.float32)  # type: ignore[index, union-attr]
+        out: Any = self.image.apply({"params": params["image"]}, self._normalized(batch))
+        tokens = out["tokens"].astype(jnp.float32)
         features = jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(1)], axis=-1)
-        return {"image_raw": out["pooled"].astype(jnp.float32), "tokens": tokens, "features": features}  # type: ignore
+        return {"image_raw": out["pooled"].astype(jnp.float32), "tokens": tokens, "features": features}
 
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array

@@ -200,8 +200,8 @@ class IBOT:
         out = self._logits(params["head"], tokens)
         if self.local_crops:
             small = _by_crop(self.image, variables, self._crops(batch, "local"), rngs=rngs[1])["tokens"]
-            more = self.head.apply({"params": params["head"]}, small[:, :, 0], method="token")
-            out["token"] = jnp.concatenate([out["token"], more], axis=1)  # type: ignore[list-item]
+            more: Any = self.head.apply({"params": params["head"]}, small[:, :, 0], method="token")
+            out["token"] = jnp.concatenate([out["token"], more], axis=1)
         return out, tokens[:, :, 0]
 
     def _logits(self, head: Params, tokens: jax.Array) -> dict[str, jax.Array]:
