@@ -30,6 +30,7 @@ def recipe(
     batch: int = 64,
     lr: float = 1e-3,
     patients: int = 3000,
+    modalities: tuple[str, ...] = ("CFP",),
     image_size: int = 64,
     width: int = 128,
     depth: int = 4,
@@ -45,6 +46,7 @@ def recipe(
         batch: image-text pairs in a step.
         lr: peak learning rate.
         patients: synthetic patients to learn from; 420 others are for evaluation.
+        modalities: of their pictures: CFP, UWF, FFA, OCT.
         image_size: side of the square image in pixels.
         width: of both transformers.
         depth: layers of the image transformer; the text has half as many.
@@ -56,8 +58,8 @@ def recipe(
     if smoke:
         steps, batch, patients, width, depth, image_size = 2, 8, 16, 32, 1, 32
     tokenizer = text.bundled(context=48)
-    eyes = Eyes(n=patients, seed=seed, size=image_size)
-    unseen = Eyes(n=16 if smoke else 420, seed=seed, start=1_000_000, size=image_size)
+    eyes = Eyes(n=patients, seed=seed, modalities=modalities, size=image_size)
+    unseen = Eyes(n=16 if smoke else 420, seed=seed, start=1_000_000, modalities=modalities, size=image_size)
     see = Squash(image_size)
     learn = (SingleView(), Flip(), see, Tokenize(tokenizer), Keep(("image", "text")))
     test = once(Remembered(unseen), (SingleView(text=None), see, Keep(("image", "label"))), batch=batch)
