@@ -20,6 +20,7 @@ from fundax.errors import UserError
 NEEDED = ("image", "written", "true", "names", "values")
 # right, written though it is not in the true report, left out: a sign as well as a colour
 MARKS = {"right": ("✓", "#009E73"), "extra": ("+", "#D55E00"), "missed": ("−", "#56606b")}
+_LINE = 0.155  # inches of a line of the sheet's words
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:72rem;padding:0 1rem;color:#1c2126}
 table{border-collapse:collapse;margin:.4rem 0 1rem}td,th{padding:.15rem .7rem;text-align:right;border-bottom:1px solid #dde2e6}
@@ -73,29 +74,45 @@ def sheet(arrays: Mapping[str, np.ndarray], path: str | Path, columns: int = 4, 
 
     _check(arrays)
     count = min(columns * rows, len(arrays["image"]))
-    figure = Figure(figsize=(3.5 * columns, 4.9 * -(-count // columns)))
+    rows = -(-count // columns)
+    words = [_words(arrays, k) for k in range(count)]
+    lines = [max(_lines(words[k]) for k in range(r * columns, min((r + 1) * columns, count))) for r in range(rows)]
+    heights = [inches for most in lines for inches in (3.2, most * _LINE)]  # a row of images, and of the words below
+    figure = Figure(figsize=(3.5 * columns, sum(heights) + 0.25 * rows))
     FigureCanvasAgg(figure)
-    grid = figure.subplots(-(-count // columns), columns, squeeze=False, gridspec_kw={"hspace": 0.75, "wspace": 0.15})
-    for k, axes in enumerate(grid.ravel()):
+    whole = {"left": 0, "right": 1, "bottom": 0, "top": 1, "hspace": 0.08, "height_ratios": heights}
+    grid = figure.subplots(2 * rows, columns, squeeze=False, gridspec_kw=whole)
+    for axes in grid.ravel():
         axes.axis("off")
-        if k < count:
-            axes.imshow(arrays["image"][k], interpolation="nearest")
-            _below(axes, arrays, k)
+    for k in range(count):
+        row, column = divmod(k, columns)
+        grid[2 * row, column].imshow(arrays["image"][k], interpolation="nearest")
+        _write(grid[2 * row + 1, column], words[k], lines[row])
     figure.savefig(path, dpi=90, bbox_inches="tight", pad_inches=0.15)
     return Path(path)
 
 
-def _below(axes: Any, arrays: Mapping[str, np.ndarray], k: int) -> None:
-    at = -0.03
-    for what, text, colour in (("written", arrays["written"][k], "#0072B2"), ("true", arrays["true"][k], "#1c2126")):
-        said = textwrap.fill(f"{what}: {text}", 46)
-        axes.text(0, at, said, transform=axes.transAxes, va="top", fontsize=7.5, color=colour, parse_math=False)
-        at -= 0.058 * (said.count("\n") + 1) + 0.02
-    marks = [
-        f"{MARKS[kind][0]} {name}" for kind, names in _marked(arrays, k, _groups(arrays)).items() for name in names
+def _words(arrays: Mapping[str, np.ndarray], k: int) -> list[tuple[str, str]]:
+    """What stands below image k, wrapped, each with its colour: both reports, and the findings."""
+    found = _marked(arrays, k, _groups(arrays))
+    marks = [f"{MARKS[kind][0]}\u00a0{name}".replace(" ", "\u00a0") for kind, names in found.items() for name in names]
+    return [
+        (textwrap.fill(f"written: {arrays['written'][k]}", 44), "#0072B2"),
+        (textwrap.fill(f"true: {arrays['true'][k]}", 44), "#1c2126"),
+        (textwrap.fill("  ".join(marks), 42), "#56606b"),
     ]
-    said = textwrap.fill("   ".join(marks).replace(" ", "\u00a0").replace("\u00a0\u00a0\u00a0", "  "), 48)
-    axes.text(0, at, said, transform=axes.transAxes, va="top", fontsize=7, color="#56606b")
+
+
+def _lines(words: list[tuple[str, str]]) -> float:
+    return sum(said.count("\n") + 1.4 for said, _ in words)
+
+
+def _write(axes: Any, words: list[tuple[str, str]], most: float) -> None:
+    """The words from the top of an area that is `most` lines high."""
+    at = 1.0
+    for said, colour in words:
+        axes.text(0, at, said, transform=axes.transAxes, va="top", fontsize=7.5, color=colour, parse_math=False)
+        at -= (said.count("\n") + 1.4) / most
 
 
 def _check(arrays: Mapping[str, np.ndarray]) -> None:
