@@ -1,7 +1,7 @@
 """Linear probes of a pretraining run's frozen teacher beside those of the encoder it began as.
 
     python benchmarks/visionfm_probe.py runs/visionfm                        the config's own probes: synthetic eyes
-    python benchmarks/visionfm_probe.py runs/visionfm --real ../shared/data  IDRiD, HRF and Kermany's OCT scans
+    python benchmarks/visionfm_probe.py runs/visionfm --real DIR             IDRiD, HRF and Kermany's OCT scans
 
 Logistic regression on [class token, mean of the patch tokens], five folds, patients whole; macro AUC, and the 95 %
 interval of its gain by a bootstrap over patients. Prints a table and writes it with the numbers into the run's folder.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import optax
 
-from data_pipelines.crops import MultiCrop
+from data_pipelines.crops import MultiCrop, published_colours
 from data_pipelines.memory import Remembered
 from data_pipelines.modalities import moments
 from data_pipelines.modality_mix import by_modality, images, shares
@@ -116,7 +116,9 @@ def recipe(
     epoch = max(images(sources) // use["batch"], 1)
     steps = use["epochs"] * epoch
     rate = use["lr"] * use["batch"] / 256
-    crops = MultiCrop(side, tower.patch, local_crops=use["local_crops"], local_size=small, mask=mask)
+    crops = MultiCrop(
+        side, tower.patch, local_crops=use["local_crops"], local_size=small, mask=mask, colours=published_colours(side)
+    )
     keys = ("global", "masked", *(("local",) if use["local_crops"] else ()), "modality")
     mean, std = moments(wanted)
     objective = IBOT(

@@ -7,7 +7,7 @@ operation is Pillow's, as there. Normalisation comes later, on the device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,16 @@ _CHANGES: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
 )
 PUBLISHED_MASKS = Ratio()
 FIRST, OTHER, LOCAL = Colours(blur=1.0), Colours(blur=0.1, solarize=0.2), Colours(blur=0.5)
+
+
+def published_colours(size: int) -> tuple[Colours, Colours, Colours]:
+    """Of the first global crop, the others and the local ones; the published blur is for 224 pixels, and goes with `size`."""
+
+    def scaled(colours: Colours) -> Colours:
+        low, high = colours.radii
+        return replace(colours, radii=(low * size / 224, high * size / 224))
+
+    return scaled(FIRST), scaled(OTHER), scaled(LOCAL)
 
 
 @dataclass(frozen=True)

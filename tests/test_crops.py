@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_pipelines.crops import Colours, MultiCrop, turned_hue
+from data_pipelines.crops import FIRST, LOCAL, OTHER, Colours, MultiCrop, published_colours, turned_hue
 from data_pipelines.masks import Ratio
 from data_pipelines.records import DataError
 from data_pipelines.transforms import stream
@@ -73,3 +73,10 @@ def test_hue_turns():
 def test_mistakes_are_named():
     with pytest.raises(DataError, match="local_size=100 is no multiple of the patch, 16"):
         MultiCrop(local_size=100)
+
+
+def test_published_blur_goes_with_the_size():
+    assert published_colours(224) == (FIRST, OTHER, LOCAL)
+    first, other, small = published_colours(56)
+    assert first.radii == other.radii == small.radii == (0.025, 0.5)
+    assert (first.blur, other.solarize, small.blur) == (1.0, 0.2, 0.5)
