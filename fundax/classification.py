@@ -100,3 +100,52 @@ def _checked(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarr
     if not np.isfinite(scores).all():
         raise UserError(f"row {int(np.argwhere(~np.isfinite(scores))[0][0])}: a score is not finite")
     return labels.astype(np.int64), scores
+
+
+def multi_label(labels: Any, scores: Any, classes: Sequence[str] = (), threshold: float = 0.5) -> dict[str, Any]:
+    """labels f32 [N K] of 0, 1 and NaN (not labelled); scores f32 [N K] probabilities; a label is called from `threshold` on.
+
+    Per label f64 [K]: recall, specificity, precision, f1, auc, ap over its labelled rows; count i64 [K] (positives),
+    labelled i64 [K]; note [K]. Floats: accuracy (share of labelled cells called right), balanced_accuracy (mean of
+    recall and specificity over labels that have both), macro_f1, macro_auc, macro_ap. A label without a positive, or
+    without a negative, has NaN where that makes no sense, with a note, and is left out of the means. Raises UserError
+    for other values and shapes.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    labels, scores = _checked_labels(labels, scores, classes)
+    k = scores.shape[1]
+    out: dict[str, Any] = {n: np.full(k, np.nan) for n in ("recall", "specificity", "precision", "f1", "auc", "ap")}
+    out |= {"count": np.zeros(k, np.int64), "labelled": np.zeros(k, np.int64)}
+    notes, right = [""] * k, 0
+    for c in range(k):
+        known = ~np.isnan(labels[:, c])
+        truth, score = labels[known, c] > 0.5, scores[known, c]
+        counts = np.zeros((2, 2), np.int64)
+        np.add.at(counts, (truth.astype(int), (score >= threshold).astype(int)), 1)
+        right += int(np.trace(counts))
+        for name, values in _shares(counts).items():
+            out[name][c] = values[1]
+        out["labelled"][c] = known.sum()
+        if truth.any() and not truth.all():
+            out["auc"][c], out["ap"][c] = roc_auc_score(truth, score), average_precision_score(truth, score)
+        else:
+            notes[c] = "no row is labelled" if not known.any() else f"every row is {'' if truth.any() else 'not '}{{}}"
+    names = list(classes) or [f"label {c}" for c in range(k)]
+    out |= {"note": np.array([note.format(name) for note, name in zip(notes, names, strict=True)])}
+    both = (out["recall"] + out["specificity"]) / 2
+    out |= {"balanced_accuracy": _mean(both)} | {f"macro_{n}": _mean(out[n]) for n in ("f1", "auc", "ap")}
+    total = int(out["labelled"].sum())
+    return out | {"accuracy": right / total if total else float("nan")}
+
+
+def _checked_labels(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    labels, scores = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+    if labels.ndim != 2 or labels.shape != scores.shape or (classes and len(classes) != labels.shape[1]):
+        raise UserError(f"labels {labels.shape}, scores {scores.shape}, {len(classes)} names; expected [N K] twice, K")
+    if len(bad := np.argwhere(~(np.isnan(labels) | (labels == 0) | (labels == 1)))):
+        row, column = bad[0]
+        raise UserError(f"row {row}: label {labels[row, column]} in column {column}; expected 0, 1 or NaN")
+    if not np.isfinite(scores).all():
+        raise UserError(f"row {int(np.argwhere(~np.isfinite(scores))[0][0])}: a score is not finite")
+    return labels, scores

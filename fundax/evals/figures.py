@@ -36,7 +36,17 @@ CJK_FONTS = (
     "Droid Sans Fallback",
     "Arial Unicode MS",
 )
-HIGHER = ("macro_auc", "macro_ap", "macro_accuracy", "accuracy")  # what is drawn together, on an axis from 0 to 1
+HIGHER = (
+    "macro_auc",
+    "macro_ap",
+    "macro_accuracy",
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "kappa",
+    "r2",
+    "pearson",
+)  # what is drawn together, on an axis from 0 to 1
 
 
 def confusion(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: str | Path) -> Path:
@@ -80,10 +90,14 @@ def roc(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: st
     """One-vs-rest ROC curves, a panel for each class with its AUC, and the mean of those present first.
 
     A dozen curves on one axis cannot be told apart: each panel shows its own in colour over the others in grey.
-    labels: i [N]; scores: f [N K], higher is more likely. The macro curve is the mean sensitivity at equal false
-    positive rates. Returns the path written. Raises UserError where the shapes do not fit.
+    labels: i [N], or f [N K] of 0, 1 and NaN for several findings at once; scores: f [N K], higher is more likely. The
+    macro curve is the mean sensitivity at equal false positive rates. Returns the path written. Raises UserError where
+    the shapes do not fit.
     """
-    labels, scores = _checked(labels, scores, classes)
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    if labels.ndim == 1:
+        labels, scores = _checked(labels, scores, classes)
+        labels = (labels[:, None] == np.arange(len(classes))[None]).astype(np.float32)
     away = np.linspace(0, 1, 501)
     found = _roc_curves(labels, scores, away)  # class to (curve, AUC)
     columns = min(4, len(classes) + 1)
@@ -98,7 +112,7 @@ def roc(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: st
             area = np.mean([value for _, value in found.values()])
             _roc_panel(grid[0], "Macro average", away, found, mean, f"AUC {area:.3f}\n{len(found)} classes")
         for k, axes in enumerate(grid[1 : len(classes) + 1]):
-            count = (labels == k).sum()
+            count = (labels[:, k] == 1).sum()
             if k in found:
                 _roc_panel(axes, names[k], away, found, found[k][0], f"AUC {found[k][1]:.3f}\nn = {count}")
             else:
@@ -174,14 +188,37 @@ def shots(table: Mapping[str, np.ndarray], path: str | Path) -> Path:
     return Path(path)
 
 
+def scatter(truth: np.ndarray, predicted: np.ndarray, names: Any, path: str | Path) -> Path:
+    """Predicted over true values, f [N K] each, a panel per target with the line where they agree. Returns the path."""
+    columns = min(4, len(names))
+    rows = math.ceil(len(names) / columns)
+    with _figure(path, (2.9 * columns, 3.0 * rows), [str(name) for name in names]) as (figure, shown):
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for k, axes in enumerate(grid):
+            axes.set_visible(k < len(names))
+        for k, (axes, name) in enumerate(zip(grid, shown, strict=False)):
+            known = ~np.isnan(truth[:, k])
+            y, p = truth[known, k], predicted[known, k]
+            axes.scatter(y, p, s=9, alpha=0.5, color=COLOURS[0], linewidths=0)
+            axes.set_title(f"{name} (n={len(y)})", loc="left")
+            if len(y):
+                ends = float(min(y.min(), p.min())), float(max(y.max(), p.max()))
+                axes.plot(ends, ends, color="#9a9a9a", linewidth=0.8, linestyle=(0, (2, 3)))
+            _plain(axes)
+        figure.supxlabel("True")
+        figure.supylabel("Predicted")
+    return Path(path)
+
+
 _SHOWN = {"balanced_accuracy": "Balanced accuracy", "macro_auc": "Macro AUC"}
 
 
 def draw_run(workdir: str | Path) -> list[Path]:
     """Draw what a workdir has into figures/: training curves; the matrix and the ROC of a classification; rebuilt images;
-    few-shot results.
+    few-shot results; predicted beside true values.
 
-    Reads metrics.jsonl and evals/*.npz (with labels, classes and logits, or pictures and rebuilt). Returns the paths written.
+    Reads metrics.jsonl and evals/*.npz (with labels, classes and logits; pictures and rebuilt; value and predicted).
+    Returns the paths written.
     Raises UserError where there is nothing to draw.
     """
     workdir = Path(workdir)
@@ -196,13 +233,16 @@ def draw_run(workdir: str | Path) -> list[Path]:
                 written.append(pairs(stored["pictures"], stored["rebuilt"], folder / f"{file.stem}_pictures.png"))
             if {"method", "shots", *_SHOWN} <= set(stored):
                 written.append(shots({key: stored[key] for key in stored}, folder / f"{file.stem}_shots.png"))
+            if {"value", "predicted", "names"} <= set(stored):
+                written.append(
+                    scatter(stored["value"], stored["predicted"], stored["names"], folder / f"{file.stem}_scatter.png")
+                )
             if not {"labels", "classes", "logits"} <= set(stored):
                 continue
             labels, classes, logits = (stored[key] for key in ("labels", "classes", "logits"))
-        if labels.ndim != 1:  # several findings per image: no row of a confusion matrix
-            continue
         classes = [str(name) for name in classes]
-        written.append(confusion(labels, logits, classes, folder / f"{file.stem}_confusion.png"))
+        if labels.ndim == 1:  # several findings per image are no row of a confusion matrix
+            written.append(confusion(labels, logits, classes, folder / f"{file.stem}_confusion.png"))
         written.append(roc(labels, logits, classes, folder / f"{file.stem}_roc.png"))
     if not written and not metrics.exists():
         raise UserError(f"{workdir}: neither metrics.jsonl nor evals/*.npz; expected the folder of a run")
@@ -265,10 +305,12 @@ def _roc_curves(labels: np.ndarray, scores: np.ndarray, away: np.ndarray) -> dic
 
     found = {}
     for k in range(scores.shape[1]):
-        if 0 < (labels == k).sum() < len(labels):
-            false, true, _ = roc_curve(labels == k, scores[:, k])
+        known = ~np.isnan(labels[:, k])
+        truth, score = labels[known, k], scores[known, k]
+        if 0 < (truth == 1).sum() < len(truth):
+            false, true, _ = roc_curve(truth, score)
             curve = np.concatenate([[0.0], np.interp(away[1:], false, true)])
-            found[k] = curve, float(roc_auc_score(labels == k, scores[:, k]))
+            found[k] = curve, float(roc_auc_score(truth, score))
     return found
 
 

@@ -1,0 +1,288 @@
+"""Classification and regression measured over a labelled pass, with all that a report needs kept beside the numbers.
+
+Every row is counted once; what is not labelled is left out and counted, and what is not defined is a blank with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fundax.classification import classification, multi_label
+from fundax.errors import UserError
+from fundax.types import Batch, Extra, Forward, Params
+
+Pass = Callable[[], Iterable[Batch]]
+BESIDE = {
+    "index": "index",
+    "patient": "patient",
+    "group": "patient",
+    "eye": "eye",
+    "modality": "modality",
+    "days": "days",
+}
+MEANS = ("accuracy", "balanced_accuracy", "macro_auc", "macro_ap", "macro_f1", "kappa")
+PER_CLASS = ("auc", "ap", "recall")
+SIDE = 96  # of a kept picture
+# kinds of pictures: whether the answer is right, and the sign that puts the wanted ones first
+_ANSWERS = {
+    "right, certain": (True, -1.0),
+    "right, doubtful": (True, 1.0),
+    "wrong, doubtful": (False, 1.0),
+    "wrong, certain": (False, -1.0),
+}
+_ERRORS = {"smallest error": (True, 1.0), "largest error": (True, -1.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified:
+    """An Eval of `logits` f32 [B K] that a forward pass gives; K may be 1, which is the logit of the second of two classes.
+
+    Batches of `data` hold what the forward pass takes and under `label` a class i32 [B] (below 0 or NaN: not labelled), or
+    f32 [B K] of 0, 1 and NaN for several labels at once; `valid` where rows are padding. `ordered` adds quadratic kappa.
+    `columns` takes these columns of the logits (a decoder that also answers another question).
+
+    Floats: macro_auc, macro_ap, accuracy, balanced_accuracy, macro_f1, and per class auc/NAME, ap/NAME, recall/NAME, where
+    they are defined; rows, unlabelled. Arrays: logits, probabilities f32 [N K], labels i64 [N] (several: f32 [N K]),
+    classes [K]; count, recall, specificity, precision, f1, auc, ap and note by class; index i64 [N], and patient, eye,
+    modality, days where batches have them (`group` is a patient); pictures u8 [T 96 96 3], picture_index i64 [T] (row
+    of these arrays) and picture_kind [T]: the most and least certain right and wrong answers, where batches have
+    images u8 under `image` or `picture`. Raises UserError for logits that are not finite and no labelled row.
+    """
+
+    data: Pass
+    classes: tuple[str, ...]
+    ordered: bool = False
+    output: str = "logits"
+    label: str = "label"
+    columns: tuple[int, ...] = ()
+    inputs: tuple[str, ...] = ("image", "feature", "modality", "days")
+    pictures: int = 12
+
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+        kept = _Pictures(self.pictures, _ANSWERS)
+        rows, seen, unlabelled = _Rows(), 0, 0
+        for batch in self.data():
+            out, label, valid = _run(self, forward, params, extra, batch)
+            logits = self._two(np.asarray(out, np.float32))
+            known = valid & _labelled(label)
+            unlabelled += int((valid & ~known).sum())
+            rows.take(batch, known, seen, logits=logits, labels=label)
+            sure, right = _certainty(_probabilities(logits, label.ndim), label)
+            kept.offer(batch, known, rows.count, right, sure)
+            seen += len(valid)
+        arrays = rows.joined(self.label)
+        label = arrays["labels"]
+        label = label.astype(np.int64) if label.ndim == 1 else label.astype(np.float32)
+        probabilities = _probabilities(arrays["logits"].astype(np.float64), label.ndim)  # ties would cost AUC
+        measure = classification if label.ndim == 1 else multi_label
+        found = measure(label, probabilities, self.classes)
+        if not self.ordered:
+            found.pop("kappa", None)
+        arrays |= {
+            "labels": label,
+            "probabilities": probabilities.astype(np.float32),
+            "classes": np.array(self.classes),
+        }
+        arrays |= {key: value for key, value in found.items() if np.ndim(value)} | kept.arrays()
+        counts = {"rows": float(len(label))} | ({"unlabelled": float(unlabelled)} if unlabelled else {})
+        return _floats(found, self.classes) | counts | arrays
+
+    def _two(self, logits: np.ndarray) -> np.ndarray:
+        """The logits as K columns; a single one against 0."""
+        logits = logits[:, list(self.columns)] if self.columns else logits
+        if logits.shape[1] == 1 and len(self.classes) == 2:
+            return np.concatenate([np.zeros_like(logits), logits], 1)
+        if logits.shape[1] != len(self.classes):
+            raise UserError(f"the model gives {logits.shape[1]} logits for {len(self.classes)} classes")
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Valued:
+    """An Eval of predictions f32 [B K] in the units of the truth, `value` f32 [B K] of the batches (NaN: not known).
+
+    Floats: mae, r2, pearson (means over targets), mae/NAME, r2/NAME, pearson/NAME, and relative_error, the peer's number:
+    the mean over targets of mean |error| / mean truth (VisionFM's "mae", which is a ratio and unsteady where means
+    are small). Arrays: value, predicted f32 [N K], names, target_mae, target_r2, target_pearson, count,
+    note by target, and what Classified keeps beside, pictures being of the smallest and
+    the largest errors (in deviations of the truth).
+    """
+
+    data: Pass
+    names: tuple[str, ...]
+    output: str = "value"
+    label: str = "value"
+    inputs: tuple[str, ...] = ("image", "feature", "modality", "days")
+    pictures: int = 12
+
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+        kept, rows, seen = _Pictures(self.pictures, _ERRORS), _Rows(), 0
+        spread: np.ndarray | None = None
+        for batch in self.data():
+            out, value, valid = _run(self, forward, params, extra, batch)
+            if value.shape != out.shape or value.shape[1] != len(self.names):
+                raise UserError(f"value {value.shape} and output {out.shape}; expected [B {len(self.names)}] twice")
+            known = valid & ~np.isnan(value).all(1)
+            rows.take(batch, known, seen, predicted=np.asarray(out, np.float32), value=value.astype(np.float32))
+            if known.any():
+                spread = _spread(value[known]) if spread is None else spread
+                error = np.abs(np.where(np.isnan(value), 0, out - value) / spread[None]).mean(1)
+                kept.offer(batch, known, rows.count, np.ones(len(error), bool), error)
+            seen += len(valid)
+        arrays = rows.joined(self.label)
+        found = regression(arrays["value"], arrays["predicted"])
+        floats = {"relative_error": found["relative_error"]}
+        for name in ("mae", "r2", "pearson"):
+            floats[name] = _mean(found[name])
+            floats |= {f"{name}/{k}": float(v) for k, v in zip(self.names, found[name], strict=True)}
+            arrays[f"target_{name}"] = found[name]
+        arrays |= {"names": np.array(self.names), "count": found["count"], "note": found["note"]} | kept.arrays()
+        return {k: v for k, v in floats.items() if not np.isnan(v)} | {"rows": float(len(arrays["value"]))} | arrays
+
+
+def regression(truth: Any, predicted: Any) -> dict[str, Any]:
+    """f32 [N K] twice, NaN in the truth where it is not known. Per target f64 [K]: mae, r2 (1 - SS_res / SS_tot),
+    pearson, count i64, note [K] where one is not defined; and relative_error, the mean over targets of MAE / mean truth.
+    """
+    truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
+    if truth.shape != predicted.shape or truth.ndim != 2:
+        raise UserError(f"truth {truth.shape} and predictions {predicted.shape}; expected [N K] twice")
+    k = truth.shape[1]
+    out: dict[str, Any] = {name: np.full(k, np.nan) for name in ("mae", "r2", "pearson")}
+    relative, notes = np.full(k, np.nan), [""] * k
+    out["count"] = (~np.isnan(truth)).sum(0)
+    for c in range(k):
+        known = ~np.isnan(truth[:, c])
+        y, p = truth[known, c], predicted[known, c]
+        if not len(y):
+            notes[c] = "no row has this value"
+            continue
+        out["mae"][c] = np.abs(y - p).mean()
+        relative[c] = out["mae"][c] / y.mean() if y.mean() else np.nan
+        if y.std() < 1e-12:
+            notes[c] = "every row has the same value"
+            continue
+        out["r2"][c] = 1 - ((y - p) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+        if p.std() > 0:
+            out["pearson"][c] = np.corrcoef(y, p)[0, 1]
+        else:
+            notes[c] = "every prediction is the same"
+    return out | {"note": np.array(notes), "relative_error": _mean(relative)}
+
+
+def _run(
+    one: Classified | Valued, forward: Forward, params: Params, extra: Extra, batch: Batch
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Output [B K], truth, and which rows are no padding."""
+    if one.label not in batch:
+        raise UserError(f"batches have {', '.join(sorted(batch))}; expected also {one.label!r}")
+    given = {key: batch[key] for key in one.inputs if key in batch}
+    out = forward(params, extra, given)
+    if one.output not in out:
+        raise UserError(f"the model gives {', '.join(sorted(out))}; expected {one.output!r}")
+    label = np.asarray(batch[one.label])
+    valid = np.asarray(batch["valid"] if "valid" in batch else np.ones(len(label), bool))
+    found = np.asarray(out[one.output], np.float32)
+    found = found[:, None] if found.ndim == 1 else found
+    if not np.isfinite(found[valid]).all():
+        raise UserError(f"{one.output} is not finite (NaN or infinity) in some rows; the weights may be broken")
+    return found, label, valid
+
+
+class _Rows:
+    """Arrays that grow by the labelled rows of each batch."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[np.ndarray]] = {}
+        self.count = 0  # rows before the batch taken last
+
+    def take(self, batch: Batch, known: np.ndarray, seen: int, **arrays: np.ndarray) -> None:
+        given = {"index": seen + np.arange(len(known))} | {
+            ours: batch[key] for key, ours in BESIDE.items() if key in batch
+        }
+        self.count = sum(len(part) for part in self._parts.get("index", ()))
+        for name, values in (given | arrays).items():
+            self._parts.setdefault(name, []).append(np.asarray(values)[known])
+
+    def joined(self, label: str) -> dict[str, np.ndarray]:
+        found = {name: np.concatenate(parts) for name, parts in self._parts.items()}
+        if not found or not len(found["index"]):
+            raise UserError(f"the pass has no row with a known {label}; expected at least one")
+        return found
+
+
+class _Pictures:
+    """Of each kind the few most extreme rows: thumbnails, and the rows they are of."""
+
+    def __init__(self, count: int, kinds: Mapping[str, tuple[bool, float]]) -> None:
+        self._each, self._kinds = count // len(kinds), kinds
+        self._best: dict[str, list[tuple[float, int, np.ndarray]]] = {kind: [] for kind in kinds}
+
+    def offer(self, batch: Batch, known: np.ndarray, before: int, right: np.ndarray, measure: np.ndarray) -> None:
+        """The known rows of a batch, of which the first is row `before` of all."""
+        images = batch.get("picture", batch.get("image"))
+        if images is None or np.asarray(images).dtype != np.uint8 or np.ndim(images) != 4 or not self._each:
+            return
+        chosen, right, measure = np.flatnonzero(known), right[known], measure[known]
+        for kind, (want, sign) in self._kinds.items():
+            order = [k for k in np.argsort(sign * measure, kind="stable") if right[k] == want][: self._each]
+            pool = self._best[kind] + [(sign * float(measure[k]), before + int(k), images[chosen[k]]) for k in order]
+            pool = sorted(pool, key=lambda entry: entry[:2])[: self._each]
+            self._best[kind] = [(a, b, image if image.shape[0] == SIDE else _small(image)) for a, b, image in pool]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        found = [(kind, row, image) for kind, entries in self._best.items() for _, row, image in entries]
+        if not found:
+            return {}
+        kinds, rows, images = zip(*found, strict=True)
+        return {"pictures": np.stack(images), "picture_index": np.array(rows), "picture_kind": np.array(kinds)}
+
+
+def _spread(value: np.ndarray) -> np.ndarray:
+    """The deviation of each target over the rows that have it; 1 where that is nothing."""
+    deviations = np.array([float(np.std(v[~np.isnan(v)])) if (~np.isnan(v)).any() else 0.0 for v in value.T])
+    return np.where(deviations > 0, deviations, 1.0)
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(np.asarray(image)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def _labelled(label: np.ndarray) -> np.ndarray:
+    if label.ndim == 2:
+        return np.array([not np.isnan(row).all() for row in label], bool)
+    return np.nan_to_num(label.astype(np.float64), nan=-1) >= 0
+
+
+def _probabilities(logits: np.ndarray, labels: int) -> np.ndarray:
+    """Softmax of one class a row (labels 1-D), or the sigmoid of each label (2-D); [N K]."""
+    if labels == 2:
+        return 0.5 * (1 + np.tanh(0.5 * logits))
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def _certainty(probabilities: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How certain each answer is, and whether it is right (all labelled findings of a row, where there are several)."""
+    if label.ndim == 1:
+        return probabilities.max(1), probabilities.argmax(1) == label
+    wrong = ((probabilities >= 0.5) != (label > 0.5)) & ~np.isnan(label)
+    return np.abs(probabilities - 0.5).min(1), ~wrong.any(1)
+
+
+def _floats(found: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
+    out = {name: float(found[name]) for name in MEANS if name in found and not np.isnan(found[name])}
+    for name in PER_CLASS:
+        out |= {f"{name}/{k}": float(v) for k, v in zip(classes, found[name], strict=True) if not np.isnan(v)}
+    return out
+
+
+def _mean(values: np.ndarray) -> float:
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else float("nan")
