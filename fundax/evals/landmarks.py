@@ -1,0 +1,109 @@
+"""How far found landmarks lie from the true ones: in pixels of the original image, and in disc diameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fundax.errors import UserError
+from fundax.estimate import Estimate
+from fundax.evals.statistics import bootstrap
+from fundax.frames import original_points
+from fundax.overlay import extremes, points_over
+from fundax.types import Batch, Extra, Forward, Params
+
+Rows = dict[str, np.ndarray]
+
+
+def distances(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Euclidean distances f64 [...] of points [... 2]; NaN where one of them has no place."""
+    return np.linalg.norm(np.asarray(found, np.float64) - np.asarray(truth, np.float64), axis=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landmarks:
+    """An Eval of points [B n 2] against what the forward pass gives under `read`.
+
+    Batches hold `image` u8 [B h w 3], `points` f32 [B n 2] (x, y) in its pixels, NaN where a landmark has no place,
+    `frame` f32 [B 3 2] (fundax.frames: where the original's pixels lie), and perhaps `diameter` f32 [B], that of the
+    optic disc in pixels of the original, `group` [B] (the patient), `valid`, `index`.
+
+    Floats: mean_error and median_error of all landmarks (pixels of the original), mean_error_grid (of the model's
+    image); mean_diameters, median_diameters and within_half (share of points within half a disc diameter), where the
+    diameter is known; the medians of each landmark; mean_error and median_diameters with an interval (_low, _high) by
+    a bootstrap over patients. Arrays: error, error_diameters [N n], found, truth [N n 2], names, index, patient (where
+    known), and pictures of the best and the worst images (overlay.points_over).
+    """
+
+    data: Callable[[], Iterator[Batch]]
+    names: Sequence[str]
+    read: str = "points_expected"
+    resamples: int = 1000
+
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+        parts: list[Rows] = []
+        for batch in self.data():
+            out = forward(params, extra, {k: v for k, v in batch.items() if k in ("image", "modality")})
+            if self.read not in out:
+                raise UserError(f"the landmark eval wants {self.read!r}, the model gives {', '.join(sorted(out))}")
+            parts.append(_measured(batch, out[self.read]))
+        rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
+        if not rows or not np.isfinite(rows["error"]).any():
+            raise UserError("the landmark eval has no image with a landmark in it")
+        return self._floats(rows) | self._arrays(rows)
+
+    def _floats(self, rows: Rows) -> dict[str, float]:
+        patients = rows.get("patient")
+        error, scaled = rows["error"], rows["error_diameters"]
+        out = {"mean_error_grid": float(np.nanmean(rows["error_grid"])), "median_error": float(np.nanmedian(error))}
+        out |= _with_interval("mean_error", bootstrap(np.nanmean, error, patients=patients, resamples=self.resamples))
+        for k, name in enumerate(self.names):
+            out[f"{name}_median_error"] = _median(error[:, k])
+        if np.isfinite(scaled).any():
+            median = bootstrap(np.nanmedian, scaled, patients=patients, resamples=self.resamples)
+            out |= {"mean_diameters": float(np.nanmean(scaled)), **_with_interval("median_diameters", median)}
+            out["within_half"] = float((scaled[np.isfinite(scaled)] <= 0.5).mean())
+            for k, name in enumerate(self.names):
+                out[f"{name}_median_diameters"] = _median(scaled[:, k])
+        return {key: value for key, value in out.items() if not math.isnan(value)}
+
+    def _arrays(self, rows: Rows) -> Rows:
+        kept = ("error", "error_diameters", "found", "truth", "index", "patient")
+        known = np.isfinite(rows["error"])
+        score = np.where(known.any(1), np.nan_to_num(rows["error"]).sum(1) / np.maximum(known.sum(1), 1), np.nan)
+        shown = extremes(score)
+        drawn = [points_over(*(rows[key][i] for key in ("image", "grid_truth", "grid_found"))) for i in shown]
+        return {key: rows[key] for key in kept if key in rows} | {
+            "names": np.array(self.names),
+            "pictures": np.stack(drawn),
+            "picture_index": rows["index"][shown],
+            "picture_score": score[shown],
+        }
+
+
+def _measured(batch: Batch, found: np.ndarray) -> Rows:
+    """The rows of a batch that are no padding."""
+    valid = np.asarray(batch.get("valid", np.ones(len(found), bool)))
+    whole = {key: np.asarray(value)[valid] for key, value in batch.items() if key != "valid"}
+    found, truth, frame = np.asarray(found, np.float64)[valid], whole["points"], whole["frame"]
+    there = [original_points(points, frame) for points in (found, truth)]
+    error = distances(*there)
+    diameter = whole.get("diameter", np.full(len(found), np.nan)).reshape(-1, 1)
+    rows = {
+        "image": whole["image"], "grid_found": found, "grid_truth": truth, "error_grid": distances(found, truth),
+        "found": there[0], "truth": there[1], "error": error, "error_diameters": error / diameter,
+        "index": whole.get("index", np.arange(len(found))),
+    }  # fmt: skip
+    return rows | ({"patient": whole["group"]} if "group" in whole else {})
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan
+
+
+def _with_interval(name: str, found: Estimate) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
