@@ -56,7 +56,7 @@ def _painted(small: np.ndarray, channels: np.ndarray, side: int) -> np.ndarray:
     for k in range(channels.shape[-1]):
         cover = Image.fromarray(channels[..., k].astype(np.uint8) * 255).resize((side, side), Image.Resampling.BILINEAR)
         weight = np.asarray(cover, np.float32)[..., None] / 255 * 0.65
-        out = out * (1 - weight) + np.float32(COLOURS[k % len(COLOURS)]) * weight
+        out = out * (1 - weight) + np.array(COLOURS[k % len(COLOURS)], np.float32) * weight
     return np.round(out).astype(np.uint8)
 
 

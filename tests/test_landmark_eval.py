@@ -5,7 +5,9 @@ import pytest
 
 from fundax.errors import UserError
 from fundax.evals.landmarks import Landmarks, distances
+from fundax.evals.statistics import bootstrap
 
+NAMES = ("fovea", "disc")
 HALF = np.array([[0.0, 0.0], [500.0, 0.0], [0.0, 500.0]], np.float32)  # the seen image is half the original
 
 
@@ -18,7 +20,7 @@ def eval_of(points, found, **more):
         "valid": np.ones(len(points), bool),
     } | more
     forward = lambda params, extra, batch: {"points_expected": np.asarray(found, np.float32)}  # noqa: E731
-    return Landmarks(data=lambda: iter([batch]), names=("fovea", "disc"), resamples=20)(forward, {}, {})
+    return Landmarks(data=lambda: iter([batch]), names=NAMES, interval=bootstrap, resamples=20)(forward, {}, {})
 
 
 def test_errors_by_hand():

@@ -11,7 +11,6 @@ import numpy as np
 
 from fundax.errors import UserError
 from fundax.estimate import Estimate
-from fundax.evals.statistics import bootstrap
 from fundax.frames import original_points
 from fundax.overlay import extremes, points_over
 from fundax.types import Batch, Extra, Forward, Params
@@ -35,12 +34,13 @@ class Landmarks:
     Floats: mean_error and median_error of all landmarks (pixels of the original), mean_error_grid (of the model's
     image); mean_diameters, median_diameters and within_half (share of points within half a disc diameter), where the
     diameter is known; the medians of each landmark; mean_error and median_diameters with an interval (_low, _high) by
-    a bootstrap over patients. Arrays: error, error_diameters [N n], found, truth [N n 2], names, index, patient (where
+    `interval` over patients. Arrays: error, error_diameters [N n], found, truth [N n 2], names, index, patient (where
     known), and pictures of the best and the worst images (overlay.points_over).
     """
 
     data: Callable[[], Iterator[Batch]]
     names: Sequence[str]
+    interval: Callable[..., Estimate]  # evals.statistics.bootstrap
     read: str = "points_expected"
     resamples: int = 1000
 
@@ -60,11 +60,13 @@ class Landmarks:
         patients = rows.get("patient")
         error, scaled = rows["error"], rows["error_diameters"]
         out = {"mean_error_grid": float(np.nanmean(rows["error_grid"])), "median_error": float(np.nanmedian(error))}
-        out |= _with_interval("mean_error", bootstrap(np.nanmean, error, patients=patients, resamples=self.resamples))
+        out |= _with_interval(
+            "mean_error", self.interval(np.nanmean, error, patients=patients, resamples=self.resamples)
+        )
         for k, name in enumerate(self.names):
             out[f"{name}_median_error"] = _median(error[:, k])
         if np.isfinite(scaled).any():
-            median = bootstrap(np.nanmedian, scaled, patients=patients, resamples=self.resamples)
+            median = self.interval(np.nanmedian, scaled, patients=patients, resamples=self.resamples)
             out |= {"mean_diameters": float(np.nanmean(scaled)), **_with_interval("median_diameters", median)}
             out["within_half"] = float((scaled[np.isfinite(scaled)] <= 0.5).mean())
             for k, name in enumerate(self.names):
