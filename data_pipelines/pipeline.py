@@ -361,16 +361,22 @@ def _read(slots: _Slots, step: int, how: Reading) -> grain.IterDataset:
     examples = grain.MapDataset.source(sequence)
     if not how.workers:
         threads = how.threads or os.cpu_count() or 1
-        ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, slots.local))
+        ahead = _ahead(threads, max(threads, slots.local))
         batches = examples[step * slots.local :].to_iter_dataset(ahead).batch(slots.local, batch_fn=_collate)
         return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=how.prefetch)
     # Whole batches are dealt to the processes in turn, so that their number cannot change what is in a batch.
-    ahead = grain.ReadOptions(num_threads=how.threads or 1, prefetch_buffer_size=max(how.threads, 1))
-    batches = examples.batch(slots.local, batch_fn=_collate)[step:].to_iter_dataset(ahead)
+    batches = examples.batch(slots.local, batch_fn=_collate)[step:].to_iter_dataset(_ahead(how.threads, how.threads))
     _parse_flags()
     return batches.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=how.workers, per_worker_buffer_size=how.prefetch),
         functools.partial(_start_worker, os.getpid()),
+    )
+
+
+def _ahead(threads: int, buffer: int) -> grain.ReadOptions:
+    """Read by this many threads; one is the thread that asks, which spares handing every example over."""
+    return grain.ReadOptions(
+        num_threads=threads if threads > 1 else 0, prefetch_buffer_size=buffer if threads > 1 else 0
     )
 
 
