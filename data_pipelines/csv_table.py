@@ -173,7 +173,7 @@ class _Columns:
         near = difflib.get_close_matches(theirs, self.header, 1, 0.4) or ["THEIRS"]
         separators = {s: self.header[0].count(s) for s in ",;\t|" if s != self.layout.sep}
         separator = max(separators, key=lambda s: separators[s])
-        hint = f"map one of them with columns={{{ours!r}: {near[0]!r}}}"
+        hint = f"say which it is: {self.layout.path},{ours}={near[0]}"
         if len(self.header) == 1 and separators[separator]:
             hint = f"is the separator sep={separator!r}?"
         if ours == "only":

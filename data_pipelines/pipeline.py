@@ -9,6 +9,7 @@ of threads, workers or processes. Grain brings the threads, the worker processes
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import itertools
 import math
@@ -30,8 +31,7 @@ from data_pipelines.collate import Batch, stack
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.transforms import Step, apply
 
-_ENDLESS = 2**31  # steps; Grain wants a length
-_REPLACEMENTS = 64  # unreadable rows in a row before `skip` gives up
+_ENDLESS, _REPLACEMENTS = 2**31, 64  # steps (Grain wants a length); unreadable rows in a row before `skip` gives up
 _WHEEL = 10_000  # slots of a mix whose weights are not whole numbers
 _SORTED = 2**16  # rows up to which an epoch's order is a sorted array; Grain's index_shuffle walks long below
 
@@ -273,14 +273,9 @@ class _Slots:
 
 
 def _length(source: Source) -> int:
-    length = len(source)
-    if length < 1:
-        raise DataError(f"{_name(source)} has no rows")
+    if (length := len(source)) < 1:
+        raise DataError(f"{type(source).__name__} has no rows")
     return length
-
-
-def _name(source: Source) -> str:
-    return type(source).__name__
 
 
 @functools.lru_cache(maxsize=4096)
@@ -326,7 +321,7 @@ def _wheel(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _example(source: Source, steps: tuple[Step, ...], row: int, seed: int, position: int, skip: bool) -> _Made:
-    where = f"{_name(source)} row {row + 1}"
+    where = f"{type(source).__name__} row {row + 1}"
     record: Record | None = None
     try:
         record = source[row]
@@ -390,6 +385,9 @@ def _parse_flags() -> None:
 def _start_worker(parent: int, worker: int, workers: int) -> None:
     """A worker leaves Ctrl-C and a scheduler's SIGTERM to its parent, and does not outlive one that was killed."""
     del worker, workers
+    with contextlib.suppress(OSError, AttributeError):  # glibc: keep freed megabytes, the next image needs them again
+        glibc = ctypes.CDLL(None)
+        glibc.mallopt(-1, 1 << 30), glibc.mallopt(-3, 1 << 30)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
     with contextlib.suppress(ValueError):  # not the main thread
         for told in (signal.SIGINT, signal.SIGTERM):  # both go to all processes of a terminal or a job step
             signal.signal(told, signal.SIG_IGN)

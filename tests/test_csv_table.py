@@ -54,13 +54,13 @@ def test_missing_columns_are_named_with_a_way_out(tmp_path):
     header = "image,caption_en,grade\na,b,c\n"
     assert failure(tmp_path, header, require=("text",)) == (
         "labels.csv: has no column 'text' (our 'text'), only image, caption_en, grade; "
-        "map one of them with columns={'text': 'THEIRS'}"
+        "say which it is: labels.csv,text=THEIRS"
     )
     assert failure(tmp_path, header, columns={"text": "caption"}).endswith(
         "has no column 'caption' (our 'text'), only image, caption_en, grade; "
-        "map one of them with columns={'text': 'caption_en'}"
+        "say which it is: labels.csv,text=caption_en"
     )
-    assert failure(tmp_path, "Image ID,text\na,b\n").endswith("map one of them with columns={'image': 'Image ID'}")
+    assert failure(tmp_path, "Image ID,text\na,b\n").endswith("say which it is: labels.csv,image=Image ID")
     assert failure(tmp_path, "image;text\na;b\n").endswith("only image;text; is the separator sep=';'?")
     assert "has no column 'nr' (our 'image')" in failure(tmp_path, header, columns={"image": "{nr}.png"})
     assert failure(tmp_path, "image,text,text\na,b,c\n") == "labels.csv: column 'text' occurs 2 times"
