@@ -9,6 +9,7 @@
     predict DIR --image A                                     the report of an image, of a report model
     synth DIR --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
     explain DIR IMAGE... --out FOLDER                         where a ViT's attention lies, over the photographs
+    report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests between them
     data show | data convert | data build                     a contact sheet of a source; shards of it; a public data set
 
 Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. A mistake of the user's is one line and exit code 2.
@@ -198,29 +199,21 @@ def explain(argv: list[str]) -> None:
         print(path)
 
 
+def report(argv: list[str]) -> None:
+    """One HTML page about one run or several: numbers with intervals, pictures, groups, cases, tests, configuration."""
+    parser = _parser("report", report)
+    arguments.report(parser)
+    own = parser.parse_args(argv)
+    _prepare()
+    from fundax.run_report import report as write
+
+    print(write(own.runs, own.out, title=own.title, resamples=own.resamples, attention=own.attention))
+
+
 def data(argv: list[str]) -> None:
     """Look at a source (show), write it as ArrayRecord shards (convert), or write a public data set as TFDS (build)."""
     parser = _parser("data", data)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    show = verbs.add_parser("show", help="a labelled contact sheet")
-    show.add_argument("--source", default="synthetic", help="a CSV, an image folder, tfds:NAME or synthetic")
-    show.add_argument("--out", default="sheet.png")
-    show.add_argument("--count", type=int, default=24, help="records on the sheet")
-    show.add_argument("--start", type=int, default=0, help="the first of them")
-    show.add_argument("--data-dir", default=None, help="where tfds data sets are built")
-    change = verbs.add_parser("convert", help="ArrayRecord shards of shrunk images, to train from at speed")
-    change.add_argument("--source", required=True, help="as of show; read back as array_record:DIR")
-    change.add_argument("--out", required=True, metavar="DIR")
-    change.add_argument("--size", type=int, required=True, help="longer shorter sides are shrunk to this")
-    change.add_argument("--images", default="jpeg", choices=("jpeg", "png"), help="png loses nothing")
-    change.add_argument("--quality", type=int, default=95, help="of JPEG")
-    change.add_argument("--shard", type=int, default=1024, help="records per file")
-    change.add_argument("--workers", type=int, default=0, help="processes")
-    change.add_argument("--data-dir", default=None, help="where tfds data sets are built")
-    build = verbs.add_parser("build", help="a public data set, from the folder it was unpacked to")
-    build.add_argument("name")
-    build.add_argument("--from", dest="from_dir", required=True)
-    build.add_argument("--data-dir", default=None)
+    arguments.data(parser)
     own = parser.parse_args(argv)
     if own.verb == "build":
         from data_pipelines.eye_datasets import build as write
@@ -251,6 +244,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "predict": predict,
     "synth": synth,
     "explain": explain,
+    "report": report,
     "data": data,
 }
 

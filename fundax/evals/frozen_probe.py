@@ -13,6 +13,7 @@ import numpy as np
 
 from fundax.errors import UserError
 from fundax.types import Batch, Extra, Forward, Params
+from fundax.weighted import class_aucs
 
 Split = Callable[[], Iterator[Batch]]
 
@@ -80,24 +81,6 @@ class FrozenProbe:
         even = np.unique(labels, return_counts=True)[1].min() >= self.folds
         kind = StratifiedGroupKFold if even else GroupKFold
         return iter(kind(self.folds, shuffle=True, random_state=self.seed).split(labels, labels, groups))
-
-
-def class_aucs(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Areas under the ROC curves f64 [K R], each class against the rest, under R sets of row weights [R n].
-
-    NaN where a set of weights leaves no row of the class, or none of the others. Ties count half.
-    """
-    found = np.full((scores.shape[1], len(weights)), np.nan)
-    for k in range(scores.shape[1]):
-        order = np.argsort(scores[:, k], kind="stable")
-        value, is_k = scores[order, k], labels[order] == k
-        w = weights[:, order].astype(np.float64)
-        below = np.concatenate([np.zeros((len(w), 1)), np.cumsum(w * ~is_k, axis=1)], axis=1)
-        left, right = np.searchsorted(value, value, "left"), np.searchsorted(value, value, "right")
-        ranked = (below[:, left] + below[:, right]) / 2
-        pairs = (w * is_k).sum(1) * below[:, -1]
-        np.divide((w * is_k * ranked).sum(1), pairs, out=found[k], where=pairs > 0)
-    return found
 
 
 def difference(

@@ -15,6 +15,7 @@ from fundax.errors import UserError
 from fundax.estimate import Estimate, blank
 
 Metric = Callable[..., float]
+Weighted = Callable[[np.ndarray], np.ndarray]  # weights f64 [R N] -> values f64 [R]
 _NOTHING = 1e-18  # a variance of rounding errors only
 
 
@@ -143,8 +144,71 @@ def bootstrap_difference(
     if len(members.counts) < 2:
         return Comparison(Estimate(value, note="one patient: no interval"), math.nan)
     drawn = _resampled(difference, data, members, resamples, seed)
+    return Comparison(_percentiles(value, drawn, resamples, level), _smaller_side(drawn))
+
+
+def bootstrap_weighted(
+    metric: Weighted,
+    rows: int,
+    *,
+    patients: Any = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """`bootstrap` of a metric of row weights (see fundax/weighted.py): the same interval, many resamples at a time.
+
+    metric: weights f64 [R N] to values f64 [R], NaN where they leave nothing to measure.
+    """
+    value, drawn, count = _drawn(metric, rows, patients, resamples, seed)
+    if math.isnan(value):
+        return blank("no rows" if not rows else "not defined on these rows")
+    if count < 2:
+        return Estimate(value, note="one patient: no interval")
+    return _percentiles(value, drawn[~np.isnan(drawn)], resamples, level)
+
+
+def weighted_difference(
+    first: Weighted,
+    second: Weighted,
+    rows: int,
+    *,
+    patients: Any = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """first(weights) - second(weights), both on the same resampled patients. See `bootstrap_difference`."""
+    value, drawn, count = _drawn(lambda w: first(w) - second(w), rows, patients, resamples, seed)
+    if math.isnan(value):
+        return Comparison(blank("no rows" if not rows else "not defined on these rows"), math.nan)
+    if count < 2:
+        return Comparison(Estimate(value, note="one patient: no interval"), math.nan)
+    drawn = drawn[~np.isnan(drawn)]
+    return Comparison(_percentiles(value, drawn, resamples, level), _smaller_side(drawn))
+
+
+def _drawn(metric: Weighted, rows: int, patients: Any, resamples: int, seed: int) -> tuple[float, np.ndarray, int]:
+    """The metric on all rows, on every resample, and the number of patients."""
+    if not rows:
+        return math.nan, np.zeros(0), 0
+    groups = np.arange(rows) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
+    if len(groups) != rows:
+        raise UserError(f"{rows} rows and {len(groups)} patients; expected one each")
+    count, rng = int(groups.max()) + 1, np.random.default_rng(seed)
+    value = float(metric(np.ones((1, rows)))[0])
+    at_once, found = max(1, 2_000_000 // rows), []
+    for start in range(0, resamples if count > 1 else 0, at_once):
+        size = min(at_once, resamples - start)
+        taken = rng.multinomial(count, np.full(count, 1 / count), size=size)
+        found.append(metric(taken[:, groups].astype(np.float64)))
+    return value, np.concatenate(found) if found else np.zeros(0), count
+
+
+def _smaller_side(drawn: np.ndarray) -> float:
+    """p: twice the smaller share of resamples on either side of no difference, at least 1 / (resamples + 1)."""
     sides = [(np.sum(drawn <= 0) + 1) / (len(drawn) + 1), (np.sum(drawn >= 0) + 1) / (len(drawn) + 1)]
-    return Comparison(_percentiles(value, drawn, resamples, level), float(min(1.0, 2 * min(sides))))
+    return float(min(1.0, 2 * min(sides)))
 
 
 class _Members(NamedTuple):

@@ -1,0 +1,104 @@
+"""A report as one HTML file: no script, no request, readable on a phone and on paper.
+
+The contents come as sections of ready markup (fundax/run_report.py makes them of run directories).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fundax.errors import UserError
+from fundax.markup import Html, joined, tag
+
+MOST = 5_000_000  # bytes of a page
+# nothing is loaded, whatever a name in a run contains
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+STYLE = """
+:root{--ink:#1c2126;--soft:#56606b;--line:#dde2e6;--wash:#f5f7f8}
+*{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
+body{font:15px/1.45 system-ui,-apple-system,"Segoe UI",sans-serif;color:var(--ink);margin:0 auto;max-width:76rem;
+padding:1rem 1.25rem 3rem;overflow-wrap:anywhere}
+h1{font-size:1.6rem;line-height:1.2;margin:.6rem 0 .2rem}
+h2{font-size:1.25rem;margin:2.2rem 0 .4rem;padding-top:.8rem;border-top:2px solid var(--ink)}
+h3{font-size:1rem;margin:1.5rem 0 .3rem}p{margin:.3rem 0 .6rem}.soft,small,caption,figcaption{color:var(--soft)}
+.soft{font-size:.88rem}
+nav{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;margin:.7rem 0}nav a{color:#005a92}
+.wide{overflow-x:auto;margin:.4rem 0 1rem;max-width:100%}
+table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
+caption{text-align:left;padding-bottom:.3rem;caption-side:top}
+td,th{padding:.22rem .6rem;overflow-wrap:normal;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
+thead th{border-bottom:1.5px solid var(--ink);vertical-align:bottom;font-weight:600}
+th[scope=row]{text-align:left;overflow-wrap:break-word;font-weight:500;position:sticky;left:0;background:#fff;
+min-width:7rem;max-width:22rem}
+thead th:first-child{text-align:left;position:sticky;left:0;background:#fff}
+td b{font-weight:600}td small,.blank small{display:block;font-size:.8em;white-space:nowrap}
+.blank small{white-space:normal;min-width:7rem}
+table.words td{text-align:left;overflow-wrap:anywhere;max-width:34rem;min-width:8rem}
+td em{font-style:normal;background:#fff0cc;padding:0 .2rem}
+table.matrix td{text-align:center;min-width:2.1rem;padding:.22rem .15rem;border:1px solid var(--line)}
+table.matrix thead th+th{text-align:center}
+.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(13.5rem,46%),1fr));gap:.4rem .6rem;margin:.3rem 0 .8rem}
+.panels.few{grid-template-columns:repeat(auto-fill,minmax(min(19rem,100%),1fr));max-width:66rem}
+svg{width:100%;height:auto;display:block;font:10px system-ui,sans-serif;fill:var(--ink)}svg .title{font-weight:600}
+svg .note{font-weight:600;paint-order:stroke;stroke:#fff;stroke-width:3px}
+.key{display:flex;flex-wrap:wrap;gap:.1rem 1.2rem;font-size:.88rem}
+.key span{display:inline-flex;align-items:center;gap:.4rem}.key svg{width:26px;flex:none}
+.cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));gap:.7rem;margin:.3rem 0 1rem}
+figure{margin:0}figure img{width:100%;aspect-ratio:1;object-fit:contain;background:#000;display:block}
+figure img+img{margin-top:2px}
+figcaption{font-size:.8rem;line-height:1.3;margin-top:.2rem}figcaption b{color:var(--ink)}
+@media(max-width:40rem){body{padding:.6rem .8rem 2rem;font-size:14px}td,th{padding:.2rem .4rem}
+th[scope=row]{max-width:9.5rem;min-width:5.5rem}
+.cases{grid-template-columns:repeat(auto-fill,minmax(6.5rem,1fr))}}
+@media print{@page{margin:14mm}body{max-width:none;padding:0;font-size:9.5pt}nav{display:none}.wide{overflow:visible}
+table{font-size:7.5pt}td,th{padding:.12rem .3rem}td small,.blank small{white-space:normal;min-width:0}
+th[scope=row],thead th:first-child{position:static}
+.panels{grid-template-columns:repeat(4,1fr)}.panels.few{grid-template-columns:repeat(3,1fr)}
+.cases{grid-template-columns:repeat(6,1fr)}
+h2,h3{break-after:avoid}figure,svg,tr{break-inside:avoid}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}
+a{color:inherit;text-decoration:none}}
+"""
+
+
+class Section(NamedTuple):
+    """A heading with what stands below it."""
+
+    title: str
+    body: Html
+
+
+def write(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
+    """The page, replaced whole. Raises UserError where it would pass 5 MB, or the folder cannot be written."""
+    text = page(title, lead, sections)
+    if len(text.encode()) > MOST:
+        raise UserError(f"{path}: the page would have {len(text.encode()) / 1e6:.1f} MB; give fewer runs at once")
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    return path
+
+
+def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The whole document."""
+    links = [tag("a", section.title, href=f"#s{k}") for k, section in enumerate(sections)]
+    bodies = [tag("section", tag("h2", section.title, id=f"s{k}"), section.body) for k, section in enumerate(sections)]
+    head = joined(
+        (
+            Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'),
+            Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
+            tag("title", title),
+            Html(f"<style>{STYLE}</style>"),
+        )
+    )
+    body = tag("body", tag("h1", title), tag("p", lead, class_="soft"), tag("nav", *links), *bodies)
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>{body}</html>\n'
