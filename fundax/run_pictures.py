@@ -18,47 +18,46 @@ _BLUES = np.array([[247, 251, 255], [107, 174, 214], [8, 48, 107]], float)  # wh
 
 
 def curves_of_classes(group: Sequence[Judged]) -> Html:
-    """ROC and precision-recall of every class, a line for each run; an absent class has an empty panel that says so."""
+    """ROC, precision-recall and calibration, a line for each run; an absent class has an empty panel that says so.
+
+    Of one question they stand beside each other; of several, the classes do.
+    """
     found = {judged.run: positives(judged) for judged in group}
     names = [name for name, *_ in next(iter(found.values()))]
-    kind = "panels few" if len(names) <= 3 else "panels"
-    roc, recall = [], []
-    for k, name in enumerate(names):
-        rows = {run: questions[k][2:] for run, questions in found.items()}
-        roc.append(_roc(name, rows))
-        recall.append(_precision_recall(name, rows))
-    runs = key(list(found)) if len(found) > 1 else Html("")
-    said = "" if len(names) == 1 else ", each class against the rest"
-    return joined(
-        (
-            tag("h3", f"ROC{said}"),
-            runs,
-            tag("div", *roc, class_=kind),
-            tag("h3", f"Precision and recall{said}"),
-            tag("p", "The dotted level is the share of the class: what guessing gives.", class_="soft"),
-            tag("div", *recall, class_=kind),
-        )
-    )
+    rows = [{run: questions[k][2:] for run, questions in found.items()} for k in range(len(names))]
+    parts = {
+        "ROC": [_roc(name, one) for name, one in zip(names, rows, strict=True)],
+        "Precision and recall": [_precision_recall(name, one) for name, one in zip(names, rows, strict=True)],
+        "Calibration": _calibration(group),
+    }
+    runs = key(list(found)) if len(found) > 1 else ""
+    level = tag("p", "The dotted level of precision is the share of the class: what guessing gives.", class_="soft")
+    if len(names) == 1:
+        side_by_side = tag("div", *(part for panels in parts.values() for part in panels), class_="panels few")
+        return joined((tag("h3", "ROC, precision and recall, calibration"), runs, side_by_side, level))
+    out = []
+    for title, panels in parts.items():
+        kind = "panels few" if len(panels) <= 3 else "panels"
+        said = ", each class against the rest" if title != "Calibration" else ""
+        out += [tag("h3", title + said), runs, tag("div", *panels, class_=kind)]
+        out += [level] if title == "Precision and recall" else []
+    return joined(out)
 
 
-def calibration(group: Sequence[Judged]) -> Html:
-    """Reliability: the probability said against how often it was so, a line for each run."""
-    panels = []
+def _calibration(group: Sequence[Judged]) -> list[Html]:
+    """Reliability: the probability said against how often it was so."""
     if group[0].kind == "classes":
         lines = []
         for k, judged in enumerate(group):
             scores = judged.scores[:, 1] if binary(judged) else judged.scores
             lines.append(_reliability(judged.truth, scores, k))
         what = f"Probability of {group[0].names[1]}" if binary(group[0]) else "Confidence in the answer"
-        panels.append(panel(what, lines, _probability_frame()))
-    else:
-        found = [positives(judged) for judged in group]
-        for c, name in enumerate(group[0].names):
-            lines = [_reliability(rows[c][2].astype(int), rows[c][3], k) for k, rows in enumerate(found)]
-            panels.append(panel(name, lines, _probability_frame()))
-    kind = "panels few" if len(panels) <= 3 else "panels"
-    runs = key([judged.run for judged in group]) if len(group) > 1 else ""
-    return joined((tag("h3", "Calibration"), runs, tag("div", *panels, class_=kind)))
+        return [panel(what, lines, _probability_frame())]
+    found = [positives(judged) for judged in group]
+    return [
+        panel(name, [_reliability(r[c][2].astype(int), r[c][3], k) for k, r in enumerate(found)], _probability_frame())
+        for c, name in enumerate(group[0].names)
+    ]
 
 
 def confusion(judged: Judged) -> Html:
@@ -75,7 +74,7 @@ def confusion(judged: Judged) -> Html:
     right = f"{counts.trace()} of {len(judged.truth)} right"
     head = tag("tr", tag("th", "true \\ predicted"), *(tag("th", str(c + 1)) for c in range(k)))
     body = joined(tag("tr", tag("th", name, scope="row"), *cells) for name, cells in rows)
-    said = tag("caption", f"{judged.run}: {right}. Counts, and the share of the true class in per cent.")
+    said = tag("caption", f"{judged.run}: {right}; counts, % of the true class")
     whole = tag("table", said, tag("thead", head), tag("tbody", body), class_="matrix")
     return tag("div", whole, class_="wide")
 

@@ -71,6 +71,11 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Judged]]:
     return out
 
 
+def _label(group: str, judged: Judged) -> str:
+    run = f", {judged.run}"
+    return group if group.endswith(run) else group + run
+
+
 def _names(runs: Sequence[str | Path]) -> list[str]:
     """The last part of each path that tells the runs apart."""
     paths = [Path(run).resolve() for run in runs]
@@ -90,7 +95,7 @@ def _headlines(groups: dict[str, list[Judged]], resamples: int) -> Html:
         for judged in group:
             found = run_scores.headline(judged, resamples)
             patients = "–" if judged.patients is None else str(len(np.unique(judged.patients)))
-            row = [f"{name}, {judged.run}", judged.rows, patients, *map(number, found.values())]
+            row = [_label(name, judged), judged.rows, patients, *map(number, found.values())]
             tables.setdefault(tuple(found), []).append(row)
     if not tables:
         return tag("p", "No evaluation left predictions beside the truth; see the other evaluations below.")
@@ -121,10 +126,10 @@ def _comparison(groups: dict[str, list[Judged]], resamples: int) -> Html:
 def _evaluation(group: list[Judged], runs: Sequence[Run], resamples: int, attention: bool) -> Html:
     parts: list[Html] = []
     if group[0].kind in ("classes", "labels"):
-        parts += [run_pictures.curves_of_classes(group), run_pictures.calibration(group)]
-        parts += [_probabilities(group)]
+        parts += [run_pictures.curves_of_classes(group), _probabilities(group)]
         if group[0].kind == "classes":
-            parts += [tag("h3", "Confusion"), *(run_pictures.confusion(judged) for judged in group)]
+            found = [run_pictures.confusion(judged) for judged in group]
+            parts += [tag("h3", "Confusion"), tag("div", *found, class_="beside")]
         for judged in group:
             parts += [_classes(judged), _operating(judged, _validation(judged, runs))]
     if group[0].kind == "values":
@@ -200,7 +205,7 @@ def _subgroups(judged: Judged, resamples: int) -> Html:
         for r in found
     ]  # fmt: skip
     head = ("group", "rows", "patients", *(("positives",) if many else ()), name)
-    gap_rows = [(attribute, number(gap), gap.note) for attribute, gap in gaps.items()]
+    gap_rows = [(attribute, plain(gap.value), gap.note) for attribute, gap in gaps.items()]
     parts = [tag("h3", f"Groups: {judged.run}"), table(head, rows)]
     return joined((*parts, table(("largest gap", name, "between"), gap_rows, kind="words")))
 
@@ -283,7 +288,7 @@ def _configuration(runs: Sequence[Run], groups: dict[str, list[Judged]]) -> Html
         _side_by_side(f"{package} version", [_value(run.config.get("versions", {}).get(package, "")) for run in runs])
         for package in dict.fromkeys(p for run in runs for p in run.config.get("versions", {}))
     ]
-    prints = [(f"{name}, {one.run}", one.rows, one.fingerprint()) for name, group in groups.items() for one in group]
+    prints = [(_label(name, one), one.rows, one.fingerprint()) for name, group in groups.items() for one in group]
     files = [(f"{run.name}/{file}", digest) for run in runs for file, digest in run.digests.items()]
     parts = [
         table(("argument", *(run.name for run in runs)), rows, kind="words"),

@@ -132,7 +132,7 @@ def subgroups(judged: Judged, resamples: int) -> tuple[str, list[Row], dict[str,
     for attribute, column in judged.columns.items():
         years = attribute == "age" and column.dtype.kind in "fiu"
         bands = [*map(_told, age_bands(column) if years else column)]
-        for group in sorted(set(bands), key=lambda g: (g == "unknown", g)):
+        for group in sorted(set(bands), key=lambda g: (g == "unknown", not g.startswith("under"), g)):
             chosen = np.array([g == group for g in bands])
             table.append(_group(judged, attribute, group, chosen, name, resamples, LEAST))
     return name, table, gaps(table)

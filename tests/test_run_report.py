@@ -98,7 +98,7 @@ def test_numbers_are_those_of_the_evaluation_and_groups_add_up(tmp_path):
     assert rows[0].patients == 30
     assert {"sex", "age", "eye"} == set(gaps)
     ages = [r for r in rows if r.attribute == "age"]
-    assert [r.group for r in ages] == ["40-54", "55-69", "under 40", "unknown"]
+    assert [r.group for r in ages] == ["under 40", "40-54", "55-69", "unknown"]
     assert "at least 10" in next(r for r in ages if r.group == "55-69").estimate.note
 
 

@@ -27,7 +27,7 @@ h2{font-size:1.25rem;margin:2.2rem 0 .4rem;padding-top:.8rem;border-top:2px soli
 h3{font-size:1rem;margin:1.5rem 0 .3rem}p{margin:.3rem 0 .6rem}.soft,small,caption,figcaption{color:var(--soft)}
 .soft{font-size:.88rem}
 nav{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;margin:.7rem 0}nav a{color:#005a92}
-.wide{overflow-x:auto;margin:.4rem 0 1rem;max-width:100%}
+.wide{overflow-x:auto;margin:.4rem 0 1rem;max-width:100%;min-width:0}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;padding-bottom:.3rem;caption-side:top}
 td,th{padding:.22rem .6rem;overflow-wrap:normal;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
@@ -47,6 +47,7 @@ svg{width:100%;height:auto;display:block;font:10px system-ui,sans-serif;fill:var
 svg .note{font-weight:600;paint-order:stroke;stroke:#fff;stroke-width:3px}
 .key{display:flex;flex-wrap:wrap;gap:.1rem 1.2rem;font-size:.88rem}
 .key span{display:inline-flex;align-items:center;gap:.4rem}.key svg{width:26px;flex:none}
+.beside{display:flex;flex-wrap:wrap;gap:0 2.5rem}
 .cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));gap:.7rem;margin:.3rem 0 1rem}
 figure{margin:0}figure img{width:100%;aspect-ratio:1;object-fit:contain;background:#000;display:block}
 figure img+img{margin-top:2px}
@@ -59,7 +60,7 @@ table{font-size:7.5pt}td,th{padding:.12rem .3rem}td small,.blank small{white-spa
 th[scope=row],thead th:first-child{position:static}
 .panels{grid-template-columns:repeat(4,1fr)}.panels.few{grid-template-columns:repeat(3,1fr)}
 .cases{grid-template-columns:repeat(6,1fr)}
-h2,h3{break-after:avoid}figure,svg,tr{break-inside:avoid}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}
+h2,h3,.key,caption{break-after:avoid}figure,svg,tr{break-inside:avoid}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}
 a{color:inherit;text-decoration:none}}
 """
 

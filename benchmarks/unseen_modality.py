@@ -1,0 +1,176 @@
+"""What an encoder knows of a modality it never saw: adapted to it with 1, 5 and 10 images per class.
+
+    python benchmarks/unseen_modality.py --runs runs/unseen
+
+Three small encoders learn from synthetic eyes and their reports (configs/quickstart.py): without FFA, without UWF, and
+from all of CFP, UWF, FFA and OCT. Those that are not in --runs yet are trained, four minutes each on two cores. For FFA
+and UWF, a logistic regression on frozen features learns 14 conditions from k images of each and is tested on patients
+never seen, beside the same on a random encoder and on the one that knows all modalities. Intervals resample patients
+and draws together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.memory import Remembered
+from data_pipelines.pipeline import once
+from data_pipelines.synthetic import Eyes
+from data_pipelines.transforms import Keep, SingleView, Squash
+from fundax import weighted
+from fundax.checkpoint import load_params, saved_steps
+from fundax.evals.few_shot import draw
+from fundax.features import extract
+from fundax.recipe import Recipe, load
+from fundax.train import fit
+from fundax.types import Params
+
+MODALITIES = ("CFP", "UWF", "FFA", "OCT")
+UNSEEN = ("FFA", "UWF")
+POOL, TEST = 5_000_000, 6_000_000  # first patients to learn from, and to test on: none is among the pretraining's
+CONFIG = str(Path(__file__).parent.parent / "configs" / "quickstart.py")
+Rows = dict[str, np.ndarray]
+
+
+def trained(folder: Path, modalities: tuple[str, ...], more: list[str]) -> tuple[Recipe, Params]:
+    """The recipe and parameters of the run in `folder`, trained first where it is not finished."""
+    recipe, _ = load(CONFIG, ["--modalities", *modalities, *more])
+    steps = saved_steps(folder) if (folder / "checkpoints").is_dir() else ()
+    if not steps or max(steps) < recipe.steps:
+        fit(recipe, folder)
+    return recipe, load_params(folder, "latest")[0]
+
+
+def features(recipe: Recipe, params: Params, modality: str, start: int, count: int) -> Rows:
+    """Unit features f32 [n E] and labels i32 [n] of patients, one image each."""
+    size = int(recipe.preprocessing["image_size"])
+    eyes = Eyes(count, recipe.seed, start, (modality,), size)
+    data = once(Remembered(eyes), (SingleView(text=None), Squash(size), Keep(("image", "label"))), batch=100)
+    run = jax.jit(recipe.objective.forward)
+
+    def forward(params: Any, extra: Any, batch: Any) -> dict[str, np.ndarray]:
+        return jax.device_get(run(params, extra, {"image": batch["image"]}))
+
+    return extract(forward, params, {}, data, ("image_raw",))
+
+
+def scores(pool: Rows, test: Rows, shots: int, draws: int) -> np.ndarray:
+    """Probabilities f64 [draws n K] of a logistic regression learnt from `shots` images of each class."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classes = int(pool["label"].max()) + 1
+    out = np.zeros((draws, len(test["label"]), classes))
+    for seed in range(draws):
+        rows, note = draw(pool["label"], classes, shots, seed)
+        if note:
+            print(f"draw {seed}: {note}", file=sys.stderr)
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+        model.fit(pool["image_raw"][rows], pool["label"][rows])
+        out[seed][:, model.classes_] = model.predict_proba(test["image_raw"])
+    return out
+
+
+def aucs(labels: np.ndarray, found: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Macro AUC f64 [R draws] of every draw's probabilities under R sets of row weights."""
+    return np.stack([weighted.nanmean(weighted.class_aucs(labels, one, taken)) for one in found], 1)
+
+
+def interval(first: np.ndarray, second: np.ndarray | None, seed: int = 0) -> tuple[float, float, float]:
+    """Mean over draws, and 95 % interval over patients (rows 1.. of [R draws]) and draws, resampled together.
+
+    With `second`: of the difference, both on the same patients and draws.
+    """
+    values = first if second is None else first - second
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(values.shape[1], size=(len(values) - 1, values.shape[1]))
+    drawn = np.take_along_axis(values[1:], draws, 1).mean(1)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(values[0].mean()), float(low), float(high)
+
+
+def measure(encoders: dict[str, tuple[Recipe, Params]], modality: str, use: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the table for one modality: by images per class, every encoder, and what it gains over the random one."""
+    parts = {
+        name: tuple(features(*model, modality, start, n) for start, n in ((POOL, use.pool), (TEST, use.test)))
+        for name, model in encoders.items()
+    }
+    labels = next(iter(parts.values()))[1]["label"]
+    rng = np.random.default_rng(0)
+    taken = rng.multinomial(use.test, np.full(use.test, 1 / use.test), size=use.resamples)
+    weights = np.concatenate([np.ones((1, use.test)), taken])
+    rows = []
+    for shots in use.shots:
+        found = {name: aucs(labels, scores(*part, shots, use.draws), weights) for name, part in parts.items()}
+        row: dict[str, Any] = {"modality": modality, "shots": shots}
+        for name, values in found.items():
+            row[name] = interval(values, None)
+            if name != "random":
+                row[f"{name} - random"] = interval(values, found["random"])
+        row["unseen - all"] = interval(found["unseen"], found["all"])
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    names = {
+        "random": "random encoder",
+        "unseen": "pretrained without it",
+        "all": "pretrained with it",
+        "unseen - random": "without it over random",
+        "unseen - all": "without it over with it",
+    }
+    lines = [f"| modality | images per class | {' | '.join(names.values())} |", "|---|---" + "|---" * len(names) + "|"]
+    said: Callable[[str, float, float, float], str] = lambda name, value, low, high: (  # noqa: E731
+        f"{value:+.3f} ({low:+.3f} to {high:+.3f})" if "-" in name else f"{value:.3f} ({low:.3f} to {high:.3f})"
+    )
+    for row in rows:
+        cells = " | ".join(said(name, *row[name]) for name in names)
+        lines.append(f"| {row['modality']} | {row['shots']} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/unseen"))
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5, 10])
+    parser.add_argument("--draws", type=int, default=10, help="of the images to learn from")
+    parser.add_argument("--pool", type=int, default=420, help="patients that they are drawn from")
+    parser.add_argument("--test", type=int, default=700, help="patients to test on")
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--smoke", action="store_true", help="encoders that learn nothing, few patients")
+    use = parser.parse_args()
+    more = ["--smoke"] if use.smoke else []
+    if use.smoke:
+        use.draws, use.pool, use.test, use.resamples = 2, 84, 84, 20
+    everything = trained(use.runs / "all", MODALITIES, more)
+    recipe = everything[0]
+    one = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in recipe.objective.spec(1).items()}
+    random = recipe, jax.jit(recipe.objective.init)(jax.random.key(recipe.seed), one)[0]
+    rows = []
+    for modality in UNSEEN:
+        seen = tuple(name for name in MODALITIES if name != modality)
+        without = trained(use.runs / f"without_{modality.lower()}", seen, more)
+        rows += measure({"random": random, "unseen": without, "all": everything}, modality, use)
+    print(table(rows))
+    (use.runs / "unseen_modality.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
