@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from fundax.evals.statistics import auc, auc_interval, bootstrap
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from fundax import weighted
+from fundax.evals.statistics import auc_interval, bootstrap_weighted
 
 
 def eyes(rng: np.random.Generator, patients: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -31,9 +37,9 @@ def eyes(rng: np.random.Generator, patients: int) -> tuple[np.ndarray, np.ndarra
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[2])
     parser.add_argument("--patients", type=int, default=2000)
-    parser.add_argument("--samples", type=int, default=1000, help="data sets for DeLong")
-    parser.add_argument("--bootstrapped", type=int, default=400, help="of these, how many for the bootstrap")
-    parser.add_argument("--resamples", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=500, help="data sets")
+    parser.add_argument("--bootstrapped", type=int, default=500, help="of these, how many for the bootstrap")
+    parser.add_argument("--resamples", type=int, default=500)
     use = parser.parse_args()
     truth, start = 0.5 * math.erfc(-1 / 2), time.process_time()
     held = {"DeLong, patients": [], "DeLong, eyes as if independent": [], "bootstrap, patients": []}
@@ -45,7 +51,9 @@ def main() -> None:
         }
         if number < use.bootstrapped:
             settings = {"patients": patients, "resamples": use.resamples, "seed": number}
-            found["bootstrap, patients"] = bootstrap(auc, labels, scores, **settings)
+            found["bootstrap, patients"] = bootstrap_weighted(
+                partial(weighted.auc, labels, scores), len(labels), **settings
+            )
         for name, estimate in found.items():
             held[name].append(estimate.low <= truth <= estimate.high)
     for name, inside in held.items():
