@@ -255,6 +255,8 @@ def _cases(arrays: Mapping[str, np.ndarray], rows: int) -> Cases | None:
     pictures, at = arrays.get("pictures"), arrays.get("picture_index")
     if pictures is None or at is None or pictures.dtype != np.uint8 or pictures.ndim != 4 or len(at) != len(pictures):
         return None
+    if "picture_score" in arrays and len(arrays.get("index", ())) == rows:  # named by index, not by row
+        at = np.array([next(iter(np.flatnonzero(arrays["index"] == value)), -1) for value in at])
     inside = (at >= 0) & (at < rows)
     kinds = arrays["picture_kind"] if "picture_kind" in arrays else np.full(len(at), "")
     overlays = {

@@ -13,6 +13,7 @@ import numpy as np
 
 from fundax.classification import classification, multi_label
 from fundax.errors import UserError
+from fundax.kept_pictures import ANSWERS, KeptPictures
 from fundax.types import Batch, Extra, Forward, Params
 
 Pass = Callable[[], Iterable[Batch]]
@@ -26,14 +27,6 @@ BESIDE = {
 }
 MEANS = ("accuracy", "balanced_accuracy", "macro_auc", "macro_ap", "macro_f1", "kappa")
 PER_CLASS = ("auc", "ap", "recall")
-SIDE = 96  # of a kept picture
-# kinds of pictures: whether the answer is right, and the sign that puts the wanted ones first
-_ANSWERS = {
-    "right, certain": (True, -1.0),
-    "right, doubtful": (True, 1.0),
-    "wrong, doubtful": (False, 1.0),
-    "wrong, certain": (False, -1.0),
-}
 _ERRORS = {"smallest error": (True, 1.0), "largest error": (True, -1.0)}
 
 
@@ -63,7 +56,7 @@ class Classified:
     pictures: int = 12
 
     def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
-        kept = _Pictures(self.pictures, _ANSWERS)
+        kept = KeptPictures(self.pictures, ANSWERS)
         rows, seen, unlabelled = _Rows(), 0, 0
         for batch in self.data():
             out, label, valid = _run(self, forward, params, extra, batch)
@@ -120,7 +113,7 @@ class Valued:
     pictures: int = 12
 
     def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
-        kept, rows, seen = _Pictures(self.pictures, _ERRORS), _Rows(), 0
+        kept, rows, seen = KeptPictures(self.pictures, _ERRORS), _Rows(), 0
         spread: np.ndarray | None = None
         for batch in self.data():
             out, value, valid = _run(self, forward, params, extra, batch)
@@ -215,43 +208,10 @@ class _Rows:
         return found
 
 
-class _Pictures:
-    """Of each kind the few most extreme rows: thumbnails, and the rows they are of."""
-
-    def __init__(self, count: int, kinds: Mapping[str, tuple[bool, float]]) -> None:
-        self._each, self._kinds = count // len(kinds), kinds
-        self._best: dict[str, list[tuple[float, int, np.ndarray]]] = {kind: [] for kind in kinds}
-
-    def offer(self, batch: Batch, known: np.ndarray, before: int, right: np.ndarray, measure: np.ndarray) -> None:
-        """The known rows of a batch, of which the first is row `before` of all."""
-        images = batch.get("picture", batch.get("image"))
-        if images is None or np.asarray(images).dtype != np.uint8 or np.ndim(images) != 4 or not self._each:
-            return
-        chosen, right, measure = np.flatnonzero(known), right[known], measure[known]
-        for kind, (want, sign) in self._kinds.items():
-            order = [k for k in np.argsort(sign * measure, kind="stable") if right[k] == want][: self._each]
-            pool = self._best[kind] + [(sign * float(measure[k]), before + int(k), images[chosen[k]]) for k in order]
-            pool = sorted(pool, key=lambda entry: entry[:2])[: self._each]
-            self._best[kind] = [(a, b, image if image.shape[0] == SIDE else _small(image)) for a, b, image in pool]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        found = [(kind, row, image) for kind, entries in self._best.items() for _, row, image in entries]
-        if not found:
-            return {}
-        kinds, rows, images = zip(*found, strict=True)
-        return {"pictures": np.stack(images), "picture_index": np.array(rows), "picture_kind": np.array(kinds)}
-
-
 def _spread(value: np.ndarray) -> np.ndarray:
     """The deviation of each target over the rows that have it; 1 where that is nothing."""
     deviations = np.array([float(np.std(v[~np.isnan(v)])) if (~np.isnan(v)).any() else 0.0 for v in value.T])
     return np.where(deviations > 0, deviations, 1.0)
-
-
-def _small(image: np.ndarray) -> np.ndarray:
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(np.asarray(image)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def _labelled(label: np.ndarray) -> np.ndarray:

@@ -8,8 +8,15 @@ from typing import Any
 import numpy as np
 
 from fundax.errors import UserError
+from fundax.kept_pictures import ANSWERS, KeptPictures
 from fundax.types import Batch, Eval, Extra, Forward, Params
 
+_BESIDE = {
+    "group": "patient",
+    "patient": "patient",
+    "eye": "eye",
+    "modality": "modality",
+}  # key of a batch: of an array
 Prompts = np.ndarray | Sequence[np.ndarray]  # i32 [K P L], or per class i32 [P L] with a P of its own
 
 
@@ -21,16 +28,19 @@ def zero_shot(
     parity: bool = False,
     inputs: Sequence[str] = ("image",),
     text_batch: int = 64,
+    pictures: int = 12,
 ) -> Eval:
     """An eval that classifies without training: a class is the mean of its prompts' features.
 
     data: batches with the `inputs`, `label` (i32 [B]) and, where rows are padding, `valid` (bool [B]).
     classes: K names, in the order of the labels. prompts: token ids. parity: scores and averages of the peer's
-    script (see `parity_scores`, `parity_rows`). text_batch: prompts per forward pass, all of one shape.
+    script (see `parity_scores`, `parity_rows`). text_batch: prompts per forward pass, all of one shape. pictures: how many
+    thumbnails to keep of `image` u8, of certain and doubtful answers.
 
     Returns floats macro_auc, macro_ap, macro_accuracy, accuracy, and per class auc/NAME, ap/NAME, recall/NAME where
     they are defined; and arrays logits, probabilities [N K] f32, labels [N], classes [K], and per class count, auc,
-    ap, recall f64 [K] (NaN where undefined) and note [K], the reason.
+    ap, recall f64 [K] (NaN where undefined) and note [K], the reason; index i64 [N], and patient (`group` or `patient` of
+    the batches), eye, modality [N] where batches have them; pictures, picture_index, picture_kind (kept_pictures).
 
     Raises UserError for features that are not finite, labels out of range, a data set without rows, and prompts
     that do not match the classes.
@@ -47,10 +57,12 @@ def zero_shot(
     def evaluate(forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
         encode = lambda batch: forward(params, extra, batch)  # noqa: E731
         heads = class_features(encode, prompts, text_batch)  # [K E]
-        logits, labels = _logits(encode, data(), heads, classes, inputs)
+        kept = KeptPictures(pictures, ANSWERS)
+        logits, labels, beside = _logits(encode, data(), heads, classes, inputs, kept)
         probabilities = parity_scores(logits) if parity else softmax(logits)
         rows = parity_rows(probabilities, labels) if parity else class_rows(logits, labels, classes)
         arrays = {"logits": logits, "probabilities": probabilities, "labels": labels, "classes": np.array(classes)}
+        arrays |= beside | kept.arrays()
         return _summary(rows, classes, parity) | {"accuracy": _accuracy(probabilities, labels)} | arrays | rows
 
     return evaluate
@@ -136,9 +148,11 @@ def _logits(
     heads: np.ndarray,
     classes: Sequence[str],
     inputs: Sequence[str],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits f32 [N K] and labels i64 [N] of the rows that are no padding."""
+    kept: KeptPictures,
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Logits f32 [N K] and labels i64 [N] of the rows that are no padding, and what batches say of them."""
     logits, labels, seen = [], [], 0
+    beside: dict[str, list[np.ndarray]] = {}
     for batch in data:
         if "label" not in batch:
             raise UserError(f"zero-shot batches have {', '.join(sorted(batch))}; expected also 'label'")
@@ -151,11 +165,19 @@ def _logits(
         _check_finite("image_features", features, rows)
         scores = np.float32(out["logit_scale"]) * (features @ heads.T)
         logits.append(scores + np.float32(out.get("logit_bias", 0.0)))
+        shares = softmax(logits[-1])
+        right, sure = np.zeros(len(valid), bool), np.zeros(len(valid), np.float32)
+        right[valid], sure[valid] = shares.argmax(1) == label, shares.max(1)
+        kept.offer(batch, valid, sum(map(len, labels)), right, sure)
         labels.append(label)
+        told = {"index": rows} | {ours: np.asarray(batch[key])[valid] for key, ours in _BESIDE.items() if key in batch}
+        for name, values in told.items():
+            beside.setdefault(name, []).append(values)
         seen += len(valid)
     if not sum(map(len, labels)):
         raise UserError("the zero-shot evaluation set has no rows; expected at least one labelled image")
-    return np.concatenate(logits), np.concatenate(labels).astype(np.int64)
+    told = {name: np.concatenate(parts) for name, parts in beside.items()}
+    return np.concatenate(logits), np.concatenate(labels).astype(np.int64), told
 
 
 def _check_labels(label: np.ndarray, rows: np.ndarray, classes: Sequence[str]) -> None:
