@@ -6,6 +6,7 @@ import csv
 import datetime
 import difflib
 import logging
+import math
 import re
 import string
 from array import array
@@ -48,8 +49,8 @@ class Layout:
         for name in [name for name, _ in self.columns] + list(self.require):
             if name not in NAMES:
                 raise DataError(f"columns: {name!r} is not one of our names {', '.join(NAMES)}")
-        if self.empty not in ("error", "drop"):
-            raise DataError(f"empty must be error or drop, not {self.empty!r}")
+        if self.empty not in ("error", "drop", "keep"):
+            raise DataError(f"empty must be error, drop or keep, not {self.empty!r}")
         if len(self.sep) != 1:
             raise DataError(f"sep must be one character, not {self.sep!r}")
 
@@ -193,12 +194,22 @@ class _Columns:
         row = {name: get(cells) for name, get in self.getters.items()}
         for name in ("image", "text", "label", "patient"):
             if row.get(name, "x").lower() in EMPTY:
-                if self.layout.empty == "drop":
+                if self.layout.empty == "drop":  # "keep" is for gaps in several labels
                     self.dropped += 1
                     return
                 raise DataError(f'{name} is empty ({row[name]!r}); fill it in, or leave such rows out by empty="drop"')
         codes = {name: self._code(name, row[name]) for name in self.codes}
         numbers = {name: [_number(name, get(cells)) for get in group] for name, group in self.groups.items()}
+        gaps = [
+            n for n, v in zip(self.group_names.get("label", ()), numbers.get("label", ()), strict=True) if math.isnan(v)
+        ]
+        if gaps and self.layout.empty == "drop":
+            self.dropped += 1
+            return
+        if gaps and self.layout.empty == "error":
+            raise DataError(
+                f'label {gaps[0]} is empty; leave such rows out by empty="drop", or keep gaps by empty="keep"'
+            )
         if "day" in row:
             self.days.append(_day(row["day"]))
         for name, code in codes.items():
@@ -270,8 +281,6 @@ class _Columns:
 
 def _number(name: str, value: str) -> float:
     if value.lower() in EMPTY:
-        if name == "label":
-            raise DataError(f"label is empty ({value!r})")
         return float("nan")
     try:
         return float(value)

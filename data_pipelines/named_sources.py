@@ -8,7 +8,9 @@
     synthetic                        synthetic eyes, with n=, start=, seed=, size=, language=
 
 Options of a CSV beside the columns: images=DIR (paths begin there), sep=tab, only=COLUMN:VALUE, modality=CFP for all its
-rows, empty=drop. Options of all: weight= (share of the mix; the number of rows by default), name=.
+rows, empty=drop (or keep: gaps in several labels). label=A+B+C are several labels of 0, 1 and gaps, value=A+B numbers to
+predict, classes=A+B+C the order of class names. Options of all: weight= (share of the mix; the number of rows by
+default), name=.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from data_pipelines.sources import csv_source, image_folder
 from data_pipelines.synthetic import Eyes
 
 DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # where `launch.py data build` writes unless told otherwise
-_COLUMNS = ("image", "text", "label", "modality", "eye", "patient", "day")
-_CSV = (*_COLUMNS, "images", "sep", "only", "empty")
+_COLUMNS = ("image", "text", "label", "modality", "eye", "patient", "day", "value")
+_CSV = (*_COLUMNS, "images", "sep", "only", "empty", "classes")
 _ALL = ("weight", "name")
 
 
@@ -76,8 +78,11 @@ def named(word: str, defaults: Mapping[str, str] | None = None, data_dir: str | 
 
 
 def _csv(path: Path, options: Mapping[str, str]) -> Source:
-    columns = {name: options[name] for name in _COLUMNS if options.get(name)}
-    fields: dict[str, Any] = {}
+    columns: dict[str, Any] = {name: options[name] for name in _COLUMNS if options.get(name)}
+    fields: dict[str, Any] = {"classes": tuple(options["classes"].split("+"))} if options.get("classes") else {}
+    for name in ("label", "value"):
+        if "+" in columns.get(name, "") and "{" not in columns[name]:
+            columns[name] = tuple(columns[name].split("+"))
     if columns.get("modality", "").upper() in MODALITIES:
         fields["modality"] = columns.pop("modality").upper()
     if options.get("only"):

@@ -53,7 +53,8 @@ def csv_source(
     `only`: their column -> the value that rows must have, such as {"split": "train"}; `require`: our names that
     must be there beside image.
     `classes`: None takes class numbers 0..max as they are, and sorts class names. `modality`: of rows that have none.
-    `empty`: rows whose image, text, label or patient is empty or NaN are an "error", or "drop" (their number is logged).
+    `empty`: rows whose image, text, label or patient is empty or NaN are an "error", or "drop" (their number is logged);
+    "keep" keeps gaps in a multi-label as NaN (not labelled).
     Rows are counted from 1 without the header; messages also give the line of the file. A row without a patient is
     a patient of its own. Raises DataError at the first use (not here) naming the file, its row or its columns.
     """

@@ -27,11 +27,13 @@ def extract(
     names: Sequence[str],
     *,
     beside: Sequence[str] = ("label",),
+    inputs: Sequence[str] = (),
     cache: str | Path = "",
     fingerprint: str = "",
 ) -> dict[str, np.ndarray]:
     """Rows of one pass that are no padding: f32 [N ...] of every feature in `names`, and the batch keys `beside`.
 
+    inputs: the keys, among those a batch has, that the forward pass gets; () is all but `beside`.
     forward spreads a batch over all devices. cache: a folder; a pass is kept there under the digest of params and
     extra, the names and `fingerprint`, which says what the data are (their files' digest, or a synthetic source's
     settings), and is read instead of computed when all three agree. Without a fingerprint nothing is kept.
@@ -44,7 +46,7 @@ def extract(
         path = Path(cache) / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.npz"
         if (kept := _read(path, (*names, *beside))) is not None:
             return kept
-    rows = _pass(forward, params, extra, data, names, beside)
+    rows = _pass(forward, params, extra, data, names, beside, inputs)
     if path is not None:
         _write(path, rows)
     return rows
@@ -68,12 +70,14 @@ def _pass(
     data: Callable[[], Iterable[Batch]],
     names: Sequence[str],
     beside: Sequence[str],
+    inputs: Sequence[str],
 ) -> dict[str, np.ndarray]:
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*names, *beside)}
     for batch in data():
         if missing := [key for key in beside if key not in batch]:
             raise UserError(f"batches have {', '.join(sorted(batch))}; expected also {missing[0]!r}")
-        out = forward(params, extra, {key: value for key, value in batch.items() if key not in beside})
+        chosen = [key for key in batch if (key in inputs if inputs else key not in beside)]
+        out = forward(params, extra, {key: batch[key] for key in chosen})
         if missing := [name for name in names if name not in out]:
             raise UserError(f"the model gives {', '.join(sorted(out))}; expected the feature {missing[0]!r}")
         valid = np.asarray(batch["valid"] if "valid" in batch else np.ones(len(out[names[0]]), bool))

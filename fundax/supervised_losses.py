@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fundax.types import Array
 
@@ -126,8 +127,14 @@ def _box(rng: jax.Array, kept: jax.Array, size: tuple[int, int]) -> tuple[jax.Ar
     return box, box.mean(dtype=jnp.float32)
 
 
-def inverse_frequencies(counts: Array) -> tuple[float, ...]:
-    """Class weights N / (K n_k) of counts [K]; 0 for a class without rows."""
-    counts = jnp.asarray(counts, jnp.float32)
-    present = (counts > 0).sum()
-    return tuple(float(w) for w in jnp.where(counts > 0, counts.sum() / (present * jnp.maximum(counts, 1)), 0.0))
+def inverse_frequencies(labels: Array, classes: int) -> tuple[float, ...]:
+    """Weights of classes by labels i32 [N]: N / (K n_k), 0 for a class without rows; or of the positives of several labels
+    f32 [N K]: negatives by positives, 1 where one of the two is missing.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 2:
+        yes, no = (labels == 1).sum(0), (labels == 0).sum(0)
+        return tuple(float(n / y) if y and n else 1.0 for y, n in zip(yes, no, strict=True))
+    counts = np.bincount(labels[labels >= 0].astype(np.int64), minlength=classes)
+    present = int((counts > 0).sum())
+    return tuple(float(counts.sum() / (present * n)) if n else 0.0 for n in counts)

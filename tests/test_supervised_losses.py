@@ -69,4 +69,6 @@ def test_mixing():
 
 
 def test_class_weights():
-    np.testing.assert_allclose(losses.inverse_frequencies(np.array([1, 3, 0])), [2.0, 2 / 3, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(losses.inverse_frequencies(np.array([0, 1, 1, 1, -1]), 3), [2.0, 2 / 3, 0.0], rtol=1e-6)
+    several = np.array([[1, 0], [0, 0], [0, np.nan], [0, 0]])
+    assert losses.inverse_frequencies(several, 2) == (3.0, 1.0)
