@@ -200,15 +200,14 @@ class _Columns:
                 raise DataError(f'{name} is empty ({row[name]!r}); fill it in, or leave such rows out by empty="drop"')
         codes = {name: self._code(name, row[name]) for name in self.codes}
         numbers = {name: [_number(name, get(cells)) for get in group] for name, group in self.groups.items()}
-        gaps = [
-            n for n, v in zip(self.group_names.get("label", ()), numbers.get("label", ()), strict=True) if math.isnan(v)
-        ]
-        if gaps and self.layout.empty == "drop":
+        gap = next((k for k, value in enumerate(numbers.get("label", ())) if math.isnan(value)), None)
+        if gap is not None and self.layout.empty == "drop":
             self.dropped += 1
             return
-        if gaps and self.layout.empty == "error":
+        if gap is not None and self.layout.empty == "error":
+            written, column = self.groups["label"][gap](cells), self.group_names["label"][gap]
             raise DataError(
-                f'label {gaps[0]} is empty; leave such rows out by empty="drop", or keep gaps by empty="keep"'
+                f"label is empty ({written!r}) in {column}; empty='drop' leaves out such rows, 'keep' keeps gaps"
             )
         if "day" in row:
             self.days.append(_day(row["day"]))

@@ -140,6 +140,14 @@ def test_masks_points_values_and_many_labels_are_read_when_asked_for(tmp_path):
     assert "3 classes for 2 label columns" in failure(tmp_path, text, columns=columns, classes="abc")
 
 
+def test_gaps_in_several_labels(tmp_path):
+    text, columns = "image,DR,AMD\na,1,0\nb,,1\n", {"label": ("DR", "AMD")}
+    kept = source(tmp_path, text, columns=columns, empty="keep")
+    assert str(kept[1].targets["label"].tolist()) == "[nan, 1.0]" and kept[1].findings == ("AMD",)
+    assert len(source(tmp_path, text, columns=columns, empty="drop")) == 1
+    assert "label is empty ('') in DR" in failure(tmp_path, text, columns=columns)
+
+
 def test_only_some_rows(tmp_path):
     text = "image,split\na,train\nb,test\nc,train\n"
     assert [r.patient for r in source(tmp_path, text, only={"split": "train"})] == ["a", "c"]
@@ -154,7 +162,9 @@ def test_templates(tmp_path):
     assert rows[0].views[0].image == tmp_path / "img" / "7.png" and rows[0].report == "fundus with PDR"
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"empty": "skip"}, "error or drop"), ({"sep": "||"}, "one char")])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"empty": "skip"}, "error, drop or keep"), ({"sep": "||"}, "one char")]
+)
 def test_wrong_arguments_are_told_at_once(tmp_path, arguments, message):
     with pytest.raises(DataError, match=message):
         csv_source(tmp_path / "x.csv", **arguments)
