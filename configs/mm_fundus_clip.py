@@ -7,6 +7,7 @@ MM-Fundus-CLIP as published: DFN ViT-H/14 at 378 pixels, tuned on photographs an
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +54,7 @@ def recipe(
     lr: float = 1e-6,
     weight_decay: float = 0.2,
     warmup: int = 0,
-    aug: Literal["extra", "none"] = "extra",
+    aug: Literal["extra", "device", "none"] = "extra",
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     remat: Literal["full", "dots", "none"] = "full",
     attention: Literal["plain", "xla", "cudnn"] = "plain",
@@ -86,7 +87,7 @@ def recipe(
         lr: learning rate after warm-up.
         weight_decay: on matrices and embeddings.
         warmup: steps.
-        aug: the published extra augmentation, or none.
+        aug: the published extra augmentation, the same with its jitter on the device, or none.
         dtype: of matrix products; parameters and losses are float32.
         remat: what to compute again instead of keeping.
         attention: how it is computed; cudnn needs an NVIDIA GPU.
@@ -104,14 +105,14 @@ def recipe(
     objective = tiny(words) if smoke else clip(
         size, vocab=words.vocab_size, context=words.context, dtype=dtype, remat=remat, attention=attention,
         scan=remat != "none" or size_named(size).depth > 12)  # fmt: skip
-    side = objective.image.image_size
+    side, objective = objective.image.image_size, replace(objective, jitter=(0.2, 0.2) if aug == "device" else (0, 0))
     parts = [named(word, defaults, data_dir) for word in data or (f"synthetic,n=20000,size={side}",)]
     learn, held_out = split(parts, [named(word, defaults, data_dir) for word in val], val_fraction, seed)
     rows = [len(part.source) for part in learn]
     weights = [part.weight or n / sum(rows) for part, n in zip(learn, rows, strict=True)]
     epoch = -(-sum(rows) // batch)
     steps = steps or epochs * epoch
-    see = extra_aug(side) if aug == "extra" else (Squash(side),)
+    see = (Squash(side),) if aug == "none" else extra_aug(side, jitter=aug == "extra")
     chain = (SingleView(size_hint=None, prompt=prompt), *see, Tokenize(words), Keep(("image", "text")))
     evals = evaluations(held_out, words, prompt, side, batch)
     best = next((f"{name}/macro_auc" for name in evals if name.startswith("zero_shot")), "retrieval/image_to_text_R@1")
@@ -188,8 +189,7 @@ def evaluations(parts: list[Named], words: text.Tokenizer, prompt: str, side: in
             evals[f"retrieval{end}"] = retrieval(once(part.source, chain, batch=batch))
         if classes and "label" in first.targets:
             chain = (SingleView(text=None), Squash(side), Keep(("image", "label")))
-            english, chinese = PHRASES[first.views[0].modality]
-            eye, eye_zh = EYE_PHRASES[""]
+            (english, chinese), (eye, eye_zh) = PHRASES[first.views[0].modality], EYE_PHRASES[""]
             said: list[str] = [
                 prompt.format(text=name, modality=english, modality_zh=chinese, eye=eye, eye_zh=eye_zh)
                 for name in classes

@@ -38,13 +38,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch": 128, "epochs": 400, "lr": 7.5e-5, "min_lr": 2e-6, "warmup": 50, "local_crops": 0, "prototypes": 8192,
         "dtype": "bfloat16", "drop_path": 0.1, "patients": 20_000, "probe": 420, "workers": 8,
         "heat": 30, "token_heat": (0.07, 0.04), "patch_heat": (0.04, 0.07),
-        "freeze": 3, "momentum": 0.996, "centering": "mean", "koleo": 0.0,
+        "freeze": 3, "momentum": 0.996, "centering": "mean", "koleo": 0.0, "jitter": 1.0,
     },
     "laptop": {
         "batch": 64, "epochs": 5, "lr": 4e-3, "min_lr": 1e-5, "warmup": 0.5, "local_crops": 2, "prototypes": 256,
         "dtype": "float32", "drop_path": 0.0, "patients": 1500, "probe": 700, "workers": 0,
         "heat": 3, "token_heat": (0.04, 0.04), "patch_heat": (0.04, 0.04),
-        "freeze": 0.5, "momentum": 0.99, "centering": "sinkhorn", "koleo": 0.1,
+        "freeze": 0.5, "momentum": 0.99, "centering": "sinkhorn", "koleo": 0.1, "jitter": 0.3,
     },
 }  # fmt: skip
 PRESETS["smoke"] = PRESETS["laptop"] | {"batch": 8, "epochs": 2, "patients": 2, "probe": 24, "prototypes": 32}
@@ -66,6 +66,7 @@ def recipe(
     heads: Literal["shared", "unshared", "split"] = "shared",
     centering: Literal["mean", "sinkhorn"] | None = None,
     koleo: float | None = None,
+    jitter: float | None = None,
     mask: Literal["block", "random"] = "block",
     patients: int | None = None,
     probe: int | None = None,
@@ -93,6 +94,7 @@ def recipe(
         heads: one for class token and patches, a last layer for each, or a head for each (DINOv2).
         centering: of the teacher's outputs: running means (published), or Sinkhorn-Knopp (DINOv2, laptop).
         koleo: weight of the loss that spreads class tokens; published 0, DINOv2 and laptop 0.1.
+        jitter: strength of the changes of colour, 1 is published; weak ones keep what colour says of small images.
         mask: patches hidden from the student: blocks of them, or any.
         patients: synthetic ones of each modality.
         probe: unseen synthetic patients of each modality, for probes at the first and the last step; 0 for none.
@@ -105,7 +107,7 @@ def recipe(
     """
     given = {"batch": batch, "epochs": epochs, "lr": lr, "local_crops": local_crops, "prototypes": prototypes}
     given |= {"patients": patients, "probe": probe, "workers": workers, "dtype": dtype}
-    given |= {"centering": centering, "koleo": koleo}
+    given |= {"centering": centering, "koleo": koleo, "jitter": jitter}
     use = PRESETS["smoke" if smoke else preset] | {k: v for k, v in given.items() if v is not None and not smoke}
     published = preset == "published" and not smoke
     wanted = MODALITIES if modality == "all" else (modality_name(modality),)
@@ -117,7 +119,12 @@ def recipe(
     steps = use["epochs"] * epoch
     rate = use["lr"] * use["batch"] / 256
     crops = MultiCrop(
-        side, tower.patch, local_crops=use["local_crops"], local_size=small, mask=mask, colours=published_colours(side)
+        side,
+        tower.patch,
+        local_crops=use["local_crops"],
+        local_size=small,
+        mask=mask,
+        colours=published_colours(side, use["jitter"]),
     )
     keys = ("global", "masked", *(("local",) if use["local_crops"] else ()), "modality")
     mean, std = moments(wanted)

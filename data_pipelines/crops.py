@@ -65,12 +65,19 @@ PUBLISHED_MASKS = Ratio()
 FIRST, OTHER, LOCAL = Colours(blur=1.0), Colours(blur=0.1, solarize=0.2), Colours(blur=0.5)
 
 
-def published_colours(size: int) -> tuple[Colours, Colours, Colours]:
-    """Of the first global crop, the others and the local ones; the published blur is for 224 pixels, and goes with `size`."""
+def published_colours(size: int, strength: float = 1.0) -> tuple[Colours, Colours, Colours]:
+    """Of the first global crop, the others and the local ones; the published blur is for 224 pixels, and goes with `size`.
+
+    strength: factor of the spans of the jitter and of the chances of grey and solarisation; 1 is published.
+    """
 
     def scaled(colours: Colours) -> Colours:
         low, high = colours.radii
-        return replace(colours, radii=(low * size / 224, high * size / 224))
+        brightness, contrast, saturation, hue = (strength * span for span in colours.spans)
+        return replace(
+            colours, radii=(low * size / 224, high * size / 224), spans=(brightness, contrast, saturation, hue),
+            grey=strength * colours.grey, solarize=strength * colours.solarize,
+        )  # fmt: skip
 
     return scaled(FIRST), scaled(OTHER), scaled(LOCAL)
 

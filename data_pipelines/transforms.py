@@ -197,16 +197,13 @@ class ColorJitter:
         return out
 
 
-def extra_aug(size: int, interpolation: str = "bicubic") -> tuple[Step, ...]:
-    """MM-Fundus-CLIP's --extra-aug in its order: rotation of the full image, crop to `size`, jitter.
+def extra_aug(size: int, interpolation: str = "bicubic", jitter: bool = True) -> tuple[Step, ...]:
+    """MM-Fundus-CLIP's --extra-aug in its order: rotation of the full image, crop to `size`, jitter (or left to the device).
 
     Source: spec 2.2 of MM-Fundus-CLIP (its train transform as open_clip 2.30 builds it).
     """
-    return (
-        RandomAffine(30.0),
-        RandomResizedCrop(size, (0.9, 1.0), (3 / 4, 4 / 3), interpolation),
-        ColorJitter(0.2, 0.2),
-    )
+    cut = RandomResizedCrop(size, (0.9, 1.0), (3 / 4, 4 / 3), interpolation)
+    return (RandomAffine(30.0), cut, *((ColorJitter(0.2, 0.2),) if jitter else ()))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer, text_transformer
 from fundax.encoders.layers import unit
 from fundax.encoders.vit import ViT, size_named, vit
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.photometric import jittered
+from fundax.types import Array, Batch, Extra, Metrics, Params
 
 MEAN, STD = layers.CLIP_MEAN, layers.CLIP_STD
 
@@ -28,7 +29,7 @@ class CLIP:
 
     `contrast` is losses.softmax_contrastive or losses.sigmoid_contrastive, `negatives` the form it is computed in
     (fundax.contrast); with `init_logit_bias` there is a learned logit_bias. Clamping log_scale is the optimizer's part
-    (optim.clamped).
+    (optim.clamped). `jitter` changes brightness and contrast of the images to learn from by these spans, on the device.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image", "text")
@@ -41,6 +42,7 @@ class CLIP:
     contrast: Callable[..., jax.Array] = losses.softmax_contrastive
     negatives: Literal["global", "plain", "ring"] = "global"
     text_bias: bool = False
+    jitter: tuple[float, float] = (0.0, 0.0)
     init_logit_scale: float = math.log(1 / 0.07)
     init_logit_bias: float | None = None
 
@@ -80,7 +82,7 @@ class CLIP:
     def encode(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> dict[str, jax.Array]:
-        """image_features and text_features, f32 [B E]. `rng` drives FLIP masking where the ViT has a mask_ratio."""
+        """image_features and text_features, f32 [B E]. `rng` drives FLIP masking (the ViT's mask_ratio) and the jitter."""
         del extra, step
         features = self._features(params, batch, rng)
         return {name: features[name] for name in ("image_features", "text_features")}
@@ -105,7 +107,7 @@ class CLIP:
     def _features(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> dict[str, jax.Array]:
         out = {}
         if "image" in batch:
-            image = layers.normalize(batch["image"], self.mean, self.std, self.image.dtype)
+            image = self._pixels(batch["image"], rng)
             rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
             seen: Any = self.image.apply({"params": params["image"]}, image, rngs=rngs)
             out["image_raw"] = _project(seen["pooled"], params["project"]["image"])
@@ -113,6 +115,13 @@ class CLIP:
             read: Any = self.text.apply({"params": params["text"]}, batch["text"])
             out["text_raw"] = _project(read["pooled"], params["project"]["text"])
         return out | {name.replace("raw", "features"): unit(raw) for name, raw in out.items()}
+
+    def _pixels(self, image: Array, rng: jax.Array | None) -> jax.Array:
+        if rng is None or not any(self.jitter) or image.dtype != jnp.uint8:
+            return layers.normalize(image, self.mean, self.std, self.image.dtype)
+        pixels = jittered(jnp.asarray(image), jax.random.fold_in(rng, 1), *self.jitter) / 255
+        mean, std = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, 3) for values in (self.mean, self.std))
+        return ((pixels - mean) / std).astype(self.image.dtype)
 
     def _scales(self, params: Params) -> dict[str, jax.Array]:
         scales = {"logit_scale": jnp.exp(params["log_scale"])}
