@@ -21,8 +21,8 @@ from data_pipelines.columns import Stored, Strings, StringWriter
 from data_pipelines.records import DataError, eye_name, modality_name
 
 # our names; a group (label, points, value) may be several columns of theirs
-TEXTS = ("image", "text", "patient", "mask")
-ON_REQUEST = ("mask", "points", "value")  # read only where `columns` asks for them
+TEXTS = ("image", "text", "patient", "mask", "fov")
+ON_REQUEST = ("mask", "fov", "points", "value")  # read only where `columns` asks for them; fov also with a mask
 NAMES = (*TEXTS, "label", "modality", "eye", "day", "points", "value")
 EMPTY = {"", "nan", "null", "na", "n/a", "<na>"}  # how pandas, R and SQL write that there is nothing
 MOST_CLASSES = 100_000  # numbers above this are no classes
@@ -131,11 +131,15 @@ class _Columns:
         self.header = [name.strip() for name in self.header]
         given = dict(self.layout.columns)
         for name in NAMES:
-            found = name in self.header and name not in ON_REQUEST
+            asked = name not in ON_REQUEST or (name == "fov" and bool(given.get("mask")))
+            found = name in self.header and asked
             theirs = given.get(name, name if found else "")
             if not theirs:
                 if name == "image" or name in self.layout.require:
                     raise self._missing(name, name)
+            elif isinstance(theirs, tuple) and name == "mask":
+                masks = [self._getter(name, column) for column in theirs]
+                self.getters[name] = lambda cells, masks=masks: "\n".join(get(cells) for get in masks)
             elif isinstance(theirs, tuple) or name in ("points", "value"):
                 self._add_group(name, (theirs,) if isinstance(theirs, str) else theirs)
             else:
@@ -216,7 +220,7 @@ class _Columns:
         for name, found in numbers.items():
             self.numbers[name].extend(found)
         for name, writer in self.texts.items():
-            writer.append("" if name == "mask" and row[name].lower() in EMPTY else row[name])
+            writer.append("" if name in ("mask", "fov") and row[name].lower() in EMPTY else row[name])
         self.places.extend((number, line))
 
     def _code(self, name: str, value: str) -> int:

@@ -98,6 +98,25 @@ def read_split(path: str | Path, source: Source, patients: Sequence[str] | None 
     return {name: select(source, np.flatnonzero(member == name)) for name in parts}
 
 
+def parts_of(
+    source: Source, path: str, fractions: Mapping[str, float], seed: int = 0, **said: Any
+) -> dict[str, Subset]:
+    """Parts of a source by patient: those of the file at `path`, which is written at the first use; "" writes none.
+
+    Raises DataError for a file that lacks a part of `fractions`, and as read_split and stratified.
+    """
+    names = [source[row].patient for row in range(len(source))]
+    if path and Path(path).is_file():
+        found = read_split(path, source, names)
+        if missing := [name for name in fractions if name not in found]:
+            raise DataError(f"{path} has no part {missing[0]!r}, only {', '.join(found)}")
+        return found
+    rows = stratified(names, np.zeros(len(names), np.int64), fractions, seed)
+    if path:
+        write_split(path, names, rows, seed=seed, **said)
+    return {name: select(source, chosen) for name, chosen in rows.items()}
+
+
 def _strata(patients: Sequence[str], labels: Any, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Different patients ordered by digest, each row's place among them, each patient's stratum (rarest first)."""
     labels = np.asarray(labels)

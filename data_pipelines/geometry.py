@@ -114,17 +114,78 @@ class Mirror:
         return np.stack([size[1] - 1 - points[..., 0], points[..., 1]], -1)
 
 
+@dataclass(frozen=True)
+class FlipRows:
+    """Up and down exchanged."""
+
+    def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
+        return array[::-1]
+
+    def points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return np.stack([points[..., 0], size[0] - 1 - points[..., 1]], -1)
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """Rows and columns exchanged: with the mirrors, turns by right angles, which lose no pixel."""
+
+    def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
+        return array.swapaxes(0, 1)
+
+    def points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return points[..., ::-1]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """About the middle: clockwise by degrees, larger by `scale`, then moved by (right, down) pixels; 0 outside, bilinear."""
+
+    degrees: float
+    scale: float = 1.0
+    right: float = 0.0
+    down: float = 0.0
+
+    def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
+        height, width = array.shape[:2]
+        cos, sin = (f(math.radians(self.degrees)) / self.scale for f in (math.cos, math.sin))
+        x, y = width / 2 + self.right, height / 2 + self.down
+        inverse = (cos, sin, width / 2 - cos * x - sin * y, -sin, cos, height / 2 + sin * x - cos * y)
+        how = INTERPOLATIONS["nearest" if nearest else "bilinear"]
+        moved = Image.fromarray(array).transform((width, height), Image.Transform.AFFINE, inverse, how, fillcolor=0)
+        return np.asarray(moved)
+
+    def points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        cos, sin = (f(math.radians(self.degrees)) * self.scale for f in (math.cos, math.sin))
+        middle = np.asarray([size[1] - 1, size[0] - 1], np.float32) / 2
+        x, y = np.moveaxis(points - middle, -1, 0)
+        moved = np.stack([cos * x - sin * y + self.right, sin * x + cos * y + self.down], -1)
+        return (moved + middle).astype(np.float32)
+
+
+MASKS = ("mask", "fov")  # of `image`: classes [H W], or [H W K] of 0 and 1
+POINTS = ("points", "frame")
+
+
 def move(example: dict[str, Any], key: str, moves: Iterable[Move]) -> dict[str, Any]:
-    """The example with the image under `key` moved; `mask` and `points`, which belong to `image`, go along."""
+    """The example with the image under `key` moved; what belongs to `image` (MASKS, POINTS) goes along."""
     out = dict(example)
     for step in moves:
         size = out[key].shape[:2]
         out[key] = np.ascontiguousarray(step.pixels(out[key]))
-        if key == "image" and "mask" in out:
-            out["mask"] = np.ascontiguousarray(step.pixels(out["mask"], nearest=True))
-        if key == "image" and "points" in out:
-            out["points"] = step.points(out["points"], size)
+        for name in MASKS if key == "image" else ():
+            if name in out:
+                out[name] = _classes(step, out[name])
+        for name in POINTS if key == "image" else ():
+            if name in out:
+                out[name] = step.points(out[name], size)
     return out
+
+
+def _classes(step: Move, mask: np.ndarray) -> np.ndarray:
+    """A mask moved, nearest pixels; Pillow takes the channels of [H W K] one at a time."""
+    if mask.ndim == 2:
+        return np.ascontiguousarray(step.pixels(mask, nearest=True))
+    return np.stack([step.pixels(np.ascontiguousarray(m), nearest=True) for m in np.moveaxis(mask, -1, 0)], -1)
 
 
 def resize_moves(size: tuple[int, int], to: int, mode: str, interpolation: str = "bicubic") -> tuple[Move, ...]:

@@ -1,6 +1,7 @@
 """Sources by one word of the command line, so that several data sets can be mixed in one run.
 
     labels.csv                       a CSV: columns image, text, and label, patient, eye, modality, ... where it has them
+    labels.csv,mask=disc+cup         a path in each column; points=fovea+disc reads fovea_x, fovea_y, disc_x, disc_y
     labels.csv,text=report,weight=2  options after commas: our column name = theirs, or a template ("text=eye with {grade}")
     folder/                          an image folder train|val|test/<class>/, with split=test for another than train
     tfds:idrid                       a data set built by `launch.py data build`; tfds:idrid/test is its test split
@@ -29,7 +30,8 @@ from data_pipelines.synthetic import Eyes
 
 DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # where `launch.py data build` writes unless told otherwise
 _COLUMNS = ("image", "text", "label", "modality", "eye", "patient", "day", "value")
-_CSV = (*_COLUMNS, "images", "sep", "only", "empty", "classes")
+_DENSE = ("mask", "fov", "points")  # columns that are read where they are asked for
+_CSV = (*_COLUMNS, *_DENSE, "images", "sep", "only", "empty", "classes")
 _ALL = ("weight", "name")
 
 
@@ -79,10 +81,15 @@ def named(word: str, defaults: Mapping[str, str] | None = None, data_dir: str | 
 
 def _csv(path: Path, options: Mapping[str, str]) -> Source:
     columns: dict[str, Any] = {name: options[name] for name in _COLUMNS if options.get(name)}
+    columns |= {name: options[name] for name in _DENSE if options.get(name)}
     fields: dict[str, Any] = {"classes": tuple(options["classes"].split("+"))} if options.get("classes") else {}
-    for name in ("label", "value"):
+    for name in ("label", "value", "mask", "points"):
         if "+" in columns.get(name, "") and "{" not in columns[name]:
             columns[name] = tuple(columns[name].split("+"))
+    if "points" in columns:  # of a landmark's name
+        points = columns["points"]
+        parts = (points,) if isinstance(points, str) else points
+        columns["points"] = tuple(f"{part}_{axis}" for part in parts for axis in "xy")
     if columns.get("modality", "").upper() in MODALITIES:
         fields["modality"] = columns.pop("modality").upper()
     if options.get("only"):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipelines.columns import Stored, Strings, StringWriter, read_once
-from data_pipelines.csv_table import Columns, Layout, Table, class_index, read_table, where
+from data_pipelines.csv_table import EMPTY, Columns, Layout, Table, class_index, read_table, where
 from data_pipelines.images import EXTENSIONS
 from data_pipelines.records import DataError, Record, View, eye_name, modality_name
 from data_pipelines.splits import select as select
@@ -48,8 +48,9 @@ def csv_source(
 
     `image_dir`: what image and mask paths are relative to; None is the folder of the file.
     `columns`: our name -> theirs, or a template over theirs ("{ID}.png", "photograph of {diagnosis}"), or None to leave
-    one out. Beside the names above: mask (a path), points (x, y, x, y, ... as a tuple of theirs) and value (one or
-    several). Several columns as the label are a multi-label f32 [K].
+    one out. Beside the names above: mask (a path, or several columns with one for each class that may overlap; an empty
+    cell beside others is a class the image does not have), fov (the mask of what the camera saw), points
+    (x, y, x, y, ... as a tuple of theirs) and value (one or several). Several columns as the label are a multi-label f32 [K].
     `only`: their column -> the value that rows must have, such as {"split": "train"}; `require`: our names that
     must be there beside image.
     `classes`: None takes class numbers 0..max as they are, and sorts class names. `modality`: of rows that have none.
@@ -100,7 +101,7 @@ class CsvSource(_Indexed):
         text = {name: column[row] for name, column in table.texts.items()}
         named = {name: table.names[name][self._code(name, row)] for name in ("modality", "eye") if name in table.codes}
         view = View(self.image_dir / text["image"], named.get("modality", self.layout.modality), named.get("eye", ""))
-        targets = self._targets(row, text.get("mask", ""))
+        targets = self._targets(row, text.get("mask", ""), text.get("fov", ""))
         return Record(
             patient=text.get("patient", text["image"]),
             views=(view,),
@@ -114,13 +115,17 @@ class CsvSource(_Indexed):
     def _code(self, name: str, row: int) -> int:
         return int(self.table.codes[name].array[row])
 
-    def _targets(self, row: int, mask: str) -> dict[str, Any]:
+    def _targets(self, row: int, mask: str, fov: str) -> dict[str, Any]:
         targets: dict[str, Any] = {name: np.array(n.array[row]) for name, n in self.table.numbers.items()}
         if "points" in targets:
             targets["points"] = targets["points"].reshape(-1, 2)
         if "label" in self.table.codes:
             targets["label"] = np.int32(self._code("label", row))
-        return targets | ({"mask": self.image_dir / mask} if mask else {})
+        for name, paths in (("mask", mask.split("\n")), ("fov", [fov])):
+            found = tuple(self.image_dir / path if path.lower() not in EMPTY else None for path in paths)
+            if any(found):
+                targets[name] = found if len(found) > 1 else found[0]
+        return targets
 
     def _findings(self, targets: Mapping[str, Any]) -> tuple[str, ...]:
         if "label" not in targets:

@@ -21,7 +21,7 @@ from data_pipelines.geometry import INTERPOLATIONS, Crop, Mirror, Move, Resize, 
 from data_pipelines.records import MODALITIES, DataError
 from data_pipelines.views import PairedEyes as PairedEyes
 from data_pipelines.views import SingleView as SingleView
-from data_pipelines.views import swap_sides
+from data_pipelines.views import mirrored_order, swap_sides
 
 IMAGES = ("image", "left", "right")
 RESIZE_MODES = ("squash", "shortest", "longest")
@@ -213,16 +213,20 @@ class Flip:
     One view: the image (with mask and points) is mirrored, `eye` changes from left to right or back, and so does every
     word of the text that tells the sides apart (left/right, OD/OS, 左/右), since a lesion left of the disc is now right
     of it. Nasal and temporal stay true by themselves. Two eyes: both are mirrored and change places.
+    landmarks: the names of `points`; those told apart by left and right ("left_angle") change places.
     Raises DataError after Tokenize, when the text can no longer be changed.
     """
 
     probability: float = 0.5
+    landmarks: tuple[str, ...] = ()
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         if rng.random() >= self.probability:
             return example
         for key in present(example):
             example = move(example, key, (Mirror(),))
+        if self.landmarks and "points" in example:
+            example = example | {"points": example["points"][list(mirrored_order(self.landmarks))]}
         for first, second in (("left", "right"), ("left_present", "right_present")):
             if first in example:
                 example = example | {first: example[second], second: example[first]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,22 @@ def swap_sides(text: str) -> str:
         return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
     return SIDES.sub(swap, text)
+
+
+def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
+    """Which landmark of an image is at each place in its mirror image: left_angle and right_angle change places.
+
+    Raises DataError for a name whose other side is not there.
+    """
+    order = []
+    for name in names:
+        other = "_".join(swap_sides(word) for word in name.split("_"))
+        if other not in names:
+            raise DataError(
+                f"landmark {name!r} becomes {other!r} in a mirrored image, and that is none of {', '.join(names)}"
+            )
+        order.append(tuple(names).index(other))
+    return tuple(order)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ Pure functions of a tower and its parameters (layers unstacked or stacked); the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -22,11 +24,23 @@ def intermediate_layers(tower: ViT, params: Params, image: jax.Array, last: int)
     """
     if not 0 < last <= tower.depth:
         raise UserError(f"the last {last} blocks of a ViT that has {tower.depth}")
-    hidden = tower.apply({"params": params}, image, hidden=True)["hidden"][-last:]  # type: ignore[index]
+    return chosen_layers(tower, params, image, tuple(range(tower.depth - last, tower.depth)))
+
+
+def chosen_layers(
+    tower: ViT, params: Params, image: jax.Array, blocks: tuple[int, ...], rngs: Mapping[str, jax.Array] | None = None
+) -> tuple[jax.Array, ...]:
+    """The outputs of the named blocks (from 0), each as intermediate_layers gives them; one [B N D] for each.
+
+    rngs: "drop_path" where layers shall be left out. Raises UserError for a block that is not there.
+    """
+    if wrong := [block for block in blocks if not 0 <= block < tower.depth]:
+        raise UserError(f"block {wrong[0]} of a ViT that has {tower.depth}, 0 to {tower.depth - 1}")
+    hidden = tower.apply({"params": params}, image, hidden=True, rngs=rngs)["hidden"]  # type: ignore[index]
     if tower.norm_after_pool:
-        return hidden
+        return tuple(hidden[block] for block in blocks)
     norm = layers.LayerNorm(tower.epsilon)
-    return tuple(norm.apply({"params": params["norm"]}, x) for x in hidden)  # type: ignore[misc]
+    return tuple(norm.apply({"params": params["norm"]}, hidden[block]) for block in blocks)  # type: ignore[misc]
 
 
 def attention_maps(

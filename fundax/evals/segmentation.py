@@ -1,0 +1,151 @@
+"""How well structures are found, pixel by pixel, on the grid of the original images and inside their field of view."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fundax.errors import UserError
+from fundax.estimate import Estimate
+from fundax.frames import original_map
+from fundax.overlap import NAMES, scores
+from fundax.overlay import extremes, masks_over
+from fundax.sliding import slide
+from fundax.types import Batch, Extra, Forward, Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """An Eval of `probability` [B h w K] against true masks.
+
+    Batches hold `image` u8 [B s s 3], `truth` i [B H W] of classes (or [B H W K] of 0 and 1 where `overlapping`) at the
+    original's size, `frame` f32 [B 3 2] (fundax.frames), and perhaps `truth_fov` [B H W], `group` [B] (the patient),
+    `valid`, `index`, `modality`. classes: names, as of objectives.segment.Segment.
+    window: side of the model's image, where batches have larger ones: it slides, overlapping by `overlap`.
+
+    Floats, means over classes of means over images: mean_dice (with _low and _high, an interval over patients),
+    mean_iou, mean_sensitivity, mean_specificity, mean_hd95 (pixels of the original); mean_dice_NAME of each of several
+    classes; empty (images and classes without truth, which count nowhere), missed (nothing found where truth was: no
+    hd95); with exclusive classes mean_dice_with_background, as the peer counts it.
+    Arrays [N], or [N K] of several classes: dice, iou, sensitivity, specificity, hd95 (NaN: see overlap.scores);
+    classes, index, patient (where known); pictures, picture_index, picture_score of the worst and the best images.
+    """
+
+    data: Callable[[], Iterator[Batch]]
+    classes: Sequence[str]
+    interval: Callable[..., Estimate]  # evals.statistics.bootstrap
+    overlapping: bool = False
+    window: int = 0
+    overlap: float = 0.5
+    windows: int = 16  # in one forward pass
+    threshold: float = 0.5  # of sigmoids
+    resamples: int = 1000
+
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = []
+        for batch in self.data():
+            values = self._probability(forward, params, extra, batch)
+            valid = np.asarray(batch.get("valid", np.ones(len(values), bool)))
+            for i in np.flatnonzero(valid):
+                rows.append({"index": len(rows)} | self._measured(batch, values[i], i))
+            _forget(rows)
+        if not rows or not any(np.isfinite(row["dice"]).any() for row in rows):
+            raise UserError(f"the segmentation eval has no pixel of {', '.join(self.classes)} in any image")
+        return self._floats(rows) | self._arrays(rows)
+
+    def _probability(self, forward: Forward, params: Params, extra: Extra, batch: Batch) -> np.ndarray:
+        image = np.asarray(batch["image"])
+        if not self.window or image.shape[1] == self.window:
+            beside = {key: batch[key] for key in ("modality",) if key in batch}
+            return forward(params, extra, {"image": image} | beside)["probability"]
+        maps = lambda views: forward(params, extra, {"image": views})["probability"]  # noqa: E731
+        return np.stack([slide(maps, one, self.window, self.overlap, self.windows) for one in image])
+
+    def _measured(self, batch: Batch, probability: np.ndarray, i: int) -> dict[str, Any]:
+        truth = np.asarray(batch["truth"][i])
+        found = decided(
+            original_map(probability, batch["frame"][i], truth.shape[:2]),
+            len(self.classes), self.overlapping, self.threshold,
+        )  # fmt: skip
+        truth = channels(truth, len(self.classes), self.overlapping)
+        inside = np.asarray(batch["truth_fov"][i]) > 0 if "truth_fov" in batch else None
+        each = [scores(truth[..., k], found[..., k], inside) for k in range(len(self.classes))]
+        row: dict[str, Any] = {name: np.array([one[name] for one in each]) for name in NAMES}
+        if not self.overlapping and len(self.classes) > 1:
+            row["background"] = scores(~truth.any(-1), ~found.any(-1), inside)["dice"]
+        row |= {ours: int(batch[key][i]) for ours, key in (("index", "index"), ("patient", "group")) if key in batch}
+        row["missed"] = int(sum(math.isnan(one["hd95"]) and not math.isnan(one["dice"]) for one in each))
+        photograph = _whole(np.asarray(batch["image"][i]), np.asarray(batch["frame"][i]), truth.shape[:2])
+        return row | {"picture": masks_over(photograph, truth, found)}
+
+    def _floats(self, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+        table = {name: np.stack([row[name] for row in rows]) for name in NAMES}  # [N K]
+        patients = np.array([row["patient"] for row in rows]) if "patient" in rows[0] else None
+        found = self.interval(macro, table["dice"], patients=patients, resamples=self.resamples)
+        out = {"mean_dice": found.value, "mean_dice_low": found.low, "mean_dice_high": found.high}
+        out |= {f"mean_{name}": macro(table[name]) for name in NAMES if name != "dice"}
+        if len(self.classes) > 1:
+            named = zip(self.classes, table["dice"].T, strict=True)
+            out |= {f"mean_dice_{name.replace(' ', '_')}": macro(column[:, None]) for name, column in named}
+        if "background" in rows[0]:
+            background = np.array([row["background"] for row in rows])
+            out["mean_dice_with_background"] = macro(np.column_stack([background, table["dice"]]))
+        out["empty"] = float(np.isnan(table["dice"]).sum())
+        out["missed"] = float(sum(row["missed"] for row in rows))
+        return {key: value for key, value in out.items() if not math.isnan(value)}
+
+    def _arrays(self, rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+        out = {name: np.stack([row[name] for row in rows]) for name in NAMES}
+        score = _means(rows)
+        shown = extremes(score)
+        if len(self.classes) == 1:
+            out = {name: values[:, 0] for name, values in out.items()}
+        index = np.array([row["index"] for row in rows])
+        out |= {"classes": np.array(self.classes), "index": index}
+        out |= {"patient": np.array([row["patient"] for row in rows])} if "patient" in rows[0] else {}
+        pictures = np.stack([rows[i]["picture"] for i in shown])
+        return out | {"pictures": pictures, "picture_index": index[shown], "picture_score": score[shown]}
+
+
+def decided(probability: np.ndarray, classes: int, overlapping: bool, threshold: float = 0.5) -> np.ndarray:
+    """bool [H W classes] of probabilities [H W K]: the likeliest of exclusive classes, or all above the threshold."""
+    if overlapping or classes == 1:
+        return probability > threshold
+    return probability.argmax(-1)[..., None] == np.arange(1, classes + 1)
+
+
+def channels(truth: np.ndarray, classes: int, overlapping: bool) -> np.ndarray:
+    """bool [H W classes] of a mask [H W] of 0 (background), 1, ...; or of channels [H W classes] of 0 and 1."""
+    return truth > 0 if overlapping else truth[..., None] == np.arange(1, classes + 1)
+
+
+def macro(values: np.ndarray) -> float:
+    """The mean over columns of their means over rows of [N K]; NaN counts nowhere. NaN where nothing is defined."""
+    known = np.isfinite(values)
+    columns = known.any(0)
+    if not columns.any():
+        return math.nan
+    means = np.where(known, values, 0).sum(0)[columns] / known.sum(0)[columns]
+    return float(means.mean())
+
+
+def _means(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The mean Dice of each image, by which the worst and the best are chosen; f64 [N]."""
+    return np.array([macro(row["dice"][None]) for row in rows])
+
+
+def _forget(rows: Sequence[dict[str, Any]]) -> None:
+    """Only the pictures of the worst and the best so far stay in memory."""
+    shown = set(extremes(_means(rows)).tolist())
+    for at, row in enumerate(rows):
+        if at not in shown:
+            row["picture"] = None
+
+
+def _whole(seen: np.ndarray, frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The photograph on the original's grid, out of the image the model saw, u8 [H W 3]."""
+    return np.clip(np.round(original_map(seen.astype(np.float32), frame, size)), 0, 255).astype(np.uint8)

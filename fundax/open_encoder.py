@@ -1,0 +1,104 @@
+"""The encoder that a decoder is put on: of a run, of another program's checkpoint, or a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines.records import MODALITIES, modality_name
+from fundax import exchange_vit
+from fundax.attention import tower_of
+from fundax.checkpoint import load_params
+from fundax.encoder_layout import bare
+from fundax.encoders.layers import unstack_blocks
+from fundax.encoders.positions import pixel_centres, resize_positions
+from fundax.encoders.vit import SIZES, ViT, dino_vit
+from fundax.errors import UserError
+from fundax.exchange import import_folder
+from fundax.pretrained import is_run, read_objective
+from fundax.types import Params
+
+# encoders for small machines: patch, width, depth, heads
+SMALL = {"mini": (8, 64, 4, 2), "small": (8, 128, 6, 4), "mini/16": (16, 96, 4, 3), "smoke": (8, 16, 4, 1)}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """tower: at the image size asked for; mean, std: of its images; fill: a step of Recipe.init_from."""
+
+    tower: ViT
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fill: Callable[[Params], Params] | None = None
+
+    @property
+    def init_from(self) -> tuple[Callable[[Params], Params], ...]:
+        """For the recipe."""
+        return () if self.fill is None else (self.fill,)
+
+
+def new_encoder(name: str, image_size: int, **fields: Any) -> Opened:
+    """Fresh weights, of a name of SMALL or of encoders.vit.SIZES; `fields` are ViT's. Raises UserError naming them."""
+    if name not in SMALL:
+        if name not in SIZES:
+            raise UserError(f"encoder is {name!r}; expected one of {', '.join((*SMALL, *SIZES))}")
+        return Opened(dino_vit(name, **fields).clone(image_size=image_size), *IMAGENET)
+    patch, width, depth, heads = SMALL[name]
+    sizes: dict[str, Any] = {"image_size": image_size, "patch": patch, "width": width, "depth": depth, "heads": heads}
+    sizes["scan"] = name == "smoke"  # quick to compile
+    return Opened(dino_vit("Ti/16", **fields).clone(**sizes), *IMAGENET)
+
+
+def open_encoder(
+    path: str | Path, image_size: int, modality: str = "CFP", which: int | str = "latest", **fields: Any
+) -> Opened:
+    """The image ViT of a run or an import, or of a VisionFM, DINO, iBOT, timm, RETFound, CLIP file or folder.
+
+    Of a self-distilled pretraining it is the teacher's. Positions are moved to `image_size` by VisionFM's rule. modality:
+    whose mean and deviation are taken, where the model has several. Of a run with a decoder that fits, `fill` brings
+    the decoder too. Raises UserError for what holds no ViT with a class token.
+    """
+    if is_run(path):
+        objective, extra = read_objective(path), None
+    else:
+        found = exchange_vit.bundle_of(path, modality) or import_folder(path)
+        objective, extra = found.objective, (dict(found.params), dict(found.extra))
+
+    def weights() -> tuple[ViT, Params, Params]:
+        params, more = load_params(path, which) if extra is None else extra
+        return (*tower_of(objective, params, more), params)
+
+    tower = getattr(objective, "image", None)
+    if not isinstance(tower, ViT):
+        raise UserError(f"{path} holds {type(objective).__name__}, whose images no ViT encodes; decoders read a ViT")
+    mean, std = _moments(objective, modality)
+    sized = bare(tower).clone(image_size=image_size, mask_ratio=0.0, **fields)
+    if sized.image_size % sized.patch:
+        raise UserError(f"{path} has patches of {sized.patch} pixels, which do not fill an image of {image_size}")
+
+    def fill(fresh: Params) -> Params:
+        _, image, whole = weights()
+        image = {name: leaf for name, leaf in unstack_blocks(image).items() if name != "mask_token"}
+        rows, old = sized.patches + 1, np.asarray(image["position"])  # and the class token's
+        image["position"] = resize_positions(old, rows, pixel_centres)
+        same = "decoder" in whole and jax.tree.map(np.shape, whole["decoder"]) == jax.tree.map(
+            np.shape, fresh["decoder"]
+        )
+        return fresh | {"image": image} | ({"decoder": whole["decoder"]} if same else {})
+
+    return Opened(sized, mean, std, fill)
+
+
+def _moments(objective: Any, modality: str) -> tuple[Any, Any]:
+    """One row of mean and deviation; ImageNet's where the model has none."""
+    mean, std = (getattr(objective, name, default) for name, default in zip(("mean", "std"), IMAGENET, strict=True))
+    if not isinstance(mean[0], Sequence):
+        return tuple(mean), tuple(std)
+    row = MODALITIES.index(modality_name(modality)) if len(mean) > 1 else 0
+    return tuple(mean[row]), tuple(std[row])
