@@ -32,10 +32,11 @@ class Landmarks:
     optic disc in pixels of the original, `group` [B] (the patient), `valid`, `index`.
 
     Floats: mean_error and median_error of all landmarks (pixels of the original), mean_error_grid (of the model's
-    image); mean_diameters, median_diameters and within_half (share of points within half a disc diameter), where the
-    diameter is known; the medians of each landmark; mean_error and median_diameters with an interval (_low, _high) by
-    `interval` over patients. Arrays: error, error_diameters [N n], found, truth [N n 2], names, index, patient (where
-    known), and pictures of the best and the worst images (overlay.points_over).
+    image), minus_mean_error (checkpoints are ranked by the highest value); where the diameter is known mean_diameters,
+    median_diameters and within_half (share of points within half a disc diameter); the medians of each landmark.
+    mean_error and median_diameters have an interval (_low, _high) by `interval` over patients.
+    Arrays: error, error_diameters [N n], found, truth [N n 2], names, index, patient (where known), and pictures of the
+    best and the worst images (overlay.points_over).
     """
 
     data: Callable[[], Iterator[Batch]]
@@ -63,6 +64,7 @@ class Landmarks:
         out |= _with_interval(
             "mean_error", self.interval(np.nanmean, error, patients=patients, resamples=self.resamples)
         )
+        out["minus_mean_error"] = -out["mean_error"]
         for k, name in enumerate(self.names):
             out[f"{name}_median_error"] = _median(error[:, k])
         if np.isfinite(scaled).any():
