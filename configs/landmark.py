@@ -18,6 +18,7 @@ import optax
 from data_pipelines.dense import Drawn, Prepared, RandomMove, Ready
 from data_pipelines.frozen_splits import parts_of
 from data_pipelines.memory import Remembered
+from data_pipelines.modalities import normalisation
 from data_pipelines.named_sources import named
 from data_pipelines.pipeline import once, train
 from data_pipelines.records import Source
@@ -43,7 +44,7 @@ def recipe(
     disc_diameter: float = 0.0,
     init: str = "",
     which: str = "latest",
-    modality: str = "CFP",
+    modality: str = "",
     encoder: str = "mini/16",
     freeze: bool = False,
     decoder: Literal["unetr", "linear"] = "unetr",
@@ -79,7 +80,7 @@ def recipe(
         disc_diameter: of the optic disc, in pixels of the original images, to give errors in.
         init: what to start from: a run (its decoder too, if it fits), an import, or another program's checkpoint file.
         which: checkpoint of a run: latest, best or a step.
-        modality: of the images, whose normalisation a model of several modalities takes.
+        modality: of the images: VisionFM normalises each by its own mean; "" is ImageNet's, of a run its own (CFP's).
         encoder: size of a new encoder, without --init: mini, small, mini/16, or a name such as B/16.
         freeze: leave the encoder as it is, as VisionFM does; only the decoder learns.
         decoder: unetr, or one linear layer on the four blocks.
@@ -106,7 +107,11 @@ def recipe(
     """
     if smoke:
         encoder, decoder, size, steps, batch, patients = "smoke", "linear", 16, 2, 8, 8
-    found = open_encoder(init, size, modality, which, dtype=dtype) if init else new_encoder(encoder, size, dtype=dtype)
+    found = (
+        open_encoder(init, size, *normalisation(modality), which, dtype=dtype)
+        if init
+        else new_encoder(encoder, size, dtype=dtype)
+    )
     count = len(landmarks)
     kinds = {"unetr": lambda p: UNETR(count, p, width, dtype=dtype), "linear": lambda p: Linear(count, p, dtype=dtype)}
     parts = sources(data, split, fractions, landmarks, patients, size, seed)

@@ -17,6 +17,7 @@ import optax
 from data_pipelines.dense import Drawn, Prepared, RandomCrop, Ready, RightAngles
 from data_pipelines.frozen_splits import parts_of
 from data_pipelines.memory import Remembered
+from data_pipelines.modalities import normalisation
 from data_pipelines.named_sources import named
 from data_pipelines.pipeline import once, train
 from data_pipelines.records import DataError, Source
@@ -41,7 +42,7 @@ def recipe(
     overlapping: bool = False,
     init: str = "",
     which: str = "latest",
-    modality: str = "CFP",
+    modality: str = "",
     encoder: str = "mini",
     freeze: bool = False,
     decoder: Literal["unetr", "linear"] = "unetr",
@@ -74,7 +75,7 @@ def recipe(
         overlapping: a pixel may have several classes (lesions), each with a mask of its own.
         init: what to start the encoder from: a run, an import, or a checkpoint file of another program.
         which: checkpoint of a run: latest, best or a step.
-        modality: of the images, whose normalisation a model of several modalities takes.
+        modality: of the images: VisionFM normalises each by its own mean; "" is ImageNet's, of a run its own (CFP's).
         encoder: size of a new encoder, without --init: mini, small, mini/16, or a name such as B/16.
         freeze: leave the encoder as it is, as VisionFM does; only the decoder learns.
         decoder: unetr, or one linear layer on the four blocks.
@@ -99,7 +100,11 @@ def recipe(
     if smoke:
         encoder, decoder, size, resolution, steps, batch, patients = "smoke", "linear", 16, 32, 2, 8, 8
     resolution = max(resolution, size)
-    found = open_encoder(init, size, modality, which, dtype=dtype) if init else new_encoder(encoder, size, dtype=dtype)
+    found = (
+        open_encoder(init, size, *normalisation(modality), which, dtype=dtype)
+        if init
+        else new_encoder(encoder, size, dtype=dtype)
+    )
     count = outputs(classes, overlapping)
     kinds = {"unetr": lambda p: UNETR(count, p, width, dtype=dtype), "linear": lambda p: Linear(count, p, dtype=dtype)}
     parts = sources(data, split, fractions, classes, overlapping, patients, resolution, seed, crop_field)

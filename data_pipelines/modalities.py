@@ -36,6 +36,14 @@ def moments(names: Sequence[str] = MODALITIES) -> tuple[Moments, Moments]:
     return tuple(mean for mean, _ in rows), tuple(std for _, std in rows)
 
 
+def normalisation(modality: str) -> tuple[tuple[Moments, Moments] | None, int]:
+    """What a checkpoint's encoder needs to know of its images: VisionFM's moments, one row each, and the modality's number.
+
+    With "" no moments, and the number of CFP.
+    """
+    return (moments((modality,)) if modality else None), MODALITIES.index(modality_name(modality or "CFP"))
+
+
 @dataclass(frozen=True)
 class PlainFolder:
     """All images directly in `root`, by name, as views of one modality; no labels, and every file its own patient.

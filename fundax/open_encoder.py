@@ -10,16 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.records import MODALITIES, modality_name
-from fundax import exchange_vit
+from fundax import encoder_layout
 from fundax.attention import tower_of
 from fundax.checkpoint import load_params
-from fundax.encoder_layout import bare
 from fundax.encoders.layers import unstack_blocks
 from fundax.encoders.positions import pixel_centres, resize_positions
 from fundax.encoders.vit import SIZES, ViT, dino_vit
 from fundax.errors import UserError
-from fundax.exchange import import_folder
 from fundax.pretrained import is_run, read_objective
 from fundax.types import Params
 
@@ -56,49 +53,46 @@ def new_encoder(name: str, image_size: int, **fields: Any) -> Opened:
 
 
 def open_encoder(
-    path: str | Path, image_size: int, modality: str = "CFP", which: int | str = "latest", **fields: Any
+    path: str | Path, image_size: int, moments: Any = None, row: int = 0, which: int | str = "latest", **fields: Any
 ) -> Opened:
-    """The image ViT of a run or an import, or of a VisionFM, DINO, iBOT, timm, RETFound, CLIP file or folder.
+    """The image ViT of a run or an import, or of a VisionFM, DINO, iBOT, timm or RETFound checkpoint file.
 
-    Of a self-distilled pretraining it is the teacher's. Positions are moved to `image_size` by VisionFM's rule. modality:
-    whose mean and deviation are taken, where the model has several. Of a run with a decoder that fits, `fill` brings
-    the decoder too. Raises UserError for what holds no ViT with a class token.
+    Of a self-distilled pretraining it is the teacher's. Positions are moved to `image_size` by VisionFM's rule. moments:
+    mean and deviation of a file's images (one row each), ImageNet's where None; row: which of a run's, where it has
+    several. Of a run with a decoder that fits, `fill` brings the decoder too; `fields` are ViT's.
+    Raises UserError for what holds no ViT with a class token.
     """
     if is_run(path):
-        objective, extra = read_objective(path), None
+        objective, held = read_objective(path), None
     else:
-        found = exchange_vit.bundle_of(path, modality) or import_folder(path)
-        objective, extra = found.objective, (dict(found.params), dict(found.extra))
-
-    def weights() -> tuple[ViT, Params, Params]:
-        params, more = load_params(path, which) if extra is None else extra
-        return (*tower_of(objective, params, more), params)
-
+        found = {} if moments is None else dict(zip(("mean", "std"), moments, strict=True))
+        objective, params = encoder_layout.to_fundax(encoder_layout.load_encoder(path), str(path), **found)
+        held = (params, {})
     tower = getattr(objective, "image", None)
     if not isinstance(tower, ViT):
         raise UserError(f"{path} holds {type(objective).__name__}, whose images no ViT encodes; decoders read a ViT")
-    mean, std = _moments(objective, modality)
-    sized = bare(tower).clone(image_size=image_size, mask_ratio=0.0, **fields)
-    if sized.image_size % sized.patch:
+    sized = encoder_layout.bare(tower).clone(image_size=image_size, mask_ratio=0.0, **fields)
+    if image_size % sized.patch:
         raise UserError(f"{path} has patches of {sized.patch} pixels, which do not fill an image of {image_size}")
 
     def fill(fresh: Params) -> Params:
-        _, image, whole = weights()
-        image = {name: leaf for name, leaf in unstack_blocks(image).items() if name != "mask_token"}
-        rows, old = sized.patches + 1, np.asarray(image["position"])  # and the class token's
-        image["position"] = resize_positions(old, rows, pixel_centres)
-        same = "decoder" in whole and jax.tree.map(np.shape, whole["decoder"]) == jax.tree.map(
-            np.shape, fresh["decoder"]
-        )
+        whole, extra = held or load_params(path, which)
+        image = {k: v for k, v in unstack_blocks(tower_of(objective, whole, extra)[1]).items() if k != "mask_token"}
+        image["position"] = resize_positions(np.asarray(image["position"]), sized.patches + 1, pixel_centres)
+        same = "decoder" in whole and _shapes(whole["decoder"]) == _shapes(fresh["decoder"])
         return fresh | {"image": image} | ({"decoder": whole["decoder"]} if same else {})
 
-    return Opened(sized, mean, std, fill)
+    return Opened(sized, *_moments(objective, row), fill)
 
 
-def _moments(objective: Any, modality: str) -> tuple[Any, Any]:
+def _shapes(tree: Params) -> Any:
+    return jax.tree.map(np.shape, tree)
+
+
+def _moments(objective: Any, row: int) -> tuple[Any, Any]:
     """One row of mean and deviation; ImageNet's where the model has none."""
     mean, std = (getattr(objective, name, default) for name, default in zip(("mean", "std"), IMAGENET, strict=True))
     if not isinstance(mean[0], Sequence):
         return tuple(mean), tuple(std)
-    row = MODALITIES.index(modality_name(modality)) if len(mean) > 1 else 0
+    row = row if len(mean) > 1 else 0
     return tuple(mean[row]), tuple(std[row])

@@ -47,7 +47,7 @@ LEVELS = {  # longest prefix wins
     "fundax.predict_report": 4,
     "fundax.predict_ret_clip": 4,
     "fundax.predictors": 4,
-    "fundax.open_encoder": 4,
+    "fundax.open_encoder": 3,
     "fundax.exchange": 4,
     "fundax.exchange_vit": 4,
     "fundax.synthesis": 4,
