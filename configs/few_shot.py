@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optax
 
-from data_pipelines import knowledge, text
+from data_pipelines import text
+from data_pipelines.class_prompts import prompts_of
 from data_pipelines.frozen_splits import read_split, stratified, write_split
 from data_pipelines.memory import Remembered
 from data_pipelines.named_sources import named
@@ -23,17 +23,11 @@ from data_pipelines.records import DataError, Source
 from data_pipelines.splits import select
 from data_pipelines.synthetic import Eyes
 from data_pipelines.transforms import Keep, SingleView, eval_step
-from fundax.checkpoint import load_params
-from fundax.encoders.clip_text import TextTransformer
-from fundax.encoders.vit import ViT
-from fundax.errors import UserError
+from data_pipelines.views import Grouped
 from fundax.evals.few_shot import FewShot
 from fundax.evals.zero_shot import class_features
-from fundax.folder import read_json
-from fundax.objectives.clip import CLIP, MEAN, STD
-from fundax.pretrained import is_run, read_objective
+from fundax.image_text import opened, tiny
 from fundax.recipe import Every, Recipe
-from fundax.types import Objective
 
 
 def recipe(
@@ -65,16 +59,21 @@ def recipe(
         seed: of the split.
         smoke: one draw of one image per class, with a model that knows nothing.
     """
-    objective, facts, words = tiny() if smoke else opened(model)
+    words = text.bundled(48)
+    use = tiny(words.vocab_size, words.context) if smoke else opened(model, which)
+    words = text.load(use.tokenizer) if use.tokenizer else words
     shots, seeds = ((1,), 1) if smoke else (shots, seeds)
-    pool, test = parts(data, split, seed, int(facts["image_size"]), 28 if smoke else 420)
+    pool, test = parts(data, split, seed, int(use.facts["image_size"]), 28 if smoke else 420)
     classes = getattr(pool, "classes", ())
-    known, modality = knowledge.bundled(), pool[0].views[0].modality
-    prompts = [words(list(known.ensemble(name, modality))) for name in classes]
-    steps = (SingleView(text=None, targets=("label",)), eval_step(facts), Keep(("image", "label")))
+    prompts = [words(list(prompts_of(name, pool[0].views[0].modality))) for name in classes]
+    steps = (
+        Grouped(SingleView(text=None, targets=("label",))),
+        eval_step(use.facts),
+        Keep(("image", "label", "group")),
+    )
     told = fingerprint(data, split, seed)
     return Recipe(
-        objective=objective,
+        objective=use.objective,
         train=train(pool, steps, batch=batch, seed=seed, workers=0),
         optimizer=optax.identity(),
         steps=0,
@@ -88,15 +87,16 @@ def recipe(
                 shots=shots,
                 seeds=seeds,
                 methods=methods,
+                patient="group",
                 cache=cache,
                 pool_fingerprint=told and f"pool of {told}",
                 test_fingerprint=told and f"test of {told}",
             )
         },
-        init_from=() if smoke else (lambda fresh: load_params(model, which)[0],),
+        init_from=use.init_from,
         every=Every(log=0, save=0, eval=0),
         seed=seed,
-        preprocessing=facts,
+        preprocessing=use.facts,
         tokenizer=words,
     )
 
@@ -130,23 +130,3 @@ def fingerprint(data: str, split: str, seed: int) -> str:
     files = [path for path in (table, Path(split)) if path.is_file()] if data else []
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return " ".join((data or "synthetic", str(seed), *digests))
-
-
-def opened(model: str) -> tuple[Objective, dict[str, Any], text.Tokenizer]:
-    """Objective, preprocessing and tokenizer of a run. The adapters start from class names, so they need the last."""
-    if not model:
-        raise UserError("--model is missing: a run, or an import of weights")
-    run = Path(model)
-    if not is_run(run):
-        raise UserError(f"{model} is no run; bring other weights in by: launch.py import {model} --workdir RUN")
-    if not (run / "tokenizer").is_dir():
-        raise UserError(f"{model} came without a tokenizer, and the adapters start from the names of the classes")
-    return read_objective(run), read_json(run / "preprocessing.json"), text.load(run / "tokenizer")
-
-
-def tiny() -> tuple[Objective, dict[str, Any], text.Tokenizer]:
-    """The model of --smoke: fresh weights."""
-    words = text.bundled(48)
-    towers = ViT(32, 8, 32, 1, 2), TextTransformer(words.vocab_size, words.context, 32, 1, 2)
-    facts = {"image_size": 32, "mean": MEAN, "std": STD, "resize": "squash", "interpolation": "bicubic"}
-    return CLIP(*towers, embed=32), facts, words

@@ -280,6 +280,18 @@ def targets(judged: Judged, resamples: int) -> list[tuple[str, int, dict[str, Es
     return out
 
 
+def over_draws(arrays: Mapping[str, np.ndarray], name: str, resamples: int = 200) -> Estimate:
+    """Macro AUC of few-shot probabilities [draws N K], mean over draws, with an interval over the test set's patients."""
+    labels, found = arrays.get("labels"), arrays.get(name)
+    if labels is None or found is None or found.ndim != 3 or found.shape[1] != len(labels):
+        return blank("the evaluation kept no probabilities")
+
+    def metric(weights: np.ndarray) -> np.ndarray:
+        return weighted.nanmean(np.stack([weighted.nanmean(weighted.class_aucs(labels, p, weights)) for p in found]))
+
+    return bootstrap_weighted(metric, len(labels), patients=arrays.get("patient"), resamples=resamples)
+
+
 def _cells(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean over labelled cells of [N K]."""
     known = np.isfinite(values)

@@ -52,6 +52,7 @@ LEVELS = {  # longest prefix wins
     "fundax.exchange_vit": 4,
     "fundax.synthesis": 4,
     "fundax.explain": 4,
+    "fundax.image_text": 3,
     "fundax.run_arrays": 3,
     "fundax.run_scores": 3,
     "fundax.run_pictures": 3,

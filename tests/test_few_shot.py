@@ -93,6 +93,20 @@ def test_a_class_missing_in_the_pool_or_the_test_is_a_blank():
     assert not math.isnan(found["linear_2_balanced_accuracy"])
 
 
+def test_no_patient_is_learnt_from_and_tested():
+    settings = {"classes": CLASSES, "shots": (2,), "seeds": 1, "patient": "patient"}
+    with pytest.raises(UserError, match="15 patients are both among"):
+        FewShot(pool=eyes(30, 0), test=eyes(30, 1), **settings)(forward, PARAMS, {})
+
+    def others():
+        for batch in eyes(30, 1)():
+            yield batch | {"patient": batch["patient"] + 100}
+
+    found = FewShot(pool=eyes(30, 0), test=others, **settings)(forward, PARAMS, {})
+    assert found["patient"].min() == 100
+    assert len(found["patient"]) == len(found["labels"]) == 29
+
+
 def test_features_are_kept_by_weights_and_data(tmp_path):
     passes = []
     take = lambda params, said: features.extract(  # noqa: E731

@@ -64,6 +64,7 @@ def test_one_page_of_three_runs_of_every_kind(tmp_path):
     dense |= {"picture_overlay": overlays}
     shots = {"method": np.array(["linear"] * 2), "shots": np.array([1, 1]), "seed": np.array([0, 1])}
     shots |= {"macro_auc": np.array([0.6, 0.8]), "balanced_accuracy": np.array([np.nan, np.nan])}
+    shots |= {"labels": np.arange(6) % 2, "linear_1_probabilities": np.tile(np.eye(2)[np.arange(6) % 2], (2, 1, 1))}
     first = run(tmp_path / "a", test=classified(rng), labels=several, few=shots, odd={"margin": np.ones(3)})
     second = run(tmp_path / "b", test=classified(rng), values=valued, masks=dense)
     third = run(tmp_path / "c", curves=False, test=classified(rng, names=("normal", HOSTILE)))
@@ -76,7 +77,7 @@ def test_one_page_of_three_runs_of_every_kind(tmp_path):
     assert "&lt;script&gt;alert(&quot;x&quot;)" in text
     assert text.count("data:image/jpeg") == 4 + 4 + 4 + 2 * 2
     for said in ("Comparison", "McNemar", "DeLong, paired", "only c has it", "Holm", "sex: f", "age: 40-54", "eye: right",
-                 "linear", "0.700", "± 0.141", "margin [3]", "absent", "on these very rows", "train/loss"):  # fmt: skip
+                 "linear", "0.700", "± 0.141", "margin [3]", "absent", "<b>1.000</b><small>1.000 to 1.000</small>", "on these very rows", "train/loss"):  # fmt: skip
         assert said in text, said
     assert "http" not in text.replace("http-equiv", "").replace("src=http://a.b", "")
 

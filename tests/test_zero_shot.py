@@ -162,3 +162,24 @@ def test_broken_text_features_and_missing_labels_are_named():
         zero_shot(batches(FEATURES, LABELS), CLASSES, PROMPTS)(broken, {}, {})
     with pytest.raises(UserError, match="batches have image; expected also 'label'"):
         zero_shot(lambda: iter([{"image": np.zeros((1, 1, 1, 3))}]), CLASSES, PROMPTS)(forward, {}, {})
+
+
+def test_rows_patients_and_telling_pictures_are_kept():
+    pictures = np.zeros((3, 8, 8, 3), np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None]
+    one = {
+        "features": np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0]], np.float32), "label": np.array([0, 1, 1]),
+        "valid": np.array([True, True, True]), "index": np.array([5, 6, 7]), "group": np.array([1, 1, 2]), "image": pictures,
+    }  # fmt: skip
+
+    def seen(params, extra, batch):
+        out = {"logit_scale": np.float32(5)}
+        if "features" in batch:
+            return out | {"image_features": batch["features"]}
+        return out | forward(params, extra, batch)
+
+    found = zero_shot(lambda: iter([one]), CLASSES, PROMPTS, inputs=("features",))(seen, {}, {})
+    assert found["index"].tolist() == [5, 6, 7]
+    assert found["patient"].tolist() == [1, 1, 2]
+    assert found["pictures"].shape[1:] == (96, 96, 3)
+    wrong = found["picture_index"][np.char.startswith(found["picture_kind"], "wrong")]
+    assert set(wrong) == {2}

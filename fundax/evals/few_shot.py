@@ -30,9 +30,10 @@ RATE = 1e-3
 class FewShot:
     """An Eval: balanced accuracy and macro AUC on the test set, by method and number of images per class.
 
-    pool, test: batches with what the forward pass takes, `label` i32 [B], `valid` where rows are padding, and with
-        `by_patient` also `patient` i64 [B]: shots of a class then come from different patients while there are any.
+    pool, test: batches with what the forward pass takes, `label` i32 [B], `valid` where rows are padding.
         The images to learn from are drawn from the pool alone.
+    patient: the key of the batches i64 [B] that tells patients apart, or "": shots of a class then come from different
+        patients while there are any, and a patient of both pool and test is an error.
     class_features: (encode) -> unit features f32 [K E] of the classes' prompts, as zero_shot.class_features gives
         them; None leaves out the methods that need them.
     shots: images per class; seeds: how many draws of each; methods: of METHODS.
@@ -40,7 +41,8 @@ class FewShot:
     cache, pool_fingerprint, test_fingerprint: see features.extract.
 
     Results: METHOD_K_balanced_accuracy and METHOD_K_macro_auc, means over draws, and ..._sd; the arrays method, shots,
-    seed, balanced_accuracy, macro_auc, note of every draw; METHOD_K_probabilities f32 [seeds N K]; labels i64 [N].
+    seed, balanced_accuracy, macro_auc, note of every draw; METHOD_K_probabilities f32 [seeds N K]; labels i64 [N], classes,
+    and patient [N] where known.
     Nothing is chosen on the test set: the settings are fixed.
     """
 
@@ -53,7 +55,7 @@ class FewShot:
     methods: tuple[str, ...] = ("zero_shot", "linear", "clip_adapter", "tip_adapter", "tip_adapter_f")
     feature: str = "image_features"
     linear_feature: str = "image_features"
-    by_patient: bool = False
+    patient: str = ""
     cache: str = ""
     pool_fingerprint: str = ""
     test_fingerprint: str = ""
@@ -67,6 +69,7 @@ class FewShot:
     def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
         pool = self._rows(forward, params, extra, self.pool, self.pool_fingerprint)
         test = self._rows(forward, params, extra, self.test, self.test_fingerprint)
+        _check_apart(pool, test)
         text, log_scale, methods = None, 0.0, [m for m in self.methods if m == "linear"]
         if self.class_features is not None:
             text, log_scale = self._heads(forward, params, extra)
@@ -78,7 +81,9 @@ class FewShot:
                 found = [self._draw(method, shots, seed, pool, test, text, log_scale) for seed in draws]
                 kept[f"{method}_{shots}_probabilities"] = np.stack([probabilities for probabilities, _ in found])
                 table += [(method, shots, seed, *row) for seed, (_, row) in enumerate(found)]
-        return _means(table) | _columns(table) | kept | {"labels": test["label"]}
+        beside = {"labels": test["label"], "classes": np.array(self.classes)}
+        beside |= {"patient": test["patient"]} if "patient" in test else {}
+        return _means(table) | _columns(table) | kept | beside
 
     def _heads(self, forward: Forward, params: Params, extra: Extra) -> tuple[np.ndarray, float]:
         """Class features f32 [K E] and the log of the logit scale."""
@@ -94,7 +99,7 @@ class FewShot:
         return text, math.log(said.get("logit_scale", 1.0))
 
     def _rows(self, forward: Forward, params: Params, extra: Extra, data: Any, fingerprint: str) -> Rows:
-        beside = ("label", "patient") if self.by_patient else ("label",)
+        beside = ("label", self.patient) if self.patient else ("label",)
         names = tuple(dict.fromkeys((self.feature, self.linear_feature)))
         kept = {"beside": beside, "cache": self.cache, "fingerprint": fingerprint}
         rows = extract(forward, params, extra, data, names, **kept)
@@ -102,7 +107,8 @@ class FewShot:
         if rows["label"].ndim != 1 or wrong.any():
             raise UserError(f"few-shot labels must be 0 to {len(self.classes) - 1} ({', '.join(self.classes)})")
         named = {"feature": rows[self.feature], "linear": rows[self.linear_feature]}
-        return named | {key: rows[key].astype(np.int64) for key in beside}
+        told = {"label": "label", self.patient: "patient"}
+        return named | {told[key]: rows[key].astype(np.int64) for key in beside}
 
     def _draw(
         self, method: str, shots: int, seed: int, pool: Rows, test: Rows, text: Any, log_scale: float
@@ -132,6 +138,11 @@ def draw(
         if len(order) < shots:
             short.append(f"class {k} has {len(order)} of {shots}")
     return np.concatenate(rows), "; ".join(short)
+
+
+def _check_apart(pool: Rows, test: Rows) -> None:
+    if "patient" in pool and len(shared := np.intersect1d(pool["patient"], test["patient"])):
+        raise UserError(f"{len(shared)} patients are both among the images to learn from and those to test on")
 
 
 def linear(

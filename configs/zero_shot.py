@@ -1,0 +1,111 @@
+"""python launch.py train configs/zero_shot.py --model runs/quickstart --workdir runs/zero_shot --data labels.csv,images=photos
+
+What an image-text model makes of labelled images without learning from one: each class is told in words, by what
+experts know of it and in the words of its modality. Nothing is trained. Without --data: synthetic eyes it never saw.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optax
+
+from data_pipelines import text
+from data_pipelines.class_prompts import prompts_of
+from data_pipelines.frozen_splits import read_split
+from data_pipelines.memory import Remembered
+from data_pipelines.named_sources import named
+from data_pipelines.pipeline import once, train
+from data_pipelines.records import DataError, Source
+from data_pipelines.splits import select
+from data_pipelines.synthetic import Eyes
+from data_pipelines.transforms import Keep, SingleView, eval_step
+from data_pipelines.views import Grouped
+from fundax.errors import UserError
+from fundax.evals.zero_shot import zero_shot
+from fundax.image_text import opened, tiny
+from fundax.recipe import Every, Recipe
+from fundax.types import Eval
+
+
+def recipe(
+    *,
+    model: str = "",
+    which: str = "latest",
+    data: str = "",
+    split: str = "",
+    part: str = "test",
+    modalities: tuple[str, ...] = ("CFP",),
+    wording: str = "",
+    patients: int = 420,
+    parity: bool = False,
+    batch: int = 64,
+    workers: int = 0,
+    seed: int = 0,
+    smoke: bool = False,
+) -> Recipe:
+    """Zero-shot classification, an evaluation for each modality of the images.
+
+    Args:
+        model: a run, or the import (launch.py import) of another program's weights.
+        which: checkpoint of a run: latest, best or a step.
+        data: one labelled source (data_pipelines/named_sources.py); empty takes synthetic eyes never trained on.
+        split: file of a frozen split, of which only `part` is scored.
+        part: of the split.
+        modalities: of synthetic eyes.
+        wording: such as "{modality} showing {text}", instead of what experts know of the class.
+        patients: synthetic ones of each modality.
+        parity: the scores of MM-Fundus-CLIP's script, to compare with its numbers and for nothing else.
+        batch: images in a forward pass.
+        workers: processes that read images.
+        seed: of synthetic eyes.
+        smoke: a model that knows nothing, few images.
+    """
+    words = text.bundled(48)
+    use = tiny(words.vocab_size, words.context) if smoke else opened(model, which)
+    words = text.load(use.tokenizer) if use.tokenizer else words
+    sources = by_modality(data, split, part, modalities, 28 if smoke else patients, seed, int(use.facts["image_size"]))
+    steps = (Grouped(SingleView(text=None)), eval_step(use.facts), Keep(("image", "label", "group", "modality", "eye")))
+    evals: dict[str, Eval] = {}
+    for modality, source in sources.items():
+        classes = tuple(getattr(source, "classes", ()))
+        prompts = [words(list(prompts_of(name, modality, wording))) for name in classes]
+        name = "zero_shot" if len(sources) == 1 else f"zero_shot_{modality.lower()}"
+        evals[name] = zero_shot(once(source, steps, batch=batch, workers=workers), classes, prompts, parity=parity)
+    first = next(iter(sources.values()))
+    return Recipe(
+        objective=use.objective,
+        train=train(first, steps, batch=batch, seed=seed, workers=0),
+        optimizer=optax.identity(),
+        steps=0,
+        batch=batch,
+        evals=evals,
+        init_from=use.init_from,
+        every=Every(log=0, save=0, eval=0),
+        seed=seed,
+        preprocessing=use.facts,
+        tokenizer=words,
+    )
+
+
+def by_modality(
+    data: str, split: str, part: str, modalities: tuple[str, ...], patients: int, seed: int, size: int
+) -> dict[str, Source]:
+    """The images to score by the modality of their first view."""
+    if not data:
+        return {m: Remembered(Eyes(patients, seed, 4_000_000, (m,), size)) for m in modalities}
+    source = named(data).source
+    if split:
+        parts = read_split(split, source)
+        if part not in parts:
+            raise UserError(f"{split} has no part {part!r}, only {', '.join(parts)}")
+        source = parts[part]
+    if not getattr(source, "classes", ()):
+        raise UserError(f"{data}: its classes have no names, and a model is asked by names; expected labels as words")
+    rows: dict[str, list[int]] = {}
+    for row in range(len(source)):
+        record = source[row]
+        if "label" not in record.targets:
+            raise DataError(f"{record.where or f'{Path(data).name} row {row + 1}'}: has no label")
+        rows.setdefault(record.views[0].modality, []).append(row)
+    return {modality: select(source, chosen) for modality, chosen in rows.items()}
