@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from data_pipelines.labelled import Parts, Picture, flips, labels_of, parts, repeated, synthetic_parts
+from data_pipelines.labelled import Picture, flips, labels_of, parts, repeated, synthetic_parts
 from data_pipelines.pipeline import once
 from data_pipelines.synthetic import Eyes
 from data_pipelines.transforms import Keep, SingleView, eval_step
@@ -85,7 +85,7 @@ def recipe(
     patients, batch, size = (28, 8, "smoke") if smoke else (patients, batch, size)
     found = parts(data, split, seed) if data else synthetic_parts(Eyes(patients, seed, size=128))
     start = encoder(init, size=size, feature=feature, blocks=blocks)
-    several, classes = kind_of(found)
+    several, classes = found.kind()
     counted = inverse_frequencies(labels_of(found.train), len(classes)) if weights == "balanced" else ()
     objective = Classify(
         start.tower, MLPHead(len(classes), 3 if head == "mlp" else 1, norm=head == "mlp"),
@@ -120,10 +120,3 @@ def recipe(
         seed=seed,
         preprocessing=start.facts | {"classes": classes},
     )
-
-
-def kind_of(found: Parts) -> tuple[bool, tuple[str, ...]]:
-    """Whether rows have several labels at once, and the names of the classes."""
-    first = found.train[0].targets["label"]
-    names = found.classes or tuple(str(k) for k in range(int(labels_of(found.train).max()) + 1))
-    return getattr(first, "ndim", 0) == 1, names

@@ -38,6 +38,15 @@ class Parts:
         """Class names, () where the source knows none."""
         return tuple(getattr(self.train, "classes", ()))
 
+    def kind(self) -> tuple[bool, tuple[str, ...]]:
+        """Whether rows have several labels at once, and the names of the classes: numbers where the source has none."""
+        several = np.ndim(self.train[0].targets["label"]) == 1
+        if self.classes:
+            return several, self.classes
+        labels = labels_of(self.train)
+        count = labels.shape[1] if several else int(labels.max()) + 1
+        return several, tuple(str(k) for k in range(count))
+
 
 def synthetic_parts(eyes: Eyes | Patients, share: float = 0.25) -> Parts:
     """Three sets of synthetic patients: `eyes.n` to learn from, and `share` times as many in each of the others."""

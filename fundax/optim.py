@@ -267,6 +267,47 @@ def frozen(tx: optax.GradientTransformation, *patterns: str) -> optax.GradientTr
     return optax.partition({"train": tx, "freeze": optax.set_to_zero()}, labels)
 
 
+def grouped(groups: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """A chain for each regex of parameter paths, the first that matches; "" matches what is left.
+
+    `init` raises UserError for a pattern that matches nothing, and for a parameter that none matches.
+    """
+
+    def label(path: Any, leaf: Any) -> str:
+        found = next((pattern for pattern in groups if re.search(pattern, _path(path))), None)
+        if found is None:
+            raise UserError(f"grouped: no group for the parameter {_path(path)}; groups are {', '.join(groups)}")
+        return found
+
+    def labels(params: Any) -> Any:
+        for pattern in groups:
+            _require(pattern, params, "grouped")
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    chains: dict[Any, optax.GradientTransformation] = dict(groups)
+    return optax.partition(chains, labels)
+
+
+def layer_decay(rate: float, depth: int) -> optax.GradientTransformation:
+    """Updates of an encoder (`image/...`) times rate ** (layers above it); goes after the learning rate, last in a chain.
+
+    What comes before the blocks has depth + 1 layers above it, block i depth - i, all else (final norm, head) none: the
+    groups of BEiT and MAE, which RETFound is fine-tuned by. rate 1 changes nothing.
+    """
+
+    def scale(path: Any, update: Any) -> Any:
+        name = _path(path)
+        if not name.startswith("image/") or name.startswith(("image/norm", "image/pool")):
+            return update
+        if "/blocks/" in name:
+            factors = jnp.asarray([rate ** (depth - i) for i in range(depth)], update.dtype)
+            return update * factors.reshape(-1, *(1,) * (update.ndim - 1))
+        block = re.search(r"/block_(\d+)/", name)
+        return update * rate ** (depth - int(block[1]) if block else depth + 1)
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))
+
+
 def rate_of(opt: Any) -> jax.Array | None:
     """The learning rate of the last step, where the chain remembers one."""
     found = optax.tree.get_all_with_path(opt, "learning_rate")

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from fundax import optim
 from fundax.errors import UserError
 from fundax.optim import (
     adamw,
@@ -143,3 +144,25 @@ def test_late_parameters_begin_as_if_new_and_decay_follows_its_schedule():
     assert float(rate_of(state)) == pytest.approx(0.1)
     with pytest.raises(UserError, match="late: no parameter path matches 'first'"):
         adamw(constant(0.1), late=("first", 2)).init(params)
+
+
+def test_layer_decay_and_groups():
+    tree = {
+        "image": {
+            "patch": {"kernel": jnp.ones(2)}, "block_0": {"w": jnp.ones(2)}, "block_1": {"w": jnp.ones(2)},
+            "blocks": {"w": jnp.ones((2, 3))}, "norm": {"scale": jnp.ones(2)},
+        },
+        "head": {"kernel": jnp.ones(2)},
+    }  # fmt: skip
+    found = optim.layer_decay(0.5, 2).update(tree, optax.EmptyState(), tree)[0]
+    assert found["image"]["patch"]["kernel"][0] == 0.125 and found["head"]["kernel"][0] == 1
+    assert found["image"]["block_0"]["w"][0] == 0.25 and found["image"]["block_1"]["w"][0] == 0.5
+    np.testing.assert_allclose(found["image"]["blocks"]["w"][:, 0], [0.25, 0.5])
+    assert found["image"]["norm"]["scale"][0] == 1
+    chain = optim.grouped({"^image/": optax.sgd(0.1), "": optax.sgd(2.0)})
+    update = chain.update(tree, chain.init(tree), tree)[0]
+    np.testing.assert_allclose([update["image"]["norm"]["scale"][0], update["head"]["kernel"][0]], [-0.1, -2.0])
+    with pytest.raises(UserError, match="no parameter path matches"):
+        optim.grouped({"^text/": optax.sgd(0.1), "": optax.sgd(2.0)}).init(tree)
+    with pytest.raises(UserError, match="no group for the parameter head/kernel"):
+        optim.grouped({"^image/": optax.sgd(0.1)}).init(tree)
