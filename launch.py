@@ -7,6 +7,7 @@
     compile CONFIG --topology v5e:4x4 [...]                   does it fit a TPU slice, and how fast at best; without one
     predict DIR --left A --right B --classes "x, y"           probabilities per eye and patient, of a RET-CLIP model
     predict DIR --image A                                     the report of an image, of a report model
+    predict DIR --image A B ... --out OUT                     masks, or a CSV of landmarks, of such a model
     synth DIR --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
     explain DIR IMAGE... --out FOLDER                         where a ViT's attention lies, over the photographs
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests between them
@@ -367,6 +368,7 @@ def _report(workdir: str) -> None:
     import numpy as np
     from rich.console import Console
 
+    from fundax.evals.cases import draw_cases
     from fundax.evals.figures import draw_run
     from fundax.evals.report_sheet import draw_reports
     from fundax.evals.tables import zero_shot_table
@@ -376,7 +378,7 @@ def _report(workdir: str) -> None:
             by_class = {"classes", "auc", "note"} <= set(stored)
         if by_class:
             Console().print(zero_shot_table(path))
-    for path in [*draw_run(workdir), *draw_reports(workdir)]:
+    for path in [*draw_run(workdir), *draw_reports(workdir), *draw_cases(workdir)]:
         print(path)
 
 

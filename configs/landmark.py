@@ -177,7 +177,7 @@ def sources(
     names = ("train", "val", "test")[: len(fractions)]
     if data:
         whole = named(data, {"points": "+".join(landmarks)}).source
-        found = parts_of(whole, split, dict(zip(names, fractions, strict=True)), seed, source=data)
+        found = parts_of(whole, split, dict(zip(names, fractions, strict=True)), seed, data=data)
         return {name: found[name] for name in names}
     if landmarks != ("fovea", "disc"):
         raise UserError(f"synthetic eyes have the landmarks fovea and disc, not {', '.join(landmarks)}; give --data")

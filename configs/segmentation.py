@@ -171,7 +171,7 @@ def sources(
         whole = named(data, {"mask": "mask"}).source
         if not len(classes) or (overlapping and len(classes) < 2):
             raise DataError("--overlapping needs at least two --classes")
-        found = parts_of(whole, split, dict(zip(names, fractions, strict=True)), seed, source=data)
+        found = parts_of(whole, split, dict(zip(names, fractions, strict=True)), seed, data=data)
     else:
         counts = {"train": patients, "val": max(patients // 5, 2), "test": max(patients // 4, 2)}
         eyes = {n: Eyes(counts[n], seed, 1_000_000 * k, size=resolution, masks=True) for k, n in enumerate(names)}

@@ -34,7 +34,7 @@ class Prepared:
     resize, crop: see transforms.Squash, and FieldOfViewCrop before it. diameter: of the optic disc in pixels of the
     originals, 0 where unknown (a target `value` of one number is taken for it).
     Targets: mask, fov (where there is one), points, all of the resized image; frame f32 [3 2]; truth, truth_fov (masks of
-    the original size), diameter f32 [].
+    the original size), size i32 [2] of the original (height, width), diameter f32 [].
     Raises DataError naming the row and its file: a mask of another size than its image, values that are no class, a file
     that is missing, a landmark without a number or outside its image.
     """
@@ -64,7 +64,7 @@ class Prepared:
         view = record.views[0]
         image, size = load_sized(view.image)
         example: dict[str, Any] = {"image": image, "frame": FRAME}
-        targets: dict[str, Any] = {"diameter": np.float32(self._diameter(record))}
+        targets: dict[str, Any] = {"diameter": np.float32(self._diameter(record)), "size": np.array(size, np.int32)}
         if self.classes:
             example["mask"] = targets["truth"] = self._mask(record, size)
             if "fov" in record.targets:

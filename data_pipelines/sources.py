@@ -124,7 +124,7 @@ class CsvSource(_Indexed):
         for name, paths in (("mask", mask.split("\n")), ("fov", [fov])):
             found = tuple(self.image_dir / path if path.lower() not in EMPTY else None for path in paths)
             if any(found):
-                targets[name] = found if len(found) > 1 else found[0]
+                targets[name] = found if len(found) > 1 else next(iter(found))
         return targets
 
     def _findings(self, targets: Mapping[str, Any]) -> tuple[str, ...]:

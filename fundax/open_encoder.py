@@ -91,7 +91,8 @@ def _shapes(tree: Params) -> Any:
 
 def _moments(objective: Any, row: int) -> tuple[Any, Any]:
     """One row of mean and deviation; ImageNet's where the model has none."""
-    mean, std = (getattr(objective, name, default) for name, default in zip(("mean", "std"), IMAGENET, strict=True))
+    mean: Any = getattr(objective, "mean", IMAGENET[0])
+    std: Any = getattr(objective, "std", IMAGENET[1])
     if not isinstance(mean[0], Sequence):
         return tuple(mean), tuple(std)
     row = row if len(mean) > 1 else 0

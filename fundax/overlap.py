@@ -50,7 +50,7 @@ def hausdorff_95(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _lines(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return mask.any(1), mask.any(0)
+    return np.asarray(mask.any(1)), np.asarray(mask.any(0))
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from fundax import predict_report, predict_ret_clip
+from fundax import predict_landmark, predict_report, predict_ret_clip, predict_segment
 from fundax.errors import UserError
 from fundax.exchange import import_folder
 from fundax.pretrained import is_run, read_objective
 
-PREDICTORS: tuple[ModuleType, ...] = (predict_ret_clip, predict_report)
+PREDICTORS: tuple[ModuleType, ...] = (predict_ret_clip, predict_report, predict_segment, predict_landmark)
 
 
 def predictor_of(path: str | Path) -> ModuleType:

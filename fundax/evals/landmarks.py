@@ -80,7 +80,7 @@ class Landmarks:
         known = np.isfinite(rows["error"])
         score = np.where(known.any(1), np.nan_to_num(rows["error"]).sum(1) / np.maximum(known.sum(1), 1), np.nan)
         shown = extremes(score)
-        drawn = [points_over(*(rows[key][i] for key in ("image", "grid_truth", "grid_found"))) for i in shown]
+        drawn = [points_over(rows["image"][i], rows["grid_truth"][i], rows["grid_found"][i]) for i in shown]
         return {key: rows[key] for key in kept if key in rows} | {
             "names": np.array(self.names),
             "pictures": np.stack(drawn),

@@ -50,7 +50,7 @@ class Segmentation:
         for batch in self.data():
             values = self._probability(forward, params, extra, batch)
             valid = np.asarray(batch.get("valid", np.ones(len(values), bool)))
-            for i in np.flatnonzero(valid):
+            for i in np.flatnonzero(valid).tolist():
                 rows.append({"index": len(rows)} | self._measured(batch, values[i], i))
             _forget(rows)
         if not rows or not any(np.isfinite(row["dice"]).any() for row in rows):
@@ -73,7 +73,7 @@ class Segmentation:
         )  # fmt: skip
         truth = channels(truth, len(self.classes), self.overlapping)
         inside = np.asarray(batch["truth_fov"][i]) > 0 if "truth_fov" in batch else None
-        each = [scores(truth[..., k], found[..., k], inside) for k in range(len(self.classes))]
+        each = [scores(np.asarray(truth[..., k]), np.asarray(found[..., k]), inside) for k in range(len(self.classes))]
         row: dict[str, Any] = {name: np.array([one[name] for one in each]) for name in NAMES}
         if not self.overlapping and len(self.classes) > 1:
             row["background"] = scores(~truth.any(-1), ~found.any(-1), inside)["dice"]
@@ -114,13 +114,13 @@ class Segmentation:
 def decided(probability: np.ndarray, classes: int, overlapping: bool, threshold: float = 0.5) -> np.ndarray:
     """bool [H W classes] of probabilities [H W K]: the likeliest of exclusive classes, or all above the threshold."""
     if overlapping or classes == 1:
-        return probability > threshold
-    return probability.argmax(-1)[..., None] == np.arange(1, classes + 1)
+        return np.asarray(probability > threshold)
+    return np.asarray(probability.argmax(-1)[..., None] == np.arange(1, classes + 1))
 
 
 def channels(truth: np.ndarray, classes: int, overlapping: bool) -> np.ndarray:
     """bool [H W classes] of a mask [H W] of 0 (background), 1, ...; or of channels [H W classes] of 0 and 1."""
-    return truth > 0 if overlapping else truth[..., None] == np.arange(1, classes + 1)
+    return np.asarray(truth > 0 if overlapping else truth[..., None] == np.arange(1, classes + 1))
 
 
 def macro(values: np.ndarray) -> float:
