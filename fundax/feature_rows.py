@@ -24,7 +24,7 @@ Read = Callable[[], Rows]
 
 @dataclass(frozen=True)
 class Frozen:
-    """The encoder of an objective as a run of it starts: fresh by `seed`, then `init_from` as Recipe.init_from.
+    """The encoder of an objective as a run of it starts: fresh by `seed`, then `init_from` and `init_extra` as of Recipe.
 
     Its forward pass gives `feature`. Nothing is computed before the first use.
     """
@@ -33,6 +33,7 @@ class Frozen:
     init_from: tuple[Callable[[Params], Params], ...] = ()
     seed: int = 0
     cache: str = ""  # a folder: see features.extract
+    init_extra: tuple[Callable[[Any], Any], ...] = ()
 
     @functools.cached_property
     def _state(self) -> tuple[Params, Extra]:
@@ -40,6 +41,8 @@ class Frozen:
         params, extra = jax.jit(lambda rng: self.objective.init(rng, one))(jax.random.key(self.seed))
         for change in self.init_from:
             params = change(jax.device_get(params))
+        for change in self.init_extra:
+            extra = change(jax.device_get(extra))
         return params, extra
 
     @functools.cached_property

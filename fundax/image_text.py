@@ -19,12 +19,13 @@ from fundax.types import Objective, Params
 
 @dataclass(frozen=True)
 class ImageText:
-    """tokenizer: its folder, "" for the bundled one. init_from: for a Recipe; () are fresh weights."""
+    """tokenizer: its folder, "" for the bundled one. init_from, init_extra: for a Recipe; () are fresh weights."""
 
     objective: Objective
     facts: dict[str, Any]
     tokenizer: str = ""
     init_from: tuple[Callable[[Params], Params], ...] = ()
+    init_extra: tuple[Callable[[Any], Any], ...] = ()
 
 
 def opened(model: str, which: int | str = "latest") -> ImageText:
@@ -44,7 +45,8 @@ def opened(model: str, which: int | str = "latest") -> ImageText:
     if not {"image", "text"} <= set(objective.spec(1)):
         raise UserError(f"{model} holds {type(objective).__name__}; expected a model of single images and texts")
     facts, tokenizer = read_json(run / "preprocessing.json"), str(run / "tokenizer")
-    return ImageText(objective, facts, tokenizer, (lambda fresh: load_params(model, which)[0],))
+    start = (lambda fresh: load_params(model, which)[0],), (lambda fresh: load_params(model, which)[1],)
+    return ImageText(objective, facts, tokenizer, *start)
 
 
 def tiny(vocabulary: int, context: int) -> ImageText:

@@ -43,6 +43,7 @@ class Recipe:
     batch: int  # the global batch
     evals: Mapping[str, Eval] = field(default_factory=dict)
     init_from: Sequence[Callable[[Params], Params]] = ()  # applied in order to fresh parameters
+    init_extra: Sequence[Callable[[Any], Any]] = ()  # the same for `extra`: batch statistics of a pretrained encoder
     mesh: tuple[int, ...] = (-1, 1)  # (data, model) or (data, fsdp, model)
     rules: Rules = RULES
     every: Every = Every()

@@ -7,7 +7,7 @@ and a checkpoint at the last. With steps=0 it only evaluates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,15 +135,22 @@ def fresh(recipe: Recipe, mesh: Mesh) -> tuple[TrainState, None]:
     placed = jax.tree.map(lambda x: x.sharding, layout(recipe, mesh))
     init = jax.jit(_initialize(recipe), out_shardings=(placed.params, placed.extra))
     params, extra = init(jax.random.key(recipe.seed))
-    if recipe.init_from:
-        given = meshes.gather(params)
-        for change in recipe.init_from:
-            changed = change(given)
-            check_same("init_from", "params", changed, given)
-            given = changed
-        params = meshes.put(given, placed.params)
+    params = _changed("params", recipe.init_from, params, placed.params)
+    extra = _changed("extra", recipe.init_extra, extra, placed.extra)
     opt = jax.jit(recipe.optimizer.init, out_shardings=placed.opt)(params)
     return TrainState(meshes.put(np.int32(0), placed.step), params, extra, opt), None
+
+
+def _changed(what: str, changes: Sequence[Callable[[Any], Any]], fresh: Any, placed: Any) -> Any:
+    """The fresh tree after init_from or init_extra, each of which must keep its shapes."""
+    if not changes:
+        return fresh
+    given = meshes.gather(fresh)
+    for change in changes:
+        changed = change(given)
+        check_same("init_from", what, changed, given)
+        given = changed
+    return meshes.put(given, placed)
 
 
 def _restore(recipe: Recipe, mesh: Mesh, kept: Checkpoints, step: int) -> tuple[TrainState, dict[str, Any]]:

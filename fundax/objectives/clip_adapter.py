@@ -7,7 +7,7 @@ github.com/jusiro/FLAIR (Apache-2.0), held by golden tests.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -72,6 +72,63 @@ class ClipAdapter:
         """Mean cross-entropy of the logits."""
         del rng, step
         return _cross_entropy(self.forward(params, extra, batch)["logits"], batch["label"], extra)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A ClipAdapter behind a frozen image-text model: trained on features taken once, used on images.
+
+    Batches: feature f32 [B E] or image u8 [B h w 3]; label i32 [B]. Parameters: `model`, `adapter` and `heads` (see
+    `heads`), of which the loss moves the adapter alone; `told` gives the heads.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("feature", "label")
+
+    model: Any
+    adapter: ClipAdapter
+
+    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """feature f32 [B E], label i32 [B]."""
+        return self.adapter.spec(batch)
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
+        """Fresh parameters; `extra` is that of the model."""
+        first, second = jax.random.split(rng)
+        one = {key: jnp.zeros(s.shape, s.dtype) for key, s in self.model.spec(1).items()}
+        model, extra = self.model.init(first, one)
+        adapter, empty = self.adapter.init(second, batch)
+        return {"model": model, "adapter": adapter, "heads": empty}, {"model": extra}
+
+    def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+        """feature (of the model) f32 [B E], image_features (adapted), logits and probabilities f32 [B K]."""
+        if "feature" in batch:
+            feature = jnp.asarray(batch["feature"])
+        else:
+            seen = self.model.forward(params["model"], extra["model"], {"image": batch["image"]})
+            feature = seen["image_features"]
+        out = self.adapter.forward(params["adapter"], params["heads"], {"feature": feature})
+        return {"feature": feature, "probabilities": jax.nn.softmax(out["logits"]), **out}
+
+    def loss(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
+        """Mean cross-entropy of the logits."""
+        fixed = jax.lax.stop_gradient(params["heads"])
+        loss, (_, metrics) = self.adapter.loss(params["adapter"], fixed, batch, rng, step)
+        return loss, (extra, metrics)
+
+    def told(self, params: Params, extra: Extra, class_features: Callable[..., Array]) -> Params:
+        """params with the heads of classes: class_features (encode) -> unit features f32 [K E]."""
+        said: dict[str, Any] = {}
+        run = jax.jit(self.model.forward)
+
+        def encode(batch: Batch) -> dict[str, np.ndarray]:
+            out = jax.device_get(run(params["model"], extra["model"], dict(batch)))
+            said.update(out)
+            return out
+
+        text = class_features(encode)
+        return {**params, "heads": heads(text, float(np.log(said["logit_scale"])))}
 
 
 @dataclass(frozen=True)
