@@ -84,8 +84,7 @@ def recipe(
         raise DataError(f"{data}: its classes have no names, and a model is told them; expected labels as words")
     modality = found.train[0].views[0].modality
     prompts = [words(list(prompts_of(name, modality, wording))) for name in found.classes]
-    width = int(getattr(use.objective, "embed"))  # of every image-text objective
-    adapter = ClipAdapter(width, len(found.classes), ratio, reduction)
+    adapter = ClipAdapter(use.objective.embed, len(found.classes), ratio, reduction)
     objective = Adapted(use.objective, adapter)
     begin = (
         partial(filled, model="" if smoke else model, which=which),

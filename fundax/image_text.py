@@ -14,14 +14,14 @@ from fundax.errors import UserError
 from fundax.folder import read_json
 from fundax.objectives.clip import CLIP, MEAN, STD
 from fundax.pretrained import is_run, read_objective
-from fundax.types import Objective, Params
+from fundax.types import Params
 
 
 @dataclass(frozen=True)
 class ImageText:
     """tokenizer: its folder, "" for the bundled one. init_from, init_extra: for a Recipe; () are fresh weights."""
 
-    objective: Objective
+    objective: Any  # an Objective with `embed`, the width of its features
     facts: dict[str, Any]
     tokenizer: str = ""
     init_from: tuple[Callable[[Params], Params], ...] = ()
