@@ -13,6 +13,7 @@ import numpy as np
 
 from fundax.classification import classification, multi_label
 from fundax.errors import UserError
+from fundax.horizons import by_horizon
 from fundax.kept_pictures import ANSWERS, KeptPictures
 from fundax.types import Batch, Extra, Forward, Params
 
@@ -24,6 +25,7 @@ BESIDE = {
     "eye": "eye",
     "modality": "modality",
     "days": "days",
+    "horizon": "horizon",
 }
 MEANS = ("accuracy", "balanced_accuracy", "macro_auc", "macro_ap", "macro_f1", "kappa")
 PER_CLASS = ("auc", "ap", "recall")
@@ -43,7 +45,9 @@ class Classified:
     classes [K]; count, recall, specificity, precision, f1, auc, ap and note by class; index i64 [N], and patient, eye,
     modality, days where batches have them (`group` is a patient); pictures u8 [T 96 96 3], picture_index i64 [T] (row
     of these arrays) and picture_kind [T]: the most and least certain right and wrong answers, where batches have
-    images u8 under `image` or `picture`. Raises UserError for logits that are not finite and no labelled row.
+    images u8 under `image` or `picture`. With `bands` the probability of the second class by bands of the batches'
+    `horizon` f32 [B] (days ahead): see horizons.by_horizon, and over all of
+    them floats f1, brier, ece. Raises UserError for logits that are not finite and no labelled row.
     """
 
     data: Pass
@@ -52,8 +56,9 @@ class Classified:
     output: str = "logits"
     label: str = "label"
     columns: tuple[int, ...] = ()
-    inputs: tuple[str, ...] = ("image", "feature", "modality", "days")
+    inputs: tuple[str, ...] = ("image", "feature", "modality", "days", "present")
     pictures: int = 12
+    bands: int = 0
 
     def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
         kept = KeptPictures(self.pictures, ANSWERS)
@@ -81,8 +86,28 @@ class Classified:
             "classes": np.array(self.classes),
         }
         arrays |= {key: value for key, value in found.items() if np.ndim(value)} | kept.arrays()
-        counts = {"rows": float(len(label))} | ({"unlabelled": float(unlabelled)} if unlabelled else {})
+        arrays |= self._horizons(arrays)
+        counts = (
+            self._whole(arrays)
+            | {"rows": float(len(label))}
+            | ({"unlabelled": float(unlabelled)} if unlabelled else {})
+        )
         return _floats(found, self.classes) | counts | arrays
+
+    def _horizons(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if not self.bands:
+            return {}
+        if "horizon" not in arrays:
+            raise UserError("bands of horizons need 'horizon' in the batches: days ahead")
+        return by_horizon(arrays["labels"], arrays["probabilities"][:, 1], arrays["horizon"], self.bands)
+
+    def _whole(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """F1 of the second class, Brier score and calibration error over all horizons."""
+        if not self.bands:
+            return {}
+        one = by_horizon(arrays["labels"], arrays["probabilities"][:, 1], np.zeros(len(arrays["labels"])), 1)
+        found = {name: float(one[f"band_{name}"][0]) for name in ("f1", "brier", "ece")}
+        return {name: value for name, value in found.items() if not np.isnan(value)}
 
     def _two(self, logits: np.ndarray) -> np.ndarray:
         """The logits as K columns; a single one against 0."""
