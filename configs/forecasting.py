@@ -75,7 +75,7 @@ def recipe(
         smoke: three steps of almost nothing.
     """
     patients, batch, size, seen, copies = (16, 4, "smoke", 3, 1) if smoke else (patients, batch, size, seen, copies)
-    drawn = ("mild diabetic retinopathy", "moderate diabetic retinopathy") if smoke else None
+    drawn = ("normal", "mild diabetic retinopathy") if smoke else None
     people = Patients(patients, seed, size=96, visits=seen, one_eye=True, conditions=drawn)
     found = questions(data, split, seed, visits, people)
     start = encoder(init, size=size, feature=feature)

@@ -68,6 +68,7 @@ LEVELS = {  # longest prefix wins
     "data_pipelines.named_sources": 2,
     "data_pipelines.modality_mix": 2,
     "data_pipelines.labelled": 2,
+    "data_pipelines.thirteen": 1,
     "data_pipelines.followups": 2,
     "configs": 4,
     "benchmarks": 5,
