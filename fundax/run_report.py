@@ -91,17 +91,22 @@ def _names(runs: Sequence[str | Path]) -> list[str]:
 def _headlines(groups: dict[str, list[Judged]], resamples: int) -> Html:
     """One table for each set of metrics: a row for each evaluation and run."""
     tables: dict[tuple[str, ...], list[list[Any]]] = {}
+    long: list[Html] = []
     for name, group in groups.items():
         for judged in group:
             found = run_scores.headline(judged, resamples)
             patients = "–" if judged.patients is None else str(len(np.unique(judged.patients)))
+            if len(found) > 8:  # many structures or landmarks: a row for each
+                said = f"{_label(name, judged)}: {judged.rows} rows, {patients} patients"
+                long.append(table(("", "value"), [(what, number(one)) for what, one in found.items()], said))
+                continue
             row = [_label(name, judged), judged.rows, patients, *map(number, found.values())]
             tables.setdefault(tuple(found), []).append(row)
-    if not tables:
+    if not tables and not long:
         return tag("p", "No evaluation left predictions beside the truth; see the other evaluations below.")
     note = "AUC of two classes: DeLong's interval, over patients where they are named. ECE has no interval."
     made = [table(("evaluation, run", "rows", "patients", *names), rows) for names, rows in tables.items()]
-    return joined((*made, tag("p", note, class_="soft")))
+    return joined((*made, tag("div", *long, class_="beside"), tag("p", note, class_="soft")))
 
 
 def _comparison(groups: dict[str, list[Judged]], resamples: int) -> Html:
@@ -136,6 +141,9 @@ def _evaluation(group: list[Judged], runs: Sequence[Run], resamples: int, attent
         parts.append(run_pictures.scatter(group))
         parts += [_targets(judged, resamples) for judged in group]
     for judged in group:
+        if group[0].kind == "measures":
+            logged = _last_values(next(run for run in runs if run.name == judged.run), judged.eval)
+            parts += [tag("h3", f"As logged: {judged.run}"), logged] if logged is not None else []
         parts.append(_subgroups(judged, resamples))
         if judged.cases is not None and len(judged.cases.rows):
             more = _attention(next(r for r in runs if r.name == judged.run), judged) if attention else {}

@@ -1,7 +1,9 @@
 """Few-shot: what is drawn, that more images help, blanks, and features that are computed once."""
 
 import math
+from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from fundax import features
 from fundax.errors import UserError
 from fundax.evals.few_shot import FewShot, draw
-from fundax.objectives.clip_adapter import ClipAdapter, TipAdapter
+from fundax.objectives.clip_adapter import Adapted, ClipAdapter, TipAdapter
 
 WIDTH, CLASSES = 8, ("normal", "glaucoma", "cataract")
 CENTERS = np.eye(3, WIDTH, dtype=np.float32)
@@ -156,3 +158,30 @@ def test_adapters_by_hand():
     params, more = {"keys": batch["feature"]}, extra | {"values": jnp.array([[1.0, 0.0]])}
     np.testing.assert_allclose(tip.forward(params, more, batch)["logits"], [[7.0, 8.0]], atol=1e-5)
     assert {key: s.shape for key, s in tip.spec(3).items()} == {"feature": (3, 2), "label": (3,)}
+
+
+def test_an_adapter_behind_its_model_learns_alone():
+    """The features of an image and of the image's features are one; the loss has no gradient but the adapter's."""
+
+    @dataclass(frozen=True)
+    class Model:
+        def spec(self, batch):
+            return {"image": jax.ShapeDtypeStruct((batch, 4), jnp.float32)}
+
+        def init(self, rng, batch):
+            return {"scale": jnp.ones(())}, {"mean": jnp.zeros(4)}
+
+        def forward(self, params, extra, batch):
+            x = params["scale"] * (batch["image"] if "image" in batch else batch["text"]) - extra["mean"][None]
+            return {"image_features": x, "text_features": x, "logit_scale": jnp.float32(2)}
+
+    objective = Adapted(Model(), ClipAdapter(width=4, classes=2))
+    params, extra = objective.init(jax.random.key(0), {})
+    params = objective.told(params, extra, lambda encode: encode({"text": jnp.eye(4)[:2]})["text_features"])
+    assert float(params["heads"]["log_scale"]) == pytest.approx(math.log(2))
+    image, label = jnp.eye(4)[:2], jnp.array([0, 1])
+    one, two = (objective.forward(params, extra, {key: image}) for key in ("image", "feature"))
+    np.testing.assert_array_equal(one["logits"], two["logits"])
+    grads = jax.grad(lambda p: objective.loss(p, extra, {"feature": image, "label": label}, None, None)[0])(params)
+    assert all(float(jnp.abs(g).sum()) == 0 for part in ("model", "heads") for g in jax.tree.leaves(grads[part]))
+    assert any(float(jnp.abs(g).sum()) > 0 for g in jax.tree.leaves(grads["adapter"]))

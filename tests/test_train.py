@@ -68,6 +68,11 @@ def test_a_resume_beats_init_from(tmp_path):
     equal(fit(recipe(steps=2, init_from=(zeros,)), tmp_path / "b").params, trained.params)
 
 
+def test_extra_state_of_a_pretrained_model_comes_along(tmp_path):
+    start = recipe(steps=0, init_extra=(lambda extra: {"seen": extra["seen"] + 7},))
+    assert float(fit(start, tmp_path).extra["seen"]) == 7
+
+
 def test_init_from_must_keep_the_shapes(tmp_path):
     with pytest.raises(UserError, match=r"init_from: params .* lacks head/bias"):
         fit(recipe(init_from=(lambda p: {"head": {"kernel": p["head"]["kernel"]}},)), tmp_path)

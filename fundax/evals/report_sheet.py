@@ -24,12 +24,15 @@ _LINE = 0.155  # inches of a line of the sheet's words
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:72rem;padding:0 1rem;color:#1c2126}
 table{border-collapse:collapse;margin:.4rem 0 1rem}td,th{padding:.15rem .7rem;text-align:right;border-bottom:1px solid #dde2e6}
-td:first-child,th:first-child{text-align:left}.tables{display:flex;flex-wrap:wrap;gap:0 3rem}
+td:first-child,th:first-child{text-align:left}.tables{display:flex;flex-wrap:wrap;gap:0 3rem;align-items:flex-start}
 .case{display:flex;gap:1rem;border-top:1px solid #dde2e6;padding:1rem 0;break-inside:avoid}
 .case img{width:11rem;height:11rem;object-fit:contain;background:#000;flex:none}
 h4{margin:.1rem 0;font-size:.8rem;color:#56606b;font-weight:600}p{margin:0 0 .5rem}
 .chip{display:inline-block;border:1px solid;border-radius:.8rem;padding:0 .6rem;margin:.1rem .3rem .1rem 0;font-size:.85rem}
-@media(max-width:32rem){.case{flex-direction:column}.case img{width:100%;height:auto}}
+@media(max-width:32rem){body{margin:1rem auto}td,th{padding:.15rem .3rem}
+.case{flex-direction:column;gap:.5rem}.case img{width:9rem;height:9rem}}
+@media print{body{max-width:none;padding:0;font-size:9.5pt}
+.case img{width:7rem;height:7rem}tr{break-inside:avoid}*{print-color-adjust:exact}}
 """
 
 
@@ -59,7 +62,7 @@ def page(arrays: Mapping[str, np.ndarray], path: str | Path, title: str = "") ->
     keys = ", ".join(f"{sign} {what}" for what, (sign, _) in MARKS.items())
     body = f"<h1>{head}</h1><div class=tables>{''.join(tables)}</div><p>Findings: {keys}.</p>{''.join(cases)}"
     text = (
-        f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
+        f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">'
         f"<title>{head}</title><style>{_STYLE}</style><body>{body}</body></html>\n"
     )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
