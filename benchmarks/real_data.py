@@ -1,0 +1,170 @@
+"""Linear probes and fine-tuning on public images, by folds that keep patients whole.
+
+    python benchmarks/real_data.py DIR --out runs/real [--init runs/visionfm]     IDRiD grades, HRF, Kermany's OCT scans
+
+DIR holds idrid, hrf and kermany_oct_samples. Every fold is a run of configs/linear_probe.py or configs/finetune.py by a frozen
+split: one fold is the test part, the next one validation, which alone chooses the step. Test rows are scored once, by the
+model that saw none of their patients; the table has their macro AUC, accuracy and (grades) quadratic kappa, with 95 %
+intervals by a bootstrap over patients. Runs that are there already are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import numpy as np
+
+from data_pipelines.frozen_splits import folds, write_split
+from fundax.classification import quadratic_kappa
+from fundax.evals.frozen_probe import class_aucs
+from fundax.evals.statistics import bootstrap_weighted
+from fundax.recipe import load
+from fundax.train import fit
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SETS = {  # column of the label, class names by its values, modality, grades
+    "idrid": ("retinopathy_grade", ("0", "1", "2", "3", "4"), "CFP", True),
+    "hrf": ("category", ("h", "dr", "g"), "CFP", False),
+    "kermany_oct_samples": ("class", ("CNV", "DME", "DRUSEN", "NORMAL"), "OCT", False),
+}
+# what a run of each method is given beside its data
+METHODS = {
+    "linear": ("linear_probe.py", ["--epochs", "60", "--copies", "4", "--lr", "4e-3", "--batch", "64"]),
+    "finetune": ("finetune.py", []),
+}
+
+
+def prepared(root: Path, name: str, out: Path) -> tuple[str, list[str], np.ndarray]:
+    """A CSV with image, label and patient, as one word of --data; and patients and labels by row.
+
+    Patients are the publisher's where known; else a photograph is its own, and equal files are the same.
+    """
+    column, classes, modality, _ = SETS[name]
+    with (root / name / "labels.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    images = [(root / name / row["image"]).resolve() for row in rows]
+    patients = [
+        row.get("patient") or hashlib.sha256(p.read_bytes()).hexdigest()[:16]
+        for row, p in zip(rows, images, strict=True)
+    ]
+    table = out / f"{name}.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "label", "patient"))
+        writer.writerows(
+            (image, row[column], patient) for image, row, patient in zip(images, rows, patients, strict=True)
+        )
+    labels = np.array([classes.index(row[column]) for row in rows])
+    return f"{table},modality={modality},classes={'+'.join(classes)}", patients, labels
+
+
+def splits(patients: list[str], labels: np.ndarray, count: int, out: Path, name: str) -> Iterator[Path]:
+    """A split file for each fold: it is the test part, the next fold validation, the others are learnt from."""
+    parts = folds(patients, labels, count)
+    for k in range(count):
+        path = out / f"{name}_fold{k}.json"
+        rest = np.concatenate([parts[j] for j in range(count) if j not in (k, (k + 1) % count)])
+        write_split(
+            path, patients, {"train": rest, "val": parts[(k + 1) % count], "test": parts[k]}, source=name, fold=k
+        )
+        yield path
+
+
+def run(method: str, word: str, split: Path, workdir: Path, more: list[str]) -> dict[str, np.ndarray]:
+    """labels, probabilities, index and patient of the test part, at the step that validation chose."""
+    stored = workdir / "evals" / "test.npz"
+    if not stored.is_file():
+        config, own = METHODS[method]
+        arguments = [*own, "--data", word, "--split", str(split), *more]
+        recipe, _ = load(CONFIGS / config, arguments)
+        fit(replace(recipe, keep=1), workdir)
+        recipe, _ = load(CONFIGS / config, [*arguments, "--test"])
+        fit(replace(recipe, steps=0), workdir, which="best")
+    with np.load(stored, allow_pickle=False) as file:
+        return {key: file[key] for key in ("labels", "probabilities", "patient")}
+
+
+def measured(rows: dict[str, np.ndarray], grades: bool) -> dict[str, Any]:
+    """Macro AUC, accuracy and quadratic kappa with their intervals."""
+    labels, scores, patients = rows["labels"], rows["probabilities"], rows["patient"]
+    k = scores.shape[1]
+    cells = np.eye(k * k)[labels * k + scores.argmax(1)]  # [N K*K]
+
+    def kappas(weights: np.ndarray) -> np.ndarray:
+        return np.array([quadratic_kappa(c) for c in (weights @ cells).reshape(-1, k, k)])
+
+    def accuracy(weights: np.ndarray) -> np.ndarray:
+        return (weights @ (scores.argmax(1) == labels)) / weights.sum(1)
+
+    def auc(weights: np.ndarray) -> np.ndarray:
+        return np.nanmean(class_aucs(labels, scores, weights), axis=0)
+
+    metrics = {"macro AUC": auc, "accuracy": accuracy} | ({"kappa": kappas} if grades else {})
+    return {name: bootstrap_weighted(metric, len(labels), patients=patients) for name, metric in metrics.items()}
+
+
+def table(found: list[tuple[str, str, str, int, dict[str, Any]]]) -> str:
+    """Markdown."""
+    lines = [
+        "| data | images | encoder | method | macro AUC | accuracy | quadratic kappa |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, encoder, method, count, values in found:
+        cells = [str(values[key]) if key in values else "" for key in ("macro AUC", "accuracy", "kappa")]
+        lines.append(f"| {name} | {count} | {encoder} | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", default="", help="a run whose encoder is set beside a random one")
+    parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--smoke", action="store_true", help="three folds, three steps each")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
+    encoders = {"random": []} | ({"pretrained": ["--init", args.init]} if args.init else {})
+    found: list[tuple[str, str, str, int, dict[str, Any]]] = []
+    for name in args.sets:
+        word, patients, labels = prepared(args.root, name, args.out)
+        grades = SETS[name][3]
+        files = list(splits(patients, labels, 3 if args.smoke else args.folds, args.out, name))
+        for method in args.methods:
+            for encoder, more in encoders.items():
+                began, parts = time.time(), []
+                more = [*more, *(["--ordered"] if grades else []), *(["--smoke"] if args.smoke else [])]
+                for split in files:
+                    parts.append(run(method, word, split, args.out / f"{split.stem}_{method}_{encoder}", more))
+                rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+                found.append((name, encoder, method, len(rows["labels"]), measured(rows, grades)))
+                print(table(found[-1:]).splitlines()[-1], f"{time.time() - began:.0f} s", file=sys.stderr)
+                np.savez(args.out / f"{name}_{method}_{encoder}.npz", **rows)  # pyright: ignore[reportArgumentType]
+    (args.out / "table.md").write_text(table(found) + "\n")
+    numbers = [
+        {"data": n, "encoder": e, "method": m, "images": c} | {k: (v.value, v.low, v.high) for k, v in d.items()}
+        for n, e, m, c, d in found
+    ]
+    (args.out / "table.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
