@@ -107,7 +107,7 @@ def recipe(
     """
     given = {"batch": batch, "epochs": epochs, "lr": lr, "encoder_lr": encoder_lr, "layer_decay": layer_decay_rate}
     given |= {"drop_path": drop_path, "smoothing": smoothing}
-    use = PRESETS[preset] | {k: v for k, v in given.items() if v is not None}
+    use: dict[str, Any] = PRESETS[preset] | {k: v for k, v in given.items() if v is not None}
     patients, size, use = (14, "smoke", use | {"batch": 4}) if smoke else (patients, size, use)
     found = parts(data, split, seed) if data else synthetic_parts(Eyes(patients, seed, size=96))
     start = encoder(
@@ -139,11 +139,12 @@ def recipe(
     return Recipe(
         objective=objective,
         train=mix(turns, **reading) if turns else train(found.train, steps, **reading),
-        optimizer=optimizer(use, total, 0 if smoke else use["warmup"] * epoch, start.tower.image.depth),
+        optimizer=optimizer(use, total, 0 if smoke else use["warmup"] * epoch, getattr(start.tower.image, "depth", 1)),
         steps=total,
         batch=use["batch"],
         evals={part: Classified(data=scored, classes=classes, ordered=ordered)},
         init_from=start.init_from,
+        init_extra=start.init_extra,
         every=Every(log=max(total // 40, 1), save=0, eval=max(total // 10, 1)),
         best="val/kappa" if ordered else "val/macro_auc",
         seed=seed,
@@ -151,7 +152,7 @@ def recipe(
     )
 
 
-def augmentation(name: str, side: int) -> tuple[Step, ...]:
+def augmentation(name: Any, side: int) -> tuple[Step, ...]:
     """Of each recipe; RETFound's RandAugment is left out."""
     flip, jitter = t.IndependentFlip(), t.ColorJitter(0.1, 0.1, 0.0)
     if name == "ret_clip":

@@ -80,7 +80,7 @@ def recipe(
     found = questions(data, split, seed, visits, people)
     start = encoder(init, size=size, feature=feature)
     objective = Forecast(start.tower, ForecastHead(), positive, visits, given="feature")
-    source = Frozen(objective, start.init_from, seed)
+    source = Frozen(objective, start.init_from, seed, init_extra=start.init_extra)
 
     def rows(name: str, count: int = 1) -> feature_rows.Read:
         first = Grouped(single(2 * start.tower.image.image_size))
@@ -109,6 +109,7 @@ def recipe(
         batch=batch,
         evals={part: scored},
         init_from=start.init_from,
+        init_extra=start.init_extra,
         every=Every(log=max(total // 20, 1), save=0, eval=max(total // 10, 1)),
         best="val/macro_auc",
         seed=seed,

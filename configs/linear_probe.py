@@ -92,7 +92,7 @@ def recipe(
         kind="several" if several else "single", classes=classes, weights=counted, focal=focal, smoothing=smoothing,
         given="feature",
     )  # fmt: skip
-    source = Frozen(objective, start.init_from, seed, cache)
+    source = Frozen(objective, start.init_from, seed, cache, start.init_extra)
     first = (Grouped(SingleView(size_hint=2 * start.tower.image.image_size, text=None)), Picture())
     resize, keep = eval_step(start.facts), Keep(("image", *BESIDE))
     plain, changed = (*first, resize, keep), (*first, *flips(), resize, keep)
@@ -115,6 +115,7 @@ def recipe(
         batch=batch,
         evals={part: scored},
         init_from=start.init_from,
+        init_extra=start.init_extra,
         every=Every(log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
         best="val/kappa" if ordered else "val/macro_auc",
         seed=seed,

@@ -68,7 +68,7 @@ def recipe(
     found = pooled(data, seed, patients)
     start = started(init, size, blocks)
     objective = MultiModality(start.tower, MLPHead(len(LAYOUT)), given="feature")
-    source = Frozen(objective, start.init_from, seed)
+    source = Frozen(objective, start.init_from, seed, init_extra=start.init_extra)
 
     def rows(name: str, count: int = 1) -> feature_rows.Read:
         part = repeated(Thirteen(getattr(found, name)), count)
@@ -92,6 +92,7 @@ def recipe(
         batch=batch,
         evals={f"{part}_grades": graded, f"{part}_findings": answers},
         init_from=start.init_from,
+        init_extra=start.init_extra,
         every=Every(log=max(total // 20, 1), save=0, eval=max(total // 10, 1)),
         best="val_findings/macro_auc",
         seed=seed,

@@ -95,7 +95,7 @@ def recipe(
     first = (Grouped(SingleView(size_hint=2 * start.tower.image.image_size, text=None, targets=("value",))), Picture())
     resize, keep = eval_step(start.facts), Keep(("image", *BESIDE[:-1]))
     plain, changed = (*first, resize, keep), (*first, *flips(), resize, keep)
-    source = Frozen(objective, start.init_from, seed)
+    source = Frozen(objective, start.init_from, seed, init_extra=start.init_extra)
 
     def rows(name: str, count: int = 1) -> feature_rows.Read:
         part = repeated(getattr(found, name), count)
@@ -123,6 +123,7 @@ def recipe(
         batch=batch,
         evals={part: Valued(data=images if learns else feature_rows.once(rows(part)), names=names)},
         init_from=(*start.init_from, *(() if raw else (standardize(known),))),
+        init_extra=start.init_extra,
         every=Every(log=max(steps // 50, 1), save=0, eval=max(steps // 8, 1)),
         best="val/r2",
         seed=seed,

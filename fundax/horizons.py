@@ -25,7 +25,7 @@ def by_horizon(labels: Any, probabilities: Any, days: Any, bands: int = 3) -> di
     if not labels.shape == p.shape == days.shape or labels.ndim != 1:
         raise UserError(f"labels {labels.shape}, probabilities {p.shape}, days {days.shape}; expected [N] each")
     edges = np.unique(np.quantile(days, np.arange(1, bands) / bands)) if len(days) else np.zeros(0)
-    band = np.searchsorted(edges, days, side="left")
+    band = np.searchsorted(edges, days, side="right")
     rows: list[tuple[Any, ...]] = []
     for k in np.unique(band):
         y, q, d = labels[band == k], p[band == k], days[band == k]

@@ -1,7 +1,7 @@
 """Which file answers `launch.py predict` for a model: the one whose OBJECTIVE the model's is.
 
-Such a file has OBJECTIVE (a class of fundax.objectives), add_arguments(parser) and run(path, arguments), whose result is
-printed. A new kind of model adds its file to PREDICTORS, and launch.py stays as it is.
+Such a file has OBJECTIVE (a class of fundax.objectives, or several), add_arguments(parser) and run(path, arguments), whose
+result is printed. A new kind of model adds its file to PREDICTORS, and launch.py stays as it is.
 """
 
 from __future__ import annotations
@@ -9,12 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from fundax import predict_landmark, predict_report, predict_ret_clip, predict_segment
+from fundax import predict_decoder, predict_landmark, predict_report, predict_ret_clip, predict_segment
 from fundax.errors import UserError
 from fundax.exchange import import_folder
 from fundax.pretrained import is_run, read_objective
 
-PREDICTORS: tuple[ModuleType, ...] = (predict_ret_clip, predict_report, predict_segment, predict_landmark)
+PREDICTORS: tuple[ModuleType, ...] = (
+    predict_ret_clip,
+    predict_report,
+    predict_segment,
+    predict_landmark,
+    predict_decoder,
+)
 
 
 def predictor_of(path: str | Path) -> ModuleType:
@@ -26,5 +32,8 @@ def predictor_of(path: str | Path) -> ModuleType:
     for module in PREDICTORS:
         if isinstance(objective, module.OBJECTIVE):
             return module
-    known = ", ".join(module.OBJECTIVE.__name__ for module in PREDICTORS)
+    several = (
+        module.OBJECTIVE if isinstance(module.OBJECTIVE, tuple) else (module.OBJECTIVE,) for module in PREDICTORS
+    )
+    known = ", ".join(one.__name__ for classes in several for one in classes)
     raise UserError(f"{path} holds {type(objective).__name__}; predict answers for {known}")

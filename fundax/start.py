@@ -28,11 +28,12 @@ IMAGENET = ((0.485, 0.456, 0.406),), ((0.229, 0.224, 0.225),)
 
 @dataclass(frozen=True)
 class Start:
-    """An encoder, its preprocessing, and the steps of Recipe.init_from that fill it."""
+    """An encoder, its preprocessing, and the steps of Recipe.init_from and init_extra that fill it."""
 
     tower: Tower
     facts: dict[str, Any]
     init_from: tuple[Callable[[Params], Params], ...] = ()
+    init_extra: tuple[Callable[[Any], Any], ...] = ()
 
 
 def encoder(
@@ -44,11 +45,12 @@ def encoder(
     dtype: str = "float32",
     **fields: Any,
 ) -> Start:
-    """The encoder of `init`, a run or an import of other programs' weights (its ViT); "" gives a fresh one of `size`.
+    """The encoder of `init`, a run or an import of other programs' weights; "" gives a fresh one of `size`.
 
     Of a self-distilled pretraining it is the teacher's. which: latest, best or a step. size: a name of SMALL or of
     encoders/vit.py; fields: of Tower. More blocks than there are become all there are.
-    Raises UserError for weights that are no run yet, and for an encoder that is no ViT.
+    Of a ResNet the feature is what it pools, and its batch statistics come along. Raises UserError for weights that are
+    no run yet, and for an encoder that is neither.
     """
     if not init:
         image = small(size) if size in SMALL else dino_vit(size, scan=True)
@@ -60,17 +62,25 @@ def encoder(
         raise UserError(f"{init} is no run; bring other weights in by: launch.py import {init} --workdir RUN")
     objective = read_objective(init)
     image = getattr(objective, "image", None)
-    if not isinstance(image, ViT):
+    if not isinstance(image, ViT | ResNet):
         kind = "no image encoder" if image is None else f"an image encoder of type {type(image).__name__}"
-        raise UserError(f"{init} holds {kind}; decoders start from a ViT")
-    image = image.clone(mask_token=False, mask_ratio=0.0, drop_path=drop_path, dtype=dtype)
+        raise UserError(f"{init} holds {kind}; decoders start from a ViT or a ResNet")
+    if isinstance(image, ResNet):
+        image, fields = image.clone(dtype=dtype), {**fields, "feature": "pooled"}
+    else:
+        image = image.clone(mask_token=False, mask_ratio=0.0, drop_path=drop_path, dtype=dtype)
     facts = dict(read_json(Path(init) / "preprocessing.json"))
     holder = getattr(objective, "tower", objective)
     mean, std = (
         _rows(getattr(holder, name, None), default) for name, default in zip(("mean", "std"), IMAGENET, strict=True)
     )
     facts |= {"image_size": image.image_size}
-    return Start(_tower(image, mean, std, fields), facts, (_weights(init, which, image),))
+    tower = _tower(image, mean, std, fields)
+    if isinstance(image, ResNet):
+        stats = lambda extra: extra | {"image": load_params(init, which)[1]["image"]}  # noqa: E731
+        weights = lambda params: params | {"image": load_params(init, which)[0]["image"]}  # noqa: E731
+        return Start(tower, facts, (weights,), (stats,))
+    return Start(tower, facts, (_weights(init, which, image),))
 
 
 def _weights(run: str, which: int | str, image: ViT) -> Callable[[Params], Params]:

@@ -48,6 +48,7 @@ LEVELS = {  # longest prefix wins
     "fundax.predict_report": 4,
     "fundax.predict_segment": 4,
     "fundax.predict_ret_clip": 4,
+    "fundax.predict_decoder": 4,
     "fundax.predictors": 4,
     "fundax.open_encoder": 3,
     "fundax.exchange": 4,
