@@ -18,7 +18,7 @@ from data_pipelines.memory import Remembered
 from data_pipelines.named_sources import named
 from data_pipelines.pipeline import once, train
 from data_pipelines.records import Source
-from data_pipelines.report_findings import vocabulary
+from data_pipelines.report_findings import TellFindings, vocabulary
 from data_pipelines.sources import split_by
 from data_pipelines.synthetic import Eyes
 from data_pipelines.transforms import ColorJitter, Flip, Keep, RandomResizedCrop, SingleView, Squash, Tokenize
@@ -36,9 +36,9 @@ from fundax.recipe import Every, Recipe
 # What --preset stands for; an argument that is given wins.
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {"batch": 64, "epochs": 15, "lr": 1e-4, "image_size": 224, "context": 90, "beams": 3,
-                  "patients": 20_000, "workers": 4},
+                  "patients": 20_000, "workers": 4, "findings": False},
     "laptop": {"batch": 32, "epochs": 12, "lr": 1e-3, "image_size": 64, "context": 64, "beams": 1,
-               "patients": 4000, "workers": 0},
+               "patients": 4000, "workers": 0, "findings": True},
 }  # fmt: skip
 PRESETS["smoke"] = PRESETS["laptop"] | {"batch": 8, "epochs": 1, "image_size": 32, "context": 24, "patients": 16}
 
@@ -51,6 +51,7 @@ def recipe(
     vocab: str = "",
     modalities: tuple[str, ...] = ("FFA", "CFP"),
     language: Literal["en", "zh", "both"] = "en",
+    findings: bool | None = None,
     batch: int | None = None,
     epochs: int | None = None,
     lr: float | None = None,
@@ -73,6 +74,7 @@ def recipe(
         vocab: BERT's vocab.txt, or a tokenizer's folder; empty takes the bundled English and Chinese one.
         modalities: of the synthetic eyes.
         language: of the synthetic reports.
+        findings: learn what a report finds beside its words, and tell the writer what the image shows (not published).
         batch: images in a step.
         epochs: passes over the data.
         lr: peak learning rate of the decoder.
@@ -85,7 +87,7 @@ def recipe(
         smoke: two steps of almost nothing.
     """
     given = {"batch": batch, "epochs": epochs, "lr": lr, "image_size": image_size, "context": context, "beams": beams}
-    given |= {"patients": patients, "workers": workers}
+    given |= {"patients": patients, "workers": workers, "findings": findings}
     use = PRESETS["smoke" if smoke else preset] | {k: v for k, v in given.items() if v is not None and not smoke}
     published = preset == "published" and not smoke
     side, tokenizer = use["image_size"], text.bundled(use["context"] + 1)
@@ -99,11 +101,13 @@ def recipe(
         parts = split_by(named(data).source, fractions={"train": 0.9, "val": 0.1}, seed=seed)
         source, test = parts["train"], parts["val"]
     see = (Squash(256), RandomResizedCrop(side, (0.7, 1.0))) if published else (Squash(side),)
-    learn = (SingleView(), Flip(), *see, ColorJitter(), Tokenize(tokenizer), Keep(("image", "text")))
+    names = tuple(sorted(vocabulary().told)) if data else (*FINDINGS, *CONDITIONS[1:])
+    tell, keys = ((TellFindings(names),), ("findings",)) if use["findings"] else ((), ())
+    learn = (SingleView(), Flip(), *see, ColorJitter(), *tell, Tokenize(tokenizer), Keep(("image", "text", *keys)))
     shown = (SingleView(), Squash(side), Tokenize(tokenizer), Keep(("image", "text")))
     steps = 2 if smoke else max(use["epochs"] * -(-len(source) // use["batch"]), 1)
     return Recipe(
-        objective=(objective := _objective(published, smoke, tokenizer, use)),
+        objective=(objective := _objective(published, smoke, tokenizer, use, len(names))),
         train=train(source, learn, batch=use["batch"], seed=seed, workers=use["workers"]),
         optimizer=_published(use["lr"]) if published else optax.chain(
             optax.clip_by_global_norm(1.0), adamw(cosine(use["lr"], steps, min(100, steps // 2)), weight_decay=0.05)
@@ -116,23 +120,25 @@ def recipe(
         every=Every(log=50, save=500, eval=500),
         best="reports/cider",
         seed=seed,
-        preprocessing={"image_size": side, "mean": objective.mean, "std": objective.std, "resize": "squash"},
+        preprocessing={"image_size": side, "mean": objective.mean, "std": objective.std, "resize": "squash"}
+        | ({"findings": names} if use["findings"] else {}),
         tokenizer=tokenizer,
     )  # fmt: skip
 
 
-def _objective(published: bool, smoke: bool, tokenizer: text.Tokenizer, use: dict[str, Any]) -> Report:
+def _objective(published: bool, smoke: bool, tokenizer: text.Tokenizer, use: dict[str, Any], findings: int) -> Report:
     ids = {"bos": tokenizer.start, "eos": tokenizer.end, "pad": tokenizer.pad, "context": use["context"]}
+    ask: dict[str, Any] = {"beams": use["beams"], "findings": findings if use["findings"] else 0}
     if published:
         tower = resnet("resnet50", image_size=use["image_size"])
-        return Report(tower, ReportDecoder(tokenizer.vocab_size, **ids), beams=use["beams"])
+        return Report(tower, ReportDecoder(tokenizer.vocab_size, **ids), **ask)
     width, depth = (32, 1) if smoke else (128, 4)
     tower = ViT(use["image_size"], 8, width, depth, width // 32)
     decoder = ReportDecoder(
         tokenizer.vocab_size, width=width, depth=max(depth // 2, 1), heads=width // 32, hidden=2 * width,
         visual_dropout=0.1, **ids,
     )  # fmt: skip
-    return Report(tower, decoder, beams=use["beams"])
+    return Report(tower, decoder, **ask)
 
 
 def _published(lr: float) -> optax.GradientTransformation:
@@ -142,7 +148,8 @@ def _published(lr: float) -> optax.GradientTransformation:
         return optax.chain(optax.add_decayed_weights(5e-5), optax.amsgrad(rate))
 
     groups = optax.multi_transform(
-        {"image": adam(lr / 2), "decoder": adam(lr)}, lambda params: {name: name for name in params}
+        {"image": adam(lr / 2), "decoder": adam(lr)},
+        lambda params: {name: "image" if name == "image" else "decoder" for name in params},
     )
     return optax.chain(optax.clip(0.1), groups)
 

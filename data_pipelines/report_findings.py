@@ -11,9 +11,13 @@ import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from data_pipelines.conditions import CONDITIONS, FINDINGS
 from data_pipelines.knowledge import Finding, Knowledge, bundled
+from data_pipelines.records import DataError
 from data_pipelines.report_words import ABSENT, IMPRESSIONS, MODALITY_SIGNS, SIGNS
 
 # A denial reaches to the end of its clause; one that stands behind what it denies, back to the beginning of its own.
@@ -63,6 +67,24 @@ class Vocabulary:
     def _compiled(self) -> tuple[re.Pattern[str], list[str]]:
         words = sorted(self.phrases, key=lambda pair: -len(pair[0]))
         return re.compile("|".join(f"({_regex(word)})" for word, _ in words)), [name for _, name in words]
+
+
+@dataclass(frozen=True)
+class TellFindings:
+    """A step: `findings` f32 [F], 1 for each of `names` that the example's `text` says is there; before Tokenize."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        if not isinstance(example.get("text"), str):
+            raise DataError("findings are read from the words of a report, and this example has no text")
+        said = _only(self.names)(example["text"])
+        return example | {"findings": np.asarray([name in said for name in self.names], np.float32)}
+
+
+@functools.cache
+def _only(names: tuple[str, ...]) -> Vocabulary:
+    return vocabulary().only(names)
 
 
 @functools.cache

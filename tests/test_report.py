@@ -126,3 +126,29 @@ def test_forward_writes_what_greedy_or_beams_write(decoder):
         objective = Report(ViT(8, 8, 8, 1, 2), decoder[0], beams=beams)
         shape = jax.eval_shape(lambda t: objective.write({"decoder": params}, t), tokens)  # noqa: B023
         assert (shape.shape, shape.dtype) == ((2, 3), jnp.int32)
+
+
+def test_findings_are_answered_and_told_to_the_writer():
+    decoder = tiny(dropout=0.0, visual_dropout=0.0)
+    objective = Report(ViT(8, 8, 8, 1, 2), decoder, findings=2, finding_weight=3.0)
+    image, text = np.zeros((2, 8, 8, 3), np.uint8), np.array([[1, 3, 2, 0], [1, 2, 0, 0]], np.int32)
+    batch = {"image": image, "text": text, "findings": np.array([[1, 0], [0, 0]], np.float32)}
+    params, _ = filled(objective.init, batch)
+    params["findings"]["answer"] = {"kernel": jnp.zeros((16, 2)), "bias": jnp.array([0.0, -jnp.log(3.0)])}
+
+    @jax.jit
+    def both(params):
+        step = jnp.zeros((), jnp.int32)
+        value, (_, metrics) = objective.loss(params, {}, batch, jax.random.key(0), step)
+        written = objective.forward(params, {}, {"image": image})
+        return value, metrics, objective.forward(params, {}, batch), written
+
+    value, metrics, out, written = both(params)
+    by_hand = 2 * np.log(2) + 2 * np.log(4 / 3)  # two findings of chance 1/2, two absences of chance 3/4
+    assert float(metrics["loss_findings"]) == pytest.approx(by_hand / 2, rel=1e-5)
+    assert float(value) == pytest.approx(-float(out["log_p"].sum()) / 3 + 3 * by_hand / 2, rel=1e-5)
+    np.testing.assert_allclose(written["finding_p"], [[0.5, 0.25]] * 2, rtol=1e-6)
+    told = out["image_tokens"][:, -1] - params["findings"]["token"]["bias"][None]
+    np.testing.assert_allclose(told, [params["findings"]["token"]["kernel"][0], np.zeros(8)], atol=1e-6)
+    np.testing.assert_array_equal(written["image_tokens"][:, -1], jnp.repeat(out["image_tokens"][:1, -1], 2, axis=0))
+    assert spec.from_json(spec.to_json(objective)) == objective

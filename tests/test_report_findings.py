@@ -1,9 +1,11 @@
 """Findings out of reports: negations, wordings within wordings, both languages, and every synthetic report."""
 
+import numpy as np
 import pytest
 
 from data_pipelines.conditions import CONDITIONS, FINDINGS
-from data_pipelines.report_findings import vocabulary
+from data_pipelines.records import DataError
+from data_pipelines.report_findings import TellFindings, vocabulary
 from data_pipelines.synthetic import Eyes
 
 
@@ -53,3 +55,11 @@ def test_every_synthetic_report_says_what_its_eye_has(language):
         assert name == "normal" or name in conditions(record.report), record.report
         count += len(found)
     assert count > 180
+
+
+def test_a_step_tells_which_findings_a_text_names():
+    tell, rng = TellFindings(("drusen", "hard exudate", "macular hole")), np.random.default_rng(0)
+    example = tell({"text": "Drusen and hard exudates, no macular hole."}, rng)
+    assert example["findings"].tolist() == [1, 1, 0] and example["findings"].dtype == np.float32
+    with pytest.raises(DataError, match="no text"):
+        tell({"text": np.zeros(3, np.int32)}, rng)

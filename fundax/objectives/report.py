@@ -25,6 +25,10 @@ class Report:
     A text begins with decoder.bos, ends with decoder.eos and is filled up with decoder.pad. Where eos and pad are one id
     (FFA's captioner), the first pad of a text is its end and counts. Images are normalised as ImageNet's, which this
     branch of the peer does and its others do not. `beams` are those that `forward` writes reports with, 1 is greedy.
+
+    With `findings` (how many there are; ours, the peer has none) the image tokens answer for each finding whether the
+    report names it, a cross-entropy of its own (`finding_weight`), and the decoder reads the answer as one more token:
+    the report's own findings while it learns, those above `told` when it writes.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image", "text")
@@ -34,45 +38,65 @@ class Report:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     beams: int = 1
+    findings: int = 0
+    finding_weight: float = 1.0
+    told: float = 0.4
 
     def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """image u8 [B h w 3], text i32 [B L + 1] with the first word's bos."""
+        """image u8 [B h w 3], text i32 [B L + 1] with the first word's bos, findings f32 [B F] of 0 and 1 where asked for."""
         size = self.image.image_size
-        return {
+        shapes = {
             "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
             "text": jax.ShapeDtypeStruct((batch, self.decoder.context + 1), jnp.int32),
         }
+        return shapes | (
+            {"findings": jax.ShapeDtypeStruct((batch, self.findings), jnp.float32)} if self.findings else {}
+        )
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Fresh parameters {"image", "decoder"}; `extra` is {"image": batch statistics}, or empty for a ViT."""
+        """Fresh parameters {"image", "decoder", "findings"}; `extra` is {"image": batch statistics}, or empty for a ViT."""
         keys = jax.random.split(rng)
         variables = self.image.init(keys[0], self._pixels(batch["image"][:1]))
         tokens = jnp.zeros((1, 2, self.image.width), jnp.float32)
         decoder = self.decoder.init(keys[1], tokens, batch["text"][:1, :-1])["params"]
         extra = {"image": variables["batch_stats"]} if "batch_stats" in variables else {}
-        return {"image": variables["params"], "decoder": decoder}, extra
+        params = {"image": variables["params"], "decoder": decoder}
+        if self.findings:
+            width, f = self.image.width, self.findings
+            word = jax.random.normal(jax.random.fold_in(rng, 2), (f, width))  # as long as an image token
+            answer = {"kernel": jnp.zeros((2 * width, f)), "bias": jnp.full((f,), -2.0)}  # most findings are absent
+            params["findings"] = {"answer": answer, "token": {"kernel": word, "bias": jnp.zeros((width,))}}
+        return params, extra
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
         """For `image`: image_tokens [B N D], and report i32 [B context], written word by word.
 
         With `text` instead of the report: log_p f32 [B], of all words of the text given, and words f32 [B], their number.
-        A written report is without bos and ends in eos, behind which there is pad.
+        A written report is without bos and ends in eos, behind which there is pad. Beside it, where findings are asked
+        for: finding_p f32 [B F], by which the report is written; of a text given the batch's `findings` are told.
         """
         tokens, _ = self._tokens(params, extra, batch["image"], train=False)
+        beside: dict[str, jax.Array] = {}
+        if self.findings:
+            chances = jax.nn.sigmoid(_answered(params, tokens))
+            known = batch["findings"] if "findings" in batch else (chances > self.told).astype(jnp.float32)
+            tokens, beside = _with_findings(params, tokens, known), {"finding_p": chances}
         if "text" not in batch:
-            return {"image_tokens": tokens, "report": self.write(params, tokens)}
+            return {"image_tokens": tokens, "report": self.write(params, tokens), **beside}
         text = batch["text"]
         log_p: Any = self.decoder.apply({"params": params["decoder"]}, tokens, text[:, :-1])
         sums, words = token_loss(log_p, text[:, 1:], self.counted(text))
-        return {"image_tokens": tokens, "log_p": -sums, "words": words}
+        return {"image_tokens": tokens, "log_p": -sums, "words": words, **beside}
 
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """Mean -log p over the words of all reports; needs `image` and `text`, honours `valid`."""
+        """Mean -log p over the words of all reports, and of the findings; needs `image` and `text`, honours `valid`."""
         del step
         tokens, extra = self._tokens(params, extra, batch["image"], train=True)
         text = batch["text"]
+        missed, metrics = self._missed(params, tokens, batch) if self.findings else (0.0, {})
+        tokens = _with_findings(params, tokens, batch["findings"]) if self.findings else tokens
         log_p: Any = self.decoder.apply({"params": params["decoder"]}, tokens, text[:, :-1], rngs={"dropout": rng})
         there = self.counted(text)
         if "valid" in batch:
@@ -81,7 +105,15 @@ class Report:
         total = jnp.maximum(words.sum(), 1)
         loss = sums.sum() / total
         right = ((jnp.argmax(log_p, axis=2) == text[:, 1:]) & there).sum() / total
-        return loss, (extra, {"loss": loss, "next_word": right})
+        return loss + self.finding_weight * missed, (extra, {"loss": loss, "next_word": right, **metrics})
+
+    def _missed(self, params: Params, tokens: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """The cross-entropy of the findings, summed over them; mean over the reports that are `valid`."""
+        logits, true = _answered(params, tokens), jnp.asarray(batch["findings"], jnp.float32)
+        each = (jax.nn.softplus(logits) - logits * true).sum(1)  # [B]
+        valid = jnp.asarray(batch["valid"] if "valid" in batch else jnp.ones(len(each)), jnp.float32)
+        missed = (each * valid).sum() / jnp.maximum(valid.sum(), 1)
+        return missed, {"loss_findings": missed}
 
     def write(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Reports i32 [B context] on the tokens of images [B N D]."""
@@ -108,3 +140,17 @@ class Report:
             return out["tokens"], extra
         out, new = self.image.apply(variables, pixels, True, mutable=["batch_stats"])
         return out["tokens"], extra | {"image": new["batch_stats"]}
+
+
+def _answered(params: Params, tokens: jax.Array) -> jax.Array:
+    """Logits of the findings f32 [B F] from the first image token and the mean of the others, [B N D]."""
+    pooled = jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(1)], axis=-1).astype(jnp.float32)
+    answer = params["findings"]["answer"]
+    return pooled @ answer["kernel"] + answer["bias"][None]
+
+
+def _with_findings(params: Params, tokens: jax.Array, known: jax.Array) -> jax.Array:
+    """The image tokens [B N D] and one more, the sum of the words of the findings that are there (f32 [B F])."""
+    word = params["findings"]["token"]
+    told = jnp.asarray(known, jnp.float32) @ word["kernel"] + word["bias"][None]  # [B D]
+    return jnp.concatenate([tokens, told[:, None].astype(tokens.dtype)], axis=1)
