@@ -38,6 +38,8 @@ class Preset:
     lr: float
     warmup: int
     every: int = 5000  # steps between checkpoints and evaluations
+    predicts: Literal["noise", "velocity"] = "noise"
+    threshold: float = 95.0
 
 
 # published: VisionFM's two U-Nets, imagen-pytorch's BaseUnet64 (at dim 256) and SRUnet256
@@ -53,7 +55,7 @@ PRESETS = {
         sizes=(32, 64),
         base=UNet(32, (1, 2, 4), (1, 1, 1), (False, True, True)),
         enlarge=UNet(16, (1, 2, 4), (1, 1, 1), (False, False, True)),
-        steps=1500, batch=32, lr=1e-3, warmup=100, every=500,
+        steps=3000, batch=32, lr=1e-3, warmup=100, every=1000, predicts="velocity", threshold=0.0,
     ),
     "smoke": Preset(
         sizes=(8, 16),
@@ -120,7 +122,8 @@ def recipe(
     unet = (use.enlarge if large else use.base).clone(condition=width, low=large, dtype=dtype)
     low = use.sizes[0] if large else 0
     return Recipe(
-        objective=Diffusion(unet, side, low, modalities, findings, momentum=average, min_snr=min_snr),
+        objective=Diffusion(unet, side, low, modalities, findings, momentum=average, min_snr=min_snr,
+                            predicts=use.predicts, threshold=use.threshold),
         train=train(source if workers else Remembered(source), see, batch=batch, seed=seed, workers=workers),
         optimizer=optax.chain(
             optax.clip_by_global_norm(1.0), adamw(cosine(lr, steps, min(use.warmup, steps // 2)), (0.9, 0.99))
@@ -132,4 +135,4 @@ def recipe(
         seed=seed,
         preprocessing={"image_size": side, "mean": (0.5,) * 3, "std": (0.5,) * 3, "resize": "squash"}
         | ({"modality": modality[0]} if not data and len(modality) == 1 else {}),
-    )
+    )  # fmt: skip

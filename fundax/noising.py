@@ -45,6 +45,12 @@ def denoised(x: jax.Array, noise: jax.Array, level: jax.Array) -> jax.Array:
     return (x - sigma * noise) / alpha
 
 
+def noise_of_velocity(x: jax.Array, velocity: jax.Array, level: jax.Array) -> jax.Array:
+    """e of v = alpha e - sigma x_0, [B ...]: sigma x + alpha v (arXiv:2202.00512, appendix D)."""
+    alpha, sigma = (_like(part, x) for part in signal_and_noise(level))
+    return sigma * x + alpha * velocity
+
+
 def posterior(x: jax.Array, clean: jax.Array, level: jax.Array, after: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean [B ...] and variance [B 1 ..] of q(x_s | x_t, x_0), s before t: `after` is the level at s, above `level`.
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from data_pipelines.synthetic import Eyes
-from fundax import layout
+from fundax import layout, noising
 from fundax.encoders.unet import UNet, waves
 from fundax.errors import UserError
 from fundax.objectives.diffusion import Diffusion, follow, pixels
@@ -62,6 +62,20 @@ def test_samples_are_those_of_their_seeds(learnt):
         PLAIN.sample(extra, {"seed": jnp.arange(1)}, 5, "euler")
     with pytest.raises(UserError, match="takes no low-resolution image"):
         PLAIN.sample(extra, {"seed": jnp.arange(1), "low": IMAGES})
+
+
+def test_a_model_of_velocity_loses_the_error_of_velocity(learnt):
+    params, extra, _ = learnt
+    model = dataclasses.replace(PLAIN, predicts="velocity")
+    blank = jax.tree.map(jnp.zeros_like, params)  # a U-Net that answers 0
+    loss, (_, metrics) = jax.jit(model.loss)(blank, extra, {"image": IMAGES}, jax.random.key(0), jnp.int32(0))
+    keys = jax.random.split(jax.random.key(0), 5)  # the draws of loss()
+    time = jax.random.uniform(keys[0], (len(IMAGES),), maxval=noising.LAST)
+    alpha, sigma = (x[:, None, None, None] for x in noising.signal_and_noise(noising.cosine_level(time)))
+    noise = jax.random.normal(keys[1], IMAGES.shape)
+    velocity = alpha * noise - sigma * pixels(IMAGES)
+    np.testing.assert_allclose(loss, (velocity**2).mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["noise_error"], ((alpha * velocity) ** 2).mean(), rtol=1e-4)
 
 
 def test_the_average_follows(learnt):

@@ -38,6 +38,13 @@ def test_noising_has_its_mean_and_variance_and_goes_back():
     np.testing.assert_allclose(noising.denoised(x, noise, level), clean, rtol=1e-5)
 
 
+def test_velocity_by_hand():
+    clean, noise, level = jnp.array([[0.5]]), jnp.array([[-2.0]]), jnp.array([np.log(3)], jnp.float32)
+    velocity = jnp.array([[0.75**0.5 * -2.0 - 0.5 * 0.5]])  # alpha^2 = 3/4, sigma = 1/2
+    x = noising.noised(clean, noise, level)
+    np.testing.assert_allclose(noising.noise_of_velocity(x, velocity, level), noise, rtol=1e-5)
+
+
 def test_the_posterior_by_hand():
     # Bayes: x_s ~ N(as c, ss^2) and x_t | x_s ~ N(a x_s, v), a = at / as, v = st^2 - a^2 ss^2
     before, after = jnp.float32(-1.0), jnp.float32(0.5)  # levels at t and at s < t

@@ -31,6 +31,11 @@ class Diffusion:
     random time too. With `modalities` or `findings` (how many there are) it is conditioned on the batch's `modality`
     i32 [B] and `findings` f32 [B F], which `drop_condition` of the images do without: classifier-free guidance
     (arXiv:2207.12598). `min_snr` > 0 weighs errors as arXiv:2303.09556 does; VisionFM's version of the library may not.
+
+    predicts: what the U-Net gives. From "velocity" (alpha e - sigma x_0, arXiv:2202.00512) the image follows without a
+        division by alpha, so that a small model keeps its colours where there is almost only noise; its squared error is
+        the loss then.
+    threshold: percentile of the dynamic thresholding of sampled images; 0 clips them to their range.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image",)  # and what the model is conditioned on; see spec
@@ -43,6 +48,8 @@ class Diffusion:
     drop_condition: float = 0.1
     momentum: float = 0.999  # of the running average, which early steps move faster: at most (1 + step) / (10 + step)
     min_snr: float = 0.0
+    predicts: Literal["noise", "velocity"] = "noise"
+    threshold: float = 95.0
 
     def __post_init__(self) -> None:
         if self.low_size and (self.size % self.low_size or self.low_size == self.size):
@@ -118,6 +125,8 @@ class Diffusion:
         found = self._noise(params, noising.noised(clean, noise, level), level, condition, *low)
         error = ((found - noise) ** 2).mean((1, 2, 3))  # [B]
         weight = noising.min_snr(level, self.min_snr) if self.min_snr else jnp.ones_like(error)
+        if self.predicts == "velocity":  # an error of e is alpha times one of the velocity
+            weight = weight / noising.signal_and_noise(level)[0] ** 2
         return (weight * error).mean(), ({"average": average}, {"noise_error": error.mean()})
 
     def sample(
@@ -148,7 +157,7 @@ class Diffusion:
             noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 2**31 - 2), (self.size, self.size, 3)))
             low = (noising.noised(_enlarged(pixels(batch["low"]), self.size), noise(keys), level), level)
         predict = partial(self._guided, extra["average"], condition, low, guidance)
-        x = noising.walk(predict, draw(keys), keys, steps, sampler)
+        x = noising.walk(predict, draw(keys), keys, steps, sampler, self.threshold)
         return jnp.round((x + 1) * 127.5).astype(jnp.uint8)
 
     def momentum_at(self, step: jax.Array | int) -> jax.Array:
@@ -165,9 +174,9 @@ class Diffusion:
         without = self._noise(params, x, level, jnp.zeros_like(condition), *low)
         return without + guidance * (found - without)
 
-    def _noise(self, params: Params, *given: Any) -> jax.Array:
-        out: Any = self.unet.apply({"params": params["unet"]}, *given)
-        return out
+    def _noise(self, params: Params, x: jax.Array, level: jax.Array, *given: Any) -> jax.Array:
+        out: Any = self.unet.apply({"params": params["unet"]}, x, level, *given)
+        return out if self.predicts == "noise" else noising.noise_of_velocity(x, out, level)
 
     def _lowered(self, clean: jax.Array, key: jax.Array, time: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The image at the low size, enlarged again and noised, and its level."""
