@@ -37,7 +37,7 @@ from fundax.recipe import Every, Recipe
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {"batch": 64, "epochs": 15, "lr": 1e-4, "image_size": 224, "context": 90, "beams": 3,
                   "patients": 20_000, "workers": 4, "findings": False},
-    "laptop": {"batch": 32, "epochs": 12, "lr": 1e-3, "image_size": 64, "context": 64, "beams": 1,
+    "laptop": {"batch": 64, "epochs": 12, "lr": 1e-3, "image_size": 64, "context": 64, "beams": 1,
                "patients": 4000, "workers": 0, "findings": True},
 }  # fmt: skip
 PRESETS["smoke"] = PRESETS["laptop"] | {"batch": 8, "epochs": 1, "image_size": 32, "context": 24, "patients": 16}
@@ -128,7 +128,9 @@ def recipe(
 
 def _objective(published: bool, smoke: bool, tokenizer: text.Tokenizer, use: dict[str, Any], findings: int) -> Report:
     ids = {"bos": tokenizer.start, "eos": tokenizer.end, "pad": tokenizer.pad, "context": use["context"]}
-    ask: dict[str, Any] = {"beams": use["beams"], "findings": findings if use["findings"] else 0}
+    ask: dict[str, Any] = {"beams": use["beams"]}
+    if use["findings"]:
+        ask |= {"findings": findings, "words_every": 1 if published else 4}
     if published:
         tower = resnet("resnet50", image_size=use["image_size"])
         return Report(tower, ReportDecoder(tokenizer.vocab_size, **ids), **ask)

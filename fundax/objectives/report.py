@@ -28,7 +28,8 @@ class Report:
 
     With `findings` (how many there are; ours, the peer has none) the image tokens answer for each finding whether the
     report names it, a cross-entropy of its own (`finding_weight`), and the decoder reads the answer as one more token:
-    the report's own findings while it learns, those above `told` when it writes.
+    the report's own findings while it learns, those above `told` when it writes. Words that follow from findings are
+    learnt soon, so that only every `words_every`-th report of a batch needs to teach them.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image", "text")
@@ -40,7 +41,8 @@ class Report:
     beams: int = 1
     findings: int = 0
     finding_weight: float = 1.0
-    told: float = 0.4
+    told: float = 0.3
+    words_every: int = 1
 
     def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B h w 3], text i32 [B L + 1] with the first word's bos, findings f32 [B F] of 0 and 1 where asked for."""
@@ -94,9 +96,10 @@ class Report:
         """Mean -log p over the words of all reports, and of the findings; needs `image` and `text`, honours `valid`."""
         del step
         tokens, extra = self._tokens(params, extra, batch["image"], train=True)
-        text = batch["text"]
         missed, metrics = self._missed(params, tokens, batch) if self.findings else (0.0, {})
         tokens = _with_findings(params, tokens, batch["findings"]) if self.findings else tokens
+        batch = {key: batch[key][:: self.words_every] for key in ("text", "valid") if key in batch}
+        tokens, text = tokens[:: self.words_every], batch["text"]
         log_p: Any = self.decoder.apply({"params": params["decoder"]}, tokens, text[:, :-1], rngs={"dropout": rng})
         there = self.counted(text)
         if "valid" in batch:
