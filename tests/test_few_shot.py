@@ -180,8 +180,9 @@ def test_an_adapter_behind_its_model_learns_alone():
     params = objective.told(params, extra, lambda encode: encode({"text": jnp.eye(4)[:2]})["text_features"])
     assert float(params["heads"]["log_scale"]) == pytest.approx(math.log(2))
     image, label = jnp.eye(4)[:2], jnp.array([0, 1])
-    one, two = (objective.forward(params, extra, {key: image}) for key in ("image", "feature"))
+    one, two = (jax.jit(objective.forward)(params, extra, {key: image}) for key in ("image", "feature"))
     np.testing.assert_array_equal(one["logits"], two["logits"])
-    grads = jax.grad(lambda p: objective.loss(p, extra, {"feature": image, "label": label}, None, None)[0])(params)
+    loss = lambda p: objective.loss(p, extra, {"feature": image, "label": label}, None, None)[0]  # noqa: E731
+    grads = jax.jit(jax.grad(loss))(params)
     assert all(float(jnp.abs(g).sum()) == 0 for part in ("model", "heads") for g in jax.tree.leaves(grads[part]))
     assert any(float(jnp.abs(g).sum()) > 0 for g in jax.tree.leaves(grads["adapter"]))
