@@ -28,7 +28,7 @@ def tower_of(objective: Any, params: Params, extra: Extra) -> tuple[ViT, Params]
         raise UserError(
             f"this {name}'s ViT has no class token (it pools by {tower.pool}), whose attention is shown here"
         )
-    owner = extra.get("teacher", params)
+    owner = extra.get("teacher", params.get("model", params))  # "model": behind an adapter
     weights = dict(owner["image"])
     if tower.mask_token:  # a teacher has none, and never uses it
         weights.setdefault("mask_token", jnp.zeros(tower.width))
@@ -37,7 +37,8 @@ def tower_of(objective: Any, params: Params, extra: Extra) -> tuple[ViT, Params]
 
 def normalized(objective: Any, image: Any, row: int = 0) -> jax.Array:
     """u8 [B h w 3] as the objective's image encoder takes it; `row` of its means where it has one per modality."""
-    mean, std = objective.mean, objective.std
+    holder = getattr(objective, "tower", getattr(objective, "model", objective))  # below a decoder or an adapter
+    mean, std = holder.mean, holder.std
     if isinstance(mean[0], tuple | list):
         row = row if len(mean) > 1 else 0
         mean, std = mean[row], std[row]

@@ -42,8 +42,13 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], caption: Any = "",
     body = joined(
         tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows if len(row)
     )
-    said = tag("caption", caption) if caption else ""
-    return tag("div", tag("table", said, tag("thead", top), tag("tbody", body), class_=kind), class_="wide")
+    return captioned(tag("table", tag("thead", top), tag("tbody", body), class_=kind), caption)
+
+
+def captioned(one: Html, caption: Any = "") -> Html:
+    """A wide element in a box that scrolls, its caption above and outside, where it stays readable."""
+    said = tag("p", caption, class_="caption") if caption else ""
+    return tag("div", said, tag("div", one, class_="wide"), class_="boxed")
 
 
 def number(estimate: Estimate, digits: int = 3) -> Html:
@@ -51,8 +56,12 @@ def number(estimate: Estimate, digits: int = 3) -> Html:
     if not estimate.defined:
         return tag("span", "–", tag("small", estimate.note or "not defined"), class_="blank")
     low, high = estimate.low, estimate.high
-    interval = f"{low:.{digits}f} to {high:.{digits}f}" if low == low else estimate.note
-    return joined((tag("b", f"{estimate.value:.{digits}f}"), tag("small", interval) if interval else ""))
+    below: Any = ""
+    if low == low:
+        below = tag("small", f"{low:.{digits}f} to {high:.{digits}f}")
+    elif estimate.note:
+        below = tag("small", estimate.note, class_="why")
+    return joined((tag("b", f"{estimate.value:.{digits}f}"), below))
 
 
 def plain(value: float, digits: int = 3) -> Html:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fundax.drawing import Frame, Line, key, panel
 from fundax.evals.calibration import reliability
-from fundax.markup import Html, joined, picture, tag
+from fundax.markup import Html, captioned, joined, picture, tag
 from fundax.run_arrays import Cases, Judged
 from fundax.run_scores import binary, positives
 
@@ -74,9 +74,8 @@ def confusion(judged: Judged) -> Html:
     right = f"{counts.trace()} of {len(judged.truth)} right"
     head = tag("tr", tag("th", "true \\ predicted"), *(tag("th", str(c + 1)) for c in range(k)))
     body = joined(tag("tr", tag("th", name, scope="row"), *cells) for name, cells in rows)
-    said = tag("caption", f"{judged.run}: {right}; counts, % of the true class")
-    whole = tag("table", said, tag("thead", head), tag("tbody", body), class_="matrix")
-    return tag("div", whole, class_="wide")
+    whole = tag("table", tag("thead", head), tag("tbody", body), class_="matrix")
+    return captioned(whole, f"{judged.run}: {right}; counts, % of the true class")
 
 
 def scatter(group: Sequence[Judged]) -> Html:
@@ -128,8 +127,10 @@ def cases(judged: Judged, seen: Cases, more: Mapping[str, np.ndarray]) -> Html:
     for kind, chosen in split.items():
         if chosen:
             shown = [_figure(judged, seen, more, k) for k in chosen[:each]]
-            parts.append(joined((tag("h3", f"{judged.run}: {kind}"), tag("div", *shown, class_="cases"))))
-    return joined(parts)
+            parts.append(tag("div", tag("h3", f"{judged.run}: {kind}"), tag("div", *shown, class_="cases")))
+    overlays = ", ".join((*seen.overlays, *more))
+    below = tag("p", f"Below each image: {overlays}.", class_="soft") if overlays else ""
+    return joined((tag("div", *parts, class_="groups"), below))
 
 
 def case_words(judged: Judged, row: int) -> Html:

@@ -180,11 +180,17 @@ def _operating(judged: Judged, chosen_on: Judged | None) -> Html:
         threshold = (
             plain(point.threshold) if not point.note else tag("span", "–", tag("small", point.note), class_="blank")
         )
-        rows.append((f"{name}, {point.chosen_for or 'no threshold'}", threshold, *cells))
+        rows.append((f"{name}, {_short(point.chosen_for)}", threshold, *cells))
     where = f"on {chosen_on.eval}" if chosen_on is not None else "on these very rows, so that the numbers flatter"
     said = f"{judged.run}: thresholds are chosen {where}. Exact intervals that take rows as independent."
     head = ("class, chosen for", "threshold", "sensitivity", "specificity", "PPV", "NPV")
     return joined((tag("h3", "Operating points"), table(head, rows, said)))
+
+
+def _short(chosen_for: str) -> str:
+    return (
+        chosen_for.replace("sensitivity", "sens.").replace("specificity", "spec.").replace(">=", "≥") or "no threshold"
+    )
 
 
 def _validation(judged: Judged, runs: Sequence[Run]) -> Judged | None:
@@ -294,7 +300,7 @@ def _configuration(runs: Sequence[Run], groups: dict[str, list[Judged]]) -> Html
     args = {run.name: {k: _value(v) for k, v in run.config.get("args", {}).items()} for run in runs}
     keys = dict.fromkeys(key for found in args.values() for key in found)
     rows = [_side_by_side(key, [found.get(key, "") for found in args.values()]) for key in keys]
-    told = ("config", "steps", "batch", "seed", "best")
+    told = [key for key in ("config", "steps", "batch", "seed", "best") if key not in keys]
     rows = [_side_by_side(key, [_value(run.config.get(key, "")) for run in runs]) for key in told] + rows
     rows += [
         _side_by_side(f"{package} version", [_value(run.config.get("versions", {}).get(package, "")) for run in runs])
@@ -318,7 +324,8 @@ def _configuration(runs: Sequence[Run], groups: dict[str, list[Judged]]) -> Html
 
 def _side_by_side(name: str, values: list[str]) -> tuple[Any, ...]:
     differs = len(set(values)) > 1
-    return (name, *(tag("em", value) if differs else value for value in values))
+    shown = [value or "–" for value in values]
+    return (name, *(tag("em", value) if differs else value for value in shown))
 
 
 def _value(value: Any) -> str:

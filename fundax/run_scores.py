@@ -91,7 +91,7 @@ def by_class(judged: Judged) -> list[tuple[str, int, dict[str, Estimate], str]]:
         found = {"AUC": area} | _shares(truth, called)
         one = np.ones((1, len(truth)))
         precision = weighted.average_precision(truth, scores, one)[0] if area.defined else math.nan
-        found["AP"] = Estimate(float(precision), note=area.note)
+        found["AP"] = Estimate(float(precision), note="" if area.defined else area.note)
         out.append((name, int(truth.sum()), found, "" if area.defined else area.note))
     return out
 

@@ -78,7 +78,8 @@ def test_one_page_of_three_runs_of_every_kind(tmp_path):
     assert text.count("data:image/jpeg") == 4 + 4 + 4 + 2 * 2
     for said in ("Comparison", "McNemar", "DeLong, paired", "only c has it", "Holm", "sex: f", "age: 40-54", "eye: right",
                  "linear", "0.700", "± 0.141", "margin [3]", "absent",
-                 "<b>1.000</b><small>1.000 to 1.000</small>", "on these very rows", "train/loss"):  # fmt: skip
+                 "<b>1.000</b><small>1.000 to 1.000</small>", "on these very rows", "train/loss",
+                 "Below each image: overlay"):  # fmt: skip
         assert said in text, said
     assert "http" not in text.replace("http-equiv", "").replace("src=http://a.b", "")
 

@@ -24,20 +24,21 @@ body{font:15px/1.45 system-ui,-apple-system,"Segoe UI",sans-serif;color:var(--in
 padding:1rem 1.25rem 3rem;overflow-wrap:anywhere}
 h1{font-size:1.6rem;line-height:1.2;margin:.6rem 0 .2rem}
 h2{font-size:1.25rem;margin:2.2rem 0 .4rem;padding-top:.8rem;border-top:2px solid var(--ink)}
-h3{font-size:1rem;margin:1.5rem 0 .3rem}p{margin:.3rem 0 .6rem}.soft,small,caption,figcaption{color:var(--soft)}
-.soft{font-size:.88rem}
+h3{font-size:1rem;margin:1.5rem 0 .3rem}p{margin:.3rem 0 .6rem}.soft,small,.caption,figcaption{color:var(--soft)}
+.soft,.caption{font-size:.88rem}
 nav{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;margin:.7rem 0}nav a{color:#005a92}
 .wide{overflow-x:auto;margin:.4rem 0 1rem;max-width:100%;min-width:0}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;padding-bottom:.3rem;caption-side:top}
+.boxed{min-width:0;max-width:100%}.caption{margin:.6rem 0 -.2rem}
 td,th{padding:.22rem .6rem;overflow-wrap:normal;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
 thead th{border-bottom:1.5px solid var(--ink);vertical-align:bottom;font-weight:600}
 th[scope=row]{text-align:left;overflow-wrap:break-word;font-weight:500;position:sticky;left:0;background:#fff;
 min-width:7rem;max-width:22rem}
 thead th:first-child{text-align:left;position:sticky;left:0;background:#fff}
 td b{font-weight:600}td small,.blank small{display:block;font-size:.8em;white-space:nowrap}
-.blank small{white-space:normal;min-width:7rem}
+.blank small,td small.why{white-space:normal;min-width:7rem;max-width:11rem}
 table.words td{text-align:left;overflow-wrap:anywhere;max-width:34rem;min-width:8rem}
+table.words thead th{text-align:left}
 td em{font-style:normal;background:#fff0cc;padding:0 .2rem}
 table.matrix td{text-align:center;min-width:2.1rem;padding:.22rem .15rem;border:1px solid var(--line)}
 table.matrix thead th+th{text-align:center}
@@ -47,6 +48,8 @@ svg{width:100%;height:auto;display:block;font:10px system-ui,sans-serif;fill:var
 svg .note{font-weight:600;paint-order:stroke;stroke:#fff;stroke-width:3px}
 .key{display:flex;flex-wrap:wrap;gap:.1rem 1.2rem;font-size:.88rem}
 .key span{display:inline-flex;align-items:center;gap:.4rem}.key svg{width:26px;flex:none}
+.groups{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(28rem,100%),1fr));gap:0 1.5rem}
+.groups h3{margin:.6rem 0 .2rem}
 .beside{display:flex;flex-wrap:wrap;gap:0 2.5rem}
 .cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));gap:.7rem;margin:.3rem 0 1rem}
 figure{margin:0}figure img{width:100%;aspect-ratio:1;object-fit:contain;background:#000;display:block}
@@ -59,8 +62,8 @@ th[scope=row]{max-width:9.5rem;min-width:5.5rem}
 table{font-size:7.5pt}td,th{padding:.12rem .3rem}td small,.blank small{white-space:normal;min-width:0}
 th[scope=row],thead th:first-child{position:static}
 .panels{grid-template-columns:repeat(4,1fr)}.panels.few{grid-template-columns:repeat(3,1fr)}
-.cases{grid-template-columns:repeat(6,1fr)}
-h2,h3,.key,caption{break-after:avoid}figure,svg,tr{break-inside:avoid}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}
+.groups{grid-template-columns:1fr 1fr}.cases{grid-template-columns:repeat(4,1fr)}
+h2,h3,.key,.caption{break-after:avoid}figure,svg,tr{break-inside:avoid}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}
 a{color:inherit;text-decoration:none}}
 """
 

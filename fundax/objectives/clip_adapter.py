@@ -87,6 +87,11 @@ class Adapted:
     model: Any
     adapter: ClipAdapter
 
+    @property
+    def image(self) -> Any:
+        """The image encoder."""
+        return self.model.image
+
     def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """feature f32 [B E], label i32 [B]."""
         return self.adapter.spec(batch)
