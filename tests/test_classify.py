@@ -10,6 +10,7 @@ from fundax.encoders.decoder_heads import ForecastHead, MLPHead, interval_encodi
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import dino_vit
 from fundax.errors import UserError
+from fundax.mesh import make_mesh, place
 from fundax.objectives.classify import Classify
 from fundax.objectives.forecast import Forecast
 from fundax.objectives.regress import Regress, standardize
@@ -31,14 +32,14 @@ def gradients(objective, params, extra, batch):
 
 def test_a_frozen_encoder_gets_no_gradient_and_a_trained_one_does():
     batch = {"image": IMAGES, "label": np.array([0, 1, 2, -1], np.int32)}
+    params, extra = built(Classify(Tower(VIT, blocks=1), MLPHead(3)))
     for frozen in (True, False):
-        objective = Classify(Tower(VIT, blocks=1, frozen=frozen), MLPHead(3), mixup=0.8)
-        params, extra = built(objective)
-        (loss, (extra, metrics)), grads = gradients(objective, params, extra, batch)
-        assert np.isfinite(loss) and extra["head"]["norm"]["count"] == 1 and 0 <= metrics["accuracy"] <= 1
+        objective = Classify(Tower(VIT, blocks=1, frozen=frozen), MLPHead(3))
+        (loss, (new, metrics)), grads = gradients(objective, params, extra, batch)
+        assert np.isfinite(loss) and new["head"]["norm"]["count"] == 1 and 0 <= metrics["accuracy"] <= 1
         moved = any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["image"]))
         assert moved is not frozen
-    assert spec.from_json(spec.to_json(objective)) == objective
+        assert spec.from_json(spec.to_json(objective)) == objective
 
 
 def test_features_in_the_batch_are_those_of_its_images():
@@ -116,3 +117,17 @@ def test_what_does_not_fit_is_said():
         Classify(Tower(VIT, blocks=1), MLPHead(3), weights=(1.0, 2.0))
     with pytest.raises(UserError, match="even width"):
         interval_encoding(jnp.zeros(1), 3)
+
+
+def test_sharded_equals_unsharded():
+    objective = Classify(Tower(VIT, blocks=1, frozen=False), MLPHead(3), mixup=0.8)
+    params, extra = built(objective)
+    batch = {"image": IMAGES, "label": np.array([0, 1, 2, -1], np.int32)}
+    found = []
+    for devices in (1, 2):
+        mesh = make_mesh((devices, 1))
+        with jax.set_mesh(mesh):
+            (loss, (new, _)), grads = gradients(objective, params, extra, place(batch, mesh))
+        found.append(jax.device_get((loss, new["head"]["norm"]["var"], grads["image"]["patch"]["kernel"])))
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)

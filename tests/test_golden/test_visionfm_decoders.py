@@ -117,9 +117,10 @@ def test_head_outputs_and_buffers(golden_decoders, layers):
     head, params, stats = head_of(state, f"cls{layers}.")
     assert head.layers == layers
     x = arrays[f"cls{layers}_x"]
-    out = head.apply({"params": params, "batch_stats": stats}, x)
+    variables = {"params": params, "batch_stats": stats}
+    out = jax.jit(head.apply)(variables, x)
     close(out, arrays[f"cls{layers}_eval"])
-    trained, new = head.apply({"params": params, "batch_stats": stats}, x, True, mutable=["batch_stats"])
+    trained, new = jax.jit(lambda v, x: head.apply(v, x, True, mutable=["batch_stats"]))(variables, x)
     close(trained, arrays[f"cls{layers}_train_nodrop"])
     close(new["batch_stats"]["norm"]["mean"], arrays[f"cls{layers}_bn_mean_after"])
     close(new["batch_stats"]["norm"]["var"], arrays[f"cls{layers}_bn_var_after"])
@@ -139,12 +140,12 @@ def test_a_step_of_a_single_modality_decoder(golden_decoders, name):
     params, extra = {"image": image, "head": params}, {"head": stats}
     fresh = jax.eval_shape(objective.init, jax.random.key(0), batch)
     assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, (params, extra))
-    close(objective.forward(params, extra, batch)["feature"], arrays[f"{name}_features"])
+    close(jax.jit(objective.forward)(params, extra, batch)["feature"], arrays[f"{name}_features"])
     chain = adamw(float(arrays[f"{name}_lr"]), config["adamw_weight_decay"])
     loss, grads, after, extra = step(objective, params, extra, batch, chain)
     close(loss, arrays[f"{name}_train_loss"])
     same_state(state, name, after, extra, grads)
-    close(objective.forward(after, extra, batch)["logits"], arrays[f"{name}_logits_after_step_eval"], 2e-5)
+    close(jax.jit(objective.forward)(after, extra, batch)["logits"], arrays[f"{name}_logits_after_step_eval"], 2e-5)
 
 
 def test_a_step_of_the_multi_modality_decoder(golden_decoders):
@@ -160,7 +161,7 @@ def test_a_step_of_the_multi_modality_decoder(golden_decoders):
     )
     close(loss, arrays["multi_train_loss"])
     same_state(state, "multi", after, extra)
-    close(objective.forward(after, extra, batch)["logits"], arrays["multi_logits_after_step_eval"], 2e-5)
+    close(jax.jit(objective.forward)(after, extra, batch)["logits"], arrays["multi_logits_after_step_eval"], 2e-5)
 
 
 def test_a_step_of_the_regression_decoder(golden_decoders):
@@ -181,7 +182,7 @@ def test_a_step_of_the_regression_decoder(golden_decoders):
     )
     close(loss, arrays["reg_train_loss"])
     same_state(state, "reg", after, extra, grads)
-    out = np.asarray(objective.forward(after, extra, batch)["value"])
+    out = np.asarray(jax.jit(objective.forward)(after, extra, batch)["value"])
     close(out, arrays["reg_out_after_step_eval"], 2e-5)
     relative = np.abs(out - arrays["reg_targets"]).mean(0) / arrays["reg_targets"].mean(0)
     close(relative, arrays["reg_percent_error"], 2e-5)
@@ -193,15 +194,17 @@ def test_forecasting(golden_decoders):
     params = {"fc1": {"kernel": state["forecast.fc_1.weight"].T, "bias": state["forecast.fc_1.bias"]}}
     table = state["forecast.pe"][:, 0]
     assert len(table) == config["forecast"]["max_len"]
-    close(interval_encoding(jnp.arange(len(table)), table.shape[1]), table, 5e-5)
+    encoding = jax.jit(interval_encoding, static_argnums=1)(jnp.arange(len(table)), table.shape[1])
+    close(encoding, table, 5e-5)
     x, days = arrays["forecast_x"], arrays["forecast_times"]
-    close(ForecastHead().apply({"params": params}, x[:, None], days[:, None]), arrays["forecast_out"][:, 0])
+    out = jax.jit(ForecastHead().apply)({"params": params}, x[:, None], days[:, None])
+    close(out, arrays["forecast_out"][:, 0])
     objective = Forecast(
         tower_of(state, config, feature="mean")[0], ForecastHead(), positive=config["forecast"]["pos_weight"]
     )
     batch = {"feature": x, "days": days.astype(np.float32), "label": arrays["forecast_target"].astype(np.int32)}
     now = jnp.zeros((), jnp.int32)
-    loss, (_, metrics) = objective.loss({"head": params}, {}, batch, jax.random.key(0), now)
+    loss, (_, metrics) = jax.jit(objective.loss)({"head": params}, {}, batch, jax.random.key(0), now)
     close(loss, arrays["forecast_bce_posw10"])
     right = (arrays["forecast_out"][:, 0] > 0) == (arrays["forecast_target"] > 0)
     assert float(metrics["accuracy"]) == pytest.approx(right.mean())
