@@ -49,6 +49,7 @@ def recipe(
     freeze: bool = False,
     decoder: Literal["unetr", "linear"] = "unetr",
     width: int = 16,
+    dropout: float = 0.1,
     blocks: tuple[int, ...] = (),
     sigma: float = 2.0,
     read: Literal["points", "points_expected"] = "points",
@@ -85,6 +86,7 @@ def recipe(
         freeze: leave the encoder as it is, as VisionFM does; only the decoder learns.
         decoder: unetr, or one linear layer on the four blocks.
         width: of the UNETR decoder; published 32.
+        dropout: of its last channels; published 0.3.
         blocks: which four blocks the decoder reads, from 0; published 3 5 7 11 of 12, 5 11 17 23 of 24.
         sigma: pixels of the Gaussian that a point is learnt as; published 0, a single pixel.
         read: the highest pixel (published), or the mean place under the softmax.
@@ -113,7 +115,10 @@ def recipe(
         else new_encoder(encoder, size, dtype=dtype)
     )
     count = len(landmarks)
-    kinds = {"unetr": lambda p: UNETR(count, p, width, dtype=dtype), "linear": lambda p: Linear(count, p, dtype=dtype)}
+    kinds = {
+        "unetr": lambda patch: UNETR(count, patch, width, dropout, dtype=dtype),
+        "linear": lambda patch: Linear(count, patch, dtype=dtype),
+    }
     parts = sources(data, split, fractions, landmarks, patients, size, seed)
     prepare = {"landmarks": landmarks, "missing": missing if data else "allowed", "diameter": disc_diameter}
     read_once = {n: Prepared(part, size, **prepare, resize=resize) for n, part in parts.items()}

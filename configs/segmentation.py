@@ -47,6 +47,7 @@ def recipe(
     freeze: bool = False,
     decoder: Literal["unetr", "linear"] = "unetr",
     width: int = 16,
+    dropout: float = 0.1,
     blocks: tuple[int, ...] = (),
     size: int = 128,
     resolution: int = 0,
@@ -80,6 +81,7 @@ def recipe(
         freeze: leave the encoder as it is, as VisionFM does; only the decoder learns.
         decoder: unetr, or one linear layer on the four blocks.
         width: of the UNETR decoder; published 32.
+        dropout: of its last channels; published 0.3.
         blocks: which four blocks the decoder reads, from 0; published 3 5 7 11 of 12, 5 11 17 23 of 24.
         size: side of the square image that the model sees; published 512.
         resolution: side that images are resized to; if larger than size, training crops and evaluation slides windows.
@@ -106,7 +108,11 @@ def recipe(
         else new_encoder(encoder, size, dtype=dtype)
     )
     count = outputs(classes, overlapping)
-    kinds = {"unetr": lambda p: UNETR(count, p, width, dtype=dtype), "linear": lambda p: Linear(count, p, dtype=dtype)}
+    start = 0.0 if len(classes) > 1 and not overlapping else -3.0
+    kinds = {
+        "unetr": lambda patch: UNETR(count, patch, width, dropout, start, dtype),
+        "linear": lambda patch: Linear(count, patch, start, dtype),
+    }
     parts = sources(data, split, fractions, classes, overlapping, patients, resolution, seed, crop_field)
     parts = parts if workers else {name: Remembered(part) for name, part in parts.items()}
     augment = (RandomCrop(size), RightAngles(turn), ColorJitter(jitter, jitter, jitter / 2), Keep(("image", "mask")))

@@ -38,6 +38,8 @@ class UNETR(nn.Module):
     1/8, 1/4, 1/2 and all of the image's resolution, of 4, 2, 1 and 1/2 times `width` channels. The tokens' own
     resolution is 1/16 at a patch of 16; at 8 the first transposed convolutions enlarge nothing, at 32 fourfold. Other
     patches are decoded as the nearest of these, on a map of another size that is then resized.
+    start: where the biases of the outputs begin; -3 says at first that little of an image belongs to any structure
+    (arXiv:1708.02002, section 3.3), which spares small ones many steps.
     Batch statistics are the collection "batch_stats"; dropout of whole channels needs a "dropout" rng to act.
     """
 
@@ -45,6 +47,7 @@ class UNETR(nn.Module):
     patch: int = 16
     width: int = 32
     dropout: float = 0.3
+    start: float = 0.0
     dtype: str = "float32"
 
     @property
@@ -67,7 +70,7 @@ class UNETR(nn.Module):
         x = self._level(4, x, picture, train)
         if train and self.dropout > 0 and self.has_rng("dropout"):
             x = drop_channels(x, self.make_rng("dropout"), self.dropout)
-        logits = _dense(self.outputs, x.shape[-1], self.dtype, "out")(x).astype(jnp.float32)
+        logits = _dense(self, x.shape[-1])(x).astype(jnp.float32)
         return _resized(logits, (image.shape[1], image.shape[2]))
 
     def _channels(self, level: int) -> int:
@@ -103,11 +106,12 @@ def drop_channels(x: jax.Array, rng: jax.Array, rate: float) -> jax.Array:
 class Linear(nn.Module):
     """Tokens of four blocks side by side, one product for each patch, enlarged to the image: f32 [B h w K].
 
-    The enlarging is bilinear with half-pixel centres, clamped at the edges. `patch` and the arguments are UNETR's.
+    The enlarging is bilinear with half-pixel centres, clamped at the edges. Fields and arguments are UNETR's.
     """
 
     outputs: int
     patch: int = 16
+    start: float = 0.0
     dtype: str = "float32"
 
     @nn.compact
@@ -116,7 +120,7 @@ class Linear(nn.Module):
         del train
         grid = (image.shape[1] // self.patch, image.shape[2] // self.patch)
         z = jnp.concatenate([_as_map(z, grid).astype(self.dtype) for z in tokens], -1)
-        logits = _dense(self.outputs, z.shape[-1], self.dtype, "out")(z).astype(jnp.float32)
+        logits = _dense(self, z.shape[-1])(z).astype(jnp.float32)
         return _resized(logits, (image.shape[1], image.shape[2]))
 
 
@@ -158,9 +162,10 @@ class ConvNorm(nn.Module):
         return jax.nn.relu(BatchNorm(name="norm")(x + bias.reshape(1, 1, 1, -1), train))
 
 
-def _dense(width: int, fan_in: int, dtype: str, name: str) -> layers.Dense:
-    """The same product at every position, with torch's initial values of a convolution's kernel."""
-    return layers.Dense(width, layers.uniform(fan_in**-0.5), dtype=dtype, name=name)
+def _dense(decoder: UNETR | Linear, fan_in: int) -> layers.Dense:
+    """The outputs at every position, with torch's initial values of a convolution's kernel."""
+    start = nn.initializers.constant(decoder.start)
+    return layers.Dense(decoder.outputs, layers.uniform(fan_in**-0.5), start, decoder.dtype, name="out")
 
 
 def _four(tokens: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
