@@ -36,17 +36,11 @@ CJK_FONTS = (
     "Droid Sans Fallback",
     "Arial Unicode MS",
 )
+# what is drawn together, on an axis from 0 to 1
 HIGHER = (
-    "macro_auc",
-    "macro_ap",
-    "macro_accuracy",
-    "accuracy",
-    "balanced_accuracy",
-    "macro_f1",
-    "kappa",
-    "r2",
-    "pearson",
-)  # what is drawn together, on an axis from 0 to 1
+    *("macro_auc", "macro_ap", "macro_accuracy", "accuracy", "balanced_accuracy", "macro_f1", "kappa", "r2", "pearson"),
+    *("mean_dice", "mean_iou", "mean_sensitivity", "within_half"),
+)
 
 
 def confusion(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: str | Path) -> Path:
