@@ -88,7 +88,8 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
         return [low]
     rough = span / count
     unit = 10.0 ** math.floor(math.log10(rough))
-    step = unit * min((1, 2, 2.5, 5, 10), key=lambda m: abs(m * unit - rough))
+    round_ones = (1, 2, 2.5, 5, 10) if span < 3 else (1, 2, 5, 10)  # 132.5 takes too much room
+    step = unit * min(round_ones, key=lambda m: abs(m * unit - rough))
     first = math.ceil(low / step - 1e-9)
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
 

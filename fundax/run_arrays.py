@@ -49,6 +49,7 @@ class Judged:
     index: np.ndarray | None = None
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     cases: Cases | None = None
+    bands: Mapping[str, np.ndarray] = field(default_factory=dict)  # of a forecast: numbers by horizon, each [bands]
     ranked: np.ndarray | None = None
 
     @property
@@ -74,7 +75,7 @@ class Judged:
         """The chosen rows, without cases."""
         names = ("truth", "index", "patients", "ranked")
         kept = {name: None if (a := getattr(self, name)) is None else a[rows] for name in names}
-        return replace(self, scores=self.scores[rows], columns={}, cases=None, **kept)
+        return replace(self, scores=self.scores[rows], columns={}, cases=None, bands={}, **kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,6 +249,7 @@ def _beside(arrays: Mapping[str, np.ndarray], rows: int, words: Mapping[str, Any
         "index": fits.get("index"),
         "columns": {key: value for key, value in columns.items() if len(set(map(str, value))) > 1},
         "cases": _cases(arrays, rows),
+        "bands": {key.removeprefix("band_"): a for key, a in arrays.items() if key.startswith("band_") and a.ndim == 1},
     }
 
 

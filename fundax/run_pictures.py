@@ -123,11 +123,14 @@ def cases(judged: Judged, seen: Cases, more: Mapping[str, np.ndarray]) -> Html:
         half = len(order) // 2
         split = {"best": order[:half], "worst": order[::-1][: len(order) - half]}
     each = max(1, CASES // max(len(split), 1))
+    shape = (
+        "cases broad" if seen.pictures.shape[2] > 1.4 * seen.pictures.shape[1] else "cases"
+    )  # several beside each other
     parts = []
     for kind, chosen in split.items():
         if chosen:
             shown = [_figure(judged, seen, more, k) for k in chosen[:each]]
-            parts.append(tag("div", tag("h3", f"{judged.run}: {kind}"), tag("div", *shown, class_="cases")))
+            parts.append(tag("div", tag("h3", f"{judged.run}: {kind}"), tag("div", *shown, class_=shape)))
     overlays = ", ".join((*seen.overlays, *more))
     below = tag("p", f"Below each image: {overlays}.", class_="soft") if overlays else ""
     return joined((tag("div", *parts, class_="groups"), below))
@@ -255,7 +258,7 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return low - room, high + room
 
 
-_SKIP = ("images_per_second", "data_wait", "rows", "unlabelled", "labels_used")
+_SKIP = ("images_per_second", "data_wait", "rows", "unlabelled", "labels_used", "_low", "_high", "minus_mean_error")
 
 
 def _wanted(name: str) -> bool:

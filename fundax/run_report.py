@@ -59,15 +59,15 @@ def report(
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Judged]]:
-    """Evaluations that belong together: of one name and kind, with the same classes; else under "eval, run"."""
+    """Evaluations that belong together, of one name, kind and classes; called "eval", or "eval, run" where two differ."""
+    alike: dict[tuple[Any, ...], list[Judged]] = {}
+    for judged in (one for run in runs for one in run.judged):
+        alike.setdefault((judged.eval, judged.kind, judged.names), []).append(judged)
+    called = [name for name, _, _ in alike]
     out: dict[str, list[Judged]] = {}
-    for run in runs:
-        for judged in run.judged:
-            several = sum(other.eval == judged.eval for other in run.judged) > 1
-            name = judged.eval + (f" ({judged.kind})" if several else "")
-            if name in out and (out[name][0].names, out[name][0].kind) != (judged.names, judged.kind):
-                name = f"{name}, {run.name}"
-            out.setdefault(name, []).append(judged)
+    for (name, kind, _), group in alike.items():
+        title = name if called.count(name) == 1 else f"{name}, {group[0].run}"
+        out[title if title not in out else f"{title} ({kind})"] = group
     return out
 
 
@@ -136,7 +136,7 @@ def _evaluation(group: list[Judged], runs: Sequence[Run], resamples: int, attent
             found = [run_pictures.confusion(judged) for judged in group]
             parts += [tag("h3", "Confusion"), tag("div", *found, class_="beside")]
         for judged in group:
-            parts += [_classes(judged), _operating(judged, _validation(judged, runs))]
+            parts += [_classes(judged), _operating(judged, _validation(judged, runs)), _bands(judged)]
     if group[0].kind == "values":
         parts.append(run_pictures.scatter(group))
         parts += [_targets(judged, resamples) for judged in group]
@@ -176,7 +176,10 @@ def _classes(judged: Judged) -> Html:
 def _operating(judged: Judged, chosen_on: Judged | None) -> Html:
     rows = []
     for name, point, found in run_scores.operating(judged, chosen_on):
-        cells = [number(found[key]) if key in found else "–" for key in ("sensitivity", "specificity", "ppv", "npv")]
+        cells = [
+            number(found[key]) if key in found and not point.note else "–"
+            for key in ("sensitivity", "specificity", "ppv", "npv")
+        ]
         threshold = (
             plain(point.threshold) if not point.note else tag("span", "–", tag("small", point.note), class_="blank")
         )
@@ -185,6 +188,22 @@ def _operating(judged: Judged, chosen_on: Judged | None) -> Html:
     said = f"{judged.run}: thresholds are chosen {where}. Exact intervals that take rows as independent."
     head = ("class, chosen for", "threshold", "sensitivity", "specificity", "PPV", "NPV")
     return joined((tag("h3", "Operating points"), table(head, rows, said)))
+
+
+def _bands(judged: Judged) -> Html:
+    """A forecast by how far it looks."""
+    found = dict(judged.bands)
+    if not {"from", "to", "rows"} <= set(found):
+        return Html("")
+    notes = [str(note) for note in found.pop("note", np.full(len(found["from"]), ""))]
+    first, last = found.pop("from"), found.pop("to")
+    rows = []
+    for k, note in enumerate(notes):
+        cells = [plain(float(a[k])) if a.dtype.kind == "f" else str(a[k]) for a in found.values()]
+        rows.append((f"{first[k]:g} to {last[k]:g}", *cells, note))
+    said = {"auc": "AUC", "f1": "F1", "brier": "Brier score", "ece": "ECE"}
+    head = ("horizon, days", *(said.get(name, name) for name in found), "")
+    return joined((tag("h3", f"By horizon: {judged.run}"), table(head, rows)))
 
 
 def _short(chosen_for: str) -> str:

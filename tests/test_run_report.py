@@ -76,7 +76,8 @@ def test_one_page_of_three_runs_of_every_kind(tmp_path):
     assert "<img src=http" not in text
     assert "&lt;script&gt;alert(&quot;x&quot;)" in text
     assert text.count("data:image/jpeg") == 4 + 4 + 4 + 2 * 2
-    for said in ("Comparison", "McNemar", "DeLong, paired", "only c has it", "Holm", "sex: f", "age: 40-54", "eye: right",
+    for said in ("Comparison", "McNemar", "DeLong, paired", "only c has it", ">test, a</h2>", "Holm",
+                 "sex: f", "age: 40-54", "eye: right",
                  "linear", "0.700", "± 0.141", "margin [3]", "absent",
                  "<b>1.000</b><small>1.000 to 1.000</small>", "on these very rows", "train/loss",
                  "Below each image: overlay"):  # fmt: skip
@@ -145,6 +146,13 @@ def test_a_missing_class_is_a_blank_with_its_reason(tmp_path):
     assert all(point.note for _, point, _ in operating(next(j for j in judged if j.eval == "test"), None))
     report([folder], tmp_path / "page.html", resamples=20)
     assert "nothing to rank against" in (tmp_path / "page.html").read_text()
+
+
+def test_attention_of_a_run_without_weights_is_left_out_and_told(tmp_path, caplog):
+    folder = run(tmp_path / "a", test=classified(np.random.default_rng(0)))
+    report([folder], tmp_path / "page.html", resamples=5, attention=True)
+    assert "a: no attention" in caplog.text
+    assert (tmp_path / "page.html").read_text().count("data:image/jpeg") == 4
 
 
 def test_thresholds_come_from_validation_where_it_is_there(tmp_path):

@@ -52,17 +52,19 @@ svg .note{font-weight:600;paint-order:stroke;stroke:#fff;stroke-width:3px}
 .groups h3{margin:.6rem 0 .2rem}
 .beside{display:flex;flex-wrap:wrap;gap:0 2.5rem}
 .cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));gap:.7rem;margin:.3rem 0 1rem}
+.cases.broad{grid-template-columns:repeat(auto-fill,minmax(min(24rem,100%),1fr))}.cases.broad img{aspect-ratio:auto}
 figure{margin:0}figure img{width:100%;aspect-ratio:1;object-fit:contain;background:#000;display:block}
 figure img+img{margin-top:2px}
 figcaption{font-size:.8rem;line-height:1.3;margin-top:.2rem}figcaption b{color:var(--ink)}
 @media(max-width:40rem){body{padding:.6rem .8rem 2rem;font-size:14px}td,th{padding:.2rem .4rem}
 th[scope=row]{max-width:9.5rem;min-width:5.5rem}
-.cases{grid-template-columns:repeat(auto-fill,minmax(6.5rem,1fr))}}
+.cases:not(.broad){grid-template-columns:repeat(auto-fill,minmax(6.5rem,1fr))}}
 @media print{@page{margin:14mm}body{max-width:none;padding:0;font-size:9.5pt}nav{display:none}.wide{overflow:visible}
 table{font-size:7.5pt}td,th{padding:.12rem .3rem}td small,.blank small{white-space:normal;min-width:0}
 th[scope=row],thead th:first-child{position:static}
 .panels{grid-template-columns:repeat(4,1fr)}.panels.few{grid-template-columns:repeat(3,1fr)}
 .groups{grid-template-columns:1fr 1fr}.cases{grid-template-columns:repeat(4,1fr)}
+.cases.broad{grid-template-columns:1fr}
 h2,h3,.key,.caption{break-after:avoid}figure,svg,tr{break-inside:avoid}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}
 a{color:inherit;text-decoration:none}}
 """
