@@ -22,7 +22,7 @@ from data_pipelines.records import EYES, MODALITIES, DataError, Record, Source, 
 from data_pipelines.transforms import FieldOfViewCrop, eval_step, present
 
 FRAME = np.array([[0, 0], [1000, 0], [0, 1000]], np.float32)  # see fundax.frames
-_BLACK = np.random.default_rng(0)  # steps that draw nothing are called with it
+_NO_DRAWS = np.random.default_rng(0)  # for steps that draw nothing
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Prepared:
         if self.landmarks:
             example["points"] = self._points(record, size)
         if self.crop:
-            example = FieldOfViewCrop()(example, _BLACK)
+            example = FieldOfViewCrop()(example, _NO_DRAWS)
         step = eval_step({"image_size": self.size, "resize": self.resize, "interpolation": "bilinear"})
-        example = step(example, _BLACK)
+        example = step(example, _NO_DRAWS)
         targets |= {key: value for key, value in example.items() if key != "image"}
         return Record(
             record.patient, (View(example["image"], view.modality, view.eye),), targets=targets, where=record.where
@@ -193,7 +193,7 @@ def _structure(drawn: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 class Ready:
     """The first step for rows of Prepared: image u8 [s s 3], modality, eye i32 [], group i32 [] (the patient), and `targets`.
 
-    A target that no row has, `truth_fov` or `fov`, may be named all the same where `optional` holds it.
+    Of `targets` those in `optional` may be absent: not every data set has a field of view.
     """
 
     targets: tuple[str, ...]

@@ -12,8 +12,10 @@ Keys of a batch (a plain dict of arrays; images are uint8, normalised on the dev
     label          i32 [B]         one class;  multi-label: f32 [B K]
     category       i32 [B]         identical values mean "the same text in meaning"
     modality       i32 [B]         index into data_pipelines.records.MODALITIES
-    mask           i32 [B h w]     segmentation classes
+    mask           i32 [B h w]     segmentation classes, or [B h w K] of 0 and 1 where they overlap
     points         f32 [B n 2]     landmarks as (x, y) in pixels of `image`
+    frame          f32 [B 3 2]     where pixels of the original image are in `image` (fundax/frames.py)
+    truth, truth_fov  [B H W]      mask and field of view of the original image
     value          f32 [B K]       regression targets
     days           f32 [B]         days between visits
     valid          bool [B]        False for padding rows of the last batch of a pass
