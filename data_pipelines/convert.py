@@ -72,9 +72,11 @@ _Moves = Sequence[tuple[Move, tuple[int, int]] | None]
 
 def _follow(name: str, value: Any, moves: _Moves) -> Any:
     """A target at the new size of the images: of one view, or one per view along the first axis."""
-    if name == "mask" and not isinstance(value, np.ndarray):
+    if name == "mask" and isinstance(value, tuple) and len(moves) == 1:
+        raise DataError(f"{len(value)} masks of one image cannot be converted; train from the CSV itself")
+    if name in ("mask", "fov") and not isinstance(value, np.ndarray):
         value = load_mask(value)
-    if name not in ("mask", "masks", "points") or not any(moves):
+    if name not in ("mask", "masks", "fov", "points") or not any(moves):
         return value
     if isinstance(value, tuple | list):
         return tuple(_moved(name, one, move) for one, move in zip(value, moves, strict=True))
