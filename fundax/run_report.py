@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import track
 
 from data_pipelines.records import EYES, MODALITIES
 from fundax import run_pictures, run_scores
@@ -41,11 +42,8 @@ def report(
     sections = [Section("Results", _headlines(groups, resamples))]
     if len(read) > 1:
         sections.append(Section("Comparison", _comparison(groups, resamples)))
-    with Progress(transient=True) as bar:
-        task = bar.add_task("evaluations", total=len(groups))
-        for name, group in groups.items():
-            sections.append(Section(name, _evaluation(group, read, resamples, attention)))
-            bar.advance(task)
+    for name, group in _shown(groups, "evaluations"):
+        sections.append(Section(name, _evaluation(group, read, resamples, attention)))
     if others := _others(read):
         sections.append(Section("Other evaluations", others))
     curves = {run.name: run.curves for run in read if run.curves}
@@ -71,6 +69,12 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Judged]]:
     return out
 
 
+def _shown(groups: dict[str, list[Judged]], what: str) -> Iterable[tuple[str, list[Judged]]]:
+    """The groups, with a bar on a terminal: ten thousand rows take a minute."""
+    console = Console(stderr=True)
+    return track(list(groups.items()), what, console=console, transient=True) if console.is_terminal else groups.items()
+
+
 def _label(group: str, judged: Judged) -> str:
     run = f", {judged.run}"
     return group if group.endswith(run) else group + run
@@ -92,7 +96,7 @@ def _headlines(groups: dict[str, list[Judged]], resamples: int) -> Html:
     """One table for each set of metrics: a row for each evaluation and run."""
     tables: dict[tuple[str, ...], list[list[Any]]] = {}
     long: list[Html] = []
-    for name, group in groups.items():
+    for name, group in _shown(groups, "intervals"):
         for judged in group:
             found = run_scores.headline(judged, resamples)
             patients = "–" if judged.patients is None else str(len(np.unique(judged.patients)))
@@ -111,7 +115,7 @@ def _headlines(groups: dict[str, list[Judged]], resamples: int) -> Html:
 
 def _comparison(groups: dict[str, list[Judged]], resamples: int) -> Html:
     rows, reasons = [], []
-    for name, group in groups.items():
+    for name, group in _shown(groups, "comparisons"):
         tests, why = run_scores.compare(group, resamples)
         reasons += [f"{name}: {line}." for line in why]
         rows += [
