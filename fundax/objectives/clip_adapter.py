@@ -125,10 +125,9 @@ class Adapted:
     def told(self, params: Params, extra: Extra, class_features: Callable[..., Array]) -> Params:
         """params with the heads of classes: class_features (encode) -> unit features f32 [K E]."""
         said: dict[str, Any] = {}
-        run = jax.jit(self.model.forward)
 
         def encode(batch: Batch) -> dict[str, np.ndarray]:
-            out = jax.device_get(run(params["model"], extra["model"], dict(batch)))
+            out = jax.device_get(_run(self.model, params["model"], extra["model"], dict(batch)))
             said.update(out)
             return out
 
@@ -221,6 +220,11 @@ def fit(
     arrays = {"feature": jnp.asarray(features, jnp.float32), "label": jnp.asarray(labels, jnp.int32)}
     settings = (objective, weight_decay, eps, storage_quirk)
     return _fit(settings, params, extra, arrays, jnp.asarray(order, jnp.int32), jnp.asarray(rates, jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(model: Any, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    return model.forward(params, extra, batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
