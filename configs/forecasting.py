@@ -84,6 +84,7 @@ def recipe(
     found = questions(data, split, seed, visits, people)
     resnet = size == "resnet" and not init
     fields: dict[str, Any] = {"feature": feature or ("pooled" if resnet else "mean"), "frozen": not learns}
+    shape: tuple[Any, ...] = (32, 8, (1,)) if smoke else (96,)
     start = convolutional(*shape, **fields) if resnet else encoder(init, size=size, **fields)
     objective = Forecast(start.tower, ForecastHead(), positive, visits, given="image" if learns else "feature")
     source = Frozen(objective, start.init_from, seed, init_extra=start.init_extra)

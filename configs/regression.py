@@ -89,6 +89,7 @@ def recipe(
     fields: dict[str, Any] = {"blocks": blocks, "frozen": not learns}
     resnet = size == "resnet" and not init
     fields["feature"] = feature or ("pooled" if resnet else "token")
+    shape: tuple[Any, ...] = (pixels, 8, (1,)) if smoke else (pixels,)
     start = convolutional(*shape, **fields) if resnet else encoder(init, size=size, **fields)
     decoder = MLPHead(len(names), 2 if head == "mlp" else 1, dropout, norm=head == "mlp")
     objective = Regress(start.tower, decoder, names, given="image" if learns else "feature")
