@@ -108,7 +108,7 @@ def recipe(
     given = {"batch": batch, "epochs": epochs, "lr": lr, "encoder_lr": encoder_lr, "layer_decay": layer_decay_rate}
     given |= {"drop_path": drop_path, "smoothing": smoothing}
     use: dict[str, Any] = PRESETS[preset] | {k: v for k, v in given.items() if v is not None}
-    patients, size, use = (14, "smoke", use | {"batch": 4}) if smoke else (patients, size, use)
+    patients, size, use = (16, "smoke", use | {"batch": 8}) if smoke else (patients, size, use)
     found = parts(data, split, seed) if data else synthetic_parts(Eyes(patients, seed, size=96))
     start = encoder(
         init,

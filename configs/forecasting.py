@@ -78,7 +78,7 @@ def recipe(
         smoke: three steps of almost nothing.
     """
     learns = not init if train_encoder is None else train_encoder
-    patients, batch, seen, copies = (16, 4, 3, 1) if smoke else (patients, batch, seen, copies)
+    patients, batch, seen, copies = (16, 8, 3, 1) if smoke else (patients, batch, seen, copies)
     drawn = ("normal", "mild diabetic retinopathy") if smoke else None
     people = Patients(patients, seed, size=96, visits=seen, one_eye=True, conditions=drawn)
     found = questions(data, split, seed, visits, people)
@@ -101,7 +101,7 @@ def recipe(
     part, total = "test" if test else "val", 3 if smoke else steps
     schedule: Any = annealed(lr, 0, total, total // 20 if learns else 0)
     chain = optax.sgd(schedule, momentum=0.9) if optimizer == "sgd" else adamw(schedule, weight_decay=0.05)
-    images = once(getattr(found, part), read(False, *BESIDE[:-1]), batch=4 if smoke else 64, workers=workers)
+    images = once(getattr(found, part), read(False, *BESIDE[:-1]), batch=8 if smoke else 64, workers=workers)
     scored = Classified(data=images if learns else feature_rows.once(rows(part)), classes=objective.classes, bands=3)
     given = train(
         found.train, read(True, "label", "days", "present", "modality"), batch=batch, seed=seed, workers=workers

@@ -81,7 +81,7 @@ def recipe(
         smoke: three steps of almost nothing.
     """
     learns = not init if train_encoder is None else train_encoder
-    patients, batch, pixels, size = (8, 4, 32, "resnet") if smoke else (patients, batch, pixels, size)
+    patients, batch, pixels, size = (16, 8, 32, "resnet") if smoke else (patients, batch, pixels, size)
     found = parts(data, split, seed, "value") if data else synthetic_parts(Eyes(patients, seed, size=max(pixels, 96)))
     names = names or (
         BIOMARKERS if not data else tuple(f"value {k}" for k in range(len(found.train[0].targets["value"])))
@@ -103,7 +103,7 @@ def recipe(
         return source.rows(once(part, changed if count > 1 else plain, batch=64, workers=workers), BESIDE)
 
     part = "test" if test else "val"
-    images = once(getattr(found, part), plain, batch=64 if not smoke else 4, workers=workers)
+    images = once(getattr(found, part), plain, batch=64 if not smoke else 8, workers=workers)
     seen = (IndependentFlip(), FlipRows())
     steps = 3 if smoke else max(epochs * (1 if learns else copies) * len(found.train) // batch, 1)
     scale = lr * batch / 256
