@@ -1,7 +1,7 @@
 """python launch.py train configs/forecasting.py --workdir runs/forecasting --init runs/visionfm --data visits.csv,images=photos
 
 Will this eye be worse after so many days? VisionFM's forecast head: on the encoder of --init, which stays frozen unless
---train-encoder, or on a fresh one that learns with it (the default; on synthetic patients some minutes on two CPU cores).
+--train-encoder True, or on a fresh one that learns with it (the default; some minutes on two CPU cores).
 `visits.csv` has image, patient, day, label (the state: higher is worse) and eye; each pair of visits is a question. Or
 the authors' list, image and label of 0 and 1: --data list.csv,value=days. Without --data: visits of synthetic patients.
 The test part once, afterwards: python launch.py eval runs/forecasting --checkpoint best --test
@@ -115,7 +115,7 @@ def recipe(
         evals={part: scored},
         init_from=start.init_from,
         init_extra=start.init_extra,
-        every=Every(log=max(total // 40, 1), save=0, eval=max(total // 8, 1)),
+        every=Every(log=max(total // 40, 1), save=0, eval=max(total // (4 if learns else 8), 1)),
         best="val/macro_auc",
         seed=seed,
         preprocessing=start.facts | {"classes": objective.classes},

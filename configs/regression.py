@@ -2,7 +2,7 @@
 
 Values from an image: VisionFM's biomarker decoder, on standardised targets (--raw: as they are, the authors' way). On
 synthetic eyes it learns age, systolic pressure, HbA1c and axial length with the encoder, in some minutes on two CPU
-cores; with --init RUN the encoder stays frozen unless --train-encoder. Own data: --data labels.csv,value=age+hba1c.
+cores; with --init RUN the encoder stays frozen unless --train-encoder True. Own data: --data labels.csv,value=age+hba1c.
 The test part once, afterwards: python launch.py eval runs/regression --checkpoint best --test
 """
 
