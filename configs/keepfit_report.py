@@ -37,8 +37,8 @@ from fundax.recipe import Every, Recipe
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {"batch": 64, "epochs": 15, "lr": 1e-4, "image_size": 224, "context": 90, "beams": 3,
                   "patients": 20_000, "workers": 4, "findings": False},
-    "laptop": {"batch": 64, "epochs": 12, "lr": 1e-3, "image_size": 64, "context": 64, "beams": 1,
-               "patients": 4000, "workers": 0, "findings": True},
+    "laptop": {"batch": 64, "epochs": 8, "lr": 1.5e-3, "image_size": 64, "context": 64, "beams": 1,
+               "patients": 8000, "workers": 0, "findings": True},
 }  # fmt: skip
 PRESETS["smoke"] = PRESETS["laptop"] | {"batch": 8, "epochs": 1, "image_size": 32, "context": 24, "patients": 16}
 
