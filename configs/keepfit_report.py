@@ -2,7 +2,7 @@
 
 Reports of images, word by word, as the FFA branch of KeepFIT writes them: ResNet-50 at 224 pixels, a transformer of
 3 + 3 layers, 90 words, beam search. Without --data it learns from synthetic angiograms and photographs. A small model
-for a laptop, which from a fresh image tower learns the language of reports and not yet the diseases (docs/reports.md):
+for a laptop, which learns the findings of an image beside the words of its report (docs/reports.md):
 python launch.py train configs/keepfit_report.py --preset laptop --workdir runs/report
 """
 
