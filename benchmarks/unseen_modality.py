@@ -106,7 +106,7 @@ def interval(first: np.ndarray, second: np.ndarray | None, seed: int = 0) -> tup
 def measure(encoders: dict[str, tuple[Recipe, Params]], modality: str, use: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the table for one modality: by images per class, every encoder, and what it gains over the random one."""
     parts = {
-        name: tuple(features(*model, modality, start, n) for start, n in ((POOL, use.pool), (TEST, use.test)))
+        name: (features(*model, modality, POOL, use.pool), features(*model, modality, TEST, use.test))
         for name, model in encoders.items()
     }
     labels = next(iter(parts.values()))[1]["label"]

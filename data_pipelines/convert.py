@@ -72,7 +72,7 @@ _Moves = Sequence[tuple[Move, tuple[int, int]] | None]
 
 def _follow(name: str, value: Any, moves: _Moves) -> Any:
     """A target at the new size of the images: of one view, or one per view along the first axis."""
-    if name == "mask" and isinstance(value, tuple) and len(moves) == 1:
+    if name in ("mask", "fov") and isinstance(value, tuple):
         raise DataError(f"{len(value)} masks of one image cannot be converted; train from the CSV itself")
     if name in ("mask", "fov") and not isinstance(value, np.ndarray):
         value = load_mask(value)

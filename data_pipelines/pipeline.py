@@ -387,7 +387,7 @@ def _start_worker(parent: int, worker: int, workers: int) -> None:
     del worker, workers
     with contextlib.suppress(OSError, AttributeError):  # glibc: keep freed megabytes, the next image needs them again
         glibc = ctypes.CDLL(None)
-        glibc.mallopt(-1, 1 << 30), glibc.mallopt(-3, 1 << 30)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        _ = [glibc.mallopt(limit, 1 << 30) for limit in (-1, -3)]  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
     with contextlib.suppress(ValueError):  # not the main thread
         for told in (signal.SIGINT, signal.SIGTERM):  # both go to all processes of a terminal or a job step
             signal.signal(told, signal.SIG_IGN)

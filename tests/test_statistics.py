@@ -185,7 +185,7 @@ def share_of_first(rows):
     return rows.mean()
 
 
-class blank_like:  # noqa: N801: reads as a value
+class blank_like:
     """Equal to a blank of this reason (NaN is not equal to itself)."""
 
     def __init__(self, note):

@@ -76,7 +76,7 @@ class Segmentation:
         each = [scores(np.asarray(truth[..., k]), np.asarray(found[..., k]), inside) for k in range(len(self.classes))]
         row: dict[str, Any] = {name: np.array([one[name] for one in each]) for name in NAMES}
         if not self.overlapping and len(self.classes) > 1:
-            row["background"] = scores(~truth.any(-1), ~found.any(-1), inside)["dice"]
+            row["background"] = scores(np.asarray(~truth.any(-1)), np.asarray(~found.any(-1)), inside)["dice"]
         row |= {ours: int(batch[key][i]) for ours, key in (("index", "index"), ("patient", "group")) if key in batch}
         row["missed"] = int(sum(math.isnan(one["hd95"]) and not math.isnan(one["dice"]) for one in each))
         photograph = _whole(np.asarray(batch["image"][i]), np.asarray(batch["frame"][i]), truth.shape[:2])
