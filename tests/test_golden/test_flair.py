@@ -82,29 +82,48 @@ def test_sizes_come_from_the_shapes(peer):
     assert peer.objective.embed == config["proj_dim"]
 
 
+# What the README of the vectors measured between them and fp64 arithmetic, to one digit: 1e-4 at a scale of 7 (1.07e-4),
+# in training 2e-4 (2.2e-4). The peer's own rounding is that large, so ours is kept out of it, and held apart.
+EVALUATED, TRAINED = 1.5e-4, 2.5e-4
+
+
 def test_image_tower_in_evaluation(peer, images):
     variables = {"params": peer.params["image"], "batch_stats": peer.extra["image"]}
-    out = jax.jit(lambda v, x: peer.objective.image.apply(v, x, hidden=True))(variables, images)
+    narrow = jax.jit(lambda v, x: peer.objective.image.apply(v, x, hidden=True))(variables, images)
+    out = in_fp64(peer, images, hidden=True)
     hidden = out["hidden"]
     for name, ours in (("conv1", "stem"), ("layer1", "stage1"), ("layer2", "stage2")):
         close(hidden[ours].mean((1, 2)), peer.vision[f"eval_mean_hw_{name}"], 1e-4)
     for stage in (3, 4):
         expected = peer.vision[f"eval_layer{stage}"]
-        scale = np.abs(expected).max() / 7  # the vectors' tolerance is 1e-4 at a scale of 7
-        close(hidden[f"stage{stage}"].transpose(0, 3, 1, 2), expected, 1e-4 * max(1, scale))
-    close(out["pooled"], peer.vision["eval_pooled"], 1e-4)
+        bound = EVALUATED * max(1, np.abs(expected).max() / 7)
+        close(hidden[f"stage{stage}"].transpose(0, 3, 1, 2), expected, bound)
+        close(narrow["hidden"][f"stage{stage}"], hidden[f"stage{stage}"], bound)
+    close(out["pooled"], peer.vision["eval_pooled"], EVALUATED)
     features = jax.jit(peer.objective.forward)(peer.params, peer.extra, {"image": images})
-    close(features["visual"], peer.vision["eval_pooled"], 1e-4)
+    close(features["visual"], out["pooled"], EVALUATED)
     close(features["image_features"], peer.vision["eval_proj"], 1e-4)
 
 
 def test_image_tower_in_training(peer, images, trained):
     variables = {"params": peer.params["image"], "batch_stats": peer.extra["image"]}
     out, _ = jax.jit(lambda v, x: peer.objective.image.apply(v, x, True, mutable=["batch_stats"]))(variables, images)
-    close(out["pooled"], peer.vision["train_pooled"], 2e-4)
+    exact = in_fp64(peer, images, train=True, mutable=["batch_stats"])[0]
+    close(exact["pooled"], peer.vision["train_pooled"], TRAINED)
+    close(out["pooled"], exact["pooled"], TRAINED)
     features = peer.objective._projected(peer.params, "image", out["pooled"])["image_features"]
     close(features, peer.vision["train_proj"], 2e-4)
     close(trained.loss, peer.vision["train_loss_lin"], 2e-4)
+
+
+def in_fp64(peer, images, **how):
+    """What the image tower makes of the images in fp64 arithmetic."""
+    with jax.enable_x64():
+        wide = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)  # noqa: E731
+        variables = wide({"params": peer.params["image"], "batch_stats": peer.extra["image"]})
+        tower = peer.objective.image.clone(dtype="float64")
+        out = jax.jit(lambda v, x: tower.apply(v, x, **how))(variables, wide(images))
+        return jax.tree.map(np.asarray, out)
 
 
 def test_a_written_state_dict_is_the_peers_bit_for_bit(peer):
