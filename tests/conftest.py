@@ -2,10 +2,15 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# eight devices on a busy machine of few cores: a sum that one of them is late for is not a deadlock
-os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
+os.environ["XLA_FLAGS"] = " ".join((
+    "--xla_force_host_platform_device_count=8",
+    # eight devices on a busy machine of few cores: a sum that one of them is late for is not a deadlock
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
+    # small programs that run once: compiling them is the suite's time, and machine code left unpolished halves it
+    "--xla_backend_optimization_level=0",
+    os.environ.get("XLA_FLAGS", ""),  # what is given wins
+))  # fmt: skip
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")

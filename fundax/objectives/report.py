@@ -146,8 +146,11 @@ class Report:
 
 
 def _answered(params: Params, tokens: jax.Array) -> jax.Array:
-    """Logits of the findings f32 [B F] from the first image token and the mean of the others, [B N D]."""
-    pooled = jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(1)], axis=-1).astype(jnp.float32)
+    """Logits of the findings f32 [B F] from the largest of each channel and the mean of the image tokens [B N D].
+
+    The largest, since a lesion may lie in one token of many.
+    """
+    pooled = jnp.concatenate([tokens.max(1), tokens.mean(1)], axis=-1).astype(jnp.float32)
     answer = params["findings"]["answer"]
     return pooled @ answer["kernel"] + answer["bias"][None]
 
