@@ -1,6 +1,7 @@
 """FLAIR's numbers: every array the peer's code produced, before and after a trip through its own key names."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -15,6 +16,19 @@ from fundax.label_aware import bounded, label_aware
 from fundax.objectives.flair import FLAIR
 
 CASES = ("distinct", "dup", "allsame", "clamped", "negclamp")
+
+
+# The peer's own fp32 outputs are 1.07e-4 (evaluation) and 2.2e-4 (training) from fp64 arithmetic, as much as the tolerances:
+# they hold only where fp32 rounds like the peer's did. They did on 2026-11-24; without AVX-512 (2026-11-28) 1.4e-4 and 2.2e-4.
+CPU = Path("/proc/cpuinfo")
+other_rounding = pytest.mark.xfail(
+    CPU.is_file() and "avx512f" not in CPU.read_text(), strict=False, reason="this processor rounds unlike the peer's"
+)
+
+
+def wide(tree):
+    """In fp64; under jax.enable_x64."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +68,6 @@ def trained(peer, images):
     """
     weights = np.linspace(-1, 1, peer.vision["train_proj"].size).reshape(peer.vision["train_proj"].shape)
     with jax.enable_x64():
-        wide = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)  # noqa: E731
         tower, params, pixels = peer.objective.image.clone(dtype="float64"), wide(peer.params), wide(images)
         statistics = wide(peer.extra["image"])
         weights = jnp.asarray(weights)
@@ -82,48 +95,47 @@ def test_sizes_come_from_the_shapes(peer):
     assert peer.objective.embed == config["proj_dim"]
 
 
-# What the README of the vectors measured between them and fp64 arithmetic, to one digit: 1e-4 at a scale of 7 (1.07e-4),
-# in training 2e-4 (2.2e-4). The peer's own rounding is that large, so ours is kept out of it, and held apart.
-EVALUATED, TRAINED = 1.5e-4, 2.5e-4
-
-
+@other_rounding
 def test_image_tower_in_evaluation(peer, images):
     variables = {"params": peer.params["image"], "batch_stats": peer.extra["image"]}
-    narrow = jax.jit(lambda v, x: peer.objective.image.apply(v, x, hidden=True))(variables, images)
-    out = in_fp64(peer, images, hidden=True)
+    out = jax.jit(lambda v, x: peer.objective.image.apply(v, x, hidden=True))(variables, images)
     hidden = out["hidden"]
     for name, ours in (("conv1", "stem"), ("layer1", "stage1"), ("layer2", "stage2")):
         close(hidden[ours].mean((1, 2)), peer.vision[f"eval_mean_hw_{name}"], 1e-4)
     for stage in (3, 4):
         expected = peer.vision[f"eval_layer{stage}"]
-        bound = EVALUATED * max(1, np.abs(expected).max() / 7)
-        close(hidden[f"stage{stage}"].transpose(0, 3, 1, 2), expected, bound)
-        close(narrow["hidden"][f"stage{stage}"], hidden[f"stage{stage}"], bound)
-    close(out["pooled"], peer.vision["eval_pooled"], EVALUATED)
+        scale = np.abs(expected).max() / 7  # the vectors' tolerance is 1e-4 at a scale of 7
+        close(hidden[f"stage{stage}"].transpose(0, 3, 1, 2), expected, 1e-4 * max(1, scale))
+    close(out["pooled"], peer.vision["eval_pooled"], 1e-4)
     features = jax.jit(peer.objective.forward)(peer.params, peer.extra, {"image": images})
-    close(features["visual"], out["pooled"], EVALUATED)
+    close(features["visual"], peer.vision["eval_pooled"], 1e-4)
     close(features["image_features"], peer.vision["eval_proj"], 1e-4)
 
 
+@other_rounding
 def test_image_tower_in_training(peer, images, trained):
     variables = {"params": peer.params["image"], "batch_stats": peer.extra["image"]}
     out, _ = jax.jit(lambda v, x: peer.objective.image.apply(v, x, True, mutable=["batch_stats"]))(variables, images)
-    exact = in_fp64(peer, images, train=True, mutable=["batch_stats"])[0]
-    close(exact["pooled"], peer.vision["train_pooled"], TRAINED)
-    close(out["pooled"], exact["pooled"], TRAINED)
+    close(out["pooled"], peer.vision["train_pooled"], 2e-4)
     features = peer.objective._projected(peer.params, "image", out["pooled"])["image_features"]
     close(features, peer.vision["train_proj"], 2e-4)
     close(trained.loss, peer.vision["train_loss_lin"], 2e-4)
 
 
-def in_fp64(peer, images, **how):
-    """What the image tower makes of the images in fp64 arithmetic."""
+@pytest.mark.parametrize(("name", "how", "peers_rounding"), [
+    ("eval_pooled", {}, 1.1e-4), ("train_pooled", {"train": True, "mutable": ["batch_stats"]}, 2.3e-4),
+])  # fmt: skip
+def test_image_tower_in_fp64(peer, images, name, how, peers_rounding):
+    """Whatever the processor: what is left is the peer's rounding, and ours is no larger."""
+    variables = {"params": peer.params["image"], "batch_stats": peer.extra["image"]}
+    tower = peer.objective.image
+    run = lambda tower, v, x: jax.jit(lambda v, x: tower.apply(v, x, **how))(v, x)  # noqa: E731
+    pooled = lambda out: np.asarray((out[0] if how else out)["pooled"])  # noqa: E731
+    ours = pooled(run(tower, variables, images))
     with jax.enable_x64():
-        wide = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)  # noqa: E731
-        variables = wide({"params": peer.params["image"], "batch_stats": peer.extra["image"]})
-        tower = peer.objective.image.clone(dtype="float64")
-        out = jax.jit(lambda v, x: tower.apply(v, x, **how))(variables, wide(images))
-        return jax.tree.map(np.asarray, out)
+        exact = pooled(run(tower.clone(dtype="float64"), wide(variables), wide(images)))
+    close(exact, peer.vision[name], peers_rounding)
+    close(ours, exact, peers_rounding)
 
 
 def test_a_written_state_dict_is_the_peers_bit_for_bit(peer):
