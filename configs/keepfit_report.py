@@ -133,11 +133,11 @@ def _objective(published: bool, smoke: bool, tokenizer: text.Tokenizer, use: dic
     if published:
         tower = resnet("resnet50", image_size=use["image_size"])
         return Report(tower, ReportDecoder(tokenizer.vocab_size, **ids), **ask)
-    width, depth = (32, 1) if smoke else (128, 4)
+    width, depth = (32, 1) if smoke else (128, 2)
     # a ResNet sees small lesions after a few thousand images, a ViT of its cost does not
     tower = ResNet(use["image_size"], 8 if smoke else 24, (1, 1, 1, 1))
     decoder = ReportDecoder(
-        tokenizer.vocab_size, width=width, depth=max(depth // 2, 1), heads=width // 32, hidden=2 * width,
+        tokenizer.vocab_size, width=width, depth=depth, heads=width // 32, hidden=2 * width,
         visual_dropout=0.1, **ids,
     )  # fmt: skip
     return Report(tower, decoder, **ask)
