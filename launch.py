@@ -68,10 +68,10 @@ def evaluate(argv: list[str]) -> None:
     _prepare()
     from dataclasses import replace
 
-    from fundax.checkpoint import resolve
     from fundax.recipe import load
+    from fundax.runtime.checkpoint import resolve
+    from fundax.runtime.workdir import read_config
     from fundax.train import fit
-    from fundax.workdir import read_config
 
     argv = read_config(own.workdir).get("argv", [])
     resolve(own.workdir, own.checkpoint)
@@ -91,7 +91,7 @@ def export(argv: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true")
     own = parser.parse_args(argv)
     _prepare()
-    from fundax.exchange import export_run
+    from fundax.interop.exchange import export_run
 
     print(export_run(own.workdir, own.to, own.out, which=own.checkpoint, overwrite=own.overwrite))
 
@@ -105,7 +105,7 @@ def import_(argv: list[str]) -> None:
     parser.add_argument("--modality", default="", help="of an image encoder: whose normalisation it takes; ImageNet's")
     own = parser.parse_args(argv)
     _prepare()
-    from fundax.exchange import import_run
+    from fundax.interop.exchange import import_run
 
     print(import_run(own.path, own.workdir, own.like, own.modality))
 
@@ -122,7 +122,7 @@ def predict(argv: list[str]) -> None:
     _prepare()
     from rich.console import Console
 
-    from fundax.predictors import predictor_of
+    from fundax.inference.dispatch import predictor_of
 
     module = predictor_of(own.model)
     parser.add_argument("-h", "--help", action="help")
@@ -151,8 +151,8 @@ def compile_(argv: list[str]) -> None:
 
     from rich.console import Console
 
-    from fundax import aot
     from fundax.recipe import load
+    from fundax.roofline import compile as aot
 
     recipe, _ = load(own.config, rest)
     if own.mesh:
@@ -179,7 +179,7 @@ def synth(argv: list[str]) -> None:
     arguments.synth(parser)
     own = parser.parse_args(argv)
     _prepare()
-    from fundax.synthesis import How, summary, synthesize
+    from fundax.inference.synthesize import How, summary, synthesize
 
     findings = None if own.findings is None else tuple(name.strip() for name in own.findings.split(",") if name.strip())
     how = How(own.seed, own.steps, own.sampler, own.guidance, findings, own.modality, own.batch)
@@ -193,7 +193,7 @@ def explain(argv: list[str]) -> None:
     arguments.explain(parser)
     own = parser.parse_args(argv)
     _prepare()
-    from fundax.explain import explain as draw
+    from fundax.inference.explain import explain as draw
 
     fields = {"checkpoints": own.checkpoints, "modality": own.modality, "mass": own.mass, "overwrite": own.overwrite}
     for path in draw(own.workdir, own.images, own.out, **fields):
@@ -206,7 +206,7 @@ def report(argv: list[str]) -> None:
     arguments.report(parser)
     own = parser.parse_args(argv)
     _prepare()
-    from fundax.run_report import report as write
+    from fundax.results.page import report as write
 
     print(write(own.runs, own.out, title=own.title, resamples=own.resamples, attention=own.attention))
 
@@ -217,20 +217,20 @@ def data(argv: list[str]) -> None:
     arguments.data(parser)
     own = parser.parse_args(argv)
     if own.verb == "build":
-        from data_pipelines.eye_datasets import build as write
-        from data_pipelines.named_sources import DATA_DIR
+        from data_pipelines.datasets import build as write
+        from data_pipelines.open import DATA_DIR
 
         print(write(own.name, own.from_dir, own.data_dir or DATA_DIR))
     elif own.verb == "convert":
         from data_pipelines.convert import Sizing, convert
-        from data_pipelines.named_sources import DATA_DIR, named
+        from data_pipelines.open import DATA_DIR, named
 
         source = named(own.source, data_dir=own.data_dir or DATA_DIR).source
         sizing = Sizing(own.size, own.images, own.quality)
         print(convert(source, own.out, sizing, shard=own.shard, workers=own.workers))
     else:
-        from data_pipelines.named_sources import DATA_DIR, named
-        from data_pipelines.show import contact_sheet
+        from data_pipelines.contact_sheet import contact_sheet
+        from data_pipelines.open import DATA_DIR, named
 
         source = named(own.source, data_dir=own.data_dir or DATA_DIR).source
         print(contact_sheet(source, own.out, count=own.count, start=own.start))
@@ -281,14 +281,14 @@ def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _cluster(own: argparse.Namespace) -> Any:
     """What the environment and the flags say of other processes; JAX has not started."""
-    from fundax.distributed import Flags, has_tpu, resolve_distributed
+    from fundax.runtime.distributed import Flags, has_tpu, resolve_distributed
 
     flags = Flags(own.distributed, own.coordinator, own.num_processes, own.process_id)
     return resolve_distributed(os.environ, flags, tpu=has_tpu())
 
 
 def _meet(cluster: Any) -> None:
-    from fundax.distributed import initialize
+    from fundax.runtime.distributed import initialize
 
     said = initialize(cluster)
     import jax
@@ -327,13 +327,13 @@ def _leave(code: int) -> NoReturn:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     from data_pipelines.records import DataError
-    from fundax.errors import UserError
+    from fundax.types import UserError
 
     return UserError, DataError
 
 
 def _mistake(message: str) -> Exception:
-    from fundax.errors import UserError
+    from fundax.types import UserError
 
     return UserError(f"{message} (launch.py --help)")
 
@@ -354,7 +354,7 @@ def _prepare() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fundax" / "jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from fundax.log import to_console
+    from fundax.runtime.log import to_console
 
     to_console()
 
@@ -368,10 +368,10 @@ def _report(workdir: str) -> None:
     import numpy as np
     from rich.console import Console
 
-    from fundax.evals.cases import draw_cases
-    from fundax.evals.figures import draw_run
-    from fundax.evals.report_sheet import draw_reports
-    from fundax.evals.tables import zero_shot_table
+    from fundax.results.cases import draw_cases
+    from fundax.results.figures import draw_run
+    from fundax.results.reports import draw_reports
+    from fundax.results.tables import zero_shot_table
 
     for path in sorted((Path(workdir) / "evals").glob("*.npz")):
         with np.load(path, allow_pickle=False) as stored:

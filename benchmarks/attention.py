@@ -17,7 +17,7 @@ import tyro
 from record import Table, record
 
 from fundax.encoders.attention import PATHS, attend
-from fundax.errors import UserError
+from fundax.types import UserError
 
 
 def step(path, shape: tuple[int, ...], dtype: str):

@@ -19,10 +19,9 @@ from rich.progress import track
 from rich.table import Table
 
 from data_pipelines.images import load
-from data_pipelines.synthetic import CONDITIONS, LESIONS, Eyes
-from data_pipelines.transforms import preprocess
-from fundax.attention import inside, over_photograph
-from fundax.explain import Looker, read_looker
+from data_pipelines.synthetic.sources import CONDITIONS, LESIONS, Eyes
+from data_pipelines.transforms.steps import preprocess
+from fundax.inference.explain import Looker, inside, over_photograph, read_looker
 
 DRAWS = 2000  # of the bootstrap
 KINDS = ("mean", "rollout")

@@ -17,8 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from fundax import weighted
-from fundax.evals.statistics import auc_interval, bootstrap_weighted
+from fundax.metrics import weighted
+from fundax.metrics.statistics import auc_interval, bootstrap_weighted
 
 
 def eyes(rng: np.random.Generator, patients: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

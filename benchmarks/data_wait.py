@@ -16,12 +16,13 @@ from pathlib import Path
 import tyro
 from record import Table, record
 
-from data_pipelines import text
 from data_pipelines.convert import Sizing, convert
+from data_pipelines.language import tokenizers
 from data_pipelines.pipeline import train
-from data_pipelines.shards import array_records
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Keep, SingleView, Tokenize, extra_aug
+from data_pipelines.sources.shards import array_records
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.transforms.steps import Keep, Tokenize, extra_aug
+from data_pipelines.transforms.views import SingleView
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.objectives.clip import CLIP
@@ -32,7 +33,7 @@ from fundax.train import fit
 
 def recipe(shards: Path, workers: int, batch: int, steps: int) -> Recipe:
     """The run that is measured."""
-    words = text.bundled(context=48)
+    words = tokenizers.bundled(context=48)
     chain = (SingleView(size_hint=None), *extra_aug(224), Tokenize(words), Keep(("image", "text")))
     return Recipe(
         objective=CLIP(ViT(224, 16, 192, 4, 3), TextTransformer(words.vocab_size, words.context, 192, 2, 3), embed=192),

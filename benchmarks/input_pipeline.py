@@ -34,9 +34,9 @@ from rich.table import Table
 from data_pipelines import pipeline
 from data_pipelines.images import load
 from data_pipelines.records import Record, View
-from data_pipelines.synthetic import Patients
-from data_pipelines.transforms import Squash
-from data_pipelines.views import SingleView
+from data_pipelines.synthetic.sources import Patients
+from data_pipelines.transforms.steps import Squash
+from data_pipelines.transforms.views import SingleView
 
 try:
     from torch.utils.data import DataLoader

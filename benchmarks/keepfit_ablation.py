@@ -27,25 +27,24 @@ import optax
 import tyro
 from rich.console import Console
 
-from data_pipelines import knowledge, text
-from data_pipelines.conditions import CONDITIONS
-from data_pipelines.corpus import Corpus, descriptions
-from data_pipelines.flair_files import Diagnosed, category_id, status
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import stream
-from data_pipelines.word_masks import MaskWords
+from data_pipelines.language import knowledge, tokenizers
+from data_pipelines.language.conditions import CONDITIONS
+from data_pipelines.sources.texts import Corpus, descriptions
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.transforms.flair import Diagnosed, category_id, status
+from data_pipelines.transforms.steps import stream
+from data_pipelines.transforms.word_masks import MaskWords
 from fundax.encoders.autoencoder import ImageDecoder, ImageEncoder
 from fundax.encoders.bert import BERT
 from fundax.encoders.report_decoder import ReportDecoder
 from fundax.encoders.vit import ViT
 from fundax.evals.zero_shot import class_features, class_rows
-from fundax.label_aware import MAX_LOG_SCALE
 from fundax.objectives.flair import FLAIR, POOL_LAYERS
 from fundax.objectives.keepfit import KeepFIT
+from fundax.objectives.keepfit_reference import V1, V2
 from fundax.objectives.masked_text import MaskedText
 from fundax.objectives.vector_quantize import VectorQuantize
-from fundax.optim import adamw, clamped, cosine
-from fundax.reference import V1, V2
+from fundax.optim import MAX_LOG_SCALE, adamw, clamped, cosine
 
 ABSENT = ("retinal detachment", "pathologic myopia", "macular hole", "cataract")  # from the public part
 PRESENT = tuple(name for name in CONDITIONS if name not in ABSENT)
@@ -90,7 +89,7 @@ class Eyesight:
     appearance: np.ndarray  # f32 [N A]
 
 
-def arms(base: FLAIR, words: text.Tokenizer, appearance: int) -> list[Arm]:
+def arms(base: FLAIR, words: tokenizers.Tokenizer, appearance: int) -> list[Arm]:
     """The rows, in the order of the table."""
     v2 = partial(KeepFIT, base, appearance=appearance, by_status=True)
     decoder = ReportDecoder(words.vocab_size, words.context - 1, 64, 1, 2, 128, bos=words.start, eos=words.end,
@@ -108,7 +107,7 @@ def arms(base: FLAIR, words: text.Tokenizer, appearance: int) -> list[Arm]:
     ]
 
 
-def look_at(source: Any, words: text.Tokenizer, side: int) -> Eyesight:
+def look_at(source: Any, words: tokenizers.Tokenizer, side: int) -> Eyesight:
     """All pictures of a Diagnosed source, made once."""
     names = source.source.classes
     records = [source[row] for row in range(len(source))]
@@ -187,7 +186,7 @@ def fit(
     return state[1], state[2]
 
 
-def masked_text(base: FLAIR, words: text.Tokenizer, reports: tuple[str, ...], scale: Scale, seed: int) -> Any:
+def masked_text(base: FLAIR, words: tokenizers.Tokenizer, reports: tuple[str, ...], scale: Scale, seed: int) -> Any:
     """The text tower after stage 0 on the knowledge base and the elite reports."""
     corpus = Corpus((*descriptions(knowledge.bundled()).texts, *reports))
     ids, mask = words(corpus.texts), MaskWords(words)
@@ -257,7 +256,7 @@ def _few_shot(features: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.
     return probe.fit(scaler.transform(features), labels).decision_function(scaler.transform(test))
 
 
-def balanced(start: int, each: int, scale: Scale, words: text.Tokenizer) -> Eyesight:
+def balanced(start: int, each: int, scale: Scale, words: tokenizers.Tokenizer) -> Eyesight:
     """`each` eyes of every condition, of patients from `start` on."""
     parts = [
         look_at(Diagnosed(Eyes(each, 0, start + 10_000 * k, size=scale.side, conditions=(name,))), words, scale.side)
@@ -273,7 +272,7 @@ def balanced(start: int, each: int, scale: Scale, words: text.Tokenizer) -> Eyes
 
 def measure(scale: Scale, seeds: int, only: str, console: Console) -> dict[str, np.ndarray]:
     """Columns [seeds 4] of every arm."""
-    words, known = text.bundled(scale.context), knowledge.bundled()
+    words, known = tokenizers.bundled(scale.context), knowledge.bundled()
     tower = BERT(words.vocab_size, scale.context, scale.width, 2, 2, 2 * scale.width, dropout=0.0, pool="mean",
                  pool_layers=POOL_LAYERS)  # fmt: skip
     base = FLAIR(ViT(scale.side, 8, scale.width, scale.depth, 2), tower, embed=64, context=scale.context)

@@ -24,12 +24,12 @@ import tyro
 from jax.sharding import Mesh
 from record import Table, record
 
-from fundax import losses, ring
-from fundax.mesh import batch_sharding, make_mesh
+from fundax.losses import contrastive, ring
+from fundax.runtime.mesh import batch_sharding, make_mesh
 
 LOSSES = {
-    "softmax": (losses.softmax_contrastive, ring.softmax, 1),
-    "sigmoid": (losses.sigmoid_contrastive, ring.sigmoid, 2),
+    "softmax": (contrastive.softmax_contrastive, ring.softmax, 1),
+    "sigmoid": (contrastive.sigmoid_contrastive, ring.sigmoid, 2),
 }
 
 

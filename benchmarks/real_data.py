@@ -28,10 +28,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import numpy as np
 
-from data_pipelines.frozen_splits import folds, write_split
-from fundax.classification import quadratic_kappa
-from fundax.evals.frozen_probe import class_aucs
-from fundax.evals.statistics import bootstrap_weighted
+from data_pipelines.sources.splits import folds, write_split
+from fundax.evals.probe import class_aucs
+from fundax.metrics.classification import quadratic_kappa
+from fundax.metrics.statistics import bootstrap_weighted
 from fundax.recipe import load
 from fundax.train import fit
 

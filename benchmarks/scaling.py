@@ -25,9 +25,10 @@ import numpy as np
 import tyro
 from record import Table, record
 
-from fundax import aot, train
-from fundax import mesh as meshes
+from fundax import train
 from fundax.recipe import Recipe, load
+from fundax.roofline import compile as aot
+from fundax.runtime import mesh as meshes
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mm_fundus_clip.py"
 

@@ -21,13 +21,13 @@ from rich.progress import track
 from rich.table import Table
 
 from data_pipelines.images import load
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import preprocess
-from fundax.checkpoint import load_params
-from fundax.errors import UserError
-from fundax.evals.frechet import frechet
-from fundax.folder import read_json
-from fundax.pretrained import read_objective
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.transforms.steps import preprocess
+from fundax.interop.bundle import read_json
+from fundax.interop.load import read_objective
+from fundax.metrics.generative import frechet
+from fundax.runtime.checkpoint import load_params
+from fundax.types import UserError
 
 FEATURES = ("features", "image_raw", "image_features")  # the first that the model's forward pass gives
 BLUR, NOISE = 1 / 32, 0.1  # of the eyes to be beaten: a Gaussian of this share of the side, noise of this of the range

@@ -17,14 +17,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.memory import Remembered
 from data_pipelines.pipeline import Part, mix
 from data_pipelines.records import Record, Source
-from data_pipelines.sources import csv_source
-from fundax.errors import UserError
-from fundax.evals.frozen_probe import difference
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.csv import csv_source
+from fundax.evals.probe import difference
 from fundax.recipe import Every, Recipe, load
 from fundax.train import fit
+from fundax.types import UserError
 
 RATIOS = (0, 1, 5)
 

@@ -11,8 +11,8 @@ import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from data_pipelines.render import DRAWERS
-from data_pipelines.synthetic import Patients
+from data_pipelines.synthetic.render import DRAWERS
+from data_pipelines.synthetic.sources import Patients
 
 TARGETS = {96: 150, 224: 40}  # images per second per core, averaged over modalities
 

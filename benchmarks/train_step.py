@@ -6,7 +6,7 @@
 
 Forward, backward and AdamW in all; steps alternate in one process, so that a busy machine slows all of them, and medians
 are compared. The last column is that program's median over fundax's: above 1, fundax is faster. `cpu` is the processor
-time of a step over all threads, which a busy machine disturbs less. MFU is given where the chip is in fundax/chips.py.
+time of a step over all threads, which a busy machine disturbs less. MFU is given where the chip is in fundax/roofline/chips.py.
 On an accelerator torch runs there too, under autocast to the same dtype; that path has not been run yet.
 
 What was tried on two CPU cores of a machine busy with other work (jax 0.10.2): processor seconds per step of the default
@@ -39,9 +39,9 @@ import numpy as np
 import optax
 from record import Table, record
 
-from fundax.chips import chip_of
-from fundax.flops import training_flops
 from fundax.objectives.clip import CLIP, clip
+from fundax.roofline.chips import chip_of
+from fundax.roofline.flops import training_flops
 from fundax.types import Batch
 
 Step = Callable[[], None]
@@ -134,7 +134,7 @@ def alternate(steps: dict[str, Step], rounds: int) -> dict[str, np.ndarray]:
 
 
 def model_flops(objective: CLIP, batch: Batch) -> int:
-    """Of one step, counted from the program: see fundax/flops.py."""
+    """Of one step, counted from the program: see fundax/roofline/flops.py."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
     params, extra = jax.eval_shape(objective.init, jax.random.key(0), shapes)
     rng, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
@@ -168,7 +168,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-keep", action="store_true", help="leave docs/performance.md alone")
-    parser.add_argument("--peak-tflops", type=float, help="of the device at that dtype, where fundax/chips.py lacks it")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="of the device at that dtype, where fundax/roofline/chips.py lacks it"
+    )
     return parser.parse_args()
 
 

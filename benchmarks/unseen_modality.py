@@ -26,15 +26,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.memory import Remembered
 from data_pipelines.pipeline import once
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Keep, SingleView, Squash
-from fundax import weighted
-from fundax.checkpoint import load_params, saved_steps
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.transforms.steps import Keep, Squash
+from data_pipelines.transforms.views import SingleView
+from fundax.evals.features import extract
 from fundax.evals.few_shot import draw
-from fundax.features import extract
+from fundax.metrics import weighted
 from fundax.recipe import Recipe, load
+from fundax.runtime.checkpoint import load_params, saved_steps
 from fundax.train import fit
 from fundax.types import Params
 

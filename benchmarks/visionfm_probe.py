@@ -27,14 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.pipeline import once
-from data_pipelines.sources import wrap
-from data_pipelines.transforms import Keep, SingleView, Squash
-from data_pipelines.views import Grouped
-from fundax.checkpoint import load_params, resolve
-from fundax.evals.frozen_probe import FrozenProbe, difference, summary
+from data_pipelines.sources.csv import wrap
+from data_pipelines.transforms.steps import Keep, Squash
+from data_pipelines.transforms.views import Grouped, SingleView
+from fundax.evals.probe import FrozenProbe, difference, summary
 from fundax.recipe import Recipe, load
+from fundax.runtime.checkpoint import load_params, resolve
+from fundax.runtime.workdir import read_config
 from fundax.types import Batch, Extra, Params
-from fundax.workdir import read_config
 
 
 def rows_of(folder: Path) -> Iterator[dict[str, str]]:

@@ -10,23 +10,23 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from data_pipelines import text
-from data_pipelines.class_prompts import prompts_of
-from data_pipelines.labelled import Picture, parts, synthetic_parts
+from data_pipelines.language import tokenizers
+from data_pipelines.language.prompts import prompts_of
 from data_pipelines.pipeline import once
 from data_pipelines.records import DataError
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Keep, SingleView, eval_step
-from data_pipelines.views import Grouped
-from fundax import feature_rows
-from fundax.checkpoint import load_params
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.tasks.labelled import Picture, parts, synthetic_parts
+from data_pipelines.transforms.steps import Keep, eval_step
+from data_pipelines.transforms.views import Grouped, SingleView
+from fundax.evals import features
+from fundax.evals.features import Epochs, Frozen
 from fundax.evals.supervised import Classified
 from fundax.evals.zero_shot import class_features
-from fundax.feature_rows import Epochs, Frozen
-from fundax.image_text import opened, tiny
-from fundax.objectives.clip_adapter import Adapted, ClipAdapter
+from fundax.interop.image_text import opened, tiny
+from fundax.objectives.adapter import Adapted, ClipAdapter
 from fundax.optim import adamw, annealed, frozen
 from fundax.recipe import Every, Recipe
+from fundax.runtime.checkpoint import load_params
 from fundax.types import Params
 
 BESIDE = ("label", "modality", "eye", "group", "picture")
@@ -57,7 +57,7 @@ def recipe(
     Args:
         model: a run, or the import (launch.py import) of another program's weights.
         which: checkpoint of a run: latest, best or a step.
-        data: one labelled source (data_pipelines/named_sources.py); empty takes synthetic eyes never trained on.
+        data: one labelled source (data_pipelines/open.py); empty takes synthetic eyes never trained on.
         split: file that holds who is in which part; written at the first use, read afterwards. Cite its digest.
         wording: such as "{modality} showing {text}", instead of what experts know of the class.
         ratio: of the adapted feature in the sum with the model's own.
@@ -74,9 +74,9 @@ def recipe(
         smoke: three steps behind a model that knows nothing.
     """
     patients, batch = (28, 8) if smoke else (patients, batch)
-    words = text.bundled(48)
+    words = tokenizers.bundled(48)
     use = tiny(words.vocab_size, words.context) if smoke else opened(model, which)
-    words = text.load(use.tokenizer) if use.tokenizer else words
+    words = tokenizers.load(use.tokenizer) if use.tokenizer else words
     found = (
         parts(data, split, seed) if data else synthetic_parts(Eyes(patients, seed, size=int(use.facts["image_size"])))
     )
@@ -96,7 +96,7 @@ def recipe(
     steps_of = (*first, eval_step(use.facts), Keep(("image", *BESIDE)))
     says = "" if data else f"synthetic {patients} {seed}"
 
-    def rows(name: str) -> feature_rows.Read:
+    def rows(name: str) -> features.Read:
         read = once(getattr(found, name), steps_of, batch=64, workers=workers)
         return source.rows(read, (*BESIDE, "index"), says and f"{name} {says}")
 
@@ -110,7 +110,7 @@ def recipe(
         optimizer=frozen(chain, "^(model|heads)/"),
         steps=steps,
         batch=batch,
-        evals={part: Classified(data=feature_rows.once(rows(part)), classes=found.classes)},
+        evals={part: Classified(data=features.once(rows(part)), classes=found.classes)},
         init_from=begin,
         init_extra=extra,
         every=Every(log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),

@@ -12,13 +12,14 @@ from typing import Literal
 
 import optax
 
-from data_pipelines.conditions import FINDINGS
-from data_pipelines.memory import Remembered
-from data_pipelines.named_sources import named
+from data_pipelines.language.conditions import FINDINGS
+from data_pipelines.open import named
 from data_pipelines.pipeline import once, train
 from data_pipelines.records import MODALITIES
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Flip, Keep, SingleView, Squash
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.transforms.steps import Flip, Keep, Squash
+from data_pipelines.transforms.views import SingleView
 from fundax.encoders.unet import UNet
 from fundax.evals.denoising import Denoising
 from fundax.objectives.diffusion import Diffusion

@@ -11,19 +11,19 @@ from typing import Any, Literal
 
 import optax
 
-from data_pipelines import transforms as t
-from data_pipelines.labelled import FlipRows, Picture, by_class, labels_of, parts, synthetic_parts
 from data_pipelines.pipeline import mix, once, train
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Keep, SingleView, Step, eval_step
-from data_pipelines.views import Grouped
-from fundax.encoders.decoder_heads import MLPHead
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.tasks.labelled import FlipRows, Picture, by_class, labels_of, parts, synthetic_parts
+from data_pipelines.transforms import steps as t
+from data_pipelines.transforms.steps import Keep, Step, eval_step
+from data_pipelines.transforms.views import Grouped, SingleView
+from fundax.encoders.heads import MLPHead
 from fundax.evals.supervised import Classified
+from fundax.interop.start import encoder
+from fundax.losses.supervised import inverse_frequencies
 from fundax.objectives.classify import Classify
 from fundax.optim import adamw, annealed, constant, decay_matrices, grouped, layer_decay
 from fundax.recipe import Every, Recipe
-from fundax.start import encoder
-from fundax.supervised_losses import inverse_frequencies
 
 # What --preset stands for; an argument that is given wins. lr, encoder_lr: for 256 images in a step (ret_clip: as they are).
 PRESETS: dict[str, dict[str, Any]] = {

@@ -9,21 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipelines import knowledge, text
-from data_pipelines.canvas import Canvas
-from data_pipelines.flair_augment import FlairAugment
-from data_pipelines.flair_files import UNSEEN, CategoryCaption, Diagnosed, flair_frame
-from data_pipelines.memory import Remembered
+from data_pipelines.language import knowledge, tokenizers
 from data_pipelines.pipeline import Data, mix, once
 from data_pipelines.records import DataError
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Flip, Keep, SingleView, Tokenize
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.flair import UNSEEN, flair_frame
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, FlairAugment
+from data_pipelines.transforms.steps import Flip, Keep, Tokenize
+from data_pipelines.transforms.views import SingleView
 from fundax.encoders.bert import BERT, bert
 from fundax.encoders.resnet import ResNet, resnet
 from fundax.evals.zero_shot import zero_shot
-from fundax.flair_optimizer import flair_adamw
 from fundax.interop.flair import initial
 from fundax.objectives.flair import FLAIR, POOL_LAYERS
+from fundax.optim import flair_adamw
 from fundax.recipe import Every, Recipe
 from fundax.types import Eval
 
@@ -75,7 +75,7 @@ def recipe(
     """
     if smoke:
         batch, epochs, image_size, patients, dtype, workers = 8, 1, 32, 16, "float32", 0
-    tokenizer = text.wordpiece(vocab, 77) if vocab else text.bundled(32 if smoke else 77)
+    tokenizer = tokenizers.wordpiece(vocab, 77) if vocab else tokenizers.bundled(32 if smoke else 77)
     sources = (
         _frames(frames, root, UNSEEN if ban else (), ban_by)
         if frames

@@ -13,21 +13,21 @@ from typing import Any
 
 import optax
 
-from data_pipelines.followups import Followups, Listed, Visits, single
-from data_pipelines.labelled import Parts, Picture, flips, parts, repeated, synthetic_parts
 from data_pipelines.pipeline import once, train
-from data_pipelines.synthetic import Patients
-from data_pipelines.transforms import Keep, eval_step
-from data_pipelines.views import Grouped
-from fundax import feature_rows
-from fundax.encoders.decoder_heads import ForecastHead
+from data_pipelines.synthetic.sources import Patients
+from data_pipelines.tasks.forecasting import Followups, Listed, Visits, single
+from data_pipelines.tasks.labelled import Parts, Picture, flips, parts, repeated, synthetic_parts
+from data_pipelines.transforms.steps import Keep, eval_step
+from data_pipelines.transforms.views import Grouped
+from fundax.encoders.backbone import Feature
+from fundax.encoders.heads import ForecastHead
+from fundax.evals import features
+from fundax.evals.features import Epochs, Frozen
 from fundax.evals.supervised import Classified
-from fundax.feature_rows import Epochs, Frozen
+from fundax.interop.start import convolutional, encoder
 from fundax.objectives.forecast import Forecast
 from fundax.optim import adamw, annealed, frozen
 from fundax.recipe import Every, Recipe
-from fundax.start import convolutional, encoder
-from fundax.tower import Feature
 
 BESIDE = ("label", "days", "present", "horizon", "modality", "eye", "group", "picture", "index")
 
@@ -94,7 +94,7 @@ def recipe(
         steps = (Picture(), *(flips() if moved else ()), eval_step(start.facts))
         return Visits(first, steps), Keep(("image", *keys))
 
-    def rows(name: str, count: int = 1) -> feature_rows.Read:
+    def rows(name: str, count: int = 1) -> features.Read:
         chain = read(count > 1, *BESIDE[:-1])
         return source.rows(once(repeated(getattr(found, name), count), chain, batch=32, workers=workers), BESIDE)
 
@@ -102,7 +102,7 @@ def recipe(
     schedule: Any = annealed(lr, 0, total, total // 20 if learns else 0)
     chain = optax.sgd(schedule, momentum=0.9) if optimizer == "sgd" else adamw(schedule, weight_decay=0.05)
     images = once(getattr(found, part), read(False, *BESIDE[:-1]), batch=8 if smoke else 64, workers=workers)
-    scored = Classified(data=images if learns else feature_rows.once(rows(part)), classes=objective.classes, bands=3)
+    scored = Classified(data=images if learns else features.once(rows(part)), classes=objective.classes, bands=3)
     given = train(
         found.train, read(True, "label", "days", "present", "modality"), batch=batch, seed=seed, workers=workers
     )

@@ -9,28 +9,28 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from data_pipelines import knowledge, text
-from data_pipelines.canvas import Canvas
-from data_pipelines.elite import WithAppearance, WithElite
-from data_pipelines.flair_augment import FlairAugment
-from data_pipelines.flair_files import CategoryCaption, Diagnosed, EliteReport, flair_frame, mm_retinal
-from data_pipelines.memory import Remembered
+from data_pipelines.language import knowledge, tokenizers
 from data_pipelines.pipeline import mix, once
 from data_pipelines.records import DataError
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Flip, Keep, SingleView, Tokenize
-from fundax.appearance import appearance_width, looking
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.flair import flair_frame, mm_retinal
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.tasks.keepfit import WithAppearance, WithElite
+from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, EliteReport, FlairAugment
+from data_pipelines.transforms.steps import Flip, Keep, Tokenize
+from data_pipelines.transforms.views import SingleView
 from fundax.encoders.bert import BERT, bert
 from fundax.encoders.report_decoder import ReportDecoder
 from fundax.encoders.resnet import ResNet, resnet
 from fundax.evals.zero_shot import zero_shot
-from fundax.flair_optimizer import flair_adamw
+from fundax.inference.appearance import appearance_width, looking
 from fundax.interop.flair import initial
+from fundax.interop.load import is_run, parts_from, text_from
 from fundax.objectives.flair import FLAIR, POOL_LAYERS
 from fundax.objectives.keepfit import KeepFIT
-from fundax.pretrained import is_run, parts_from, text_from
+from fundax.objectives.keepfit_reference import V1, V2
+from fundax.optim import flair_adamw
 from fundax.recipe import Every, Recipe
-from fundax.reference import V1, V2
 from fundax.types import Eval
 
 
@@ -85,7 +85,7 @@ def recipe(
     if smoke:
         batch, epochs, patients, modalities = 8, 1, 20, modalities[:2]
     side, context = (32, 32) if smoke else (64, 48) if small else (512, 256)
-    tokenizer = text.wordpiece(vocab, context, straight_quotes=False) if vocab else text.bundled(context)
+    tokenizer = tokenizers.wordpiece(vocab, context, straight_quotes=False) if vocab else tokenizers.bundled(context)
     eyes: Any = Eyes(patients, seed, size=side, modalities=modalities)
     experts: Any = Eyes(max(patients // 20, 4), seed, start=2_000_000, size=side, modalities=modalities)
     keep = eyes if workers else Remembered(eyes)
@@ -156,7 +156,7 @@ def _elite(word: str, root: str) -> Any:
     return mm_retinal(path, options.pop("images", root), **options)
 
 
-def _towers(smoke: bool, small: bool, side: int, tokenizer: text.Tokenizer) -> tuple[ResNet, BERT]:
+def _towers(smoke: bool, small: bool, side: int, tokenizer: tokenizers.Tokenizer) -> tuple[ResNet, BERT]:
     """The text tower is that of configs/keepfit_text.py with the same preset."""
     fields: dict[str, Any] = {"vocab": tokenizer.vocab_size, "pool": "mean", "pool_layers": POOL_LAYERS}
     if smoke:
@@ -167,13 +167,13 @@ def _towers(smoke: bool, small: bool, side: int, tokenizer: text.Tokenizer) -> t
     return resnet("resnet50", image_size=side, dtype=dtype), bert("base", **fields, dtype=dtype)
 
 
-def _decoder(smoke: bool, small: bool, tokenizer: text.Tokenizer) -> ReportDecoder:
+def _decoder(smoke: bool, small: bool, tokenizer: tokenizers.Tokenizer) -> ReportDecoder:
     width, depth, heads = (16, 1, 2) if smoke else (128, 2, 4) if small else (512, 3, 8)
     return ReportDecoder(tokenizer.vocab_size, tokenizer.context - 1, width, depth, heads, width,
                          bos=tokenizer.start, eos=tokenizer.end, pad=tokenizer.pad)  # fmt: skip
 
 
-def _evaluation(modality: str, tokenizer: text.Tokenizer, side: int, batch: int, smoke: bool) -> Eval:
+def _evaluation(modality: str, tokenizer: tokenizers.Tokenizer, side: int, batch: int, smoke: bool) -> Eval:
     """Synthetic eyes nobody has seen, each class by the ensemble of prompts that knowledge gives it."""
     unseen, known = Eyes(14 if smoke else 280, start=1_000_000, size=side, modalities=(modality,)), knowledge.bundled()
     steps = (SingleView(text=None), Canvas(side), Keep(("image", "label")))

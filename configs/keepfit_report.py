@@ -12,25 +12,26 @@ from typing import Any, Literal
 
 import optax
 
-from data_pipelines import text
-from data_pipelines.conditions import CONDITIONS, FINDINGS
-from data_pipelines.memory import Remembered
-from data_pipelines.named_sources import named
+from data_pipelines.language import tokenizers
+from data_pipelines.language.conditions import CONDITIONS, FINDINGS
+from data_pipelines.language.findings import TellFindings, vocabulary
+from data_pipelines.open import named
 from data_pipelines.pipeline import once, train
 from data_pipelines.records import Source
-from data_pipelines.report_findings import TellFindings, vocabulary
-from data_pipelines.sources import split_by
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import ColorJitter, Flip, Keep, RandomResizedCrop, SingleView, Squash, Tokenize
-from fundax.checkpoint import partial
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.splits import split_by
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.transforms.steps import ColorJitter, Flip, Keep, RandomResizedCrop, Squash, Tokenize
+from data_pipelines.transforms.views import SingleView
 from fundax.encoders.report_decoder import ReportDecoder
 from fundax.encoders.resnet import ResNet, resnet
-from fundax.evals.written_reports import WrittenReports
+from fundax.evals.reports import WrittenReports
 from fundax.interop.flair import initial
+from fundax.interop.load import is_run
 from fundax.objectives.report import Report
 from fundax.optim import adamw, cosine
-from fundax.pretrained import is_run
 from fundax.recipe import Every, Recipe
+from fundax.runtime.checkpoint import partial
 
 # What --preset stands for; an argument that is given wins.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -66,7 +67,7 @@ def recipe(
 
     Args:
         preset: published, or laptop: a small ResNet of 96 pixels and a decoder of two layers.
-        data: a CSV with columns image and text (and patient), or another source (data_pipelines/named_sources.py); a
+        data: a CSV with columns image and text (and patient), or another source (data_pipelines/open.py); a
             tenth of its patients is kept to evaluate. Empty: synthetic eyes.
         init: start the image tower from a run of fundax that has an `image` tower of the same shape, or from a FLAIR,
             KeepFIT or RetiXfer checkpoint.
@@ -89,9 +90,9 @@ def recipe(
     given |= {"patients": patients, "workers": workers, "findings": findings}
     use = PRESETS["smoke" if smoke else preset] | {k: v for k, v in given.items() if v is not None and not smoke}
     published = preset == "published" and not smoke
-    side, tokenizer = use["image_size"], text.bundled(use["context"] + 1)
+    side, tokenizer = use["image_size"], tokenizers.bundled(use["context"] + 1)
     if vocab:
-        tokenizer = text.wordpiece(vocab, use["context"] + 1)
+        tokenizer = tokenizers.wordpiece(vocab, use["context"] + 1)
     eyes = Eyes(use["patients"], seed, size=side, modalities=modalities, language=language)
     unseen = Remembered(Eyes(16 if smoke else 420, seed, 1_000_000, modalities, side, language))
     source: Source = eyes if use["workers"] else Remembered(eyes)
@@ -125,7 +126,9 @@ def recipe(
     )  # fmt: skip
 
 
-def _objective(published: bool, smoke: bool, tokenizer: text.Tokenizer, use: dict[str, Any], findings: int) -> Report:
+def _objective(
+    published: bool, smoke: bool, tokenizer: tokenizers.Tokenizer, use: dict[str, Any], findings: int
+) -> Report:
     ids = {"bos": tokenizer.start, "eos": tokenizer.end, "pad": tokenizer.pad, "context": use["context"]}
     ask: dict[str, Any] = {"beams": use["beams"]}
     if use["findings"]:

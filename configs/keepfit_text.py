@@ -12,18 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import optax
 
-from data_pipelines import knowledge, text
-from data_pipelines.corpus import Captions, TextFiles, Words, descriptions
-from data_pipelines.flair_files import mm_retinal
+from data_pipelines.language import knowledge, tokenizers
 from data_pipelines.pipeline import mix, once
-from data_pipelines.transforms import Keep, Tokenize
-from data_pipelines.word_masks import MaskWords
+from data_pipelines.sources.flair import mm_retinal
+from data_pipelines.sources.texts import Captions, TextFiles, Words, descriptions
+from data_pipelines.transforms.steps import Keep, Tokenize
+from data_pipelines.transforms.word_masks import MaskWords
 from fundax.encoders.bert import BERT, bert
-from fundax.evals.masked_words import masked_words
+from fundax.evals.masked_text import masked_words
+from fundax.interop.load import text_from
 from fundax.objectives.flair import POOL_LAYERS
 from fundax.objectives.masked_text import MaskedText
 from fundax.optim import adamw, cosine
-from fundax.pretrained import text_from
 from fundax.recipe import Every, Recipe
 
 
@@ -68,7 +68,7 @@ def recipe(
     if smoke:
         batch, steps, eval_every = 8, 2, 2
     context = context or (32 if smoke else 48 if small else 256)
-    tokenizer = text.wordpiece(vocab, context, straight_quotes=False) if vocab else text.bundled(context)
+    tokenizer = tokenizers.wordpiece(vocab, context, straight_quotes=False) if vocab else tokenizers.bundled(context)
     known = knowledge.bundled()
     sources: list[Any] = [descriptions(known, languages=("en", language))]
     sources += [TextFiles(Path(path)) for path in texts]
@@ -99,7 +99,7 @@ def recipe(
     )  # fmt: skip
 
 
-def _tower(smoke: bool, small: bool, tokenizer: text.Tokenizer) -> BERT:
+def _tower(smoke: bool, small: bool, tokenizer: tokenizers.Tokenizer) -> BERT:
     """FLAIR's and KeepFIT's text tower; pooling plays no part here, but the run keeps the tower whole."""
     fields: dict[str, Any] = {"vocab": tokenizer.vocab_size, "pool": "mean", "pool_layers": POOL_LAYERS}
     if smoke:
@@ -107,7 +107,7 @@ def _tower(smoke: bool, small: bool, tokenizer: text.Tokenizer) -> BERT:
     return BERT(**fields, context=77, width=128, depth=4, heads=4, hidden=256) if small else bert("base", **fields)
 
 
-def _counts(sources: list[Any], tokenizer: text.Tokenizer) -> np.ndarray:
+def _counts(sources: list[Any], tokenizer: tokenizers.Tokenizer) -> np.ndarray:
     """How often each id occurs in the training texts, i64 [V]; start, end and padding are never guessed."""
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for source in sources:

@@ -15,23 +15,23 @@ from typing import Literal
 
 import optax
 
-from data_pipelines.dense import Drawn, Prepared, RandomMove, Ready
-from data_pipelines.frozen_splits import parts_of
-from data_pipelines.memory import Remembered
-from data_pipelines.modalities import normalisation
-from data_pipelines.named_sources import named
+from data_pipelines.open import named
 from data_pipelines.pipeline import once, train
 from data_pipelines.records import Source
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import ColorJitter, Flip, Keep
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.modality_folders import normalisation
+from data_pipelines.sources.splits import parts_of
+from data_pipelines.synthetic.sources import Drawn, Eyes
+from data_pipelines.transforms.dense import Prepared, RandomMove, Ready
+from data_pipelines.transforms.steps import ColorJitter, Flip, Keep
 from fundax.encoders.unetr import UNETR, Linear, decoder_blocks
-from fundax.errors import UserError
 from fundax.evals.landmarks import Landmarks
-from fundax.evals.statistics import bootstrap
-from fundax.objectives.landmark import Landmark
-from fundax.open_encoder import new_encoder, open_encoder
+from fundax.interop.open_encoder import new_encoder, open_encoder
+from fundax.metrics.statistics import bootstrap
+from fundax.objectives.dense import Landmark
 from fundax.optim import adamw, cosine, frozen
 from fundax.recipe import Every, Recipe
+from fundax.types import UserError
 
 
 def recipe(

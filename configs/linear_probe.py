@@ -10,21 +10,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from data_pipelines.labelled import Picture, flips, labels_of, parts, repeated, synthetic_parts
 from data_pipelines.pipeline import once
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Keep, SingleView, eval_step
-from data_pipelines.views import Grouped
-from fundax import feature_rows
-from fundax.encoders.decoder_heads import MLPHead
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.tasks.labelled import Picture, flips, labels_of, parts, repeated, synthetic_parts
+from data_pipelines.transforms.steps import Keep, eval_step
+from data_pipelines.transforms.views import Grouped, SingleView
+from fundax.encoders.backbone import Feature
+from fundax.encoders.heads import MLPHead
+from fundax.evals import features
+from fundax.evals.features import Epochs, Frozen
 from fundax.evals.supervised import Classified
-from fundax.feature_rows import Epochs, Frozen
+from fundax.interop.start import encoder
+from fundax.losses.supervised import inverse_frequencies
 from fundax.objectives.classify import Classify
 from fundax.optim import adamw, annealed, frozen
 from fundax.recipe import Every, Recipe
-from fundax.start import encoder
-from fundax.supervised_losses import inverse_frequencies
-from fundax.tower import Feature
 
 BESIDE = ("label", "modality", "eye", "group", "picture")
 
@@ -60,11 +60,11 @@ def recipe(
     Args:
         init: a run, or an import of other weights (launch.py import), whose encoder is probed.
         size: of a fresh encoder: tiny, small, or a size of encoders/vit.py.
-        data: one labelled source (data_pipelines/named_sources.py); label=A+B+C are several findings at once.
+        data: one labelled source (data_pipelines/open.py); label=A+B+C are several findings at once.
         split: file that holds who is in which part; written at the first use, read afterwards. Cite its digest.
         ordered: classes are grades; quadratic kappa is reported, and chooses the best step.
         head: linear, or mlp: batch norm and three layers.
-        feature: token, mean, unnormalized, token_mean or pooled (fundax/tower.py).
+        feature: token, mean, unnormalized, token_mean or pooled (fundax/encoders/backbone.py).
         blocks: last blocks whose class tokens are read.
         copies: augmented copies of each training image; 1 takes the images as they are, without augmentation.
         weights: of classes in the loss: none, or by inverse frequency.
@@ -98,7 +98,7 @@ def recipe(
     plain, changed = (*first, resize, keep), (*first, *flips(), resize, keep)
     told = "" if data else f"synthetic {patients} {seed} {copies}"
 
-    def rows(name: str, count: int = 1) -> feature_rows.Read:
+    def rows(name: str, count: int = 1) -> features.Read:
         part, steps = repeated(getattr(found, name), count), changed if count > 1 else plain
         return source.rows(once(part, steps, batch=64, workers=workers), (*BESIDE, "index"), told and f"{name} {told}")
 
@@ -106,7 +106,7 @@ def recipe(
     epoch = max(len(found.train) * copies // batch, 1)
     chain = adamw(annealed(lr * batch / 256, 0, steps), weight_decay=decay, decay=lambda path, leaf: True)
     part = "test" if test else "val"
-    scored = Classified(data=feature_rows.once(rows(part)), classes=classes, ordered=ordered)
+    scored = Classified(data=features.once(rows(part)), classes=classes, ordered=ordered)
     return Recipe(
         objective=objective,
         train=Epochs(rows("train", copies), batch, seed, "label" if balanced else ""),

@@ -2,7 +2,7 @@
 
 MM-Fundus-CLIP as published: DFN ViT-H/14 at 378 pixels, tuned on photographs and their reports at a constant 1e-6
 (its article says 1e-5: --lr 1e-5). Several sources mix: --data csdi/labels.csv,text=text_en tfds:idrid tfds:kermany_oct
---prompt "{modality}: {text}" (data_pipelines/named_sources.py has the words). Without --data: synthetic eyes.
+--prompt "{modality}: {text}" (data_pipelines/open.py has the words). Without --data: synthetic eyes.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from typing import Literal
 
 import optax
 
-from data_pipelines import text
-from data_pipelines.named_sources import DATA_DIR, Named, named
+from data_pipelines.language import tokenizers
+from data_pipelines.open import DATA_DIR, Named, named
 from data_pipelines.pipeline import mix, once
-from data_pipelines.records import Source
-from data_pipelines.splits import split_by
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Keep, SingleView, Squash, Tokenize, extra_aug
-from data_pipelines.views import EYE_PHRASES, PHRASES
+from data_pipelines.records import EYE_PHRASES, PHRASES, Source
+from data_pipelines.sources.splits import split_by
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.transforms.steps import Keep, Squash, Tokenize, extra_aug
+from data_pipelines.transforms.views import SingleView
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT, size_named
-from fundax.errors import UserError
 from fundax.evals.retrieval import retrieval
 from fundax.evals.zero_shot import zero_shot
+from fundax.interop.load import init_from
 from fundax.objectives.clip import CLIP, clip
 from fundax.optim import adamw, clamped, constant, peer_open_clip
-from fundax.pretrained import init_from
 from fundax.recipe import Every, Recipe
-from fundax.types import Eval
+from fundax.types import Eval, UserError
 
 
 def recipe(
@@ -139,21 +138,23 @@ def recipe(
     )  # fmt: skip
 
 
-def words_of(tokenizer: str, init: str) -> text.Tokenizer:
+def words_of(tokenizer: str, init: str) -> tokenizers.Tokenizer:
     """The tokenizer asked for, else that of the weights, else the bundled one: weights read no other's ids."""
     if tokenizer:
         return (
-            text.load(tokenizer) if (Path(tokenizer) / "tokenizer_config.json").is_file() else text.clip_bpe(tokenizer)
+            tokenizers.load(tokenizer)
+            if (Path(tokenizer) / "tokenizer_config.json").is_file()
+            else tokenizers.clip_bpe(tokenizer)
         )
     if not init:
-        return text.bundled(77)
+        return tokenizers.bundled(77)
     for folder in (Path(init), Path(init).parent, Path(init) / "tokenizer"):
         if (folder / "tokenizer_config.json").is_file():
-            return text.load(folder)
+            return tokenizers.load(folder)
     raise UserError(f"{init} holds no tokenizer; give --tokenizer with the merges file or folder its ids come from")
 
 
-def tiny(words: text.Tokenizer) -> CLIP:
+def tiny(words: tokenizers.Tokenizer) -> CLIP:
     """The model of --smoke."""
     return CLIP(ViT(32, 8, 32, 1, 2), TextTransformer(words.vocab_size, words.context, 32, 1, 2), embed=32)
 
@@ -177,7 +178,7 @@ def split(parts: list[Named], val: list[Named], fraction: float, seed: int) -> t
     return learn, held_out
 
 
-def evaluations(parts: list[Named], words: text.Tokenizer, prompt: str, side: int, batch: int) -> dict[str, Eval]:
+def evaluations(parts: list[Named], words: tokenizers.Tokenizer, prompt: str, side: int, batch: int) -> dict[str, Eval]:
     """Retrieval where there are texts and zero-shot classification where there are classes, by source."""
     evals: dict[str, Eval] = {}
     for part in parts:

@@ -2,7 +2,7 @@
 
 VisionFM's modality-agnostic decoder: features of several modalities, by one frozen encoder or one for each (--init
 CFP=runs/fundus OCT=runs/oct), pooled into one decoder of thirteen answers. A CSV has the thirteen columns of
-data_pipelines/thirteen.py (label=A+B+..., empty=keep for gaps); without --data: synthetic eyes of three modalities.
+data_pipelines/tasks/visionfm_labels.py (label=A+B+..., empty=keep for gaps); without --data: synthetic eyes of three modalities.
 The test part once, afterwards: python launch.py eval runs/multi --checkpoint best --test
 """
 
@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import optax
 
-from data_pipelines.labelled import NAMES, Parts, Picture, flips, parts, repeated, synthetic_parts
 from data_pipelines.pipeline import once
 from data_pipelines.records import MODALITIES, modality_name
-from data_pipelines.synthetic import Eyes
-from data_pipelines.thirteen import FINDINGS, GRADES, Pooled, Thirteen
-from data_pipelines.transforms import Keep, SingleView, eval_step
-from data_pipelines.views import Grouped
-from fundax import feature_rows
-from fundax.encoders.decoder_heads import MLPHead
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.tasks.labelled import NAMES, Parts, Picture, flips, parts, repeated, synthetic_parts
+from data_pipelines.tasks.visionfm_labels import FINDINGS, GRADES, Pooled, Thirteen
+from data_pipelines.transforms.steps import Keep, eval_step
+from data_pipelines.transforms.views import Grouped, SingleView
+from fundax.encoders.heads import MLPHead
+from fundax.evals import features
+from fundax.evals.features import Epochs, Frozen
 from fundax.evals.supervised import Classified
-from fundax.feature_rows import Epochs, Frozen
-from fundax.objectives.multi_modality import MultiModality
+from fundax.interop.start import Start, encoder, several
+from fundax.losses.supervised import LAYOUT
+from fundax.objectives.classify import MultiModality
 from fundax.optim import annealed, frozen, scale_by_rate
 from fundax.recipe import Every, Recipe
-from fundax.start import Start, encoder, several
-from fundax.supervised_losses import LAYOUT
 
 TARGETS = ("label", "grade", "answers")
 BESIDE = (*TARGETS, "modality", "eye", "group", "picture", "index")
@@ -70,7 +70,7 @@ def recipe(
     objective = MultiModality(start.tower, MLPHead(len(LAYOUT)), given="feature")
     source = Frozen(objective, start.init_from, seed, init_extra=start.init_extra)
 
-    def rows(name: str, count: int = 1) -> feature_rows.Read:
+    def rows(name: str, count: int = 1) -> features.Read:
         part = repeated(Thirteen(getattr(found, name)), count)
         first = Grouped(SingleView(size_hint=2 * start.tower.image.image_size, text=None, targets=TARGETS))
         moved = flips() if count > 1 else ()
@@ -78,7 +78,7 @@ def recipe(
         return source.rows(once(part, steps, batch=64, workers=workers), BESIDE)
 
     part = "test" if test else "val"
-    scored = feature_rows.once(rows(part))
+    scored = features.once(rows(part))
     graded = Classified(data=scored, classes=GRADES, ordered=True, label="grade", columns=tuple(range(len(GRADES))))
     columns = tuple(range(len(GRADES), len(LAYOUT)))
     answers = Classified(data=scored, classes=FINDINGS, label="answers", columns=columns)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import optax
 
-from data_pipelines import text
-from data_pipelines.memory import Remembered
+from data_pipelines.language import tokenizers
 from data_pipelines.pipeline import once, train
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Flip, Keep, SingleView, Squash, Tokenize
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.transforms.steps import Flip, Keep, Squash, Tokenize
+from data_pipelines.transforms.views import SingleView
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.layers import quick_gelu
 from fundax.encoders.vit import ViT
@@ -57,7 +58,7 @@ def recipe(
     """
     if smoke:
         steps, batch, patients, width, depth, image_size = 2, 8, 16, 32, 1, 32
-    tokenizer = text.bundled(context=48)
+    tokenizer = tokenizers.bundled(context=48)
     eyes = Eyes(n=patients, seed=seed, modalities=modalities, size=image_size)
     unseen = Eyes(n=16 if smoke else 420, seed=seed, start=1_000_000, modalities=modalities, size=image_size)
     see = Squash(image_size)

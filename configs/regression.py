@@ -11,20 +11,20 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal
 
-from data_pipelines.labelled import FlipRows, Picture, flips, labels_of, parts, repeated, synthetic_parts
 from data_pipelines.pipeline import once, train
-from data_pipelines.synthetic import BIOMARKERS, Eyes
-from data_pipelines.transforms import IndependentFlip, Keep, SingleView, eval_step
-from data_pipelines.views import Grouped
-from fundax import feature_rows
-from fundax.encoders.decoder_heads import MLPHead
+from data_pipelines.synthetic.sources import BIOMARKERS, Eyes
+from data_pipelines.tasks.labelled import FlipRows, Picture, flips, labels_of, parts, repeated, synthetic_parts
+from data_pipelines.transforms.steps import IndependentFlip, Keep, eval_step
+from data_pipelines.transforms.views import Grouped, SingleView
+from fundax.encoders.backbone import Feature
+from fundax.encoders.heads import MLPHead
+from fundax.evals import features
+from fundax.evals.features import Epochs, Frozen
 from fundax.evals.supervised import Valued
-from fundax.feature_rows import Epochs, Frozen
+from fundax.interop.start import convolutional, encoder
 from fundax.objectives.regress import Regress, standardize
 from fundax.optim import adamw, annealed, frozen
 from fundax.recipe import Every, Recipe
-from fundax.start import convolutional, encoder
-from fundax.tower import Feature
 
 BESIDE = ("value", "modality", "eye", "group", "picture", "index")
 
@@ -59,13 +59,13 @@ def recipe(
     Args:
         init: a run, or an import of other weights, whose encoder is read.
         size: of a fresh encoder: resnet (a small one), tiny, small, or a size of encoders/vit.py.
-        data: one source whose rows have values (data_pipelines/named_sources.py); empty takes synthetic eyes.
+        data: one source whose rows have values (data_pipelines/open.py); empty takes synthetic eyes.
         names: of the values, where the data are your own.
         split: file that holds who is in which part; written at the first use, read afterwards.
         raw: learn the values in their own units.
         train_encoder: the encoder learns too; by default a fresh one does, and that of --init does not.
         head: mlp (batch norm, two layers) or linear.
-        feature: of fundax/tower.py; token by default, pooled of a resnet.
+        feature: of fundax/encoders/backbone.py; token by default, pooled of a resnet.
         blocks: last blocks whose class tokens are read.
         copies: augmented copies of each training image on a frozen encoder.
         dropout: of the decoder.
@@ -98,7 +98,7 @@ def recipe(
     plain, changed = (*first, resize, keep), (*first, *flips(), resize, keep)
     source = Frozen(objective, start.init_from, seed, init_extra=start.init_extra)
 
-    def rows(name: str, count: int = 1) -> feature_rows.Read:
+    def rows(name: str, count: int = 1) -> features.Read:
         part = repeated(getattr(found, name), count)
         return source.rows(once(part, changed if count > 1 else plain, batch=64, workers=workers), BESIDE)
 
@@ -122,7 +122,7 @@ def recipe(
         optimizer=frozen(chain, "^target/", *(() if learns else ("^image/",))),
         steps=steps,
         batch=batch,
-        evals={part: Valued(data=images if learns else feature_rows.once(rows(part)), names=names)},
+        evals={part: Valued(data=images if learns else features.once(rows(part)), names=names)},
         init_from=(*start.init_from, *(() if raw else (standardize(known),))),
         init_extra=start.init_extra,
         every=Every(log=max(steps // 50, 1), save=0, eval=max(steps // 8, 1)),

@@ -12,14 +12,15 @@ from typing import Any, Literal
 
 import optax
 
-from data_pipelines import text
-from data_pipelines.eye_prompts import prompts as words
-from data_pipelines.memory import Remembered
+from data_pipelines.datasets.rfmid import rfmid
+from data_pipelines.language import tokenizers
+from data_pipelines.language.prompts import prompts as words
 from data_pipelines.pipeline import once, train
-from data_pipelines.ret_clip_files import open_pairs
-from data_pipelines.rfmid import rfmid
-from data_pipelines.synthetic import Eyes, Patients
-from data_pipelines.transforms import Flip, Keep, PairedEyes, SingleView, Squash, Tokenize, ret_clip_aug
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.ret_clip import open_pairs
+from data_pipelines.synthetic.sources import Eyes, Patients
+from data_pipelines.transforms.steps import Flip, Keep, Squash, Tokenize, ret_clip_aug
+from data_pipelines.transforms.views import PairedEyes, SingleView
 from fundax.encoders.bert import BERT
 from fundax.encoders.vit import ViT
 from fundax.evals.laterality import Laterality
@@ -114,7 +115,7 @@ def recipe(
     given |= {"patients": patients, "workers": workers, "dtype": dtype, "remat": remat}
     use = PRESETS["smoke" if smoke else preset] | {k: v for k, v in given.items() if v is not None and not smoke}
     published = preset == "published" and not smoke
-    tokenizer = text.wordpiece(vocab, use["context"]) if vocab else text.bundled(use["context"])
+    tokenizer = tokenizers.wordpiece(vocab, use["context"]) if vocab else tokenizers.bundled(use["context"])
     towers = {"dtype": use["dtype"], "remat": use["remat"]}
     objective = (
         ret_clip(size, text_size, vocab=tokenizer.vocab_size, scan=True, **towers)
@@ -152,7 +153,7 @@ def recipe(
     )
 
 
-def small(tokenizer: text.Tokenizer, smoke: bool, towers: dict[str, Any]) -> RetCLIP:
+def small(tokenizer: tokenizers.Tokenizer, smoke: bool, towers: dict[str, Any]) -> RetCLIP:
     """The laptop's towers: 64 pixels, width 128, three and two layers; of --smoke: almost nothing.
 
     The text is pooled by the mean of its tokens: a fresh [CLS] says nothing of them, and learns to only slowly.
@@ -164,7 +165,7 @@ def small(tokenizer: text.Tokenizer, smoke: bool, towers: dict[str, Any]) -> Ret
     return RetCLIP(image=image, text=report, embed=width, init_logit_scale=2.66)
 
 
-def evals(unseen: Patients, tokenizer: text.Tokenizer, language: str, batch: int) -> dict[str, Eval]:
+def evals(unseen: Patients, tokenizer: tokenizers.Tokenizer, language: str, batch: int) -> dict[str, Eval]:
     """Of patients never seen: their condition from both eyes; which eye it is where one is diseased."""
     prompts = {
         level: [tokenizer(words(name, level, language)) for name in unseen.prompts(language)]

@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 import optax
 
-from data_pipelines.memory import Remembered
-from data_pipelines.named_sources import DATA_DIR, named
+from data_pipelines.open import DATA_DIR, named
 from data_pipelines.pipeline import mix, once
-from data_pipelines.splits import split_by
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Flip, Keep, SingleView, Squash
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.splits import split_by
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.transforms.steps import Flip, Keep, Squash
+from data_pipelines.transforms.views import SingleView
 from fundax.encoders.autoencoder import ImageDecoder, ImageEncoder
-from fundax.evals.rebuilt import rebuilt
+from fundax.evals.reconstruction import rebuilt
 from fundax.objectives.vector_quantize import VectorQuantize
 from fundax.optim import adamw, cosine
 from fundax.recipe import Every, Recipe

@@ -12,19 +12,19 @@ from typing import Any, Literal
 
 import optax
 
-from data_pipelines.crops import MultiCrop, published_colours
-from data_pipelines.memory import Remembered
-from data_pipelines.modalities import moments
-from data_pipelines.modality_mix import by_modality, images, shares
 from data_pipelines.pipeline import mix, once
 from data_pipelines.records import MODALITIES, modality_name
-from data_pipelines.render import DRAWERS
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Keep, SingleView, Squash
-from data_pipelines.views import Grouped
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.modality_folders import moments
+from data_pipelines.synthetic.render import DRAWERS
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.tasks.modality_mix import by_modality, images, shares
+from data_pipelines.transforms.multi_crop import MultiCrop, published_colours
+from data_pipelines.transforms.steps import Keep, Squash
+from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import ViT, dino_vit
-from fundax.evals.frozen_probe import FrozenProbe
+from fundax.evals.probe import FrozenProbe
 from fundax.interop.timm import initial
 from fundax.objectives.ibot import IBOT, Temperature
 from fundax.optim import adamw, annealed, clip_leaves, frozen, peer_visionfm

@@ -10,22 +10,20 @@ from pathlib import Path
 
 import optax
 
-from data_pipelines import text
-from data_pipelines.class_prompts import prompts_of
-from data_pipelines.frozen_splits import read_split
-from data_pipelines.memory import Remembered
-from data_pipelines.named_sources import named
+from data_pipelines.language import tokenizers
+from data_pipelines.language.prompts import prompts_of
+from data_pipelines.open import named
 from data_pipelines.pipeline import once, train
 from data_pipelines.records import DataError, Source
-from data_pipelines.splits import select
-from data_pipelines.synthetic import Eyes
-from data_pipelines.transforms import Keep, SingleView, eval_step
-from data_pipelines.views import Grouped
-from fundax.errors import UserError
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.splits import read_split, select
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.transforms.steps import Keep, eval_step
+from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.evals.zero_shot import zero_shot
-from fundax.image_text import opened, tiny
+from fundax.interop.image_text import opened, tiny
 from fundax.recipe import Every, Recipe
-from fundax.types import Eval
+from fundax.types import Eval, UserError
 
 
 def recipe(
@@ -49,7 +47,7 @@ def recipe(
     Args:
         model: a run, or the import (launch.py import) of another program's weights.
         which: checkpoint of a run: latest, best or a step.
-        data: one labelled source (data_pipelines/named_sources.py); empty takes synthetic eyes never trained on.
+        data: one labelled source (data_pipelines/open.py); empty takes synthetic eyes never trained on.
         split: file of a frozen split, of which only `part` is scored.
         part: of the split.
         modalities: of synthetic eyes.
@@ -61,9 +59,9 @@ def recipe(
         seed: of synthetic eyes.
         smoke: a model that knows nothing, few images.
     """
-    words = text.bundled(48)
+    words = tokenizers.bundled(48)
     use = tiny(words.vocab_size, words.context) if smoke else opened(model, which)
-    words = text.load(use.tokenizer) if use.tokenizer else words
+    words = tokenizers.load(use.tokenizer) if use.tokenizer else words
     sources = by_modality(data, split, part, modalities, 28 if smoke else patients, seed, int(use.facts["image_size"]))
     steps = (Grouped(SingleView(text=None)), eval_step(use.facts), Keep(("image", "label", "group", "modality", "eye")))
     evals: dict[str, Eval] = {}

@@ -19,7 +19,7 @@ from PIL import Image
 from data_pipelines.geometry import Move, Resize
 from data_pipelines.images import exif_orientation, load_mask, load_sized
 from data_pipelines.records import DataError, Record, Source, View
-from data_pipelines.shards import FORMAT, shard_name, write_shard
+from data_pipelines.sources.shards import FORMAT, shard_name, write_shard
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Moves of an image that take its mask and its points along: crop, resize, rotate, mirror.
 
 Points are (x, y) in pixels, and whole numbers are the centres of pixels: the point (3, 2) lies in the middle of
-mask[2, 3]. A move maps points exactly (they stay fractions, and may leave the image); masks take the nearest pixel.
-"""
+mask[2, 3]. A move maps points exactly (they stay fractions, and may leave the image); masks take the nearest pixel."""
 
 from __future__ import annotations
 
@@ -163,6 +162,8 @@ class Affine:
 
 
 MASKS = ("mask", "fov")  # of `image`: classes [H W], or [H W K] of 0 and 1
+
+
 POINTS = ("points", "frame")
 
 

@@ -14,11 +14,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from data_pipelines.records import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".webp")
+
+
 MAX_PIXELS = 178_956_970  # what Pillow calls a decompression bomb: 13,377 x 13,377
+
+
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # of the cameras and OCT devices that write 16-bit files
+
 
 # what Pillow and simplejpeg raise for broken files; warnings are among them where a user made them errors
 UNREADABLE = (ValueError, OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, Warning)
+
 
 ImageLike = np.ndarray | bytes | Path | str
 

@@ -3,8 +3,7 @@
 What comes at which place is arithmetic, not the state of a queue: position p of the global stream is a pure
 function of (seed, p); global batch g is the positions [g*B, (g+1)*B); process k of n takes its contiguous slice
 of each. So the state of an iterator is {"step": g}, and a run goes on bit by bit the same with another number
-of threads, workers or processes. Grain brings the threads, the worker processes and the shared memory.
-"""
+of threads, workers or processes. Grain brings the threads, the worker processes and the shared memory."""
 
 from __future__ import annotations
 
@@ -29,10 +28,14 @@ import numpy as np
 from data_pipelines import bad_records as bad
 from data_pipelines.collate import Batch, stack
 from data_pipelines.records import DataError, Record, Source
-from data_pipelines.transforms import Step, apply
+from data_pipelines.transforms.steps import Step, apply
 
 _ENDLESS, _REPLACEMENTS = 2**31, 64  # steps (Grain wants a length); unreadable rows in a row before `skip` gives up
+
+
 _WHEEL = 10_000  # slots of a mix whose weights are not whole numbers
+
+
 _SORTED = 2**16  # rows up to which an epoch's order is a sorted array; Grain's index_shuffle walks long below
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,39 @@ from typing import Any, Protocol
 
 import numpy as np
 
+
+def text_hash(text: bytes, seed: int = 0) -> int:
+    """64 bits of BLAKE2b of the seed and the text."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little")
+
+
+# how a caption names a modality: {modality} and {modality_zh} of a prompt
+PHRASES = {
+    "CFP": ("color fundus photograph", "彩色眼底照片"),
+    "FFA": ("fundus fluorescein angiogram", "眼底荧光血管造影"),
+    "OCT": ("optical coherence tomography scan", "光学相干断层扫描"),
+    "SLIT_LAMP": ("slit lamp photograph", "裂隙灯照片"),
+    "EXTERNAL": ("external eye photograph", "外眼照片"),
+    "B_ULTRASOUND": ("B-mode ultrasound image", "B超图像"),
+    "UBM": ("ultrasound biomicroscopy image", "超声生物显微镜图像"),
+    "MRI": ("magnetic resonance image", "磁共振图像"),
+    "UWF": ("ultra-widefield fundus image", "超广角眼底图像"),
+    "ICGA": ("indocyanine green angiogram", "吲哚菁绿血管造影"),
+    "FAF": ("fundus autofluorescence image", "眼底自发荧光图像"),
+}
+
+
+EYE_PHRASES = {"left": ("left eye", "左眼"), "right": ("right eye", "右眼"), "": ("eye", "眼")}
+
+
 # The eight modalities of VisionFM, in its order, then the ones the other systems add. An index into this
 # tuple is the `modality` of a batch: append, never reorder.
 MODALITIES = ("CFP", "FFA", "OCT", "SLIT_LAMP", "EXTERNAL", "B_ULTRASOUND", "UBM", "MRI", "UWF", "ICGA", "FAF")
+
+
 EYES = ("left", "right", "")  # "" where the source does not say
+
+
 MODALITY_ALIASES = {
     "CFP": ("FUNDUS", "COLOR FUNDUS", "COLOUR FUNDUS", "COLOR FUNDUS PHOTOGRAPHY", "COLOUR FUNDUS PHOTOGRAPHY", "CF"),
     "FFA": ("FA", "FLUORESCEIN ANGIOGRAPHY", "FUNDUS FLUORESCEIN ANGIOGRAPHY"),
@@ -24,6 +54,8 @@ MODALITY_ALIASES = {
     "ICGA": ("ICG",),
     "FAF": ("AUTOFLUORESCENCE", "FUNDUS AUTOFLUORESCENCE"),
 }
+
+
 EYE_ALIASES = {"left": ("l", "os", "o.s.", "左", "左眼"), "right": ("r", "od", "o.d.", "右", "右眼"), "": ()}
 
 

@@ -1,4 +1,6 @@
-"""Learning-rate schedules and optax chains keyed by parameter path: decay groups, freezing, bounds after the step."""
+"""Learning-rate schedules and optax chains keyed by parameter path: decay groups, freezing, bounds after the step.
+
+FLAIR's optimizer and schedule, which KeepFIT keeps."""
 
 from __future__ import annotations
 
@@ -10,9 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fundax.errors import UserError
+from fundax.types import UserError
+
+MAX_LOG_SCALE = 4.6052  # FLAIR clamps its log scale to [0, this]
+
 
 Schedule = Callable[[Any], Any]  # optimizer step, from 0 -> learning rate
+
+
 DecayRule = Callable[[str, Any], bool]  # (path such as 'image/block_0/norm1/scale', leaf) -> decay it?
 
 
@@ -75,7 +82,11 @@ def _check_length(name: str, steps: int, before: int) -> None:
 # --- decay rules -----------------------------------------------------------------------------------------------
 
 _NORM = re.compile(r"(^|/)(\w*norm\d?|layer_scale\d?)/(scale|gamma|bias)$")
+
+
 _BIAS = re.compile(r"(^|/)(bias|logit_bias)$")
+
+
 _SCALE = re.compile(r"(^|/)log_scale(/|$)")
 
 
@@ -322,3 +333,31 @@ def _require(pattern: str, params: Any, who: str) -> None:
 
 def _path(path: Any) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+HORIZON = 100  # epochs of FLAIR's cosine, however many are trained
+
+
+def flair_schedule(lr: float, steps_per_epoch: int, horizon: int = HORIZON) -> Schedule:
+    """One epoch of linear warm-up, then a cosine that would reach 0 after `horizon` epochs.
+
+    The peers train 15 or 25 epochs of it, so the rate never falls below 0.9 of `lr`; pass the epochs you train as
+    `horizon` to let it come down. Source: github.com/jusiro/FLAIR, its warm-up cosine scheduler.
+    """
+    return cosine(lr, horizon * steps_per_epoch, warmup=steps_per_epoch)
+
+
+def decay_all(path: str, leaf: Any) -> bool:
+    """Every parameter decays, norms, biases and the log scale too: one parameter group, as the peers have it."""
+    return True
+
+
+def flair_adamw(
+    lr: float = 1e-4, *, steps_per_epoch: int, horizon: int = HORIZON, weight_decay: float = 1e-5, clip: float = 1.0
+) -> optax.GradientTransformation:
+    """AdamW on `flair_schedule`, gradients clipped to a global norm of `clip`, log_scale kept in [0, 4.6052]."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        adamw(flair_schedule(lr, steps_per_epoch, horizon), weight_decay=weight_decay, decay=decay_all),
+        clamped({"log_scale$": (0.0, MAX_LOG_SCALE)}),
+    )

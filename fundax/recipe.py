@@ -5,22 +5,31 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import importlib.metadata
 import importlib.util
 import inspect
 import io
 import itertools
 import json
+import logging
+import platform
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 
-from fundax.errors import UserError
-from fundax.mesh import RULES, Rules
-from fundax.types import Data, Eval, Objective, Params
+from fundax.runtime import serialize
+from fundax.runtime.mesh import RULES, Rules
+from fundax.runtime.workdir import write_json
+from fundax.types import Data, Eval, Objective, Params, UserError
+
+_PACKAGES = ("fundax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+_log = logging.getLogger("fundax")
 
 
 @dataclass(frozen=True)
@@ -125,3 +134,48 @@ def _check_names(argv: Sequence[str], names: Sequence[str]) -> None:
             near = difflib.get_close_matches(option, sorted(known), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"unknown argument {word.split('=')[0]}{hint} (--help lists them)")
+
+
+def describe(recipe: Recipe, workdir: str | Path) -> None:
+    """Write config.json, config.py, preprocessing.json and tokenizer/ into a run directory; process 0 only.
+
+    With `steps=0` (evaluation only), the files of an existing training run are left unchanged.
+    """
+    folder = Path(workdir)
+    if jax.process_index() or (recipe.steps == 0 and (folder / "config.json").exists()):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {folder}: {error.strerror}") from None
+    config = {
+        **recipe.source,
+        "objective": _objective(recipe),
+        "steps": recipe.steps,
+        "batch": recipe.batch,
+        "seed": recipe.seed,
+        "best": recipe.best,
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
+    }
+    write_json(folder / "config.json", config)
+    write_json(folder / "preprocessing.json", dict(recipe.preprocessing))
+    original, copy = Path(str(recipe.source.get("config", ""))), folder / "config.py"
+    if original.is_file() and original.resolve() != copy.resolve():
+        shutil.copyfile(original, copy)
+    if recipe.tokenizer is not None:
+        recipe.tokenizer.save(folder / "tokenizer")
+
+
+def _objective(recipe: Recipe) -> Any:
+    try:
+        return serialize.to_json(recipe.objective)
+    except UserError as error:
+        _log.warning("config.json holds no objective, so the run opens only with its config: %s", error)
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

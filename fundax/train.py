@@ -2,8 +2,7 @@
 
 Order of events: mesh -> abstract state -> shardings by rule -> fresh parameters and init_from, or the checkpoint of
 the workdir, which beats both -> evals at the first step -> for each batch: place, step, log, eval, save, with evals
-and a checkpoint at the last. With steps=0 it only evaluates.
-"""
+and a checkpoint at the last. With steps=0 it only evaluates."""
 
 from __future__ import annotations
 
@@ -18,18 +17,18 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fundax import accumulate
-from fundax import mesh as meshes
-from fundax import workdir as folders
-from fundax.checkpoint import Checkpoints, check_same, resolve
-from fundax.distributed import compile_together
-from fundax.errors import UserError
-from fundax.feed import Feed
-from fundax.interrupt import Interrupt
-from fundax.log import Log
 from fundax.optim import rate_of
-from fundax.recipe import Recipe
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.params import check_same
+from fundax.recipe import Recipe, describe
+from fundax.runtime import accumulate
+from fundax.runtime import mesh as meshes
+from fundax.runtime import workdir as folders
+from fundax.runtime.checkpoint import Checkpoints, resolve
+from fundax.runtime.distributed import compile_together
+from fundax.runtime.log import Log
+from fundax.runtime.preemption import Interrupt
+from fundax.runtime.prefetch import Prefetcher
+from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 BAD_RECORDS = "bad_records.jsonl"  # in the workdir: images that were skipped, where the user asked to skip
 
@@ -52,7 +51,7 @@ def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> Tra
     """
     mesh = meshes.make_mesh(recipe.mesh)
     check_batch(recipe, mesh)
-    folders.describe(recipe, workdir)
+    describe(recipe, workdir)
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir, recipe.keep, recipe.best) as kept,
@@ -69,7 +68,9 @@ def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> Tra
             if first >= last:
                 return state
 
-            with Feed(recipe, mesh, position, first, Path(workdir) / BAD_RECORDS) as data:
+            spec = recipe.objective.spec(recipe.batch // jax.process_count())
+            skipped = Path(workdir) / BAD_RECORDS
+            with Prefetcher(recipe.train, spec, mesh, position, first, last, skipped) as data:
                 healthy, metrics, log.waited = _Finite(kept), {}, data.waited
                 for step in range(first + 1, last + 1):
                     batch = data.take(metrics.get("loss"))

@@ -14,14 +14,15 @@ Keys of a batch (a plain dict of arrays; images are uint8, normalised on the dev
     modality       i32 [B]         index into data_pipelines.records.MODALITIES
     mask           i32 [B h w]     segmentation classes, or [B h w K] of 0 and 1 where they overlap
     points         f32 [B n 2]     landmarks as (x, y) in pixels of `image`
-    frame          f32 [B 3 2]     where pixels of the original image are in `image` (fundax/frames.py)
+    frame          f32 [B 3 2]     where pixels of the original image are in `image` (fundax/evals/original_grid.py)
     truth, truth_fov  [B H W]      mask and field of view of the original image
     value          f32 [B K]       regression targets
     days           f32 [B]         days between visits
     valid          bool [B]        False for padding rows of the last batch of a pass
     index          i64 [B]         row of the source the example came from
     elite/image, elite/text        the expert half of a mixed batch
-"""
+
+The one error that means: the user's input or configuration is at fault, not the program."""
 
 from __future__ import annotations
 
@@ -32,9 +33,17 @@ import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
+
+
 Params = dict[str, Any]  # nested dict of arrays; the path is public API (see docs)
+
+
 Extra = dict[str, Any]  # arrays carried but not differentiated: EMA teacher, centers, batch statistics
+
+
 Batch = Mapping[str, Any]  # the keys above
+
+
 Metrics = dict[str, Any]  # flat names to scalars
 
 
@@ -102,3 +111,11 @@ class Data(Protocol):
     """(shard, shards) -> the iterator of that process. Building one opens no file."""
 
     def __call__(self, shard: int, shards: int) -> DataIterator: ...
+
+
+class UserError(ValueError):
+    """A mistake of the caller's that a message can mend.
+
+    The message names the file, field or value at fault and what was expected. The command line prints it on one
+    line, without a traceback, and exits with status 2.
+    """

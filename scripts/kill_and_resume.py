@@ -21,8 +21,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fundax.checkpoint import load_params
-from fundax.errors import UserError
+from fundax.runtime.checkpoint import load_params
+from fundax.types import UserError
 
 REPO = Path(__file__).resolve().parent.parent
 KINDS = ("any time", "in a save", "after a save")

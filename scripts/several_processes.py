@@ -82,7 +82,7 @@ def _fork(shape: Shape, variables: dict[str, str], work: Callable[[], None]) -> 
     try:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={shape.devices} {QUICK}"
-        from fundax.distributed import initialize, resolve_distributed
+        from fundax.runtime.distributed import initialize, resolve_distributed
 
         print(initialize(resolve_distributed(variables), timeout_s=240), flush=True)
         work()

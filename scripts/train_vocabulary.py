@@ -1,7 +1,7 @@
 """Train the bundled vocabulary again: python scripts/train_vocabulary.py
 
-Reads our own sentences (data_pipelines/vocabulary/english.txt and chinese.txt, and the reports of synthetic
-patients) and writes data_pipelines/vocabulary/merges.txt. The same text gives the same file. A trained model keeps
+Reads our own sentences (data_pipelines/language/data/english.txt and chinese.txt, and the reports of synthetic
+patients) and writes data_pipelines/language/data/merges.txt. The same text gives the same file. A trained model keeps
 its own copy of its tokenizer, so retraining breaks no checkpoint; it does change what `bundled()` gives.
 """
 
@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-FOLDER = Path(__file__).parent.parent / "data_pipelines" / "vocabulary"
+FOLDER = Path(__file__).parent.parent / "data_pipelines" / "language" / "data"
 SEED_WEIGHT = 20  # our lists name each term once or twice, the reports repeat a few terms thousands of times
 
 
@@ -28,7 +28,7 @@ def corpus(patients: int) -> Iterator[str]:
             yield from [sign] * SEED_WEIGHT
             yield from (sign + signs[(k + 37 * step) % len(signs)] for step in range(SEED_WEIGHT))
     if patients:
-        from data_pipelines.synthetic import Patients
+        from data_pipelines.synthetic.sources import Patients
 
         for language in ("en", "zh"):
             source = Patients(patients, seed=0, language=language, size=16)  # the pictures are not looked at
@@ -44,7 +44,7 @@ def train(texts: Iterator[str], size: int) -> list[tuple[str, str]]:
     from tokenizers import pre_tokenizers, trainers
     from tokenizers.models import BPE
 
-    from data_pipelines.text import byte_words, plain_text
+    from data_pipelines.language.tokenizers import byte_words, plain_text
 
     trained = tokenizers.Tokenizer(BPE(end_of_word_suffix="</w>"))
     trained.normalizer = plain_text()

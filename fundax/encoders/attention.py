@@ -8,9 +8,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fundax.errors import UserError
+from fundax.types import UserError
 
 Path = Literal["plain", "xla", "cudnn"]
+
+
 PATHS = ("plain", "xla", "cudnn")
 
 

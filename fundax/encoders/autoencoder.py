@@ -1,14 +1,19 @@
 """A convolutional encoder and decoder, each level halving or doubling the map: the form of VQGAN (arXiv:2012.09841)
 without its attention.
-"""
+
+The decoder of a masked autoencoder (arXiv:2111.06377) and what is computed with its predictions."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fundax.encoders import layers
 from fundax.encoders.layers import Initializer
+from fundax.encoders.vit import patches
 
 _he: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -72,3 +77,70 @@ def _normed(x: jax.Array, name: str) -> jax.Array:
     """silu(group norm), eight groups or as many as divide the width."""
     groups = next(n for n in (8, 4, 2, 1) if x.shape[-1] % n == 0)
     return jax.nn.silu(nn.GroupNorm(groups, dtype=x.dtype, name=name)(x))
+
+
+class MaskedDecoder(nn.Module):
+    """Tokens of the visible patches, class token first, to a prediction of every patch's normalised pixels.
+
+    The position table is learned (the paper's is fixed).
+    """
+
+    patch: int
+    count: int  # patches of an image
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+    remat: str = "none"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, kept: jax.Array) -> jax.Array:
+        """tokens [B 1+n D], kept i32 [B n]: the visible patches, in the tokens' order. Returns f32 [B N p*p*3]."""
+        normal = nn.initializers.normal(0.02)
+        init = layers.BlockInit(*(nn.initializers.xavier_uniform(),) * 4)
+        x = nn.Dense(self.width, dtype=self.dtype, name="embed")(tokens)
+        mask_token = self.param("mask_token", normal, (self.width,), jnp.float32).astype(x.dtype)
+        position = self.param("position", normal, (self.count + 1, self.width), jnp.float32).astype(x.dtype)
+        full = jnp.broadcast_to(mask_token, (len(x), self.count, self.width))
+        full = jax.vmap(lambda row, at, values: row.at[at].set(values))(full, kept, x[:, 1:])
+        x = jnp.concatenate([x[:, :1], full], axis=1) + position[None]  # [B 1+N D]
+        fields = (self.width, self.heads, 4 * self.width, layers.gelu_exact, init)
+        block = partial(layers.Block, *fields, dtype=self.dtype)
+        x = layers.Stack(self.depth, remat=self.remat)(block, x, None, None, False)["tokens"]
+        x = layers.LayerNorm(name="norm")(x[:, 1:])
+        return nn.Dense(self.patch * self.patch * 3, dtype=self.dtype, name="predict")(x).astype(jnp.float32)
+
+
+def hidden_patches(kept: jax.Array, count: int) -> jax.Array:
+    """f32 [B N]: 1 where a patch is not among `kept` i32 [B n]."""
+    return 1.0 - jax.nn.one_hot(kept, count, dtype=jnp.float32).sum(1)
+
+
+def pixel_loss(predicted: jax.Array, image: jax.Array, kept: jax.Array, patch: int) -> jax.Array:
+    """Mean squared error of each image's hidden patches, each normalised to mean 0 and variance 1; f32 [B].
+
+    predicted [B N p*p*3], image [B h w 3] (arXiv:2111.06377, section 3, "reconstruction target", table 1d).
+    """
+    target, mean, std = _patch_moments(image, patch)
+    error = ((predicted - (target - mean) / std) ** 2).mean(-1)  # [B N]
+    hidden = hidden_patches(kept, error.shape[1])
+    return (error * hidden).sum(1) / hidden.sum(1)
+
+
+def reconstruct(predicted: jax.Array, image: jax.Array, kept: jax.Array, patch: int) -> jax.Array:
+    """The image [B h w 3] with its hidden patches replaced by the prediction, in the patches' own mean and range."""
+    target, mean, std = _patch_moments(image, patch)
+    hidden = hidden_patches(kept, target.shape[1])[:, :, None] > 0
+    return unpatch(jnp.where(hidden, predicted * std + mean, target), patch).astype(image.dtype)
+
+
+def unpatch(x: jax.Array, patch: int) -> jax.Array:
+    """[B N p*p*C] of a square grid to [B h w C]: the inverse of vit.patches."""
+    side = round(x.shape[1] ** 0.5)
+    x = x.reshape(len(x), side, side, patch, patch, -1).swapaxes(2, 3)
+    return x.reshape(len(x), side * patch, side * patch, -1)
+
+
+def _patch_moments(image: jax.Array, patch: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x = patches(image.astype(jnp.float32), patch)
+    return x, x.mean(-1, keepdims=True), jnp.sqrt(x.var(-1, keepdims=True, ddof=1) + 1e-6)

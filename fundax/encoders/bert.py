@@ -1,7 +1,8 @@
 """BERT (arXiv:1810.04805), the post-norm encoder of RoBERTa-wwm-ext, PubMedBERT, Bio_ClinicalBERT and RBT3.
 
 The layout is that of Hugging Face's BertModel without its pooler.
-"""
+
+What BERT predicts hidden words with (arXiv:1810.04805, section 3.1): dense, GELU, norm, and the word table again."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from fundax.encoders import layers
 from fundax.encoders.clip_text import Embedding
-from fundax.errors import UserError
+from fundax.types import UserError
 
 # width, depth, heads, hidden; RBT3 is the first three layers of RoBERTa-wwm-ext (github.com/ymcui/Chinese-BERT-wwm)
 SIZES = {
@@ -24,6 +25,8 @@ SIZES = {
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
 }
+
+
 POOLS = ("cls", "mean", "unmasked_mean")
 
 
@@ -135,3 +138,26 @@ class PostNormBlock(nn.Module):
         y = self.drop(self.attention(x, mask, rows), deterministic=off)
         x = self.norm1(layers.take_rows(x, rows) + y)
         return self.norm2(x + self.drop(self.mlp(x), deterministic=off))
+
+
+class MaskedHead(nn.Module):
+    """Tokens [B L D] and the tower's word table [V D] to logits f32 [B L V]; the table is shared, the bias is its own.
+
+    The layout is that of Hugging Face's BertForMaskedLM, whose `decoder` is the same table.
+    """
+
+    vocab: int
+    width: int
+    activation: layers.Activation = layers.gelu_exact
+    epsilon: float = 1e-12
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, table: jax.Array) -> jax.Array:
+        """tokens [B L D], table f32 [V D]."""
+        zeros = nn.initializers.zeros
+        x = layers.Dense(self.width, nn.initializers.normal(0.02), zeros, self.dtype, name="dense")(tokens)
+        x = layers.LayerNorm(self.epsilon, name="norm")(self.activation(x))
+        logits = jnp.einsum("bld,vd->blv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+        bias = self.param("bias", zeros, (self.vocab,), jnp.float32)
+        return logits + bias.reshape(1, 1, -1)

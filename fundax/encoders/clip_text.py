@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fundax.encoders import layers
 from fundax.encoders.vit import size_named
-from fundax.errors import UserError
+from fundax.types import UserError
 
 
 class Embedding(nn.Module):

@@ -1,8 +1,7 @@
 """The parts every transformer here is made of: norms, attention, blocks, and how a stack of blocks is run.
 
 Parameters are fp32; `dtype` is what matrix products are computed in ("float32", or "bfloat16" on accelerators).
-Norms, attention logits and softmax are always fp32.
-"""
+Norms, attention logits and softmax are always fp32."""
 
 from __future__ import annotations
 
@@ -16,15 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders.attention import Path, attend
-from fundax.errors import UserError
-from fundax.types import Array, Params
+from fundax.types import UserError
 
 Initializer = Callable[..., jax.Array]
-Activation = Callable[[jax.Array], jax.Array]
-Rows = int | jax.Array | None
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, of RGB in [0, 1]
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+Rows = int | jax.Array | None
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -40,21 +39,6 @@ def gelu_exact(x: jax.Array) -> jax.Array:
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """The tanh form of GELU, any shape (arXiv:1606.08415, section 2); SigLIP uses it."""
     return jax.nn.gelu(x, approximate=True)
-
-
-def normalize(image: Array, mean: Sequence[float], std: Sequence[float], dtype: str = "float32") -> jax.Array:
-    """uint8 [... 3] to (image / 255 - mean) / std in `dtype`; a floating image is normalised already and is only cast.
-
-    Raises UserError for any other dtype.
-    """
-    if jnp.issubdtype(image.dtype, jnp.floating):
-        return jnp.asarray(image, dtype)
-    if image.dtype != jnp.uint8:
-        raise UserError(f"images must be uint8, or floating and normalised already; got {image.dtype}")
-    shape = (1,) * (image.ndim - 1) + (3,)
-    scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32).reshape(shape)
-    shift = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)], jnp.float32).reshape(shape)
-    return (jnp.asarray(image).astype(jnp.float32) * scale - shift).astype(dtype)
 
 
 @jax.custom_vjp
@@ -357,26 +341,3 @@ class Stack:
             return {"tokens": x, "row": take_rows(x, 0 if rows is None else rows)[:, 0], "hidden": kept}
         last = _remat(lambda block, x: block(x, mask, 0 if rows is None else rows)[:, 0], self.remat)
         return {"tokens": x, "row": last(blocks[-1], before), "hidden": kept}
-
-
-def stack_blocks(params: Params) -> Params:
-    """block_0 .. block_n of a tree, at any depth, as one `blocks` with a leading [layers] axis (the scanned form)."""
-    if not isinstance(params, dict):
-        return params
-    names = [f"block_{i}" for i in range(sum(name.startswith("block_") for name in params))]
-    rest = {name: stack_blocks(tree) for name, tree in params.items() if name not in names}
-    if names:
-        rest["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[n] for n in names))
-    return rest
-
-
-def unstack_blocks(params: Params) -> Params:
-    """The inverse of stack_blocks: `blocks` as block_0 .. block_n (the form of checkpoints and of interop)."""
-    if not isinstance(params, dict):
-        return params
-    rest = {name: unstack_blocks(tree) for name, tree in params.items() if name != "blocks"}
-    if "blocks" in params:
-        depth = jax.tree.leaves(params["blocks"])[0].shape[0]
-        for i in range(depth):
-            rest[f"block_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
-    return rest

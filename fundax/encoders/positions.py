@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fundax.errors import UserError
-from fundax.types import Array
+from fundax.types import Array, UserError
 
 
 def cubic(x: np.ndarray, a: float) -> np.ndarray:

@@ -1,8 +1,7 @@
 """ResNet of bottlenecks (arXiv:1512.03385) in the layout of torchvision's resnet50: FLAIR's and KeepFIT's image tower.
 
 Convolutions have torch's explicit padding (JAX's SAME pads a stride of 2 on the other side), and the stride of a stage
-lies on its 3x3 convolution.
-"""
+lies on its 3x3 convolution."""
 
 from __future__ import annotations
 
@@ -13,11 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders.layers import Initializer
-from fundax.errors import UserError
+from fundax.types import UserError
 
 EXPANSION = 4  # outputs of a bottleneck per width of its middle
+
+
 # width of the first stage, units of the four stages
 SIZES = {"resnet14": (64, (1, 1, 1, 1)), "resnet50": (64, (3, 4, 6, 3)), "resnet101": (64, (3, 4, 23, 3))}
+
+
 _he: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # what torchvision starts from
 
 

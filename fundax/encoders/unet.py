@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders import layers
-from fundax.errors import UserError
+from fundax.types import UserError
 
 _zeros = nn.initializers.zeros
+
+
 _FREQUENCIES = 16  # of the embedding of a noise level
 
 

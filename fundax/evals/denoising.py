@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fundax.errors import UserError
-from fundax.types import Batch, Extra, Forward, Params
+from fundax.types import Batch, Extra, Forward, Params, UserError
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """What a few labelled images per class are worth: logistic regression, CLIP-Adapter, Tip-Adapter(-F) and none at all.
 
 Features are taken once; everything after that is small. The protocol and its numbers are those of
-github.com/jusiro/FLAIR (Apache-2.0): C 0.316, 40 epochs of AdamW 1e-3, alpha 1, beta 5.
-"""
+github.com/jusiro/FLAIR (Apache-2.0): C 0.316, 40 epochs of AdamW 1e-3, alpha 1, beta 5."""
 
 from __future__ import annotations
 
@@ -14,15 +13,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from fundax.classification import classification
-from fundax.errors import UserError
-from fundax.features import extract
-from fundax.objectives.clip_adapter import ClipAdapter, TipAdapter, fit, heads, remember
-from fundax.types import Batch, Extra, Forward, Params
+from fundax.evals.features import extract
+from fundax.metrics.classification import classification
+from fundax.objectives.adapter import ClipAdapter, TipAdapter, fit, heads, remember
+from fundax.types import Batch, Extra, Forward, Params, UserError
 
 Rows = Mapping[str, np.ndarray]  # feature f32 [N E] (unit), linear f32 [N D], label i32 [N]
+
+
 Scores = Callable[..., np.ndarray]  # (few, text, log_scale, rows, seed) -> probabilities f32 [N K]
+
+
 EPOCHS = 40
+
+
 RATE = 1e-3
 
 

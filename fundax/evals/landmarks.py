@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fundax.errors import UserError
-from fundax.estimate import Estimate
-from fundax.frames import original_points
-from fundax.overlay import extremes, points_over
-from fundax.types import Batch, Extra, Forward, Params
+from fundax.evals.original_grid import original_points
+from fundax.evals.pictures import extremes, points_over
+from fundax.metrics.statistics import Estimate
+from fundax.types import Batch, Extra, Forward, Params, UserError
 
 Rows = dict[str, np.ndarray]
 

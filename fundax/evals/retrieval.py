@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fundax.errors import UserError
-from fundax.types import Batch, Eval, Extra, Forward, Params
+from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
 
 CHUNK_BYTES = 64 << 20  # of one block of similarities: 50,000 pairs never stand in memory as 50,000^2 numbers
 

@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fundax.errors import UserError
-from fundax.estimate import Estimate
-from fundax.frames import original_map
-from fundax.overlap import NAMES, scores
-from fundax.overlay import extremes, masks_over
-from fundax.sliding import slide
-from fundax.types import Batch, Extra, Forward, Params
+from fundax.evals.original_grid import original_map, slide
+from fundax.evals.pictures import extremes, masks_over
+from fundax.metrics.segmentation import NAMES, scores
+from fundax.metrics.statistics import Estimate
+from fundax.types import Batch, Extra, Forward, Params, UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """Classification and regression measured over a labelled pass, with all that a report needs kept beside the numbers.
 
-Every row is counted once; what is not labelled is left out and counted, and what is not defined is a blank with its reason.
-"""
+Every row is counted once; what is not labelled is left out and counted, and what is not defined is a blank with its reason."""
 
 from __future__ import annotations
 
@@ -11,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fundax.classification import classification, multi_label
-from fundax.errors import UserError
-from fundax.horizons import by_horizon
-from fundax.kept_pictures import ANSWERS, KeptPictures
-from fundax.types import Batch, Extra, Forward, Params
+from fundax.evals.pictures import ANSWERS, KeptPictures
+from fundax.metrics.classification import by_horizon, classification, multi_label
+from fundax.types import Batch, Extra, Forward, Params, UserError
 
 Pass = Callable[[], Iterable[Batch]]
+
+
 BESIDE = {
     "index": "index",
     "patient": "patient",
@@ -27,8 +26,14 @@ BESIDE = {
     "days": "days",
     "horizon": "horizon",
 }
+
+
 MEANS = ("accuracy", "balanced_accuracy", "macro_auc", "macro_ap", "macro_f1", "kappa")
+
+
 PER_CLASS = ("auc", "ap", "recall")
+
+
 _ERRORS = {"smallest error": (True, 1.0), "largest error": (True, -1.0)}
 
 

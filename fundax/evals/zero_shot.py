@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fundax.errors import UserError
-from fundax.kept_pictures import ANSWERS, KeptPictures
-from fundax.types import Batch, Eval, Extra, Forward, Params
+from fundax.evals.pictures import ANSWERS, KeptPictures
+from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
 
 _BESIDE = {
     "group": "patient",
@@ -17,6 +16,8 @@ _BESIDE = {
     "eye": "eye",
     "modality": "modality",
 }  # key of a batch: of an array
+
+
 Prompts = np.ndarray | Sequence[np.ndarray]  # i32 [K P L], or per class i32 [P L] with a P of its own
 
 

@@ -1,8 +1,9 @@
-"""Hugging Face's BertForMaskedLM, both ways: a text tower with the head that names hidden words.
+"""BERT as Hugging Face lays it out: rows for every checkpoint family that holds a BertModel under some prefix.
+
+Hugging Face's BertForMaskedLM, both ways: a text tower with the head that names hidden words.
 
 Key names are those of the files that transformers' public repository reads and writes. KeepFIT V2's successor
-(github.com/lxirich/RetiXfer) starts its text tower from such a file: `bert.` is taken, `cls.` dropped.
-"""
+(github.com/lxirich/RetiXfer) starts its text tower from such a file: `bert.` is taken, `cls.` dropped."""
 
 from __future__ import annotations
 
@@ -13,23 +14,64 @@ from typing import Any
 import jax
 import numpy as np
 
-from fundax import bert_layout, folder, layout
 from fundax.encoders import layers
 from fundax.encoders.bert import BERT
-from fundax.errors import UserError
-from fundax.folder import Bundle
-from fundax.layout import Row
+from fundax.interop import bundle as folder
+from fundax.interop import keymap
+from fundax.interop.bundle import Bundle
+from fundax.interop.keymap import Row
+from fundax.interop.weights import State, read_state
 from fundax.objectives.masked_text import MaskedText
-from fundax.types import Params
-from fundax.weights import State, read_state
+from fundax.params import flatten, unstack_blocks
+from fundax.types import Params, UserError
+
+_POSITION_IDS = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")  # used by none of our models
+
+
+def bert_rows(ours: str, theirs: str, depth: int) -> list[Row]:
+    """Embeddings and blocks; `ours` and `theirs` are prefixes such as "text" and "text_model.model"."""
+    rows = keymap.norm(f"{ours}/embed_norm", f"{theirs}.embeddings.LayerNorm")
+    for name in ("word", "position", "token_type"):
+        keys = (f"{theirs}.embeddings.{name}_embeddings.weight",)
+        rows.append(Row(f"{ours}/{name}/embedding", keys, keymap.SAME))
+    for i in range(depth):
+        rows += _block(f"{ours}/block_{i}", f"{theirs}.encoder.layer.{i}")
+    return rows
+
+
+def _block(ours: str, theirs: str) -> list[Row]:
+    qkv = [f"{theirs}.attention.self.{name}" for name in ("query", "key", "value")]
+    return [
+        Row(f"{ours}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), keymap.SPLIT_KERNEL),
+        Row(f"{ours}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), keymap.SPLIT_BIAS),
+        *keymap.linear(f"{ours}/attention/out", f"{theirs}.attention.output.dense"),
+        *keymap.norm(f"{ours}/norm1", f"{theirs}.attention.output.LayerNorm"),
+        *keymap.linear(f"{ours}/mlp/fc1", f"{theirs}.intermediate.dense"),
+        *keymap.linear(f"{ours}/mlp/fc2", f"{theirs}.output.dense"),
+        *keymap.norm(f"{ours}/norm2", f"{theirs}.output.LayerNorm"),
+    ]
+
 
 NAME = "Hugging Face BertForMaskedLM"
+
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
 PREFIXES = ("bert", "text_model.model", "model", "")  # BertForMaskedLM, FLAIR, RetiXfer, a bare BertModel
+
+
 HEAD = "cls.predictions"
+
+
 TIED = {f"{HEAD}.decoder.weight": "bert.embeddings.word_embeddings.weight", f"{HEAD}.decoder.bias": f"{HEAD}.bias"}
-IGNORED = (*bert_layout.IGNORED, *TIED, "cls.seq_relationship.weight", "cls.seq_relationship.bias")
+
+
+IGNORED = (*_POSITION_IDS, *TIED, "cls.seq_relationship.weight", "cls.seq_relationship.bias")
+
+
 ACTIVATIONS = {"gelu": layers.gelu_exact, "gelu_new": layers.gelu_tanh, "gelu_pytorch_tanh": layers.gelu_tanh}
+
 
 USAGE = """
 from transformers import pipeline
@@ -50,22 +92,22 @@ def to_fundax(state: State, config: Mapping[str, Any], **fields: Any) -> tuple[M
     Raises UserError for a config of another model, and for keys or shapes that do not fit it.
     """
     objective = objective_of(config, **fields)
-    return objective, layout.read(rows(objective), state, layout.shapes_of(objective), NAME, IGNORED)
+    return objective, keymap.read(rows(objective), state, keymap.shapes_of(objective), NAME, IGNORED)
 
 
 def from_fundax(objective: MaskedText, params: Params) -> State:
     """The state dict (fp32), which load_state_dict takes strictly: the tied matrix and bias stand there twice."""
-    state = layout.write(rows(objective), params, NAME)
+    state = keymap.write(rows(objective), params, NAME)
     return state | {copy: state[original] for copy, original in TIED.items()}
 
 
 def rows(objective: MaskedText) -> list[Row]:
     """Every parameter of ours with their key and layout."""
     return [
-        *bert_layout.bert_rows("text", "bert", objective.text.depth),
-        *layout.linear("masked/dense", f"{HEAD}.transform.dense"),
-        *layout.norm("masked/norm", f"{HEAD}.transform.LayerNorm"),
-        Row("masked/bias", (f"{HEAD}.bias",), layout.SAME),
+        *bert_rows("text", "bert", objective.text.depth),
+        *keymap.linear("masked/dense", f"{HEAD}.transform.dense"),
+        *keymap.norm("masked/norm", f"{HEAD}.transform.LayerNorm"),
+        Row("masked/bias", (f"{HEAD}.bias",), keymap.SAME),
     ]
 
 
@@ -88,11 +130,11 @@ def read_tower(state: State, tower: BERT, source: str) -> Params:
 
     def init() -> Params:
         variables: Any = tower.init(jax.random.key(0), ids)
-        return layers.unstack_blocks(variables["params"])
+        return unstack_blocks(variables["params"])
 
     variables = jax.eval_shape(init)
-    shapes = {f"text/{path}": tuple(leaf.shape) for path, leaf in layout.flatten(variables).items()}
-    return layout.read(bert_layout.bert_rows("text", "bert", tower.depth), found, shapes, source, IGNORED)["text"]
+    shapes = {f"text/{path}": tuple(leaf.shape) for path, leaf in flatten(variables).items()}
+    return keymap.read(bert_rows("text", "bert", tower.depth), found, shapes, source, IGNORED)["text"]
 
 
 def objective_of(config: Mapping[str, Any], **fields: Any) -> MaskedText:

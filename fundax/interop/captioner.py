@@ -8,15 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fundax import layout
 from fundax.encoders.report_decoder import ReportDecoder
-from fundax.errors import UserError
-from fundax.layout import Row
-from fundax.types import Params
-from fundax.weights import State
+from fundax.interop import keymap
+from fundax.interop.keymap import Row
+from fundax.interop.weights import State
+from fundax.params import flatten
+from fundax.types import Params, UserError
 
 NAME = "KeepFIT's FFA captioner"
+
+
 IGNORED = ("tgt_embed.1.pe",)  # a buffer of sinusoids
+
+
 PREFIX = "encoder_decoder."
 
 
@@ -42,18 +46,18 @@ def decoder_to_fundax(
     decoder = ReportDecoder(**{"vocab": vocab, "context": context, "width": width, "depth": depth, "heads": heads,
                                "hidden": hidden} | fields)  # fmt: skip
     shapes = _shapes(decoder, state["att_embed.0.weight"].shape[1])
-    return decoder, layout.read(decoder_rows(decoder), state, shapes, NAME, IGNORED)
+    return decoder, keymap.read(decoder_rows(decoder), state, shapes, NAME, IGNORED)
 
 
 def decoder_from_fundax(decoder: ReportDecoder, params: Params) -> State:
     """The state dict of `encoder_decoder` (fp32), without prefix. Raises UserError for parameters without a place."""
-    return layout.write(decoder_rows(decoder), params, NAME)
+    return keymap.write(decoder_rows(decoder), params, NAME)
 
 
 def decoder_rows(decoder: ReportDecoder) -> list[Row]:
     """Every parameter of ours with the peer's key and layout."""
-    rows = [Row("word", ("model.tgt_embed.0.lut.weight",), layout.SAME)]
-    rows += layout.linear("visual", "att_embed.0") + layout.linear("head", "logit")
+    rows = [Row("word", ("model.tgt_embed.0.lut.weight",), keymap.SAME)]
+    rows += keymap.linear("visual", "att_embed.0") + keymap.linear("head", "logit")
     for side in ("encoder", "decoder"):
         rows += _norm(f"{side}_norm", f"model.{side}.norm")
         for i in range(decoder.depth):
@@ -67,21 +71,21 @@ def _block(ours: str, theirs: str, decoder: bool) -> list[Row]:
     rows = [row for i, name in enumerate(norms) for row in _norm(f"{ours}/{name}", f"{theirs}.sublayer.{i}.norm")]
     for name, their_name in attentions.items():
         for i, part in enumerate(("query", "key", "value", "out")):
-            rows += layout.linear(f"{ours}/{name}/{part}", f"{theirs}.{their_name}.linears.{i}")
+            rows += keymap.linear(f"{ours}/{name}/{part}", f"{theirs}.{their_name}.linears.{i}")
     for i in (1, 2):
-        rows += layout.linear(f"{ours}/fc{i}", f"{theirs}.feed_forward.w_{i}")
+        rows += keymap.linear(f"{ours}/fc{i}", f"{theirs}.feed_forward.w_{i}")
     return rows
 
 
 def _norm(ours: str, theirs: str) -> list[Row]:
     return [
-        Row(f"{ours}/scale", (f"{theirs}.gamma",), layout.SAME),
-        Row(f"{ours}/bias", (f"{theirs}.beta",), layout.SAME),
+        Row(f"{ours}/scale", (f"{theirs}.gamma",), keymap.SAME),
+        Row(f"{ours}/bias", (f"{theirs}.beta",), keymap.SAME),
     ]
 
 
-def _shapes(decoder: ReportDecoder, inputs: int) -> layout.Shapes:
+def _shapes(decoder: ReportDecoder, inputs: int) -> keymap.Shapes:
     def init() -> Any:
         return decoder.init(jax.random.key(0), jnp.zeros((1, 2, inputs)), jnp.zeros((1, 2), jnp.int32))["params"]
 
-    return {path: tuple(leaf.shape) for path, leaf in layout.flatten(jax.eval_shape(init)).items()}
+    return {path: tuple(leaf.shape) for path, leaf in flatten(jax.eval_shape(init)).items()}

@@ -1,7 +1,6 @@
 """Hugging Face's Dinov2Model, both ways: the class that holds DINO's, iBOT's and VisionFM's ViTs exactly.
 
-A ViT without layer scales is written with scales of 1. Key names are those of the files that transformers reads and writes.
-"""
+A ViT without layer scales is written with scales of 1. Key names are those of the files that transformers reads and writes."""
 
 from __future__ import annotations
 
@@ -11,19 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from fundax import encoder_layout, folder, layout, spec, vit_layout
 from fundax.encoders import layers
-from fundax.encoders.layers import unstack_blocks
+from fundax.encoders.backbone import Encoder
 from fundax.encoders.vit import ViT, init_dino
-from fundax.errors import UserError
-from fundax.folder import Bundle
-from fundax.layout import Row
-from fundax.objectives.encoder import Encoder
-from fundax.types import Params
-from fundax.weights import State, read_state
+from fundax.interop import bundle as folder
+from fundax.interop import encoder, keymap, vit
+from fundax.interop.bundle import Bundle
+from fundax.interop.keymap import Row
+from fundax.interop.weights import State, read_state
+from fundax.params import unstack_blocks
+from fundax.runtime import serialize
+from fundax.types import Params, UserError
 
 NAME = "Hugging Face Dinov2Model"
+
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
 USAGE = """
 from transformers import AutoImageProcessor, AutoModel
 
@@ -34,37 +38,37 @@ model, process = AutoModel.from_pretrained("FOLDER"), AutoImageProcessor.from_pr
 def rows(tower: ViT) -> list[Row]:
     """The table of a tower without its layer scales."""
     found = [
-        Row("class_token", ("embeddings.cls_token",), vit_layout.TWO),
-        Row("position", ("embeddings.position_embeddings",), vit_layout.ONE),
-        Row("patch/kernel", ("embeddings.patch_embeddings.projection.weight",), layout.CONV),
-        Row("patch/bias", ("embeddings.patch_embeddings.projection.bias",), layout.SAME),
-        *layout.norm("norm", "layernorm"),
+        Row("class_token", ("embeddings.cls_token",), vit.TWO),
+        Row("position", ("embeddings.position_embeddings",), vit.ONE),
+        Row("patch/kernel", ("embeddings.patch_embeddings.projection.weight",), keymap.CONV),
+        Row("patch/bias", ("embeddings.patch_embeddings.projection.bias",), keymap.SAME),
+        *keymap.norm("norm", "layernorm"),
     ]
     for i in range(tower.depth):
         here, there = f"block_{i}", f"encoder.layer.{i}"
         qkv = [f"{there}.attention.attention.{name}" for name in ("query", "key", "value")]
         found += [
-            *layout.norm(f"{here}/norm1", f"{there}.norm1"),
-            Row(f"{here}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), layout.SPLIT_KERNEL),
-            Row(f"{here}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), layout.SPLIT_BIAS),
-            *layout.linear(f"{here}/attention/out", f"{there}.attention.output.dense"),
-            *layout.norm(f"{here}/norm2", f"{there}.norm2"),
-            *layout.linear(f"{here}/mlp/fc1", f"{there}.mlp.fc1"),
-            *layout.linear(f"{here}/mlp/fc2", f"{there}.mlp.fc2"),
+            *keymap.norm(f"{here}/norm1", f"{there}.norm1"),
+            Row(f"{here}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), keymap.SPLIT_KERNEL),
+            Row(f"{here}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), keymap.SPLIT_BIAS),
+            *keymap.linear(f"{here}/attention/out", f"{there}.attention.output.dense"),
+            *keymap.norm(f"{here}/norm2", f"{there}.norm2"),
+            *keymap.linear(f"{here}/mlp/fc1", f"{there}.mlp.fc1"),
+            *keymap.linear(f"{here}/mlp/fc2", f"{there}.mlp.fc2"),
         ]
         if tower.layer_scale is not None:
             found += [
-                Row(f"{here}/layer_scale{n}/gamma", (f"{there}.layer_scale{n}.lambda1",), layout.SAME) for n in "12"
+                Row(f"{here}/layer_scale{n}/gamma", (f"{there}.layer_scale{n}.lambda1",), keymap.SAME) for n in "12"
             ]
     return found
 
 
 def from_fundax(objective: Encoder, params: Params) -> State:
     """The state dict (fp32). Raises UserError for a tower that Dinov2Model cannot hold."""
-    tower = encoder_layout.bare(objective.image)
+    tower = encoder.bare(objective.image)
     _check(tower)
     tree = {name: leaf for name, leaf in unstack_blocks(params["image"]).items() if name != "mask_token"}
-    state = layout.write(rows(tower), tree, NAME) | {"embeddings.mask_token": np.zeros((1, tower.width), np.float32)}
+    state = keymap.write(rows(tower), tree, NAME) | {"embeddings.mask_token": np.zeros((1, tower.width), np.float32)}
     if tower.layer_scale is None:
         state |= {f"encoder.layer.{i}.layer_scale{n}.lambda1": np.ones(tower.width, np.float32)
                   for i in range(tower.depth) for n in "12"}  # fmt: skip
@@ -139,7 +143,7 @@ def read_folder(path: str | Path) -> Bundle:
         )  # fmt: skip
     except KeyError as error:
         raise UserError(f"{path}/{CONFIG}: {error} is missing") from error
-    params = layout.read(rows(tower), state, vit_layout.shapes_of(tower), str(path))
+    params = keymap.read(rows(tower), state, vit.shapes_of(tower), str(path))
     return Bundle(replace(_recorded(path), image=tower), {"image": params}, {"image_size": tower.image_size})
 
 
@@ -147,7 +151,7 @@ def _recorded(path: str | Path) -> Encoder:
     """Normalisation: of our record, else of preprocessor_config.json, else ImageNet's."""
     record, processor = Path(path) / folder.RECORD, Path(path) / "preprocessor_config.json"
     if record.is_file():
-        return spec.from_json(folder.read_json(record)["objective"])
+        return serialize.from_json(folder.read_json(record)["objective"])
     tower = ViT(16, 16, 8, 1, 1)  # replaced by the caller
     if not processor.is_file():
         return Encoder(tower)
@@ -168,4 +172,4 @@ def difference(path: str | Path, bundle: Bundle) -> float | None:
         with torch.no_grad():
             return model(torch.from_numpy(image)).pooler_output.numpy()
 
-    return encoder_layout.unit_difference(bundle, pooled)
+    return encoder.unit_difference(bundle, pooled)

@@ -1,7 +1,6 @@
 """FLAIR's and KeepFIT's checkpoints, both ways; RetiXfer's ResNet ones are read too.
 
-Key names are those of the public repositories jusiro/FLAIR, lxirich/MM-Retinal and lxirich/RetiXfer.
-"""
+Key names are those of the public repositories jusiro/FLAIR, lxirich/MM-Retinal and lxirich/RetiXfer."""
 
 from __future__ import annotations
 
@@ -12,22 +11,31 @@ from typing import Any, cast
 
 import numpy as np
 
-from fundax import bert_layout, layout
 from fundax.encoders.bert import BERT
-from fundax.encoders.layers import stack_blocks, unstack_blocks
 from fundax.encoders.resnet import ResNet
-from fundax.errors import UserError
-from fundax.layout import Row
+from fundax.interop import bert, keymap
+from fundax.interop.keymap import Row
+from fundax.interop.weights import State, read_state
 from fundax.objectives.flair import FLAIR, POOL_LAYERS
-from fundax.types import Extra, Params
-from fundax.weights import State, read_state
+from fundax.params import flatten, stack_blocks, unflatten, unstack_blocks
+from fundax.types import Extra, Params, UserError
 
 NAME = "FLAIR"
+
+
 VISION, TEXT = "vision_model", "text_model"
-IGNORED = bert_layout.IGNORED
+
+
+IGNORED = bert._POSITION_IDS
+
+
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
 _RETIXFER = {f"{tower}.projection_head.": f"{tower}.projection_head_{word}."
              for tower, word in ((VISION, "vision"), (TEXT, "text"))}  # fmt: skip
+
+
 _ATTENTION = re.compile(r"(attention|atte_TD2KD|atte_KD2TD)\.W_[qkvo]\.weight")
 
 
@@ -64,9 +72,9 @@ def from_fundax(objective: FLAIR, params: Params, extra: Extra) -> State:
     Raises UserError for parameters it has no place for.
     """
     _check(objective)
-    flat = layout.flatten(extra)
-    moments = layout.unflatten({path: leaf for path, leaf in flat.items() if not path.endswith("/count")})
-    state = layout.write(table(objective), params, NAME) | layout.write(_moments(objective), moments, NAME)
+    flat = flatten(extra)
+    moments = unflatten({path: leaf for path, leaf in flat.items() if not path.endswith("/count")})
+    state = keymap.write(table(objective), params, NAME) | keymap.write(_moments(objective), moments, NAME)
     for norm, key in _norms(objective.image):
         state[f"{key}.num_batches_tracked"] = np.asarray(flat[f"image/{norm}/count"]).astype(np.int64)
     width = objective.text.width
@@ -89,33 +97,33 @@ def read(objective: FLAIR, state: State, source: str) -> tuple[Params, Extra]:
     """Parameters and batch statistics for `objective`. Raises UserError naming keys that do not fit."""
     _check(objective)
     state = canonical(state)
-    shapes = layout.shapes_of(objective)
+    shapes = keymap.shapes_of(objective)
     weights = {k: v for k, v in state.items() if not k.endswith(_STATISTICS) and not _ATTENTION.fullmatch(k)}
-    params = layout.read(table(objective), weights, shapes, source, IGNORED)
+    params = keymap.read(table(objective), weights, shapes, source, IGNORED)
     return params, _read_statistics(objective, state, shapes, source)
 
 
 def table(objective: FLAIR) -> list[Row]:
     """Every parameter of ours with the peer's key and layout."""
-    rows = [Row("log_scale", ("logit_scale",), layout.SAME)]
+    rows = [Row("log_scale", ("logit_scale",), keymap.SAME)]
     rows += resnet_rows("image", f"{VISION}.model", cast(ResNet, objective.image))
-    rows += bert_layout.bert_rows("text", f"{TEXT}.model", objective.text.depth)
+    rows += bert.bert_rows("text", f"{TEXT}.model", objective.text.depth)
     if objective.project:
-        rows += layout.linear("project/image", f"{VISION}.projection_head_vision.projection", bias=False)
-        rows += layout.linear("project/text", f"{TEXT}.projection_head_text.projection", bias=False)
+        rows += keymap.linear("project/image", f"{VISION}.projection_head_vision.projection", bias=False)
+        rows += keymap.linear("project/text", f"{TEXT}.projection_head_text.projection", bias=False)
     return rows
 
 
 def resnet_rows(ours: str, theirs: str, tower: ResNet) -> list[Row]:
     """Rows of a torchvision ResNet of bottlenecks, without its last linear layer."""
-    rows = [Row(f"{ours}/conv1/kernel", (f"{theirs}.conv1.weight",), layout.CONV)]
+    rows = [Row(f"{ours}/conv1/kernel", (f"{theirs}.conv1.weight",), keymap.CONV)]
     for path, key in _units(tower):
         for i in (1, 2, 3):
-            rows.append(Row(f"{ours}/{path}/conv{i}/kernel", (f"{theirs}.{key}.conv{i}.weight",), layout.CONV))
+            rows.append(Row(f"{ours}/{path}/conv{i}/kernel", (f"{theirs}.{key}.conv{i}.weight",), keymap.CONV))
         if key.endswith(".0"):
-            rows.append(Row(f"{ours}/{path}/shortcut/kernel", (f"{theirs}.{key}.downsample.0.weight",), layout.CONV))
+            rows.append(Row(f"{ours}/{path}/shortcut/kernel", (f"{theirs}.{key}.downsample.0.weight",), keymap.CONV))
     for path, key in _norms(tower, theirs):
-        rows += layout.norm(f"{ours}/{path}", key)
+        rows += keymap.norm(f"{ours}/{path}", key)
     return rows
 
 
@@ -127,7 +135,7 @@ def attention_rows(name: str) -> list[Row]:
     """Rows of one of ATTENTION: kernels [E E] of query, key, value and out, no bias."""
     key = ATTENTION[name]
     return [row for ours in ("query", "key", "value", "out")
-            for row in layout.linear(f"{name}/{ours}", f"{key}.W_{ours[0]}", bias=False)]  # fmt: skip
+            for row in keymap.linear(f"{name}/{ours}", f"{key}.W_{ours[0]}", bias=False)]  # fmt: skip
 
 
 def read_attention(state: State) -> Params:
@@ -138,7 +146,7 @@ def read_attention(state: State) -> Params:
             rows = attention_rows(name)
             weights = {k: v for k, v in state.items() if k.startswith(f"{key}.")}
             shape = weights[f"{key}.W_q.weight"].shape
-            found |= layout.read(rows, weights, {row.path: shape for row in rows}, f"KeepFIT's {key}")
+            found |= keymap.read(rows, weights, {row.path: shape for row in rows}, f"KeepFIT's {key}")
     return found
 
 
@@ -146,7 +154,7 @@ def attention_state(params: Params) -> State:
     """KeepFIT's keys of the attention modules in a tree of parameters: the inverse of `read_attention`."""
     present = [name for name in ATTENTION if name in params]
     rows = [row for name in present for row in attention_rows(name)]
-    return layout.write(rows, {name: params[name] for name in present}, "KeepFIT")
+    return keymap.write(rows, {name: params[name] for name in present}, "KeepFIT")
 
 
 def canonical(state: State) -> State:
@@ -177,20 +185,20 @@ def _norms(tower: ResNet | Any, theirs: str = f"{VISION}.model") -> Iterator[tup
 
 def _moments(objective: FLAIR) -> list[Row]:
     return [
-        Row(f"image/{path}/{ours}", (f"{key}.running_{ours}",), layout.SAME)
+        Row(f"image/{path}/{ours}", (f"{key}.running_{ours}",), keymap.SAME)
         for path, key in _norms(objective.image)
         for ours in ("mean", "var")
     ]
 
 
-def _read_statistics(objective: FLAIR, state: State, shapes: layout.Shapes, source: str) -> Extra:
+def _read_statistics(objective: FLAIR, state: State, shapes: keymap.Shapes, source: str) -> Extra:
     moments = {k: v for k, v in state.items() if k.endswith(_STATISTICS[:2])}
     wanted = {row.path: shapes[re.sub("(mean|var)$", "scale", row.path)] for row in _moments(objective)}
-    flat = layout.flatten(layout.read(_moments(objective), moments, wanted, source))
+    flat = flatten(keymap.read(_moments(objective), moments, wanted, source))
     for path, key in _norms(objective.image):
         count = state.get(f"{key}.num_batches_tracked", np.zeros((), np.int64))  # old files have none
         flat[f"image/{path}/count"] = np.asarray(count, np.int32).reshape(())
-    return layout.unflatten(flat)
+    return unflatten(flat)
 
 
 def _check(objective: Any) -> None:
@@ -240,13 +248,13 @@ def initial(path: str | Path) -> Callable[[Params], Params]:
     def fill(params: Params) -> Params:
         state = read_state(path)
         found = to_fundax(state)[1] | read_attention(state)
-        ours = layout.flatten(unstack_blocks(params))
-        loaded = {key: leaf for key, leaf in layout.flatten(found).items() if key.split("/")[0] in params}
+        ours = flatten(unstack_blocks(params))
+        loaded = {key: leaf for key, leaf in flatten(found).items() if key.split("/")[0] in params}
         wrong = [key for key, leaf in loaded.items() if key not in ours or np.shape(ours[key]) != leaf.shape]
         towers = [key for key in ours if key.split("/")[0] in ("image", "text", "project") and key not in loaded]
         if wrong or towers:
             raise UserError(f"{path}: does not fit the model: {', '.join((wrong + towers)[:5])}")
-        filled = layout.unflatten(ours | loaded)
+        filled = unflatten(ours | loaded)
         return {name: stack_blocks(tree) if isinstance(tree, dict) and "blocks" in params[name] else tree
                 for name, tree in filled.items()}  # fmt: skip
 

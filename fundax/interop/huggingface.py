@@ -1,7 +1,6 @@
 """Hugging Face's CLIPModel, both ways (transformers 4 and 5): state dicts, config.json and whole folders.
 
-Key names are those of the files that transformers' public repository reads and writes.
-"""
+Key names are those of the files that transformers' public repository reads and writes."""
 
 from __future__ import annotations
 
@@ -12,27 +11,39 @@ from typing import Any
 
 import numpy as np
 
-from fundax import folder, layout, losses
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
-from fundax.errors import UserError
-from fundax.folder import Bundle
-from fundax.layout import Row
+from fundax.interop import bundle as folder
+from fundax.interop import keymap
+from fundax.interop.bundle import Bundle
+from fundax.interop.keymap import Row
+from fundax.interop.weights import State, read_state
+from fundax.losses import contrastive
 from fundax.objectives.clip import CLIP, MEAN, STD
-from fundax.types import Params
-from fundax.weights import State, read_state
+from fundax.types import Params, UserError
 
 NAME = "Hugging Face CLIPModel"
+
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
 IGNORED = ("embeddings.position_ids",)  # buffers in files of transformers 4
+
+
 ACTIVATIONS = {
     "quick_gelu": layers.quick_gelu,
     "gelu": layers.gelu_exact,
     "gelu_pytorch_tanh": layers.gelu_tanh,
 }
+
+
 _LEGACY_EOS = 2  # in old configs: pool at the highest id, wherever it is
+
+
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
+
 
 USAGE = """
 from transformers import pipeline
@@ -62,12 +73,12 @@ def from_fundax(objective: CLIP, params: Params) -> State:
     Raises UserError for a model that CLIPModel cannot hold.
     """
     check(objective)
-    return layout.write(rows(objective), {k: v for k, v in params.items() if k != "logit_bias"}, NAME)
+    return keymap.write(rows(objective), {k: v for k, v in params.items() if k != "logit_bias"}, NAME)
 
 
 def read(objective: CLIP, state: State, source: str) -> Params:
     """Parameters for `objective` from a state dict whose model it fits. Raises UserError naming keys that do not."""
-    return layout.read(table(objective, state), state, layout.shapes_of(objective), source, IGNORED)
+    return keymap.read(table(objective, state), state, keymap.shapes_of(objective), source, IGNORED)
 
 
 def table(objective: CLIP, state: State) -> list[Row]:
@@ -81,19 +92,19 @@ def rows(objective: CLIP) -> list[Row]:
     """The table of an objective: every parameter of ours with CLIPModel's key and layout."""
     vision, text = "vision_model", "text_model"
     return [
-        Row("log_scale", ("logit_scale",), layout.SAME),
-        Row("image/class_token", (f"{vision}.embeddings.class_embedding",), layout.SAME),
-        Row("image/position", (f"{vision}.embeddings.position_embedding.weight",), layout.SAME),
-        Row("image/patch/kernel", (f"{vision}.embeddings.patch_embedding.weight",), layout.CONV),
-        *layout.norm("image/pre_norm", f"{vision}.pre_layrnorm"),  # their spelling
+        Row("log_scale", ("logit_scale",), keymap.SAME),
+        Row("image/class_token", (f"{vision}.embeddings.class_embedding",), keymap.SAME),
+        Row("image/position", (f"{vision}.embeddings.position_embedding.weight",), keymap.SAME),
+        Row("image/patch/kernel", (f"{vision}.embeddings.patch_embedding.weight",), keymap.CONV),
+        *keymap.norm("image/pre_norm", f"{vision}.pre_layrnorm"),  # their spelling
         *_blocks("image", vision, objective.image.depth),
-        *layout.norm("image/norm", f"{vision}.post_layernorm"),
-        *layout.linear("project/image", "visual_projection", bias=False),
-        Row("text/token/embedding", (f"{text}.embeddings.token_embedding.weight",), layout.SAME),
-        Row("text/position", (f"{text}.embeddings.position_embedding.weight",), layout.SAME),
+        *keymap.norm("image/norm", f"{vision}.post_layernorm"),
+        *keymap.linear("project/image", "visual_projection", bias=False),
+        Row("text/token/embedding", (f"{text}.embeddings.token_embedding.weight",), keymap.SAME),
+        Row("text/position", (f"{text}.embeddings.position_embedding.weight",), keymap.SAME),
         *_blocks("text", text, objective.text.depth),
-        *layout.norm("text/norm", f"{text}.final_layer_norm"),
-        *layout.linear("project/text", "text_projection", bias=False),
+        *keymap.norm("text/norm", f"{text}.final_layer_norm"),
+        *keymap.linear("project/text", "text_projection", bias=False),
     ]
 
 
@@ -103,13 +114,13 @@ def _blocks(ours: str, theirs: str, depth: int) -> list[Row]:
         here, there = f"{ours}/block_{i}", f"{theirs}.encoder.layers.{i}"
         qkv = [f"{there}.self_attn.{name}_proj" for name in "qkv"]
         found += [
-            *layout.norm(f"{here}/norm1", f"{there}.layer_norm1"),
-            Row(f"{here}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), layout.SPLIT_KERNEL),
-            Row(f"{here}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), layout.SPLIT_BIAS),
-            *layout.linear(f"{here}/attention/out", f"{there}.self_attn.out_proj"),
-            *layout.norm(f"{here}/norm2", f"{there}.layer_norm2"),
-            *layout.linear(f"{here}/mlp/fc1", f"{there}.mlp.fc1"),
-            *layout.linear(f"{here}/mlp/fc2", f"{there}.mlp.fc2"),
+            *keymap.norm(f"{here}/norm1", f"{there}.layer_norm1"),
+            Row(f"{here}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), keymap.SPLIT_KERNEL),
+            Row(f"{here}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), keymap.SPLIT_BIAS),
+            *keymap.linear(f"{here}/attention/out", f"{there}.self_attn.out_proj"),
+            *keymap.norm(f"{here}/norm2", f"{there}.layer_norm2"),
+            *keymap.linear(f"{here}/mlp/fc1", f"{there}.mlp.fc1"),
+            *keymap.linear(f"{here}/mlp/fc2", f"{there}.mlp.fc2"),
         ]
     return found
 
@@ -267,7 +278,7 @@ def bundle_of(state: State, path: str | Path) -> Bundle:
     changes: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)}
     if bias is not None:
         params["logit_bias"] = np.float32(bias).reshape(())
-        changes |= {"init_logit_bias": float(bias), "contrast": losses.sigmoid_contrastive}
+        changes |= {"init_logit_bias": float(bias), "contrast": contrastive.sigmoid_contrastive}
     return Bundle(dataclasses.replace(objective, **changes), params, preprocessing)
 
 

@@ -1,7 +1,6 @@
 """open_clip's CLIP and CustomTextCLIP with its own ViT and text transformer, both ways (open_clip 2.30 to 3.3).
 
-Key names and the meaning of open_clip_config.json are those of the public repository mlfoundations/open_clip.
-"""
+Key names and the meaning of open_clip_config.json are those of the public repository mlfoundations/open_clip."""
 
 from __future__ import annotations
 
@@ -11,39 +10,58 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fundax import folder, layout, losses
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
-from fundax.errors import UserError
-from fundax.folder import Bundle
-from fundax.layout import Row
+from fundax.interop import bundle as folder
+from fundax.interop import keymap
+from fundax.interop.bundle import Bundle
+from fundax.interop.keymap import Row
+from fundax.interop.weights import State, read_state
+from fundax.losses import contrastive
 from fundax.objectives.clip import CLIP, MEAN, STD
-from fundax.types import Params
-from fundax.weights import State, read_state
+from fundax.types import Params, UserError
 
 NAME = "open_clip"
+
+
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+
+
 CLIP_VOCABULARY = 49408
+
+
 IGNORED = ("attn_mask",)  # a buffer of older versions
+
+
 _RESIZE, _INTERPOLATION = ("squash", "shortest", "longest"), ("bicubic", "bilinear")
+
+
 _POOL = {"tok": "token", "avg": "mean"}
+
+
 _TEXT_POOL = {"argmax": "argmax", "eos": "eot", "last": "last", "first": "first"}
+
 
 # Fields of open_clip's configuration that are read here, and those that change no number of the model.
 _VISION = {
     *("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "pool_type", "final_ln_after_pool"),
     *("no_ln_pre", "ls_init_value", "patch_dropout", "norm_kwargs", "act_kwargs", "output_tokens"),
 }
+
+
 _TEXT = {
     *("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "no_causal_mask"),
     *("proj_bias", "ls_init_value", "norm_kwargs", "act_kwargs", "eos_id", "bos_id", "pad_id", "output_tokens"),
     *("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "final_ln_after_pool"),
 }
+
+
 _MODEL = {
     *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"),
     *("nonscalar_logit_scale", "output_dict", "cast_dtype"),
 }
+
 
 USAGE = """
 import open_clip
@@ -78,12 +96,12 @@ def from_fundax(objective: CLIP, params: Params, custom_text: bool | None = None
     """
     check(objective)
     custom_text = needs_custom_text(objective) if custom_text is None else custom_text
-    return layout.write(rows(objective, custom_text), params, NAME)
+    return keymap.write(rows(objective, custom_text), params, NAME)
 
 
 def read(objective: CLIP, state: State, source: str) -> Params:
     """Parameters for `objective` from a state dict whose model it fits. Raises UserError naming keys that do not."""
-    return layout.read(table(objective, state), state, layout.shapes_of(objective), source, IGNORED)
+    return keymap.read(table(objective, state), state, keymap.shapes_of(objective), source, IGNORED)
 
 
 def table(objective: CLIP, state: State) -> list[Row]:
@@ -96,24 +114,24 @@ def rows(objective: CLIP, custom_text: bool) -> list[Row]:
     """The table of an objective: every parameter of ours with open_clip's key and layout."""
     image, text, prefix = objective.image, objective.text, "text." if custom_text else ""
     found = [
-        Row("log_scale", ("logit_scale",), layout.SAME),
-        Row("image/class_token", ("visual.class_embedding",), layout.SAME),
-        Row("image/position", ("visual.positional_embedding",), layout.SAME),
-        Row("image/patch/kernel", ("visual.conv1.weight",), layout.CONV),
-        *(layout.norm("image/pre_norm", "visual.ln_pre") if image.pre_norm else []),
+        Row("log_scale", ("logit_scale",), keymap.SAME),
+        Row("image/class_token", ("visual.class_embedding",), keymap.SAME),
+        Row("image/position", ("visual.positional_embedding",), keymap.SAME),
+        Row("image/patch/kernel", ("visual.conv1.weight",), keymap.CONV),
+        *(keymap.norm("image/pre_norm", "visual.ln_pre") if image.pre_norm else []),
         *_blocks("image", "visual.", image),
-        *layout.norm("image/norm", "visual.ln_post"),
-        Row("project/image/kernel", ("visual.proj",), layout.SAME),
-        Row("text/token/embedding", (f"{prefix}token_embedding.weight",), layout.SAME),
-        Row("text/position", (f"{prefix}positional_embedding",), layout.SAME),
+        *keymap.norm("image/norm", "visual.ln_post"),
+        Row("project/image/kernel", ("visual.proj",), keymap.SAME),
+        Row("text/token/embedding", (f"{prefix}token_embedding.weight",), keymap.SAME),
+        Row("text/position", (f"{prefix}positional_embedding",), keymap.SAME),
         *_blocks("text", prefix, text),
-        *layout.norm("text/norm", f"{prefix}ln_final"),
+        *keymap.norm("text/norm", f"{prefix}ln_final"),
     ]
     if objective.init_logit_bias is not None:
-        found.append(Row("logit_bias", ("logit_bias",), layout.SAME))
+        found.append(Row("logit_bias", ("logit_bias",), keymap.SAME))
     if objective.text_bias:
-        return found + layout.linear("project/text", f"{prefix}text_projection")
-    return [*found, Row("project/text/kernel", (f"{prefix}text_projection",), layout.SAME)]
+        return found + keymap.linear("project/text", f"{prefix}text_projection")
+    return [*found, Row("project/text/kernel", (f"{prefix}text_projection",), keymap.SAME)]
 
 
 def _blocks(ours: str, theirs: str, tower: ViT | TextTransformer) -> list[Row]:
@@ -121,17 +139,17 @@ def _blocks(ours: str, theirs: str, tower: ViT | TextTransformer) -> list[Row]:
     for i in range(tower.depth):
         here, there = f"{ours}/block_{i}", f"{theirs}transformer.resblocks.{i}"
         found += [
-            *layout.norm(f"{here}/norm1", f"{there}.ln_1"),
-            Row(f"{here}/attention/qkv/kernel", (f"{there}.attn.in_proj_weight",), layout.PACKED_KERNEL),
-            Row(f"{here}/attention/qkv/bias", (f"{there}.attn.in_proj_bias",), layout.PACKED_BIAS),
-            *layout.linear(f"{here}/attention/out", f"{there}.attn.out_proj"),
-            *layout.norm(f"{here}/norm2", f"{there}.ln_2"),
-            *layout.linear(f"{here}/mlp/fc1", f"{there}.mlp.c_fc"),
-            *layout.linear(f"{here}/mlp/fc2", f"{there}.mlp.c_proj"),
+            *keymap.norm(f"{here}/norm1", f"{there}.ln_1"),
+            Row(f"{here}/attention/qkv/kernel", (f"{there}.attn.in_proj_weight",), keymap.PACKED_KERNEL),
+            Row(f"{here}/attention/qkv/bias", (f"{there}.attn.in_proj_bias",), keymap.PACKED_BIAS),
+            *keymap.linear(f"{here}/attention/out", f"{there}.attn.out_proj"),
+            *keymap.norm(f"{here}/norm2", f"{there}.ln_2"),
+            *keymap.linear(f"{here}/mlp/fc1", f"{there}.mlp.c_fc"),
+            *keymap.linear(f"{here}/mlp/fc2", f"{there}.mlp.c_proj"),
         ]
         if tower.layer_scale is not None:
             for n in (1, 2):
-                found.append(Row(f"{here}/layer_scale{n}/gamma", (f"{there}.ls_{n}.gamma",), layout.SAME))
+                found.append(Row(f"{here}/layer_scale{n}/gamma", (f"{there}.ls_{n}.gamma",), keymap.SAME))
     return found
 
 
@@ -158,7 +176,7 @@ def objective_of(config: Mapping[str, Any]) -> CLIP:
         embed=config["embed_dim"],
         mean=tuple(preprocess.get("mean", MEAN)),
         std=tuple(preprocess.get("std", STD)),
-        contrast=losses.softmax_contrastive if bias is None else losses.sigmoid_contrastive,
+        contrast=contrastive.softmax_contrastive if bias is None else contrastive.sigmoid_contrastive,
         text_bias=bool(text.get("proj_bias", False)),
         init_logit_scale=config.get("init_logit_scale", math.log(1 / 0.07)),
         init_logit_bias=bias,

@@ -1,7 +1,6 @@
 """RET-CLIP's checkpoints, both ways, and Chinese-CLIP's as initial weights.
 
-Key names are those of the public repositories sStonemason/RET-CLIP and OFA-Sys/Chinese-CLIP.
-"""
+Key names are those of the public repositories sStonemason/RET-CLIP and OFA-Sys/Chinese-CLIP."""
 
 from __future__ import annotations
 
@@ -15,34 +14,48 @@ from typing import Any
 
 import numpy as np
 
-from fundax import folder, layout
 from fundax.encoders.bert import BERT
-from fundax.encoders.layers import stack_blocks, unstack_blocks
 from fundax.encoders.positions import aligned_corners, resize_positions
 from fundax.encoders.vit import ViT
-from fundax.errors import UserError
-from fundax.folder import Bundle
-from fundax.layout import Row
+from fundax.interop import bundle as folder
+from fundax.interop import keymap
+from fundax.interop.bundle import Bundle
+from fundax.interop.keymap import Row
+from fundax.interop.weights import State, read_state
 from fundax.objectives.ret_clip import LEVELS, SUFFIX, RetCLIP
-from fundax.types import Params
-from fundax.weights import State, read_state
+from fundax.params import flatten, stack_blocks, unstack_blocks
+from fundax.types import Params, UserError
 
 NAME = "RET-CLIP"
+
+
 CONFIG, WEIGHTS = "ret_clip.json", "ret_clip.pt"  # the peer has no configuration file: ours says what shapes do not
+
+
 CONFIG_OPTIONAL = True
+
+
 USAGE = """
 import torch
 
 state = torch.load("FOLDER/ret_clip.pt", weights_only=True)  # flat, every key begins with "module."
 model.load_state_dict(state)  # the peer's model, wrapped in DistributedDataParallel as its own script does
 """
+
+
 IGNORED = ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "position_ids")  # used by nothing there
+
+
 _HEAD_WIDTHS = {1280: 80}  # of ViT-H/14; every other tower of the peer has heads of 64
+
+
 # Fields that shapes do not show, whose defaults are the peer's.
 _MEANING = {
     "image": ("activation", "epsilon", "pool", "norm_after_pool"),
     "text": ("activation", "epsilon", "pool", "pool_layers"),
 }
+
+
 _log = logging.getLogger("fundax")
 
 
@@ -87,7 +100,7 @@ def from_fundax(objective: RetCLIP, params: Params) -> State:
             if ours != theirs:
                 said = [getattr(value, "__name__", value) for value in (ours, theirs)]
                 raise UserError(f"{NAME} cannot hold this model: {tower}.{name} is {said[0]}, there it is {said[1]}")
-    return layout.write(rows, params, NAME)
+    return keymap.write(rows, params, NAME)
 
 
 def write_checkpoint(objective: RetCLIP, params: Params, path: str | Path) -> None:
@@ -102,9 +115,9 @@ def write_checkpoint(objective: RetCLIP, params: Params, path: str | Path) -> No
 
 def read(objective: RetCLIP, state: State, source: str) -> Params:
     """Parameters for `objective`, positions resized to its image size. Raises UserError naming keys that do not fit."""
-    state, shapes = canonical(state), layout.shapes_of(objective)
+    state, shapes = canonical(state), keymap.shapes_of(objective)
     rows = table(objective, state)
-    return layout.read(rows, fit_positions(state, shapes["image/position"][0]), shapes, source, IGNORED)
+    return keymap.read(rows, fit_positions(state, shapes["image/position"][0]), shapes, source, IGNORED)
 
 
 def table(objective: RetCLIP, state: State) -> list[Row]:
@@ -113,29 +126,29 @@ def table(objective: RetCLIP, state: State) -> list[Row]:
     if not isinstance(objective, RetCLIP):
         raise UserError(f"{NAME} checkpoints hold RetCLIP models, not {type(objective).__name__}")
     rows = tower_rows(objective.image.depth, objective.text.depth)
-    rows.append(Row("project/image/kernel", ("visual.proj",), layout.SAME))
+    rows.append(Row("project/image/kernel", ("visual.proj",), keymap.SAME))
     for level in LEVELS:
         theirs = "global" if level == "patient" else level
-        rows.append(Row(f"log_scale/{level}", (f"logit_scale{SUFFIX[level]}",), layout.SAME))
-        rows += layout.linear(f"project/{level}", f"{theirs}_feature_mapping", bias=False)
-        rows += layout.linear(f"project/text_{level}/fc1", f"text_projection{SUFFIX[level]}.0")
-        rows += layout.linear(f"project/text_{level}/fc2", f"text_projection{SUFFIX[level]}.2")
+        rows.append(Row(f"log_scale/{level}", (f"logit_scale{SUFFIX[level]}",), keymap.SAME))
+        rows += keymap.linear(f"project/{level}", f"{theirs}_feature_mapping", bias=False)
+        rows += keymap.linear(f"project/text_{level}/fc1", f"text_projection{SUFFIX[level]}.0")
+        rows += keymap.linear(f"project/text_{level}/fc2", f"text_projection{SUFFIX[level]}.2")
     return rows
 
 
 def tower_rows(image_depth: int, text_depth: int) -> list[Row]:
     """The two towers, which Chinese-CLIP has too."""
     rows = [
-        Row("image/class_token", ("visual.class_embedding",), layout.SAME),
-        Row("image/position", ("visual.positional_embedding",), layout.SAME),
-        Row("image/patch/kernel", ("visual.conv1.weight",), layout.CONV),
-        *layout.norm("image/pre_norm", "visual.ln_pre"),
-        *layout.norm("image/norm", "visual.ln_post"),
-        *layout.norm("text/embed_norm", "bert.embeddings.LayerNorm"),
+        Row("image/class_token", ("visual.class_embedding",), keymap.SAME),
+        Row("image/position", ("visual.positional_embedding",), keymap.SAME),
+        Row("image/patch/kernel", ("visual.conv1.weight",), keymap.CONV),
+        *keymap.norm("image/pre_norm", "visual.ln_pre"),
+        *keymap.norm("image/norm", "visual.ln_post"),
+        *keymap.norm("text/embed_norm", "bert.embeddings.LayerNorm"),
     ]
     for name in ("word", "position", "token_type"):
         keys = (f"bert.embeddings.{name}_embeddings.weight",)
-        rows.append(Row(f"text/{name}/embedding", keys, layout.SAME))
+        rows.append(Row(f"text/{name}/embedding", keys, keymap.SAME))
     for i in range(image_depth):
         rows += _image_block(f"image/block_{i}", f"visual.transformer.resblocks.{i}")
     for i in range(text_depth):
@@ -145,26 +158,26 @@ def tower_rows(image_depth: int, text_depth: int) -> list[Row]:
 
 def _image_block(ours: str, theirs: str) -> list[Row]:
     return [
-        *layout.norm(f"{ours}/norm1", f"{theirs}.ln_1"),
-        Row(f"{ours}/attention/qkv/kernel", (f"{theirs}.attn.in_proj_weight",), layout.PACKED_KERNEL),
-        Row(f"{ours}/attention/qkv/bias", (f"{theirs}.attn.in_proj_bias",), layout.PACKED_BIAS),
-        *layout.linear(f"{ours}/attention/out", f"{theirs}.attn.out_proj"),
-        *layout.norm(f"{ours}/norm2", f"{theirs}.ln_2"),
-        *layout.linear(f"{ours}/mlp/fc1", f"{theirs}.mlp.c_fc"),
-        *layout.linear(f"{ours}/mlp/fc2", f"{theirs}.mlp.c_proj"),
+        *keymap.norm(f"{ours}/norm1", f"{theirs}.ln_1"),
+        Row(f"{ours}/attention/qkv/kernel", (f"{theirs}.attn.in_proj_weight",), keymap.PACKED_KERNEL),
+        Row(f"{ours}/attention/qkv/bias", (f"{theirs}.attn.in_proj_bias",), keymap.PACKED_BIAS),
+        *keymap.linear(f"{ours}/attention/out", f"{theirs}.attn.out_proj"),
+        *keymap.norm(f"{ours}/norm2", f"{theirs}.ln_2"),
+        *keymap.linear(f"{ours}/mlp/fc1", f"{theirs}.mlp.c_fc"),
+        *keymap.linear(f"{ours}/mlp/fc2", f"{theirs}.mlp.c_proj"),
     ]
 
 
 def _text_block(ours: str, theirs: str) -> list[Row]:
     qkv = [f"{theirs}.attention.self.{name}" for name in ("query", "key", "value")]
     return [
-        Row(f"{ours}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), layout.SPLIT_KERNEL),
-        Row(f"{ours}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), layout.SPLIT_BIAS),
-        *layout.linear(f"{ours}/attention/out", f"{theirs}.attention.output.dense"),
-        *layout.norm(f"{ours}/norm1", f"{theirs}.attention.output.LayerNorm"),
-        *layout.linear(f"{ours}/mlp/fc1", f"{theirs}.intermediate.dense"),
-        *layout.linear(f"{ours}/mlp/fc2", f"{theirs}.output.dense"),
-        *layout.norm(f"{ours}/norm2", f"{theirs}.output.LayerNorm"),
+        Row(f"{ours}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), keymap.SPLIT_KERNEL),
+        Row(f"{ours}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), keymap.SPLIT_BIAS),
+        *keymap.linear(f"{ours}/attention/out", f"{theirs}.attention.output.dense"),
+        *keymap.norm(f"{ours}/norm1", f"{theirs}.attention.output.LayerNorm"),
+        *keymap.linear(f"{ours}/mlp/fc1", f"{theirs}.intermediate.dense"),
+        *keymap.linear(f"{ours}/mlp/fc2", f"{theirs}.output.dense"),
+        *keymap.norm(f"{ours}/norm2", f"{theirs}.output.LayerNorm"),
     ]
 
 
@@ -302,8 +315,8 @@ def chinese_clip(path: str | Path) -> Callable[[Params], Params]:
     def fill(params: Params) -> Params:
         ours = unstack_blocks(params)
         depths = [sum(name.startswith("block_") for name in ours[tower]) for tower in ("image", "text")]
-        rows = [*tower_rows(*depths), Row("project/image/kernel", ("visual.proj",), layout.SAME)]
-        shapes = {path: np.shape(leaf) for path, leaf in layout.flatten(ours).items()}
+        rows = [*tower_rows(*depths), Row("project/image/kernel", ("visual.proj",), keymap.SAME)]
+        shapes = {path: np.shape(leaf) for path, leaf in flatten(ours).items()}
         state = fit_positions(canonical(read_state(path)), shapes["image/position"][0])
         wanted = {key for row in rows for key in row.keys}
         state = {key: value for key, value in state.items() if key in wanted}
@@ -311,7 +324,7 @@ def chinese_clip(path: str | Path) -> Callable[[Params], Params]:
         if table in state:
             state[table] = state[table][: shapes["text/position/embedding"][0]]
         towers = {row.path: shapes[row.path] for row in rows}
-        loaded = ours | layout.read(rows, state, towers, str(path))
+        loaded = ours | keymap.read(rows, state, towers, str(path))
         loaded["project"] = ours["project"] | loaded["project"]
         _log.info("%s: towers loaded; heads and scales are new", path)
         return {name: stack_blocks(tree) if "blocks" in params[name] else tree for name, tree in loaded.items()}

@@ -1,20 +1,24 @@
 """RETFound's checkpoints, both ways: its encoder under timm's names within {"model": ...}, or the teacher of its DINOv2.
 
 Layout: github.com/rmaphoh/RETFound_MAE. The decoder of the masked autoencoder, mask tokens and classification heads are
-left out (encoder_layout.DROPPED); everything else must fit.
-"""
+left out (encoder_layout.DROPPED); everything else must fit."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fundax import encoder_layout, folder
-from fundax.errors import UserError
-from fundax.folder import Bundle
-from fundax.weights import write_torch
+from fundax.interop import bundle as folder
+from fundax.interop import encoder
+from fundax.interop.bundle import Bundle
+from fundax.interop.weights import write_torch
+from fundax.types import UserError
 
 NAME = "RETFound"
+
+
 WEIGHTS = "retfound.pth"
+
+
 USAGE = """
 import torch
 
@@ -27,7 +31,7 @@ def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> No
 
     Raises UserError for a tower the layout cannot hold, and for a folder that is there and not empty.
     """
-    state = encoder_layout.from_fundax(bundle.objective, bundle.params)
+    state = encoder.from_fundax(bundle.objective, bundle.params)
     with folder.fresh_folder(out, overwrite) as temporary:
         write_torch({"model": state}, temporary / WEIGHTS)
         folder.write_card(temporary, bundle, "fundax", USAGE, "image-feature-extraction")
@@ -38,7 +42,7 @@ def read_folder(path: str | Path) -> Bundle:
     file = Path(path) / WEIGHTS
     if not file.is_file():
         raise UserError(f"{file}: no such file")
-    objective, params = encoder_layout.to_fundax(encoder_layout.load_encoder(file), str(file))
+    objective, params = encoder.to_fundax(encoder.load_encoder(file), str(file))
     return Bundle(objective, params, {"image_size": objective.image.image_size})
 
 

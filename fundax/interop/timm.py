@@ -1,8 +1,7 @@
 """ViTs under timm's key names, which DINO, iBOT and RETFound share: bare state dicts, timm's folders, initial weights.
 
 Source: the layouts in the public repositories facebookresearch/dino, bytedance/ibot, rmaphoh/RETFound_MAE and
-huggingface/pytorch-image-models; config.json is what timm's `push_to_hf_hub` writes.
-"""
+huggingface/pytorch-image-models; config.json is what timm's `push_to_hf_hub` writes."""
 
 from __future__ import annotations
 
@@ -15,17 +14,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from fundax import encoder_layout, folder, spec, vit_layout
-from fundax.checkpoint import load_params
-from fundax.encoders.layers import stack_blocks, unstack_blocks
 from fundax.encoders.positions import pixel_centres, resize_positions
-from fundax.folder import Bundle
+from fundax.interop import bundle as folder
+from fundax.interop import encoder, vit
+from fundax.interop.bundle import Bundle
+from fundax.interop.weights import read_state
+from fundax.params import stack_blocks, unstack_blocks
+from fundax.runtime import serialize
+from fundax.runtime.checkpoint import load_params
 from fundax.types import Params
-from fundax.weights import read_state
 
 NAME = "timm"
+
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
 _log = logging.getLogger("fundax")
+
+
 USAGE = """
 import timm
 
@@ -45,10 +52,10 @@ def initial(path: str | Path, objective: Any) -> Callable[[Params], Params]:
     """
 
     def fill(params: Params) -> Params:
-        tower = encoder_layout.bare(objective.image)
+        tower = encoder.bare(objective.image)
         if (Path(path) / "checkpoints").is_dir():
             return _from_run(load_params(path)[0], params, tower.patches + 1)
-        tree = stacked(vit_layout.read(tower, encoder_layout.load_encoder(path), str(path)), params["image"])
+        tree = stacked(vit.read(tower, encoder.load_encoder(path), str(path)), params["image"])
         _log.info("%s: encoder loaded; heads are new", path)
         return params | {"image": params["image"] | tree}
 
@@ -79,7 +86,7 @@ def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> No
 
     Raises UserError for a model timm's ViT cannot hold, and for a folder that is there and not empty.
     """
-    state = encoder_layout.from_fundax(bundle.objective, bundle.params)
+    state = encoder.from_fundax(bundle.objective, bundle.params)
     with folder.fresh_folder(out, overwrite) as temporary:
         folder.write_model(temporary, WEIGHTS, state, bundle, {})
         folder.write_json(temporary / CONFIG, config_of(bundle))
@@ -109,10 +116,10 @@ def read_folder(path: str | Path) -> Bundle:
     found = config.get("pretrained_cfg", {})
     fields = {name: (tuple(found[name]),) for name in ("mean", "std") if name in found}
     heads = config.get("model_args", {}).get("num_heads")
-    objective, params = encoder_layout.to_fundax(read_state(path), str(path), heads, **fields)
+    objective, params = encoder.to_fundax(read_state(path), str(path), heads, **fields)
     record = Path(path) / folder.RECORD
     if record.is_file():  # of ours: it knows every modality's normalisation
-        objective = replace(spec.from_json(folder.read_json(record)["objective"]), image=objective.image)
+        objective = replace(serialize.from_json(folder.read_json(record)["objective"]), image=objective.image)
     return Bundle(objective, params, {"image_size": objective.image.image_size})
 
 
@@ -130,4 +137,4 @@ def difference(path: str | Path, bundle: Bundle) -> float | None:
         with torch.no_grad():
             return model(torch.from_numpy(image)).numpy()
 
-    return encoder_layout.unit_difference(bundle, pooled)
+    return encoder.unit_difference(bundle, pooled)

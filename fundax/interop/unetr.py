@@ -1,7 +1,6 @@
 """VisionFM's decoders of maps under its key names, both ways: the UNETR head with its running statistics, the linear head.
 
-Layout: github.com/ABILab-CUHK/VisionFM. A transposed convolution lies there as [in out size size].
-"""
+Layout: github.com/ABILab-CUHK/VisionFM. A transposed convolution lies there as [in out size size]."""
 
 from __future__ import annotations
 
@@ -9,16 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fundax import layout
 from fundax.encoders.unetr import UNETR, Linear
-from fundax.errors import UserError
-from fundax.layout import Layout, Row
-from fundax.types import Params
-from fundax.weights import State
+from fundax.interop import keymap
+from fundax.interop.keymap import Layout, Row
+from fundax.interop.weights import State
+from fundax.params import flatten
+from fundax.types import Params, UserError
 
 NAME = "VisionFM's decoder"
+
+
 DECONV = Layout(lambda t: t[0].transpose(0, 2, 3, 1), lambda x: [x.transpose(0, 3, 1, 2)])
+
+
 POINT = Layout(lambda t: t[0][:, :, 0, 0].T, lambda x: [x.T[:, :, None, None]])
+
+
 COUNT = "num_batches_tracked"
 
 
@@ -40,23 +45,23 @@ def rows(decoder: UNETR | Linear, theirs: str = "") -> list[Row]:
 
 def _point(theirs: str, prefix: str) -> list[Row]:
     kernel, bias = (f"{prefix}{theirs}.{name}" for name in ("weight", "bias"))
-    return [Row("params/out/kernel", (kernel,), POINT), Row("params/out/bias", (bias,), layout.SAME)]
+    return [Row("params/out/kernel", (kernel,), POINT), Row("params/out/bias", (bias,), keymap.SAME)]
 
 
 def _enlarge(ours: str, theirs: str) -> list[Row]:
     kernel, bias = f"params/{ours}/kernel", f"params/{ours}/bias"
-    return [Row(kernel, (f"{theirs}.weight",), DECONV), Row(bias, (f"{theirs}.bias",), layout.SAME)]
+    return [Row(kernel, (f"{theirs}.weight",), DECONV), Row(bias, (f"{theirs}.bias",), keymap.SAME)]
 
 
 def _convolution(ours: str, theirs: str) -> list[Row]:
     found = [
-        Row(f"params/{ours}/kernel", (f"{theirs}.0.weight",), layout.CONV),
-        Row(f"params/{ours}/bias", (f"{theirs}.0.bias",), layout.SAME),
-        *layout.norm(f"params/{ours}/norm", f"{theirs}.1"),
+        Row(f"params/{ours}/kernel", (f"{theirs}.0.weight",), keymap.CONV),
+        Row(f"params/{ours}/bias", (f"{theirs}.0.bias",), keymap.SAME),
+        *keymap.norm(f"params/{ours}/norm", f"{theirs}.1"),
     ]
     statistics = {"mean": "running_mean", "var": "running_var", "count": COUNT}
     for name, key in statistics.items():
-        found.append(Row(f"batch_stats/{ours}/norm/{name}", (f"{theirs}.1.{key}",), layout.SAME))
+        found.append(Row(f"batch_stats/{ours}/norm/{name}", (f"{theirs}.1.{key}",), keymap.SAME))
     return found
 
 
@@ -66,7 +71,7 @@ def read(decoder: UNETR | Linear, state: State, width: int, theirs: str = "") ->
     Raises UserError for keys that are missing or unknown, and for other shapes, by name.
     """
     state = {key: value for key, value in state.items() if key.startswith(theirs)}
-    tree = layout.read(rows(decoder, theirs), state, shapes(decoder, width), NAME)
+    tree = keymap.read(rows(decoder, theirs), state, shapes(decoder, width), NAME)
     statistics = tree.get("batch_stats", {})
     for norm in (part["norm"] for part in statistics.values()):
         norm["count"] = norm["count"].astype(np.int32)
@@ -81,13 +86,13 @@ def write(decoder: UNETR | Linear, params: Params, statistics: Params, theirs: s
     if isinstance(decoder, UNETR) and decoder.first != 2:
         raise UserError(f"{NAME} is for a patch of 16, this one is for {decoder.patch}")
     tree = {"params": params} | ({"batch_stats": statistics} if statistics else {})
-    state = layout.write(rows(decoder, theirs), tree, NAME)
+    state = keymap.write(rows(decoder, theirs), tree, NAME)
     return {key: value.astype(np.int64) if key.endswith(COUNT) else value for key, value in state.items()}
 
 
-def shapes(decoder: UNETR | Linear, width: int) -> layout.Shapes:
+def shapes(decoder: UNETR | Linear, width: int) -> keymap.Shapes:
     """Path -> shape of a decoder's parameters and statistics; nothing is computed."""
     tokens = (jax.ShapeDtypeStruct((1, 1, width), jnp.float32),) * 4
     image = jax.ShapeDtypeStruct((1, decoder.patch, decoder.patch, 3), jnp.float32)
     tree = jax.eval_shape(decoder.init, jax.random.key(0), tokens, image)
-    return {path: tuple(leaf.shape) for path, leaf in layout.flatten(dict(tree)).items()}
+    return {path: tuple(leaf.shape) for path, leaf in flatten(dict(tree)).items()}

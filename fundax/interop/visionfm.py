@@ -1,8 +1,7 @@
 """VisionFM's and iBOT's pretraining checkpoints, both ways: student, teacher, their heads, and the centers.
 
 Layout: github.com/ABILab-CUHK/VisionFM and bytedance/ibot. A flat state dict here has the parts before the keys:
-"student.backbone.cls_token", "teacher.head.mlp.0.weight", "ibot_loss.center".
-"""
+"student.backbone.cls_token", "teacher.head.mlp.0.weight", "ibot_loss.center"."""
 
 from __future__ import annotations
 
@@ -15,27 +14,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fundax import folder, layout, vit_layout
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import ViT
-from fundax.errors import UserError
-from fundax.folder import Bundle
-from fundax.layout import Layout, Row
+from fundax.interop import bundle as folder
+from fundax.interop import keymap, vit
+from fundax.interop.bundle import Bundle
+from fundax.interop.keymap import Layout, Row
+from fundax.interop.weights import State, load_torch, write_torch
 from fundax.objectives.ibot import IBOT
-from fundax.types import Extra, Params
-from fundax.weights import State, load_torch, write_torch
+from fundax.params import flatten
+from fundax.types import Extra, Params, UserError
 
 NAME = "VisionFM"
+
+
 WEIGHTS = "visionfm.pth"
+
+
 USAGE = """
 import torch
 
 state = torch.load("FOLDER/visionfm.pth", weights_only=True)["teacher"]
 """
+
+
 PARTS = ("student", "teacher", "ibot_loss")
+
+
 DROPPED = ("optimizer", "epoch", "args", "fp16_scaler")  # of the file; all else that is unknown is an error
+
+
 _WEIGHT = {"original0": "weight_g", "original1": "weight_v"}  # newer torch's names of a weight-normalised layer
+
+
 _PARAMETRIZED = re.compile(r"parametrizations\.weight\.(original[01])$")
+
+
 COLUMN = Layout(lambda t: t[0][:, 0], lambda x: [x[:, None]])
 
 
@@ -79,9 +93,9 @@ def to_fundax(state: State, heads: int | None = None, **fields: Any) -> tuple[IB
     Raises:
         UserError: keys that are missing or unknown, and tensors of other shapes, by name.
     """
-    tower = vit_layout.tower_of(state, NAME, "student.backbone.", heads)
+    tower = vit.tower_of(state, NAME, "student.backbone.", heads)
     objective = IBOT(**{"image": tower, "head": head_of(state, "student.head."), "steps": 2, "epoch_steps": 1} | fields)
-    tree = layout.read(rows(objective, state), state, _shapes(objective), NAME)
+    tree = keymap.read(rows(objective, state), state, _shapes(objective), NAME)
     return objective, tree["student"], {"teacher": tree["teacher"], "center": tree["center"]}
 
 
@@ -90,7 +104,7 @@ def from_fundax(objective: IBOT, params: Params, extra: Extra) -> State:
     if objective.head.split:
         raise UserError(f"{NAME} has one MLP for class token and patches, this head has two")
     tree = {"student": params, "teacher": extra["teacher"], "center": extra["center"]}
-    return layout.write(rows(objective, {}), tree, NAME)
+    return keymap.write(rows(objective, {}), tree, NAME)
 
 
 def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> None:
@@ -131,12 +145,12 @@ def rows(objective: IBOT, state: State) -> list[Row]:
     """The table of the whole state; `state` shows which of two names a layer scale has there."""
     bare = objective.image.clone(mask_token=False)
     found = [
-        Row("center/token", ("ibot_loss.center",), vit_layout.ONE),
-        Row("center/patch", ("ibot_loss.center2",), vit_layout.TWO),
+        Row("center/token", ("ibot_loss.center",), vit.ONE),
+        Row("center/patch", ("ibot_loss.center2",), vit.TWO),
     ]
     for part, tower in (("student", objective.image), ("teacher", bare)):
-        gamma = vit_layout.gamma_of(state, f"{part}.backbone.") or vit_layout.GAMMA[0]
-        found += vit_layout.rows(tower, f"{part}/image/", f"{part}.backbone.", gamma)
+        gamma = vit.gamma_of(state, f"{part}.backbone.") or vit.GAMMA[0]
+        found += vit.rows(tower, f"{part}/image/", f"{part}.backbone.", gamma)
         found += head_rows(objective.head, f"{part}/head/", f"{part}.head.")
     return found
 
@@ -145,12 +159,12 @@ def head_rows(head: IBOTHead, ours: str = "", theirs: str = "") -> list[Row]:
     """The table of a head. A shared last layer is stored under both of its names."""
     found = []
     for i in range(head.layers):
-        found += layout.linear(f"{ours}mlp/fc{i + 1}", f"{theirs}mlp.{2 * i}")
+        found += keymap.linear(f"{ours}mlp/fc{i + 1}", f"{theirs}mlp.{2 * i}")
     groups = [("last_layer", ("last_layer", "last_layer2"))]
     if not head.shared:
         groups = [("last_layer", ("last_layer",)), ("last_layer2", ("last_layer2",))]
     for name, keys in groups:
-        for leaf, weight, one in (("kernel", "weight_v", layout.LINEAR), ("scale", "weight_g", COLUMN)):
+        for leaf, weight, one in (("kernel", "weight_v", keymap.LINEAR), ("scale", "weight_g", COLUMN)):
             their_keys = tuple(f"{theirs}{key}.{weight}" for key in keys)
             found.append(Row(f"{ours}{name}/{leaf}", their_keys, _repeated(one, len(keys))))
     return found
@@ -182,28 +196,28 @@ def read_head(state: State, theirs: str, **fields: Any) -> tuple[IBOTHead, Param
     """A head alone, and its parameters; `fields` are IBOTHead's that no tensor shows. Raises UserError as to_fundax."""
     head = head_of(state, theirs).clone(**fields)
     state = {key: value for key, value in state.items() if key.startswith(theirs)}
-    return head, layout.read(head_rows(head, "", theirs), state, _head_shapes(head, _width(state, theirs)), NAME)
+    return head, keymap.read(head_rows(head, "", theirs), state, _head_shapes(head, _width(state, theirs)), NAME)
 
 
 def _width(state: State, theirs: str) -> int:
     return state[f"{theirs}mlp.0.weight"].shape[1]
 
 
-def _head_shapes(head: IBOTHead, width: int) -> layout.Shapes:
+def _head_shapes(head: IBOTHead, width: int) -> keymap.Shapes:
     params = jax.eval_shape(head.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2, width), jnp.float32))["params"]
-    return {path: tuple(leaf.shape) for path, leaf in layout.flatten(params).items()}
+    return {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
 
 
-def _shapes(objective: IBOT) -> layout.Shapes:
+def _shapes(objective: IBOT) -> keymap.Shapes:
     def tree() -> Params:
         batch = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in objective.spec(1).items()}
         params, extra = objective.init(jax.random.key(0), batch)
         return {"student": params, **extra}
 
-    return {path: tuple(leaf.shape) for path, leaf in layout.flatten(jax.eval_shape(tree)).items()}
+    return {path: tuple(leaf.shape) for path, leaf in flatten(jax.eval_shape(tree)).items()}
 
 
 def tower_from(state: State, part: str = "teacher", heads: int | None = None) -> tuple[ViT, Params]:
     """The encoder alone of the `part` "teacher" or "student". Raises UserError as to_fundax."""
-    tower = vit_layout.tower_of(state, NAME, f"{part}.backbone.", heads)
-    return tower, vit_layout.read(tower, state, NAME, f"{part}.backbone.")
+    tower = vit.tower_of(state, NAME, f"{part}.backbone.", heads)
+    return tower, vit.read(tower, state, NAME, f"{part}.backbone.")

@@ -2,7 +2,10 @@
 
 The linear probe, VisionFM's decoder on a frozen encoder, and the fine-tuning of RETFound, VisionFM and RET-CLIP are this
 objective with other fields (configs/linear_probe.py, configs/finetune.py).
-"""
+
+VisionFM's modality-agnostic decoder: one decoder of features of several encoders or modalities, one layout of labels.
+
+It never sees which modality a feature came from. Some columns are grades of one question, some are findings of their own."""
 
 from __future__ import annotations
 
@@ -12,13 +15,14 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from fundax import supervised_losses as losses
-from fundax.encoders.decoder_heads import MLPHead
+from fundax.encoders.backbone import Tower, apply_head, batch_spec, init_head
+from fundax.encoders.heads import MLPHead
+from fundax.encoders.pixels import mixed
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
-from fundax.errors import UserError
-from fundax.tower import Tower, apply_head, batch_spec, init_head
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.losses import supervised as losses
+from fundax.losses.supervised import GRADES, LAYOUT, graded_loss
+from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Classify:
         mix, drop, path = jax.random.split(rng, 3)
         targets, pixels = self._targets(batch["label"]), None
         if (self.mixup or self.cutmix) and "image" in batch:
-            pixels, targets = losses.mixed(mix, self.tower.pixels(batch), targets, self.mixup, self.cutmix)
+            pixels, targets = mixed(mix, self.tower.pixels(batch), targets, self.mixup, self.cutmix)
         feature, extra = self.tower.features(params, extra, batch, pixels, path)
         logits, extra = apply_head(self.head, params, extra, feature, drop)
         loss = self._compare(logits, targets)
@@ -113,3 +117,59 @@ class Classify:
             guess = logits.argmax(1) if self.head.outputs > 1 else (logits[:, 0] > 0).astype(jnp.int32)
             known, right = label >= 0, guess == label
         return (known & right).sum() / jnp.maximum(known.sum(), 1)
+
+
+@dataclass(frozen=True)
+class MultiModality:
+    """`label` f32 [B K]: the first `grades` columns are a probability vector of one graded question (zeros: no grade), the
+    others 0, 1 or NaN (not labelled). weights: of the other columns in the loss; () is VisionFM's.
+
+    names: of the columns; the default thirteen are VisionFM's.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("image", "label")
+
+    tower: Tower
+    head: MLPHead
+    names: tuple[str, ...] = LAYOUT
+    grades: int = GRADES
+    weights: tuple[float, ...] = ()
+    given: Literal["image", "feature"] = "image"
+
+    @property
+    def image(self) -> ViT | ResNet:
+        """The encoder."""
+        return self.tower.image
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return self.names
+
+    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """image u8 [B h w 3] (or feature f32 [B C]), label f32 [B K]."""
+        label = jax.ShapeDtypeStruct((batch, self.head.outputs), jnp.float32)
+        return batch_spec(self.tower, self.given, batch) | {"label": label}
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
+        """Fresh parameters `image` and `head`; batch statistics in extra."""
+        del batch
+        return init_head(self.tower, self.head, rng)
+
+    def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+        """feature f32 [B C]; logits and probabilities f32 [B K] (softmax of the grades, a sigmoid of each other column)."""
+        feature, _ = self.tower.features(params, extra, batch)
+        logits, _ = apply_head(self.head, params, extra, feature)
+        parts = jax.nn.softmax(logits[:, : self.grades]), jax.nn.sigmoid(logits[:, self.grades :])
+        return {"feature": feature, "logits": logits, "probabilities": jnp.concatenate(parts, axis=1)}
+
+    def loss(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
+        """5 CE of the grades and the sum of the columns' BCE (supervised_losses.graded_loss)."""
+        del step
+        drop, path = jax.random.split(rng)
+        feature, extra = self.tower.features(params, extra, batch, rng=path)
+        logits, extra = apply_head(self.head, params, extra, feature, drop)
+        loss = graded_loss(logits, jnp.asarray(batch["label"]), self.grades, self.weights)
+        return loss, (extra, {"loss": loss})

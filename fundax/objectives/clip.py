@@ -11,16 +11,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fundax import losses
-from fundax.contrast import accuracy, contrast
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer, text_transformer
 from fundax.encoders.layers import unit
+from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, jittered, normalize
 from fundax.encoders.vit import ViT, size_named, vit
-from fundax.photometric import jittered
+from fundax.losses import contrastive
+from fundax.losses.contrastive import accuracy, contrast
 from fundax.types import Array, Batch, Extra, Metrics, Params
 
-MEAN, STD = layers.CLIP_MEAN, layers.CLIP_STD
+MEAN, STD = CLIP_MEAN, CLIP_STD
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CLIP:
     embed: int
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
-    contrast: Callable[..., jax.Array] = losses.softmax_contrastive
+    contrast: Callable[..., jax.Array] = contrastive.softmax_contrastive
     negatives: Literal["global", "plain", "ring"] = "global"
     text_bias: bool = False
     jitter: tuple[float, float] = (0.0, 0.0)
@@ -57,7 +57,7 @@ class CLIP:
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Fresh parameters, distributed as open_clip's: see ViT, TextTransformer; projections N(0, 1/width), text bias 0."""
         keys = jax.random.split(rng, 4)
-        image = layers.normalize(batch["image"][:1], self.mean, self.std, self.image.dtype)
+        image = normalize(batch["image"][:1], self.mean, self.std, self.image.dtype)
         normal = nn.initializers.normal
         params: Params = {
             "image": self.image.init(keys[0], image)["params"],
@@ -118,7 +118,7 @@ class CLIP:
 
     def _pixels(self, image: Array, rng: jax.Array | None) -> jax.Array:
         if rng is None or not any(self.jitter) or image.dtype != jnp.uint8:
-            return layers.normalize(image, self.mean, self.std, self.image.dtype)
+            return normalize(image, self.mean, self.std, self.image.dtype)
         pixels = jittered(jnp.asarray(image), jax.random.fold_in(rng, 1), *self.jitter) / 255
         mean, std = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, 3) for values in (self.mean, self.std))
         return ((pixels - mean) / std).astype(self.image.dtype)

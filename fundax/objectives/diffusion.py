@@ -1,8 +1,7 @@
 """Diffusion of images (arXiv:2006.11239, in continuous time): a U-Net predicts the noise; its averaged weights draw.
 
 VisionFM makes its synthetic images this way, with github.com/lucidrains/imagen-pytorch: a base model of small images and
-a super-resolution model that is conditioned on them, both without text.
-"""
+a super-resolution model that is conditioned on them, both without text."""
 
 from __future__ import annotations
 
@@ -14,12 +13,13 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from fundax import noising
 from fundax.encoders.unet import UNet
-from fundax.errors import UserError
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.losses import diffusion as noising
+from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 PROBED = (0.2, 0.4, 0.6, 0.8)  # times at which `forward` measures the error
+
+
 SAMPLERS = ("ddim", "ddpm")
 
 

@@ -1,8 +1,7 @@
 """FLAIR (arXiv:2308.07898): photographs and categories of many public data sets, made one by texts of what experts know.
 
 The computation is that of github.com/jusiro/FLAIR (Apache-2.0), held by golden tests. What is optional here and is not
-the peer's: negatives of the global batch, soft targets by a table of similarity, a ViT as image tower.
-"""
+the peer's: negatives of the global batch, soft targets by a table of similarity, a ViT as image tower."""
 
 from __future__ import annotations
 
@@ -14,18 +13,19 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from fundax import losses
-from fundax.contrast import NEGATIVES, Negatives, accuracy
 from fundax.encoders import layers
 from fundax.encoders.bert import BERT
 from fundax.encoders.layers import unit
+from fundax.encoders.pixels import normalize
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
-from fundax.errors import UserError
-from fundax.label_aware import Targets, bounded, label_aware
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.losses import contrastive
+from fundax.losses.contrastive import NEGATIVES, Negatives, Targets, accuracy, bounded, label_aware
+from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 CLINICAL_BERT_VOCAB = 28_996  # of emilyalsentzer/Bio_ClinicalBERT, FLAIR's text tower
+
+
 POOL_LAYERS = (1, 2, -1)  # the hidden states FLAIR averages
 
 
@@ -49,7 +49,7 @@ class FLAIR:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     negatives: Negatives = "global"
-    targets: Targets = losses.matching_targets
+    targets: Targets = contrastive.matching_targets
     init_logit_scale: float = math.log(1 / 0.07)
 
     def __post_init__(self) -> None:
@@ -141,7 +141,7 @@ class FLAIR:
         return loss, (extra, metrics)
 
     def _pixels(self, image: jax.Array) -> jax.Array:
-        return layers.normalize(image, self.mean, self.std, self.image.dtype)
+        return normalize(image, self.mean, self.std, self.image.dtype)
 
     def _image(
         self, params: Params, extra: Extra, image: jax.Array, rng: jax.Array | None

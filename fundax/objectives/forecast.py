@@ -8,13 +8,12 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from fundax.encoders.decoder_heads import ForecastHead
+from fundax.encoders.backbone import Tower
+from fundax.encoders.heads import ForecastHead
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
-from fundax.errors import UserError
-from fundax.supervised_losses import binary_cross_entropy
-from fundax.tower import Tower
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.losses.supervised import binary_cross_entropy
+from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 
 @dataclass(frozen=True)

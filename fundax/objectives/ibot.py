@@ -1,8 +1,7 @@
 """iBOT (arXiv:2111.07832), as VisionFM (arXiv:2310.04992) pretrains with it: a student, and a teacher that follows it.
 
 The computation is that of github.com/ABILab-CUHK/VisionFM, re-implemented from its description and held by golden
-tests to its losses, gradients, centers and two of its training steps.
-"""
+tests to its losses, gradients, centers and two of its training steps."""
 
 from __future__ import annotations
 
@@ -13,14 +12,18 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from fundax import distillation, optim
+from fundax import optim
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import ViT
-from fundax.errors import UserError
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.losses import distillation
+from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 Moments = tuple[tuple[float, float, float], ...]  # of RGB in [0, 1], a row for each modality
+
+
 IMAGENET_MEAN: Moments = ((0.485, 0.456, 0.406),)
+
+
 IMAGENET_STD: Moments = ((0.229, 0.224, 0.225),)
 
 

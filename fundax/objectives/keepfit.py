@@ -2,8 +2,7 @@
 
 A step sees a public half (`image`, `text`, `category`) and an elite half (`elite/image`, `elite/text`). The variants
 of V1 are those of github.com/lxirich/MM-Retinal, held by golden tests. V2's loss weights and formula are not public:
-the mixture of semantic and appearance similarity and the report branch are our design after its abstract.
-"""
+the mixture of semantic and appearance similarity and the report branch are our design after its abstract."""
 
 from __future__ import annotations
 
@@ -16,11 +15,12 @@ import jax.numpy as jnp
 
 from fundax.encoders.layers import unit
 from fundax.encoders.report_decoder import ReportDecoder, token_loss
-from fundax.errors import UserError
-from fundax.reference import V2, Attention, Reference, agreeing
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.objectives.keepfit_reference import V2, Attention, Reference, agreeing
+from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 ELITE = "elite/"
+
+
 FUSIONS = ("fuse_public", "fuse_elite")
 
 

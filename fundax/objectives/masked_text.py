@@ -1,8 +1,7 @@
 """Masked-language pretraining of a text tower (BERT, arXiv:1810.04805): stage 0 of KeepFIT V2 (arXiv:2501.15798).
 
 That there is such a stage is said in V2's abstract; its corpus and settings are not public, those here are ours. Which
-words are hidden is the data's part (data_pipelines/word_masks.py).
-"""
+words are hidden is the data's part (data_pipelines/transforms/word_masks.py)."""
 
 from __future__ import annotations
 
@@ -12,8 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from fundax.encoders.bert import BERT
-from fundax.encoders.masked_head import MaskedHead
+from fundax.encoders.bert import BERT, MaskedHead
 from fundax.types import Batch, Extra, Metrics, Params
 
 

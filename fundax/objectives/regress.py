@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fundax.encoders.decoder_heads import MLPHead
+from fundax.encoders.backbone import Tower, apply_head, batch_spec, init_head
+from fundax.encoders.heads import MLPHead
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
-from fundax.errors import UserError
-from fundax.supervised_losses import smooth_l1
-from fundax.tower import Tower, apply_head, batch_spec, init_head
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.losses.supervised import smooth_l1
+from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 
 @dataclass(frozen=True)

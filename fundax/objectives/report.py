@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from fundax.decoding import beam_search, greedy
-from fundax.encoders import layers
-from fundax.encoders.report_decoder import ReportDecoder, token_loss
+from fundax.encoders.pixels import normalize
+from fundax.encoders.report_decoder import ReportDecoder, beam_search, greedy, token_loss
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
 from fundax.types import Batch, Extra, Metrics, Params
@@ -130,7 +129,7 @@ class Report:
         return jnp.cumsum(ids == self.decoder.eos, axis=1) - (ids == self.decoder.eos) == 0
 
     def _pixels(self, image: jax.Array) -> jax.Array:
-        return layers.normalize(image, self.mean, self.std, self.image.dtype)
+        return normalize(image, self.mean, self.std, self.image.dtype)
 
     def _tokens(self, params: Params, extra: Extra, image: jax.Array, train: bool) -> tuple[jax.Array, Extra]:
         pixels = self._pixels(image)

@@ -1,8 +1,7 @@
 """RET-CLIP (arXiv:2405.14137): left eye, right eye and patient, each matched with one clinical report.
 
 The computation is that of github.com/sStonemason/RET-CLIP (Apache-2.0), held by golden tests; the optional
-reconstruction branch follows github.com/sStonemason/RET-CLIP-PLUS.
-"""
+reconstruction branch follows github.com/sStonemason/RET-CLIP-PLUS."""
 
 from __future__ import annotations
 
@@ -15,20 +14,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fundax import losses
-from fundax.contrast import NEGATIVES, Negatives, accuracy, contrast, contrast_pairs
-from fundax.encoders import layers, mae
+from fundax.encoders import autoencoder, layers
 from fundax.encoders.bert import BERT, bert
 from fundax.encoders.layers import unit
+from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, normalize
 from fundax.encoders.vit import ViT, kept_patches, size_named, vit
-from fundax.errors import UserError
-from fundax.mesh import batch_parts
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.losses import contrastive
+from fundax.losses.contrastive import NEGATIVES, Negatives, accuracy, contrast, contrast_pairs
+from fundax.runtime.mesh import batch_parts
+from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 LEVELS = ("patient", "left", "right")
+
+
 # A level's words in outputs: left_features, text_features_left, logit_scale_left; the patient's are a plain CLIP's.
 IMAGE = {"patient": "image", "left": "left", "right": "right"}
+
+
 SUFFIX = {"patient": "", "left": "_left", "right": "_right"}
+
+
 MAX_LOG_SCALE = 4.6052  # the peer clamps all three log scales to [0, this] after every step
 
 
@@ -40,7 +45,7 @@ class Reconstruction:
     those of the reconstructed images (its "VisionFlow"). The peer's stages begin at epochs 2 and 5.
     """
 
-    decoder: mae.MaskedDecoder
+    decoder: autoencoder.MaskedDecoder
     ratio: float = 0.75
     weight: float = 10.0
     start: int = 0
@@ -64,9 +69,9 @@ class RetCLIP:
     text: BERT
     embed: int
     context: int = 100  # tokens of a report; the tower has text.context positions
-    mean: tuple[float, float, float] = layers.CLIP_MEAN
-    std: tuple[float, float, float] = layers.CLIP_STD
-    contrast: Callable[..., jax.Array] = losses.softmax_contrastive
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    contrast: Callable[..., jax.Array] = contrastive.softmax_contrastive
     negatives: Negatives = "global"
     total: Literal["sum", "mean"] = "sum"
     presence: bool = True
@@ -169,7 +174,7 @@ class RetCLIP:
         return loss, (extra, metrics)
 
     def _normalized(self, image: jax.Array) -> jax.Array:
-        return layers.normalize(image, self.mean, self.std, self.image.dtype)
+        return normalize(image, self.mean, self.std, self.image.dtype)
 
     def _visual(self, params: Params, image: jax.Array, rng: jax.Array | None = None) -> jax.Array:
         """Normalised images [B h w 3] to f32 [B E], before any level's mapping."""
@@ -255,8 +260,8 @@ class RetCLIP:
             kept = kept_patches(noise, branch.ratio)
             seen: Any = tower.apply({"params": params["image"]}, images, noise)
             predicted: Any = branch.decoder.apply({"params": params["decoder"]}, seen["tokens"], kept)
-            error = branch.weight * mae.pixel_loss(predicted, images, kept, patch)
-            return mae.reconstruct(predicted, images, kept, patch), error
+            error = branch.weight * autoencoder.pixel_loss(predicted, images, kept, patch)
+            return autoencoder.reconstruct(predicted, images, kept, patch), error
 
         def skip() -> tuple[jax.Array, jax.Array]:
             return images, jnp.zeros(len(images), jnp.float32)

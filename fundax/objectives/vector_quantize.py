@@ -1,8 +1,7 @@
 """A vector-quantised autoencoder of eyes (arXiv:1711.00937): what KeepFIT V2 compares appearances by.
 
 V2's successor uses a frozen codebook of the VQGAN family; its weights and its training are not public, so this one is
-ours, trained on eyes: a codebook by moving averages (appendix A.1 of the paper), unused codes brought back to life.
-"""
+ours, trained on eyes: a codebook by moving averages (appendix A.1 of the paper), unused codes brought back to life."""
 
 from __future__ import annotations
 
@@ -13,11 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders.autoencoder import ImageDecoder, ImageEncoder
-from fundax.encoders.layers import normalize, unit
-from fundax.errors import UserError
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.encoders.layers import unit
+from fundax.encoders.pixels import normalize
+from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 GRID = 4  # an appearance is the mean of GRID x GRID fields
+
+
 _HALF = (0.5, 0.5, 0.5)
 
 

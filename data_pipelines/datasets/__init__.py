@@ -1,0 +1,94 @@
+"""Public data sets by name: `build` writes one as TFDS ArrayRecord, `source` reads it back. No TensorFlow.
+
+To add one: a file with an EyeDataset (see idrid.py), its name in DATASETS, a small tree of files in the test."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.datasets import builder
+from data_pipelines.datasets.idrid import IDRID
+from data_pipelines.datasets.kermany_oct import KERMANY_OCT
+from data_pipelines.datasets.layouts import EyeDataset
+from data_pipelines.records import DataError, Record, View
+
+DATASETS = {dataset.name: dataset for dataset in (IDRID, KERMANY_OCT)}
+
+
+NAMES = tuple(DATASETS)
+
+
+def build(name: str, from_dir: str | Path, data_dir: str | Path) -> Path:
+    """Writes data set `name` from the folder it was unpacked to; returns the folder of the ArrayRecord files.
+
+    `from_dir` has the publisher's layout, or a `labels.csv` beside the images. Raises DataError, before anything
+    is written, where the folder is neither, where a file is missing, and where the data set is built already.
+    """
+    dataset = _known(name)
+    target = builder.directory(name, Path(data_dir))
+    if target.exists():
+        raise DataError(f"{name} is built already; delete {target} to build it again")
+    dataset.rows(Path(from_dir))
+    return builder.write(dataset, DATASETS, Path(from_dir), Path(data_dir))
+
+
+def source(name: str, split: str, data_dir: str | Path) -> Built:
+    """The records of one split of a built data set: a Source with `classes`. Raises DataError if it is not built."""
+    _known(name)
+    target = builder.directory(name, Path(data_dir))
+    if not target.is_dir():
+        raise DataError(f"{name} is not built in {data_dir}: python launch.py data build {name} --from FOLDER")
+    return Built(name, split, str(target))
+
+
+@dataclass(frozen=True)
+class Built:
+    """One split of a built data set. Pickles as its name: every process opens the files for itself."""
+
+    name: str
+    split: str
+    directory: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of `label`."""
+        return DATASETS[self.name].classes
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} {self.split} has {len(self)} rows, none is {index}")
+        row = self._rows[index]
+        label, file = int(row["label"]), row["file"].decode()
+        targets = {"label": label} | {key: int(row[key]) for key in DATASETS[self.name].targets}
+        return Record(
+            patient=row["patient"].decode(),
+            views=(View(row["image"], row["modality"].decode()),),
+            report=row["caption"].decode(),
+            findings=(self.classes[label],),
+            targets=targets,
+            where=f"{self.name} {self.split} row {index + 1} ({file})",
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "split": self.split, "directory": self.directory}
+
+    @functools.cached_property
+    def _rows(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        built: Any = tfds.builder_from_directory(self.directory)
+        if self.split not in built.info.splits:
+            raise DataError(f"{self.name} has no split {self.split!r}, only {', '.join(sorted(built.info.splits))}")
+        return built.as_data_source(split=self.split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def _known(name: str) -> EyeDataset:
+    if name not in DATASETS:
+        raise DataError(f"no data set {name!r}; there are {', '.join(NAMES)}")
+    return DATASETS[name]

@@ -1,0 +1,113 @@
+"""The TensorFlow Datasets builder, without TensorFlow: one configuration for each data set, written as ArrayRecord."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.datasets.layouts import EyeDataset, Row
+
+VERSION = "1.0.0"  # of what a row holds; raise it when features() changes
+
+
+def directory(name: str, data_dir: Path) -> Path:
+    """Where the built data set lies."""
+    return data_dir / "eye_datasets" / name / VERSION
+
+
+def write(dataset: EyeDataset, datasets: Mapping[str, EyeDataset], from_dir: Path, data_dir: Path) -> Path:
+    """Builds `dataset` from the publisher's folder; TFDS writes beside the place and renames at the end."""
+    import tensorflow_datasets as tfds
+
+    builder = builder_class(tuple(datasets.values()))(config=dataset.name, data_dir=str(data_dir))
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    # it prints of downloads and makes a folder for them, and there are none
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
+        builder.download_and_prepare(
+            download_dir=downloads,
+            download_config=tfds.download.DownloadConfig(manual_dir=str(from_dir.absolute())),
+            file_format="array_record",
+        )
+    return directory(dataset.name, data_dir)
+
+
+@functools.cache
+def builder_class(datasets: tuple[EyeDataset, ...]) -> Any:
+    """The TFDS builder class of these data sets (made here because importing TFDS takes a second)."""
+    import tensorflow_datasets as tfds
+
+    entries = {dataset.name: dataset for dataset in datasets}
+
+    class EyeDatasets(tfds.core.GeneratorBasedBuilder):
+        """Public ophthalmic data sets: encoded images with label, patient, modality and a caption."""
+
+        VERSION = tfds.core.Version(VERSION)
+        BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own way to declare them)
+            tfds.core.BuilderConfig(name=d.name, description=d.about) for d in datasets
+        ]
+        MANUAL_DOWNLOAD_INSTRUCTIONS = "Unpack the publisher's archive; build() says what it expects to find."
+
+        @property
+        def entry(self) -> EyeDataset:
+            chosen: Any = self.builder_config
+            return entries[chosen.name]
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            about = self.entry
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=f"{about.about.strip()} Licence: {about.licence}.",
+                homepage=about.homepage,
+                citation=about.citation,
+                license=about.licence,
+                features=tfds.features.FeaturesDict(features(about, tfds)),
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+            folder = Path(dl_manager.manual_dir)
+            rows: dict[str, list[Row]] = {}
+            for row in self.entry.rows(folder):
+                rows.setdefault(row.split, []).append(row)
+            return {split: self._generate_examples(folder, of) for split, of in rows.items()}
+
+        def _generate_examples(self, folder: Path, rows: list[Row]) -> Iterator[tuple[str, dict[str, Any]]]:
+            for row in rows:
+                file = row.image.relative_to(folder).as_posix()
+                yield file, example(self.entry, row, file)
+
+    return EyeDatasets
+
+
+def features(dataset: EyeDataset, tfds: Any) -> dict[str, Any]:
+    """What a row holds; the image keeps its encoded bytes (paths go in, so TensorFlow is not needed)."""
+    return {
+        "image": tfds.features.Image(shape=(None, None, None)),
+        "file": tfds.features.Text(),
+        "label": tfds.features.ClassLabel(names=list(dataset.classes)),
+        "patient": tfds.features.Text(),
+        "modality": tfds.features.Text(),
+        "caption": tfds.features.Text(),
+        **{name: tfds.features.Scalar(np.int32) for name in dataset.targets},
+    }
+
+
+def example(dataset: EyeDataset, row: Row, file: str) -> dict[str, Any]:
+    """The features of one row."""
+    return {
+        "image": str(row.image),
+        "file": file,
+        "label": row.label,
+        "patient": row.patient,
+        "modality": dataset.modality,
+        "caption": dataset.captions[row.label],
+        **{name: row.targets[name] for name in dataset.targets},
+    }

@@ -1,0 +1,93 @@
+"""RFMiD's label files (Pachade et al. 2021, doi:10.3390/data6020014): one photograph, several of 28 conditions."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.records import DataError, Record, View
+
+# The 27 conditions with enough examples; the challenge of the data set counts the other 18 columns as one, OTHER.
+CONDITIONS = (
+    *("DR", "ARMD", "MH", "DN", "MYA", "BRVO", "TSLN", "ERM", "LS", "MS", "CSR", "ODC", "CRVO", "TV", "AH", "ODP"),
+    *("ODE", "ST", "AION", "PT", "RT", "RS", "CRS", "EDN", "RPEC", "MHL", "RP"),
+)
+
+
+LABELS = (*CONDITIONS, "OTHER")
+
+
+SPLITS = {"train": "Training", "valid": "Validation", "test": "Testing"}
+
+
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class RFMiD:
+    """A label file (ID, Disease_Risk, DR, ...) with the folder of its images, named by ID; target label f32 [28].
+
+    Raises DataError naming the file and the row or column; a missing image is named when it is asked for.
+    """
+
+    labels: Path
+    images: Path
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The 28 names, in the order of `label`."""
+        return LABELS
+
+    def __len__(self) -> int:
+        return len(self._rows[0])
+
+    def __getitem__(self, index: int) -> Record:
+        names, labels = self._rows
+        where = f"{self.labels}, row {index + 1}"
+        for suffix in _SUFFIXES:
+            path = self.images / f"{names[index]}{suffix}"
+            if path.is_file():
+                findings = tuple(LABELS[k] for k in np.flatnonzero(labels[index]))
+                targets = {"label": labels[index].astype(np.float32)}
+                return Record(names[index], (View(path),), findings=findings, targets=targets, where=where)
+        raise DataError(f"{where}: no image {names[index]}{{{','.join(_SUFFIXES)}}} in {self.images}")
+
+    @cached_property
+    def _rows(self) -> tuple[list[str], np.ndarray]:
+        """IDs, and bool [rows 28]."""
+        if not self.labels.is_file():
+            raise DataError(f"no file {self.labels}")
+        names, labels = [], []
+        with self.labels.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = [c for c in reader.fieldnames or () if c not in ("ID", "Disease_Risk")]
+            if missing := [c for c in ("ID", *CONDITIONS) if c not in (reader.fieldnames or ())]:
+                raise DataError(f"{self.labels}: no column {', '.join(missing)}")
+            others = [c for c in columns if c not in CONDITIONS]  # 18 of them, or one that is called OTHER
+            for number, row in enumerate(reader, 1):
+                if bad := [c for c in columns if row[c] not in ("0", "1")]:
+                    raise DataError(f"{self.labels}, row {number}: {bad[0]} is {row[bad[0]]!r}, expected 0 or 1")
+                names.append(row["ID"])
+                labels.append([*(row[c] == "1" for c in CONDITIONS), any(row[c] == "1" for c in others)])
+        return names, np.array(labels, bool).reshape(-1, len(LABELS))
+
+
+def rfmid(root: str | Path, split: str) -> RFMiD:
+    """A split (train, valid or test) in the publisher's layout: RFMiD_Training_Labels.csv and its images' folder.
+
+    Raises DataError if there is no such label file under `root`, or no folder of images beside it.
+    """
+    if split not in SPLITS:
+        raise DataError(f"RFMiD split {split!r}: expected one of {', '.join(SPLITS)}")
+    name = f"RFMiD_{SPLITS[split]}_Labels.csv"
+    found = sorted(Path(root).rglob(name))
+    if len(found) != 1:
+        raise DataError(f"{root}: expected one {name} in it, found {len(found)}")
+    folders = [folder for folder in sorted(found[0].parent.iterdir()) if folder.is_dir()]
+    if len(folders) != 1:
+        raise DataError(f"{found[0].parent}: expected one folder of images beside {name}, found {len(folders)}")
+    return RFMiD(found[0], folders[0])

@@ -1,0 +1,1 @@
+"""Text: tokenizers, prompts, knowledge, report sentences and the findings in a report."""

@@ -1,0 +1,149 @@
+"""What experts know about findings of the eye, as texts: descriptions, synonyms, prompts, loaded from knowledge/eyes.json.
+
+The categories that FLAIR's data sets name, and the findings of angiography (FFA) and OCT. All descriptions are the
+project's own."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.records import DataError
+
+FILE = Path(__file__).with_name("data") / "eyes.json"
+
+
+LANGUAGES = ("en", "zh")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One category: its name, how else it is called, where it is seen, and what it looks like."""
+
+    name: str
+    abbreviation: str = ""  # "" where there is none; HR stands for two categories
+    modality: str = "CFP"
+    location: str = ""
+    synonyms: tuple[str, ...] = ()
+    en: tuple[str, ...] = ()
+    zh: tuple[str, ...] = ()
+
+    def descriptions(self, language: str = "en") -> tuple[str, ...]:
+        """Sentences of one language, perhaps none in "zh". Raises DataError for an unknown language."""
+        if language not in LANGUAGES:
+            raise DataError(f"language {language!r} is not one of {', '.join(LANGUAGES)}")
+        return self.en if language == "en" else self.zh
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """Findings by name, and the prompt templates of each modality."""
+
+    findings: Mapping[str, Finding]
+    templates: Mapping[str, Mapping[str, Any]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.findings
+
+    def __getitem__(self, name: str) -> Finding:
+        if name not in self.findings:
+            raise DataError(f"no knowledge of the category {name!r}; there are {len(self.findings)}, see {FILE.name}")
+        return self.findings[name]
+
+    def find(self, name: str) -> Finding | None:
+        """The finding of this name, synonym or abbreviation, whatever its case; None where there is none.
+
+        An abbreviation or synonym of two categories ("HR", "MH") means neither.
+        """
+        return self._aliases.get(" ".join(name.split()).lower())
+
+    @functools.cached_property
+    def _aliases(self) -> dict[str, Finding]:
+        seen: dict[str, set[str]] = {}
+        for finding in self.findings.values():
+            for alias in (finding.abbreviation, *finding.synonyms):
+                if alias:
+                    seen.setdefault(alias.lower(), set()).add(finding.name)
+        single = {alias: self.findings[min(names)] for alias, names in seen.items() if len(names) == 1}
+        return single | {name.lower(): finding for name, finding in self.findings.items()}
+
+    def ways(self, name: str, language: str = "en") -> tuple[str, ...]:
+        """A category's name and descriptions: what a caption may say of it. An unknown name is only itself."""
+        return (name, *self.findings[name].descriptions(language)) if name in self.findings else (name,)
+
+    def ensemble(self, name: str, modality: str = "CFP") -> tuple[str, ...]:
+        """FLAIR's prompts of a class: descriptions and name in the modality's first template (spec 1.2).
+
+        As the peer does, the name is left out for grades of myopic maculopathy, whose names say nothing.
+        """
+        said = list(self.findings[name].en) if name in self.findings else []
+        if name not in said and ("myopic maculopathy" not in name or not said):
+            said.append(name)
+        return tuple(self.prompt(text, modality) for text in said)
+
+    def prompt(self, text: str, modality: str = "CFP") -> str:
+        """A text in the first English template of a modality. Raises DataError where it has none."""
+        return self._templates(modality)["en"][0].replace("[CLS]", text)
+
+    def caption(self, text: str, attribute: str = "", modality: str = "CFP") -> str:
+        """FLAIR's training caption, "A [ATR] fundus photograph of [CLS]", with double spaces collapsed once."""
+        filled = self._templates(modality)["train"].replace("[ATR]", attribute).replace("[CLS]", text)
+        return filled.replace("  ", " ")
+
+    def draw(self, name: str, rng: np.random.Generator) -> str:
+        """The category in a way drawn uniformly from its name and English descriptions."""
+        ways = self.ways(name)
+        return ways[int(rng.integers(len(ways)))]
+
+    def sentences(self, languages: Sequence[str] = ("en",)) -> tuple[str, ...]:
+        """Every description with its category's name, for text pretraining."""
+        return tuple(
+            f"{finding.name}: {text}" if language == "en" else text
+            for finding in self.findings.values()
+            for language in languages
+            for text in finding.descriptions(language)
+        )
+
+    def _templates(self, modality: str) -> Mapping[str, Any]:
+        if modality not in self.templates:
+            raise DataError(f"no prompt template for {modality!r}; there are those of {', '.join(self.templates)}")
+        return self.templates[modality]
+
+
+def load(path: str | Path = FILE) -> Knowledge:
+    """The bundled knowledge, or one's own file of the same form.
+
+    JSON: "templates" by modality, each with "train" and lists "en", "zh"; "categories" by name, each with abbreviation,
+    modality, location, synonyms, en, zh, of which only en is needed. Raises DataError naming the category that is wrong.
+    """
+    path = Path(path)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        categories, templates = dict(stored["categories"]), dict(stored["templates"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected a JSON object with templates and categories: {error}") from error
+    return Knowledge({name: _finding(path, name, fields) for name, fields in categories.items()}, templates)
+
+
+@functools.cache
+def bundled() -> Knowledge:
+    """The knowledge that comes with the project, read once."""
+    return load()
+
+
+def _finding(path: Path, name: str, fields: Any) -> Finding:
+    known = {"abbreviation", "modality", "location", "synonyms", "en", "zh"}
+    if not isinstance(fields, dict) or not fields.get("en") or set(fields) - known:
+        raise DataError(f"{path}: category {name!r}: expected en, and of {', '.join(sorted(known))} no others")
+    lists = {key: tuple(fields.get(key, ())) for key in ("synonyms", "en", "zh")}
+    if wrong := [key for key, value in lists.items() if not all(isinstance(text, str) and text for text in value)]:
+        raise DataError(f"{path}: category {name!r}: {wrong[0]} must be a list of texts")
+    return Finding(
+        name, fields.get("abbreviation", ""), fields.get("modality", "CFP"), fields.get("location", ""), **lists
+    )

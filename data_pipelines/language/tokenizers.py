@@ -1,0 +1,326 @@
+"""Words to token ids: CLIP's byte pairs, BERT's word pieces, and a small bundled English and Chinese vocabulary.
+
+A tokenizer is called in the data workers, on text that comes from a hospital's database: it is exact where a
+peer's checkpoint depends on the ids, pickles, starts no threads, and never fails on a character."""
+
+from __future__ import annotations
+
+import gzip
+import html
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import numpy as np
+import tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, WordPiece
+
+from data_pipelines.records import DataError
+
+# OpenAI's merges file goes on after the merges that CLIP uses: 49,408 ids = 2 * 256 bytes + these + start, end.
+CLIP_MERGES = 49_408 - 2 * 256 - 2
+
+
+CLIP_WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
+
+
+Merges = list[tuple[str, str]]
+
+
+_CHINESE = "[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"  # characters and full-width signs
+
+
+BERT_MAX_CONTEXT = 512  # where a folder of somebody else's does not say
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """Texts to i32 [N L]: start, the pieces (cut to L - 2), end, then padding.
+
+    A special token that is spelt out in a text ("[SEP]", "<|endoftext|>") is ordinary text.
+    """
+
+    backend: tokenizers.Tokenizer = field(repr=False)
+    clean: Callable[[str], str] = field(repr=False)
+    special: Mapping[str, str]  # transformers' names (pad_token, ...) of the tokens that enclose a text
+    context: int
+    config: Mapping[str, Any]  # the rest of tokenizer_config.json
+
+    def __post_init__(self) -> None:
+        if self.context < 2:
+            raise DataError(f"context {self.context}: expected at least 2, for the start and the end token")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table: the highest id + 1."""
+        return 1 + max(self.backend.get_vocab().values())
+
+    @property
+    def start(self) -> int:
+        """Id of the first token of every text."""
+        return self._id("cls_token" if "cls_token" in self.special else "bos_token")
+
+    @property
+    def end(self) -> int:
+        """Id of the token that closes a text; CLIP's towers find it as the highest id of the row."""
+        return self._id("sep_token" if "sep_token" in self.special else "eos_token")
+
+    @property
+    def pad(self) -> int:
+        """Id that fills a row up. CLIP pads with 0 whatever transformers is told (it masks by the end token)."""
+        return 0 if self._is_clip else self._id("pad_token")
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Token ids i32 [N L] of N texts."""
+        if isinstance(texts, str):
+            raise DataError("a tokenizer takes a list of texts, not one text: write [text]")
+        ids = np.full((len(texts), self.context), self.pad, np.int32)  # [N L]
+        start, end = self.start, self.end
+        for row, text in zip(ids, texts, strict=True):
+            # One by one: encode_batch starts threads, and a worker is one of many processes already.
+            pieces = self.backend.encode(self.clean(text), add_special_tokens=False).ids[: self.context - 2]
+            row[: len(pieces) + 2] = [start, *pieces, end]
+        return ids
+
+    def decode(self, ids: np.ndarray) -> list[str]:
+        """Token ids i [N L] to N texts: up to the first end or padding, without what encloses a text.
+
+        What the tokenizer did not keep (capitals, some spaces) cannot come back; spaces are put as print has them.
+        """
+        return [self._words(row) for row in np.atleast_2d(np.asarray(ids)).tolist()]
+
+    def _words(self, row: list[int]) -> str:
+        row = row[1:] if row[:1] == [self.start] else row
+        stops = [at for at, k in enumerate(row) if k in (self.end, self.pad)]
+        tokens = [self.backend.id_to_token(k) or "" for k in row[: stops[0] if stops else len(row)]]
+        if isinstance(self.backend.model, WordPiece):
+            said = " ".join(tokens).replace(" ##", "")
+        else:
+            letters = "".join(tokens).replace("</w>", "\u0120")  # ByteLevel's sign for a space
+            said = decoders.ByteLevel().decode([letters])
+        return printed(said)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the files that load() and transformers.AutoTokenizer read."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        full = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        full.add_special_tokens(sorted(set(self.special.values()), key=lambda token: full.token_to_id(token) or 0))
+        first, last = full.id_to_token(self.start), full.id_to_token(self.end)
+        full.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A {last}", special_tokens=[(first, self.start), (last, self.end)]
+        )
+        if self._is_clip:  # what transformers' CLIP tokenizer keeps of the cleaning done here
+            spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+            full.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+        full.save(str(folder / "tokenizer.json"))
+        self.backend.model.save(str(folder))
+        config = {**self.special, "model_max_length": self.context, **self.config}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def _is_clip(self) -> bool:
+        return self.config["tokenizer_class"] == "CLIPTokenizer"
+
+    def _id(self, role: str) -> int:
+        token = self.backend.token_to_id(self.special[role])
+        if token is None:
+            raise DataError(f"the tokenizer has no token {self.special[role]!r} for its {role}")
+        return token
+
+
+def load(folder: str | Path, context: int | None = None) -> Tokenizer:
+    """The tokenizer of a folder written by save(), or of a Hugging Face folder of CLIP or BERT.
+
+    context: tokens per text; the default is what the folder says. Raises DataError where files are missing.
+    """
+    folder = Path(folder)
+    config = _json(folder / "tokenizer_config.json", "a tokenizer's folder (tokenizer_config.json)")
+    said = config.get("model_max_length", BERT_MAX_CONTEXT)
+    context = context or (int(said) if said < 1e9 else BERT_MAX_CONTEXT)  # transformers writes 1e30 for "no limit"
+    if str(config.get("tokenizer_class", "")).startswith("CLIP"):
+        return clip_bpe(folder, context)
+    if config.get("pad_token") == PAD:  # only a vocabulary of ours names it so
+        return _plain(*_byte_pair_files(folder), context)
+    return wordpiece(folder, context, straight_quotes=bool(config.get("straight_quotes", False)))
+
+
+def bundled(context: int = 64) -> Tokenizer:
+    """The offline default: byte pairs trained on our own English and Chinese (scripts/train_vocabulary.py).
+
+    Every text of every language has ids, as the bytes are in the vocabulary. Padding is 0 and the end token is the
+    highest id, as CLIP's text tower expects. All its rules are in tokenizer.json: transformers gives the same ids.
+    """
+    merges = _merges(Path(__file__).parent / "data" / "merges.txt")
+    return _plain(_byte_vocabulary(merges, [PAD]), merges, context)
+
+
+def clip_bpe(path: str | Path, context: int = 77) -> Tokenizer:
+    """CLIP's byte-pair tokenizer: ids as open_clip's SimpleTokenizer, start and end around, padded with 0.
+
+    path: OpenAI's merges (bpe_simple_vocab_16e6.txt.gz, or as plain text), or a folder in Hugging Face's layout
+    (tokenizer.json, or vocab.json and merges.txt). Text is repaired (ftfy), unescaped twice, its white space
+    collapsed, and lower-cased. Raises DataError where a file is missing or is of another kind of tokenizer.
+
+    Source: Radford et al. 2021 (CLIP); open_clip 2.30.0, the behaviour of tokenizer.py.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        merges = _merges(path)
+        return _clip(_byte_vocabulary(merges), merges, context)
+    return _clip(*_byte_pair_files(path), context)
+
+
+def wordpiece(
+    path: str | Path, context: int = 100, *, cased: bool | None = None, straight_quotes: bool = True
+) -> Tokenizer:
+    """BERT's WordPiece: [CLS] pieces [SEP] and [PAD]; Chinese characters stand alone, 200 characters per word.
+
+    path: vocab.txt, or a folder with tokenizer.json or vocab.txt. cased: keep capitals and accents; the default
+    is what the folder says, else lower-case. straight_quotes: RET-CLIP's rule, curly double quotes become ".
+    Raises DataError where a file is missing or has not BERT's special tokens.
+
+    Source: Devlin et al. 2019 (BERT); sStonemason/RET-CLIP, the text half of its data set.
+    """
+    path = Path(path)
+    vocabulary, folder_cased = _bert_files(path)
+    cased = folder_cased if cased is None else cased
+    special = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
+    missing = [token for token in special.values() if token not in vocabulary]
+    if missing:
+        raise DataError(f"{path}: no {' '.join(missing)} among {len(vocabulary)} entries; expected BERT's vocabulary")
+    backend = tokenizers.Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
+    quotes = [normalizers.Replace(curly, '"') for curly in "“”"] if straight_quotes else []
+    bert = normalizers.BertNormalizer(lowercase=not cased, strip_accents=not cased)
+    backend.normalizer = normalizers.Sequence([*quotes, bert])
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # transformers' own BertTokenizer class would rebuild the rules without the quotes: this one keeps the file's.
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "do_lower_case": not cased,
+        "straight_quotes": straight_quotes,
+    }
+    return Tokenizer(backend, str if cased else str.lower, special, context, config)
+
+
+def _clip(vocabulary: dict[str, int], merges: Merges, context: int) -> Tokenizer:
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    backend = _byte_pairs(vocabulary, merges)
+    return Tokenizer(backend, clip_text, special, context, {"tokenizer_class": "CLIPTokenizer"})
+
+
+def _plain(vocabulary: dict[str, int], merges: Merges, context: int) -> Tokenizer:
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": PAD}
+    backend = _byte_pairs(vocabulary, merges)
+    backend.normalizer = plain_text()
+    return Tokenizer(backend, str, special, context, {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _byte_pairs(vocabulary: dict[str, int], merges: Merges) -> tokenizers.Tokenizer:
+    if START not in vocabulary or END not in vocabulary:
+        raise DataError(f"no {START} or {END} among {len(vocabulary)} tokens; expected CLIP's vocabulary")
+    model = BPE(vocabulary, merges, end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END)
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = byte_words()
+    return backend
+
+
+def byte_words() -> pre_tokenizers.PreTokenizer:
+    """CLIP's split into words, single digits and runs of signs, each as a string of printable bytes."""
+    words = pre_tokenizers.Split(tokenizers.Regex(CLIP_WORDS), behavior="removed", invert=True)
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def plain_text() -> normalizers.Normalizer:
+    """The bundled vocabulary's cleaning: full-width forms and Roman numerals to ASCII, straight quotes, lower case."""
+    quotes = [normalizers.Replace(curly, straight) for curly, straight in zip("“”‘’", "\"\"''", strict=True)]
+    return normalizers.Sequence([normalizers.NFKC(), *quotes, normalizers.Lowercase()])
+
+
+def clip_text(text: str) -> str:
+    """CLIP's cleaning: repaired, unescaped twice, white space collapsed, lower case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def printed(words: str) -> str:
+    """Words and signs with a space between any two of them, spaced as in print: "c / d 0 . 6 , oedema" is c/d 0.6, oedema."""
+    words = re.sub(r"(?<=\d) ?\. ?(?=\d)", ".", " ".join(words.split()))
+    words = re.sub(r"(?<=\w) ?([/-]) ?(?=\w)", r"\1", words)
+    words = re.sub(r" (?=[.,;:!?%)\]])|(?<=[(\[]) ", "", words)
+    return re.sub(rf"(?<={_CHINESE}) | (?={_CHINESE})", "", words)
+
+
+def _byte_vocabulary(merges: Merges, first: Sequence[str] = ()) -> dict[str, int]:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # the 256 bytes, printable ones first
+    ends = [letter + "</w>" for letter in letters]
+    tokens = [*first, *letters, *ends, *(left + right for left, right in merges), START, END]
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def _merges(path: Path) -> Merges:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            lines = file.read().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a file of byte-pair merges (.txt or .txt.gz): {error}") from error
+    pairs = []
+    for number, line in enumerate(lines[1 : 1 + CLIP_MERGES], start=2):  # the first line is a version
+        match line.split():
+            case [left, right]:
+                pairs.append((left, right))
+            case []:
+                continue
+            case _:
+                raise DataError(f"{path} line {number}: {line[:40]!r}; expected two tokens to merge")
+    return pairs
+
+
+def _byte_pair_files(path: Path) -> tuple[dict[str, int], Merges]:
+    if not (path / "tokenizer.json").exists():
+        vocabulary = _json(path / "vocab.json", "tokenizer.json, or vocab.json and merges.txt,")
+        return vocabulary, _merges(path / "merges.txt")
+    model = _json(path / "tokenizer.json", "tokenizer.json")["model"]
+    if model.get("type") != "BPE" or model.get("end_of_word_suffix") != "</w>":
+        kind = model.get("type")
+        raise DataError(f"{path / 'tokenizer.json'}: a {kind} model; expected CLIP's BPE with '</w>'")
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    return model["vocab"], [(left, right) for left, right in pairs]
+
+
+def _bert_files(path: Path) -> tuple[dict[str, int], bool]:
+    """The pieces with their ids, and whether the folder says "cased"."""
+    if path.is_dir() and (path / "tokenizer.json").exists():
+        stored = _json(path / "tokenizer.json", "tokenizer.json")
+        if not isinstance(stored["model"]["vocab"], dict) or stored["model"].get("type", "WordPiece") != "WordPiece":
+            kind = stored["model"].get("type")
+            raise DataError(f"{path / 'tokenizer.json'}: a {kind} model; expected BERT's WordPiece")
+        rules = stored.get("normalizer") or {}
+        rules = [rule for rule in rules.get("normalizers", [rules]) if rule.get("type") == "BertNormalizer"]
+        return stored["model"]["vocab"], bool(rules) and not rules[0]["lowercase"]
+    cased = False
+    if path.is_dir():
+        settings = path / "tokenizer_config.json"
+        cased = settings.exists() and not _json(settings, "settings").get("do_lower_case", True)
+        path = path / "vocab.txt"
+    try:
+        with open(path, encoding="utf-8") as file:
+            return {line.rstrip("\n"): index for index, line in enumerate(file)}, cased
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected BERT's vocab.txt, one piece per line: {error}") from error
+
+
+def _json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected {what} as JSON: {error}") from error

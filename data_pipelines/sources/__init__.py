@@ -1,0 +1,1 @@
+"""Sources of records: tables, folders, shards, LMDB, and how they are split."""

@@ -1,0 +1,108 @@
+"""Images sorted by modality: VisionFM's folders, and the mean and deviation by which it normalises each of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.images import EXTENSIONS
+from data_pipelines.records import MODALITIES, DataError, Record, Source, View, modality_name
+from data_pipelines.sources.columns import Strings, read_once
+
+RGB = tuple[float, float, float]
+
+
+Moments = tuple[RGB, ...]
+
+
+# Of RGB in [0, 1] over its pretraining images, mean then deviation; github.com/ABILab-CUHK/VisionFM.
+PUBLISHED: Mapping[str, tuple[RGB, RGB]] = {
+    "CFP": ((0.423737496, 0.260946065, 0.128403902), (0.294825345, 0.201673657, 0.136680202)),
+    "FFA": ((0.2020487, 0.20205145, 0.20201068), (0.17406046, 0.17404206, 0.17401208)),
+    "OCT": ((0.21091926, 0.21091926, 0.21091919), (0.17598894, 0.17598891, 0.17598893)),
+    "SLIT_LAMP": ((0.5556667, 0.40288574, 0.38857886), (0.26516676, 0.23311588, 0.23903583)),
+    "EXTERNAL": ((0.4936253, 0.36324808, 0.25956994), (0.32001, 0.27109432, 0.21991591)),
+    "B_ULTRASOUND": ((0.05989236, 0.05978666, 0.056694973), (0.154277, 0.15504874, 0.14464583)),
+    "UBM": ((0.096110865, 0.096110865, 0.096110865), (0.20977867, 0.20977867, 0.20977867)),
+    "MRI": ((0.17368862, 0.17368862, 0.17368862), (0.16198656, 0.16198656, 0.16198656)),
+}
+
+
+NEAREST = {"UWF": "CFP", "ICGA": "FFA", "FAF": "FFA"}  # modalities VisionFM does not have take the nearest one's
+
+
+def moments(names: Sequence[str] = MODALITIES) -> tuple[Moments, Moments]:
+    """Mean and deviation, a row for each name; by default the table that `modality` of a batch indexes."""
+    rows = [PUBLISHED[NEAREST.get(name, name)] for name in map(modality_name, names)]
+    return tuple(mean for mean, _ in rows), tuple(std for _, std in rows)
+
+
+def normalisation(modality: str) -> tuple[tuple[Moments, Moments] | None, int]:
+    """What a checkpoint's encoder needs to know of its images: VisionFM's moments, one row each, and the modality's number.
+
+    With "" no moments, and the number of CFP.
+    """
+    return (moments((modality,)) if modality else None), MODALITIES.index(modality_name(modality or "CFP"))
+
+
+@dataclass(frozen=True)
+class PlainFolder:
+    """All images directly in `root`, by name, as views of one modality; no labels, and every file its own patient.
+
+    Raises DataError at the first use where there is no such folder or no image in it.
+    """
+
+    root: Path
+    modality: str
+
+    @read_once
+    def files(self) -> Strings:
+        """The file names."""
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: no such image folder")
+        names = sorted(e.name for e in os.scandir(self.root) if e.is_file() and e.name.lower().endswith(EXTENSIONS))
+        if not names:
+            raise DataError(f"{self.root}: no images ({', '.join(EXTENSIONS)})")
+        return Strings.of(names)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Record:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        name = self.files[index % len(self)]
+        return Record(name, (View(self.root / name, self.modality),), where=str(self.root / name))
+
+    def hashes(self, key: str, seed: int) -> np.ndarray:
+        """u64 [rows] of the file names; a folder knows no patients."""
+        return self.files.hashes(seed)
+
+
+def modality_folders(root: str | Path, only: Sequence[str] = ()) -> dict[str, Source]:
+    """`root/<Modality>/*` as VisionFM lays its images out: modality to source, in the order of MODALITIES.
+
+    Folder names are those of MODALITIES or their aliases (Fundus, Ultrasound, Silt-Lamp, ...); `only` leaves the others
+    out. Raises DataError where a folder's name is no modality, two folders are the same one, or none is left.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    found: dict[str, Source] = {}
+    for entry in sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")):
+        try:
+            name = modality_name(entry)
+        except DataError as error:
+            raise DataError(f"{root / entry}: {error}") from None
+        if name in found:
+            raise DataError(f"{root / entry}: another folder of {root} is {name} too")
+        found[name] = PlainFolder(root / entry, name)
+    kept = {name: found[name] for name in MODALITIES if name in found and (not only or name in only)}
+    if not kept:
+        wanted = ", ".join(only) or ", ".join(MODALITIES)
+        raise DataError(f"{root}: no folder of {wanted}; it holds {', '.join(found) or 'no folders'}")
+    return kept

@@ -1,0 +1,216 @@
+"""Records as ArrayRecord shards of ready-sized images: what big sets are read from at speed.
+
+A folder holds `data-00000-of-00012.array_record`, ..., `patients.jsonl` (one name per record, so that a split need not
+read the images) and `info.json`. A record is its header as JSON, with the length before it, and then the bytes the
+header counts: the encoded images and the arrays of the targets. No pickle, nothing of any framework."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.records import DataError, Record, View
+from data_pipelines.sources.columns import Strings, read_once
+
+FORMAT = "fundax records 1"
+
+
+_PACKED = 1024  # bytes; larger arrays are deflated: masks are, points are not
+
+
+_LENGTH = struct.Struct("<I")
+
+
+def pack(record: Record) -> bytes:
+    """The bytes of a record whose images are encoded. Raises DataError for a target that is no number, text or array."""
+    blobs: list[bytes] = []
+    views = []
+    for view in record.views:
+        if not isinstance(view.image, bytes):
+            raise DataError(f"{record.where}: only encoded images are packed, not {type(view.image).__name__}")
+        blobs.append(view.image)
+        views.append([view.modality, view.eye, len(view.image)])
+    header = {
+        "patient": record.patient,
+        "report": record.report,
+        "findings": list(record.findings),
+        "day": record.day,
+        "where": record.where,
+        "views": views,
+        "targets": {name: _described(name, value, blobs) for name, value in record.targets.items()},
+    }
+    text = json.dumps(header, ensure_ascii=False).encode()
+    return b"".join((_LENGTH.pack(len(text)), text, *blobs))
+
+
+def unpack(data: bytes) -> Record:
+    """The record of `pack`. Raises DataError where the bytes are cut short or something else."""
+    try:
+        (length,) = _LENGTH.unpack_from(data)
+        start = _LENGTH.size + length
+        header = json.loads(data[_LENGTH.size : start])
+        blobs = _Blobs(memoryview(data)[start:])
+        views = tuple(View(bytes(blobs.next(n)), modality, eye) for modality, eye, n in header["views"])
+        targets = {name: _restored(value, blobs) for name, value in header["targets"].items()}
+    except (struct.error, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise DataError(f"not a record of launch.py data convert, or a damaged one ({error})") from None
+    fields = {name: header[name] for name in ("patient", "report", "day", "where")}
+    return Record(views=views, findings=tuple(header["findings"]), targets=targets, **fields)
+
+
+class _Blobs:
+    """The bytes behind a header, taken in the order they were put."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._at = data, 0
+
+    def next(self, length: int) -> memoryview:
+        part = self._data[self._at : self._at + length]
+        if len(part) != length:
+            raise ValueError(f"{length - len(part)} bytes are missing")
+        self._at += length
+        return part
+
+
+def _described(name: str, value: Any, blobs: list[bytes]) -> Any:
+    """A target as JSON; arrays go to `blobs`."""
+    if isinstance(value, Mapping):
+        return {"dict": {str(key): _described(name, inner, blobs) for key, inner in value.items()}}
+    if isinstance(value, tuple | list):
+        return {"tuple": [_described(name, inner, blobs) for inner in value]}
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+        raw = np.ascontiguousarray(value).tobytes()
+        packed = len(raw) > _PACKED
+        blobs.append(zlib.compress(raw, 1) if packed else raw)
+        shape = list(value.shape) if isinstance(value, np.ndarray) else None  # None: a scalar
+        return {"array": [value.dtype.str, shape, len(blobs[-1]), packed]}
+    if isinstance(value, bool | int | float | str):
+        return {"plain": value}
+    raise DataError(f"target {name!r} is {type(value).__name__}; expected numbers, text or arrays of numbers")
+
+
+def _restored(value: Mapping[str, Any], blobs: _Blobs) -> Any:
+    ((kind, content),) = value.items()
+    if kind == "dict":
+        return {key: _restored(inner, blobs) for key, inner in content.items()}
+    if kind == "tuple":
+        return tuple(_restored(inner, blobs) for inner in content)
+    if kind == "plain":
+        return content
+    dtype, shape, length, packed = content
+    raw = blobs.next(length)
+    flat = np.frombuffer(zlib.decompress(raw) if packed else raw, np.dtype(dtype))
+    return flat[0] if shape is None else flat.reshape(shape).copy()
+
+
+def shard_name(shard: int, shards: int) -> str:
+    """File of a shard, counted from 0."""
+    return f"data-{shard:05d}-of-{shards:05d}.array_record"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The records of a folder that `launch.py data convert` wrote; see array_records. Pickles as the folder's name."""
+
+    folder: Path
+
+    @read_once
+    def info(self) -> dict[str, Any]:
+        """info.json: records, shards, classes, size, images."""
+        path = self.folder / "info.json"
+        try:
+            info = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.folder}: no info.json; expected a folder that launch.py data convert wrote"
+            ) from None
+        except ValueError as error:
+            raise DataError(f"{path}: not JSON ({error})") from None
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
+            raise DataError(f"{path}: format is not {FORMAT!r}; convert the data again")
+        return info
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, the label being an index into them; () without labels."""
+        return tuple(self.info["classes"])
+
+    def __len__(self) -> int:
+        return int(self.info["records"])
+
+    def __getitem__(self, index: int) -> Record:
+        row = int(index) + len(self) if index < 0 else int(index)
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        place = f"{self.folder} row {row + 1}"
+        try:
+            record = unpack(self._bytes(row))
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
+        return Record(**{**vars(record), "where": f"{place} ({record.where})" if record.where else place})
+
+    def _bytes(self, row: int) -> bytes:
+        reader = self._reader
+        try:
+            return reader[row]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise DataError(f"its file is damaged ({str(error).splitlines()[0][:200]})") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    @read_once
+    def _reader(self) -> Any:
+        from array_record.python import array_record_data_source
+
+        shards = int(self.info["shards"])
+        paths = [self.folder / shard_name(k, shards) for k in range(shards)]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise DataError(f"{self.folder}: {missing[0]} is missing ({len(missing)} of {shards} files are)")
+        try:
+            reader = array_record_data_source.ArrayRecordDataSource([str(path) for path in paths])
+        except (RuntimeError, ValueError) as error:
+            raise DataError(f"{self.folder}: a file is cut short or damaged ({str(error).splitlines()[0]})") from None
+        if len(reader) != len(self):
+            raise DataError(f"{self.folder}: the files hold {len(reader)} records, info.json says {len(self)}")
+        return reader
+
+    def hashes(self, key: str, seed: int) -> np.ndarray:
+        """u64 [rows] of the patients, or of the reports (which reads every record); see split_by."""
+        if key not in ("patient", "report"):
+            raise DataError(f"{self.folder}: cannot be split by {key}, only by patient or report")
+        names = self._patients() if key == "patient" else (self[row].report for row in range(len(self)))
+        found = Strings.of(names).hashes(seed)
+        if len(found) != len(self):
+            raise DataError(f"{self.folder}/patients.jsonl has {len(found)} names, info.json {len(self)} records")
+        return found
+
+    def _patients(self) -> Iterator[str]:
+        with (self.folder / "patients.jsonl").open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def array_records(folder: str | Path) -> Shards:
+    """A source of what `launch.py data convert` wrote. Raises DataError at the first use where it is not that."""
+    return Shards(Path(folder))
+
+
+def write_shard(path: Path, records: Iterator[Record] | Sequence[Record]) -> list[str]:
+    """One file; the patients of its records."""
+    import array_record.python.array_record_module as array_record_module
+
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # images are compressed
+    patients = []
+    for record in records:
+        writer.write(pack(record))
+        patients.append(record.patient)
+    writer.close()
+    return patients

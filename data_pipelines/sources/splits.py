@@ -1,0 +1,263 @@
+"""Parts of a source: chosen rows, and splits that keep every patient whole.
+
+Splits that a paper can cite: by patient, stratified by class, written to a file and read back the same.
+
+The file holds no patient's name, only digests: it can be published. Selection belongs to validation; the test part is
+for the last number (several of the published pipelines select on the test set; nothing here does)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.records import DataError, Record, Source, text_hash
+from data_pipelines.sources.columns import Stored, read_once
+
+
+def select(source: Source, rows: Iterable[int] | Callable[[Record], bool]) -> Subset:
+    """The given rows of a source, in their order; or those whose record a function says yes to (images unread)."""
+    chosen = (row for row in range(len(source)) if rows(source[row])) if callable(rows) else rows
+    array = np.fromiter(chosen, np.int64)
+    if array.size and not -len(source) <= array.min() <= array.max() < len(source):
+        raise DataError(f"rows {array.min()}..{array.max()} are not all within the {len(source)} of the source")
+    return Subset(source, Stored(array))
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Rows of another source."""
+
+    source: Source
+    chosen: Stored
+
+    @property
+    def rows(self) -> np.ndarray:
+        """i64: the rows of the other source."""
+        return self.chosen.array
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Those of the source: a class absent here keeps its number."""
+        return tuple(getattr(self.source, "classes", ()))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[int(self.rows[index])]
+
+
+def split_by(
+    source: Source, key: str = "patient", fractions: Mapping[str, float] | None = None, seed: int = 0
+) -> dict[str, Part]:
+    """Named parts that share no patient: {"train": .8, "val": .1, "test": .1} unless told otherwise.
+
+    Patients are put in the order of a hash of their name and the seed, and cut where the rows reach each fraction:
+    the same whatever the order of the rows, the machine or the number of workers. `key`: patient, or another string
+    column of a CSV (text keeps equal captions together). Nothing is read until a part is used.
+    """
+    fractions = {"train": 0.8, "val": 0.1, "test": 0.1} if fractions is None else dict(fractions)
+    if min(fractions.values(), default=0) <= 0 or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
+        raise DataError(f"the fractions of a split must be positive and add up to 1, got {fractions}")
+    return {name: Part(source, key, tuple(fractions.items()), name, seed) for name in fractions}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of split_by."""
+
+    source: Source
+    key: str
+    fractions: tuple[tuple[str, float], ...]
+    name: str
+    seed: int
+
+    @read_once
+    def chosen(self) -> Stored:
+        hashes = _hashes(self.source, self.key, self.seed)
+        groups, member, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        # a group belongs to the part in which the middle of its rows falls
+        middle = (np.cumsum(counts) - counts / 2) / len(hashes)
+        edges = np.cumsum([share for _, share in self.fractions])[:-1]
+        part = [name for name, _ in self.fractions].index(self.name)
+        chosen = np.flatnonzero(np.searchsorted(edges, middle, "right")[member] == part)
+        if not len(chosen):
+            raise DataError(f"split {self.name!r} is empty: {len(groups)} different {self.key}s are too few")
+        return Stored(chosen)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """i64: the rows of the whole source, ascending."""
+        return self.chosen.array
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Those of the whole: a class absent here keeps its number."""
+        return tuple(getattr(self.source, "classes", ()))
+
+    def __getstate__(self) -> dict[str, object]:
+        len(self)
+        return self.__dict__
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[int(self.rows[index])]
+
+
+def _hashes(source: Source, key: str, seed: int) -> np.ndarray:
+    """u64 [rows]: the source's own columns where it has them, else its records one by one."""
+    own = getattr(source, "hashes", None)
+    if own is not None:
+        return own(key, seed)
+    if key not in ("patient", "report"):
+        raise DataError(f"{type(source).__name__} can be split by patient or report, not by {key!r}")
+    words = (text_hash(str(getattr(source[row], key)).encode(), seed) for row in range(len(source)))
+    return np.fromiter(words, np.uint64, len(source))
+
+
+FORMAT = "fundax split 1"
+
+
+def stratified(
+    patients: Sequence[str], labels: Any, fractions: Mapping[str, float] | None = None, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Rows i64 of each part, no patient in two; every class is divided by the fractions as nearly as patients allow.
+
+    patients: [N] names; labels: i32 [N], or f32 [N K] of zeros and ones. A patient counts under the rarest class that
+    any of its rows has. Order of the rows, machine and Python do not matter: patients are ordered by a digest of name
+    and seed. Default fractions: train .7, val .15, test .15. Raises DataError for a part that would stay empty.
+    """
+    fractions = {"train": 0.7, "val": 0.15, "test": 0.15} if fractions is None else dict(fractions)
+    if min(fractions.values(), default=0) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise DataError(f"the fractions of a split must be positive and add up to 1, got {fractions}")
+    names, member, strata = _strata(patients, labels, seed)
+    part = np.empty(len(names), np.int64)
+    carried = np.zeros(len(fractions))  # what rounding owes each part from the classes before
+    for stratum in np.unique(strata):
+        inside = np.flatnonzero(strata == stratum)
+        exact = carried + np.array(list(fractions.values())) * len(inside)
+        counts = _rounded(exact, len(inside))
+        carried = exact - counts
+        part[inside] = np.repeat(np.arange(len(fractions)), counts)
+    rows = {name: np.flatnonzero(part[member] == k) for k, name in enumerate(fractions)}
+    if empty := [name for name, chosen in rows.items() if not len(chosen)]:
+        raise DataError(f"split {empty[0]!r} is empty: {len(names)} patients are too few for {fractions}")
+    return rows
+
+
+def folds(patients: Sequence[str], labels: Any, count: int = 5, seed: int = 0) -> list[np.ndarray]:
+    """Rows i64 of each of `count` folds, by patient and stratified as in `stratified`: train on all but one."""
+    names, member, strata = _strata(patients, labels, seed)
+    if len(names) < count:
+        raise DataError(f"{count} folds of {len(names)} patients; expected at least one each")
+    fold = np.empty(len(names), np.int64)
+    order = np.concatenate([np.flatnonzero(strata == s) for s in np.unique(strata)])
+    fold[order] = np.arange(len(order)) % count
+    return [np.flatnonzero(fold[member] == k) for k in range(count)]
+
+
+def write_split(path: str | Path, patients: Sequence[str], parts: Mapping[str, Any], **said: Any) -> str:
+    """Parts (name -> rows) as JSON, by digests of patients; returns the file's own digest, for the paper to cite.
+
+    said: what else a reader should know (seed, source, date). Raises DataError where a patient is in two parts.
+    """
+    digests = np.array([_digest(name) for name in patients])
+    named = {name: sorted({str(d) for d in digests[np.asarray(rows, np.int64)]}) for name, rows in parts.items()}
+    _check_disjoint(named, str(path))
+    counts = {name: {"patients": len(named[name]), "rows": len(rows)} for name, rows in parts.items()}
+    told = {"format": FORMAT, "rows": len(digests), "counts": counts, "said": said, "parts": named}
+    text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    Path(path).write_text(text, encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_split(path: str | Path, source: Source, patients: Sequence[str] | None = None) -> dict[str, Subset]:
+    """The parts of a source by a file of write_split, whatever the order of its rows.
+
+    patients: names by row; read from the records if not given. Raises DataError for another file, a patient the file
+    does not know, or one it knows that the source lacks.
+    """
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        parts = told["parts"] if told["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected a split written by fundax ({error})") from None
+    if parts is None:
+        raise DataError(f"{path}: format {told['format']!r}; expected {FORMAT!r}")
+    _check_disjoint(parts, str(path))
+    names = [source[row].patient for row in range(len(source))] if patients is None else patients
+    where = {digest: name for name, digests in parts.items() for digest in digests}
+    digests = [_digest(name) for name in names]
+    if unknown := [row for row, digest in enumerate(digests) if digest not in where]:
+        raise DataError(f"{path}: {len(unknown)} rows are of patients it does not have, first row {unknown[0] + 1}")
+    if absent := len(where.keys() - set(digests)):
+        raise DataError(f"{path}: {absent} of its {len(where)} patients are not in the source")
+    member = np.array([where[digest] for digest in digests])
+    return {name: select(source, np.flatnonzero(member == name)) for name in parts}
+
+
+def parts_of(
+    source: Source, path: str, fractions: Mapping[str, float], seed: int = 0, **said: Any
+) -> dict[str, Subset]:
+    """Parts of a source by patient: those of the file at `path`, which is written at the first use; "" writes none.
+
+    Raises DataError for a file that lacks a part of `fractions`, and as read_split and stratified.
+    """
+    names = [source[row].patient for row in range(len(source))]
+    if path and Path(path).is_file():
+        found = read_split(path, source, names)
+        if missing := [name for name in fractions if name not in found]:
+            raise DataError(f"{path} has no part {missing[0]!r}, only {', '.join(found)}")
+        return found
+    rows = stratified(names, np.zeros(len(names), np.int64), fractions, seed)
+    if path:
+        write_split(path, names, rows, seed=seed, **said)
+    return {name: select(source, chosen) for name, chosen in rows.items()}
+
+
+def _strata(patients: Sequence[str], labels: Any, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Different patients ordered by digest, each row's place among them, each patient's stratum (rarest first)."""
+    labels = np.asarray(labels)
+    if len(labels) != len(patients):
+        raise DataError(f"{len(patients)} patients and {len(labels)} labels; expected one each per row")
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise DataError(f"row {int(np.argwhere(~np.isfinite(labels))[0][0]) + 1}: the label is NaN")
+    names = sorted(set(patients), key=lambda name: _digest(f"{seed} {name}"))
+    place = {name: k for k, name in enumerate(names)}
+    member = np.array([place[name] for name in patients], np.int64)
+    classes = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)[None]
+    rarity = np.argsort(np.argsort(classes.sum(0), kind="stable"))  # 0 is the rarest class
+    of_row = np.where(classes > 0, rarity[None], classes.shape[1]).min(1)  # none of them: a stratum of its own
+    strata = np.full(len(names), classes.shape[1], np.int64)
+    np.minimum.at(strata, member, of_row)
+    return names, member, strata
+
+
+def _rounded(exact: np.ndarray, total: int) -> np.ndarray:
+    """Whole numbers near `exact` that add up to `total`: largest remainders get one more."""
+    counts = np.maximum(np.floor(exact), 0).astype(np.int64)
+    while (missing := total - counts.sum()) != 0:
+        rest = exact - counts
+        counts[rest.argmax() if missing > 0 else np.where(counts > 0, rest, np.inf).argmin()] += np.sign(missing)
+    return counts
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(str(name).encode()).hexdigest()[:20]
+
+
+def _check_disjoint(parts: Mapping[str, Sequence[str]], where: str) -> None:
+    seen: dict[str, str] = {}
+    for name, digests in parts.items():
+        for digest in digests:
+            if seen.setdefault(digest, name) != name:
+                raise DataError(f"{where}: a patient is in {seen[digest]!r} and in {name!r}")

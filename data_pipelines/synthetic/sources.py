@@ -1,0 +1,266 @@
+"""Synthetic patients as sources: both eyes, several modalities, a report, and the truth about all of it.
+
+    Patients(n=1000, seed=0, modalities=("CFP", "OCT"), size=96)   one visit of a patient per row
+    Eyes(n=1000, seed=0)                                           one picture per row, with a caption about that eye
+
+Item i depends on (seed, start + i) alone, and its bytes are the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.language.conditions import (
+    BIOMARKERS,
+    CONDITIONS,
+    FINDINGS,
+    LAYERS,
+    LESIONS,
+    MASK_CLASSES,
+    PROMPTS,
+    condition_at,
+    grade_of,
+)
+from data_pipelines.records import DataError, Record, Source, View
+from data_pipelines.synthetic.anatomy import Eye
+from data_pipelines.synthetic.noise import stream
+from data_pipelines.synthetic.patients import SIDES, Patient, eye_at, patient, visit_days
+from data_pipelines.synthetic.render import DRAWERS, Picture, render
+from data_pipelines.synthetic.reports import caption, findings_of, report
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Synthetic eyes (made with masks=True) with a mask of named structures: of anatomy, or lesions of conditions.LESIONS.
+
+    classes: "vessel", "disc", "cup", "artery", "vein", "field", or lesions; later ones lie over earlier ones unless
+    `overlapping`. Targets: mask, fov, points, and value, the disc's diameter in pixels.
+    """
+
+    source: Source
+    classes: tuple[str, ...] = ()
+    overlapping: bool = False
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        drawn = record.targets["masks"]
+        layers = [_structure(drawn, name) for name in self.classes]
+        diameter = np.array([2 * np.sqrt(drawn["disc"].sum() / np.pi)], np.float32)
+        targets = {"points": record.targets["points"], "fov": drawn["field"].astype(np.uint8), "value": diameter}
+        if self.overlapping:
+            targets["mask"] = np.stack(layers, -1).astype(np.uint8)
+        elif layers:
+            targets["mask"] = np.zeros(layers[0].shape, np.int32)
+            for k, layer in enumerate(layers):
+                targets["mask"][layer] = k + 1
+        return Record(record.patient, record.views, targets=targets, where=record.where)
+
+
+def _structure(drawn: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    from data_pipelines.language.conditions import LESIONS
+
+    if name == "vessel":
+        return drawn["artery"] | drawn["vein"]
+    if name in drawn:
+        return drawn[name]
+    if name in LESIONS:  # this eye has none
+        return np.zeros_like(drawn["disc"])
+    known = ("vessel", "artery", "vein", "disc", "cup", "field", *LESIONS)
+    raise DataError(f"synthetic eyes have no structure {name!r}; expected some of {', '.join(known)}")
+
+
+__all__ = [
+    "BIOMARKERS",
+    "CONDITIONS",
+    "FINDINGS",
+    "LAYERS",
+    "LESIONS",
+    "MASK_CLASSES",
+    "PROMPTS",
+    "Eyes",
+    "Patients",
+]
+
+
+LANGUAGES = ("en", "zh", "both")
+
+
+_HORIZON = 730  # days over which `progress` looks
+
+
+@dataclass(frozen=True)
+class _Synthetic:
+    """What both sources take, checked once.
+
+    n: rows (Patients: patients, each with `visits` rows). seed, start: row i is of patient start + i.
+    modalities: of CFP, UWF, FFA, OCT. size: side of every picture in pixels. language: of reports, "both" draws one of
+    the two per row. conditions: names of CONDITIONS to draw from, evenly; None means all. masks: pixel truth as well.
+    """
+
+    n: int
+    seed: int = 0
+    start: int = 0
+    modalities: tuple[str, ...] = ("CFP",)
+    size: int = 96
+    language: str = "en"
+    conditions: tuple[str, ...] | None = None
+    masks: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modalities", _names(self.modalities, "modalities", DRAWERS))
+        if self.conditions is not None:
+            object.__setattr__(self, "conditions", _names(self.conditions, "conditions", CONDITIONS))
+        if self.language not in LANGUAGES:
+            raise DataError(f"synthetic language {self.language!r}: expected one of {', '.join(LANGUAGES)}")
+        for name, least in (("n", 0), ("seed", 0), ("start", 0), ("size", 16)):
+            if getattr(self, name) < least:
+                raise DataError(f"synthetic {name}={getattr(self, name)}: expected at least {least}")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; labels index these, and CONDITIONS where `conditions` is None."""
+        return CONDITIONS if self.conditions is None else self.conditions
+
+    def prompts(self, language: str = "en") -> tuple[str, ...]:
+        """The names of the classes as a report of that language ("en" or "zh") would have them."""
+        return tuple(PROMPTS[language][CONDITIONS.index(c)] for c in self.classes)
+
+    def _label(self, eye: Eye | None) -> np.int32:
+        """Index into the classes; -1 for an eye that is not imaged or whose condition is not among them."""
+        known = eye is not None and eye.condition in self.classes
+        return np.int32(self.classes.index(eye.condition) if known and eye else -1)
+
+    def _tongue(self, rng: np.random.Generator) -> str:
+        return self.language if self.language != "both" else ("en", "zh")[int(rng.random() * 2)]
+
+    def _row(self, index: int, rows: int) -> int:
+        if not -rows <= index < rows:
+            raise IndexError(f"row {index} of a source of {rows}")
+        return index % rows
+
+
+def _names(given: object, field: str, allowed: Mapping[str, Any] | tuple[str, ...]) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else tuple(given)  # type: ignore[arg-type]
+    wrong = [str(k) for k in names if k not in allowed]
+    if wrong or not names or len(set(names)) < len(names):
+        raise DataError(f"synthetic {field} {wrong or names}: expected different names out of {', '.join(allowed)}")
+    return names
+
+
+@dataclass(frozen=True)
+class Patients(_Synthetic):
+    """A visit of a patient per row: views of both eyes (left, right) for each modality, and one report.
+
+    Rows are patient by patient, `visits` for each. With `one_eye` only one eye of each patient is imaged, the diseased
+    one where there is one.
+
+    targets: label, label_left, label_right i32 (see `classes`; -1 for an eye that is not imaged or whose condition is
+    not a class); grade i32; value f32 [4] of BIOMARKERS; findings, findings_left, findings_right f32 [F] of FINDINGS;
+    points f32 [V 2 2], fovea and disc as (x, y) of each view, NaN where not in it; progress i32, whether the condition
+    comes to a higher grade within two years; with `masks`: mask i32 [V h w] (MASK_CLASSES, in an OCT view LAYERS) and
+    masks, a tuple of dicts of bool [h w].
+    """
+
+    visits: int = 1
+    one_eye: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.visits < 1:
+            raise DataError(f"synthetic visits={self.visits}: expected at least 1")
+
+    def __len__(self) -> int:
+        return self.n * self.visits
+
+    def __getitem__(self, index: int) -> Record:
+        row = self._row(index, len(self))
+        number, visit = self.start + row // self.visits, row % self.visits
+        p = patient(self.seed, number, self.classes)
+        day = visit_days(p, visit + 1)[visit]
+        sides = (p.principal,) if self.one_eye else SIDES
+        eyes = {side: eye_at(p, side, day) for side in sides}
+        views, pictures = [], []
+        for modality in self.modalities:
+            for side in sides:
+                picture = _picture(p, eyes[side], modality, visit, self.size, self.masks)
+                pictures.append(picture)
+                views.append(View(picture.image, modality, side))
+        rng = stream(self.seed, number, 2, visit)
+        text = report(eyes, self.modalities, self._tongue(rng), rng)
+        targets = {
+            **_truth(p, eyes[p.principal], day, self._label(eyes[p.principal])),
+            "label_left": self._label(eyes.get("left")),
+            "label_right": self._label(eyes.get("right")),
+            "findings": _hot(tuple(eyes.values())),
+            "findings_left": _hot((eyes["left"],) if "left" in eyes else ()),
+            "findings_right": _hot((eyes["right"],) if "right" in eyes else ()),
+            "points": np.stack([q.points for q in pictures]),
+        }
+        if self.masks:
+            targets["mask"] = np.stack([q.masks["index"] for q in pictures]).astype(np.int32)
+            targets["masks"] = tuple({k: m for k, m in q.masks.items() if k != "index"} for q in pictures)
+        names = tuple(k for k in FINDINGS if any(k in findings_of(e) for e in eyes.values()))
+        return Record(_name(p), tuple(views), text, names, targets, day)
+
+
+@dataclass(frozen=True)
+class Eyes(_Synthetic):
+    """One picture per row, of the diseased eye where there is one, in one of the modalities, with a caption.
+
+    targets: label, grade i32; value f32 [4]; findings f32 [F]; points f32 [2 2]; progress; with `masks`: mask i32 [h w]
+    and masks, a dict of bool [h w]. See Patients.
+    """
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Record:
+        number = self.start + self._row(index, self.n)
+        p = patient(self.seed, number, self.classes)
+        rng = stream(self.seed, number, 3)
+        modality = self.modalities[int(rng.random() * len(self.modalities))]
+        eye = eye_at(p, p.principal, 0)
+        picture = _picture(p, eye, modality, 0, self.size, self.masks)
+        targets = {**_truth(p, eye, 0, self._label(eye)), "findings": _hot((eye,)), "points": picture.points}
+        if self.masks:
+            targets["mask"] = picture.masks["index"].astype(np.int32)
+            targets["masks"] = {k: m for k, m in picture.masks.items() if k != "index"}
+        text = caption(eye, modality, self._tongue(rng), rng)
+        return Record(_name(p), (View(picture.image, modality, eye.side),), text, findings_of(eye), targets)
+
+
+def _name(p: Patient) -> str:
+    return f"synthetic-{p.seed}-{p.index:06d}"
+
+
+def _picture(p: Patient, eye: Eye, modality: str, visit: int, size: int, masks: bool) -> Picture:
+    key = (4, visit, SIDES.index(eye.side), tuple(DRAWERS).index(modality))
+    return render(eye, modality, size, stream(p.seed, p.index, *key), masks)
+
+
+def _truth(p: Patient, eye: Eye, day: int, label: np.int32) -> dict[str, Any]:
+    course = p.left if eye.side == "left" else p.right
+    later = course.load + course.rate * (day + _HORIZON) / 365.25
+    return {
+        "label": label,
+        "grade": np.int32(eye.grade),
+        "value": p.biomarkers(day),
+        "progress": np.int32(_worse(course.condition, eye, later)),
+    }
+
+
+def _worse(condition: str, eye: Eye, later: float) -> bool:
+    name = condition_at(condition, later)
+    return name != eye.condition or grade_of(name, later) > eye.grade
+
+
+def _hot(eyes: tuple[Eye, ...]) -> np.ndarray:
+    """f32 [F]: 1 for every finding that one of the eyes has."""
+    found = {k for eye in eyes for k in findings_of(eye)}
+    return np.array([k in found for k in FINDINGS], np.float32)

@@ -1,0 +1,1 @@
+"""Data of whole tasks: labelled splits, follow-up visits, modality mixes, KeepFIT's expert set."""

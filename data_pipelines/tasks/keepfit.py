@@ -1,0 +1,138 @@
+"""Public and elite batches side by side: what KeepFIT learns from, one elite example to each public one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_pipelines.records import DataError
+
+PREFIX = "elite/"
+
+
+Batch = dict[str, np.ndarray]
+
+
+class Batches(Protocol):
+    """What pipeline.Data makes for one process."""
+
+    def __next__(self) -> Batch: ...
+    def get_state(self) -> dict[str, Any]: ...
+    def set_state(self, state: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Data(Protocol):
+    """pipeline.Data, an endless one."""
+
+    @property
+    def batch(self) -> int: ...
+    def __call__(self, shard: int = 0, shards: int = 1) -> Batches: ...
+
+
+@dataclass(frozen=True)
+class WithElite:
+    """Batches of `public` with those of `elite` under elite/...; both of one size, each in its own order.
+
+    keys: of the elite examples that are kept. Raises DataError where the sizes differ.
+    """
+
+    public: Data | Any
+    elite: Data | Any
+    keys: tuple[str, ...] = ("image", "text")
+
+    def __post_init__(self) -> None:
+        if self.public.batch != self.elite.batch:
+            raise DataError(
+                f"elite batches are 1:1: {self.public.batch} public examples, {self.elite.batch} elite ones"
+            )
+
+    @property
+    def batch(self) -> int:
+        """Examples of each half, of all processes together."""
+        return self.public.batch
+
+    def __call__(self, shard: int = 0, shards: int = 1) -> SideBySide:
+        """The iterator of one process."""
+        return SideBySide(self.public(shard, shards), self.elite(shard, shards), self.keys)
+
+
+@dataclass(frozen=True)
+class WithAppearance:
+    """Batches of `data` with what a frozen model sees in their images: appearance, elite/appearance f32 [B A].
+
+    look: images u8 [B h w 3] to f32 [B A], called in the process that trains, so that batches stay a function of
+    (seed, position) whatever reads them.
+    """
+
+    data: Data | Any
+    look: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def batch(self) -> int:
+        """Examples of each half, of all processes together."""
+        return self.data.batch
+
+    def __call__(self, shard: int = 0, shards: int = 1) -> Looking:
+        """The iterator of one process."""
+        return Looking(self.data(shard, shards), self.look)
+
+
+class Looking:
+    """See WithAppearance; its state is that of the batches it looks at."""
+
+    def __init__(self, batches: Batches, look: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._batches, self._look = batches, look
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        keys = [key for key in ("image", PREFIX + "image") if key in batch]
+        return batch | {key.replace("image", "appearance"): self._look(batch[key]) for key in keys}
+
+    def get_state(self) -> dict[str, Any]:
+        """{"step": int}, for JSON."""
+        return self._batches.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on at batch state["step"]."""
+        self._batches.set_state(state)
+
+    def close(self) -> None:
+        """Ends workers and threads."""
+        self._batches.close()
+
+
+class SideBySide:
+    """See WithElite. Both halves are at the same step, so the public one's state says it all."""
+
+    def __init__(self, public: Batches, elite: Batches, keys: tuple[str, ...]) -> None:
+        self._public, self._elite, self._keys = public, elite, keys
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        public, elite = next(self._public), next(self._elite)
+        if missing := [key for key in self._keys if key not in elite]:
+            raise DataError(f"the elite examples have no {', '.join(missing)}, only {', '.join(sorted(elite))}")
+        return public | {PREFIX + key: elite[key] for key in self._keys}
+
+    def get_state(self) -> dict[str, Any]:
+        """{"step": int}, for JSON."""
+        return self._public.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on at batch state["step"]."""
+        self._public.set_state(state)
+        self._elite.set_state(state)
+
+    def close(self) -> None:
+        """Ends workers and threads of both."""
+        self._public.close()
+        self._elite.close()

@@ -1,0 +1,74 @@
+"""Several sources as one stream in which every modality has its share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipelines.open import Named, named
+from data_pipelines.pipeline import Part
+from data_pipelines.records import DataError, modality_name
+from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.modality_folders import modality_folders
+from data_pipelines.synthetic.render import DRAWERS
+from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.transforms.steps import Step
+
+ByModality = dict[str, list[Named]]
+
+
+def by_modality(words: Sequence[str], wanted: Sequence[str], synthetic: Eyes, keep: bool = False) -> ByModality:
+    """Modality to the sources of it. A word is `synthetic` (all modalities that can be drawn), a folder laid out
+    `<Modality>/*` as VisionFM's, or what named_sources knows, whose first record tells its modality.
+
+    `synthetic` says how many eyes of each modality, from which seed and of which size; `keep`: they are drawn once and
+    kept. Sources of modalities that are not `wanted` are left out. Raises DataError where none is left.
+    """
+    found: ByModality = {}
+    for word in words:
+        for name, source in _sources(word, wanted, synthetic, keep):
+            if name in wanted:
+                found.setdefault(name, []).append(source)
+    if not found:
+        raise DataError(f"{' '.join(words)}: no images of {', '.join(wanted)}")
+    return found
+
+
+def shares(sources: ByModality, steps: tuple[Step, ...], balanced: bool) -> list[Part]:
+    """The parts of a mix: every modality as often as the others, or (not balanced) by its number of images.
+
+    Within a modality a source counts by its `weight`, which is its number of images unless its word says otherwise.
+    """
+    parts = []
+    for group in sources.values():
+        weights = [one.weight or len(one.source) for one in group]
+        whole = 1.0 if balanced else float(sum(weights))
+        parts += [Part(one.source, steps, whole * w / sum(weights)) for one, w in zip(group, weights, strict=True)]
+    return parts
+
+
+def images(sources: ByModality) -> int:
+    """Of all sources together."""
+    return sum(len(one.source) for group in sources.values() for one in group)
+
+
+def _sources(word: str, wanted: Sequence[str], synthetic: Eyes, keep: bool) -> list[tuple[str, Named]]:
+    if word == "synthetic":
+        drawn = [name for name in DRAWERS if name in wanted]
+        eyes = [Eyes(synthetic.n, synthetic.seed, synthetic.start, (name,), synthetic.size) for name in drawn]
+        return [(name, Named(word, Remembered(e) if keep else e)) for name, e in zip(drawn, eyes, strict=True)]
+    if Path(word).is_dir() and _has_modalities(Path(word)):
+        return [(name, Named(word, source)) for name, source in modality_folders(word).items()]
+    one = named(word)
+    return [(one.source[0].views[0].modality, one)]
+
+
+def _has_modalities(root: Path) -> bool:
+    """Whether one of its folders is called like a modality."""
+    for folder in root.iterdir():
+        try:
+            if folder.is_dir() and modality_name(folder.name):
+                return True
+        except DataError:
+            continue
+    return False

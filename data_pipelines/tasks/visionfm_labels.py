@@ -1,0 +1,107 @@
+"""VisionFM's thirteen answers of its multi-modality decoder: five grades that are one question, and eight findings.
+
+Source of the layout and its order: github.com/ABILab-CUHK/VisionFM, the label files of its multi-modality decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.records import DataError, Record, Source
+
+GRADES = ("healthy", "DR-1", "DR-2", "DR-3", "DR-4")
+
+
+FINDINGS = (
+    "diabetic retinopathy",
+    "glaucoma",
+    "AMD",
+    "cataract",
+    "hypertensive retinopathy",
+    "retinal vein occlusion",
+    "myopia",
+    "retinal detachment",
+)
+
+
+NAMES = (*GRADES, *FINDINGS)
+
+
+# The conditions of synthetic eyes: grade (None: not graded) and finding (None: none of the eight)
+_CONDITIONS: dict[str, tuple[int | None, str | None]] = {
+    "normal": (0, None),
+    "mild diabetic retinopathy": (1, "diabetic retinopathy"),
+    "moderate diabetic retinopathy": (2, "diabetic retinopathy"),
+    "severe diabetic retinopathy": (3, "diabetic retinopathy"),
+    "proliferative diabetic retinopathy": (4, "diabetic retinopathy"),
+    "diabetic macular oedema": (None, "diabetic retinopathy"),
+    "dry age-related macular degeneration": (None, "AMD"),
+    "neovascular age-related macular degeneration": (None, "AMD"),
+    "glaucoma": (None, "glaucoma"),
+    "retinal vein occlusion": (None, "retinal vein occlusion"),
+    "retinal detachment": (None, "retinal detachment"),
+    "pathologic myopia": (None, "myopia"),
+    "cataract": (None, "cataract"),
+    "macular hole": (None, None),
+}
+
+
+@dataclass(frozen=True)
+class Thirteen:
+    """A source whose records get label f32 [13], grade i32 [] (-1: not graded) and answers f32 [8].
+
+    Their own label is 13 numbers (grades as a probability vector, zeros where there is none; findings 0, 1 or NaN), or a
+    class of synthetic eyes. Raises DataError naming the record where it is neither.
+    """
+
+    source: Source
+    classes: tuple[str, ...] = NAMES
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        label = self._label(record)
+        graded = np.nan_to_num(label[: len(GRADES)])
+        grade = np.int32(graded.argmax() if graded.sum() > 0 else -1)
+        targets = {"label": label, "grade": grade, "answers": label[len(GRADES) :]}
+        return replace(record, targets=targets)
+
+    def _label(self, record: Record) -> np.ndarray:
+        own = np.asarray(record.targets.get("label", -1))
+        if own.shape == (len(NAMES),):
+            return own.astype(np.float32)
+        names: Sequence[str] = getattr(self.source, "classes", ())
+        name = names[int(own)] if own.ndim == 0 and 0 <= int(own) < len(names) else ""
+        if name not in _CONDITIONS:
+            wanted = f"{len(NAMES)} labels ({', '.join(NAMES)})"
+            raise DataError(f"{record.where or record.patient}: expected {wanted}, found {name or own}")
+        grade, finding = _CONDITIONS[name]
+        label = np.zeros(len(NAMES), np.float32)
+        if grade is not None:
+            label[grade] = 1
+        if finding is not None:
+            label[NAMES.index(finding)] = 1
+        return label
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Sources one after the other, as one."""
+
+    sources: tuple[Source, ...]
+    classes: tuple[Any, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def __getitem__(self, index: int) -> Record:
+        for source in self.sources:
+            if index < len(source):
+                return source[index]
+            index -= len(source)
+        raise IndexError(index)

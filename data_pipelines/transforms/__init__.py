@@ -1,0 +1,1 @@
+"""Steps that turn a record into an example of numpy arrays."""

@@ -1,0 +1,230 @@
+"""Images with masks or landmarks: read and checked once, at one size, with the truth of the original kept beside.
+
+    source = Prepared(csv_source(...), size=512, classes=("disc", "cup"))     a mask's values are 0, 1 (disc), 2 (cup)
+    train(source, (Ready(("mask",)), RandomCrop(256), Flip(), Keep(("image", "mask"))), batch=8)
+
+Whatever moves pixels moves masks (nearest pixel) and points (exactly) along; see geometry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.geometry import Affine, Crop, FlipRows, Mirror, Transpose, move
+from data_pipelines.images import load_mask, load_sized
+from data_pipelines.records import EYES, MODALITIES, DataError, Record, Source, View, text_hash
+from data_pipelines.transforms.steps import FieldOfViewCrop, eval_step, present
+
+FRAME = np.array([[0, 0], [1000, 0], [0, 1000]], np.float32)  # see fundax.frames
+
+
+_NO_DRAWS = np.random.default_rng(0)  # for steps that draw nothing
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows of `source` with their image decoded and resized to `size` square, and what is known of it, checked.
+
+    classes: names of a mask's values 1.. (0 is the background), or of its channels where `overlapping`; () for none.
+    landmarks: names of the points; missing: "error", or "allowed" where a landmark may have no place (NaN).
+    resize, crop: see transforms.Squash, and FieldOfViewCrop before it. diameter: of the optic disc in pixels of the
+    originals, 0 where unknown (a target `value` of one number is taken for it).
+    Targets: mask, fov (where there is one), points, all of the resized image; frame f32 [3 2]; truth, truth_fov (masks of
+    the original size), size i32 [2] of the original (height, width), diameter f32 [].
+    Raises DataError naming the row and its file: a mask of another size than its image, values that are no class, a file
+    that is missing, a landmark without a number or outside its image.
+    """
+
+    source: Source
+    size: int
+    classes: tuple[str, ...] = ()
+    overlapping: bool = False
+    landmarks: tuple[str, ...] = ()
+    missing: str = "error"
+    resize: str = "squash"
+    crop: bool = False
+    diameter: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        try:
+            return self._prepared(record)
+        except DataError as error:
+            place = record.where or f"patient {record.patient}"
+            raise error if str(error).startswith(place) else DataError(f"{place}: {error}") from error
+
+    def _prepared(self, record: Record) -> Record:
+        view = record.views[0]
+        image, size = load_sized(view.image)
+        example: dict[str, Any] = {"image": image, "frame": FRAME}
+        targets: dict[str, Any] = {"diameter": np.float32(self._diameter(record)), "size": np.array(size, np.int32)}
+        if self.classes:
+            example["mask"] = targets["truth"] = self._mask(record, size)
+            if "fov" in record.targets:
+                example["fov"] = targets["truth_fov"] = read_mask(record.targets["fov"], size, "fov") > 0
+                example["fov"] = example["fov"].astype(np.uint8)
+        if self.landmarks:
+            example["points"] = self._points(record, size)
+        if self.crop:
+            example = FieldOfViewCrop()(example, _NO_DRAWS)
+        step = eval_step({"image_size": self.size, "resize": self.resize, "interpolation": "bilinear"})
+        example = step(example, _NO_DRAWS)
+        targets |= {key: value for key, value in example.items() if key != "image"}
+        return Record(
+            record.patient, (View(example["image"], view.modality, view.eye),), targets=targets, where=record.where
+        )
+
+    def _mask(self, record: Record, size: tuple[int, int]) -> np.ndarray:
+        """i32 [H W] of classes, or u8 [H W K] of 0 and 1."""
+        if "mask" not in record.targets:
+            raise DataError("has no mask; name its column with mask=COLUMN")
+        given = record.targets["mask"]
+        if not self.overlapping:
+            if isinstance(given, tuple):
+                raise DataError(f"has {len(given)} masks; several masks of one image are for overlapping classes")
+            return whole_classes(read_mask(given, size, "mask"), self.classes, _called(given))
+        if isinstance(given, np.ndarray) and given.ndim == 3:
+            return given.astype(np.uint8)
+        parts = given if isinstance(given, tuple) else (given,)
+        if len(parts) != len(self.classes):
+            raise DataError(f"has {len(parts)} masks for {len(self.classes)} classes ({', '.join(self.classes)})")
+        none = np.zeros(size, np.uint8)  # an empty cell beside others: the image has no such lesion
+        channels = [
+            none if part is None else whole_classes(read_mask(part, size, "mask"), (name,), _called(part))
+            for part, name in zip(parts, self.classes, strict=True)
+        ]
+        return np.stack(channels, -1).astype(np.uint8)
+
+    def _points(self, record: Record, size: tuple[int, int]) -> np.ndarray:
+        if "points" not in record.targets:
+            raise DataError(f"has no points; name their columns with points={'+'.join(self.landmarks)}")
+        points = np.asarray(record.targets["points"], np.float32)
+        if points.shape != (len(self.landmarks), 2):
+            raise DataError(f"has points {list(points.shape)}; expected (x, y) of {', '.join(self.landmarks)}")
+        for name, (x, y) in zip(self.landmarks, points, strict=True):
+            if np.isnan([x, y]).any():
+                if self.missing == "error":
+                    raise DataError(f"landmark {name} has no place ({x}, {y}); leave the row out, or allow it")
+            elif not (-0.5 <= x < size[1] - 0.5 and -0.5 <= y < size[0] - 0.5):
+                raise DataError(f"landmark {name} at ({x:g}, {y:g}) lies outside its image of {size[1]} x {size[0]}")
+        return points
+
+    def _diameter(self, record: Record) -> float:
+        value = np.ravel(record.targets.get("value", ()))
+        return float(value[0]) if len(value) == 1 and not self.diameter else self.diameter or float("nan")
+
+
+def read_mask(mask: Any, size: tuple[int, int], what: str) -> np.ndarray:
+    """i32 [H W] of a path or an array. Raises DataError for another size than its image's (H, W)."""
+    found = load_mask(mask)
+    if found.shape != size:
+        shape, image = (f"{width} x {height}" for height, width in (found.shape, size))
+        raise DataError(f"{what} {_called(mask)}is {shape} pixels, its image {image}")
+    return found
+
+
+def whole_classes(mask: np.ndarray, classes: tuple[str, ...], called: str = "") -> np.ndarray:
+    """The mask, if its values are classes; of a single structure 255 may stand for 1, as most programs write it."""
+    highest = len(classes)
+    wrong = mask[(mask < 0) | (mask > highest)]
+    if highest == 1 and wrong.size and (wrong == 255).all() and not (mask == 1).any():
+        return (mask > 0).astype(np.int32)
+    if wrong.size:
+        names = ", ".join(("background", *classes))
+        raise DataError(f"mask {called}has the value {wrong[0]}; expected 0 to {highest} for {names}")
+    return mask
+
+
+def _called(mask: Any) -> str:
+    return f"{mask} " if isinstance(mask, str | Path) else ""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The first step for rows of Prepared: image u8 [s s 3], modality, eye i32 [], group i32 [] (the patient), and `targets`.
+
+    Of `targets` those in `optional` may be absent: not every data set has a field of view.
+    """
+
+    targets: tuple[str, ...]
+    optional: tuple[str, ...] = ("fov", "truth_fov")
+
+    def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
+        view = example.views[0]
+        out: dict[str, Any] = {
+            "image": view.image,
+            "modality": np.int32(MODALITIES.index(view.modality)),
+            "eye": np.int32(EYES.index(view.eye)),
+            "group": np.int32(text_hash(example.patient.encode()) >> 33),
+        }
+        for name in self.targets:
+            if name in example.targets or name not in self.optional:
+                value = np.asarray(example.targets[name])
+                out[name] = value.astype(np.int32) if value.dtype == bool else value
+        return out
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A box of `size` square anywhere in the image."""
+
+    size: int
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        for key in present(example):
+            height, width = example[key].shape[:2]
+            if min(height, width) < self.size:
+                raise DataError(f"a crop of {self.size} pixels of an image of {width} x {height}")
+            top, left = rng.integers(height - self.size + 1), rng.integers(width - self.size + 1)
+            example = move(example, key, (Crop(int(top), int(left), self.size, self.size),))
+        return example
+
+
+@dataclass(frozen=True)
+class RightAngles:
+    """Left and right, up and down, rows and columns exchanged, each by its own coin: the eight poses of a square.
+
+    With `turn` off, the two mirrors alone: VisionFM's augmentation of segmentation. For images whose sides no text names.
+    """
+
+    turn: bool = True
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        moves = (Mirror(), FlipRows(), Transpose()) if self.turn else (Mirror(), FlipRows())
+        chosen = [m for m, coin in zip(moves, rng.random(len(moves)), strict=True) if coin < 0.5]
+        for key in present(example):
+            example = move(example, key, chosen)
+        return example
+
+
+@dataclass(frozen=True)
+class RandomMove:
+    """With `probability` rotated by U(-degrees, degrees), moved by a part U(-shift, shift) of the sides, scaled by U(scale).
+
+    VisionFM's landmarks: 5 degrees, 0.05, half of the images (torchvision's RandomAffine), here bilinear.
+    """
+
+    degrees: float = 5.0
+    shift: float = 0.05
+    scale: tuple[float, float] = (1.0, 1.0)
+    probability: float = 0.5
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        if rng.random() >= self.probability:
+            return example
+        angle, right, down, scale = (
+            rng.uniform(-1, 1),
+            *rng.uniform(-self.shift, self.shift, 2),
+            rng.uniform(*self.scale),
+        )
+        for key in present(example):
+            height, width = example[key].shape[:2]
+            moved = Affine(angle * self.degrees, float(scale), float(right * width), float(down * height))
+            example = move(example, key, (moved,))
+        return example

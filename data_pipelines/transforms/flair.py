@@ -1,0 +1,287 @@
+"""FLAIR's way of making an image square: the longer side to the size, the rest black at the right and at the bottom.
+
+Two forms: `flair_pixels` in floats, as the peer's model sees an image; and the step `Canvas`, in u8, for training.
+
+FLAIR's augmentation of a training image: turned and shrunk a little, brighter or darker, after transforms.Flip.
+
+Source: github.com/jusiro/FLAIR, which lets kornia do it on the device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.geometry import Crop, Move, Resize, move
+from data_pipelines.language import knowledge
+from data_pipelines.records import MODALITIES, DataError, Record
+from data_pipelines.sources.flair import (
+    AS_THEY_ARE,
+)
+from data_pipelines.transforms.steps import present
+from data_pipelines.transforms.views import SingleView
+
+
+@dataclass(frozen=True)
+class CategoryCaption:
+    """A Record of categories to one view with a caption: image, text, category i32 [], status i32 [], modality, eye.
+
+    One attribute and one category are drawn and put into the template of the view's modality. With `use_knowledge` the
+    category is said in a way drawn from its name and descriptions; not in data sets of `as_they_are`, by their folder.
+    `category` is a number for the category's name, the same in every process: the loss compares it, whatever the words.
+    `status` is 0 for a normal eye, 1 for an abnormal one, -1 where the row does not say.
+
+    by_synonym: know a category by its other names too; FLAIR knows exact names alone.
+
+    Source: github.com/jusiro/FLAIR, its caption and domain-knowledge steps (spec 1.2).
+    """
+
+    use_knowledge: bool = True
+    as_they_are: tuple[str, ...] = AS_THEY_ARE
+    by_synonym: bool = False
+    size_hint: int | None = None
+    known: knowledge.Knowledge | None = field(default=None, hash=False)  # None: that of the project
+
+    def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
+        record = example
+        out = SingleView(size_hint=self.size_hint, text=None, targets=())(record, rng)
+        attributes = tuple(record.targets.get("attributes", ()))
+        attribute = attributes[int(rng.integers(len(attributes)))] if attributes else ""
+        category = record.findings[int(rng.integers(len(record.findings)))] if record.findings else ""
+        known = self.known or knowledge.bundled()
+        said = category
+        if self.use_knowledge and record.patient.split("/")[0] not in self.as_they_are:
+            found = known.find(category) if self.by_synonym else None
+            said = known.draw(found.name if found else category, rng)
+        modality = MODALITIES[int(out["modality"])]
+        text = known.caption(said, attribute, modality if modality in known.templates else "CFP")
+        return out | {"text": text, "category": category_id(category), "status": status(record.findings)}
+
+
+def category_id(name: str) -> np.int32:
+    """A number for a category's name: 31 bits of its BLAKE2 digest; two names of a batch share one in a billion cases."""
+    return np.int32(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little") >> 1)
+
+
+def status(categories: Sequence[str]) -> np.int32:
+    """0 where every category says the eye is healthy, 1 where one names a disease, -1 without categories."""
+    if not categories:
+        return np.int32(-1)
+    return np.int32(any(category.strip().lower() not in ("normal", "healthy") for category in categories))
+
+
+@dataclass(frozen=True)
+class EliteReport:
+    """A Record to one view with its report: image, text, modality, eye, and status i32 [] as CategoryCaption has it.
+
+    The status is the record's target of that name, else what its findings say.
+    """
+
+    size_hint: int | None = None
+
+    def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
+        out = SingleView(size_hint=self.size_hint, targets=())(example, rng)
+        return out | {"status": np.int32(example.targets.get("status", status(example.findings)))}
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """A source with labels whose records' findings become one category, the name of their class; all else is kept.
+
+    noise: share of the rows that get another class's name, by a hash of `seed` and the row.
+    """
+
+    source: Any
+    noise: float = 0.0
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        names, label = self.source.classes, int(record.targets["label"])
+        digest = hashlib.blake2b(f"{self.seed}/{index}".encode(), digest_size=8).digest()
+        draw = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+        if draw.random() < self.noise:
+            label = (label + 1 + int(draw.integers(len(names) - 1))) % len(names)
+        return replace(record, findings=(names[label],))
+
+
+SIZE = 512  # FLAIR's
+
+
+def fitted(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width on a canvas of `size`: cut to whole pixels, never rounded up."""
+    scale = max(height, width) / size
+    return int(height / scale), int(width / scale)
+
+
+def flair_pixels(image: np.ndarray, size: int = SIZE, *, antialias: bool = True, canvas: bool = True) -> np.ndarray:
+    """The pixels FLAIR's model sees: f32 [size size 3] from 0 to 1.
+
+    Args:
+        image: u8 [H W 3].
+        antialias: False is what FLAIR did before 2025-11-27 with torchvision before 0.17.
+        canvas: False squashes to a square instead.
+    Raises:
+        DataError: any other array.
+
+    Source: github.com/jusiro/FLAIR, preprocess_image: divided by 255 and nothing more.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(f"FLAIR takes images u8 [H W 3], this one is {image.dtype} {list(image.shape)}")
+    height, width = image.shape[:2]
+    tall, wide = fitted(height, width, size) if canvas and height != width else (size, size)
+    out = np.zeros((size, size, 3), np.float32)
+    rows, columns = triangles(height, tall, antialias), triangles(width, wide, antialias)
+    out[:tall, :wide] = np.einsum("ah,bw,hwc->abc", rows, columns, image / 255.0, optimize=True)
+    return out
+
+
+def triangles(old: int, new: int, antialias: bool) -> np.ndarray:
+    """Weights f64 [new old] of bilinear resizing: triangles about the centres of pixels, widened where it shrinks."""
+    if antialias:
+        reach, centres = max(old / new, 1.0), (np.arange(new) + 0.5) * (old / new) - 0.5
+    else:  # torch finds its two neighbours in fp32, which at the right end is 1e-5 of a grey level from the truth
+        reach, scale = 1.0, np.float32(old) / np.float32(new)
+        centres = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    if reach == 1:
+        centres = np.clip(centres, 0, old - 1)
+    weights = np.maximum(0.0, 1 - np.abs(np.arange(old)[None] - centres[:, None]) / reach)
+    return weights / weights.sum(1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The longer side to `size`, black below or to the right, in u8; mask and points go along."""
+
+    size: int = SIZE
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        for key in present(example):
+            example = move(example, key, self.moves(*example[key].shape[:2]))
+        return example
+
+    def moves(self, height: int, width: int) -> tuple[Move, ...]:
+        """The resize and, where the image is no square, the filling up."""
+        tall, wide = fitted(height, width, self.size)
+        resize = Resize(tall, wide, "bilinear")
+        return (resize,) if tall == wide else (resize, Crop(0, 0, self.size, self.size))
+
+
+def foreground(image: np.ndarray) -> Crop:
+    """The box of the lit eye in [H W 3]: the largest region that is redder than Li's threshold.
+
+    Source: github.com/jusiro/FLAIR, its crop for transfer (LoadImage, foreground by Li's minimum cross-entropy).
+    """
+    from scipy import ndimage
+
+    red = np.asarray(image[:, :, 0], np.float64)
+    regions = np.zeros(red.shape, np.int32)
+    count = ndimage.label(red > li_threshold(red), structure=np.ones((3, 3)), output=regions)
+    if not count:
+        return Crop(0, 0, *red.shape)
+    largest = regions == 1 + int(np.argmax(np.bincount(regions.ravel())[1:]))
+    rows, columns = (np.flatnonzero(largest.any(axis)) for axis in (1, 0))
+    top, left = int(rows[0]), int(columns[0])
+    return Crop(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left)
+
+
+def li_threshold(x: np.ndarray) -> float:
+    """The threshold of least cross-entropy between an image and its two classes, by Li and Tam's iteration (1998)."""
+    least = float(x.min())
+    x = x.ravel() - least
+    values = np.unique(x)
+    if len(values) < 2:
+        return least
+    tolerance, now, after = np.diff(values).min() / 2, -np.inf, x.mean()
+    while abs(after - now) > tolerance:
+        now = after
+        bright, dark = x[x > now].mean(), x[x <= now].mean()
+        if dark == 0:
+            break
+        after = (dark - bright) / (np.log(dark) - np.log(bright))
+    return least + float(after)
+
+
+GREY = np.array([0.299, 0.587, 0.114])
+
+
+BRIGHTNESS, CONTRAST = 0, 1  # kornia's numbers of the operations; 2 and 3, saturation and hue, are left as they are
+
+
+def turned(image: np.ndarray, degrees: float, scale: float) -> np.ndarray:
+    """f32 [H W 3] turned about its middle and scaled: bilinear, black outside.
+
+    A point moves by [[s cos, -s sin], [s sin, s cos]] in pixels (x right, y down).
+    """
+    height, width = image.shape[:2]
+    angle = np.deg2rad(degrees)
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale  # of the inverse: where an output pixel comes from
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    y, x = y - (height - 1) / 2, x - (width - 1) / 2
+    return _sampled(image, cos * y - sin * x + (height - 1) / 2, cos * x + sin * y + (width - 1) / 2)
+
+
+def jittered(image: np.ndarray, brightness: float, contrast: float, order: Sequence[int]) -> np.ndarray:
+    """f32 [H W 3] from 0 to 1: brightness multiplies, contrast draws from the mean grey; cut to 0..1 after each.
+
+    order: of kornia's operations, such as (2, 0, 1, 3).
+    """
+    for operation in order:
+        if operation == BRIGHTNESS:
+            image = np.clip(image * brightness, 0, 1)
+        elif operation == CONTRAST:
+            mean = (image @ GREY).mean()
+            image = np.clip(image * contrast + (1 - contrast) * mean, 0, 1)
+    return image.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class FlairAugment:
+    """With a chance of `affine` turned by U(-degrees, degrees) and scaled by U(smallest, 1); with one of `jitter` brightness
+    and contrast by U(1 - span, 1 + span), in random order.
+
+    u8 in and out, so each of the two rounds to grey levels, where the peer stays in floats.
+    """
+
+    affine: float = 0.25
+    jitter: float = 0.25
+    degrees: float = 5.0
+    smallest: float = 0.9
+    span: float = 0.2
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        out = dict(example)
+        for key in present(example):
+            coins, order = rng.random(2), rng.permutation(2)
+            angle, scale = rng.uniform(-self.degrees, self.degrees), rng.uniform(self.smallest, 1.0)
+            brightness, contrast = rng.uniform(1 - self.span, 1 + self.span, 2)
+            if coins[0] < self.affine:
+                out[key] = _bytes(turned(_floats(out[key]), angle, scale))
+            if coins[1] < self.jitter:
+                out[key] = _bytes(jittered(_floats(out[key]), brightness, contrast, order.tolist()))
+        return out
+
+
+def _sampled(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Values at fractional places [H W], where pixels outside are 0."""
+    padded = np.pad(image, ((1, 2), (1, 2), (0, 0)))
+    y, x = np.clip(y, -1, image.shape[0]) + 1, np.clip(x, -1, image.shape[1]) + 1
+    top, left = np.floor(y).astype(int), np.floor(x).astype(int)
+    down, right = (y - top)[..., None], (x - left)[..., None]
+    above = padded[top, left] * (1 - right) + padded[top, left + 1] * right
+    below = padded[top + 1, left] * (1 - right) + padded[top + 1, left + 1] * right
+    return (above * (1 - down) + below * down).astype(np.float32)
+
+
+def _floats(image: np.ndarray) -> np.ndarray:
+    return image.astype(np.float32) / 255
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,249 @@
+"""Features of a whole data set, taken once: one pass of the forward function, kept in a file if wanted.
+
+Training and evaluation on features that a frozen encoder gave once: one pass over the images, then arrays.
+
+The rows are in memory; which of them a batch holds is arithmetic of (seed, step), as in data_pipelines.pipeline."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fundax.params import flatten
+from fundax.types import Batch, Extra, Forward, Objective, Params, UserError
+
+_log = logging.getLogger("fundax")
+
+
+def extract(
+    forward: Forward,
+    params: Params,
+    extra: Extra,
+    data: Callable[[], Iterable[Batch]],
+    names: Sequence[str],
+    *,
+    beside: Sequence[str] = ("label",),
+    inputs: Sequence[str] = (),
+    cache: str | Path = "",
+    fingerprint: str = "",
+) -> dict[str, np.ndarray]:
+    """Rows of one pass that are no padding: f32 [N ...] of every feature in `names`, and the batch keys `beside`.
+
+    inputs: the keys, among those a batch has, that the forward pass gets; () is all but `beside`.
+    forward spreads a batch over all devices. cache: a folder; a pass is kept there under the digest of params and
+    extra, the names and `fingerprint`, which says what the data are (their files' digest, or a synthetic source's
+    settings), and is read instead of computed when all three agree. Without a fingerprint nothing is kept.
+
+    Raises UserError for a feature the model does not give, one that is not finite, a key that batches lack, no rows.
+    """
+    path = None
+    if cache and fingerprint:
+        told = "\n".join((digest(params, extra), *names, *beside, fingerprint))
+        path = Path(cache) / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.npz"
+        if (kept := _read(path, (*names, *beside))) is not None:
+            return kept
+    rows = _pass(forward, params, extra, data, names, beside, inputs)
+    if path is not None:
+        _write(path, rows)
+    return rows
+
+
+def digest(*trees: Any) -> str:
+    """SHA-256 of the paths, shapes, dtypes and bytes of every array."""
+    state = hashlib.sha256()
+    for tree in trees:
+        for name, leaf in sorted(flatten(tree).items()):
+            array = np.ascontiguousarray(leaf)
+            state.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            state.update(array.tobytes())
+    return state.hexdigest()
+
+
+def _pass(
+    forward: Forward,
+    params: Params,
+    extra: Extra,
+    data: Callable[[], Iterable[Batch]],
+    names: Sequence[str],
+    beside: Sequence[str],
+    inputs: Sequence[str],
+) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*names, *beside)}
+    for batch in data():
+        if missing := [key for key in beside if key not in batch]:
+            raise UserError(f"batches have {', '.join(sorted(batch))}; expected also {missing[0]!r}")
+        chosen = [key for key in batch if (key in inputs if inputs else key not in beside)]
+        out = forward(params, extra, {key: batch[key] for key in chosen})
+        if missing := [name for name in names if name not in out]:
+            raise UserError(f"the model gives {', '.join(sorted(out))}; expected the feature {missing[0]!r}")
+        valid = np.asarray(batch["valid"] if "valid" in batch else np.ones(len(out[names[0]]), bool))
+        for name in names:
+            parts[name].append(np.asarray(out[name], np.float32)[valid])
+        for key in beside:
+            parts[key].append(np.asarray(batch[key])[valid])
+    rows = {name: np.concatenate(part) for name, part in parts.items() if part}
+    if not rows or not len(rows[names[0]]):
+        raise UserError("the data set has no rows")
+    for name in names:
+        if not np.isfinite(rows[name]).all():
+            raise UserError(f"{name} is not finite in some rows; the weights may be broken")
+    return rows
+
+
+def _read(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in wanted}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        _log.warning("%s cannot be read (%s): features are computed again", path, error)
+        return None
+
+
+def _write(path: Path, rows: dict[str, np.ndarray]) -> None:
+    """Whole or not at all: under another name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        np.savez(file, **rows)  # pyright: ignore[reportArgumentType]
+    os.replace(file.name, path)
+
+
+Rows = Mapping[str, np.ndarray]  # feature f32 [N ...], and what was beside it, [N ...]
+
+
+Read = Callable[[], Rows]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The encoder of an objective as a run of it starts: fresh by `seed`, then `init_from` and `init_extra` as of Recipe.
+
+    Its forward pass gives `feature`. Nothing is computed before the first use.
+    """
+
+    objective: Objective
+    init_from: tuple[Callable[[Params], Params], ...] = ()
+    seed: int = 0
+    cache: str = ""  # a folder: see features.extract
+    init_extra: tuple[Callable[[Any], Any], ...] = ()
+
+    @functools.cached_property
+    def _state(self) -> tuple[Params, Extra]:
+        one = {key: jnp.zeros(s.shape, s.dtype) for key, s in self.objective.spec(1).items()}
+        params, extra = jax.jit(lambda rng: self.objective.init(rng, one))(jax.random.key(self.seed))
+        for change in self.init_from:
+            params = change(jax.device_get(params))
+        for change in self.init_extra:
+            extra = change(jax.device_get(extra))
+        return params, extra
+
+    @functools.cached_property
+    def _forward(self) -> Callable[..., Any]:
+        run = jax.jit(self.objective.forward)
+        return lambda params, extra, batch: jax.device_get(run(params, extra, dict(batch)))
+
+    def rows(self, data: Callable[[], Iterable[Batch]], beside: Sequence[str], fingerprint: str = "") -> Read:
+        """A function that takes the features of one pass at its first call: `feature`, and the batch keys `beside`."""
+
+        @functools.cache
+        def read() -> Rows:
+            kept = {"cache": self.cache, "fingerprint": fingerprint, "beside": tuple(beside)}
+            return extract(self._forward, *self._state, data, ("feature",), inputs=("image", "modality"), **kept)
+
+        return read
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Data of a recipe: endless batches of `read()`'s rows, every epoch in another order.
+
+    balanced: a key of class numbers [N]; then classes take turns, each through its own rows; rows below 0 are left out.
+    """
+
+    read: Read
+    batch: int
+    seed: int = 0
+    balanced: str = ""
+
+    def __call__(self, shard: int = 0, shards: int = 1) -> Batches:
+        """The iterator of process `shard`. Raises UserError where the batch does not divide."""
+        if self.batch % shards:
+            raise UserError(f"a batch of {self.batch} does not divide among {shards} processes")
+        return Batches(self, shard, shards)
+
+    @functools.cached_property
+    def turns(self) -> list[np.ndarray]:
+        """The rows of each class, or all of them."""
+        rows = self.read()
+        if not self.balanced:
+            return [np.arange(len(rows["feature"]))]
+        label = rows[self.balanced]
+        if label.ndim != 1:
+            raise UserError("classes can take turns where a row has one class; several findings at once have none")
+        return [np.flatnonzero(label == k) for k in np.unique(label) if k >= 0]
+
+    def row(self, position: int) -> int:
+        """The row at a position of the stream."""
+        nth, turn = divmod(position, len(self.turns))
+        rows = self.turns[turn]
+        epoch, place = divmod(nth, len(rows))
+        return int(rows[_order(len(rows), self.seed, turn, epoch)[place]])
+
+
+class Batches:
+    """The batches of one process; its state is {"step": batches taken}."""
+
+    bad_records = ""  # no image is read here
+
+    def __init__(self, epochs: Epochs, shard: int, shards: int) -> None:
+        self._epochs, self._step = epochs, 0
+        self._local = epochs.batch // shards
+        self._first = shard * self._local
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Batch:
+        at = self._step * self._epochs.batch + self._first
+        chosen = np.array([self._epochs.row(at + k) for k in range(self._local)])
+        self._step += 1
+        return {key: values[chosen] for key, values in self._epochs.read().items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """{"step": int}, for JSON."""
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on at batch state["step"]."""
+        self._step = int(state["step"])
+
+
+def once(read: Read, batch: int = 256) -> Callable[[], Iterator[Batch]]:
+    """One pass in order, for evals: the last batch is filled up with its last row, whose `valid` is False there."""
+
+    def batches() -> Iterator[Batch]:
+        rows = read()
+        count = len(rows["feature"])
+        for at in range(0, count, batch):
+            chosen = np.minimum(np.arange(at, at + batch), count - 1)
+            yield {key: values[chosen] for key, values in rows.items()} | {"valid": np.arange(at, at + batch) < count}
+
+    return batches
+
+
+@functools.lru_cache(maxsize=64)
+def _order(length: int, *words: int) -> np.ndarray:
+    seed = int(np.random.SeedSequence(words).generate_state(1)[0])
+    return np.argsort(np.random.Philox(key=seed).random_raw(length), kind="stable")

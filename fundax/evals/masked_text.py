@@ -1,0 +1,57 @@
+"""How well hidden words are guessed in texts never seen, beside guessing by how often words occur."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
+
+SMOOTHING = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # added to every count; the best of them is the baseline's
+
+
+def masked_words(data: Callable[[], Iterator[Batch]], counts: Callable[[], np.ndarray]) -> Eval:
+    """An eval of -log p of the hidden words, in nats.
+
+    data: batches of text, original i32 [B L], hidden bool [B L] and, where rows are padding, valid bool [B].
+    counts: how often each id occurs in the training texts, i64 [V]; asked for once.
+
+    Returns floats loss and unigram (the same places guessed by frequency, its smoothing the best for these very places,
+    so that the baseline is as strong as it can be), below_unigram (their difference), word_right, words.
+    Raises UserError where nothing is hidden.
+    """
+
+    def evaluate(forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+        log_p, right, ids = [], [], []
+        for batch in data():
+            out = forward(params, extra, {key: batch[key] for key in ("text", "original", "hidden")})
+            there = np.asarray(batch["hidden"], bool)
+            if "valid" in batch:
+                there = there & np.asarray(batch["valid"], bool)[:, None]
+            log_p.append(np.asarray(out["word_log_p"])[there])
+            right.append(np.asarray(out["word_right"])[there])
+            ids.append(np.asarray(batch["original"])[there])
+        words = np.concatenate(ids) if ids else np.zeros(0, np.int64)
+        if not len(words):
+            raise UserError("the evaluation of masked words has no hidden word; are its texts empty?")
+        loss, baseline = -float(np.concatenate(log_p).mean()), unigram_loss(words, counts())
+        return {
+            "loss": loss,
+            "unigram": baseline,
+            "below_unigram": baseline - loss,
+            "word_right": float(np.concatenate(right).mean()),
+            "words": float(len(words)),
+        }
+
+    return evaluate
+
+
+def unigram_loss(words: np.ndarray, counts: np.ndarray) -> float:
+    """Mean -log p of ids i [N] by their frequency in counts [V], smoothed by the best of SMOOTHING."""
+    losses = []
+    for added in SMOOTHING:
+        p = (counts + added) / (counts + added).sum()
+        losses.append(-np.log(p[words]).mean())
+    return float(min(losses))

@@ -1,0 +1,95 @@
+"""Where the pixels of the original image lie in the one a model sees: three points that every move takes along.
+
+`frame` f32 [3 2] holds where the original's points (0, 0), (1000, 0) and (0, 1000) are now, as (x, y). Crops, resizes,
+mirrors and rotations are affine, so three points say all. data_pipelines.dense makes frames.
+
+A model of small windows over a large image: windows overlap, and what they say of a pixel is blended.
+
+Numpy around the forward pass of a model; every window has the model's own size, so one program is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fundax.types import UserError
+
+UNIT = 1000.0
+
+
+def axes(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices f64 [B 2 2] and origins [B 2] of frames [B 3 2]: seen = matrix @ original + origin."""
+    frame = np.asarray(frame, np.float64)
+    origin = frame[:, 0]
+    return np.swapaxes((frame[:, 1:] - origin[:, None]) / UNIT, 1, 2), origin
+
+
+def original_points(points: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """Points [B n 2] of the seen images, in pixels of the originals; f64 [B n 2]. frame f32 [B 3 2]."""
+    matrix, origin = axes(frame)
+    moved = np.asarray(points, np.float64) - origin[:, None]
+    return np.einsum("bij,bnj->bni", np.linalg.inv(matrix), moved)
+
+
+def original_map(values: np.ndarray, frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Values [h w K] of a seen image on the grid of its original, f32 [H W K]: bilinear, the nearest beyond the edges.
+
+    frame f32 [3 2]; size: (H, W).
+    """
+    from scipy import ndimage
+
+    matrix, origin = (part[0] for part in axes(frame[None]))
+    flip = np.array([[0, 1], [1, 0]])  # scipy counts rows first
+    out = np.empty((*size, values.shape[-1]), np.float32)
+    for k in range(values.shape[-1]):
+        ndimage.affine_transform(
+            values[..., k], flip @ matrix @ flip, origin[::-1], size, out[..., k], order=1, mode="nearest"
+        )
+    return out
+
+
+Maps = Callable[[np.ndarray], np.ndarray]  # u8 [B s s 3] -> f32 [B s s K]
+
+
+def starts(length: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin along a side: evenly, the first at 0, the last at the end, overlapping by at least `overlap`.
+
+    Raises UserError for an overlap outside 0..0.9.
+    """
+    if not 0 <= overlap <= 0.9:
+        raise UserError(f"windows overlap by {overlap} of their side; expected 0 to 0.9")
+    if length <= window:
+        return [0]
+    count = int(np.ceil((length - window) / max(window * (1 - overlap), 1))) + 1
+    return [round(i * (length - window) / (count - 1)) for i in range(count)]
+
+
+def blend(window: int) -> np.ndarray:
+    """f32 [s s] weights of a window's pixels: 1 in its middle, falling linearly to its edge, never 0."""
+    ramp = 1 - np.abs(np.arange(window) + 0.5 - window / 2) / (window / 2)
+    ramp = np.maximum(ramp, 1 / window).astype(np.float32)
+    return ramp[:, None] * ramp[None]
+
+
+def slide(maps: Maps, image: np.ndarray, window: int, overlap: float = 0.5, batch: int = 16) -> np.ndarray:
+    """What `maps` gives of image u8 [H W 3], f32 [H W K], from windows of `window` pixels square.
+
+    A smaller image is padded with black. `maps` always gets `batch` windows (the last ones are repeated).
+    """
+    height, width = image.shape[:2]
+    room = (max(window - height, 0), max(window - width, 0))
+    padded = np.pad(image, ((0, room[0]), (0, room[1]), (0, 0)))
+    places = [(y, x) for y in starts(len(padded), window, overlap) for x in starts(padded.shape[1], window, overlap)]
+    weights = blend(window)[..., None]
+    total, weight = None, np.zeros((*padded.shape[:2], 1), np.float32)
+    for at in range(0, len(places), batch):
+        chosen = places[at : at + batch]
+        views = [padded[y : y + window, x : x + window] for y, x in chosen]
+        found = maps(np.stack(views + views[-1:] * (batch - len(views))))
+        total = np.zeros((*padded.shape[:2], found.shape[-1]), np.float32) if total is None else total
+        for (y, x), values in zip(chosen, found, strict=False):
+            total[y : y + window, x : x + window] += weights * values
+            weight[y : y + window, x : x + window] += weights
+    assert total is not None
+    return (total / weight)[:height, :width]

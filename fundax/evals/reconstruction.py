@@ -1,0 +1,47 @@
+"""How well an autoencoder gives back images it has never seen, and what it makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
+
+
+def rebuilt(data: Callable[[], Iterator[Batch]], shown: int = 8) -> Eval:
+    """An eval of images u8 [B H W 3] against what the forward pass gives as rebuilt, f32 [B H W 3] from 0 to 1.
+
+    Returns floats error (mean absolute, of images from 0 to 1), psnr in dB, codes_used and perplexity (of the codes over
+    all images); and arrays pictures, rebuilt u8 [n H W 3] of the first `shown`, which figures.draw_run puts side by side.
+    Raises UserError for a data set without rows.
+    """
+
+    def evaluate(forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+        errors, squares, codes, kept = [], [], [], []
+        for batch in data():
+            image = np.asarray(batch["image"])
+            valid = np.asarray(batch.get("valid", np.ones(len(image), bool)))
+            out = forward(params, extra, {"image": image})
+            found = np.asarray(out["rebuilt"])[valid]
+            difference = found - image[valid] / np.float32(255)
+            errors.append(np.abs(difference).mean((1, 2, 3)))
+            squares.append(np.square(difference).mean((1, 2, 3)))
+            codes.append(np.asarray(out["codes"])[valid].ravel())
+            if sum(map(len, errors)) - len(found) < shown:
+                kept.append((image[valid], np.round(found * 255).astype(np.uint8)))
+        if not errors:
+            raise UserError("the evaluation of rebuilt images has no rows")
+        share = np.bincount(np.concatenate(codes)) / sum(map(len, codes))
+        share = share[share > 0]
+        return {
+            "error": float(np.concatenate(errors).mean()),
+            "psnr": float(-10 * np.log10(np.concatenate(squares).mean())),
+            "codes_used": float(len(share)),
+            "perplexity": float(np.exp(-(share * np.log(share)).sum())),
+            "pictures": np.concatenate([pair[0] for pair in kept])[:shown],
+            "rebuilt": np.concatenate([pair[1] for pair in kept])[:shown],
+        }
+
+    return evaluate

@@ -1,0 +1,1 @@
+"""Use a trained model: predict, explain, write reports and synthesize images."""

@@ -1,0 +1,72 @@
+"""What an image looks like as a vector, by a frozen model: the second similarity of KeepFIT V2's reference.
+
+V2's abstract names local appearance; how it is measured is not public. Here: the codes of a vector-quantised
+autoencoder (or the tokens of any ViT), averaged over 4 x 4 fields and made unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fundax.encoders.pixels import normalize
+from fundax.encoders.vit import ViT
+from fundax.interop.load import read_objective
+from fundax.objectives.vector_quantize import GRID, VectorQuantize, grid_means
+from fundax.runtime.checkpoint import load_params
+from fundax.types import UserError
+
+Look = Callable[[np.ndarray], np.ndarray]
+
+
+def appearance_width(run: str | Path) -> int:
+    """A, the length of the vectors that a run gives. Raises UserError for a run that gives none."""
+    objective = _seeing(run)
+    return objective.appearance if isinstance(objective, VectorQuantize) else GRID * GRID * objective.image.width
+
+
+def looking(run: str | Path, which: int | str = "latest") -> Look:
+    """Images u8 [B h w 3] to appearances f32 [B A], by a run of configs/vector_quantize.py or one with a ViT.
+
+    Images of another side than the run's are resized to it. The run is read at the first call. Raises UserError for a run
+    that has neither.
+    """
+    kept: list[Any] = []
+
+    def look(images: np.ndarray) -> np.ndarray:
+        if not kept:
+            objective = _seeing(run)
+            params, extra = jax.tree.map(jnp.asarray, load_params(run, which))
+            kept.append(jax.jit(lambda x: appearance(objective, params, extra, x)))
+        return np.asarray(kept[0](images))
+
+    return look
+
+
+def appearance(objective: Any, params: Any, extra: Any, images: jax.Array) -> jax.Array:
+    """Images u8 [B h w 3] to unit vectors f32 [B A] by a frozen objective."""
+    coded = isinstance(objective, VectorQuantize)
+    tower: Any = objective if coded else objective.image
+    side = tower.image_size
+    if images.shape[1:3] != (side, side):
+        shape = (len(images), side, side, 3)
+        images = jnp.round(jax.image.resize(images.astype(jnp.float32), shape, "bilinear")).astype(jnp.uint8)
+    if coded:
+        return objective.forward(params, extra, {"image": images})["appearance"]
+    pixels = normalize(images, objective.mean, objective.std, tower.dtype)
+    tokens = tower.apply({"params": params["image"]}, pixels)["tokens"][:, int(tower.class_token) :]
+    fields = round(tokens.shape[1] ** 0.5)
+    return grid_means(tokens.reshape(len(images), fields, fields, -1))
+
+
+def _seeing(run: str | Path) -> Any:
+    objective = read_objective(run)
+    if isinstance(objective, VectorQuantize) or isinstance(getattr(objective, "image", None), ViT):
+        return objective
+    raise UserError(
+        f"{run}: a {type(objective).__name__} without a ViT; expected a vector-quantised autoencoder or a ViT"
+    )

@@ -1,0 +1,265 @@
+"""Attention of a run over photographs: overlays at their own resolution, a sheet of all heads, a strip over training.
+
+Where a ViT looks: attention as maps over the image, moved to a photograph's own pixels, and how much lies in a mask."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from data_pipelines import images as files
+from data_pipelines.records import MODALITIES, modality_name
+from data_pipelines.transforms.steps import preprocess
+from fundax.encoders.backbone import normalized, tower_of
+from fundax.encoders.vit import ViT, attention_maps, rollout
+from fundax.interop.bundle import fresh_folder, read_json
+from fundax.interop.load import is_run, read_objective
+from fundax.runtime.checkpoint import load_params, resolve, saved_steps
+from fundax.types import Params, UserError
+
+Maps = dict[str, np.ndarray]  # mean and rollout f32 [r c], heads f32 [H r c]
+
+
+COLOURS = "inferno"
+
+
+@dataclass(frozen=True, eq=False)
+class Looker:
+    """The ViT of one checkpoint, ready to say where it looks."""
+
+    objective: Any
+    tower: ViT
+    params: Params
+    preprocessing: Mapping[str, Any]
+    step: int
+    row: int = 0  # of the objective's means, where it has one per modality
+
+    def __call__(self, photographs: np.ndarray) -> Maps:
+        """Maps of u8 [B s s 3], each with a leading [B]; the size is that of the model."""
+        image = normalized(self.objective, photographs, self.row)
+        return jax.device_get(_maps(self.tower, self.params, image))
+
+    def look(self, photograph: np.ndarray) -> Maps:
+        """Maps of one photograph u8 [H W 3] of any size."""
+        return {name: value[0] for name, value in self(preprocess(photograph, self.preprocessing)[None]).items()}
+
+
+def read_looker(run: str | Path, which: int | str = "latest", modality: str = "CFP") -> Looker:
+    """The ViT of a run's checkpoint. Raises UserError for a run without one."""
+    if not is_run(run):
+        raise UserError(f"{run} is no run of fundax: it has no checkpoints")
+    objective, step = read_objective(run), resolve(run, which)
+    tower, weights = tower_of(objective, *load_params(run, step))
+    stored = Path(run) / "preprocessing.json"
+    fitting = {"image_size": tower.image_size} | (read_json(stored) if stored.is_file() else {})
+    return Looker(objective, tower, weights, fitting, step, MODALITIES.index(modality_name(modality)))
+
+
+def explain(
+    run: str | Path,
+    photographs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    checkpoints: str = "latest",
+    modality: str = "CFP",
+    mass: float = 1.0,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write, for each photograph, overlays of the mean, the rollout and each head, and a sheet of them all.
+
+    Args:
+        checkpoints: latest, best, a step, several steps with commas, or all; more than one also gives a film strip.
+        modality: of the photographs, for models that normalise each by its own mean.
+        mass: 0.6 shows only the patches that hold 60 % of a map's attention, as DINO's figures do; 1 shows all.
+        overwrite: replace `out` where it is not empty.
+    The last of the checkpoints gives the overlays. Raises UserError for a run without a ViT or a class token, and
+    DataError naming a photograph that cannot be read. Returns the pictures written.
+    """
+    if not photographs:
+        raise UserError("no photograph to explain; give at least one image file")
+    if not 0 < mass <= 1:
+        raise UserError(f"mass is {mass}; expected more than 0 and at most 1")
+    pixels = [files.load(path) for path in photographs]
+    names = _names(photographs)
+    lookers = [read_looker(run, step, modality) for step in _steps(run, checkpoints)]
+    with fresh_folder(out, overwrite) as folder:
+        written = []
+        for name, photograph in track(list(zip(names, pixels, strict=True)), "photographs"):
+            seen = [looker.look(photograph) for looker in lookers]
+            resize = lookers[-1].preprocessing.get("resize", "squash")
+            written += _write(folder, name, photograph, seen[-1], resize, mass)
+            if len(seen) > 1:
+                steps = [looker.step for looker in lookers]
+                written.append(
+                    strip(photograph, dict(zip(steps, seen, strict=True)), folder / f"{name}_strip.png", resize)
+                )
+        sizes = {name: list(image.shape[:2]) for name, image in zip(names, pixels, strict=True)}
+        record = {"run": str(run), "steps": [x.step for x in lookers], "photographs": sizes}
+        (folder / "explain.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return [Path(out) / path.name for path in written]
+
+
+def overlay(photograph: np.ndarray, attention: np.ndarray, resize: str = "squash", mass: float = 1.0) -> np.ndarray:
+    """u8 [H W 3]: the photograph with a map f32 [r c] over it, bright where the attention is; its own resolution.
+
+    The scale ends at the map's largest patch. What has no attention stays as it is, and the most has half its colour.
+    """
+    import matplotlib
+
+    shown = attention * top_mass(attention, mass) if mass < 1 else attention
+    height, width = photograph.shape[:2]
+    heat = over_photograph(shown / max(float(shown.max()), 1e-12), height, width, resize)
+    colour = np.asarray(matplotlib.colormaps[COLOURS](np.clip(heat, 0, 1)))[..., :3] * 255
+    weight = (0.15 + 0.5 * np.clip(heat, 0, 1))[..., None]
+    return np.round(photograph * (1 - weight) + colour * weight).astype(np.uint8)
+
+
+def sheet(photograph: np.ndarray, maps: Maps, path: Path, resize: str = "squash", mass: float = 1.0) -> Path:
+    """A PNG of the photograph, the mean, the rollout and every head, with the scale in multiples of an even share."""
+    parts = {"Mean of heads": maps["mean"], "Rollout": maps["rollout"]}
+    parts |= {f"Head {k + 1}": head for k, head in enumerate(maps["heads"])}
+    columns = min(4, len(parts) + 1)
+    rows = -(-(len(parts) + 1) // columns)
+    figure = _figure(2.6 * columns + 0.2, 2.85 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for cell in grid:
+        cell.set_axis_off()
+    grid[0].imshow(photograph)
+    grid[0].set_title("Photograph", fontsize=9, loc="left")
+    for cell, (title, one) in zip(grid[1:], parts.items(), strict=False):
+        cell.imshow(overlay(photograph, one, resize, mass))
+        cell.set_title(f"{title}: at most {one.max() * one.size:.1f} x even", fontsize=8.5, loc="left")
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def strip(photograph: np.ndarray, maps: Mapping[int, Maps], path: Path, resize: str = "squash") -> Path:
+    """A PNG of how the maps change in training: a column for each step, mean and rollout below each other."""
+    steps = sorted(maps)
+    figure = _figure(2.1 * len(steps) + 0.4, 4.6)
+    grid = figure.subplots(2, len(steps), squeeze=False)
+    for column, step in enumerate(steps):
+        for row, name in enumerate(("mean", "rollout")):
+            cell, one = grid[row, column], maps[step][name]
+            cell.imshow(overlay(photograph, one, resize))
+            cell.set(xticks=[], yticks=[])
+            cell.spines[:].set_visible(False)
+            cell.set_xlabel(f"at most {one.max() * one.size:.1f} x even", fontsize=8)
+        grid[0, column].set_title(f"step {step}", fontsize=9)
+    grid[0, 0].set_ylabel("Mean of heads", fontsize=9)
+    grid[1, 0].set_ylabel("Rollout", fontsize=9)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _write(folder: Path, name: str, photograph: np.ndarray, maps: Maps, resize: str, mass: float) -> Iterator[Path]:
+    parts = {"mean": maps["mean"], "rollout": maps["rollout"]}
+    parts |= {f"head{k + 1}": head for k, head in enumerate(maps["heads"])}
+    for part, one in parts.items():
+        path = folder / f"{name}_{part}.png"
+        Image.fromarray(overlay(photograph, one, resize, mass)).save(path)
+        yield path
+    yield sheet(photograph, maps, folder / f"{name}.png", resize, mass)
+
+
+def _steps(run: str | Path, checkpoints: str) -> list[int | str]:
+    if checkpoints == "all":
+        return list(saved_steps(run))
+    return [word.strip() for word in checkpoints.split(",")]
+
+
+def _names(photographs: Sequence[str | Path]) -> list[str]:
+    """File names without their ending; a number behind those that come twice."""
+    stems = [Path(path).stem for path in photographs]
+    return [stem if stems.count(stem) == 1 else f"{stem}_{number}" for number, stem in enumerate(stems)]
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _maps(tower: ViT, params: Params, image: jax.Array) -> dict[str, jax.Array]:
+    return class_attention(tower, params, image)
+
+
+def class_attention(tower: ViT, params: Params, image: jax.Array) -> dict[str, jax.Array]:
+    """What the class token looks at, as maps over the grid of patches, each summing to at most 1.
+
+    image [B h w 3], normalised. heads f32 [B H r c], the last block's attention (arXiv:2104.14294, figure 1); mean f32
+    [B r c], over heads; rollout f32 [B r c] (arXiv:2005.00928), through all blocks. What is missing to 1 is the class
+    token's attention to itself.
+    """
+    maps = attention_maps(tower, params, image, last=tower.depth)
+    rows, columns = image.shape[1] // tower.patch, image.shape[2] // tower.patch
+    heads = maps[-1][:, :, 0, 1:].reshape(len(image), tower.heads, rows, columns)
+    return {
+        "heads": heads,
+        "mean": heads.mean(1),
+        "rollout": rollout(maps)[:, 0, 1:].reshape(len(image), rows, columns),
+    }
+
+
+def top_mass(attention: np.ndarray, share: float) -> np.ndarray:
+    """bool, of the map's shape [r c]: the fewest patches that hold `share` of the map's sum (DINO's figure: 0.6)."""
+    flat = attention.ravel()
+    order = np.argsort(-flat, kind="stable")
+    before = np.cumsum(flat[order]) - flat[order]
+    kept = np.zeros(flat.size, bool)
+    kept[order[before < share * flat.sum()]] = True
+    return kept.reshape(attention.shape)
+
+
+def over_photograph(
+    attention: np.ndarray, height: int, width: int, resize: str = "squash", smooth: bool = True
+) -> np.ndarray:
+    """A map f32 [r c] on the pixels f32 [height width] of the photograph that the model saw.
+
+    resize: how the photograph was made square: squash, shortest (its middle was seen: 0 outside) or longest (padded).
+    smooth: bilinear, else each patch keeps one value.
+    """
+    side = {"squash": None, "shortest": min(height, width), "longest": max(height, width)}[resize]
+    if side is None:
+        return _resized(attention, height, width, smooth)
+    square = _resized(attention, side, side, smooth)
+    if resize == "longest":
+        top, left = (side - height) // 2, (side - width) // 2
+        return square[top : top + height, left : left + width]
+    out = np.zeros((height, width), np.float32)
+    top, left = (height - side) // 2, (width - side) // 2
+    out[top : top + side, left : left + side] = square
+    return out
+
+
+def inside(attention: np.ndarray, mask: np.ndarray, field: np.ndarray | None = None) -> tuple[float, float]:
+    """(the share of attention, the share of area) that lies in a mask; both of what lies in `field`, where given.
+
+    attention f32 [h w]; mask, field bool [h w]. Raises UserError where the field is empty or holds no attention.
+    """
+    field = np.ones_like(mask) if field is None else field
+    total, area = float(attention[field].sum()), int(field.sum())
+    if total <= 0 or not area:
+        raise UserError("no attention lies in the field of view")
+    both = mask & field
+    return float(attention[both].sum()) / total, int(both.sum()) / area
+
+
+def _resized(attention: np.ndarray, height: int, width: int, smooth: bool) -> np.ndarray:
+    from PIL import Image
+
+    how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(np.asarray(attention, np.float32)).resize((width, height), how))

@@ -1,0 +1,135 @@
+"""Conditions of a patient's eyes by RET-CLIP: each eye by its own head, the patient by both; one eye is enough."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from data_pipelines import images as files
+from data_pipelines.language.prompts import prompts
+from data_pipelines.transforms.steps import preprocess
+from fundax.inference.model import Image, Model, load
+from fundax.objectives.ret_clip import IMAGE, LEVELS, SUFFIX, RetCLIP
+from fundax.types import UserError
+
+OBJECTIVE = RetCLIP  # what launch.py predict hands to this file
+
+
+TITLES = {"left": "left eye", "right": "right eye", "patient": "patient"}
+
+
+@dataclass(frozen=True)
+class EyePrediction:
+    """probabilities: f32 [K] per level that was asked ("left", "right", "patient"), each summing to 1."""
+
+    classes: tuple[str, ...]
+    probabilities: dict[str, np.ndarray]
+    note: str  # what was done where not both eyes were given
+
+    def table(self) -> Table:
+        """One row per class, most likely (of the patient) first."""
+        levels = [level for level in TITLES if level in self.probabilities]
+        table = Table("condition", *(TITLES[level] for level in levels), caption=self.note or None)
+        for k in np.argsort(-self.probabilities["patient"], kind="stable"):
+            table.add_row(self.classes[k], *(f"{self.probabilities[level][k]:.3f}" for level in levels))
+        return table
+
+
+def predict_eyes(
+    model: Model,
+    classes: Sequence[str],
+    *,
+    left: Image | None = None,
+    right: Image | None = None,
+    image: Image | None = None,
+    language: str = "",
+) -> EyePrediction:
+    """Zero-shot probabilities per eye and for the patient; classes are names in English or Chinese.
+
+    Args:
+        left, right: photographs (path, encoded bytes or u8 [H W 3]); with one of them the patient is judged by that
+            eye twice, as the authors do.
+        image: one photograph whose side is not known: the patient level alone, by that image twice.
+        language: "en" or "zh", of the sentences around the names; by default that of each name.
+    Raises:
+        UserError: no RET-CLIP model, no image, fewer than two classes; DataError: an image that cannot be read.
+
+    Source of the duplication: the zero-shot protocol of RET-CLIP's authors in RET-CLIP-PLUS.
+    """
+    if not isinstance(model.objective, RetCLIP):
+        raise UserError(f"--left and --right need a RET-CLIP model, this is {type(model.objective).__name__}")
+    given = {"left": left, "right": right} if image is None else {"image": image}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given or (image is not None and (left is not None or right is not None)):
+        raise UserError("give --left and --right, one of them, or --image alone")
+    if len(set(classes)) < 2 or len(set(classes)) != len(classes):
+        raise UserError(f"expected at least two different classes, got {', '.join(classes) or 'none'}")
+    pixels = {name: _pixels(model, value) for name, value in given.items()}
+    out = _outputs(model.objective, model.params, pixels)
+    probabilities = {}
+    for level in LEVELS:
+        if f"{IMAGE[level]}_features" in out:
+            heads = _class_features(model, classes, level, language)
+            logits = out[f"{IMAGE[level]}_features"][0] @ heads.T * out[f"logit_scale{SUFFIX[level]}"]
+            odds = np.exp(logits - logits.max())
+            probabilities[level] = (odds / odds.sum()).astype(np.float32)
+    return EyePrediction(tuple(classes), probabilities, _note(tuple(given)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of launch.py predict."""
+    parser.add_argument("--left", help="photograph of the left eye")
+    parser.add_argument("--right", help="photograph of the right eye")
+    parser.add_argument("--image", help="a photograph of an eye whose side is not known")
+    parser.add_argument("--classes", required=True, help="names in English or Chinese, separated by commas")
+    parser.add_argument("--language", choices=("en", "zh"), default="", help="of the sentences around the names")
+
+
+def run(path: str | Path, given: argparse.Namespace) -> Table:
+    """What launch.py predict prints."""
+    classes = [name.strip() for name in given.classes.replace("，", ",").split(",") if name.strip()]
+    model = load(path, given.checkpoint)
+    eyes = {"left": given.left, "right": given.right, "image": given.image}
+    return predict_eyes(model, classes, **eyes, language=given.language).table()
+
+
+def _note(given: tuple[str, ...]) -> str:
+    if given == ("image",):
+        return "one image of unknown side: it stands for both eyes of the patient; no eye has a column of its own"
+    if len(given) == 1:
+        return f"only the {given[0]} eye was given: the patient column takes it for both eyes"
+    return ""
+
+
+def _pixels(model: Model, image: Image) -> np.ndarray:
+    size = int(model.preprocessing["image_size"])
+    return preprocess(files.load(image, at_least=size), model.preprocessing)[None]
+
+
+def _class_features(model: Model, classes: Sequence[str], level: str, language: str) -> np.ndarray:
+    """Unit features f32 [K E] of a level's text head: per class the mean of its wordings', normalised again."""
+    if model.tokenizer is None:
+        raise UserError("this model came without a tokenizer, so it takes no class names; add its files to the folder")
+    said = [prompts(name, level, language) for name in classes]
+    tokens = model.tokenizer([prompt for wordings in said for prompt in wordings])
+    features = _outputs(model.objective, model.params, {"text": tokens})[f"text_features{SUFFIX[level]}"]
+    ends = np.cumsum([len(wordings) for wordings in said])[:-1]
+    means = np.stack([part.mean(0) for part in np.split(features, ends)])
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def _outputs(objective: RetCLIP, params: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in _forward(objective, params, batch).items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(objective: RetCLIP, params: Any, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    return objective.forward(params, {}, batch)

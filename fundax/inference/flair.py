@@ -1,0 +1,101 @@
+"""FLAIR's own way of asking: one photograph and a list of categories in, probabilities and logits out.
+
+    model = load("flair_resnet.pth", vocab="vocab.txt")
+    probabilities, logits = model(image, ["normal", "glaucoma"], with_knowledge=True)
+
+The numbers are those of github.com/jusiro/FLAIR, its quirks included: padding is averaged into a text's features, so
+that they depend on the texts they are asked with; and the features of an ensemble of prompts are not made unit again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines import images as files
+from data_pipelines.language import knowledge, tokenizers
+from data_pipelines.transforms.flair import flair_pixels
+from fundax.evals.zero_shot import softmax
+from fundax.interop.flair import to_fundax
+from fundax.interop.weights import read_state
+from fundax.objectives.flair import FLAIR
+from fundax.types import Extra, Params, UserError
+
+
+def load(path: str | Path, vocab: str | Path, **sizes: Any) -> FLAIRModel:
+    """The model of a FLAIR, KeepFIT or RetiXfer checkpoint.
+
+    Args:
+        path: the .pth or .safetensors file. vocab: vocab.txt of Bio_ClinicalBERT, or a folder with its tokenizer.
+        sizes: of `interop.flair.to_fundax`, where they are not the published ones.
+    Raises:
+        UserError, DataError: a file that is missing, damaged or another model's.
+    """
+    objective, params, extra = to_fundax(read_state(path), **sizes)
+    params, extra = jax.tree.map(jax.numpy.asarray, (params, extra))
+    return FLAIRModel(objective, params, extra, tokenizers.wordpiece(vocab, objective.context))
+
+
+@dataclass(frozen=True, eq=False)
+class FLAIRModel:
+    """FLAIR, its tokenizer, and what is known of categories; made by `load`."""
+
+    objective: FLAIR
+    params: Params
+    extra: Extra
+    tokenizer: Any  # texts -> i32 [N L]
+    known: knowledge.Knowledge = field(default_factory=knowledge.bundled)
+
+    def __call__(
+        self, image: files.ImageLike, texts: Sequence[str], *, with_knowledge: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and logits, f32 [1 K] each, of one image (a path, bytes, or u8 [H W 3]) over K categories.
+
+        Raises DataError for an image that cannot be read, UserError without categories.
+        """
+        _check(texts)
+        if with_knowledge:
+            features = self.text_features(texts)
+        else:
+            features = self._features("text", self.tokens([self.known.prompt(name) for name in texts]))
+        scale = np.asarray(_forward(self.objective, self.params, self.extra, {})["logit_scale"])
+        logits = scale * self.image_features([image]) @ features.T
+        return softmax(logits), logits
+
+    def image_features(self, images: Sequence[files.ImageLike]) -> np.ndarray:
+        """Unit features f32 [N E] of N images."""
+        size = self.objective.image.image_size
+        pixels = np.stack([flair_pixels(files.load(image), size) for image in images])
+        return self._features("image", pixels)
+
+    def text_features(self, categories: Sequence[str], *, with_knowledge: bool = True) -> np.ndarray:
+        """Features f32 [K E] of K categories: the plain mean over the prompts that knowledge gives each, or its one prompt.
+
+        Every category is a batch of its own, as the peer has it; called with texts, the model takes them as one batch.
+        """
+        _check(categories)
+        ask = self.known.ensemble if with_knowledge else lambda name: (self.known.prompt(name),)
+        return np.stack([self._features("text", self.tokens(ask(name))).mean(0) for name in categories])
+
+    def tokens(self, prompts: Sequence[str]) -> np.ndarray:
+        """i32 [N L] with L that of the longest of these prompts: the padding counts."""
+        ids = self.tokenizer(list(prompts))
+        return ids[:, : int((ids != self.tokenizer.pad).sum(1).max())]
+
+    def _features(self, key: str, values: np.ndarray) -> np.ndarray:
+        return np.asarray(_forward(self.objective, self.params, self.extra, {key: values})[f"{key}_features"])
+
+
+def _check(categories: Sequence[str]) -> None:
+    if isinstance(categories, str) or not len(categories):
+        raise UserError("expected a list with at least one category")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(objective: FLAIR, params: Params, extra: Extra, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    return objective.forward(params, extra, batch)

@@ -1,0 +1,95 @@
+"""What a decoder says of photographs: probabilities of classes or findings, values, or the odds of progression; as a CSV."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import track
+from rich.table import Table
+
+from data_pipelines.images import load
+from data_pipelines.records import MODALITIES, modality_name
+from data_pipelines.transforms.steps import preprocess
+from fundax.interop.bundle import Bundle
+from fundax.interop.exchange import read_run
+from fundax.objectives.classify import Classify, MultiModality
+from fundax.objectives.forecast import Forecast
+from fundax.objectives.regress import Regress
+from fundax.types import Extra, UserError
+
+OBJECTIVE = (Classify, MultiModality, Regress, Forecast)  # what launch.py predict hands to this file
+
+
+SHOWN = 8  # columns of numbers in the console; a CSV has all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of launch.py predict."""
+    parser.add_argument("--image", required=True, nargs="+", help="photographs")
+    parser.add_argument("--modality", default="CFP", help="of the photographs: CFP, OCT, FFA, UWF, ...")
+    parser.add_argument("--days", nargs="+", type=float, help="forecasts: how many days ahead; each is a row")
+    parser.add_argument("--out", help="a CSV to write: image, and a column for each class, finding or value")
+
+
+def run(path: str | Path, given: argparse.Namespace) -> Table:
+    """What launch.py predict prints."""
+    bundle = read_run(path, given.checkpoint)
+    if isinstance(bundle.objective, Forecast) != bool(given.days):
+        raise UserError("--days goes with a model of forecasts, and such a model needs it: how many days ahead")
+    if given.out and Path(given.out).exists():
+        raise UserError(f"{given.out} is there already; choose another --out")
+    number = MODALITIES.index(modality_name(given.modality))
+    names, first = names_of(bundle), ["image", *(["days"] if given.days else [])]
+    rows: list[list[str]] = []
+    for image in track(given.image, "looking", transient=True):
+        for days in given.days or [None]:
+            values = predicted(bundle, image, number, days)
+            rows.append([str(image), *([f"{days:g}"] if days is not None else []), *(f"{v:.4f}" for v in values)])
+    if given.out:
+        with Path(given.out).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([[*first, *names], *rows])
+    return _table(first, names, rows)
+
+
+def names_of(bundle: Bundle) -> tuple[str, ...]:
+    """Of the columns: classes, findings or values."""
+    objective = bundle.objective
+    names = tuple(objective.names if isinstance(objective, Regress) else objective.classes)
+    count = 2 if isinstance(objective, Forecast) else objective.head.outputs
+    if isinstance(objective, Classify) and count == 1:
+        return names or ("0", "1")
+    return names or tuple(str(k) for k in range(count))
+
+
+def predicted(bundle: Bundle, image: str | Path, modality: int = 0, days: float | None = None) -> np.ndarray:
+    """f32 [K]: probabilities, or values in their units. Raises DataError naming an image that cannot be read."""
+    seen = preprocess(load(Path(image)), bundle.preprocessing)
+    batch: dict[str, Any] = {"image": seen[None], "modality": np.array([modality], np.int32)}
+    if days is not None:
+        batch["days"] = np.array([days], np.float32)
+    params = jax.tree.map(jax.numpy.asarray, bundle.params)
+    out = _forward(bundle.objective, params, bundle.extra, batch)
+    if "value" in out:
+        return np.asarray(out["value"])[0]
+    found = np.asarray(out["probabilities"])[0]
+    return np.array([1 - found[0], found[0]]) if len(found) == 1 else found
+
+
+def _table(first: list[str], names: tuple[str, ...], rows: list[list[str]]) -> Table:
+    """As many columns as fit, the others told below."""
+    left = len(names) - SHOWN
+    table = Table(*first, *names[:SHOWN], caption=f"and {left} more columns: --out writes all" if left > 0 else None)
+    for row in rows:
+        table.add_row(*row[: len(first) + SHOWN])
+    return table
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(objective: Any, params: Any, extra: Extra, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    return objective.forward(params, extra, batch)

@@ -1,0 +1,149 @@
+"""A trained image-text model, ready to use: images and words in, features and probabilities out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines import images as files
+from data_pipelines.transforms.steps import preprocess
+from fundax.encoders.layers import LayerNorm
+from fundax.encoders.pixels import normalize
+from fundax.evals.zero_shot import class_features, softmax
+from fundax.interop.bundle import preprocessing_of
+from fundax.interop.exchange import import_folder, read_run
+from fundax.interop.load import is_run
+from fundax.types import Params, UserError
+
+Image = files.ImageLike  # a path, encoded bytes, or u8 [H W 3]
+
+
+def load(path: str | Path, which: int | str = "latest", batch: int = 32) -> Model:
+    """The model of a run, of an import, or of an exported open_clip or Hugging Face CLIP folder.
+
+    Args:
+        which: the checkpoint of a run: "latest", "best" or a step.
+        batch: the largest number of images or texts in one forward pass.
+    Raises:
+        UserError: nothing of the kind at `path`, or a part of it missing or damaged.
+    """
+    bundle = read_run(path, which) if is_run(path) else import_folder(path)
+    if not hasattr(bundle.objective, "encode"):
+        raise UserError(f"{path} holds {type(bundle.objective).__name__}; expected an image-text model")
+    params = jax.tree.map(jax.numpy.asarray, bundle.params)
+    return Model(bundle.objective, params, preprocessing_of(bundle), bundle.tokenizer, batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """An image-text model with its preprocessing and its tokenizer; made by `load`."""
+
+    objective: Any
+    params: Params
+    preprocessing: Mapping[str, Any]
+    tokenizer: Any  # texts -> i32 [N L], or None
+    batch: int = 32
+
+    def encode_image(self, images: Sequence[Image]) -> np.ndarray:
+        """Unit features f32 [N E] of N images: paths, encoded bytes or arrays u8 [H W 3], of any sizes.
+
+        Raises DataError naming an image that cannot be read.
+        """
+        return self._batched(images, "image", self._pixels)
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit features f32 [N E] of N texts. Raises UserError if the model came without a tokenizer."""
+        return self._batched(texts, "text", self._tokens)
+
+    def zero_shot(
+        self,
+        images: Sequence[Image],
+        classes: Sequence[str] | Mapping[str, Sequence[str]],
+        templates: Sequence[str] = ("{}",),
+    ) -> np.ndarray:
+        """Probabilities f32 [N K] of N images over K classes; the columns are in the order of `classes`.
+
+        Args:
+            classes: names, or a mapping of names to several ways to say them; a class is the mean of its prompts.
+            templates: sentences with {} for the name, each tried with every way to say it.
+        Raises:
+            UserError: no class, a class without prompts, or a template without {}.
+
+        Source: Radford et al. 2021 (CLIP), section 3.1.4.
+        """  # fmt: skip
+        said = classes if isinstance(classes, Mapping) else {name: [name] for name in classes}
+        if not said or not all(said.values()) or isinstance(classes, str):
+            raise UserError("zero-shot needs at least one class, and a prompt for each")
+        if bad := [template for template in templates if "{}" not in template] or not templates:
+            raise UserError(f"zero-shot templates need {{}} where the name goes; got {bad if templates else 'none'}")
+        prompts = [
+            self._tokens([template.replace("{}", word) for word in words for template in templates])
+            for words in said.values()
+        ]
+        heads = class_features(self._forward, prompts, min(self.batch, _power(sum(map(len, prompts)))))  # [K E]
+        scales = self._forward({})
+        logits = self.encode_image(images) @ heads.T * scales["logit_scale"] + scales.get("logit_bias", 0)
+        return softmax(logits)  # [N K]
+
+    def similarity_map(self, image: Image, text: str) -> np.ndarray:
+        """Cosine of each patch with a text, f32 [h w] on the grid of patches, row 0 at the top of the image.
+
+        The patch tokens go through the projection of the pooled token, as if each were the whole image: a picture to
+        look at, no segmentation.
+        """
+        pixels, words = self._pixels([image]), self.encode_text([text])[0]
+        patches = np.asarray(_patch_features(self.objective, self.params, pixels))[0]  # [N E]
+        side = self.objective.image.image_size // self.objective.image.patch
+        return (patches @ words).reshape(side, side)
+
+    def _pixels(self, images: Sequence[Image]) -> np.ndarray:
+        size = int(self.preprocessing["image_size"])
+        return np.stack([preprocess(files.load(image, at_least=size), self.preprocessing) for image in images])
+
+    def _tokens(self, texts: Sequence[str]) -> np.ndarray:
+        if self.tokenizer is None:
+            raise UserError("this model came without a tokenizer, so it takes no texts; add its files to the folder")
+        return self.tokenizer(list(texts))
+
+    def _forward(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        return {name: np.asarray(value) for name, value in _forward(self.objective, self.params, dict(batch)).items()}
+
+    def _batched(self, items: Sequence[Any], key: str, read: Callable[[Sequence[Any]], np.ndarray]) -> np.ndarray:
+        """Features of all items, read and encoded batch by batch; small batches are padded to a power of two."""
+        if isinstance(items, str | bytes | Path):
+            raise UserError(f"encode_{key} takes a list, not one {type(items).__name__}: write [{key}]")
+        parts = [np.zeros((0, self.objective.embed), np.float32)]
+        for at in range(0, len(items), self.batch):
+            array = read(items[at : at + self.batch])
+            room = min(self.batch, _power(len(array))) - len(array)
+            padded = np.concatenate([array, np.repeat(array[-1:], room, axis=0)])
+            parts.append(self._forward({key: padded})[f"{key}_features"][: len(array)])
+        return np.concatenate(parts)
+
+
+def _power(n: int) -> int:
+    """The next power of two, so that few shapes are compiled."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(objective: Any, params: Params, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    return objective.forward(params, {}, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _patch_features(objective: Any, params: Params, image: np.ndarray) -> jax.Array:
+    """u8 [B h w 3] to unit features f32 [B N E] of the patches, without the class token."""
+    vit = objective.image
+    pixels = normalize(image, objective.mean, objective.std, vit.dtype)
+    tokens: Any = vit.apply({"params": params["image"]}, pixels)["tokens"][:, int(vit.class_token) :]
+    if vit.norm_after_pool:  # then the tokens have not been through the final norm yet
+        tokens = LayerNorm(vit.epsilon).apply({"params": params["image"]["norm"]}, tokens)
+    features = tokens.astype(jax.numpy.float32) @ params["project"]["image"]["kernel"]
+    return features / jax.numpy.linalg.norm(features, axis=-1, keepdims=True)

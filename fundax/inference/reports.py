@@ -1,0 +1,75 @@
+"""The report of a photograph or angiogram, written by a model of `objectives.report`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.text import Text
+
+from data_pipelines import images as files
+from data_pipelines.language.findings import vocabulary
+from data_pipelines.transforms.steps import preprocess
+from fundax.interop.bundle import Bundle
+from fundax.interop.exchange import read_run
+from fundax.objectives.report import Report
+from fundax.runtime.checkpoint import load_params
+from fundax.types import Extra, UserError
+
+OBJECTIVE = Report  # what launch.py predict hands to this file
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """text, and the findings it names (data_pipelines.report_findings)."""
+
+    text: str
+    findings: tuple[str, ...]
+
+    def __rich__(self) -> Text:
+        return Text(f"{self.text}\nfindings: {', '.join(self.findings) or 'none named'}")
+
+
+def write_reports(
+    bundle: Bundle, extra: Extra, images: list[files.ImageLike], beams: int | None = None
+) -> list[WrittenReport]:
+    """One report for each of N images: paths, encoded bytes, or u8 [H W 3] of any size.
+
+    beams: open reports while one is written; by default as the model was trained.
+    Raises DataError naming an image that cannot be read; UserError for a model without tokenizer, or for beams below 1.
+    """
+    if bundle.tokenizer is None:
+        raise UserError(
+            "this model came without a tokenizer, so its reports have no words; add its files to the folder"
+        )
+    if beams is not None and not 1 <= beams <= bundle.objective.decoder.vocab:
+        raise UserError(f"--beams {beams}: expected 1 (the likeliest word at each step) or a few more")
+    objective = replace(bundle.objective, beams=beams or bundle.objective.beams)
+    size = int(bundle.preprocessing["image_size"])
+    pixels = np.stack([preprocess(files.load(one, at_least=size), bundle.preprocessing) for one in images])
+    ids = np.asarray(_write(objective, bundle.params, extra, pixels))
+    find = vocabulary()
+    return [WrittenReport(text, tuple(sorted(find(text)))) for text in bundle.tokenizer.decode(ids)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of launch.py predict."""
+    parser.add_argument("--image", required=True, help="the photograph or angiogram to describe")
+    parser.add_argument("--beams", type=int, help="open reports while one is written; by default as trained")
+
+
+def run(path: str | Path, given: argparse.Namespace) -> WrittenReport:
+    """What launch.py predict prints."""
+    bundle = read_run(path, given.checkpoint)
+    extra = load_params(path, given.checkpoint)[1]
+    return write_reports(bundle, extra, [given.image], given.beams)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _write(objective: Report, params: Any, extra: Extra, image: np.ndarray) -> jax.Array:
+    return objective.forward(params, extra, {"image": image})["report"]

@@ -1,0 +1,99 @@
+"""Masks of photographs, by a model of `objectives.segment`: PNG files on the photographs' own grid."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+from rich.progress import track
+from rich.table import Table
+
+from data_pipelines.sources.csv import wrap
+from data_pipelines.transforms.dense import Prepared
+from fundax.evals.original_grid import original_map, slide
+from fundax.evals.pictures import COLOURS
+from fundax.evals.segmentation import decided
+from fundax.interop.bundle import Bundle
+from fundax.interop.exchange import read_run
+from fundax.objectives.dense import Segment
+from fundax.runtime.checkpoint import load_params
+from fundax.types import Extra, UserError
+
+OBJECTIVE = Segment  # what launch.py predict hands to this file
+
+
+def masks(
+    bundle: Bundle, extra: Extra, images: Iterable[str | Path], threshold: float = 0.5, overlap: float = 0.5
+) -> Iterator[np.ndarray]:
+    """For each photograph, bool [H W K]: which of its pixels belong to each of the model's classes.
+
+    A model of small windows slides over the photograph as in its evaluation. Raises DataError naming an image that
+    cannot be read.
+    """
+    objective, facts = bundle.objective, bundle.preprocessing
+    size = int(facts["image_size"])
+    params = jax.tree.map(jax.numpy.asarray, bundle.params)
+    forward = lambda views: np.asarray(_forward(objective, params, extra, views))  # noqa: E731
+    for path in images:
+        seen = Prepared(
+            wrap([{"image": Path(path)}]), size, resize=facts["resize"], crop=facts.get("crop_field", False)
+        )[0]
+        image, window = seen.views[0].image, objective.image.image_size
+        assert isinstance(image, np.ndarray)
+        values = slide(forward, image, window, overlap) if size > window else forward(image[None])[0]
+        found = original_map(values, seen.targets["frame"], tuple(seen.targets["size"]))
+        yield decided(found, len(objective.classes), objective.overlapping, threshold)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of launch.py predict."""
+    parser.add_argument("--image", required=True, nargs="+", help="photographs")
+    parser.add_argument("--out", required=True, help="folder of the masks; a file that is there already is an error")
+    parser.add_argument("--threshold", type=float, default=0.5, help="of a structure that is not exclusive")
+
+
+def run(path: str | Path, given: argparse.Namespace) -> Table:
+    """What launch.py predict prints: the files written, and the part of each photograph that is of each class.
+
+    NAME.png holds 0, 1, ... as training masks do (of a single structure 0 and 255); classes that overlap have a file each.
+    """
+    bundle, extra = read_run(path, given.checkpoint), load_params(path, given.checkpoint)[1]
+    classes, out = bundle.objective.classes, Path(given.out)
+    several = bundle.objective.overlapping
+    names = [
+        [f"{Path(p).stem}{f'_{c}' if several else ''}.png" for c in (classes if several else ("",))]
+        for p in given.image
+    ]
+    if taken := [out / name for each in names for name in each if (out / name).exists()]:
+        raise UserError(f"{taken[0]} is there already; choose another --out")
+    if len({name for each in names for name in each}) < sum(map(len, names)):
+        raise UserError("two photographs have the same name; their masks would overwrite each other")
+    table = Table("mask", *(f"{name}, part of all pixels" for name in classes))
+    found = masks(bundle, extra, given.image, given.threshold)
+    for each, mask in zip(names, track(found, "segmenting", len(names), transient=True), strict=True):
+        out.mkdir(parents=True, exist_ok=True)
+        for k, name in enumerate(each):
+            picture(mask[..., k : k + 1] if several else mask).save(out / name)
+        table.add_row(str(out / each[0]), *(f"{part:.4f}" for part in mask.mean((0, 1))))
+    return table
+
+
+def picture(mask: np.ndarray) -> Image.Image:
+    """bool [H W K] as an image of class numbers with colours to look at; one class as grey 0 and 255."""
+    if mask.shape[-1] == 1:
+        return Image.fromarray(mask[..., 0].astype(np.uint8) * 255)
+    index = (mask * np.arange(1, mask.shape[-1] + 1)).max(-1).astype(np.uint8)
+    image = Image.fromarray(index).convert("P")
+    image.putpalette([0, 0, 0, *(value for k in range(mask.shape[-1]) for value in COLOURS[k % len(COLOURS)])])
+    return image
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(objective: Segment, params: Any, extra: Extra, image: np.ndarray) -> jax.Array:
+    return objective.forward(params, extra, {"image": image})["probability"]

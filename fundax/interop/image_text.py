@@ -1,0 +1,55 @@
+"""A trained image-text model to build on: its objective, preprocessing, where its tokenizer is, how a run of it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fundax.encoders.clip_text import TextTransformer
+from fundax.encoders.vit import ViT
+from fundax.interop.bundle import read_json
+from fundax.interop.load import is_run, read_objective
+from fundax.objectives.clip import CLIP, MEAN, STD
+from fundax.runtime.checkpoint import load_params
+from fundax.types import Params, UserError
+
+
+@dataclass(frozen=True)
+class ImageText:
+    """tokenizer: its folder, "" for the bundled one. init_from, init_extra: for a Recipe; () are fresh weights."""
+
+    objective: Any  # an Objective with `embed`, the width of its features
+    facts: dict[str, Any]
+    tokenizer: str = ""
+    init_from: tuple[Callable[[Params], Params], ...] = ()
+    init_extra: tuple[Callable[[Any], Any], ...] = ()
+
+
+def opened(model: str, which: int | str = "latest") -> ImageText:
+    """The model of a run or an import. Its weights are read when a run of it starts.
+
+    Raises UserError for a folder that is no run, a model of pairs of eyes, and one without a tokenizer: classes are
+    told to it by name.
+    """
+    if not model:
+        raise UserError("--model is missing: a run, or an import of weights")
+    run = Path(model)
+    if not is_run(run):
+        raise UserError(f"{model} is no run; bring other weights in by: launch.py import {model} --workdir RUN")
+    if not (run / "tokenizer").is_dir():
+        raise UserError(f"{model} came without a tokenizer, and classes are told by their names")
+    objective = read_objective(run)
+    if not {"image", "text"} <= set(objective.spec(1)):
+        raise UserError(f"{model} holds {type(objective).__name__}; expected a model of single images and texts")
+    facts, tokenizer = read_json(run / "preprocessing.json"), str(run / "tokenizer")
+    start = (lambda fresh: load_params(model, which)[0],), (lambda fresh: load_params(model, which)[1],)
+    return ImageText(objective, facts, tokenizer, *start)
+
+
+def tiny(vocabulary: int, context: int) -> ImageText:
+    """Fresh weights, for --smoke, with a text tower for so many tokens."""
+    towers = ViT(32, 8, 32, 1, 2), TextTransformer(vocabulary, context, 32, 1, 2)
+    facts = {"image_size": 32, "mean": MEAN, "std": STD, "resize": "squash", "interpolation": "bicubic"}
+    return ImageText(CLIP(*towers, embed=32), facts)

@@ -1,0 +1,146 @@
+"""Foreign checkpoints as tables: which of their keys holds which parameter of ours, and how it lies there.
+
+A checkpoint family is a function `rows(objective) -> list[Row]`: one table, read in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from fundax.interop.weights import State
+from fundax.params import flatten, unflatten, unstack_blocks
+from fundax.types import Objective, Params, UserError
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`read` takes the tensors of a row's keys and gives our array; `write` is its inverse."""
+
+    read: Callable[[Sequence[np.ndarray]], np.ndarray]
+    write: Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter: our path, their key (keys, where one array of ours is several of theirs), the layout."""
+
+    path: str
+    keys: tuple[str, ...]
+    layout: Layout
+
+
+SAME = Layout(lambda t: t[0], lambda x: [x])
+
+
+LINEAR = Layout(lambda t: t[0].T, lambda x: [x.T])  # [out in] there
+
+
+CONV = Layout(lambda t: t[0].transpose(2, 3, 1, 0), lambda x: [x.transpose(3, 2, 0, 1)])  # OIHW there
+
+
+PACKED_KERNEL = Layout(  # [3D D] there, rows of q, k, v in this order
+    lambda t: t[0].T.reshape(t[0].shape[1], 3, -1), lambda x: [x.reshape(x.shape[0], -1).T]
+)
+
+
+PACKED_BIAS = Layout(lambda t: t[0].reshape(3, -1), lambda x: [x.reshape(-1)])
+
+
+SPLIT_KERNEL = Layout(lambda t: np.stack([w.T for w in t], axis=1), lambda x: [x[:, i].T for i in range(3)])
+
+
+SPLIT_BIAS = Layout(lambda t: np.stack(t), lambda x: [x[i] for i in range(3)])
+
+
+def linear(path: str, key: str, bias: bool = True) -> list[Row]:
+    """Rows of a dense layer stored as `key.weight` [out in] and `key.bias`."""
+    rows = [Row(f"{path}/kernel", (f"{key}.weight",), LINEAR)]
+    return [*rows, Row(f"{path}/bias", (f"{key}.bias",), SAME)] if bias else rows
+
+
+def norm(path: str, key: str) -> list[Row]:
+    """Rows of a layer norm stored as `key.weight` and `key.bias`."""
+    return [Row(f"{path}/scale", (f"{key}.weight",), SAME), Row(f"{path}/bias", (f"{key}.bias",), SAME)]
+
+
+def shapes_of(objective: Objective) -> Shapes:
+    """Path -> shape of every parameter of an objective, layers unstacked; nothing is computed."""
+
+    def init() -> Params:
+        batch = {key: jax.numpy.zeros(spec.shape, spec.dtype) for key, spec in objective.spec(1).items()}
+        return unstack_blocks(objective.init(jax.random.key(0), batch)[0])
+
+    return {path: tuple(leaf.shape) for path, leaf in flatten(jax.eval_shape(init)).items()}
+
+
+def read(rows: Iterable[Row], state: State, shapes: Shapes, source: str, ignore: Sequence[str] = ()) -> Params:
+    """Parameters (fp32, layers unstacked) from a foreign state dict.
+
+    Args:
+        rows: the table of the checkpoint family.
+        shapes: what `shapes_of` the objective says.
+        source: the name of the checkpoint, for messages.
+        ignore: endings of keys that carry no parameter.
+    Raises:
+        UserError: keys that are missing or unknown, or a tensor of another shape; by name.
+    """
+    rows = list(rows)
+    state = {key: value for key, value in state.items() if not key.endswith(tuple(ignore))}
+    check_names(rows, state, shapes, source)
+    flat = {}
+    for row in rows:
+        tensors = [_checked(row, i, state[key], shapes, source) for i, key in enumerate(row.keys)]
+        flat[row.path] = np.ascontiguousarray(row.layout.read(tensors)).reshape(shapes[row.path])
+    return unflatten(flat)
+
+
+def write(rows: Iterable[Row], params: Params, source: str) -> State:
+    """The foreign state dict (fp32) of parameters, stacked or not: the inverse of `read`.
+
+    Raises:
+        UserError: a parameter the layout has no place for, or one it needs and the parameters lack; by path.
+    """
+    flat = flatten(unstack_blocks(params))
+    rows = list(rows)
+    _refuse(f"{source} has no place for the parameters", set(flat) - {row.path for row in rows})
+    _refuse(f"{source} needs parameters that are absent:", {row.path for row in rows} - set(flat))
+    state: State = {}
+    for row in rows:
+        tensors = row.layout.write(np.asarray(flat[row.path], np.float32))
+        state |= {key: np.asarray(tensor, order="C") for key, tensor in zip(row.keys, tensors, strict=True)}
+    return state
+
+
+def check_names(rows: Sequence[Row], state: State, shapes: Shapes, source: str) -> None:
+    """UserError naming every key that is missing, unknown, or that the table forgets to set."""
+    expected = {key for row in rows for key in row.keys}
+    missing, unknown = expected - set(state), set(state) - expected
+    if missing or unknown:
+        parts = [f"missing {_some(missing)}"] * bool(missing) + [f"unknown {_some(unknown)}"] * bool(unknown)
+        raise UserError(f"{source}: the keys do not fit the model: {'; '.join(parts)}")
+    _refuse(f"{source}: the layout leaves parameters unset:", set(shapes) - {row.path for row in rows})
+
+
+def _checked(row: Row, index: int, tensor: np.ndarray, shapes: Shapes, source: str) -> np.ndarray:
+    """The tensor as fp32, if it has the shape our parameter would be written with."""
+    ours = np.broadcast_to(np.float32(0), shapes[row.path])
+    expected = row.layout.write(ours)[index].shape
+    if tensor.shape != expected and not (expected == () and tensor.size == 1):  # scalars are also stored as [1]
+        raise UserError(f"{source}: '{row.keys[index]}' has the shape {tensor.shape}, expected {expected}")
+    return tensor.astype(np.float32)
+
+
+def _refuse(message: str, names: set[str]) -> None:
+    if names:
+        raise UserError(f"{message} {_some(names)}")
+
+
+def _some(names: set[str], limit: int = 20) -> str:
+    """Names, sorted; a long list is cut and says so."""
+    listed = ", ".join(sorted(names)[:limit])
+    return f"{listed}, and {len(names) - limit} more" if len(names) > limit else listed

@@ -1,0 +1,218 @@
+"""Tensors in files of any of the field's formats: a flat dict of names to numpy arrays, both ways."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from fundax.types import UserError
+
+State = dict[str, np.ndarray]  # a state dict: the checkpoint's own key names
+
+
+# What a folder of weights is called, in the order of preference; a folder holds one model.
+FILE_NAMES = (
+    "open_clip_model.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "ret_clip.pt",
+)
+
+
+SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
+
+
+WRAPPERS = ("state_dict", "model", "model_state_dict")  # training programs put the tensors one level down
+
+
+PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
+
+
+_SAFETENSORS = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def find_file(path: str | Path) -> Path:
+    """The file of weights at `path`: itself, or the first of FILE_NAMES in a folder. UserError if none is."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder of weights")
+    for name in FILE_NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: the folder has no weights; expected one of {', '.join(FILE_NAMES)}")
+
+
+def read_state(path: str | Path) -> State:
+    """The tensors of a .safetensors, .npz, .pt, .pth or .bin file, or of a folder that holds one.
+
+    A dict wrapped in "state_dict" is unwrapped and a prefix "module." on every key is dropped; dtypes stay as
+    stored. PyTorch files are read with `weights_only=True`, so that a pickle can run no code.
+
+    Raises:
+        UserError: no such file, unknown suffix, damaged file, a pickle of more than tensors, or torch absent.
+    """
+    path = find_file(path)
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: cannot read weights from '{path.suffix}' files; expected {', '.join(SUFFIXES)}")
+    if path.suffix == ".safetensors":
+        state: Mapping[str, Any] = _read_safetensors(path)
+    elif path.suffix == ".npz":
+        state = _read_npz(path)
+    else:
+        state = _tensors(path, load_torch(path))
+    return strip_prefixes(state)
+
+
+def strip_prefixes(state: Mapping[str, np.ndarray]) -> State:
+    """The same tensors with the prefixes that wrappers of a model put before every key taken off."""
+    names = list(state)
+    for prefix in PREFIXES:
+        if names and all(name.startswith(prefix) for name in names):
+            return strip_prefixes({name.removeprefix(prefix): state[name] for name in names})
+    return dict(state)
+
+
+def write_safetensors(state: Mapping[str, Any], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write arrays to one .safetensors file, marked as PyTorch's, which old readers insist on."""
+    from safetensors.numpy import save_file
+
+    # save_file writes the raw buffer whatever the strides: a transposed kernel would come out scrambled.
+    # (ascontiguousarray would also turn a scalar into a vector.)
+    contiguous = {name: np.asarray(value, order="C") for name, value in state.items()}
+    save_file(contiguous, str(path), metadata={"format": "pt", **(metadata or {})})
+
+
+def write_torch(tree: Mapping[str, Any], path: str | Path) -> None:
+    """Write nested dicts of arrays as torch.save writes tensors. Raises UserError where torch is absent."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{path}: writing PyTorch files needs torch: pip install 'fundax[torch]'") from error
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: tensors(item) for key, item in value.items()}
+        return torch.from_numpy(np.array(value))
+
+    torch.save(tensors(tree), path)
+
+
+def digests(state: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """SHA-256 of each tensor's bytes (row-major, native little-endian), by name."""
+    return {name: hashlib.sha256(np.asarray(value, order="C").tobytes()).hexdigest() for name, value in state.items()}
+
+
+def _read_shards(index: Path) -> State:
+    try:
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index}: not an index of shards; expected a JSON object with 'weight_map'") from error
+    state: State = {}
+    for name in files:
+        if Path(name).name != name:
+            raise UserError(f"{index}: names the shard '{name}', which is not a file of the same folder")
+        state |= read_state(index.parent / name)
+    return state
+
+
+def _read_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        tensors = deserialize(path.read_bytes())
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
+    state = {}
+    for name, tensor in tensors:
+        if tensor["dtype"] not in _SAFETENSORS:
+            raise UserError(f"{path}: tensor '{name}' has the unsupported dtype {tensor['dtype']}")
+        flat = np.frombuffer(tensor["data"], dtype=_SAFETENSORS[tensor["dtype"]])
+        state[name] = flat.reshape(tensor["shape"])
+    return state
+
+
+def _read_npz(path: Path) -> State:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except (zipfile.BadZipFile, ValueError, TypeError, AttributeError, EOFError, OSError) as error:
+        raise UserError(f"{path}: damaged, or not an .npz file of plain arrays ({error})") from error
+
+
+def load_torch(path: str | Path) -> Any:
+    """What a PyTorch file holds, as torch.save had it; by an unpickler that makes tensors and plain values only.
+
+    An argparse Namespace, which training programs put beside the weights, counts as a plain value.
+
+    Raises:
+        UserError: torch absent, a damaged file, or a pickle of anything else.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{path}: reading PyTorch files needs torch: pip install 'fundax[torch]'") from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: refused: damaged, or it holds more than tensors, which could run code when read; "
+            "save model.state_dict() alone, best as .safetensors"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise UserError(f"{path}: damaged or not a PyTorch state dict ({_first_line(error)})") from error
+
+
+def _tensors(path: Path, loaded: Any) -> State:
+    """Unwrap {"state_dict": ...} and turn tensors into arrays."""
+    import torch
+
+    for key in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+            break
+    expected = f"expected names to tensors, possibly under {', '.join(WRAPPERS)}"
+    if not isinstance(loaded, Mapping):
+        raise UserError(f"{path}: not a state dict but a {type(loaded).__name__}; {expected}")
+    for name, value in loaded.items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(f"{path}: not a state dict; '{name}' is of type {type(value).__name__}; {expected}")
+    return {str(name): _array(tensor, torch) for name, tensor in loaded.items()}
+
+
+def _array(tensor: Any, torch: Any) -> np.ndarray:
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:  # numpy has no such dtype of its own
+        return tensor.view(torch.uint16).contiguous().numpy().view(ml_dtypes.bfloat16)
+    return tensor.contiguous().numpy()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

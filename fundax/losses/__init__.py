@@ -1,0 +1,1 @@
+"""Loss functions on arrays: contrastive, supervised, dense, distillation and diffusion."""

@@ -1,0 +1,1 @@
+"""Metrics on numpy arrays: classification, calibration, segmentation, text, and their confidence intervals."""

@@ -1,0 +1,110 @@
+"""Do probabilities mean what they say? Reliability, expected calibration error, Brier score, temperature scaling.
+
+Probabilities are f32 [N K] with labels i32 [N], or those of the positive class [N] with labels 0/1 [N]."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fundax.metrics.statistics import Estimate, blank
+from fundax.types import UserError
+
+
+def reliability(
+    labels: Any, probabilities: Any, *, bins: int = 15, equal_counts: bool = False
+) -> dict[str, np.ndarray]:
+    """The reliability curve: per bin mean confidence f64, observed share f64 (NaN where empty), count i64, edges [b+1].
+
+    Several classes: confidence of the predicted class against whether it is right. Two: probability of the positive
+    class against how often it is there. equal_counts: bins of as many rows each instead of equal widths; equal
+    probabilities stay together, so there may be fewer bins.
+    """
+    confidence, right = _confidence(labels, probabilities)
+    if equal_counts and len(confidence):
+        edges = np.unique(np.quantile(confidence, np.linspace(0, 1, bins + 1)))
+        edges[0], edges[-1] = 0.0, 1.0
+        edges = edges if len(edges) > 1 else np.array([0.0, 1.0])
+    else:
+        edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, len(edges) - 2)  # (low, high]
+    count = np.bincount(place, minlength=len(edges) - 1)
+    sums = [np.bincount(place, x, minlength=len(edges) - 1) for x in (confidence, right.astype(np.float64))]
+    with np.errstate(invalid="ignore"):
+        mean, observed = (np.where(count > 0, s / np.maximum(count, 1), np.nan) for s in sums)
+    return {"confidence": mean, "observed": observed, "count": count, "edges": edges}
+
+
+def calibration_error(labels: Any, probabilities: Any, *, bins: int = 15, equal_counts: bool = False) -> Estimate:
+    """Expected calibration error: the mean over rows of |confidence - observed share| of their bin; no interval.
+
+    Source: Guo et al. 2017 (arXiv:1706.04599), equation 3.
+    """
+    curve = reliability(labels, probabilities, bins=bins, equal_counts=equal_counts)
+    rows = curve["count"].sum()
+    if not rows:
+        return blank("no rows")
+    gaps = np.abs(curve["confidence"] - curve["observed"])
+    return Estimate(float(np.nansum(gaps * curve["count"]) / rows))
+
+
+def brier(labels: Any, probabilities: Any) -> Estimate:
+    """Brier score: the mean squared difference to what happened (several classes: summed over them, 0 to 2).
+
+    Source: Brier 1950, Monthly Weather Review 78:1; the two-class form is scikit-learn's.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    if not len(labels):
+        return blank("no rows")
+    if probabilities.ndim == 1:
+        return Estimate(float(np.mean((probabilities - labels) ** 2)))
+    happened = np.eye(probabilities.shape[1])[labels]
+    return Estimate(float(np.mean(np.sum((probabilities - happened) ** 2, axis=1))))
+
+
+def temperature(logits: Any, labels: Any) -> float:
+    """The T > 0 that makes softmax(logits / T) likeliest; fit it on validation, then divide the test's logits by it.
+
+    logits: f32 [N K], or [N] of the positive class for a sigmoid. NaN where there are no rows or one class only: then
+    no T is best. Source: Guo et al. 2017 (arXiv:1706.04599), section 4.2.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    if len(np.unique(labels)) < 2:
+        return math.nan
+    if logits.ndim == 1:
+        logits = np.stack([np.zeros_like(logits), logits], axis=1)
+    rows, labels = np.arange(len(labels)), labels.astype(np.int64)
+
+    def loss(log_temperature: float) -> float:
+        z = logits / math.exp(log_temperature)
+        z = z - z.max(1, keepdims=True)
+        return float(np.mean(np.log(np.exp(z).sum(1)) - z[rows, labels]))
+
+    found: Any = minimize_scalar(loss, bounds=(-6, 6), method="bounded", options={"xatol": 1e-6})
+    return math.exp(float(found.x))
+
+
+def _confidence(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
+    labels, probabilities = _checked(labels, probabilities)
+    if probabilities.ndim == 1:
+        return probabilities, labels == 1
+    return probabilities.max(1, initial=0.0), probabilities.argmax(1) == labels
+
+
+def _checked(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Raises UserError where shapes differ, or probabilities are none."""
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
+    if labels.ndim != 1 or len(labels) != len(probabilities) or probabilities.ndim > 2:
+        raise UserError(f"labels {labels.shape} and probabilities {probabilities.shape}; expected [N] and [N] or [N K]")
+    bad = ~np.isfinite(probabilities) | (probabilities < -1e-6) | (probabilities > 1 + 1e-6)
+    if bad.any():
+        row = int(np.argwhere(bad)[0][0])
+        raise UserError(f"row {row}: {probabilities[row]} is no probability; expected numbers from 0 to 1")
+    classes = 2 if probabilities.ndim == 1 else probabilities.shape[1]
+    if len(labels) and not ((labels >= 0) & (labels < classes)).all():
+        raise UserError(f"labels from {labels.min()} to {labels.max()}; expected 0 to {classes - 1}")
+    return labels.astype(np.int64), probabilities

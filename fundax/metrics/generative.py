@@ -1,0 +1,128 @@
+"""The nearest real image of every drawn one: whether a generative model repeats what it has learnt from.
+
+Frechet distance between the features of two sets of images (arXiv:1706.08500, eq. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fundax.types import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """For each of n images: distance f32 [n] to its nearest, index i64 [n] and image u8 [n h w 3] of that one.
+
+    A distance is the root mean square difference of the pixels in grey levels; a mirrored image counts as the same.
+    """
+
+    distance: np.ndarray
+    index: np.ndarray
+    image: np.ndarray
+
+
+def nearest(images: np.ndarray, others: Iterable[tuple[np.ndarray, np.ndarray]]) -> Neighbours:
+    """The nearest of `others`, an iterable of (index i64 [m], images u8 [m h w 3]), to each of `images` u8 [n h w 3].
+
+    `others` passes once and is never held as a whole. Raises UserError for other sizes, or where there are none.
+    """
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    best = np.full(len(images), np.inf, np.float32)
+    index, found = np.full(len(images), -1), np.zeros_like(images)
+    for rows, batch in others:
+        if batch.shape[1:] != images.shape[1:]:
+            raise UserError(f"images of {images.shape[1:]} compared with images of {batch.shape[1:]}")
+        for side in (batch, batch[:, :, ::-1]):
+            far = _squares(flat, side.reshape(len(side), -1).astype(np.float32))  # [n m]
+            at = far.argmin(1)
+            closer = far[np.arange(len(flat)), at] < best
+            best[closer] = far[closer, at[closer]]
+            index[closer], found[closer] = rows[at[closer]], side[at[closer]]
+    if len(images) and index.min() < 0:
+        raise UserError("there are no images to look for neighbours among")
+    return Neighbours(np.sqrt(best / max(flat.shape[1], 1)), index, found)
+
+
+def memorised(samples: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
+    """How the distances [n] of samples to the training images compare with those [m] of images held out.
+
+    median_samples, median_unseen; closest_samples, closest_unseen; below_unseen: the share of samples that are closer
+    than the first percentile of the held-out ones, where chance alone gives 0.01; `copies`: of distance below half the
+    closest held-out one's, a number of images to look at.
+    """
+    return {
+        "median_samples": float(np.median(samples)),
+        "median_unseen": float(np.median(unseen)),
+        "closest_samples": float(samples.min()),
+        "closest_unseen": float(unseen.min()),
+        "below_unseen": float((samples < np.percentile(unseen, 1)).mean()),
+        "copies": float((samples < unseen.min() / 2).sum()),
+    }
+
+
+def draw_pairs(images: np.ndarray, found: Neighbours, unseen: np.ndarray, path: str | Path, pairs: int = 8) -> Path:
+    """A PNG of the closest pairs and of pairs around the median, each a sample over its nearest training image.
+
+    unseen: the distances of held-out images, whose distribution is drawn beside that of the samples.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    order = found.distance.argsort()
+    middle = order[max(len(order) // 2 - pairs // 2, 0) :][:pairs]
+    figure = Figure(figsize=(1.1 * pairs + 0.6, 7.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    parts: Any = figure.subfigures(3, 1, height_ratios=(2.6, 2.6, 2.2))
+    for part, title, rows in zip(parts, ("Closest", "Around the median"), (order[:pairs], middle), strict=False):
+        part.suptitle(f"{title}: drawn image above, nearest training image below", fontsize=10, x=0.01, ha="left")
+        grid = part.subplots(2, pairs, squeeze=False)
+        for cell in grid.ravel():
+            cell.set_axis_off()
+        for column, row in enumerate(rows):
+            grid[0, column].imshow(images[row])
+            grid[0, column].set_title(f"{found.distance[row]:.1f}", fontsize=8, pad=2)
+            grid[1, column].imshow(found.image[row])
+    axes = parts[2].subplots()
+    bins = np.linspace(0, max(found.distance.max(), unseen.max()), 41).tolist()
+    axes.hist(unseen, bins, density=True, histtype="step", color="#0072B2", linewidth=1.6, label="held-out images")
+    axes.hist(found.distance, bins, density=True, histtype="step", color="#D55E00", linewidth=1.6, label="drawn images")
+    axes.set_xlabel("Distance to the nearest training image (root mean square, grey levels)", fontsize=9)
+    axes.set_yticks([])
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    return Path(path)
+
+
+def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distances f32 [n m] of rows [n D] and [m D]."""
+    return np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T, 0)
+
+
+def frechet(first: np.ndarray, second: np.ndarray) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of features f32 [n D] and [m D], computed in f64.
+
+    The trace of the square root is taken of the symmetric (C1^(1/2) C2 C1^(1/2)), which has the same eigenvalues as C1 C2
+    and stays real where there are fewer images than features. It is biased upwards for few images: compare sets of equal
+    size. Raises UserError for fewer than two images or features of unequal width.
+    """
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise UserError(f"features {first.shape} and {second.shape}; expected [n D] and [m D]")
+    if min(len(first), len(second)) < 2:
+        raise UserError("a Frechet distance needs at least two images on each side")
+    means = [np.asarray(x, np.float64).mean(0) for x in (first, second)]
+    spread, other = (np.atleast_2d(np.cov(np.asarray(x, np.float64), rowvar=False)) for x in (first, second))
+    root = _root(spread)
+    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other @ root), 0)).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + np.trace(spread) + np.trace(other) - 2 * shared)
+
+
+def _root(matrix: np.ndarray) -> np.ndarray:
+    """The symmetric square root of a covariance [D D]."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.maximum(values, 0))[None]) @ vectors.T

@@ -1,0 +1,64 @@
+"""How well two masks agree: Dice, IoU, the 95th percentile of surface distances, sensitivity, specificity.
+
+Pure functions of bool [H W] masks. What an empty mask leaves undefined is NaN, never an error."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+NAMES = ("dice", "iou", "sensitivity", "specificity", "hd95")
+
+
+def scores(truth: np.ndarray, found: np.ndarray, inside: np.ndarray | None = None) -> dict[str, float]:
+    """All of NAMES for one structure of one image, counting pixels `inside` (a field of view) only.
+
+    Without a pixel of truth dice, iou, sensitivity and hd95 are NaN: there was nothing to find. Where truth is there and
+    nothing was found, hd95 is NaN (no distance exists) and the others are 0.
+    """
+    if inside is not None:
+        truth, found = truth & inside, found & inside
+    area = truth.size if inside is None else int(inside.sum())
+    positive, hit, both = int(truth.sum()), int(found.sum()), int((truth & found).sum())
+    nan = math.nan
+    return {
+        "dice": 2 * both / (positive + hit) if positive else nan,
+        "iou": both / (positive + hit - both) if positive else nan,
+        "sensitivity": both / positive if positive else nan,
+        "specificity": (area - positive - hit + both) / (area - positive) if area > positive else nan,
+        "hd95": hausdorff_95(truth, found),
+    }
+
+
+def hausdorff_95(first: np.ndarray, second: np.ndarray) -> float:
+    """The larger of the two 95th percentiles of distances between the surfaces, in pixels; NaN where one is empty.
+
+    The surface of a mask is its pixels with a side on the outside (or on the image's edge).
+    Source: Huttenlocher et al. 1993, IEEE TPAMI 15:850, with percentiles in place of maxima.
+    """
+    if not first.any() or not second.any():
+        return math.nan
+    box = tuple(
+        slice(int(np.flatnonzero(line)[0]), int(np.flatnonzero(line)[-1]) + 1) for line in _lines(first | second)
+    )
+    first, second = np.pad(first[box], 1), np.pad(second[box], 1)
+    edges = [_surface(first), _surface(second)]
+    there, back = (_distances(edges[1])[edges[0]], _distances(edges[0])[edges[1]])
+    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
+
+
+def _lines(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(mask.any(1)), np.asarray(mask.any(0))
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+def _distances(surface: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    return ndimage.distance_transform_edt(~surface)  # type: ignore[return-value]

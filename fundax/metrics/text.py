@@ -1,0 +1,135 @@
+"""How like two reports are: BLEU (by sacrebleu), ROUGE-L, a METEOR without synonyms, CIDEr-D. One reference each.
+
+All take lists of texts. Words are compared in lower case, signs do not count, and a Chinese character is a word."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+_WORDS = re.compile(r"[a-z0-9]+(?:[./-][a-z0-9]+)*|[\u4e00-\u9fff]")
+
+
+_BETA = 1.2  # ROUGE-L's weight of recall in the captioning literature
+
+
+_Gram = tuple[str, ...]
+
+
+_SIGMA = 6.0  # words; CIDEr-D's penalty of another length
+
+
+def words(text: str) -> list[str]:
+    """What is counted: words, numbers, Chinese characters."""
+    return _WORDS.findall(text.lower())
+
+
+def bleu(written: Sequence[str], true: Sequence[str], order: int = 4) -> float:
+    """Corpus BLEU of n-grams up to `order`, 0 to 1, without smoothing.
+
+    Source: Papineni et al. 2002, as github.com/mjpost/sacrebleu computes it.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    score = BLEU(max_ngram_order=order, tokenize="none", smooth_method="none", force=True)
+    texts = [[" ".join(words(text)) for text in side] for side in (written, true)]
+    return float(score.corpus_score(texts[0], [texts[1]]).score) / 100
+
+
+def rouge_l(written: Sequence[str], true: Sequence[str]) -> float:
+    """Mean F of the longest common subsequence, recall weighted by 1.2 squared, 0 to 1 (Lin 2004, equations 2 to 4)."""
+    return float(np.mean([_rouge_l(words(a), words(b)) for a, b in zip(written, true, strict=True)]))
+
+
+def meteor_like(written: Sequence[str], true: Sequence[str]) -> float:
+    """Mean of 10PR/(R+9P) times 1 - 0.5 (chunks/matches)^3, 0 to 1.
+
+    Words match where they are equal but for a final s: the stems and synonyms of METEOR are left out, which need
+    dictionaries. Matches are taken from the longest common run of words to the shortest, a run being a chunk.
+    Source: Banerjee and Lavie 2005, section 2.2.
+    """
+    return float(np.mean([_meteor(words(a), words(b)) for a, b in zip(written, true, strict=True)]))
+
+
+def cider(written: Sequence[str], true: Sequence[str]) -> float:
+    """CIDEr-D: 10 times the mean over n = 1..4 of the clipped TF-IDF cosine of n-grams, 0 to 10.
+
+    Document frequencies are those of `true`; with fewer than two different texts every weight is 0, and so is the score.
+    Source: Vedantam et al. 2015, equations 1 to 3 and section 5, as the COCO evaluation computes it.
+    """
+    pairs = [(words(a), words(b)) for a, b in zip(written, true, strict=True)]
+    scores = np.zeros(len(pairs))
+    for n in range(1, 5):
+        grams = [(_grams(a, n), _grams(b, n)) for a, b in pairs]
+        seen = Counter(gram for _, b in grams for gram in b)
+        rarity = {gram: math.log(len(pairs) / seen[gram]) for gram in seen}
+        scores += [_cosine(_weighted(a, rarity, len(pairs)), _weighted(b, rarity, len(pairs))) for a, b in grams]
+    lengths = np.array([len(a) - len(b) for a, b in pairs])
+    return float(np.mean(10 * scores / 4 * np.exp(-(lengths**2) / (2 * _SIGMA**2))))
+
+
+def all_scores(written: Sequence[str], true: Sequence[str]) -> dict[str, float]:
+    """bleu1 to bleu4, rouge_l, meteor_like and cider of N written reports against the N true ones."""
+    found = {f"bleu{n}": bleu(written, true, n) for n in (1, 2, 3, 4)}
+    return found | {f.__name__: f(written, true) for f in (rouge_l, meteor_like, cider)}
+
+
+def _rouge_l(written: list[str], true: list[str]) -> float:
+    row = [0] * (len(true) + 1)
+    for word in written:
+        before = row.copy()
+        for k, other in enumerate(true, start=1):
+            row[k] = before[k - 1] + 1 if word == other else max(before[k], row[k - 1])
+    if not row[-1]:
+        return float(written == true)
+    precision, recall = row[-1] / len(written), row[-1] / len(true)
+    return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
+
+
+def _meteor(written: list[str], true: list[str]) -> float:
+    a, b = ([word.rstrip("s") or word for word in side] for side in (written, true))
+    free_a, free_b = np.ones(len(a), bool), np.ones(len(b), bool)
+    same = np.array([[x == y for y in b] for x in a], bool).reshape(len(a), len(b))
+    matches = chunks = 0
+    while same.any():
+        length, i, j = _longest_run(same & free_a[:, None] & free_b[None])
+        if not length:
+            break
+        free_a[i : i + length], free_b[j : j + length] = False, False
+        matches, chunks = matches + length, chunks + 1
+    if not matches:
+        return float(a == b)
+    precision, recall = matches / len(a), matches / len(b)
+    penalty = 0.5 * (chunks / matches) ** 3
+    return 10 * precision * recall / (recall + 9 * precision) * (1 - penalty)
+
+
+def _longest_run(same: np.ndarray) -> tuple[int, int, int]:
+    """Length and place of the longest diagonal of True."""
+    runs = np.zeros((same.shape[0] + 1, same.shape[1] + 1), int)
+    for i in range(same.shape[0]):
+        runs[i + 1, 1:] = np.where(same[i], runs[i, :-1] + 1, 0)
+    i, j = np.unravel_index(int(runs.argmax()), runs.shape)
+    length = int(runs[i, j])
+    return length, int(i) - length, int(j) - length
+
+
+def _grams(said: list[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(said[k : k + n]) for k in range(len(said) - n + 1))
+
+
+def _weighted(grams: Mapping[_Gram, int], rarity: Mapping[_Gram, float], texts: int) -> dict[_Gram, float]:
+    """Counts times rarity; what no true text has is as rare as what one of the `texts` has."""
+    return {gram: count * rarity.get(gram, math.log(texts)) for gram, count in grams.items()}
+
+
+def _cosine(a: dict[_Gram, float], b: dict[_Gram, float]) -> float:
+    """Of two weighted counts, those of `a` clipped at those of `b`."""
+    norms = [math.sqrt(sum(v * v for v in side.values())) for side in (a, b)]
+    if not all(norms):
+        return 0.0
+    return sum(min(v, b[gram]) * b[gram] for gram, v in a.items() if gram in b) / (norms[0] * norms[1])

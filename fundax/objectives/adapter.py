@@ -1,0 +1,250 @@
+"""Adapters of a contrastive model to few labelled images, on features taken once: CLIP-Adapter and Tip-Adapter(-F).
+
+CLIP-Adapter is arXiv:2110.04544, Tip-Adapter arXiv:2207.09519; the defaults and the two quirks are those of
+github.com/jusiro/FLAIR (Apache-2.0), held by golden tests."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fundax import optim
+from fundax.encoders.layers import uniform, unit
+from fundax.types import Array, Batch, Extra, Metrics, Params
+
+# Class features, unit f32 [K E], and the exponent of the logit scale: what an adapter keeps of the pretrained model.
+Heads = Mapping[str, Array]
+
+
+def heads(text: Array, log_scale: float) -> Extra:
+    """The `extra` of an adapter: `text` [K E] (unit class features) and `log_scale`."""
+    return {"text": jnp.asarray(text, jnp.float32), "log_scale": jnp.asarray(log_scale, jnp.float32)}
+
+
+@dataclass(frozen=True)
+class ClipAdapter:
+    """x' = unit(ratio * relu(W2 relu(W1 x)) + (1 - ratio) * x), scored against the class features.
+
+    Batches: feature f32 [B E] (unit), label i32 [B]. `extra` is `heads(...)`: init gives one of zeros to fill.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("feature", "label")
+
+    width: int
+    classes: int
+    ratio: float = 0.2
+    reduction: int = 4
+
+    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """feature f32 [B E], label i32 [B]."""
+        feature = jax.ShapeDtypeStruct((batch, self.width), jnp.float32)
+        return {"feature": feature, "label": jax.ShapeDtypeStruct((batch,), jnp.int32)}
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
+        """Two matrices without bias, as torch's Linear."""
+        del batch
+        first, second = jax.random.split(rng)
+        narrow = self.width // self.reduction
+        params = {
+            "fc1": {"kernel": uniform(self.width**-0.5)(first, (self.width, narrow))},
+            "fc2": {"kernel": uniform(narrow**-0.5)(second, (narrow, self.width))},
+        }
+        return params, heads(jnp.zeros((self.classes, self.width)), 0.0)
+
+    def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+        """image_features (adapted, unit f32 [B E]) and logits f32 [B K]."""
+        x = jnp.asarray(batch["feature"])
+        y = jax.nn.relu(jax.nn.relu(x @ params["fc1"]["kernel"]) @ params["fc2"]["kernel"])
+        x = unit(self.ratio * y + (1 - self.ratio) * x)
+        return {"image_features": x, "logits": jnp.exp(extra["log_scale"]) * x @ extra["text"].T}
+
+    def loss(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
+        """Mean cross-entropy of the logits."""
+        del rng, step
+        return _cross_entropy(self.forward(params, extra, batch)["logits"], batch["label"], extra)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A ClipAdapter behind a frozen image-text model: trained on features taken once, used on images.
+
+    Batches: feature f32 [B E] or image u8 [B h w 3]; label i32 [B]. Parameters: `model`, `adapter` and `heads` (see
+    `heads`), of which the loss moves the adapter alone; `told` gives the heads.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("feature", "label")
+
+    model: Any
+    adapter: ClipAdapter
+
+    @property
+    def image(self) -> Any:
+        """The image encoder."""
+        return self.model.image
+
+    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """feature f32 [B E], label i32 [B]."""
+        return self.adapter.spec(batch)
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
+        """Fresh parameters; `extra` is that of the model."""
+        first, second = jax.random.split(rng)
+        one = {key: jnp.zeros(s.shape, s.dtype) for key, s in self.model.spec(1).items()}
+        model, extra = self.model.init(first, one)
+        adapter, empty = self.adapter.init(second, batch)
+        return {"model": model, "adapter": adapter, "heads": empty}, {"model": extra}
+
+    def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+        """feature (of the model) f32 [B E], image_features (adapted), logits and probabilities f32 [B K]."""
+        if "feature" in batch:
+            feature = jnp.asarray(batch["feature"])
+        else:
+            seen = self.model.forward(params["model"], extra["model"], {"image": batch["image"]})
+            feature = seen["image_features"]
+        out = self.adapter.forward(params["adapter"], params["heads"], {"feature": feature})
+        return {"feature": feature, "probabilities": jax.nn.softmax(out["logits"]), **out}
+
+    def loss(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
+        """Mean cross-entropy of the logits."""
+        fixed = jax.lax.stop_gradient(params["heads"])
+        loss, (_, metrics) = self.adapter.loss(params["adapter"], fixed, batch, rng, step)
+        return loss, (extra, metrics)
+
+    def told(self, params: Params, extra: Extra, class_features: Callable[..., Array]) -> Params:
+        """params with the heads of classes: class_features (encode) -> unit features f32 [K E]."""
+        said: dict[str, Any] = {}
+
+        def encode(batch: Batch) -> dict[str, np.ndarray]:
+            out = jax.device_get(_run(self.model, params["model"], extra["model"], dict(batch)))
+            said.update(out)
+            return out
+
+        text = class_features(encode)
+        return {**params, "heads": heads(text, float(np.log(said["logit_scale"])))}
+
+
+@dataclass(frozen=True)
+class TipAdapter:
+    """The labelled images are a cache: logits = scale * x T' + alpha * exp(-beta (1 - x k')) one-hot(label).
+
+    params: keys f32 [N E], the features of the labelled images: Tip-Adapter as they are, Tip-Adapter-F trains them.
+    values f32 [N K] (one-hot labels), text and log_scale are in `extra` (see `heads`).
+
+    fixed_scale: the scale of the prediction. None takes exp(log_scale); the peer predicts with 100.
+    peer_training: the peer trains its keys on another formula than it predicts with: scale exp(log_scale), and the
+        cache weighed by exp(log_scale) / N instead of alpha.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("feature", "label")
+
+    width: int
+    classes: int
+    shots: int  # N, labelled images in all
+    alpha: float = 1.0
+    beta: float = 5.0
+    fixed_scale: float | None = None
+    peer_training: bool = False
+
+    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """feature f32 [B E], label i32 [B]."""
+        return ClipAdapter(self.width, self.classes).spec(batch)
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
+        """Keys and values of zeros, to be filled by `remember`."""
+        del rng, batch
+        return remember(jnp.zeros((self.shots, self.width)), np.zeros(self.shots, np.int32), self.classes)
+
+    def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+        """logits f32 [B K]."""
+        scale = jnp.exp(extra["log_scale"]) if self.fixed_scale is None else self.fixed_scale
+        return {"logits": self._logits(params, extra, jnp.asarray(batch["feature"]), scale, self.alpha)}
+
+    def loss(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
+        """Mean cross-entropy; a batch with `row` (i32 [B]) takes its features from the keys themselves: see `fit`."""
+        del rng, step
+        x = jax.lax.stop_gradient(params["keys"])[batch["row"]] if "row" in batch else batch["feature"]
+        scale = jnp.exp(extra["log_scale"])
+        weight = scale / self.shots if self.peer_training else self.alpha
+        if not self.peer_training and self.fixed_scale is not None:
+            scale = self.fixed_scale
+        return _cross_entropy(self._logits(params, extra, x, scale, weight), batch["label"], extra)
+
+    def _logits(
+        self, params: Params, extra: Extra, x: jax.Array, scale: float | jax.Array, weight: float | jax.Array
+    ) -> jax.Array:
+        near = jnp.exp(-self.beta * (1 - x @ params["keys"].T))  # [B N]
+        return scale * x @ extra["text"].T + weight * near @ extra["values"]
+
+
+def remember(features: Array, labels: Array, classes: int, heads_of: Heads | None = None) -> tuple[Params, Extra]:
+    """A Tip-Adapter's params and extra: keys are the features [N E], values the one-hot labels [N K]."""
+    features = jnp.asarray(features, jnp.float32)
+    values = jax.nn.one_hot(jnp.asarray(labels), classes, dtype=jnp.float32)
+    empty = heads(jnp.zeros((classes, features.shape[1])), 0.0)
+    return {"keys": features}, dict(heads_of or empty) | {"values": values}
+
+
+def fit(
+    objective: ClipAdapter | TipAdapter,
+    params: Params,
+    extra: Extra,
+    features: Array,
+    labels: Array,
+    order: Array,
+    *,
+    rates: Array,
+    weight_decay: float = 0.01,
+    eps: float = 1e-4,
+    storage_quirk: bool = False,
+) -> Params:
+    """Params after a step of AdamW for every batch of rows in `order` i32 [steps B]; one compiled loop.
+
+    features f32 [N E], labels i32 [N]; rates: f32 [steps], learning rates; everything decays.
+    storage_quirk (Tip-Adapter-F only): the peer's keys share their memory with the features it trains on, so that the
+    "frozen" features move along with the keys.
+    """
+    arrays = {"feature": jnp.asarray(features, jnp.float32), "label": jnp.asarray(labels, jnp.int32)}
+    settings = (objective, weight_decay, eps, storage_quirk)
+    return _fit(settings, params, extra, arrays, jnp.asarray(order, jnp.int32), jnp.asarray(rates, jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(model: Any, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    return model.forward(params, extra, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fit(
+    settings: tuple[Any, ...], params: Params, extra: Extra, arrays: Batch, order: jax.Array, rates: jax.Array
+) -> Params:
+    objective, weight_decay, eps, storage_quirk = settings
+    optimizer = optim.adamw(lambda step: rates[step], eps=eps, weight_decay=weight_decay, decay=lambda path, leaf: True)
+    rng = jax.random.key(0)  # no randomness in either loss
+
+    def step(carry: tuple[Any, Any], rows: jax.Array) -> tuple[tuple[Any, Any], None]:
+        params, state = carry
+        batch = {name: array[rows] for name, array in arrays.items()} | ({"row": rows} if storage_quirk else {})
+        grads = jax.grad(lambda p: objective.loss(p, extra, batch, rng, jnp.zeros((), jnp.int32))[0])(params)
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), order)[0][0]
+
+
+def _cross_entropy(logits: jax.Array, label: Array, extra: Extra) -> tuple[jax.Array, tuple[Extra, Metrics]]:
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(label)).mean()
+    accuracy = (logits.argmax(-1) == jnp.asarray(label)).mean()
+    return loss, (extra, {"loss": loss, "accuracy": accuracy})

@@ -1,0 +1,179 @@
+"""What elite reports say about a public image: KeepFIT's image-similarity-guided reference for a text (arXiv:2405.11338).
+
+V1 is the published model's computation, held by golden tests. The rest, which mixes similarity of meaning with
+similarity of appearance, is our design: the formula of KeepFIT V2 (arXiv:2501.15798) is not public."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from fundax.encoders.layers import uniform, unit
+from fundax.types import Params, UserError
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+CHOICES = {"similarity": ("attention", "cosine"), "softmax": ("keys", "heads"), "loss": ("mse", "cosine")}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Multi-head attention of B queries over K examples, without biases.
+
+    softmax: "keys" weighs the examples against each other; "heads" is the published model's, whose softmax runs over
+        the heads, so that the weights of a query's examples do not add up to 1 (with one head each of them is 1).
+    """
+
+    heads: int = 2
+    softmax: Literal["keys", "heads"] = "keys"
+    dropout: float = 0.5  # of the weights, where a key is given
+
+    def init(self, rng: jax.Array, width: int) -> Params:
+        """Kernels [E E] of query, key, value and out, as torch's Linear starts them."""
+        names = ("query", "key", "value", "out")
+        draw = uniform(width**-0.5)
+        return {
+            name: {"kernel": draw(key, (width, width))}
+            for name, key in zip(names, jax.random.split(rng, 4), strict=True)
+        }
+
+    def logits(self, params: Params, query: jax.Array, key: jax.Array) -> jax.Array:
+        """query f32 [B E], key f32 [K E] to f32 [H B K]."""
+        q = self._split(matmul(query, params["query"]["kernel"]))  # [B H d]
+        k = self._split(matmul(key, params["key"]["kernel"]))
+        return jnp.einsum("bhd,khd->hbk", q, k, precision=_EXACT) * q.shape[-1] ** -0.5
+
+    def weigh(self, logits: jax.Array, mask: jax.Array | None = None, rng: jax.Array | None = None) -> jax.Array:
+        """Weights f32 [H B K] of logits; mask bool [B K] is True where an example may be used."""
+        weights = jax.nn.softmax(hide(logits, mask), axis=0 if self.softmax == "heads" else -1)
+        if mask is not None:
+            weights = weights * mask[None]
+        if rng is None or not self.dropout:
+            return weights
+        keep = jax.random.bernoulli(rng, 1 - self.dropout, weights.shape)
+        return weights * keep / (1 - self.dropout)
+
+    def combine(self, params: Params, weights: jax.Array, value: jax.Array) -> jax.Array:
+        """weights [H B K], value f32 [K E] to f32 [B E]."""
+        v = self._split(matmul(value, params["value"]["kernel"]))
+        y = jnp.einsum("hbk,khd->bhd", weights, v, precision=_EXACT)
+        return matmul(y.reshape(len(y), -1), params["out"]["kernel"])
+
+    def __call__(
+        self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, rng: jax.Array | None = None
+    ) -> jax.Array:
+        """query [B E], key and value [K E] to f32 [B E]."""
+        return self.combine(params, self.weigh(self.logits(params, query, key), None, rng), value)
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        if x.shape[-1] % self.heads:
+            raise UserError(f"a width of {x.shape[-1]} does not divide among {self.heads} heads")
+        return x.reshape(len(x), self.heads, -1)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A text R for every public image out of elite texts, and how far the image's own text T may be from it.
+
+    Logits are lam times the similarity of meaning plus (1 - lam) times that of appearance, cosine / tau_appearance.
+    similarity: of meaning. "attention": learned queries and keys of the image features, in heads, values too. "cosine":
+        that of the features over tau_semantic, no gradient to the elite image, and R = unit(W_o sum_j w_j T'_j).
+    loss: "mse", mean over all B E entries; "cosine", 1 - cos(T, R). weight: of the loss in the total.
+    stop_gradient: R is a fixed target then.
+    """
+
+    similarity: Literal["attention", "cosine"] = "cosine"
+    attention: Attention = Attention(heads=1, dropout=0.0)
+    lam: float = 0.5
+    tau_semantic: float = 0.07
+    tau_appearance: float = 0.1
+    loss: Literal["mse", "cosine"] = "cosine"
+    weight: float = 1.0
+    stop_gradient: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("similarity", "loss"):
+            if getattr(self, name) not in CHOICES[name]:
+                raise UserError(f"Reference: {name} is {getattr(self, name)!r}; expected {' or '.join(CHOICES[name])}")
+        if not 0 <= self.lam <= 1:
+            raise UserError(f"Reference: lam is {self.lam}; expected 0 to 1")
+
+    def init(self, rng: jax.Array, width: int) -> Params:
+        """Kernels [E E]; with "cosine" only that of out, which starts as the identity."""
+        if self.similarity == "attention":
+            return self.attention.init(rng, width)
+        return {"out": {"kernel": jnp.eye(width, dtype=jnp.float32)}}
+
+    def text(
+        self,
+        params: Params,
+        image: jax.Array,
+        elite: tuple[jax.Array, jax.Array],
+        *,
+        appearance: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        rng: jax.Array | None = None,
+    ) -> jax.Array:
+        """R f32 [B E].
+
+        Args:
+            image: f32 [B E]. elite: image and text features, f32 [K E] each.
+            appearance: cosines of the appearance of public and elite images, f32 [B K]; needed unless lam is 1.
+            mask: bool [B K], True where an elite example may speak for the image.
+        """
+        if self.lam < 1 and appearance is None:
+            raise UserError("a reference with lam < 1 compares appearances; the batch has none")
+        images, texts = elite
+        if self.similarity == "attention":
+            logits = self.attention.logits(params, image, images)
+        else:
+            logits = matmul(image, jax.lax.stop_gradient(images).T)[None] / self.tau_semantic
+        if self.lam < 1 and appearance is not None:
+            logits = self.lam * logits + (1 - self.lam) * (appearance / self.tau_appearance)[None]
+        weights = self.attention.weigh(logits, mask, rng)  # [H B K]
+        if self.similarity == "attention":
+            return self.attention.combine(params, weights, texts)
+        return unit(matmul(matmul(weights[0], texts), params["out"]["kernel"]))
+
+    def distance(self, text: jax.Array, reference: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """The unweighted loss of T against R, f32 [B E] each, fp32 (); mask bool [B] leaves rows out."""
+        if self.stop_gradient:
+            reference = jax.lax.stop_gradient(reference)
+        if self.loss == "mse":
+            rows = jnp.square(text - reference).mean(1)
+        else:
+            rows = 1 - (unit(text) * unit(reference)).sum(1)
+        if mask is None:
+            return rows.mean()
+        return (rows * mask).sum() / jnp.maximum(mask.sum(), 1)
+
+
+V1 = Reference("attention", Attention(2, "heads", 0.5), lam=1.0, loss="mse", weight=100.0)  # the published KeepFIT
+
+
+V2 = Reference()  # our design after the abstract of its successor
+
+
+def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x [B D] y [D E] in full fp32."""
+    return jnp.matmul(x, y, precision=_EXACT)
+
+
+def hide(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """logits [H B K] with those of forbidden examples, mask bool [B K] False, out of reach."""
+    if mask is None:
+        return logits
+    return jnp.where(jnp.broadcast_to(mask[None], logits.shape), logits, jnp.finfo(jnp.float32).min)
+
+
+def agreeing(status: jax.Array, elite: jax.Array) -> jax.Array:
+    """bool [B K]: False where one of two images is known as normal and the other as abnormal.
+
+    status i32 [B], elite i32 [K]: 0 normal, 1 abnormal, anything below 0 unknown.
+    """
+    known = (status >= 0)[:, None] & (elite >= 0)[None, :]
+    return ~known | (status[:, None] == elite[None, :])

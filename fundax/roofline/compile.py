@@ -1,0 +1,277 @@
+"""The real train step compiled for machines that are not there: does it fit, what goes over the wires, how fast can it be.
+
+A TPU slice is described by libtpu (extra `tpu`) and needs no TPU. Nothing is run. The times are a roofline: what the chip's
+peak numbers allow at best, each resource by itself; a real step takes longer."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from rich.console import Group
+from rich.table import Table
+
+from fundax import train
+from fundax.params import path_string
+from fundax.recipe import Recipe
+from fundax.roofline import flops
+from fundax.roofline.chips import CHIPS, GIB, Chip, chip_named, chip_of
+from fundax.roofline.collectives import Collective, collectives
+from fundax.runtime import mesh as meshes
+from fundax.types import UserError
+
+# libtpu must not look for a machine, nor for another process that holds one; the slice is the topology's, whatever the
+# last two say, but without them it complains of what it did not find
+QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What compiling says of one step. Bytes are per device, FLOPs and images of all devices together."""
+
+    topology: str
+    chip: Chip | None
+    mesh: dict[str, int]
+    batch: int
+    images: int  # in a step: two for a patient with two eyes
+    parameters: int
+    state: int  # bytes: parameters, optimizer state and extra state
+    arguments: int  # bytes: the state and the batch
+    temporaries: int | None  # bytes: activations, gradients; None where the compiler refused or was not asked
+    communication: tuple[Collective, ...]
+    model_flops: int  # of the step, without what remat repeats
+    done_flops: int  # the same with it
+    moved: int  # bytes that matrix products read and write, of all devices together
+    seconds_to_compile: float
+    refused: str = ""  # the compiler's words, where the program does not fit
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
+    def fits(self) -> bool | None:
+        """None where the chip is unknown, or nothing was compiled and the arguments alone fit."""
+        if self.refused:
+            return False
+        if self.chip is None:
+            return None
+        if self.temporaries is None:
+            return False if self.arguments > self.chip.memory else None
+        return self.arguments + self.temporaries <= self.chip.memory
+
+    def roofline(self) -> dict[str, float]:
+        """Seconds by resource; empty where the chip is unknown or the program does not fit.
+
+        Memory: products read and write their operands once, the state is read and written once. Interconnect: what
+        leaves a device, over all its links in one direction; only a compiled program says what does.
+        """
+        if self.chip is None or self.fits is False:
+            return {}
+        seconds = {
+            "compute": self.done_flops / self.devices / self.chip.flops,
+            "memory": (self.moved / self.devices + 2 * self.state) / self.chip.bandwidth,
+        }
+        if self.temporaries is not None:
+            seconds["interconnect"] = sum(c.moved for c in self.communication) / (self.chip.links / 2)
+        return seconds
+
+    def mfu(self, seconds: float) -> float:
+        """Model FLOPs of a step of so many seconds, over what the chips could do in them."""
+        assert self.chip is not None
+        return self.model_flops / self.devices / self.chip.flops / seconds
+
+
+def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = True) -> Report:
+    """Compile `recipe`'s train step for a slice such as "v5p:4x8x8" ("v5e:4x4*2" for two slices), or for the devices here.
+
+    Without `compiling`, in seconds instead of minutes, only what needs no compiler: the state's memory and FLOPs.
+    Raises UserError without libtpu, for an unknown topology, and for a batch or mesh that does not divide.
+    """
+    mesh, chip = target(recipe, topology)
+    train.check_batch(recipe, mesh)
+    state = train.layout(recipe, mesh)
+    spec = recipe.objective.spec(recipe.batch)
+    rows = meshes.batch_sharding(mesh)
+    batch = {key: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for key, s in spec.items()}
+    memory, wires, refused, seconds = None, (), "", 0.0
+    with jax.set_mesh(mesh):
+        step = train.train_step(recipe)
+        if compiling:
+            memory, wires, refused, seconds = _compile(step, state, batch, mesh)
+        rng, now = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
+        model = flops.training_flops(recipe.objective.loss, state.params, state.extra, batch, rng, now)
+        done, moved = (count(step, state, batch) for count in (flops.forward_flops, flops.product_bytes))
+    stored = _bytes(state)
+    return Report(
+        topology=topology or f"{mesh.devices.flat[0].device_kind}, as here",
+        chip=chip,
+        mesh=dict(mesh.shape),
+        batch=recipe.batch,
+        images=sum(s.shape[0] for s in spec.values() if len(s.shape) > 3),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        state=stored,
+        arguments=memory.argument_size_in_bytes if memory else stored + _bytes(batch),
+        temporaries=memory.temp_size_in_bytes if memory else None,
+        communication=wires,
+        model_flops=model,
+        done_flops=done,
+        moved=moved,
+        seconds_to_compile=seconds,
+        refused=refused,
+    )
+
+
+def _compile(step: Any, state: Any, batch: Any, mesh: Mesh) -> tuple[Any, tuple[Collective, ...], str, float]:
+    """Memory and communication, or why the compiler refused; and the seconds it took."""
+    lowered = step.lower(state, batch)
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+        memory, wires, refused = compiled.memory_analysis(), tuple(collectives(compiled.as_text(), mesh)), ""
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        memory, wires, refused = None, (), _first(error)
+    return memory, wires, refused, time.perf_counter() - start
+
+
+def _bytes(tree: Any) -> int:
+    """Of one device's share of abstract arrays."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    )
+
+
+def _first(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "Ran out of memory" in line or "xceeded" in line), lines[0])[:300]
+
+
+def target(recipe: Recipe, topology: str | None) -> tuple[Mesh, Chip | None]:
+    """The mesh of a slice that need not be there, or of the devices here; and the chip, where it is in the table."""
+    if topology is None:
+        mesh = meshes.make_mesh(recipe.mesh)
+        return mesh, chip_of(mesh.devices.flat[0].device_kind)
+    chip = chip_named(topology.split(":")[0])
+    devices = _devices(topology)
+    from jax.experimental import mesh_utils
+
+    sizes = meshes.mesh_sizes(recipe.mesh, len(devices))
+    grid = mesh_utils.create_device_mesh(sizes, devices[: math.prod(sizes)], allow_split_physical_axes=True)
+    return Mesh(grid, meshes.AXES, axis_types=(AxisType.Auto,) * len(meshes.AXES)), chip
+
+
+def _devices(topology: str) -> Sequence[Any]:
+    if CHIPS[topology.split(":")[0]].name.startswith("NVIDIA"):
+        raise UserError(f"topology {topology!r}: only TPU slices can be described without them; run this on the GPUs")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(f"{topology}: compiling for a TPU needs libtpu: pip install 'fundax[tpu]'")
+    from jax.experimental import topologies
+
+    name, _, slices = topology.partition("*")
+    options = {"num_slices": int(slices)} if slices.isdigit() else {}
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    except Exception as error:  # jaxlib has no one class for it
+        expected = "expected such as v5e:4x4, v5p:2x4x4, v6e:16x16"
+        raise UserError(f"topology {topology!r}: {_first(error)}; {expected}") from None
+
+
+# --- for people ---------------------------------------------------------------------------------------------------
+
+
+def tables(report: Report) -> Group:
+    """The report as two tables, and a line on what it cannot know."""
+    mesh = ", ".join(f"{name} {size}" for name, size in report.mesh.items())
+    title = f"{report.topology}: {report.devices} devices ({mesh}), batch {report.batch:,}"
+    top = Table("per device", "", title=title, min_width=min(len(title), 100))
+    for name, value in (*_memory(report), *_speed(report)):
+        top.add_row(name, value)
+    parts: list[Any] = [top]
+    if report.communication:
+        wires = Table("collective", "over", "devices", "times", "MiB leaving a device", title="communication of a step")
+        for c in report.communication[:12]:
+            over = " x ".join(c.axes) or "other"
+            wires.add_row(c.kind, over, str(c.group), str(c.count), f"{c.moved / 2**20:,.1f}")
+        parts.append(wires)
+    return Group(*parts, _caveat(report))
+
+
+def _memory(report: Report) -> list[tuple[str, str]]:
+    rows = [
+        ("parameters, of all devices", f"{report.parameters / 1e6:,.1f} M"),
+        ("parameters and optimizer state", f"{report.state / GIB:.2f} GiB"),
+        ("arguments (these and the batch)", f"{report.arguments / GIB:.2f} GiB"),
+    ]
+    if report.temporaries is not None:
+        total, of = report.arguments + report.temporaries, ""
+        if report.chip:
+            of = f" of {report.chip.memory / GIB:.1f} GiB ({100 * total / report.chip.memory:.0f} %)"
+        rows += [("temporaries", f"{report.temporaries / GIB:.2f} GiB"), ("memory", f"{total / GIB:.2f} GiB{of}")]
+    unknown = "unknown: nothing was compiled" if report.chip else "unknown"
+    verdict = {True: "fits", False: "does not fit", None: unknown}[report.fits]
+    return [*rows, ("verdict", f"{verdict}: {report.refused}" if report.refused else verdict)]
+
+
+def _speed(report: Report) -> list[tuple[str, str]]:
+    rows = [
+        ("model FLOPs of a step, of all devices", f"{report.model_flops:.3e}"),
+        ("with what remat repeats", f"{report.done_flops:.3e}"),
+    ]
+    if report.seconds_to_compile:
+        rows.append(("compiled in", f"{report.seconds_to_compile:.0f} s"))
+    seconds = report.roofline()
+    if not seconds:
+        return rows
+    rows += [(f"roofline, {name}", _ms(value)) for name, value in seconds.items()]
+    for words, step in (("all overlapped", max(seconds.values())), ("nothing overlapped", sum(seconds.values()))):
+        images = report.images / step / report.devices
+        said = f"{_ms(step)}, MFU {100 * report.mfu(step):.0f} %, {images:,.0f} images/s/chip"
+        rows.append((f"step, {words}", said))
+    return rows
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.1f} ms" if seconds < 1 else f"{1000 * seconds:,.0f} ms"
+
+
+def _caveat(report: Report) -> str:
+    if report.chip is None:
+        return (
+            f"{report.topology}: not in the table of chips (fundax/roofline/chips.py), so neither whether it fits nor how fast "
+            "it would be is known; memory is what XLA counts for this device. --topology v5e:4x4 asks about a TPU slice."
+        )
+    between = (
+        " Traffic between slices is counted as if it went over the links within one." if "*" in report.topology else ""
+    )
+    return (
+        f"Nothing was run: the times are what {report.chip.name}'s peak numbers allow ({report.chip.source}).{between}"
+    )
+
+
+def shardings_table(recipe: Recipe, mesh: Mesh) -> Table:
+    """Every leaf of the state: its shape, how it is split, its share on one device."""
+    table = Table("path", "shape", "split", "MiB per device", title=f"state on a mesh of {dict(mesh.shape)}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(train.layout(recipe, mesh)):
+        sharding: NamedSharding = leaf.sharding
+        split = ", ".join(str(axis or "-") for axis in sharding.spec) if any(sharding.spec) else "whole"
+        table.add_row(path_string(path), str(tuple(leaf.shape)), split, f"{_bytes(leaf) / 2**20:.2f}")
+    return table

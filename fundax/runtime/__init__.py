@@ -1,0 +1,1 @@
+"""Running a program: devices, processes, checkpoints, run directories, logging and JSON."""

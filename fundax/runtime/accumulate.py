@@ -1,0 +1,86 @@
+"""Gradients of a batch that does not fit at once, in micro-batches, with nothing of the full batch lost.
+
+A contrastive loss compares every row with every other, so a mean over micro-batches would drop negatives. There the
+features are computed first and kept, the loss is taken over all of them, and each micro-batch is encoded again to
+carry its share of the gradient back (GradCache, arXiv 2101.06983)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fundax.types import Batch, Contrastive, Extra, Metrics, Objective, Params, UserError
+
+# (params, extra, batch, rng, step) -> ((loss, (extra, metrics)), gradients)
+ValueAndGrad = Callable[[Params, Extra, Batch, jax.Array, jax.Array], tuple[tuple[jax.Array, Any], Params]]
+
+
+def value_and_grad(objective: Objective, micro_batches: int = 1) -> ValueAndGrad:
+    """The loss and its gradient, in `micro_batches` passes; the result is that of the full batch.
+
+    Contrastive objectives keep all negatives; any other loss is taken as a mean over examples, so that the mean over
+    equal micro-batches is exact. Raises UserError when the batch is not divisible.
+    """
+    if micro_batches == 1:
+        return jax.value_and_grad(objective.loss, has_aux=True)
+    if isinstance(objective, Contrastive):
+        return _cached(objective, micro_batches)
+    return _mean(objective, micro_batches)
+
+
+def split(batch: Batch, n: int) -> dict[str, jax.Array]:
+    """[B ...] -> [n B/n ...]; row r goes to micro-batch r mod n, so that every device keeps the rows it holds."""
+    size = len(next(iter(batch.values())))
+    if size % n:
+        raise UserError(f"a batch of {size} does not divide into {n} micro-batches; change --batch or accumulate")
+    return {k: jnp.swapaxes(v.reshape(size // n, n, *v.shape[1:]), 0, 1) for k, v in batch.items()}
+
+
+def join(parts: Any) -> Any:
+    """The inverse of `split` for a tree of features: [n B/n ...] -> [B ...]."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
+def _cached(objective: Contrastive, n: int) -> ValueAndGrad:
+    def run(params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array) -> Any:
+        if jax.tree.leaves(extra):
+            raise UserError("accumulating a contrastive objective that carries extra state is not supported")
+        parts, rngs = split(batch, n), jax.random.split(rng, n)
+
+        def encode(params: Params, part: Batch, rng: jax.Array) -> dict[str, jax.Array]:
+            return objective.encode(params, extra, part, rng, step)
+
+        cached = join(jax.lax.map(lambda xs: encode(params, *xs), (parts, rngs)))
+        compare = jax.value_and_grad(objective.compare, argnums=(0, 1), has_aux=True)
+        (loss, metrics), (direct, by_feature) = compare(params, cached, batch)
+
+        def back(grads: Params, xs: Any) -> tuple[Params, None]:
+            part, rng, cotangent = xs
+            _, pull = jax.vjp(lambda p: encode(p, part, rng), params)
+            return jax.tree.map(jnp.add, grads, pull(cotangent)[0]), None
+
+        grads, _ = jax.lax.scan(back, direct, (parts, rngs, split(by_feature, n)))
+        return (loss, (extra, metrics)), grads
+
+    return run
+
+
+def _mean(objective: Objective, n: int) -> ValueAndGrad:
+    grad = jax.value_and_grad(objective.loss, has_aux=True)
+
+    def run(params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array) -> Any:
+        def add(carry: Any, xs: Any) -> tuple[Any, tuple[jax.Array, Metrics]]:
+            extra, grads = carry
+            part, rng = xs
+            (loss, (extra, metrics)), g = grad(params, extra, part, rng, step)
+            return (extra, jax.tree.map(jnp.add, grads, g)), (loss, metrics)
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (extra, grads), rows = jax.lax.scan(add, (extra, zeros), (split(batch, n), jax.random.split(rng, n)))
+        loss, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), rows)
+        return (loss, (extra, metrics)), jax.tree.map(lambda g: g / n, grads)
+
+    return run

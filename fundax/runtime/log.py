@@ -1,0 +1,220 @@
+"""What a run says: a progress line for people, `metrics.jsonl` for programs, TensorBoard or W&B where asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fundax.types import UserError
+
+
+class Writer(Protocol):
+    """Where rows go beside metrics.jsonl."""
+
+    def write(self, step: int, row: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Log:
+    """Flat rows of floats, each with its `step`. Only process 0 writes; the others keep silent.
+
+    A run that goes on from `step` writes the rows past it again, so opening drops those; a run that was not
+    `restored` starts an empty file; one with nothing left to train (`step` >= `steps`) only adds.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        step: int,
+        steps: int,
+        batch: int,
+        restored: bool = False,
+        writers: Sequence[str] = (),
+    ) -> None:
+        self._leads = jax.process_index() == 0
+        self._batch, self._steps = batch, steps
+        self._since: tuple[int, float, float] | None = None  # step, time, seconds waited for data
+        self.waited: Callable[[], float] = lambda: 0.0  # seconds waited for data so far
+        self._writers: list[Writer] = []
+        self.console = Console(quiet=not self._leads, stderr=True, soft_wrap=True)
+        if not self._leads:
+            return
+        folder = Path(workdir)
+        self._path = folder / "metrics.jsonl"
+        self._writers = [_writer(name, folder, step) for name in writers]
+        if not restored or step < steps:
+            _keep_rows(self._path, lambda row: restored and row["step"] <= step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._bar = _progress(self.console) if self.console.is_terminal and steps else None
+        if self._bar:
+            self._task = self._bar.add_task("train", total=steps, completed=step, loss="-", speed="-", wait="-")
+            self._bar.start()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._leads:
+            if self._bar:
+                self._bar.stop()
+            self._file.close()
+            for writer in self._writers:
+                writer.close()
+
+    def say(self, text: str) -> None:
+        """One line to the console."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def start_clock(self, step: int) -> None:
+        """From here on steps count for images/s; call it after a pause (compilation, evaluation, saving)."""
+        self._since = (step, time.monotonic(), self.waited())
+
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A row of training metrics with images/s and the share of time waited for data since the last, and the progress line."""
+        row = {f"train/{name}": float(value) for name, value in metrics.items()}
+        before = self._since
+        self.start_clock(step)
+        if before and self._since and step > before[0]:
+            seconds = self._since[1] - before[1]
+            row["train/images_per_second"] = self._batch * (step - before[0]) / seconds
+            row["train/data_wait"] = min((self._since[2] - before[2]) / seconds, 1.0)
+        self.row(step, row)
+        self._show(step, row)
+
+    def row(self, step: int, row: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl, on disk when this returns."""
+        if not self._leads:
+            return
+        flat = {"step": step, "time": round(time.time(), 3), **{k: float(v) for k, v in row.items()}}
+        self._file.write(json.dumps(flat) + "\n")
+        self._file.flush()
+        for writer in self._writers:
+            writer.write(step, row)
+
+    def evaluation(self, step: int, row: Mapping[str, float]) -> None:
+        """A row of evaluation results, in place of earlier ones of the same step: a line, at the end a table."""
+        if self._leads and row:
+            self._file.close()
+            _keep_rows(self._path, lambda old: old["step"] != step or not (old.keys() & row.keys()))
+            self._file = self._path.open("a", encoding="utf-8")
+        if row:
+            self.row(step, row)
+        if row and step >= self._steps:
+            self.table(f"step {step}", row)
+        elif row:
+            self.say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in _summary(row).items()))
+        if self._since:
+            self.start_clock(step)
+
+    def table(self, title: str, row: Mapping[str, float]) -> None:
+        """Numbers for people."""
+        table = Table("metric", "value", title=title, title_justify="left")
+        for name, value in _summary(row).items():
+            table.add_row(name, f"{value:.4f}")
+        self.console.print(table)
+
+    def _show(self, step: int, row: Mapping[str, float]) -> None:
+        if not self._leads:
+            return
+        rate = row.get("train/images_per_second")
+        loss, speed = f"{row['train/loss']:.4f}", f"{rate:.0f}" if rate else "-"
+        wait = f"{row['train/data_wait']:.0%}" if rate else "-"
+        if self._bar:
+            self._bar.update(self._task, completed=step, loss=loss, speed=speed, wait=wait)
+        else:
+            seconds = int((self._steps - step) * self._batch / rate) if rate else 0
+            timing = f"  {speed} images/s  data wait {wait}  eta {seconds // 60}:{seconds % 60:02d}" if rate else ""
+            self.say(f"step {step}/{self._steps}  loss {loss}{timing}")
+
+
+def _summary(row: Mapping[str, float]) -> dict[str, float]:
+    """Without the numbers of single classes, which are named eval/number/class."""
+    return {name: value for name, value in row.items() if name.count("/") < 2}
+
+
+def _keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Rewrite a metrics file with the rows to keep; a last line that a crash cut short goes in any case."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [(line, _parsed(line)) for line in lines]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line, row in rows if row and keep(row)), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s  data wait {task.fields[wait]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def to_console(level: int = logging.INFO) -> None:
+    """Show this package's own log lines; for the command line, not for a library."""
+    handler = RichHandler(console=Console(stderr=True, soft_wrap=True), show_path=False, show_time=False)
+    logger = logging.getLogger("fundax")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+
+
+def _writer(name: str, folder: Path, step: int) -> Writer:
+    if name == "tensorboard":
+        return _TensorBoard(folder, step)
+    if name == "wandb":
+        return _WandB(folder)
+    raise UserError(f"writer {name!r} is unknown; expected tensorboard or wandb")
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise UserError("TensorBoard was asked for: pip install 'fundax[tensorboard]'") from None
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(self, folder: Path) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("Weights & Biases was asked for: pip install 'fundax[wandb]'") from None
+        self._run: Any = wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow")
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        self._run.log(dict(row), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,170 @@
+"""What is wrong in a user's CSV is said in one line; what is odd but right is read."""
+
+import pytest
+
+from data_pipelines.records import DataError
+from data_pipelines.sources.csv import csv_source
+from data_pipelines.sources.csv_table import class_index, class_names, where
+
+
+def source(tmp_path, text, written="utf-8", **arguments):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(text.encode(written))
+    return csv_source(path, **arguments)
+
+
+def failure(tmp_path, text, **arguments):
+    """The one line, without the folder."""
+    with pytest.raises(DataError) as caught:
+        len(source(tmp_path, text, **arguments))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.replace(f"{tmp_path}/", "")
+
+
+def test_byte_order_mark_quotes_newlines_commas_and_chinese(tmp_path):
+    text = '\ufeffimage,text\r\na.png,"two\nlines, ""quoted"""\r\n\r\nb.png,左眼黄斑水肿\r\n'
+    rows = source(tmp_path, text)
+    assert [row.report for row in (rows[0], rows[1])] == ['two\nlines, "quoted"', "左眼黄斑水肿"]
+    assert [row.where.split("labels.csv ")[1] for row in (rows[0], rows[1])] == ["row 1 (line 2)", "row 2 (line 5)"]
+    assert rows[0].views[0].image == tmp_path / "a.png"
+
+
+def test_rows_count_from_one_and_lines_as_an_editor_does(tmp_path):
+    assert where("x.csv", 7, 8) == "x.csv row 7 (line 8)"
+    message = failure(tmp_path, 'image,text\na,"x\ny"\n\nb,\n')
+    assert (
+        message == "labels.csv row 2 (line 5): text is empty (''); fill it in, or leave such rows out by empty=\"drop\""
+    )
+
+
+@pytest.mark.parametrize("nothing", ["", "  ", "nan", "NaN", "NULL", "N/A"])
+@pytest.mark.parametrize("column", ["text", "image", "label", "patient"])
+def test_empty_fields_are_named_or_dropped(tmp_path, caplog, nothing, column):
+    row = {"image": "a.png", "text": "x", "label": "0", "patient": "p"}
+    bad = row | {column: nothing}
+    text = "\n".join(",".join(r) for r in (row, row.values(), bad.values(), row.values()))
+    assert failure(tmp_path, text).startswith(f"labels.csv row 2 (line 3): {column} is empty (")
+    kept = source(tmp_path, text, empty="drop")
+    assert len(kept) == 2 and kept[1].where.endswith("row 3 (line 4)")
+    assert "left out 1 rows with empty fields" in caplog.text
+
+
+def test_missing_columns_are_named_with_a_way_out(tmp_path):
+    header = "image,caption_en,grade\na,b,c\n"
+    assert failure(tmp_path, header, require=("text",)) == (
+        "labels.csv: has no column 'text' (our 'text'), only image, caption_en, grade; "
+        "say which it is: labels.csv,text=THEIRS"
+    )
+    assert failure(tmp_path, header, columns={"text": "caption"}).endswith(
+        "has no column 'caption' (our 'text'), only image, caption_en, grade; "
+        "say which it is: labels.csv,text=caption_en"
+    )
+    assert failure(tmp_path, "Image ID,text\na,b\n").endswith("say which it is: labels.csv,image=Image ID")
+    assert failure(tmp_path, "image;text\na;b\n").endswith("only image;text; is the separator sep=';'?")
+    assert "has no column 'nr' (our 'image')" in failure(tmp_path, header, columns={"image": "{nr}.png"})
+    assert failure(tmp_path, "image,text,text\na,b,c\n") == "labels.csv: column 'text' occurs 2 times"
+    with pytest.raises(DataError, match="columns: 'caption' is not one of our names image, text"):
+        source(tmp_path, header, columns={"caption": "caption_en"})
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.csv: no such file$"):
+        len(csv_source(tmp_path / "gone.csv"))
+    with pytest.raises(DataError, match=r"cannot be opened \(Is a directory\)"):
+        len(csv_source(tmp_path, image_dir=tmp_path))
+    with pytest.raises(DataError, match=r"nowhere: no such image folder"):
+        len(source(tmp_path, "image\na\n", image_dir=tmp_path / "nowhere"))
+    assert failure(tmp_path, "") == "labels.csv: the file is empty, its first line should name columns"
+    assert failure(tmp_path, "image,text\n") == "labels.csv: has no rows"
+    assert failure(tmp_path, "image,text\na,b\nc\n") == "labels.csv row 2 (line 3): has 1 fields, the header has 2"
+    open_quote = failure(tmp_path, 'image,text\na,b\nb,"open\nc,d\n')
+    assert open_quote == "labels.csv row 2 (line 3): unexpected end of data; is a quotation mark left open?"
+
+
+def test_other_encodings_are_asked_for(tmp_path):
+    text = "image,text\na.png,眼底照片\n"
+    with pytest.raises(DataError, match=r"is not utf-8 \(.*name its encoding, such as encoding='gb18030'"):
+        len(source(tmp_path, text, "gb18030"))
+    assert source(tmp_path, text, "gb18030", encoding="gb18030")[0].report == "眼底照片"
+
+
+def test_classes_are_numbers_as_they_are_or_sorted_names(tmp_path):
+    names = source(tmp_path, "image,label\na,mild\nb,Normal\nc,mild\n")
+    assert names.classes == ("Normal", "mild") and [int(r.targets["label"]) for r in names] == [1, 0, 1]
+    assert names[0].findings == ("mild",)
+    gap = source(tmp_path, "image,label\na,4\nb,0.0\nc,10\n")  # as pandas writes whole numbers beside a NaN
+    assert gap.classes == tuple(map(str, range(11))) and [int(r.targets["label"]) for r in gap] == [4, 0, 10]
+    given = source(tmp_path, "image,label\na,PDR\nb,0\n", classes=("No DR", "PDR", "absent"))
+    assert [int(r.targets["label"]) for r in given] == [1, 0] and len(given.classes) == 3
+    assert failure(tmp_path, "image,label\na,0\nb,PRD\n", classes=("No DR", "PDR")) == (
+        "labels.csv row 2 (line 3): label 'PRD' is not one of the classes No DR, PDR; did you mean 'PDR'?"
+    )
+    assert failure(tmp_path, "image,label\na,999999\n") == "labels.csv: label 999999 is no class number"
+    assert class_index("2", ("2", "1")) == 0 and class_names(["b", "a"], tmp_path) == ("a", "b")
+
+
+def test_other_columns_are_read_or_refused(tmp_path):
+    header = "image,modality,eye,patient,day"
+    row = source(tmp_path, header + "\na,fundus,OD,p1,2024-01-02\nb,,,p2,31\n", modality="oct")
+    assert (row[0].views[0].modality, row[0].views[0].eye, row[0].patient) == ("CFP", "right", "p1")
+    assert (row[1].views[0].modality, row[1].views[0].eye, row[1].day) == ("OCT", "", 31)
+    assert row[0].day == 738887  # date(2024, 1, 2).toordinal()
+    for bad, message in {
+        "a,xray,L,p,1": "row 1 (line 2): modality 'xray' is not one of CFP, FFA",
+        "a,CFP,both,p,1": "row 1 (line 2): eye 'both' is not left or right",
+        "a,CFP,L,p,soon": "row 1 (line 2): day: 'soon' is neither a whole number of days nor a date",
+    }.items():
+        assert message in failure(tmp_path, f"{header}\n{bad}\n")
+
+
+def test_masks_points_values_and_many_labels_are_read_when_asked_for(tmp_path):
+    text = "image,mask,x,y,age,DR,AMD\na,m.png,1.5,2,60,1,0\nb,,,,,0,1\n"
+    columns = {"mask": "mask", "points": ("x", "y"), "value": "age", "label": ("DR", "AMD")}
+    rows = source(tmp_path, text, columns=columns)
+    assert rows.classes == ("DR", "AMD") and rows[1].findings == ("AMD",)
+    assert rows[0].targets["mask"] == tmp_path / "m.png" and "mask" not in rows[1].targets
+    assert rows[0].targets["points"].tolist() == [[1.5, 2]] and rows[0].targets["value"].tolist() == [60]
+    assert str(rows[1].targets["points"].tolist()) == "[[nan, nan]]"  # a blank point or value is NaN
+    assert rows[0].targets["label"].tolist() == [1, 0]
+    assert rows[0].targets.keys() == {"label", "points", "value", "mask"}
+    assert source(tmp_path, text)[0].targets == {}
+    assert source(tmp_path, "image,label\na,b\n", columns={"label": None})[0].targets == {}
+    for bad, message in {
+        "a,m,one,2,60,1,0": "row 1 (line 2): points: 'one' is not a number",
+        "a,m,1,2,60,nan,0": "row 1 (line 2): label is empty ('nan')",
+    }.items():
+        assert message in failure(tmp_path, f"{text.splitlines()[0]}\n{bad}\n", columns=columns)
+    assert "points needs x and y of each point, 1 columns" in failure(tmp_path, text, columns={"points": "x"})
+    assert "columns: text is one column, not 2" in failure(tmp_path, text, columns={"text": ("x", "y")})
+    assert "3 classes for 2 label columns" in failure(tmp_path, text, columns=columns, classes="abc")
+
+
+def test_gaps_in_several_labels(tmp_path):
+    text, columns = "image,DR,AMD\na,1,0\nb,,1\n", {"label": ("DR", "AMD")}
+    kept = source(tmp_path, text, columns=columns, empty="keep")
+    assert str(kept[1].targets["label"].tolist()) == "[nan, 1.0]" and kept[1].findings == ("AMD",)
+    assert len(source(tmp_path, text, columns=columns, empty="drop")) == 1
+    assert "label is empty ('') in DR" in failure(tmp_path, text, columns=columns)
+
+
+def test_only_some_rows(tmp_path):
+    text = "image,split\na,train\nb,test\nc,train\n"
+    assert [r.patient for r in source(tmp_path, text, only={"split": "train"})] == ["a", "c"]
+    assert failure(tmp_path, text, only={"split": "trian"}) == (
+        "labels.csv: no row has split = 'trian', it has test, train"
+    )
+    assert failure(tmp_path, text, only={"fold": "1"}).endswith("only image, split; `only` takes a column of the file")
+
+
+def test_templates(tmp_path):
+    rows = source(tmp_path, "ID,dx\n7,PDR\n", columns={"image": "img/{ID}.png", "text": "fundus with {dx}"})
+    assert rows[0].views[0].image == tmp_path / "img" / "7.png" and rows[0].report == "fundus with PDR"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"empty": "skip"}, "error, drop or keep"), ({"sep": "||"}, "one char")]
+)
+def test_wrong_arguments_are_told_at_once(tmp_path, arguments, message):
+    with pytest.raises(DataError, match=message):
+        csv_source(tmp_path / "x.csv", **arguments)

@@ -1,0 +1,91 @@
+"""Splits by patient, stratified, written without names and read back in any order."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines.records import DataError, Record, View
+from data_pipelines.sources.splits import folds, read_split, stratified, write_split
+
+PATIENTS = [f"p{k // 2}" for k in range(400)]  # two eyes each
+LABELS = np.array([0 if k // 2 % 10 < 7 else 1 if k // 2 % 10 < 9 else 2 for k in range(400)])
+
+
+def source(patients):
+    return [Record(name, (View(np.zeros((2, 2, 3), np.uint8), "CFP", "left"),)) for name in patients]
+
+
+def test_parts_share_no_patient_and_have_every_class_by_the_fractions():
+    parts = stratified(PATIENTS, LABELS, seed=3)
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(400))
+    names = {part: {PATIENTS[row] for row in rows} for part, rows in parts.items()}
+    assert not (names["train"] & names["val"] | names["train"] & names["test"] | names["val"] & names["test"])
+    for part, share in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
+        for k, patients in ((0, 140), (1, 40), (2, 20)):
+            assert abs((LABELS[parts[part]] == k).sum() / 2 - share * patients) <= 1
+    other = stratified(PATIENTS, LABELS, seed=4)
+    assert set(other["test"]) != set(parts["test"])
+
+
+def test_the_order_of_rows_does_not_matter():
+    order = np.random.default_rng(0).permutation(400)
+    shuffled = stratified([PATIENTS[k] for k in order], LABELS[order], seed=3)
+    parts = stratified(PATIENTS, LABELS, seed=3)
+    for name, rows in parts.items():
+        assert {PATIENTS[r] for r in rows} == {PATIENTS[order[r]] for r in shuffled[name]}
+
+
+def test_several_labels_count_by_the_rarest():
+    labels = np.zeros((400, 3), np.float32)
+    labels[:, 0] = 1
+    labels[:20:2, 2] = 1  # one eye of ten patients
+    parts = stratified(PATIENTS, labels)
+    assert [labels[rows, 2].sum() for rows in parts.values()] == [7, 2, 1] or [
+        labels[rows, 2].sum() for rows in parts.values()
+    ] == [7, 1, 2]
+
+
+def test_folds():
+    found = folds(PATIENTS, LABELS, 5)
+    assert sorted(np.concatenate(found)) == list(range(400))
+    assert [len(rows) for rows in found] == [80] * 5
+    for rows in found:
+        assert (LABELS[rows] == 2).sum() == 8
+    with pytest.raises(DataError, match="5 folds of 2 patients"):
+        folds(["a", "b"], [0, 1])
+
+
+def test_written_and_read(tmp_path):
+    parts = stratified(PATIENTS, LABELS)
+    cited = write_split(tmp_path / "split.json", PATIENTS, parts, seed=0, source="made up")
+    text = (tmp_path / "split.json").read_text()
+    assert '"p1"' not in text
+    assert len(cited) == 64
+    assert json.loads(text)["counts"]["train"] == {"patients": 140, "rows": 280}
+    backwards = PATIENTS[::-1]
+    read = read_split(tmp_path / "split.json", source(backwards))
+    assert {name: len(part) for name, part in read.items()} == {name: len(rows) for name, rows in parts.items()}
+    assert {read["test"][k].patient for k in range(len(read["test"]))} == {PATIENTS[r] for r in parts["test"]}
+    with pytest.raises(DataError, match="2 rows are of patients it does not have, first row 401"):
+        read_split(tmp_path / "split.json", source([*PATIENTS, "new", "new"]))
+    with pytest.raises(DataError, match="1 of its 200 patients are not in the source"):
+        read_split(tmp_path / "split.json", source(PATIENTS[2:]))
+    with pytest.raises(DataError, match="expected a split written by fundax"):
+        read_split(tmp_path / "none.json", source(PATIENTS))
+    (tmp_path / "other.json").write_text('{"format": "x", "parts": {}}')
+    with pytest.raises(DataError, match="format 'x'; expected 'fundax split 1'"):
+        read_split(tmp_path / "other.json", source(PATIENTS))
+    with pytest.raises(DataError, match="a patient is in 'train' and in 'test'"):
+        write_split(tmp_path / "bad.json", PATIENTS, {"train": [0], "test": [1]})
+
+
+def test_bad_input_is_named():
+    with pytest.raises(DataError, match="row 2: the label is NaN"):
+        stratified(["a", "b"], [0.0, np.nan])
+    with pytest.raises(DataError, match="2 patients and 1 labels"):
+        stratified(["a", "b"], [0])
+    with pytest.raises(DataError, match=r"split .* is empty: 2 patients are too few"):
+        stratified(["a", "b"], [0, 0])
+    with pytest.raises(DataError, match="add up to 1"):
+        stratified(["a", "b"], [0, 0], {"train": 0.5})

@@ -1,0 +1,51 @@
+"""Contact sheets: the size that was asked for, captions of what is known, clear faults."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.contact_sheet import _fit, _legible, _words, contact_sheet
+from data_pipelines.records import DataError, Record, View
+from data_pipelines.synthetic.sources import Eyes, Patients
+
+
+def test_sheet_has_a_cell_for_every_view(tmp_path: Path) -> None:
+    out = contact_sheet(Patients(3, size=32), tmp_path / "deep" / "sheet.png", count=2, columns=3, cell=100)
+    with Image.open(out) as sheet:
+        assert sheet.size == (3 * 108, 2 * 162)  # four views, three columns, captions of 62 pixels
+        pixels = np.asarray(sheet.convert("RGB"))
+    assert (pixels[:100, 4:104] < 255).any() and (pixels[100:162] < 128).any()
+    assert (pixels[162:, 220:] == 255).all()  # the empty cells
+
+
+def test_words_say_class_eye_and_report() -> None:
+    source = Eyes(4, size=16)
+    record = source[1]
+    text = _words(record, 0, 1, source.classes)
+    name = source.classes[int(record.targets["label"])]
+    assert text == f"#1 · CFP · {record.views[0].eye} · {name}\n{record.report}"
+    plain = Record("p", (View(np.zeros((4, 4, 3), np.uint8)),), targets={"label": 3}, day=9)
+    assert _words(plain, 0, 0, ()) == "#0 · CFP · day 9 · label 3"
+
+
+def test_lines_break_between_words_and_chinese_characters() -> None:
+    assert _fit("one two three four", 8, 3) == "one two\nthree\nfour"
+    assert _fit("视网膜脱离", 4, 3) == "视网\n膜脱\n离"
+    assert _fit("a b c d e f", 2, 2).endswith("…")
+
+
+def test_missing_font_is_said_and_not_drawn_as_boxes() -> None:
+    assert _legible("#0 · CFP\n右眼", ["DejaVu Sans"]) == "#0 · CFP\n(Chinese text; this machine has no font for it)"
+    assert _legible("#0\n右眼", ["DejaVu Sans", "SimHei"]) == "#0\n右眼"
+
+
+def test_faults_name_the_row(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no rows"):
+        contact_sheet(Eyes(0), tmp_path / "a.png")
+    with pytest.raises(DataError, match="columns=0"):
+        contact_sheet(Eyes(1), tmp_path / "a.png", columns=0)
+    bad = [Record("p", (View(b"abc"),))]
+    with pytest.raises(DataError, match="row 0: an image of 3 bytes: not an image"):
+        contact_sheet(bad, tmp_path / "a.png")

@@ -1,0 +1,144 @@
+"""The verbs export and import: out to each layout and in again, bit for bit, and every mistake as one message."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines.language import tokenizers
+from fundax.encoders.clip_text import TextTransformer
+from fundax.encoders.vit import ViT
+from fundax.interop import exchange, huggingface, keymap, open_clip
+from fundax.interop.bundle import write_json
+from fundax.interop.weights import write_safetensors
+from fundax.objectives.clip import CLIP, MEAN, STD
+from fundax.params import unflatten
+from fundax.runtime.checkpoint import Checkpoints
+from fundax.runtime.serialize import to_json
+from fundax.types import UserError
+
+TOKENIZER = tokenizers.bundled(context=6)
+OBJECTIVE = CLIP(ViT(8, 4, 8, 1, 2), TextTransformer(TOKENIZER.vocab_size, 6, 8, 1, 2), embed=6)
+FACTS = {"image_size": 8, "mean": list(MEAN), "std": list(STD), "resize": "squash", "interpolation": "bicubic"}
+
+
+def numbers(objective: CLIP, seed=0):
+    shapes = keymap.shapes_of(objective)
+    rng = np.random.default_rng(seed)
+    return unflatten({path: 0.3 * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()})
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run as the trainer leaves it, with two checkpoints."""
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    path.mkdir()
+    write_json(path / "config.json", {"objective": to_json(OBJECTIVE), "args": {}})
+    write_json(path / "preprocessing.json", FACTS)
+    TOKENIZER.save(path / "tokenizer")
+    with Checkpoints(path) as checkpoints:
+        for step in (10, 20):
+            items = {"params": numbers(OBJECTIVE, seed=step), "extra": {}, "opt": {}}
+            checkpoints.save(step, items, {}, {})
+            checkpoints.wait()
+    return path
+
+
+@pytest.mark.parametrize("to", ["huggingface", "open_clip"])  # ret_clip holds another model: test_predict_ret_clip
+def test_out_and_in_again_is_the_same_bits(run, to, tmp_path):
+    said = exchange.export_run(run, to, tmp_path / "out", which=10)
+    assert "step 10; parameters read back bit for bit" in said
+    params = numbers(OBJECTIVE, seed=10)
+    bundle = exchange.import_folder(tmp_path / "out")
+    same(bundle.params, params)
+    assert bundle.objective == OBJECTIVE
+    assert dict(bundle.preprocessing) == FACTS
+    np.testing.assert_array_equal(bundle.tokenizer(["eye"]), TOKENIZER(["eye"]))
+    exchange.import_run(tmp_path / "out", tmp_path / "again")
+    again = exchange.read_run(tmp_path / "again")
+    same(again.params, params)
+    assert again.objective == OBJECTIVE
+    assert dict(again.preprocessing) == FACTS
+    np.testing.assert_array_equal(again.tokenizer(["eye"]), TOKENIZER(["eye"]))
+    # and an import is exported like a run, to the same tensors
+    exchange.export_run(tmp_path / "again", to, tmp_path / "twice")
+    records = [json.loads((tmp_path / name / "fundax_export.json").read_text()) for name in ("out", "twice")]
+    assert records[0]["tensors_sha256"] == records[1]["tensors_sha256"]
+    assert records[0]["source"]["name"] == "tiny"
+
+
+def test_the_latest_checkpoint_is_the_default(run, tmp_path):
+    assert exchange.read_run(run).source["step"] == 20
+    assert "step 20" in exchange.export_run(run, "open_clip", tmp_path / "out")
+
+
+def test_a_scanned_model_is_exported_like_a_plain_one(run, tmp_path):
+    from fundax.params import stack_blocks
+
+    scanned = dataclasses.replace(OBJECTIVE, image=dataclasses.replace(OBJECTIVE.image, scan=True))
+    params = numbers(OBJECTIVE)
+    bundle = exchange.Bundle(scanned, {**params, "image": stack_blocks(params["image"])}, FACTS, TOKENIZER)
+    open_clip.write_folder(bundle, tmp_path / "out")
+    same(exchange.import_folder(tmp_path / "out").params, params)
+    assert "bit for bit" in exchange.compare(open_clip, tmp_path / "out", bundle)
+
+
+def test_an_export_that_differs_from_the_other_program_is_an_error(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface, "difference", lambda path, bundle: 0.5)
+    with pytest.raises(UserError, match=r"features differ by 0\.5 .*expected < 0\.0001"):
+        exchange.export_run(run, "huggingface", tmp_path / "out")
+    monkeypatch.setattr(huggingface, "difference", lambda path, bundle: None)
+    assert "not installed" in exchange.export_run(run, "huggingface", tmp_path / "two")
+
+
+def test_mistakes_of_export(run, tmp_path):
+    with pytest.raises(UserError, match="cannot export to 'onnx'; expected huggingface, open_clip"):
+        exchange.export_run(run, "onnx", tmp_path / "out")
+    with pytest.raises(UserError, match="RET-CLIP checkpoints hold RetCLIP models, not CLIP"):
+        exchange.export_run(run, "ret_clip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="is no run of fundax"):
+        exchange.export_run(tmp_path, "open_clip", tmp_path / "out")
+    with pytest.raises(UserError, match="has no checkpoint 15"):
+        exchange.export_run(run, "open_clip", tmp_path / "out", which=15)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(UserError, match="not empty"):
+        exchange.export_run(run, "open_clip", tmp_path / "full")
+    exchange.export_run(run, "open_clip", tmp_path / "full", overwrite=True)
+    assert not (tmp_path / "full" / "file").exists()
+
+
+def test_a_file_without_configuration_needs_a_size(tmp_path):
+    params = numbers(OBJECTIVE)
+    write_safetensors(open_clip.from_fundax(OBJECTIVE, params), tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"no open_clip_config\.json beside .*or a size: .*H/14-378"):
+        exchange.import_run(tmp_path / "x.safetensors", tmp_path / "run")
+    with pytest.raises(UserError, match="size is 'B/15'"):
+        exchange.import_run(tmp_path / "x.safetensors", tmp_path / "run", like="B/15")
+    with pytest.raises(UserError, match="B/32: the keys do not fit"):
+        exchange.import_run(tmp_path / "x.safetensors", tmp_path / "run", like="B/32")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_file_that_was_named_is_the_one_that_is_read(run, tmp_path):
+    exchange.export_run(run, "open_clip", tmp_path / "out")
+    other = numbers(OBJECTIVE, seed=5)
+    write_safetensors(open_clip.from_fundax(OBJECTIVE, other), tmp_path / "out" / "epoch_5.safetensors")
+    same(exchange.import_folder(tmp_path / "out" / "epoch_5.safetensors").params, other)
+
+
+def test_an_import_without_tokenizer_says_so(tmp_path):
+    open_clip.write_folder(exchange.Bundle(OBJECTIVE, numbers(OBJECTIVE), FACTS), tmp_path / "out")
+    said = exchange.import_run(tmp_path / "out", tmp_path / "run")
+    assert "no tokenizer there" in said
+    count = sum(np.prod(shape, dtype=int) for shape in keymap.shapes_of(OBJECTIVE).values())
+    assert f"{count:,} parameters" in said

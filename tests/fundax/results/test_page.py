@@ -1,0 +1,189 @@
+"""The report page: right numbers, nothing injected, blanks with reasons, pairs that match and pairs that do not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fundax.results.html import Html, Section, number, page, picture, table, tag
+from fundax.results.page import report
+from fundax.results.read import read_run
+from fundax.results.scores import compare, headline, operating, subgroups
+from fundax.types import UserError
+from launch import main
+
+HOSTILE = '<script>alert("x")</script>&<img src=http://a.b/c>'
+
+
+def classified(rng, n=60, names=("normal", "glaucoma"), skill=1.5, seed=3):
+    """A test set of n images of n / 2 patients; the truth is a function of the seed alone."""
+    labels = np.random.default_rng(seed).integers(len(names), size=n)
+    logits = skill * np.eye(len(names))[labels] + rng.normal(size=(n, len(names)))
+    pictures = np.tile(np.arange(4, dtype=np.uint8)[:, None, None, None] * 60, (1, 16, 16, 3))
+    return {
+        "labels": labels,
+        "logits": logits,
+        "probabilities": np.exp(logits) / np.exp(logits).sum(1, keepdims=True),
+        "classes": np.array(names),
+        "patient": np.arange(n) // 2,
+        "index": np.arange(n),
+        "eye": np.arange(n) % 2,
+        "sex": np.array(["f", "m", ""])[np.arange(n) // 2 % 3],
+        "age": np.where(np.arange(n) % 7 == 0, np.nan, 30.0 + np.arange(n) // 2),
+        "pictures": pictures,
+        "picture_index": np.array([0, 5, 7, 9]),
+    }
+
+
+def run(folder: Path, *, curves=True, **evals) -> Path:
+    (folder / "evals").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"config": "configs/x.py", "args": {"lr": 0.1}, "seed": 0}))
+    if curves:
+        rows = [{"step": k, "time": 1.0, "train/loss": 2.0 - 0.1 * k, "test/macro_auc": 0.5} for k in range(3)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, arrays in evals.items():
+        np.savez(folder / "evals" / f"{name}.npz", **arrays)
+    return folder
+
+
+def test_one_page_of_three_runs_of_every_kind(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = (rng.random((40, 3)) < 0.4).astype(np.float32)
+    labels[:5, 0], labels[:, 2] = np.nan, 0  # some not labelled, and one that nobody has
+    several = {
+        "labels": labels,
+        "probabilities": rng.random((40, 3)).astype(np.float32),
+        "classes": np.array(["a", "b", "c"]),
+    }
+    value = rng.normal(size=(30, 2))
+    valued = {"value": value, "predicted": value + 0.1, "names": np.array(["cup/disc", HOSTILE])}
+    overlays = np.zeros((2, 8, 8, 3), np.uint8)
+    dense = {"dice": rng.random(12), "index": np.arange(12), "pictures": overlays, "picture_index": np.array([1, 3])}
+    dense |= {"picture_overlay": overlays}
+    shots = {"method": np.array(["linear"] * 2), "shots": np.array([1, 1]), "seed": np.array([0, 1])}
+    shots |= {"macro_auc": np.array([0.6, 0.8]), "balanced_accuracy": np.array([np.nan, np.nan])}
+    shots |= {"labels": np.arange(6) % 2, "linear_1_probabilities": np.tile(np.eye(2)[np.arange(6) % 2], (2, 1, 1))}
+    first = run(tmp_path / "a", test=classified(rng), labels=several, few=shots, odd={"margin": np.ones(3)})
+    second = run(tmp_path / "b", test=classified(rng), values=valued, masks=dense)
+    third = run(tmp_path / "c", curves=False, test=classified(rng, names=("normal", HOSTILE)))
+    out = tmp_path / "pages" / "page.html"
+    report([first, second, third], out, resamples=20)
+    text = out.read_text(encoding="utf-8")
+    assert len(text) < 500_000
+    assert "<script" not in text
+    assert "<img src=http" not in text
+    assert "&lt;script&gt;alert(&quot;x&quot;)" in text
+    assert text.count("data:image/jpeg") == 4 + 4 + 4 + 2 * 2
+    for said in ("Comparison", "McNemar", "DeLong, paired", "only c has it", ">test, a</h2>", "Holm",
+                 "sex: f", "age: 40-54", "eye: right",
+                 "linear", "0.700", "± 0.141", "margin [3]", "absent",
+                 "<b>1.000</b><small>1.000 to 1.000</small>", "on these very rows", "train/loss",
+                 "Below each image: overlay"):  # fmt: skip
+        assert said in text, said
+    assert "http" not in text.replace("http-equiv", "").replace("src=http://a.b", "")
+
+
+def test_numbers_are_those_of_the_evaluation_and_groups_add_up(tmp_path):
+    from sklearn.metrics import roc_auc_score
+
+    arrays = classified(np.random.default_rng(1))
+    judged = read_run(run(tmp_path / "a", test=arrays)).judged[0]
+    found = headline(judged, 50)
+    assert found["AUC"].value == pytest.approx(roc_auc_score(arrays["labels"], arrays["probabilities"][:, 1]))
+    right = arrays["logits"].argmax(1) == arrays["labels"]
+    assert found["accuracy"].value == pytest.approx(right.mean())
+    assert found["accuracy"].low < right.mean() < found["accuracy"].high
+    assert found["Brier score"].value == pytest.approx(np.mean((arrays["probabilities"][:, 1] - arrays["labels"]) ** 2))
+    name, rows, gaps = subgroups(judged, 50)
+    assert name == "AUC"
+    assert sum(r.rows for r in rows if r.attribute == "sex") == 60
+    assert rows[0].patients == 30
+    assert {"sex", "age", "eye"} == set(gaps)
+    ages = [r for r in rows if r.attribute == "age"]
+    assert [r.group for r in ages] == ["under 40", "40-54", "55-69", "unknown"]
+    assert "at least 10" in next(r for r in ages if r.group == "55-69").estimate.note
+
+
+def test_what_an_evaluation_ranked_by_is_kept(tmp_path):
+    """Zero-shot ranks by the logit of the class itself: its AUC is not that of the softmax."""
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    logits = np.array([[3, 9, 0], [2, 0, 0], [1, 2, 8], [0, 1, 0], [0, 0, 1], [1, 0, 2.0]])
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    from fundax.evals.zero_shot import class_rows
+
+    arrays = {"labels": labels, "logits": logits, "probabilities": shares, "classes": np.array(["a", "b", "c"])}
+    rows = class_rows(logits, labels, ["a", "b", "c"])
+    judged = read_run(run(tmp_path / "a", zero=arrays | rows)).judged[0]
+    assert headline(judged, 20)["macro AUC"].value == pytest.approx(np.mean(rows["auc"]))
+    assert judged.ranked is not None
+    assert read_run(run(tmp_path / "b", zero=arrays)).judged[0].ranked is None
+
+
+def test_runs_are_paired_on_the_same_rows_only(tmp_path):
+    rng = np.random.default_rng(0)
+    good, bad = classified(rng, skill=4.0), classified(rng, skill=0.0)
+    other = classified(rng, seed=4)
+    runs = [read_run(run(tmp_path / name, test=a)) for name, a in (("a", good), ("b", bad), ("c", other))]
+    tests, reasons = compare([r.judged[0] for r in runs], 50)
+    assert [t.what for t in tests] == ["AUC", "accuracy"]
+    assert tests[0].difference.value > 0.2
+    assert tests[0].p < 0.01
+    assert tests[0].adjusted == pytest.approx(max(min(t.p for t in tests) * 2, tests[0].p))
+    assert reasons == [f"{a} and c were given other rows (their truth differ)" for a in "ab"]
+
+
+def test_a_missing_class_is_a_blank_with_its_reason(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = classified(rng)
+    arrays["labels"] = np.zeros(60, np.int64)
+    folder = run(
+        tmp_path / "a", test=arrays, other=classified(rng, names=("a", "b", "c")) | {"labels": np.ones(60, int)}
+    )
+    judged = read_run(folder).judged
+    assert "nothing to rank" in headline(next(j for j in judged if j.eval == "test"), 20)["AUC"].note
+    assert all(point.note for _, point, _ in operating(next(j for j in judged if j.eval == "test"), None))
+    report([folder], tmp_path / "page.html", resamples=20)
+    assert "nothing to rank against" in (tmp_path / "page.html").read_text()
+
+
+def test_attention_of_a_run_without_weights_is_left_out_and_told(tmp_path, caplog):
+    folder = run(tmp_path / "a", test=classified(np.random.default_rng(0)))
+    report([folder], tmp_path / "page.html", resamples=5, attention=True)
+    assert "a: no attention" in caplog.text
+    assert (tmp_path / "page.html").read_text().count("data:image/jpeg") == 4
+
+
+def test_thresholds_come_from_validation_where_it_is_there(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = run(tmp_path / "a", test=classified(rng), valid=classified(rng, seed=5))
+    out = tmp_path / "page.html"
+    report([folder], out, resamples=10)
+    assert "thresholds are chosen on valid" in out.read_text()
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    empty = run(tmp_path / "empty")
+    assert main(["report", str(empty), "--out", str(tmp_path / "p.html")]) == 2
+    assert "has no evaluations" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "nothing"), "--out", str(tmp_path / "p.html")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    broken = run(tmp_path / "broken", test=classified(np.random.default_rng(0)))
+    (broken / "evals" / "test.npz").write_bytes(b"PK\x03\x04 cut short")
+    assert main(["report", str(broken), "--out", str(tmp_path / "p.html")]) == 2
+    assert "test.npz: cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "p.html").exists()
+    with pytest.raises(UserError, match="given twice"):
+        report([empty, empty], tmp_path / "p.html")
+
+
+def test_markup_escapes_what_is_not_markup():
+    assert tag("a", "<b>", href='"x"', class_="k") == '<a href="&quot;x&quot;" class="k">&lt;b&gt;</a>'
+    assert tag("p", Html("<i>1</i>")) == "<p><i>1</i></p>"
+    assert "&lt;u&gt;" in table(("<u>",), [("a",)])
+    from fundax.metrics.statistics import Estimate, blank
+
+    assert number(Estimate(0.5, 0.4, 0.6)) == "<b>0.500</b><small>0.400 to 0.600</small>"
+    assert "a &lt; b" in number(blank("a < b"))
+    assert picture(np.zeros((2, 2, 3), np.uint8), "x").startswith('<img src="data:image/jpeg;base64,')
+    assert "&lt;t&gt;" in page("<t>", "", [Section("<s>", Html(""))])

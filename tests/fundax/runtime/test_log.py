@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+from fundax.runtime.log import Log
+from fundax.types import UserError
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def opened(workdir, step=0, steps=10, **fields):
+    return Log(workdir, step=step, steps=steps, batch=4, **fields)
+
+
+def test_rows_are_flat_and_images_per_second_counts_the_steps_between(tmp_path, monkeypatch, capsys):
+    clock, waited = iter([100.0, 104.0, 105.0]), iter([7.0, 8.0, 8.0])
+    monkeypatch.setattr("fundax.runtime.log.time.monotonic", lambda: next(clock))
+    with opened(tmp_path) as log:
+        log.waited = lambda: next(waited)
+        log.start_clock(1)
+        log.train(3, {"loss": 2.0})
+        log.evaluation(3, {"zero_shot/macro_auc": 0.5, "zero_shot/auc/normal": 0.25})
+    first, second = rows(tmp_path)
+    assert (
+        first.items() >= {"step": 3, "train/loss": 2.0, "train/images_per_second": 2.0, "train/data_wait": 0.25}.items()
+    )
+    assert second.items() >= {"step": 3, "zero_shot/macro_auc": 0.5, "zero_shot/auc/normal": 0.25}.items()
+    said = capsys.readouterr().err
+    assert "step 3/10  loss 2.0000  2 images/s  data wait 25%  eta 0:14" in said
+    assert "zero_shot/macro_auc 0.5000" in said and "normal" not in said
+
+
+def test_a_resumed_run_drops_later_rows_and_a_torn_line(tmp_path):
+    with opened(tmp_path) as log:
+        for step in (2, 4, 6):
+            log.row(step, {"train/loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "trai')
+    with opened(tmp_path, step=4, restored=True) as log:
+        log.row(6, {"train/loss": 2.0})
+    assert [(row["step"], row["train/loss"]) for row in rows(tmp_path)] == [(2, 1.0), (4, 1.0), (6, 2.0)]
+
+
+def test_a_fresh_run_starts_an_empty_file(tmp_path):
+    with opened(tmp_path) as log:
+        log.row(0, {"train/loss": 1.0})
+    with opened(tmp_path):
+        assert rows(tmp_path) == []
+
+
+def test_a_repeated_evaluation_replaces_its_own_row_only(tmp_path):
+    with opened(tmp_path) as log:
+        log.row(5, {"train/loss": 1.0})
+        log.evaluation(5, {"e/auc": 0.1})
+        log.row(10, {"train/loss": 0.5})
+    with opened(tmp_path, step=5, steps=0, restored=True) as log:
+        log.evaluation(5, {"e/auc": 0.9})
+    assert [row["step"] for row in rows(tmp_path)] == [5, 10, 5]
+    assert rows(tmp_path)[-1]["e/auc"] == 0.9 and rows(tmp_path)[0]["train/loss"] == 1.0
+
+
+def test_tensorboard_gets_the_rows(tmp_path):
+    pytest.importorskip("tensorboardX", reason="the extra fundax[tensorboard] is not installed")
+    with opened(tmp_path, writers=("tensorboard",)) as log:
+        log.row(1, {"train/loss": 1.0})
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes()
+
+
+def test_an_unknown_writer_is_refused(tmp_path):
+    with pytest.raises(UserError, match="expected tensorboard or wandb"):
+        opened(tmp_path, writers=("tensorbord",))

@@ -1,0 +1,36 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from fundax.runtime.preemption import Interrupt
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_is_noted_and_the_handler_put_back(number, code):
+    before = signal.getsignal(number)
+    with Interrupt() as interrupt:
+        assert not interrupt.agreed(1, 10) and interrupt.exit_code == 0
+        os.kill(os.getpid(), number)
+        assert interrupt.agreed(1, 10) and interrupt.exit_code == code
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with Interrupt(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_outside_the_main_thread_nothing_changes():
+    before, found = signal.getsignal(signal.SIGINT), []
+
+    def inside():
+        with Interrupt() as interrupt:
+            found.append((signal.getsignal(signal.SIGINT), interrupt.agreed(1, 1)))
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert found == [(before, False)]

@@ -1,0 +1,60 @@
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from tiny_objective import recipe
+
+from fundax.encoders.clip_text import TextTransformer
+from fundax.encoders.vit import ViT
+from fundax.objectives.clip import CLIP
+from fundax.recipe import describe
+from fundax.runtime import serialize
+from fundax.runtime.workdir import read_config, write_arrays
+from fundax.types import UserError
+
+
+class Words:
+    def save(self, folder):
+        folder.mkdir()
+        (folder / "words").write_text("eye")
+
+
+def test_a_run_describes_itself(tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text("x = 1")
+    objective = CLIP(ViT(16, 8, 32, 1, 2), TextTransformer(16, 6, 32, 1, 2), embed=8)
+    source = {"config": str(config), "argv": ["--lr", "1"], "args": {"lr": 1.0}}
+    run = recipe(objective=objective, tokenizer=Words(), preprocessing={"image_size": 16}, source=source)
+    describe(run, tmp_path / "run")
+    found = read_config(tmp_path / "run")
+    assert serialize.from_json(found["objective"]) == objective
+    assert found["argv"] == ["--lr", "1"] and found["steps"] == 6 and found["versions"]["jax"] == jax.__version__
+    assert json.loads((tmp_path / "run" / "preprocessing.json").read_text()) == {"image_size": 16}
+    assert (tmp_path / "run" / "config.py").read_text() == "x = 1"
+    assert (tmp_path / "run" / "tokenizer" / "words").exists()
+
+
+def test_an_evaluation_leaves_the_description_as_it_is(tmp_path):
+    describe(recipe(steps=6), tmp_path)
+    describe(replace(recipe(), steps=0), tmp_path)
+    assert read_config(tmp_path)["steps"] == 6
+
+
+def test_arrays_are_replaced_whole(tmp_path):
+    write_arrays(tmp_path, "e", {"logits": np.zeros(2)})
+    write_arrays(tmp_path, "e", {"labels": np.ones(3)})
+    with np.load(tmp_path / "evals" / "e.npz") as stored:
+        assert list(stored) == ["labels"]
+    assert [p.name for p in (tmp_path / "evals").iterdir()] == ["e.npz"]
+
+
+def test_what_is_no_run_or_cannot_be_one(tmp_path):
+    with pytest.raises(UserError, match=r"is no run: it has no config.json"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json: not JSON"):
+        read_config(tmp_path)
+    with pytest.raises(UserError, match=r"workdir .*config.json"):
+        describe(recipe(), tmp_path / "config.json")

@@ -1,0 +1,169 @@
+import json
+import os
+import re
+import signal
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_objective import Linear, Rows, recipe
+
+from fundax.recipe import Every
+from fundax.runtime.checkpoint import Checkpoints, load_params
+from fundax.runtime.mesh import make_mesh
+from fundax.train import TrainState, fit, layout, train_step
+from fundax.types import UserError
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def test_a_run_learns_and_leaves_its_folder(tmp_path):
+    state = fit(recipe(steps=200, rate=0.05, objective=Linear(drop=0.0), every=Every(50, 100, 100)), tmp_path)
+    np.testing.assert_allclose(state.params["head"]["kernel"][:, 0], [1, 2, 3, 4], atol=0.05)
+    assert int(state.step) == 200 and float(state.extra["seen"]) == 1600
+    evaluated = {row["step"]: row["held_out/error"] for row in rows(tmp_path) if "held_out/error" in row}
+    assert list(evaluated) == [0, 100, 200] and evaluated[200] < 0.1 < evaluated[0]
+    trained = [row for row in rows(tmp_path) if "train/loss" in row]
+    assert [row["step"] for row in trained] == [50, 100, 150, 200]
+    assert trained[0].keys() >= {"train/gradient_norm", "train/error", "train/images_per_second", "train/data_wait"}
+    assert trained[0]["train/learning_rate"] == pytest.approx(0.05)
+    assert np.load(tmp_path / "evals" / "held_out.npz")["out"].shape == (6,)
+    equal(load_params(tmp_path)[0], state.params)
+
+
+def test_one_step_is_the_update_written_by_hand(tmp_path):
+    run = recipe(steps=1, objective=Linear(drop=0.0), rate=0.1)
+    before = jax.device_get(Linear().init(jax.random.key(0), None)[0]["head"]["kernel"][:, 0])
+    batch = next(Rows(8, 0, 1))
+    gradient = 2 * batch["image"].T @ (batch["image"] @ before - batch["value"]) / 8
+    after = fit(run, tmp_path).params["head"]["kernel"][:, 0]
+    np.testing.assert_allclose(after, before - 0.1 * np.sign(gradient), atol=1e-6)  # Adam's first step
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(tmp_path):
+    whole = fit(recipe(steps=6), tmp_path / "whole")
+    fit(recipe(steps=4), tmp_path / "parts")
+    parts = fit(recipe(steps=6), tmp_path / "parts")
+    equal(whole, parts)
+    seen = [(row["step"], sorted(row.keys() - {"time"})) for row in rows(tmp_path / "parts")]
+    assert len(seen) == len({str(row) for row in seen})
+    assert [row["step"] for row in rows(tmp_path / "parts") if "train/loss" in row] == [2, 4, 6]
+
+
+def test_a_resume_beats_init_from(tmp_path):
+    def zeros(params):
+        return jax.tree.map(np.zeros_like, params)
+
+    fresh = fit(recipe(steps=0, init_from=(zeros,)), tmp_path / "a")
+    assert not np.any(fresh.params["head"]["kernel"])
+    trained = fit(recipe(steps=2), tmp_path / "b")
+    equal(fit(recipe(steps=2, init_from=(zeros,)), tmp_path / "b").params, trained.params)
+
+
+def test_extra_state_of_a_pretrained_model_comes_along(tmp_path):
+    start = recipe(steps=0, init_extra=(lambda extra: {"seen": extra["seen"] + 7},))
+    assert float(fit(start, tmp_path).extra["seen"]) == 7
+
+
+def test_init_from_must_keep_the_shapes(tmp_path):
+    with pytest.raises(UserError, match=r"init_from: params .* lacks head/bias"):
+        fit(recipe(init_from=(lambda p: {"head": {"kernel": p["head"]["kernel"]}},)), tmp_path)
+
+
+def test_no_steps_only_evaluates(tmp_path):
+    fit(recipe(steps=4, best="held_out/error", every=Every(2, 2, 2)), tmp_path)
+    before = rows(tmp_path)
+    state = fit(recipe(steps=0), tmp_path, which=2)
+    assert int(state.step) == 2
+    again = [row for row in rows(tmp_path) if row["step"] == 2 and "held_out/error" in row]
+    assert len(again) == 1 and len(rows(tmp_path)) == len(before)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(UserError, match=r"step 5: loss nan.* not finite.*step 4 is saved and good"):
+        fit(recipe(steps=6, poison=4), tmp_path)
+    assert np.all(np.isfinite(load_params(tmp_path)[0]["head"]["kernel"]))
+    with Checkpoints(tmp_path) as kept:
+        assert kept.latest() == 4
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_finishes_the_step_saves_and_leaves(tmp_path, capsys, number, code):
+    def at_three(shard, shards):
+        class Killed(Rows):
+            def __next__(self):
+                if self.step == 2:
+                    os.kill(os.getpid(), number)
+                return super().__next__()
+
+        return Killed(8, shard, shards)
+
+    with pytest.raises(SystemExit) as stopped:
+        fit(recipe(steps=6, every=Every(0, 0, 0), train=at_three), tmp_path)
+    assert stopped.value.code == code
+    assert re.search("stopped after step [123] of 6", capsys.readouterr().err)  # data is read ahead
+    equal(fit(recipe(steps=6), tmp_path), fit(recipe(steps=6), tmp_path.with_name("whole")))
+
+
+def test_best_and_latest_are_both_kept(tmp_path):
+    falling = iter([0.9, 0.5, 0.8, 0.2, 0.1, 0.3])  # step 0, then 1..5: the best trained step is 2
+    run = recipe(
+        steps=5, evals={"e": lambda f, p, x: {"auc": next(falling)}}, best="e/auc", keep=1, every=Every(1, 1, 1)
+    )
+    fit(run, tmp_path)
+    with Checkpoints(tmp_path) as kept:
+        assert kept.steps() == [2, 5]
+    best, _ = load_params(tmp_path, "best")
+    equal(best, load_params(tmp_path, 2)[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ends": 3}, "ended before step 4"),
+        ({"accumulate": 3}, "does not divide over"),
+        ({"mesh": (3, 5)}, "does not fit 8 devices"),
+        ({"batch": 16}, r"'image' is float32 \(8, 4\); the objective expects float32 \(16, 4\)"),
+    ],
+)
+def test_what_the_user_can_mend_is_said(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        fit(recipe(**change), tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    fit(recipe(steps=2), tmp_path)
+
+    class Wider(Linear):
+        def init(self, rng, batch):
+            return {"head": {"kernel": jnp.zeros((5, 1)), "weight": jnp.zeros(3)}}, {"seen": jnp.zeros(())}
+
+    with pytest.raises(UserError, match=r"lacks head/weight; it has besides head/bias; .*\(4, 1\) here \(5, 1\)"):
+        fit(recipe(objective=Wider(), evals={}), tmp_path)
+
+
+def test_randomness_is_a_function_of_seed_and_step():
+    run = recipe(evals={})
+    batch = next(Rows(8, 0, 1))
+    batch.pop("index")
+
+    def loss_at(step, seed):
+        params, extra = Linear().init(jax.random.key(0), None)
+        state = (jnp.int32(step), params, extra, run.optimizer.init(params))
+        return float(train_step(replace(run, seed=seed))(TrainState(*state), batch)[1]["loss"])
+
+    assert loss_at(1, 0) == loss_at(1, 0) and len({loss_at(1, 0), loss_at(2, 0), loss_at(1, 1)}) == 3
+
+
+def test_layout_allocates_nothing_and_follows_the_rules():
+    state = layout(recipe(), make_mesh((8, 1)))
+    assert {type(x) for x in jax.tree.leaves(state)} == {jax.ShapeDtypeStruct}
+    assert state.opt[1][0].mu["head"]["kernel"].shape == (4, 1)

@@ -1,0 +1,61 @@
+"""A run that is killed outright goes on from its last complete checkpoint and ends with the same bits."""
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from tiny_objective import recipe
+
+from fundax.recipe import Every
+from fundax.runtime.checkpoint import load_params
+from fundax.train import fit
+
+STEPS = 40
+RUN = """
+import sys, time
+from tiny_objective import Rows, recipe
+from fundax.recipe import Every
+from fundax.train import fit
+
+class Slow(Rows):
+    def __next__(self):
+        time.sleep(0.02)
+        return super().__next__()
+
+fit(recipe(steps=int(sys.argv[2]), every=Every(1, 2, 0), train=lambda shard, shards: Slow(8, shard, shards)), sys.argv[1])
+"""
+
+
+def started(workdir):
+    here = Path(__file__).parents[1]  # where tiny_objective lies
+    return subprocess.Popen([sys.executable, "-c", RUN, str(workdir), str(STEPS)], cwd=here, stderr=subprocess.PIPE)
+
+
+def latest(workdir):
+    return max((int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=-1)
+
+
+def kill_after_progress(workdir, rng):
+    before, run = latest(workdir), started(workdir)
+    while run.poll() is None and latest(workdir) == before:
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.2))
+    run.kill()
+    run.communicate()
+
+
+def test_killed_runs_end_with_the_same_bits(tmp_path):
+    whole = fit(recipe(steps=STEPS, every=Every(0, 0, 0)), tmp_path / "whole")
+    parts, rng = tmp_path / "parts", random.Random(0)
+    for _ in range(2):
+        kill_after_progress(parts, rng)
+    assert 0 < latest(parts) < STEPS, "both kills came too late to test anything"
+    _, said = started(parts).communicate()
+    assert "resuming after step" in said.decode()
+    params, extra = load_params(parts)
+    jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(whole.params))
+    assert float(extra["seen"]) == STEPS * 8

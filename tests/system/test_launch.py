@@ -1,0 +1,140 @@
+"""The command line as a user meets it: one clear line for each mistake, and exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import launch
+
+REPO = Path(__file__).parents[2]
+
+
+def said(capsys, *argv):
+    code = launch.main(argv)
+    return code, capsys.readouterr().err.strip()
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch):
+    """launch sets variables and log handlers for its process; this one has other tests to run."""
+    monkeypatch.setattr(launch, "_prepare", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (("trian",), "error: unknown verb 'trian'; did you mean train?"),
+        (("train", "configs/quickstart.py"), "error: train: --workdir DIR is missing"),
+        (("train", "configs/quickstat.py", "--workdir", "x"), "did you mean configs/quickstart.py?"),
+        (
+            ("train", "configs/quickstart.py", "--workdir", "x", "--bacth", "3"),
+            "unknown argument --bacth; did you mean --batch?",
+        ),
+        (("train", "configs/quickstart.py", "--workdir", "x", "--batch", "many"), "invalid literal for int()"),
+        (
+            ("train", "configs/quickstart.py", "--workdir", "x", "--log-to", "tensorbord"),
+            "argument --log-to: invalid choice: 'tensorbord'",
+        ),
+        (("eval", "nowhere"), "error: nowhere is no run: it has no config.json"),
+        (("export", "nowhere", "--to", "onnyx", "out"), "cannot export to 'onnyx'"),
+        (("export", "nowhere", "--to", "open_clip"), "the following arguments are required: out"),
+        (
+            ("compile", "configs/quickstart.py", "--mesh", "4x2", "--smoke"),
+            "--mesh '4x2': expected numbers such as 4,2",
+        ),
+        (("data", "build", "idird", "--from", "x"), "no data set 'idird'"),
+        (("data", "show", "--source", "missing.csv"), "missing.csv: no such file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, argv, line):
+    monkeypatch.chdir(REPO)
+    code, err = said(capsys, *argv)
+    assert code == 2 and line in err and err.startswith("error: ") and "\n" not in err
+
+
+def test_a_run_is_logged_where_asked(monkeypatch):
+    fitted = []
+    monkeypatch.chdir(REPO)
+    monkeypatch.setattr("fundax.train.fit", lambda recipe, workdir: fitted.append(recipe.writers))
+    monkeypatch.setattr(launch, "_report", lambda workdir: None)
+    command = ("train", "configs/quickstart.py", "--smoke", "--workdir", "x")
+    assert launch.main((*command, "--log-to", "tensorboard", "--log-to", "wandb")) == launch.main(command) == 0
+    assert fitted == [("tensorboard", "wandb"), ()]
+
+
+CSV = ["image,text,patient", *(f"{k}.png,an eye,p{k}" for k in range(8))]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "line"),
+    [
+        (CSV, ("--text-column", "report"), "report"),
+        ([*CSV[:7], "nothing.png,an eye,p6", CSV[8]], (), "row 7"),
+        ([*CSV[:7], "three.png,an eye,p6", CSV[8]], (), "three.png"),
+    ],
+    ids=["a missing column", "a missing file in row 7", "an image of 3 bytes"],
+)
+def test_mistakes_in_the_data_name_their_place(capsys, tmp_path, rows, options, line):
+    from PIL import Image
+
+    for k in range(8):
+        Image.new("RGB", (40, 40), (k * 20, 80, 40)).save(tmp_path / f"{k}.png")
+    (tmp_path / "three.png").write_bytes(b"abc")
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    table = str(tmp_path / "train.csv")
+    argv = (
+        "train",
+        str(REPO / "configs/mm_fundus_clip.py"),
+        "--smoke",
+        "--val-fraction",
+        "0",
+        "--data",
+        table,
+        *options,
+    )
+    code, err = said(capsys, *argv, "--workdir", str(tmp_path / "run"))
+    last = err.splitlines()[-1]
+    assert code == 2 and last.startswith("error: ") and line in last and "Traceback" not in err
+
+
+def test_help_needs_no_jax():
+    code = (
+        "import sys, launch; launch.main(['--help']); assert not {'jax', 'flax', 'grain', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(f"\n    {verb} " in done.stdout for verb in ("train", "eval", "export", "import", "compile", "data"))
+
+
+def test_help_of_a_config_lists_its_arguments(capsys, monkeypatch):
+    monkeypatch.chdir(REPO)
+    with pytest.raises(SystemExit) as stopped:
+        launch.main(["train", "configs/quickstart.py", "--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0 and "--patients" in text and "optimizer steps" in text
+
+
+def test_train_then_eval_of_the_folder_alone(tmp_path, capsys, monkeypatch):
+    run = str(tmp_path / "run")
+    assert launch.main(["train", str(REPO / "configs/quickstart.py"), "--workdir", run, "--smoke"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert launch.main(["eval", run, "--checkpoint", "best"]) == 0
+    out = capsys.readouterr().out
+    assert "macro average" in out and "training_curves.png" in out
+    assert launch.main(["eval", run, "--checkpoint", "99"]) == 2
+    assert "has no checkpoint '99'" in capsys.readouterr().err
+
+
+def test_prepare_sets_the_cache_and_leaves_a_given_one(tmp_path):
+    code = "import os, launch; launch._prepare(); print(os.environ['JAX_COMPILATION_CACHE_DIR'])"
+    env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {"XDG_CACHE_HOME": str(tmp_path)}
+    ours = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=env, capture_output=True, text=True, check=True)
+    assert ours.stdout.strip() == str(tmp_path / "fundax" / "jax")
+    given = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, env=env | {"JAX_COMPILATION_CACHE_DIR": "/there"}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert given.stdout.strip() == "/there"

@@ -1,0 +1,88 @@
+"""The same five steps on every mesh: sharding changes where the arithmetic happens, not what it gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fundax.encoders.clip_text import TextTransformer
+from fundax.encoders.vit import ViT
+from fundax.objectives.clip import CLIP
+from fundax.optim import adamw, clamped, constant, peer_open_clip
+from fundax.params import path_string
+from fundax.recipe import Recipe
+from fundax.runtime.mesh import RULES, make_mesh, place, put, shardings
+from fundax.train import TrainState, layout, train_step
+
+BATCH, STEPS = 16, 5
+
+
+class NoData:
+    def __call__(self, shard, shards):
+        raise AssertionError("the batches of this test are its own")
+
+
+def tiny(**fields):
+    image = ViT(image_size=16, patch=8, width=32, depth=1, heads=2, **fields)
+    text = TextTransformer(vocab=64, context=6, width=32, depth=1, heads=2, **fields)
+    return Recipe(
+        objective=CLIP(image, text, embed=8),
+        train=NoData(),
+        # a large eps, so that a wrong gradient scale shows: Adam divides it away otherwise
+        optimizer=optax.chain(
+            optax.clip_by_global_norm(1.0),
+            adamw(constant(1e-3, 2), (0.9, 0.98), 1e-3, 0.2, peer_open_clip),
+            clamped({"log_scale": (0.0, 4.6052)}),
+        ),
+        steps=STEPS,
+        batch=BATCH,
+    )
+
+
+def batches():
+    rng = np.random.default_rng(0)
+    for _ in range(STEPS):
+        image = rng.integers(0, 256, (BATCH, 16, 16, 3), dtype=np.uint8)
+        yield {"image": image, "text": rng.integers(1, 64, (BATCH, 6), dtype=np.int32)}
+
+
+def start(recipe):
+    params, extra = jax.jit(recipe.objective.init)(jax.random.key(0), next(batches()))
+    return jax.device_get(TrainState(jnp.int32(0), params, extra, jax.jit(recipe.optimizer.init)(params)))
+
+
+def run(shape, recipe, fresh):
+    mesh = make_mesh(shape)
+    with jax.set_mesh(mesh):
+        placed = jax.tree.map(lambda x: x.sharding, layout(recipe, mesh))
+        state = put(fresh, placed)
+        step, losses = train_step(recipe), []
+        for batch in batches():
+            state, metrics = step(state, place(batch, mesh))
+            losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    return start(tiny())
+
+
+@pytest.fixture(scope="module")
+def alone(fresh):
+    losses, state = run((1, 1), tiny(), fresh)
+    return losses, jax.device_get(state.params)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8, 1), (2, 2, 2)])
+def test_sharded_equals_unsharded(fresh, alone, shape):
+    losses, state = run(shape, tiny(), fresh)
+    np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
+    assert len(set(losses)) == STEPS
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(jax.device_get(state.params)), jax.tree.leaves(alone[1]), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5, err_msg=path_string(path))
+    wanted = shardings(state, make_mesh(shape), RULES)  # what was split stays so over the steps
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, wanted)))
