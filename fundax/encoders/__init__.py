@@ -1,1 +1,82 @@
-"""The networks: Linen modules that return dicts of named outputs."""
+"""Encoders and decoders: Flax Linen modules that return dicts of named outputs."""
+
+from etils import epy as _epy
+
+with _epy.lazy_api_imports(globals()):
+    from fundax.encoders.attention import attend
+    from fundax.encoders.autoencoder import (
+        ImageDecoder,
+        ImageEncoder,
+        MaskedDecoder,
+        Unit,
+        hidden_patches,
+        pixel_loss,
+        reconstruct,
+        unpatch,
+    )
+    from fundax.encoders.backbone import Encoder, Tower, apply_head, batch_spec, init_head, normalized, tower_of
+    from fundax.encoders.bert import BERT, MaskedHead, PostNormBlock
+    from fundax.encoders.clip_text import Embedding, TextTransformer, text_transformer
+    from fundax.encoders.heads import ForecastHead, IBOTHead, MLPHead, PrototypeLayer, interval_encoding
+    from fundax.encoders.layers import (
+        MLP,
+        Attention,
+        Block,
+        BlockInit,
+        Dense,
+        LayerNorm,
+        LayerScale,
+        PackedProjection,
+        Stack,
+        gelu_exact,
+        gelu_tanh,
+        init_clip_text,
+        init_clip_vision,
+        product,
+        quick_gelu,
+        take_rows,
+        uniform,
+        unit,
+    )
+    from fundax.encoders.pixels import brightened, contrasted, jittered, mixed, normalize
+    from fundax.encoders.positions import aligned_corners, antialiased, cubic, pixel_centres, resize_positions, scaled
+    from fundax.encoders.report_decoder import (
+        CrossAttention,
+        ReportBlock,
+        ReportDecoder,
+        TorchNorm,
+        beam_search,
+        greedy,
+        sinusoid,
+        token_loss,
+    )
+    from fundax.encoders.resnet import BatchNorm, Bottleneck, Conv, ResNet
+    from fundax.encoders.unet import ResidualBlock, UNet, waves
+    from fundax.encoders.unetr import (
+        UNETR,
+        ConvNorm,
+        Enlarge,
+        Linear,
+        Maps,
+        check,
+        decoder_blocks,
+        drop_channels,
+        init,
+        logits,
+        training_logits,
+    )
+    from fundax.encoders.vit import (
+        AttentionPool,
+        PatchEmbedding,
+        Size,
+        ViT,
+        attention_maps,
+        chosen_layers,
+        dino_vit,
+        init_dino,
+        intermediate_layers,
+        kept_patches,
+        patches,
+        rollout,
+        size_named,
+    )

@@ -1,1 +1,9 @@
 """Ahead-of-time compilation: memory, FLOPs, communication and the roofline time of a training step."""
+
+from etils import epy as _epy
+
+with _epy.lazy_api_imports(globals()):
+    from fundax.roofline.chips import Chip, chip_named, chip_of
+    from fundax.roofline.collectives import Collective
+    from fundax.roofline.compile import Report
+    from fundax.roofline.flops import training_flops

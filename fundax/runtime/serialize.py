@@ -1,12 +1,15 @@
-"""An objective as JSON and back: what a run keeps, so that its checkpoint opens without its config file.
+"""Objectives as JSON and back, so that a run opens from its directory alone, without its config file.
 
-Null, booleans, numbers, strings, lists and dicts stay themselves; the rest is an object with one "@" key:
-    {"@": "fundax.encoders.vit:ViT", "patch": 16, ...}     a frozen dataclass or Linen module, with its fields
-    {"@function": "fundax.encoders.layers:quick_gelu"}     a function, by name
+Null, booleans, numbers, strings, lists and dicts are written as they are; anything else is an object with one "@" key:
+    {"@": "encoders.ViT", "patch": 16, ...}   a frozen dataclass or Linen module, with its fields
+    {"@function": "encoders.quick_gelu"}      a function
     {"@tuple": [...]}   {"@dtype": "bfloat16"}   {"@float": "inf"}
 
-The file may come from a stranger: only dataclasses and functions of modules under `fundax.` are imported,
-and only dataclasses are called."""
+A name is a room of fundax and a public name of that room, so files can move within a room. Runs made before the rooms
+existed hold module paths ("fundax.encoders.vit:ViT"); BEFORE_ROOMS translates them.
+
+The file may come from a stranger: only public names of the three ROOMS are resolved, and only dataclasses are called.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,58 @@ import numpy as np
 
 from fundax.types import UserError
 
-NAME = re.compile(r"(fundax(?:\.[a-z][a-z0-9_]*)+):([A-Za-z][A-Za-z0-9_]*)")
-
-
+ROOMS = ("encoders", "losses", "objectives")
+NAME = re.compile(rf"({'|'.join(ROOMS)})\.([A-Za-z][A-Za-z0-9_]*)")
+BEFORE_ROOMS = {
+    "fundax.encoders.autoencoder:ImageDecoder": "encoders.ImageDecoder",
+    "fundax.encoders.autoencoder:ImageEncoder": "encoders.ImageEncoder",
+    "fundax.encoders.bert:BERT": "encoders.BERT",
+    "fundax.encoders.clip_text:TextTransformer": "encoders.TextTransformer",
+    "fundax.encoders.decoder_heads:ForecastHead": "encoders.ForecastHead",
+    "fundax.encoders.decoder_heads:MLPHead": "encoders.MLPHead",
+    "fundax.encoders.heads:IBOTHead": "encoders.IBOTHead",
+    "fundax.encoders.layers:gelu_exact": "encoders.gelu_exact",
+    "fundax.encoders.layers:gelu_tanh": "encoders.gelu_tanh",
+    "fundax.encoders.layers:init_clip_text": "encoders.init_clip_text",
+    "fundax.encoders.layers:init_clip_vision": "encoders.init_clip_vision",
+    "fundax.encoders.layers:quick_gelu": "encoders.quick_gelu",
+    "fundax.encoders.mae:MaskedDecoder": "encoders.MaskedDecoder",
+    "fundax.encoders.report_decoder:ReportDecoder": "encoders.ReportDecoder",
+    "fundax.encoders.resnet:ResNet": "encoders.ResNet",
+    "fundax.encoders.unet:UNet": "encoders.UNet",
+    "fundax.encoders.unetr:Linear": "encoders.Linear",
+    "fundax.encoders.unetr:UNETR": "encoders.UNETR",
+    "fundax.encoders.vit:ViT": "encoders.ViT",
+    "fundax.encoders.vit:init_dino": "encoders.init_dino",
+    "fundax.label_aware:Similarity": "losses.Similarity",
+    "fundax.losses:matching_targets": "losses.matching_targets",
+    "fundax.losses:sigmoid_contrastive": "losses.sigmoid_contrastive",
+    "fundax.losses:softmax_contrastive": "losses.softmax_contrastive",
+    "fundax.objectives.classify:Classify": "objectives.Classify",
+    "fundax.objectives.clip:CLIP": "objectives.CLIP",
+    "fundax.objectives.clip_adapter:Adapted": "objectives.Adapted",
+    "fundax.objectives.clip_adapter:ClipAdapter": "objectives.ClipAdapter",
+    "fundax.objectives.clip_adapter:TipAdapter": "objectives.TipAdapter",
+    "fundax.objectives.diffusion:Diffusion": "objectives.Diffusion",
+    "fundax.objectives.encoder:Encoder": "encoders.Encoder",
+    "fundax.objectives.flair:FLAIR": "objectives.FLAIR",
+    "fundax.objectives.forecast:Forecast": "objectives.Forecast",
+    "fundax.objectives.ibot:IBOT": "objectives.IBOT",
+    "fundax.objectives.ibot:Temperature": "objectives.Temperature",
+    "fundax.objectives.keepfit:KeepFIT": "objectives.KeepFIT",
+    "fundax.objectives.landmark:Landmark": "objectives.Landmark",
+    "fundax.objectives.masked_text:MaskedText": "objectives.MaskedText",
+    "fundax.objectives.multi_modality:MultiModality": "objectives.MultiModality",
+    "fundax.objectives.regress:Regress": "objectives.Regress",
+    "fundax.objectives.report:Report": "objectives.Report",
+    "fundax.objectives.ret_clip:Reconstruction": "objectives.Reconstruction",
+    "fundax.objectives.ret_clip:RetCLIP": "objectives.RetCLIP",
+    "fundax.objectives.segment:Segment": "objectives.Segment",
+    "fundax.objectives.vector_quantize:VectorQuantize": "objectives.VectorQuantize",
+    "fundax.reference:Attention": "objectives.Attention",
+    "fundax.reference:Reference": "objectives.Reference",
+    "fundax.tower:Tower": "encoders.Tower",
+}
 _LINEN_FIELDS = ("parent", "name")  # set by Linen, no part of what a module is
 
 
@@ -44,7 +96,7 @@ def from_json(value: Any) -> Any:
     """The value that `to_json` wrote: equal to the one it was given.
 
     Raises:
-        UserError: anything outside the form above: a name outside `fundax.`, an unknown class or field.
+        UserError: anything outside the form above: an unknown name, class or field.
     """
     try:
         return _read(value, "objective")
@@ -87,13 +139,19 @@ def _write_fields(value: Any, where: str) -> dict[str, Any]:
 
 
 def _name(thing: Any, where: str) -> str:
-    name = f"{thing.__module__}:{thing.__qualname__}"
-    if (
-        not NAME.fullmatch(name)
-        or getattr(importlib.import_module(thing.__module__), thing.__name__, None) is not thing
-    ):
-        raise UserError(f"{where}: {name} cannot be written; expected a class or function of a module under fundax")
+    half, room = (*thing.__module__.split("."), "")[:2]
+    name = f"{room}.{thing.__qualname__}"
+    if half != "fundax" or not NAME.fullmatch(name) or _public(name) is not thing:
+        full = f"{thing.__module__}.{thing.__qualname__}"
+        raise UserError(f"{where}: {full} has no JSON form; expected a public name of fundax.{', fundax.'.join(ROOMS)}")
     return name
+
+
+def _public(name: str) -> Any:
+    """The thing of that name in its room's table of contents, or None."""
+    room, _, attribute = name.partition(".")
+    thing = getattr(importlib.import_module(f"fundax.{room}"), attribute, None)
+    return thing if getattr(thing, "__module__", "").startswith(f"fundax.{room}.") else None
 
 
 def _dtype_name(value: Any, where: str) -> str:
@@ -162,15 +220,13 @@ _READERS = {"@function": _read_function, "@tuple": _read_tuple, "@dtype": _read_
 
 
 def _import(name: Any, where: str) -> Any:
-    """The class or function of that name, if it is defined in that very module under `fundax.`."""
-    match = NAME.fullmatch(name) if isinstance(name, str) else None
-    if not match:
-        raise UserError(f"{where}: {name!r} refused; only 'fundax.<module>:<name>' is ever imported")
-    try:
-        module = importlib.import_module(match[1])
-    except ImportError as error:
-        raise UserError(f"{where}: this version of fundax has no module {match[1]}") from error
-    thing = getattr(module, match[2], None)
-    if getattr(thing, "__module__", None) != match[1]:
-        raise UserError(f"{where}: {match[1]} defines no {match[2]}")
+    """The class or function of that public name."""
+    name = BEFORE_ROOMS.get(name, name) if isinstance(name, str) else name
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(
+            f"{where}: {name!r} is not accepted; expected '<room>.<name>' with a room of {', '.join(ROOMS)}"
+        )
+    thing = _public(name)
+    if thing is None:
+        raise UserError(f"{where}: this version of fundax has no {name}")
     return thing

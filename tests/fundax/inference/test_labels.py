@@ -74,4 +74,4 @@ def test_mistakes_are_told(folder, capsys):
     ):
         assert launch.main(["predict", str(folder / name), "--image", image, *more]) == 2
         assert message in capsys.readouterr().err
-    assert predictor_of(folder / "regress").__name__ == "fundax.predict_decoder"
+    assert predictor_of(folder / "regress").__name__ == "fundax.inference.labels"

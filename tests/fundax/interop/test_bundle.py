@@ -51,7 +51,7 @@ def test_record_and_card(tmp_path):
     folder.write_card(tmp_path, bundle, "transformers", "print('use')")
     record = json.loads((tmp_path / folder.RECORD).read_text())
     assert record["left_out"] == {"logit_bias": -10.0}
-    assert record["objective"]["@"] == "fundax.objectives.clip:CLIP"
+    assert record["objective"]["@"] == "objectives.CLIP"
     assert list(record["tensors_sha256"]) == ["w"]
     np.testing.assert_array_equal(load_file(tmp_path / "x.safetensors")["w"], state["w"])
     card = (tmp_path / "README.md").read_text()

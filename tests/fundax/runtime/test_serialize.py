@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fundax.interop import weights
+from fundax import encoders
 from fundax.runtime import serialize
 from fundax.runtime.serialize import from_json, to_json
 from fundax.types import UserError
@@ -34,7 +34,7 @@ def round_trip(value):
         math.inf,
         -math.inf,
         jnp.bfloat16,
-        weights.read_state,
+        encoders.quick_gelu,
     ],
     ids=lambda v: getattr(v, "__name__", str(v)),
 )
@@ -55,7 +55,7 @@ def test_numpy_numbers_become_numbers():
 
 
 def test_names_are_written_out():
-    assert to_json(weights.read_state) == {"@function": "fundax.weights:read_state"}
+    assert to_json(encoders.quick_gelu) == {"@function": "encoders.quick_gelu"}
     assert to_json(jnp.bfloat16) == {"@dtype": "bfloat16"}
     assert to_json((1,)) == {"@tuple": [1]}
 
@@ -88,30 +88,26 @@ def test_what_has_no_json_form_names_where_it_was(value):
 @pytest.mark.parametrize(
     "name",
     [
-        *("os:system", "subprocess:Popen", "builtins:eval", "fundax:__version__", "fundax.weights:pickle"),
+        *("os:system", "subprocess:Popen", "builtins:eval", "os.system", "fundax.os", "antigravity.x", "antigravity:x"),
+        *("encoders.Path", "encoders.jax", "encoders._epy", "encoders.vit", "encoders.ViT.__init__", "encoders.absent"),
         *(
-            "fundax.weights:np.load",
-            "fundax.weights:Path",
-            "fundax.weights:UserError",
-            "fundax..x:y",
-            "antigravity:x",
-        ),
-        *(
-            "fundax.absent:f",
-            "fundax.weights:absent",
-            "fundax.__init__:os",
-            "fundax.weights",
+            "runtime.to_json",
+            "interop.read_state",
+            "encoders..ViT",
+            "encoders",
+            "encoders.",
             "",
             None,
             3,
             ["os:system"],
         ),
+        *("fundax.weights:read_state", "fundax.encoders.vit:os"),
     ],
     ids=str,
 )
 def test_hostile_names_are_refused(tag, name):
     before = set(sys.modules)
-    with pytest.raises(UserError, match=r"refused|defines no|has no module"):
+    with pytest.raises(UserError, match=r"is not accepted|has no "):
         from_json({"loss": {tag: name}})
     assert "antigravity" not in set(sys.modules) - before
 
@@ -119,16 +115,16 @@ def test_hostile_names_are_refused(tag, name):
 @pytest.mark.parametrize(
     "value",
     [
-        {"@": "fundax.weights:read_state"},  # a function is not called
-        {"@function": "fundax.layout:Row"},
-        {"@function": "fundax.spec:to_json", "x": 1},
+        {"@": "encoders.quick_gelu"},  # a function is not called
+        {"@function": "encoders.ViT"},
+        {"@function": "encoders.quick_gelu", "x": 1},
         {"@tuple": 3},
         {"@dtype": "complexity"},
         {"@dtype": 3},
         {"@float": "1e400"},
         {"@eval": "1"},
-        {"@": "fundax.layout:Row", "path": "x", "keys": [], "layout": None, "more": 1},
-        {"@": "fundax.layout:Row", "path": "x"},
+        {"@": "objectives.Temperature", "more": 1},
+        {"@": "encoders.ViT", "more": 1},
     ],
     ids=str,
 )
@@ -145,7 +141,15 @@ def test_deep_nesting_is_a_clear_error():
         from_json(deep)
 
 
-def test_nothing_but_fundax_matches():
-    assert not serialize.NAME.fullmatch("fundaxx.weights:read_state")
-    assert not serialize.NAME.fullmatch("os.fundax.x:y")
-    assert serialize.NAME.fullmatch("fundax.encoders.vit:ViT")
+def test_nothing_but_public_names_of_the_rooms_matches():
+    assert not serialize.NAME.fullmatch("os.system")
+    assert not serialize.NAME.fullmatch("fundax.encoders.ViT")
+    assert not serialize.NAME.fullmatch("encoders.ViT.x")
+    assert serialize.NAME.fullmatch("encoders.ViT")
+
+
+@pytest.mark.parametrize(("old", "new"), serialize.BEFORE_ROOMS.items(), ids=lambda name: name)
+def test_names_of_earlier_versions_resolve(old, new):
+    thing = serialize._import(old, "objective")
+    assert thing is serialize._import(new, "objective")
+    assert thing.__name__ == new.rsplit(".")[-1]
