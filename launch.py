@@ -77,7 +77,7 @@ def evaluate(argv: list[str]) -> None:
     resolve(own.workdir, own.checkpoint)
     recipe, _ = load(Path(own.workdir) / "config.py", [*argv, *rest])
     _meet(cluster)
-    fit(replace(recipe, steps=0), own.workdir, which=own.checkpoint)
+    fit(replace(recipe, steps=0), own.workdir, checkpoint=own.checkpoint)
     _report(own.workdir)
 
 
@@ -93,7 +93,7 @@ def export(argv: list[str]) -> None:
     _prepare()
     from fundax.interop.exchange import export_run
 
-    print(export_run(own.workdir, own.to, own.out, which=own.checkpoint, overwrite=own.overwrite))
+    print(export_run(own.workdir, own.to, own.out, checkpoint=own.checkpoint, overwrite=own.overwrite))
 
 
 def import_(argv: list[str]) -> None:
@@ -183,7 +183,7 @@ def synth(argv: list[str]) -> None:
 
     findings = None if own.findings is None else tuple(name.strip() for name in own.findings.split(",") if name.strip())
     how = How(own.seed, own.steps, own.sampler, own.guidance, findings, own.modality, own.batch)
-    fields = {"which": own.checkpoint, "base": own.base, "check": not own.no_check, "overwrite": own.overwrite}
+    fields = {"checkpoint": own.checkpoint, "base": own.base, "check": not own.no_check, "overwrite": own.overwrite}
     print(summary(own.out, synthesize(own.workdir, own.out, own.n, how, **fields)))
 
 

@@ -21,27 +21,27 @@ from data_pipelines.language import tokenizers
 from data_pipelines.pipeline import train
 from data_pipelines.sources.shards import array_records
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.transforms.steps import Keep, Tokenize, extra_aug
+from data_pipelines.transforms.steps import Select, Tokenize, extra_aug
 from data_pipelines.transforms.views import SingleView
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.objectives.clip import CLIP
 from fundax.optim import adamw, constant
-from fundax.recipe import Every, Recipe
+from fundax.recipe import Intervals, Recipe
 from fundax.train import fit
 
 
 def recipe(shards: Path, workers: int, batch: int, steps: int) -> Recipe:
     """The run that is measured."""
     words = tokenizers.bundled(context=48)
-    chain = (SingleView(size_hint=None), *extra_aug(224), Tokenize(words), Keep(("image", "text")))
+    chain = (SingleView(size_hint=None), *extra_aug(224), Tokenize(words), Select(("image", "text")))
     return Recipe(
         objective=CLIP(ViT(224, 16, 192, 4, 3), TextTransformer(words.vocab_size, words.context, 192, 2, 3), embed=192),
         train=train(array_records(shards), chain, batch=batch, workers=workers),
         optimizer=adamw(constant(1e-4)),
         steps=steps,
         batch=batch,
-        every=Every(log=max(steps // 5, 1), save=0, eval=0),
+        every=Intervals(log=max(steps // 5, 1), save=0, eval=0),
     )
 
 

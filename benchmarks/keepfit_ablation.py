@@ -44,7 +44,7 @@ from fundax.objectives.keepfit import KeepFIT
 from fundax.objectives.keepfit_reference import V1, V2
 from fundax.objectives.masked_text import MaskedText
 from fundax.objectives.vector_quantize import VectorQuantize
-from fundax.optim import MAX_LOG_SCALE, adamw, clamped, cosine
+from fundax.optim import MAX_LOG_SCALE, adamw, clip_params, cosine
 
 ABSENT = ("retinal detachment", "pathologic myopia", "macular hole", "cataract")  # from the public part
 PRESENT = tuple(name for name in CONDITIONS if name not in ABSENT)
@@ -159,14 +159,14 @@ def update(objective: Any, rates: tuple[float, int], state: tuple, batch: dict, 
 def _optimizer(objective: Any, lr: float, steps: int) -> optax.GradientTransformation:
     chain = [optax.clip_by_global_norm(1.0), adamw(cosine(lr, steps, warmup=max(steps // 10, 1)), weight_decay=0.01)]
     if isinstance(objective, FLAIR | KeepFIT):
-        chain.append(clamped({"log_scale$": (0.0, MAX_LOG_SCALE)}))
+        chain.append(clip_params({"log_scale$": (0.0, MAX_LOG_SCALE)}))
     return optax.chain(*chain)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def started(objective: Any, rates: tuple[float, int], key: jax.Array, text_tower: Any) -> tuple:
     """The state before the first step, with the text tower of stage 0 where there is one."""
-    one = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in objective.spec(1).items()}
+    one = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in objective.batch_spec(1).items()}
     params, extra = objective.init(key, one)
     if text_tower is not None:
         params["text"] = text_tower
@@ -179,7 +179,7 @@ def fit(
     """Parameters and extra state after so many steps."""
     key, rates = jax.random.key(seed), (lr, max(steps, 2))
     state = started(objective, rates, key, text_tower)
-    wanted = objective.spec(1)
+    wanted = objective.batch_spec(1)
     for _ in range(steps):
         batch = next(data)
         state, _ = update(objective, rates, state, {name: batch[name] for name in wanted}, key)

@@ -93,7 +93,7 @@ def run(method: str, word: str, split: Path, workdir: Path, more: list[str]) -> 
         recipe, _ = load(CONFIGS / config, arguments)
         fit(replace(recipe, keep=1), workdir)
         recipe, _ = load(CONFIGS / config, [*arguments, "--test"])
-        fit(replace(recipe, steps=0), workdir, which="best")
+        fit(replace(recipe, steps=0), workdir, checkpoint="best")
     with np.load(stored, allow_pickle=False) as file:
         return {key: file[key] for key in ("labels", "probabilities", "patient")}
 

@@ -43,7 +43,9 @@ def seconds_of_a_step(recipe: Recipe, steps: int) -> float:
     """Median over `steps`, after one that compiles."""
     mesh = meshes.make_mesh(recipe.mesh)
     rng = np.random.default_rng(0)
-    batch = {k: rng.integers(0, 200, s.shape).astype(s.dtype) for k, s in recipe.objective.spec(recipe.batch).items()}
+    batch = {
+        k: rng.integers(0, 200, s.shape).astype(s.dtype) for k, s in recipe.objective.batch_spec(recipe.batch).items()
+    }
     with jax.set_mesh(mesh):
         state, _ = train.fresh(recipe, mesh)
         step, data, times = train.train_step(recipe), meshes.place(batch, mesh), []

@@ -19,10 +19,10 @@ from rich.table import Table
 
 from data_pipelines.pipeline import Part, mix
 from data_pipelines.records import Record, Source
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.csv import csv_source
 from fundax.evals.probe import difference
-from fundax.recipe import Every, Recipe, load
+from fundax.recipe import Intervals, Recipe, load
 from fundax.train import fit
 from fundax.types import UserError
 
@@ -49,7 +49,7 @@ def mixed(recipe: Recipe, synthetic: Source, real: int, k: int) -> Recipe:
     (part,) = data.examples.parts
     parts = [replace(part, weight=1.0)]
     if k:
-        parts.append(Part(Remembered(First(synthetic, k * real)), part.steps, float(k)))
+        parts.append(Part(CachedSource(First(synthetic, k * real)), part.steps, float(k)))
     return replace(recipe, train=mix(parts, batch=recipe.batch, seed=recipe.seed))
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     argv += ["--epochs", str(-(-own.steps // batches))]
     found = {}
     for k in RATIOS:
-        recipe = replace(load("configs/visionfm.py", argv)[0], every=Every(log=10, save=0, eval=0))
+        recipe = replace(load("configs/visionfm.py", argv)[0], intervals=Intervals(log=10, save=0, eval=0))
         workdir = own.workdir / f"mix_1_{k}"
         fit(mixed(recipe, synthetic, own.real, k), workdir)
         (path,) = (workdir / "evals").glob("probe_*.npz")

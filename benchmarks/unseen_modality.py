@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.pipeline import once
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.pipeline import one_epoch
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.transforms.steps import Keep, Squash
+from data_pipelines.transforms.steps import Select, Squash
 from data_pipelines.transforms.views import SingleView
 from fundax.evals.features import extract
 from fundax.evals.few_shot import draw
@@ -59,7 +59,7 @@ def features(recipe: Recipe, params: Params, modality: str, start: int, count: i
     """Unit features f32 [n E] and labels i32 [n] of patients, one image each."""
     size = int(recipe.preprocessing["image_size"])
     eyes = Eyes(count, recipe.seed, start, (modality,), size)
-    data = once(Remembered(eyes), (SingleView(text=None), Squash(size), Keep(("image", "label"))), batch=100)
+    data = one_epoch(CachedSource(eyes), (SingleView(text=None), Squash(size), Select(("image", "label"))), batch=100)
     run = jax.jit(recipe.objective.forward)
 
     def forward(params: Any, extra: Any, batch: Any) -> dict[str, np.ndarray]:
@@ -162,7 +162,7 @@ def main() -> None:
         use.draws, use.pool, use.test, use.resamples = 2, 84, 84, 20
     everything = trained(use.runs / "all", MODALITIES, more)
     recipe = everything[0]
-    one = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in recipe.objective.spec(1).items()}
+    one = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in recipe.objective.batch_spec(1).items()}
     random = recipe, jax.jit(recipe.objective.init)(jax.random.key(recipe.seed), one)[0]
     rows = []
     for modality in UNSEEN:

@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.pipeline import once
+from data_pipelines.pipeline import one_epoch
 from data_pipelines.sources.csv import wrap
-from data_pipelines.transforms.steps import Keep, Squash
+from data_pipelines.transforms.steps import Select, Squash
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.evals.probe import FrozenProbe, difference, summary
 from fundax.recipe import Recipe, load
@@ -76,8 +76,8 @@ def real_probes(root: Path, side: int) -> dict[str, FrozenProbe]:
     found = {}
     for name, read in (("idrid referable", idrid), ("hrf", hrf), ("kermany oct", kermany)):
         rows, classes = read(root)
-        steps = (Grouped(SingleView(text=None)), Squash(side), Keep(("image", "label", "modality", "group")))
-        found[name] = FrozenProbe(data=once(wrap(rows), steps, batch=50), classes=classes)
+        steps = (Grouped(SingleView(text=None)), Squash(side), Select(("image", "label", "modality", "group")))
+        found[name] = FrozenProbe(data=one_epoch(wrap(rows), steps, batch=50), classes=classes)
     return found
 
 
@@ -87,12 +87,12 @@ def own_probes(recipe: Recipe) -> dict[str, FrozenProbe]:
 
 
 def compare(
-    recipe: Recipe, run: Path, which: str, probes: dict[str, FrozenProbe]
+    recipe: Recipe, run: Path, checkpoint: str, probes: dict[str, FrozenProbe]
 ) -> list[tuple[str, dict[str, float], int]]:
     """For each probe the macro AUC of the fresh and of the trained encoder, and the interval of the gain."""
-    one = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in recipe.objective.spec(1).items()}
+    one = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in recipe.objective.batch_spec(1).items()}
     fresh = jax.jit(recipe.objective.init)(jax.random.key(recipe.seed), one)
-    states = (fresh, load_params(run, which))
+    states = (fresh, load_params(run, checkpoint))
     run_forward = jax.jit(recipe.objective.forward)
 
     def forward(params: Params, extra: Extra, batch: Batch) -> dict[str, np.ndarray]:

@@ -12,11 +12,11 @@ from typing import Any
 
 from data_pipelines.language import tokenizers
 from data_pipelines.language.prompts import prompts_of
-from data_pipelines.pipeline import once
+from data_pipelines.pipeline import one_epoch
 from data_pipelines.records import DataError
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.labelled import Picture, parts, synthetic_parts
-from data_pipelines.transforms.steps import Keep, eval_step
+from data_pipelines.transforms.steps import Select, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.evals import features
 from fundax.evals.features import Epochs, Frozen
@@ -24,8 +24,8 @@ from fundax.evals.supervised import Classified
 from fundax.evals.zero_shot import class_features
 from fundax.interop.image_text import opened, tiny
 from fundax.objectives.adapter import Adapted, ClipAdapter
-from fundax.optim import adamw, annealed, frozen
-from fundax.recipe import Every, Recipe
+from fundax.optim import adamw, cosine_schedule, freeze
+from fundax.recipe import Intervals, Recipe
 from fundax.runtime.checkpoint import load_params
 from fundax.types import Params
 
@@ -35,7 +35,7 @@ BESIDE = ("label", "modality", "eye", "group", "picture")
 def recipe(
     *,
     model: str = "",
-    which: str = "latest",
+    checkpoint: str = "latest",
     data: str = "",
     split: str = "",
     wording: str = "",
@@ -75,7 +75,7 @@ def recipe(
     """
     patients, batch = (28, 8) if smoke else (patients, batch)
     words = tokenizers.bundled(48)
-    use = tiny(words.vocab_size, words.context) if smoke else opened(model, which)
+    use = tiny(words.vocab_size, words.context) if smoke else opened(model, checkpoint)
     words = tokenizers.load(use.tokenizer) if use.tokenizer else words
     found = (
         parts(data, split, seed) if data else synthetic_parts(Eyes(patients, seed, size=int(use.facts["image_size"])))
@@ -87,33 +87,33 @@ def recipe(
     adapter = ClipAdapter(use.objective.embed, len(found.classes), ratio, reduction)
     objective = Adapted(use.objective, adapter)
     begin = (
-        partial(filled, model="" if smoke else model, which=which),
-        partial(told, objective, prompts, model, which, smoke),
+        partial(filled, model="" if smoke else model, checkpoint=checkpoint),
+        partial(told, objective, prompts, model, checkpoint, smoke),
     )
     extra = tuple(lambda fresh, change=change: {"model": change(fresh["model"])} for change in use.init_extra)
     source = Frozen(objective, begin, seed, cache, extra)
     first = (Grouped(SingleView(text=None, targets=("label",))), Picture())
-    steps_of = (*first, eval_step(use.facts), Keep(("image", *BESIDE)))
+    steps_of = (*first, eval_step(use.facts), Select(("image", *BESIDE)))
     says = "" if data else f"synthetic {patients} {seed}"
 
     def rows(name: str) -> features.Read:
-        read = once(getattr(found, name), steps_of, batch=64, workers=workers)
+        read = one_epoch(getattr(found, name), steps_of, batch=64, workers=workers)
         return source.rows(read, (*BESIDE, "index"), says and f"{name} {says}")
 
     epoch = max(len(found.train) // batch, 1)
     steps = 3 if smoke else epochs * epoch
     part = "test" if test else "val"
-    chain = adamw(annealed(lr, 0, steps), weight_decay=decay, decay=lambda path, leaf: True)
+    chain = adamw(cosine_schedule(lr, 0, steps), weight_decay=decay, decay=lambda path, leaf: True)
     return Recipe(
         objective=objective,
         train=Epochs(rows("train"), batch, seed),
-        optimizer=frozen(chain, "^(model|heads)/"),
+        optimizer=freeze(chain, "^(model|heads)/"),
         steps=steps,
         batch=batch,
-        evals={part: Classified(data=features.once(rows(part)), classes=found.classes)},
+        evals={part: Classified(data=features.one_epoch(rows(part)), classes=found.classes)},
         init_from=begin,
         init_extra=extra,
-        every=Every(log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
+        every=Intervals(log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
         best="val/macro_auc",
         seed=seed,
         preprocessing=use.facts | {"classes": found.classes},
@@ -121,12 +121,12 @@ def recipe(
     )
 
 
-def filled(params: Params, model: str, which: str) -> Params:
+def filled(params: Params, model: str, checkpoint: str) -> Params:
     """The model's weights in place; those of --smoke stay fresh."""
-    return {**params, "model": load_params(model, which)[0]} if model else params
+    return {**params, "model": load_params(model, checkpoint)[0]} if model else params
 
 
-def told(objective: Adapted, prompts: list[Any], model: str, which: str, smoke: bool, params: Params) -> Params:
+def told(objective: Adapted, prompts: list[Any], model: str, checkpoint: str, smoke: bool, params: Params) -> Params:
     """The classes' features in place, from the model's own reading of their prompts."""
-    extra = {} if smoke else load_params(model, which)[1]
+    extra = {} if smoke else load_params(model, checkpoint)[1]
     return objective.told(params, {"model": extra}, partial(class_features, prompts=prompts))

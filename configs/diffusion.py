@@ -14,17 +14,17 @@ import optax
 
 from data_pipelines.language.conditions import FINDINGS
 from data_pipelines.open import named
-from data_pipelines.pipeline import once, train
+from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.records import MODALITIES
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.transforms.steps import Flip, Keep, Squash
+from data_pipelines.transforms.steps import Flip, Select, Squash
 from data_pipelines.transforms.views import SingleView
 from fundax.encoders.unet import UNet
 from fundax.evals.denoising import Denoising
 from fundax.objectives.diffusion import Diffusion
 from fundax.optim import adamw, cosine
-from fundax.recipe import Every, Recipe
+from fundax.recipe import Intervals, Recipe
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ PRESETS = {
         sizes=(32, 64),
         base=UNet(32, (1, 2, 4), (1, 1, 1), (False, True, True)),
         enlarge=UNet(16, (1, 2, 4), (1, 1, 1), (False, False, True)),
-        steps=3000, batch=32, lr=1e-3, warmup=100, every=1000, predicts="velocity", threshold=0.0,
+        steps=3000, batch=32, lr=1e-3, warmup=100, intervals=1000, predicts="velocity", threshold=0.0,
     ),
     "smoke": Preset(
         sizes=(8, 16),
@@ -117,7 +117,7 @@ def recipe(
     unseen = replace(eyes, n=8 if smoke else 128, start=1_000_000)
     source, test = (named(word).source if word else own for word, own in ((data, eyes), (val, unseen)))
     keys = ("image", *(("modality", *(() if data else ("findings",))) if conditional else ()))
-    see = (SingleView(text=None, targets=() if data else ("findings",)), Flip(), Squash(side), Keep(keys))
+    see = (SingleView(text=None, targets=() if data else ("findings",)), Flip(), Squash(side), Select(keys))
     modalities, findings = (len(MODALITIES), 0 if data else len(FINDINGS)) if conditional else (0, 0)
     width = modalities + findings + 1 if conditional else 0
     unet = (use.enlarge if large else use.base).clone(condition=width, low=large, dtype=dtype)
@@ -125,14 +125,14 @@ def recipe(
     return Recipe(
         objective=Diffusion(unet, side, low, modalities, findings, momentum=average, min_snr=min_snr,
                             predicts=use.predicts, threshold=use.threshold),
-        train=train(source if workers else Remembered(source), see, batch=batch, seed=seed, workers=workers),
+        train=train(source if workers else CachedSource(source), see, batch=batch, seed=seed, workers=workers),
         optimizer=optax.chain(
             optax.clip_by_global_norm(1.0), adamw(cosine(lr, steps, min(use.warmup, steps // 2)), (0.9, 0.99))
         ),
         steps=steps,
         batch=batch,
-        evals={"held_out": Denoising(once(Remembered(test), (see[0], *see[2:]), batch=batch), 0 if large else 16)},
-        every=Every(log=20, save=use.every, eval=use.every),
+        evals={"held_out": Denoising(one_epoch(CachedSource(test), (see[0], *see[2:]), batch=batch), 0 if large else 16)},
+        every=Intervals(log=20, save=use.intervals, eval=use.intervals),
         seed=seed,
         preprocessing={"image_size": side, "mean": (0.5,) * 3, "std": (0.5,) * 3, "resize": "squash"}
         | ({"modality": modality[0]} if not data and len(modality) == 1 else {}),

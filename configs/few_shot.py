@@ -16,23 +16,23 @@ import optax
 from data_pipelines.language import tokenizers
 from data_pipelines.language.prompts import prompts_of
 from data_pipelines.open import named
-from data_pipelines.pipeline import once, train
+from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.records import DataError, Source
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.splits import read_split, select, stratified, write_split
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.transforms.steps import Keep, eval_step
+from data_pipelines.transforms.steps import Select, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.evals.few_shot import FewShot
 from fundax.evals.zero_shot import class_features
 from fundax.interop.image_text import opened, tiny
-from fundax.recipe import Every, Recipe
+from fundax.recipe import Intervals, Recipe
 
 
 def recipe(
     *,
     model: str = "",
-    which: str = "latest",
+    checkpoint: str = "latest",
     data: str = "",
     split: str = "",
     shots: tuple[int, ...] = (1, 2, 4, 8, 16),
@@ -59,7 +59,7 @@ def recipe(
         smoke: one draw of one image per class, with a model that knows nothing.
     """
     words = tokenizers.bundled(48)
-    use = tiny(words.vocab_size, words.context) if smoke else opened(model, which)
+    use = tiny(words.vocab_size, words.context) if smoke else opened(model, checkpoint)
     words = tokenizers.load(use.tokenizer) if use.tokenizer else words
     shots, seeds = ((1,), 1) if smoke else (shots, seeds)
     pool, test = parts(data, split, seed, int(use.facts["image_size"]), 28 if smoke else 420)
@@ -68,7 +68,7 @@ def recipe(
     steps = (
         Grouped(SingleView(text=None, targets=("label",))),
         eval_step(use.facts),
-        Keep(("image", "label", "group")),
+        Select(("image", "label", "group")),
     )
     told = fingerprint(data, split, seed)
     return Recipe(
@@ -79,8 +79,8 @@ def recipe(
         batch=batch,
         evals={
             "few_shot": FewShot(
-                pool=once(pool, steps, batch=batch),
-                test=once(test, steps, batch=batch),
+                pool=one_epoch(pool, steps, batch=batch),
+                test=one_epoch(test, steps, batch=batch),
                 classes=classes,
                 class_features=partial(class_features, prompts=prompts),
                 shots=shots,
@@ -94,7 +94,7 @@ def recipe(
         },
         init_from=use.init_from,
         init_extra=use.init_extra,
-        every=Every(log=0, save=0, eval=0),
+        every=Intervals(log=0, save=0, eval=0),
         seed=seed,
         preprocessing=use.facts,
         tokenizer=words,
@@ -105,7 +105,7 @@ def parts(data: str, split: str, seed: int, size: int, count: int) -> tuple[Sour
     """Images to learn from, and to test on: no patient is in both."""
     if not data:
         eyes = [Eyes(count, seed, start, size=size) for start in (3_000_000, 4_000_000)]
-        return Remembered(eyes[0]), Remembered(eyes[1])
+        return CachedSource(eyes[0]), CachedSource(eyes[1])
     source = named(data).source
     if split and Path(split).is_file():
         found = read_split(split, source)

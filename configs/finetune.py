@@ -11,19 +11,19 @@ from typing import Any, Literal
 
 import optax
 
-from data_pipelines.pipeline import mix, once, train
+from data_pipelines.pipeline import mix, one_epoch, train
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.labelled import FlipRows, Picture, by_class, labels_of, parts, synthetic_parts
 from data_pipelines.transforms import steps as t
-from data_pipelines.transforms.steps import Keep, Step, eval_step
+from data_pipelines.transforms.steps import Select, Step, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.encoders.heads import MLPHead
 from fundax.evals.supervised import Classified
 from fundax.interop.start import encoder
 from fundax.losses.supervised import inverse_frequencies
 from fundax.objectives.classify import Classify
-from fundax.optim import adamw, annealed, constant, decay_matrices, grouped, layer_decay
-from fundax.recipe import Every, Recipe
+from fundax.optim import adamw, constant, cosine_schedule, decay_matrices, grouped, layer_decay
+from fundax.recipe import Intervals, Recipe
 
 # What --preset stands for; an argument that is given wins. lr, encoder_lr: for 256 images in a step (ret_clip: as they are).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -128,12 +128,12 @@ def recipe(
     )  # fmt: skip
     side = start.tower.image.image_size
     first, resize = Grouped(SingleView(size_hint=2 * side, text=None)), eval_step(start.facts)
-    steps = (first, *augmentation(use["augment"], side), Keep(("image", "label", "modality")))
+    steps = (first, *augmentation(use["augment"], side), Select(("image", "label", "modality")))
     reading = {"batch": use["batch"], "seed": seed, "workers": workers}
     turns = [(part, steps, 1.0) for part in by_class(found.train, len(classes))] if balanced else []
     part = "test" if test else "val"
-    plain = (first, Picture(), resize, Keep(("image", "label", "modality", "eye", "group", "picture")))
-    scored = once(found.test if test else found.val, plain, batch=min(use["batch"], 64), workers=workers)
+    plain = (first, Picture(), resize, Select(("image", "label", "modality", "eye", "group", "picture")))
+    scored = one_epoch(found.test if test else found.val, plain, batch=min(use["batch"], 64), workers=workers)
     epoch = max(len(found.train) // use["batch"], 1)
     total = 3 if smoke else use["epochs"] * epoch
     return Recipe(
@@ -145,7 +145,7 @@ def recipe(
         evals={part: Classified(data=scored, classes=classes, ordered=ordered)},
         init_from=start.init_from,
         init_extra=start.init_extra,
-        every=Every(log=max(total // 40, 1), save=0, eval=max(total // 10, 1)),
+        every=Intervals(log=max(total // 40, 1), save=0, eval=max(total // 10, 1)),
         best="val/kappa" if ordered else "val/macro_auc",
         seed=seed,
         preprocessing=start.facts | {"classes": classes},
@@ -172,7 +172,7 @@ def optimizer(use: dict[str, Any], steps: int, warmup: int, depth: int) -> optax
     level = use["augment"] == "ret_clip"
     chains = {}
     for pattern, peak in peaks.items():
-        schedule = constant(peak) if level else annealed(peak, 0, steps, min(warmup, steps // 2))
+        schedule = constant(peak) if level else cosine_schedule(peak, 0, steps, min(warmup, steps // 2))
         betas, eps = (use["betas"], 1e-8) if pattern else (((0.9, 0.99), 1e-6) if level else (use["betas"], 1e-8))
         chains[pattern] = adamw(schedule, betas, eps, use["decay"], rule)
     return optax.chain(grouped(chains), layer_decay(use["layer_decay"], depth))

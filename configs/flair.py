@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipelines.language import knowledge, tokenizers
-from data_pipelines.pipeline import Data, mix, once
+from data_pipelines.pipeline import Data, mix, one_epoch
 from data_pipelines.records import DataError
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.flair import UNSEEN, flair_frame
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, FlairAugment
-from data_pipelines.transforms.steps import Flip, Keep, Tokenize
+from data_pipelines.transforms.steps import Flip, Select, Tokenize
 from data_pipelines.transforms.views import SingleView
 from fundax.encoders.bert import BERT, bert
 from fundax.encoders.resnet import ResNet, resnet
@@ -24,7 +24,7 @@ from fundax.evals.zero_shot import zero_shot
 from fundax.interop.flair import initial
 from fundax.objectives.flair import FLAIR, POOL_LAYERS
 from fundax.optim import flair_adamw
-from fundax.recipe import Every, Recipe
+from fundax.recipe import Intervals, Recipe
 from fundax.types import Eval
 
 
@@ -83,7 +83,7 @@ def recipe(
     )
     augment = (Flip(), FlairAugment())
     caption = CategoryCaption(by_synonym=not frames)
-    steps = (caption, Canvas(image_size), *augment, Tokenize(tokenizer), Keep(("image", "text", "category")))
+    steps = (caption, Canvas(image_size), *augment, Tokenize(tokenizer), Select(("image", "text", "category")))
     # Counting the rows of real frames reads them; one pass over synthetic eyes is their number.
     each = max(sum(len(source) for source in sources) // batch, 1)
     weights = [1.0 if balance else float(len(source)) for source in sources]
@@ -97,7 +97,7 @@ def recipe(
         steps=epochs * each,
         batch=batch,
         evals={"zero_shot": _evaluation(tokenizer, image_size, batch, smoke)},
-        every=Every(log=50, save=500, eval=1000),
+        every=Intervals(log=50, save=500, eval=1000),
         seed=seed,
         preprocessing={"image_size": image_size, "mean": FLAIR.mean, "std": FLAIR.std, "resize": "squash",
                        "interpolation": "bilinear"},
@@ -124,8 +124,8 @@ def _towers(smoke: bool, image_size: int, tokenizer: Any, pool: Any, dtype: str)
 def _evaluation(tokenizer: Any, image_size: int, batch: int, smoke: bool) -> Eval:
     """Synthetic eyes nobody has seen, each class by the ensemble of prompts that knowledge gives it."""
     unseen, known = Eyes(16 if smoke else 420, start=1_000_000, size=image_size), knowledge.bundled()
-    data: Data = once(
-        Remembered(unseen), (SingleView(text=None), Canvas(image_size), Keep(("image", "label"))), batch=batch
+    data: Data = one_epoch(
+        CachedSource(unseen), (SingleView(text=None), Canvas(image_size), Select(("image", "label"))), batch=batch
     )
     names = [finding.name if (finding := known.find(name)) else name for name in unseen.classes]
     return zero_shot(data, unseen.classes, [tokenizer(list(known.ensemble(name))) for name in names])

@@ -13,11 +13,11 @@ from typing import Any
 
 import optax
 
-from data_pipelines.pipeline import once, train
+from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.synthetic.sources import Patients
 from data_pipelines.tasks.forecasting import Followups, Listed, Visits, single
 from data_pipelines.tasks.labelled import Parts, Picture, flips, parts, repeated, synthetic_parts
-from data_pipelines.transforms.steps import Keep, eval_step
+from data_pipelines.transforms.steps import Select, eval_step
 from data_pipelines.transforms.views import Grouped
 from fundax.encoders.backbone import Feature
 from fundax.encoders.heads import ForecastHead
@@ -26,8 +26,8 @@ from fundax.evals.features import Epochs, Frozen
 from fundax.evals.supervised import Classified
 from fundax.interop.start import convolutional, encoder
 from fundax.objectives.forecast import Forecast
-from fundax.optim import adamw, annealed, frozen
-from fundax.recipe import Every, Recipe
+from fundax.optim import adamw, cosine_schedule, freeze
+from fundax.recipe import Intervals, Recipe
 
 BESIDE = ("label", "days", "present", "horizon", "modality", "eye", "group", "picture", "index")
 
@@ -92,30 +92,30 @@ def recipe(
 
     def read(moved: bool, *keys: str) -> tuple[Any, ...]:
         steps = (Picture(), *(flips() if moved else ()), eval_step(start.facts))
-        return Visits(first, steps), Keep(("image", *keys))
+        return Visits(first, steps), Select(("image", *keys))
 
     def rows(name: str, count: int = 1) -> features.Read:
         chain = read(count > 1, *BESIDE[:-1])
-        return source.rows(once(repeated(getattr(found, name), count), chain, batch=32, workers=workers), BESIDE)
+        return source.rows(one_epoch(repeated(getattr(found, name), count), chain, batch=32, workers=workers), BESIDE)
 
     part, total = "test" if test else "val", 3 if smoke else steps
-    schedule: Any = annealed(lr, 0, total, total // 20 if learns else 0)
+    schedule: Any = cosine_schedule(lr, 0, total, total // 20 if learns else 0)
     chain = optax.sgd(schedule, momentum=0.9) if optimizer == "sgd" else adamw(schedule, weight_decay=0.05)
-    images = once(getattr(found, part), read(False, *BESIDE[:-1]), batch=8 if smoke else 64, workers=workers)
-    scored = Classified(data=images if learns else features.once(rows(part)), classes=objective.classes, bands=3)
+    images = one_epoch(getattr(found, part), read(False, *BESIDE[:-1]), batch=8 if smoke else 64, workers=workers)
+    scored = Classified(data=images if learns else features.one_epoch(rows(part)), classes=objective.classes, bands=3)
     given = train(
         found.train, read(True, "label", "days", "present", "modality"), batch=batch, seed=seed, workers=workers
     )
     return Recipe(
         objective=objective,
         train=given if learns else Epochs(rows("train", copies), batch, seed),
-        optimizer=chain if learns else frozen(chain, "^image/"),
+        optimizer=chain if learns else freeze(chain, "^image/"),
         steps=total,
         batch=batch,
         evals={part: scored},
         init_from=start.init_from,
         init_extra=start.init_extra,
-        every=Every(log=max(total // 40, 1), save=0, eval=max(total // (4 if learns else 8), 1)),
+        every=Intervals(log=max(total // 40, 1), save=0, eval=max(total // (4 if learns else 8), 1)),
         best="val/macro_auc",
         seed=seed,
         preprocessing=start.facts | {"classes": objective.classes},

@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from data_pipelines.language import knowledge, tokenizers
-from data_pipelines.pipeline import mix, once
+from data_pipelines.pipeline import mix, one_epoch
 from data_pipelines.records import DataError
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.flair import flair_frame, mm_retinal
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.keepfit import WithAppearance, WithElite
 from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, EliteReport, FlairAugment
-from data_pipelines.transforms.steps import Flip, Keep, Tokenize
+from data_pipelines.transforms.steps import Flip, Select, Tokenize
 from data_pipelines.transforms.views import SingleView
 from fundax.encoders.bert import BERT, bert
 from fundax.encoders.report_decoder import ReportDecoder
@@ -30,7 +30,7 @@ from fundax.objectives.flair import FLAIR, POOL_LAYERS
 from fundax.objectives.keepfit import KeepFIT
 from fundax.objectives.keepfit_reference import V1, V2
 from fundax.optim import flair_adamw
-from fundax.recipe import Every, Recipe
+from fundax.recipe import Intervals, Recipe
 from fundax.types import Eval
 
 
@@ -88,13 +88,13 @@ def recipe(
     tokenizer = tokenizers.wordpiece(vocab, context, straight_quotes=False) if vocab else tokenizers.bundled(context)
     eyes: Any = Eyes(patients, seed, size=side, modalities=modalities)
     experts: Any = Eyes(max(patients // 20, 4), seed, start=2_000_000, size=side, modalities=modalities)
-    keep = eyes if workers else Remembered(eyes)
+    keep = eyes if workers else CachedSource(eyes)
     public = [_frame(word, root) for word in data] or [Diagnosed(keep)]
-    told = [_elite(word, root) for word in elite] or [Diagnosed(experts if workers else Remembered(experts))]
+    told = [_elite(word, root) for word in elite] or [Diagnosed(experts if workers else CachedSource(experts))]
     augment = (Flip(), FlairAugment())
     learn = (CategoryCaption(by_synonym=not data), Canvas(side), *augment, Tokenize(tokenizer),
-             Keep(("image", "text", "category", "status")))  # fmt: skip
-    study = (EliteReport(), Canvas(side), Tokenize(tokenizer), Keep(("image", "text", "status")))
+             Select(("image", "text", "category", "status")))  # fmt: skip
+    study = (EliteReport(), Canvas(side), Tokenize(tokenizer), Select(("image", "text", "status")))
     reading: dict[str, Any] = {"batch": batch, "workers": workers}
     both: Any = WithElite(
         mix([(source, learn, float(len(source))) for source in public], seed=seed, **reading),
@@ -119,7 +119,7 @@ def recipe(
         steps=epochs * each,
         batch=batch,
         evals={f"zero_shot_{name}": _evaluation(name, tokenizer, side, batch, smoke) for name in modalities},
-        every=Every(log=50, save=500, eval=500),
+        every=Intervals(log=50, save=500, eval=500),
         best=f"zero_shot_{modalities[0]}/macro_auc",
         seed=seed,
         preprocessing={"image_size": side, "mean": FLAIR.mean, "std": FLAIR.std, "resize": "squash",
@@ -176,8 +176,8 @@ def _decoder(smoke: bool, small: bool, tokenizer: tokenizers.Tokenizer) -> Repor
 def _evaluation(modality: str, tokenizer: tokenizers.Tokenizer, side: int, batch: int, smoke: bool) -> Eval:
     """Synthetic eyes nobody has seen, each class by the ensemble of prompts that knowledge gives it."""
     unseen, known = Eyes(14 if smoke else 280, start=1_000_000, size=side, modalities=(modality,)), knowledge.bundled()
-    steps = (SingleView(text=None), Canvas(side), Keep(("image", "label")))
+    steps = (SingleView(text=None), Canvas(side), Select(("image", "label")))
     names = [finding.name if (finding := known.find(name)) else name for name in unseen.classes]
     said = modality if modality in known.templates else "CFP"
     prompts = [tokenizer(list(known.ensemble(name, said))) for name in names]
-    return zero_shot(once(Remembered(unseen), steps, batch=batch), unseen.classes, prompts)
+    return zero_shot(one_epoch(CachedSource(unseen), steps, batch=batch), unseen.classes, prompts)

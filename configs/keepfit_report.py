@@ -16,12 +16,12 @@ from data_pipelines.language import tokenizers
 from data_pipelines.language.conditions import CONDITIONS, FINDINGS
 from data_pipelines.language.findings import TellFindings, vocabulary
 from data_pipelines.open import named
-from data_pipelines.pipeline import once, train
+from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.records import Source
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.splits import split_by
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.transforms.steps import ColorJitter, Flip, Keep, RandomResizedCrop, Squash, Tokenize
+from data_pipelines.transforms.steps import ColorJitter, Flip, RandomResizedCrop, Select, Squash, Tokenize
 from data_pipelines.transforms.views import SingleView
 from fundax.encoders.report_decoder import ReportDecoder
 from fundax.encoders.resnet import ResNet, resnet
@@ -30,7 +30,7 @@ from fundax.interop.flair import initial
 from fundax.interop.load import is_run
 from fundax.objectives.report import Report
 from fundax.optim import adamw, cosine
-from fundax.recipe import Every, Recipe
+from fundax.recipe import Intervals, Recipe
 from fundax.runtime.checkpoint import partial
 
 # What --preset stands for; an argument that is given wins.
@@ -94,8 +94,8 @@ def recipe(
     if vocab:
         tokenizer = tokenizers.wordpiece(vocab, use["context"] + 1)
     eyes = Eyes(use["patients"], seed, size=side, modalities=modalities, language=language)
-    unseen = Remembered(Eyes(16 if smoke else 420, seed, 1_000_000, modalities, side, language))
-    source: Source = eyes if use["workers"] else Remembered(eyes)
+    unseen = CachedSource(Eyes(16 if smoke else 420, seed, 1_000_000, modalities, side, language))
+    source: Source = eyes if use["workers"] else CachedSource(eyes)
     test: Source = unseen
     if data:
         parts = split_by(named(data).source, fractions={"train": 0.9, "val": 0.1}, seed=seed)
@@ -103,8 +103,8 @@ def recipe(
     see = (Squash(256), RandomResizedCrop(side, (0.7, 1.0))) if published else (Squash(side),)
     names = tuple(sorted(vocabulary().told)) if data else (*FINDINGS, *CONDITIONS[1:])
     tell, keys = ((TellFindings(names),), ("findings",)) if use["findings"] else ((), ())
-    learn = (SingleView(), Flip(), *see, ColorJitter(), *tell, Tokenize(tokenizer), Keep(("image", "text", *keys)))
-    shown = (SingleView(), Squash(side), Tokenize(tokenizer), Keep(("image", "text")))
+    learn = (SingleView(), Flip(), *see, ColorJitter(), *tell, Tokenize(tokenizer), Select(("image", "text", *keys)))
+    shown = (SingleView(), Squash(side), Tokenize(tokenizer), Select(("image", "text")))
     steps = 2 if smoke else max(use["epochs"] * -(-len(source) // use["batch"]), 1)
     return Recipe(
         objective=(objective := _objective(published, smoke, tokenizer, use, len(names))),
@@ -114,10 +114,10 @@ def recipe(
         ),
         steps=steps,
         batch=use["batch"],
-        evals={"reports": WrittenReports(data=once(test, shown, batch=min(use["batch"], 64)), decode=tokenizer.decode,
+        evals={"reports": WrittenReports(data=one_epoch(test, shown, batch=min(use["batch"], 64)), decode=tokenizer.decode,
                                          findings=_findings(bool(data)))},
         init_from=((partial(f"{init}:image") if is_run(init) else initial(init)),) if init else (),
-        every=Every(log=50, save=500, eval=500),
+        every=Intervals(log=50, save=500, eval=500),
         best="reports/cider",
         seed=seed,
         preprocessing={"image_size": side, "mean": objective.mean, "std": objective.std, "resize": "squash"}

@@ -13,10 +13,10 @@ import numpy as np
 import optax
 
 from data_pipelines.language import knowledge, tokenizers
-from data_pipelines.pipeline import mix, once
+from data_pipelines.pipeline import mix, one_epoch
 from data_pipelines.sources.flair import mm_retinal
 from data_pipelines.sources.texts import Captions, TextFiles, Words, descriptions
-from data_pipelines.transforms.steps import Keep, Tokenize
+from data_pipelines.transforms.steps import Select, Tokenize
 from data_pipelines.transforms.word_masks import MaskWords
 from fundax.encoders.bert import BERT, bert
 from fundax.evals.masked_text import masked_words
@@ -24,7 +24,7 @@ from fundax.interop.load import text_from
 from fundax.objectives.flair import POOL_LAYERS
 from fundax.objectives.masked_text import MaskedText
 from fundax.optim import adamw, cosine
-from fundax.recipe import Every, Recipe
+from fundax.recipe import Intervals, Recipe
 
 
 def recipe(
@@ -74,8 +74,8 @@ def recipe(
     sources += [TextFiles(Path(path)) for path in texts]
     sources += [Captions(mm_retinal(path, ".", language=language)) for path in elite]
     mask = MaskWords(tokenizer, rate)
-    hide = (Words(), Tokenize(tokenizer), mask, Keep(("text", "original", "hidden")))
-    held_out = once(descriptions(known, evaluate=True), hide, batch=batch)
+    hide = (Words(), Tokenize(tokenizer), mask, Select(("text", "original", "hidden")))
+    held_out = one_epoch(descriptions(known, evaluate=True), hide, batch=batch)
     # no more than that are hidden: the share, or one word, which has at most mask.longest pieces
     guesses = min(max(round(rate * context), mask.longest), context)
     objective = MaskedText(_tower(smoke, small, tokenizer), context, guesses)
@@ -92,7 +92,7 @@ def recipe(
         steps=steps,
         batch=batch,
         evals={"masked": masked_words(held_out, lambda: _counts(sources, tokenizer))},
-        every=Every(log=50, save=eval_every, eval=eval_every),
+        every=Intervals(log=50, save=eval_every, eval=eval_every),
         best="masked/below_unigram",
         seed=seed,
         tokenizer=tokenizer,

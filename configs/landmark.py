@@ -16,21 +16,22 @@ from typing import Literal
 import optax
 
 from data_pipelines.open import named
-from data_pipelines.pipeline import once, train
+from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.records import Source
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.modality_folders import normalisation
 from data_pipelines.sources.splits import parts_of
 from data_pipelines.synthetic.sources import Drawn, Eyes
 from data_pipelines.transforms.dense import Prepared, RandomMove, Ready
-from data_pipelines.transforms.steps import ColorJitter, Flip, Keep
+from data_pipelines.transforms.steps import ColorJitter, Flip, Select
+from fundax import optim
 from fundax.encoders.unetr import UNETR, Linear, decoder_blocks
 from fundax.evals.landmarks import Landmarks
 from fundax.interop.open_encoder import new_encoder, open_encoder
 from fundax.metrics.statistics import bootstrap
 from fundax.objectives.dense import Landmark
-from fundax.optim import adamw, cosine, frozen
-from fundax.recipe import Every, Recipe
+from fundax.optim import adamw, cosine
+from fundax.recipe import Intervals, Recipe
 from fundax.types import UserError
 
 
@@ -43,7 +44,7 @@ def recipe(
     missing: Literal["error", "allowed"] = "error",
     disc_diameter: float = 0.0,
     init: str = "",
-    which: str = "latest",
+    checkpoint: str = "latest",
     modality: str = "",
     encoder: str = "mini/16",
     freeze: bool = False,
@@ -110,7 +111,7 @@ def recipe(
     if smoke:
         encoder, decoder, size, steps, batch, patients = "smoke", "linear", 16, 2, 8, 8
     found = (
-        open_encoder(init, size, *normalisation(modality), which, dtype=dtype)
+        open_encoder(init, size, *normalisation(modality), checkpoint, dtype=dtype)
         if init
         else new_encoder(encoder, size, dtype=dtype)
     )
@@ -122,12 +123,12 @@ def recipe(
     parts = sources(data, split, fractions, landmarks, patients, size, seed)
     prepare = {"landmarks": landmarks, "missing": missing if data else "allowed", "diameter": disc_diameter}
     read_once = {n: Prepared(part, size, **prepare, resize=resize) for n, part in parts.items()}
-    ready = read_once if workers else {name: Remembered(part) for name, part in read_once.items()}
+    ready = read_once if workers else {name: CachedSource(part) for name, part in read_once.items()}
     augment = (RandomMove(degrees, shift, scale), Flip(landmarks=landmarks), ColorJitter(jitter, jitter, jitter / 2))
     see = Ready(("points", "frame", "diameter"))
     tests = {
         name: Landmarks(
-            data=once(part, (see,), batch=min(batch, len(part))), names=landmarks, read=read, interval=bootstrap
+            data=one_epoch(part, (see,), batch=min(batch, len(part))), names=landmarks, read=read, interval=bootstrap
         )
         for name, part in ready.items()
         if name != "train"
@@ -148,17 +149,17 @@ def recipe(
         ),
         train=train(
             ready["train"],
-            (Ready(("points",)), *augment, Keep(("image", "points"))),
+            (Ready(("points",)), *augment, Select(("image", "points"))),
             batch=batch,
             seed=seed,
             workers=workers,
         ),
-        optimizer=frozen(chain, "^image/") if freeze else chain,
+        optimizer=optim.freeze(chain, "^image/") if freeze else chain,
         steps=steps,
         batch=batch,
         evals=tests,
         init_from=found.init_from,
-        every=Every(log=10, save=eval_every, eval=eval_every),
+        every=Intervals(log=10, save=eval_every, eval=eval_every),
         best="val/minus_mean_error",
         seed=seed,
         preprocessing={

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from data_pipelines.pipeline import once
+from data_pipelines.pipeline import one_epoch
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.labelled import Picture, flips, labels_of, parts, repeated, synthetic_parts
-from data_pipelines.transforms.steps import Keep, eval_step
+from data_pipelines.transforms.steps import Select, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.encoders.backbone import Feature
 from fundax.encoders.heads import MLPHead
@@ -23,8 +23,8 @@ from fundax.evals.supervised import Classified
 from fundax.interop.start import encoder
 from fundax.losses.supervised import inverse_frequencies
 from fundax.objectives.classify import Classify
-from fundax.optim import adamw, annealed, frozen
-from fundax.recipe import Every, Recipe
+from fundax.optim import adamw, cosine_schedule, freeze
+from fundax.recipe import Intervals, Recipe
 
 BESIDE = ("label", "modality", "eye", "group", "picture")
 
@@ -94,29 +94,31 @@ def recipe(
     )  # fmt: skip
     source = Frozen(objective, start.init_from, seed, cache, start.init_extra)
     first = (Grouped(SingleView(size_hint=2 * start.tower.image.image_size, text=None)), Picture())
-    resize, keep = eval_step(start.facts), Keep(("image", *BESIDE))
+    resize, keep = eval_step(start.facts), Select(("image", *BESIDE))
     plain, changed = (*first, resize, keep), (*first, *flips(), resize, keep)
     told = "" if data else f"synthetic {patients} {seed} {copies}"
 
     def rows(name: str, count: int = 1) -> features.Read:
         part, steps = repeated(getattr(found, name), count), changed if count > 1 else plain
-        return source.rows(once(part, steps, batch=64, workers=workers), (*BESIDE, "index"), told and f"{name} {told}")
+        return source.rows(
+            one_epoch(part, steps, batch=64, workers=workers), (*BESIDE, "index"), told and f"{name} {told}"
+        )
 
     steps = 3 if smoke else max(epochs * copies * len(found.train) // batch, 1)
     epoch = max(len(found.train) * copies // batch, 1)
-    chain = adamw(annealed(lr * batch / 256, 0, steps), weight_decay=decay, decay=lambda path, leaf: True)
+    chain = adamw(cosine_schedule(lr * batch / 256, 0, steps), weight_decay=decay, decay=lambda path, leaf: True)
     part = "test" if test else "val"
-    scored = Classified(data=features.once(rows(part)), classes=classes, ordered=ordered)
+    scored = Classified(data=features.one_epoch(rows(part)), classes=classes, ordered=ordered)
     return Recipe(
         objective=objective,
         train=Epochs(rows("train", copies), batch, seed, "label" if balanced else ""),
-        optimizer=frozen(chain, "^image/"),
+        optimizer=freeze(chain, "^image/"),
         steps=steps,
         batch=batch,
         evals={part: scored},
         init_from=start.init_from,
         init_extra=start.init_extra,
-        every=Every(log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
+        every=Intervals(log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
         best="val/kappa" if ordered else "val/macro_auc",
         seed=seed,
         preprocessing=start.facts | {"classes": classes},

@@ -15,11 +15,11 @@ import optax
 
 from data_pipelines.language import tokenizers
 from data_pipelines.open import DATA_DIR, Named, named
-from data_pipelines.pipeline import mix, once
+from data_pipelines.pipeline import mix, one_epoch
 from data_pipelines.records import EYE_PHRASES, PHRASES, Source
 from data_pipelines.sources.splits import split_by
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.transforms.steps import Keep, Squash, Tokenize, extra_aug
+from data_pipelines.transforms.steps import Select, Squash, Tokenize, extra_aug
 from data_pipelines.transforms.views import SingleView
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT, size_named
@@ -27,8 +27,8 @@ from fundax.evals.retrieval import retrieval
 from fundax.evals.zero_shot import zero_shot
 from fundax.interop.load import init_from
 from fundax.objectives.clip import CLIP, clip
-from fundax.optim import adamw, clamped, constant, peer_open_clip
-from fundax.recipe import Every, Recipe
+from fundax.optim import adamw, clip_params, constant, peer_open_clip
+from fundax.recipe import Intervals, Recipe
 from fundax.types import Eval, UserError
 
 
@@ -100,7 +100,7 @@ def recipe(
     if smoke:
         batch, steps, workers, dtype, data = 8, 2, 0, "float32", data or ("synthetic,n=32,size=32",)
     defaults = {"image": image_column, "text": text_column, "images": image_dir, "sep": separator}
-    words = words_of(tokenizer, init)
+    words = tokenizer_for(tokenizer, init)
     objective = tiny(words) if smoke else clip(
         size, vocab=words.vocab_size, context=words.context, dtype=dtype, remat=remat, attention=attention,
         scan=remat != "none" or size_named(size).depth > 12)  # fmt: skip
@@ -112,7 +112,7 @@ def recipe(
     epoch = -(-sum(rows) // batch)
     steps = steps or epochs * epoch
     see = (Squash(side),) if aug == "none" else extra_aug(side, jitter=aug == "extra")
-    chain = (SingleView(size_hint=None, prompt=prompt), *see, Tokenize(words), Keep(("image", "text")))
+    chain = (SingleView(size_hint=None, prompt=prompt), *see, Tokenize(words), Select(("image", "text")))
     evals = evaluations(held_out, words, prompt, side, batch)
     best = next((f"{name}/macro_auc" for name in evals if name.startswith("zero_shot")), "retrieval/image_to_text_R@1")
     return Recipe(
@@ -121,7 +121,7 @@ def recipe(
                   workers=workers, on_bad_image=on_bad_image),
         optimizer=optax.chain(
             adamw(constant(lr, warmup), (0.9, 0.95), 1e-6, weight_decay, peer_open_clip),
-            clamped({"^log_scale": (0.0, 4.605170185988092)}),
+            clip_params({"^log_scale": (0.0, 4.605170185988092)}),
         ),
         steps=steps,
         batch=batch,
@@ -129,7 +129,7 @@ def recipe(
         evals=evals,
         init_from=(init_from(init, objective),) if init else (),
         mesh=(-1, fsdp, model_axis),
-        every=Every(log=32, save=epoch, eval=epoch),
+        every=Intervals(log=32, save=epoch, eval=epoch),
         best=best if evals else None,
         seed=seed,
         preprocessing={"image_size": side, "mean": objective.mean, "std": objective.std, "resize": "squash",
@@ -138,7 +138,7 @@ def recipe(
     )  # fmt: skip
 
 
-def words_of(tokenizer: str, init: str) -> tokenizers.Tokenizer:
+def tokenizer_for(tokenizer: str, init: str) -> tokenizers.Tokenizer:
     """The tokenizer asked for, else that of the weights, else the bundled one: weights read no other's ids."""
     if tokenizer:
         return (
@@ -186,15 +186,15 @@ def evaluations(parts: list[Named], words: tokenizers.Tokenizer, prompt: str, si
         first = part.source[0]
         classes: tuple[str, ...] = getattr(part.source, "classes", ())
         if first.report:
-            chain = (SingleView(prompt=prompt, targets=()), Squash(side), Tokenize(words), Keep(("image", "text")))
-            evals[f"retrieval{end}"] = retrieval(once(part.source, chain, batch=batch))
+            chain = (SingleView(prompt=prompt, targets=()), Squash(side), Tokenize(words), Select(("image", "text")))
+            evals[f"retrieval{end}"] = retrieval(one_epoch(part.source, chain, batch=batch))
         if classes and "label" in first.targets:
-            chain = (SingleView(text=None), Squash(side), Keep(("image", "label")))
+            chain = (SingleView(text=None), Squash(side), Select(("image", "label")))
             (english, chinese), (eye, eye_zh) = PHRASES[first.views[0].modality], EYE_PHRASES[""]
             said: list[str] = [
                 prompt.format(text=name, modality=english, modality_zh=chinese, eye=eye, eye_zh=eye_zh)
                 for name in classes
             ]
             prompts = [words([sentence]) for sentence in said]
-            evals[f"zero_shot{end}"] = zero_shot(once(part.source, chain, batch=batch), classes, prompts)
+            evals[f"zero_shot{end}"] = zero_shot(one_epoch(part.source, chain, batch=batch), classes, prompts)
     return evals

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import optax
 
-from data_pipelines.pipeline import once
+from data_pipelines.pipeline import one_epoch
 from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.labelled import NAMES, Parts, Picture, flips, parts, repeated, synthetic_parts
 from data_pipelines.tasks.visionfm_labels import FINDINGS, GRADES, Pooled, Thirteen
-from data_pipelines.transforms.steps import Keep, eval_step
+from data_pipelines.transforms.steps import Select, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.encoders.heads import MLPHead
 from fundax.evals import features
@@ -24,8 +24,8 @@ from fundax.evals.supervised import Classified
 from fundax.interop.start import Start, encoder, several
 from fundax.losses.supervised import LAYOUT
 from fundax.objectives.classify import MultiModality
-from fundax.optim import annealed, frozen, scale_by_rate
-from fundax.recipe import Every, Recipe
+from fundax.optim import cosine_schedule, freeze, scale_by_rate
+from fundax.recipe import Intervals, Recipe
 
 TARGETS = ("label", "grade", "answers")
 BESIDE = (*TARGETS, "modality", "eye", "group", "picture", "index")
@@ -74,26 +74,26 @@ def recipe(
         part = repeated(Thirteen(getattr(found, name)), count)
         first = Grouped(SingleView(size_hint=2 * start.tower.image.image_size, text=None, targets=TARGETS))
         moved = flips() if count > 1 else ()
-        steps = (first, Picture(), *moved, eval_step(start.facts), Keep(("image", *BESIDE[:-1])))
-        return source.rows(once(part, steps, batch=64, workers=workers), BESIDE)
+        steps = (first, Picture(), *moved, eval_step(start.facts), Select(("image", *BESIDE[:-1])))
+        return source.rows(one_epoch(part, steps, batch=64, workers=workers), BESIDE)
 
     part = "test" if test else "val"
-    scored = features.once(rows(part))
+    scored = features.one_epoch(rows(part))
     graded = Classified(data=scored, classes=GRADES, ordered=True, label="grade", columns=tuple(range(len(GRADES))))
     columns = tuple(range(len(GRADES), len(LAYOUT)))
     answers = Classified(data=scored, classes=FINDINGS, label="answers", columns=columns)
     total = 3 if smoke else max(epochs * copies * len(found.train) // batch, 1)
-    chain = optax.chain(optax.trace(0.9), scale_by_rate(annealed(lr * batch / 256, 0, total)))
+    chain = optax.chain(optax.trace(0.9), scale_by_rate(cosine_schedule(lr * batch / 256, 0, total)))
     return Recipe(
         objective=objective,
         train=Epochs(rows("train", copies), batch, seed),
-        optimizer=frozen(chain, "^image/"),
+        optimizer=freeze(chain, "^image/"),
         steps=total,
         batch=batch,
         evals={f"{part}_grades": graded, f"{part}_findings": answers},
         init_from=start.init_from,
         init_extra=start.init_extra,
-        every=Every(log=max(total // 20, 1), save=0, eval=max(total // 10, 1)),
+        every=Intervals(log=max(total // 20, 1), save=0, eval=max(total // 10, 1)),
         best="val_findings/macro_auc",
         seed=seed,
         preprocessing=start.facts | {"classes": LAYOUT},

@@ -9,18 +9,18 @@ from __future__ import annotations
 import optax
 
 from data_pipelines.language import tokenizers
-from data_pipelines.pipeline import once, train
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.pipeline import one_epoch, train
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.transforms.steps import Flip, Keep, Squash, Tokenize
+from data_pipelines.transforms.steps import Flip, Select, Squash, Tokenize
 from data_pipelines.transforms.views import SingleView
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.layers import quick_gelu
 from fundax.encoders.vit import ViT
 from fundax.evals.zero_shot import zero_shot
 from fundax.objectives.clip import CLIP, MEAN, STD
-from fundax.optim import adamw, clamped, cosine
-from fundax.recipe import Every, Recipe
+from fundax.optim import adamw, clip_params, cosine
+from fundax.recipe import Intervals, Recipe
 
 TEMPLATES = ("{}.", "findings consistent with {}.", "fundus photograph showing {}.")
 
@@ -62,8 +62,8 @@ def recipe(
     eyes = Eyes(n=patients, seed=seed, modalities=modalities, size=image_size)
     unseen = Eyes(n=16 if smoke else 420, seed=seed, start=1_000_000, modalities=modalities, size=image_size)
     see = Squash(image_size)
-    learn = (SingleView(), Flip(), see, Tokenize(tokenizer), Keep(("image", "text")))
-    test = once(Remembered(unseen), (SingleView(text=None), see, Keep(("image", "label"))), batch=batch)
+    learn = (SingleView(), Flip(), see, Tokenize(tokenizer), Select(("image", "text")))
+    test = one_epoch(CachedSource(unseen), (SingleView(text=None), see, Select(("image", "label"))), batch=batch)
     prompts = [tokenizer([t.format(name) for t in TEMPLATES]) for name in unseen.prompts()]
     return Recipe(
         objective=CLIP(
@@ -71,16 +71,16 @@ def recipe(
             text=TextTransformer(tokenizer.vocab_size, tokenizer.context, width, max(depth // 2, 1), width // 32),
             embed=width,
         ),
-        train=train(eyes if workers else Remembered(eyes), learn, batch=batch, seed=seed, workers=workers),
+        train=train(eyes if workers else CachedSource(eyes), learn, batch=batch, seed=seed, workers=workers),
         optimizer=optax.chain(
             optax.clip_by_global_norm(1.0),
             adamw(cosine(lr, steps, warmup=min(50, steps // 2)), betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1),
-            clamped({"log_scale": (0.0, 4.6052)}),
+            clip_params({"log_scale": (0.0, 4.6052)}),
         ),
         steps=steps,
         batch=batch,
         evals={"zero_shot": zero_shot(test, unseen.classes, prompts)},
-        every=Every(log=20, save=save_every, eval=200),
+        every=Intervals(log=20, save=save_every, eval=200),
         best="zero_shot/macro_auc",
         seed=seed,
         preprocessing={

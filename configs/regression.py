@@ -11,10 +11,10 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal
 
-from data_pipelines.pipeline import once, train
+from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.synthetic.sources import BIOMARKERS, Eyes
 from data_pipelines.tasks.labelled import FlipRows, Picture, flips, labels_of, parts, repeated, synthetic_parts
-from data_pipelines.transforms.steps import IndependentFlip, Keep, eval_step
+from data_pipelines.transforms.steps import IndependentFlip, Select, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.encoders.backbone import Feature
 from fundax.encoders.heads import MLPHead
@@ -23,8 +23,8 @@ from fundax.evals.features import Epochs, Frozen
 from fundax.evals.supervised import Valued
 from fundax.interop.start import convolutional, encoder
 from fundax.objectives.regress import Regress, standardize
-from fundax.optim import adamw, annealed, frozen
-from fundax.recipe import Every, Recipe
+from fundax.optim import adamw, cosine_schedule, freeze
+from fundax.recipe import Intervals, Recipe
 
 BESIDE = ("value", "modality", "eye", "group", "picture", "index")
 
@@ -94,23 +94,23 @@ def recipe(
     decoder = MLPHead(len(names), 2 if head == "mlp" else 1, dropout, norm=head == "mlp")
     objective = Regress(start.tower, decoder, names, given="image" if learns else "feature")
     first = (Grouped(SingleView(size_hint=2 * start.tower.image.image_size, text=None, targets=("value",))), Picture())
-    resize, keep = eval_step(start.facts), Keep(("image", *BESIDE[:-1]))
+    resize, keep = eval_step(start.facts), Select(("image", *BESIDE[:-1]))
     plain, changed = (*first, resize, keep), (*first, *flips(), resize, keep)
     source = Frozen(objective, start.init_from, seed, init_extra=start.init_extra)
 
     def rows(name: str, count: int = 1) -> features.Read:
         part = repeated(getattr(found, name), count)
-        return source.rows(once(part, changed if count > 1 else plain, batch=64, workers=workers), BESIDE)
+        return source.rows(one_epoch(part, changed if count > 1 else plain, batch=64, workers=workers), BESIDE)
 
     part = "test" if test else "val"
-    images = once(getattr(found, part), plain, batch=64 if not smoke else 8, workers=workers)
+    images = one_epoch(getattr(found, part), plain, batch=64 if not smoke else 8, workers=workers)
     seen = (IndependentFlip(), FlipRows())
     steps = 3 if smoke else max(epochs * (1 if learns else copies) * len(found.train) // batch, 1)
     scale = lr * batch / 256
-    chain = adamw(annealed(scale, 0, steps, steps // 20 if learns else 0), weight_decay=decay)
+    chain = adamw(cosine_schedule(scale, 0, steps, steps // 20 if learns else 0), weight_decay=decay)
     given = train(
         found.train,
-        (*first[:1], *seen, resize, Keep(("image", "value", "modality"))),
+        (*first[:1], *seen, resize, Select(("image", "value", "modality"))),
         batch=batch,
         seed=seed,
         workers=workers,
@@ -119,13 +119,13 @@ def recipe(
     return Recipe(
         objective=objective,
         train=given if learns else Epochs(rows("train", copies), batch, seed),
-        optimizer=frozen(chain, "^target/", *(() if learns else ("^image/",))),
+        optimizer=freeze(chain, "^target/", *(() if learns else ("^image/",))),
         steps=steps,
         batch=batch,
-        evals={part: Valued(data=images if learns else features.once(rows(part)), names=names)},
+        evals={part: Valued(data=images if learns else features.one_epoch(rows(part)), names=names)},
         init_from=(*start.init_from, *(() if raw else (standardize(known),))),
         init_extra=start.init_extra,
-        every=Every(log=max(steps // 50, 1), save=0, eval=max(steps // 8, 1)),
+        every=Intervals(log=max(steps // 50, 1), save=0, eval=max(steps // 8, 1)),
         best="val/r2",
         seed=seed,
         preprocessing=start.facts | {"names": names},

@@ -15,11 +15,11 @@ import optax
 from data_pipelines.datasets.rfmid import rfmid
 from data_pipelines.language import tokenizers
 from data_pipelines.language.prompts import prompts as words
-from data_pipelines.pipeline import once, train
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.pipeline import one_epoch, train
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.ret_clip import open_pairs
 from data_pipelines.synthetic.sources import Eyes, Patients
-from data_pipelines.transforms.steps import Flip, Keep, Squash, Tokenize, ret_clip_aug
+from data_pipelines.transforms.steps import Flip, Select, Squash, Tokenize, ret_clip_aug
 from data_pipelines.transforms.views import PairedEyes, SingleView
 from fundax.encoders.bert import BERT
 from fundax.encoders.vit import ViT
@@ -28,8 +28,8 @@ from fundax.evals.probe import Probe
 from fundax.evals.zero_shot import zero_shot
 from fundax.interop.ret_clip import initial
 from fundax.objectives.ret_clip import MAX_LOG_SCALE, RetCLIP, ret_clip
-from fundax.optim import adamw, clamped, cosine, decay_matrices, peer_ret_clip
-from fundax.recipe import Every, Recipe
+from fundax.optim import adamw, clip_params, cosine, decay_matrices, peer_ret_clip
+from fundax.recipe import Intervals, Recipe
 from fundax.types import Eval
 
 # What --preset stands for; an argument that is given wins.
@@ -127,11 +127,11 @@ def recipe(
     side = objective.image.image_size
     synthetic = Patients(n=use["patients"], seed=seed, size=side, language=language)
     unseen = replace(synthetic, n=16 if smoke else 420, start=1_000_000)
-    source = open_pairs(data, image_dir) if data else synthetic if use["workers"] else Remembered(synthetic)
+    source = open_pairs(data, image_dir) if data else synthetic if use["workers"] else CachedSource(synthetic)
     steps = 2 if smoke else max(use["epochs"] * -(-len(source) // use["batch"]), 1)
     see = ret_clip_aug(side, parity=parity) if published else (Flip(), Squash(side))
     keys = ("left", "right", "left_present", "right_present", "text")
-    learn = (PairedEyes(), *see, Tokenize(tokenizer), Keep(keys))
+    learn = (PairedEyes(), *see, Tokenize(tokenizer), Select(keys))
     decay = peer_ret_clip if published else decay_matrices
     return Recipe(
         objective=objective,
@@ -139,13 +139,13 @@ def recipe(
         optimizer=optax.chain(
             optax.identity() if published else optax.clip_by_global_norm(1.0),
             adamw(cosine(use["lr"], steps, min(50, steps // 2)), (0.9, 0.98), 1e-6, use["weight_decay"], decay),
-            clamped({"^log_scale/": (0.0, MAX_LOG_SCALE)}),
+            clip_params({"^log_scale/": (0.0, MAX_LOG_SCALE)}),
         ),
         steps=steps,
         batch=use["batch"],
         evals=evals(unseen, tokenizer, language, use["batch"]) | {"probe": probe(unseen, rfmid_root, use["batch"])},
         init_from=(initial(init, objective),) if init else (),
-        every=Every(log=20, save=200, eval=200),
+        every=Intervals(log=20, save=200, eval=200),
         best="zero_shot/macro_auc",
         seed=seed,
         preprocessing={"image_size": side, "mean": objective.mean, "std": objective.std, "resize": "squash"},
@@ -172,8 +172,8 @@ def evals(unseen: Patients, tokenizer: tokenizers.Tokenizer, language: str, batc
         for level in ("patient", "left", "right")
     }
     eyes = PairedEyes(text=None, targets=("label", "label_left", "label_right"))
-    keep = Keep(("left", "right", "label", "label_left", "label_right"))
-    test = once(Remembered(unseen), (eyes, Squash(unseen.size), keep), batch=batch)
+    keep = Select(("left", "right", "label", "label_left", "label_right"))
+    test = one_epoch(CachedSource(unseen), (eyes, Squash(unseen.size), keep), batch=batch)
     return {
         "zero_shot": zero_shot(test, unseen.classes, prompts["patient"], inputs=("left", "right")),
         "laterality": Laterality(data=test, prompts={side: prompts[side] for side in ("left", "right")}),
@@ -187,9 +187,9 @@ def probe(unseen: Patients, rfmid_root: str, batch: int) -> Probe:
     else:
         n, start, side = unseen.n, unseen.start, unseen.size
         shown = {"train": (n, start + n), "valid": (n // 2, start + 2 * n)}
-        splits = {name: Remembered(Eyes(k, unseen.seed, first, size=side)) for name, (k, first) in shown.items()}
+        splits = {name: CachedSource(Eyes(k, unseen.seed, first, size=side)) for name, (k, first) in shown.items()}
     label = "label" if rfmid_root else "findings"
-    steps = (SingleView(text=None, targets=(label,)), Squash(unseen.size), Keep(("image", label)))
-    data = {name: once(source, steps, batch=batch) for name, source in splits.items()}
+    steps = (SingleView(text=None, targets=(label,)), Squash(unseen.size), Select(("image", label)))
+    data = {name: one_epoch(source, steps, batch=batch) for name, source in splits.items()}
     test = data.get("test")
     return Probe(train=data["train"], valid=data["valid"], test=test, label=label, feature="visual")

@@ -15,21 +15,22 @@ from typing import Literal
 import optax
 
 from data_pipelines.open import named
-from data_pipelines.pipeline import once, train
+from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.records import DataError, Source
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.modality_folders import normalisation
 from data_pipelines.sources.splits import parts_of
 from data_pipelines.synthetic.sources import Drawn, Eyes
 from data_pipelines.transforms.dense import Prepared, RandomCrop, Ready, RightAngles
-from data_pipelines.transforms.steps import ColorJitter, Keep
+from data_pipelines.transforms.steps import ColorJitter, Select
+from fundax import optim
 from fundax.encoders.unetr import UNETR, Linear, decoder_blocks
 from fundax.evals.segmentation import Segmentation
 from fundax.interop.open_encoder import new_encoder, open_encoder
 from fundax.metrics.statistics import bootstrap
 from fundax.objectives.dense import Segment, outputs
-from fundax.optim import adamw, cosine, frozen
-from fundax.recipe import Every, Recipe
+from fundax.optim import adamw, cosine
+from fundax.recipe import Intervals, Recipe
 from fundax.types import UserError
 
 
@@ -41,7 +42,7 @@ def recipe(
     classes: tuple[str, ...] = ("disc",),
     overlapping: bool = False,
     init: str = "",
-    which: str = "latest",
+    checkpoint: str = "latest",
     modality: str = "",
     encoder: str = "mini",
     freeze: bool = False,
@@ -103,7 +104,7 @@ def recipe(
         encoder, decoder, size, resolution, steps, batch, patients = "smoke", "linear", 16, 32, 2, 8, 8
     resolution = max(resolution, size)
     found = (
-        open_encoder(init, size, *normalisation(modality), which, dtype=dtype)
+        open_encoder(init, size, *normalisation(modality), checkpoint, dtype=dtype)
         if init
         else new_encoder(encoder, size, dtype=dtype)
     )
@@ -114,12 +115,12 @@ def recipe(
         "linear": lambda patch: Linear(count, patch, start, dtype),
     }
     parts = sources(data, split, fractions, classes, overlapping, patients, resolution, seed, crop_field)
-    parts = parts if workers else {name: Remembered(part) for name, part in parts.items()}
-    augment = (RandomCrop(size), RightAngles(turn), ColorJitter(jitter, jitter, jitter / 2), Keep(("image", "mask")))
+    parts = parts if workers else {name: CachedSource(part) for name, part in parts.items()}
+    augment = (RandomCrop(size), RightAngles(turn), ColorJitter(jitter, jitter, jitter / 2), Select(("image", "mask")))
     see = Ready(("truth", "truth_fov", "frame"))
     tests = {
         name: Segmentation(
-            data=once(part, (see,), batch=1 if data else batch),
+            data=one_epoch(part, (see,), batch=1 if data else batch),
             classes=classes,
             overlapping=overlapping,
             interval=bootstrap,
@@ -143,12 +144,12 @@ def recipe(
             frozen=freeze,
         ),
         train=train(parts["train"], (Ready(("mask",)), *augment), batch=batch, seed=seed, workers=workers),
-        optimizer=frozen(chain, "^image/") if freeze else chain,
+        optimizer=optim.freeze(chain, "^image/") if freeze else chain,
         steps=steps,
         batch=batch,
         evals=tests,
         init_from=found.init_from,
-        every=Every(log=10, save=eval_every, eval=eval_every),
+        every=Intervals(log=10, save=eval_every, eval=eval_every),
         best="val/mean_dice",
         seed=seed,
         preprocessing={

@@ -11,17 +11,17 @@ from typing import Any, Literal
 import optax
 
 from data_pipelines.open import DATA_DIR, named
-from data_pipelines.pipeline import mix, once
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.pipeline import mix, one_epoch
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.splits import split_by
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.transforms.steps import Flip, Keep, Squash
+from data_pipelines.transforms.steps import Flip, Select, Squash
 from data_pipelines.transforms.views import SingleView
 from fundax.encoders.autoencoder import ImageDecoder, ImageEncoder
 from fundax.evals.reconstruction import rebuilt
 from fundax.objectives.vector_quantize import VectorQuantize
 from fundax.optim import adamw, cosine
-from fundax.recipe import Every, Recipe
+from fundax.recipe import Intervals, Recipe
 
 
 def recipe(
@@ -64,9 +64,9 @@ def recipe(
         learn, unseen = [part["train"] for part in parts], parts[0]["val"]
     else:
         eyes: Any = Eyes(patients, seed, size=side, modalities=modalities)
-        learn = [eyes if workers else Remembered(eyes)]
-        unseen = Remembered(Eyes(16 if smoke else 64, seed, start=1_000_000, size=side, modalities=modalities))
-    see = (Squash(side), Keep(("image",)))
+        learn = [eyes if workers else CachedSource(eyes)]
+        unseen = CachedSource(Eyes(16 if smoke else 64, seed, start=1_000_000, size=side, modalities=modalities))
+    see = (Squash(side), Select(("image",)))
     whole = (SingleView(text=None), Flip(), *see)
     return Recipe(
         objective=_objective(smoke, preset, side),
@@ -76,8 +76,8 @@ def recipe(
         ),
         steps=steps,
         batch=batch,
-        evals={"rebuilt": rebuilt(once(unseen, (SingleView(text=None), *see), batch=batch))},
-        every=Every(log=50, save=save_every, eval=save_every),
+        evals={"rebuilt": rebuilt(one_epoch(unseen, (SingleView(text=None), *see), batch=batch))},
+        every=Intervals(log=50, save=save_every, eval=save_every),
         best="rebuilt/psnr",
         seed=seed,
         preprocessing={"image_size": side, "mean": (0.5,) * 3, "std": (0.5,) * 3, "resize": "squash",

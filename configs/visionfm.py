@@ -12,23 +12,23 @@ from typing import Any, Literal
 
 import optax
 
-from data_pipelines.pipeline import mix, once
+from data_pipelines.pipeline import mix, one_epoch
 from data_pipelines.records import MODALITIES, modality_name
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.modality_folders import moments
 from data_pipelines.synthetic.render import DRAWERS
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.modality_mix import by_modality, images, shares
 from data_pipelines.transforms.multi_crop import MultiCrop, published_colours
-from data_pipelines.transforms.steps import Keep, Squash
+from data_pipelines.transforms.steps import Select, Squash
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import ViT, dino_vit
 from fundax.evals.probe import FrozenProbe
 from fundax.interop.timm import initial
 from fundax.objectives.ibot import IBOT, Temperature
-from fundax.optim import adamw, annealed, clip_leaves, frozen, peer_visionfm
-from fundax.recipe import Every, Recipe
+from fundax.optim import adamw, clip_leaves, cosine_schedule, freeze, peer_visionfm
+from fundax.recipe import Intervals, Recipe
 from fundax.types import Eval
 
 # What --preset stands for; an argument that is given wins. heat, freeze, warmup: epochs of temperatures, of the frozen
@@ -137,19 +137,19 @@ def recipe(
         momentum=(use["momentum"], 1.0),
     )  # fmt: skip
     late = ("head/last_layer", max(round(use["freeze"] * epoch), 1))
-    schedule = annealed(rate, use["min_lr"], steps, round(use["warmup"] * epoch))
-    decay = annealed(0.04, 0.4, steps)
+    schedule = cosine_schedule(rate, use["min_lr"], steps, round(use["warmup"] * epoch))
+    decay = cosine_schedule(0.04, 0.4, steps)
     chain = optax.chain(clip_leaves(3.0), adamw(schedule, weight_decay=decay, decay=peer_visionfm, late=late))
     return Recipe(
         objective=objective,
-        train=mix(shares(sources, (SingleView(size_hint=2 * side, text=None, targets=()), crops, Keep(keys)), balanced),
+        train=mix(shares(sources, (SingleView(size_hint=2 * side, text=None, targets=()), crops, Select(keys)), balanced),
                   batch=use["batch"], seed=seed, workers=use["workers"]),
-        optimizer=frozen(chain, "head/last_layer2?/scale"),
+        optimizer=freeze(chain, "head/last_layer2?/scale"),
         steps=steps,
         batch=use["batch"],
         evals=probes(wanted, replace(synthetic, n=use["probe"], start=1_000_000), side, smoke),
         init_from=(initial(init, objective),) if init else (),
-        every=Every(log=10, save=epoch, eval=0),
+        every=Intervals(log=10, save=epoch, eval=0),
         keep=keep,
         seed=seed,
         preprocessing={"image_size": side, "mean": mean, "std": std, "modalities": wanted, "resize": "squash",
@@ -175,10 +175,10 @@ def head(prototypes: int, kind: str, published: bool, dtype: str) -> IBOTHead:
 def probes(wanted: tuple[str, ...], unseen: Eyes, side: int, smoke: bool) -> dict[str, Eval]:
     """For each modality that can be drawn: the conditions of patients never seen, from the frozen teacher."""
     chosen = replace(unseen, conditions=("normal", "cataract")) if smoke else unseen
-    steps = (Grouped(SingleView(text=None)), Squash(side), Keep(("image", "label", "modality", "group")))
+    steps = (Grouped(SingleView(text=None)), Squash(side), Select(("image", "label", "modality", "group")))
     found: dict[str, Eval] = {}
     for name in DRAWERS:
         if name in wanted and unseen.n:
-            data = once(Remembered(replace(chosen, modalities=(name,))), steps, batch=16 if smoke else 100)
+            data = one_epoch(CachedSource(replace(chosen, modalities=(name,))), steps, batch=16 if smoke else 100)
             found[f"probe_{name.lower()}"] = FrozenProbe(data=data, classes=chosen.classes, folds=2 if smoke else 5)
     return found

@@ -13,23 +13,23 @@ import optax
 from data_pipelines.language import tokenizers
 from data_pipelines.language.prompts import prompts_of
 from data_pipelines.open import named
-from data_pipelines.pipeline import once, train
+from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.records import DataError, Source
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.splits import read_split, select
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.transforms.steps import Keep, eval_step
+from data_pipelines.transforms.steps import Select, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.evals.zero_shot import zero_shot
 from fundax.interop.image_text import opened, tiny
-from fundax.recipe import Every, Recipe
+from fundax.recipe import Intervals, Recipe
 from fundax.types import Eval, UserError
 
 
 def recipe(
     *,
     model: str = "",
-    which: str = "latest",
+    checkpoint: str = "latest",
     data: str = "",
     split: str = "",
     part: str = "test",
@@ -60,16 +60,20 @@ def recipe(
         smoke: a model that knows nothing, few images.
     """
     words = tokenizers.bundled(48)
-    use = tiny(words.vocab_size, words.context) if smoke else opened(model, which)
+    use = tiny(words.vocab_size, words.context) if smoke else opened(model, checkpoint)
     words = tokenizers.load(use.tokenizer) if use.tokenizer else words
     sources = by_modality(data, split, part, modalities, 28 if smoke else patients, seed, int(use.facts["image_size"]))
-    steps = (Grouped(SingleView(text=None)), eval_step(use.facts), Keep(("image", "label", "group", "modality", "eye")))
+    steps = (
+        Grouped(SingleView(text=None)),
+        eval_step(use.facts),
+        Select(("image", "label", "group", "modality", "eye")),
+    )
     evals: dict[str, Eval] = {}
     for modality, source in sources.items():
         classes = tuple(getattr(source, "classes", ()))
         prompts = [words(list(prompts_of(name, modality, wording))) for name in classes]
         name = "zero_shot" if len(sources) == 1 else f"zero_shot_{modality.lower()}"
-        evals[name] = zero_shot(once(source, steps, batch=batch, workers=workers), classes, prompts, parity=parity)
+        evals[name] = zero_shot(one_epoch(source, steps, batch=batch, workers=workers), classes, prompts, parity=parity)
     first = next(iter(sources.values()))
     return Recipe(
         objective=use.objective,
@@ -80,7 +84,7 @@ def recipe(
         evals=evals,
         init_from=use.init_from,
         init_extra=use.init_extra,
-        every=Every(log=0, save=0, eval=0),
+        every=Intervals(log=0, save=0, eval=0),
         seed=seed,
         preprocessing=use.facts,
         tokenizer=words,
@@ -92,7 +96,7 @@ def by_modality(
 ) -> dict[str, Source]:
     """The images to score by the modality of their first view."""
     if not data:
-        return {m: Remembered(Eyes(patients, seed, 4_000_000, (m,), size)) for m in modalities}
+        return {m: CachedSource(Eyes(patients, seed, 4_000_000, (m,), size)) for m in modalities}
     source = named(data).source
     if split:
         parts = read_split(split, source)

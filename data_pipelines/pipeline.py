@@ -49,7 +49,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class LoaderOptions:
     """How examples are read; changes the speed and never the batches, `on_bad_image="skip"` excepted."""
 
     workers: int = 0  # processes; 0 decodes in threads of this one
@@ -91,11 +91,11 @@ def mix(
         raise DataError(f"a mix takes sources with positive weights, got {[p.weight for p in parts]}")
     if seed < 0:
         raise DataError(f"seed is 0 or more, got {seed}")
-    how = Reading(**reading)
+    how = LoaderOptions(**reading)
     return Data(_Stream(parts, seed, how.on_bad_image == "skip"), batch, how)
 
 
-def once(source: Source, transforms: Sequence[Step], *, batch: int, **reading: Any) -> Data:
+def one_epoch(source: Source, transforms: Sequence[Step], *, batch: int, **reading: Any) -> Data:
     """One pass over `source` in its order, for evaluation: nothing is shuffled and nothing is ever skipped.
 
     Every process gets the same number of batches; the last is filled with copies of the last row, whose `valid`
@@ -103,7 +103,7 @@ def once(source: Source, transforms: Sequence[Step], *, batch: int, **reading: A
     """
     if reading.keys() & {"on_bad_image", "bad_records"}:
         raise DataError("an evaluation never skips an image: `once` takes no on_bad_image and no bad_records")
-    return Data(_Pass(source, tuple(transforms)), batch, Reading(**reading))
+    return Data(_Pass(source, tuple(transforms)), batch, LoaderOptions(**reading))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Data:
 
     examples: _Stream | _Pass
     batch: int  # of all processes together
-    reading: Reading = Reading()
+    reading: LoaderOptions = LoaderOptions()
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -130,14 +130,14 @@ class Data:
         """One pass over each source of a training stream by its own steps: to look at all it learns from."""
         if isinstance(self.examples, _Pass):
             return (self,)
-        return tuple(once(part.source, part.steps, batch=self.batch) for part in self.examples.parts)
+        return tuple(one_epoch(part.source, part.steps, batch=self.batch) for part in self.examples.parts)
 
 
 class Batches:
     """The batches of one process. Its state is {"step": batches taken}; `skipped` counts the rows left out, which
     `bad_records` lists: a path that who takes the batches may still set."""
 
-    def __init__(self, slots: _Slots, reading: Reading) -> None:
+    def __init__(self, slots: _Slots, reading: LoaderOptions) -> None:
         self.skipped, self.bad_records = 0, reading.bad_records
         self._slots = slots
         self._reading = reading
@@ -353,7 +353,7 @@ def _collate(examples: Sequence[_Made]) -> dict[str, Any]:
     return {"batch": batch, "bad": list(itertools.chain(*(made.bad for made in examples))), "error": error}
 
 
-def _read(slots: _Slots, step: int, how: Reading) -> grain.IterDataset:
+def _read(slots: _Slots, step: int, how: LoaderOptions) -> grain.IterDataset:
     """The batches of one process from `step` on; what is in them does not depend on `how`."""
     sequence: Any = slots
     examples = grain.MapDataset.source(sequence)

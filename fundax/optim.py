@@ -54,7 +54,7 @@ def cooldown(peak: float, steps: int, warmup: int = 0, *, cool: int, power: floa
     return schedule
 
 
-def annealed(start: float, end: float, steps: int, warmup: int = 0) -> Schedule:
+def cosine_schedule(start: float, end: float, steps: int, warmup: int = 0) -> Schedule:
     """Half a cosine from `start` to `end`, which it would reach at `steps`, after a linear warm-up from 0.
 
     The form of DINO, iBOT and VisionFM (`cosine_scheduler`), by which they move rate, weight decay and momentum: the
@@ -239,7 +239,7 @@ def scale_by_rate(schedule: Schedule) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def clamped(bounds: Mapping[str, tuple[float, float]]) -> optax.GradientTransformation:
+def clip_params(bounds: Mapping[str, tuple[float, float]]) -> optax.GradientTransformation:
     """Keep the parameters whose path matches a regex within (low, high) after the step; goes last in a chain.
 
     CLIP clamps its log scale to (0, ln 100) this way (arXiv 2103.00020, section 2.5).
@@ -262,7 +262,7 @@ def clamped(bounds: Mapping[str, tuple[float, float]]) -> optax.GradientTransfor
     return optax.GradientTransformation(init, update)
 
 
-def frozen(tx: optax.GradientTransformation, *patterns: str) -> optax.GradientTransformation:
+def freeze(tx: optax.GradientTransformation, *patterns: str) -> optax.GradientTransformation:
     """`tx` on all parameters but those whose path matches a regex; frozen ones keep no moments.
 
     `init` raises UserError for a pattern that matches nothing.
@@ -359,5 +359,5 @@ def flair_adamw(
     return optax.chain(
         optax.clip_by_global_norm(clip),
         adamw(flair_schedule(lr, steps_per_epoch, horizon), weight_decay=weight_decay, decay=decay_all),
-        clamped({"log_scale$": (0.0, MAX_LOG_SCALE)}),
+        clip_params({"log_scale$": (0.0, MAX_LOG_SCALE)}),
     )

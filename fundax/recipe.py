@@ -33,7 +33,7 @@ _log = logging.getLogger("fundax")
 
 
 @dataclass(frozen=True)
-class Every:
+class Intervals:
     """How often, in steps. 0 means never, but the last step is always saved and evaluated."""
 
     log: int = 10
@@ -55,7 +55,7 @@ class Recipe:
     init_extra: Sequence[Callable[[Any], Any]] = ()  # the same for `extra`: batch statistics of a pretrained encoder
     mesh: tuple[int, ...] = (-1, 1)  # (data, model) or (data, fsdp, model)
     rules: Rules = RULES
-    every: Every = Every()
+    intervals: Intervals = Intervals()
     best: str | None = None  # a logged name such as "zero_shot/macro_auc": its best step is kept too
     keep: int = 2  # latest checkpoints kept
     accumulate: int = 1  # micro-batches per step

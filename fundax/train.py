@@ -26,7 +26,7 @@ from fundax.runtime import workdir as folders
 from fundax.runtime.checkpoint import Checkpoints, resolve
 from fundax.runtime.distributed import compile_together
 from fundax.runtime.log import Log
-from fundax.runtime.preemption import Interrupt
+from fundax.runtime.preemption import Preemption
 from fundax.runtime.prefetch import Prefetcher
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
@@ -42,7 +42,7 @@ class TrainState(NamedTuple):
     opt: Any
 
 
-def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> TrainState:
+def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "latest") -> TrainState:
     """Train `recipe` to its last step, from where `workdir` stands; returns the state at the end.
 
     `which` ("latest", "best" or a step) is the checkpoint that steps=0 evaluates; training goes on from the latest.
@@ -55,20 +55,22 @@ def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> Tra
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir, recipe.keep, recipe.best) as kept,
-        Interrupt(kept.reached_preemption) as interrupt,
+        Preemption(kept.reached_preemption) as interrupt,
     ):
         restored = bool(kept.steps())
-        state, position = _restore(recipe, mesh, kept, resolve(workdir, which)) if restored else fresh(recipe, mesh)
-        first, last, every = int(state.step), recipe.steps, recipe.every
+        state, position = (
+            _restore(recipe, mesh, kept, resolve(workdir, checkpoint)) if restored else fresh(recipe, mesh)
+        )
+        first, last, intervals = int(state.step), recipe.steps, recipe.intervals
         log = Log(workdir, step=first, steps=last, batch=recipe.batch, restored=restored, writers=recipe.writers)
         with log:
-            log.say(_opening(recipe, mesh, state, restored))
+            log.info(_opening(recipe, mesh, state, restored))
             run_step, evaluate = train_step(recipe), _evaluator(recipe, mesh, workdir, log)
             row = evaluate(first, state) if first == 0 or first >= last else {}
             if first >= last:
                 return state
 
-            spec = recipe.objective.spec(recipe.batch // jax.process_count())
+            spec = recipe.objective.batch_spec(recipe.batch // jax.process_count())
             skipped = Path(workdir) / BAD_RECORDS
             with Prefetcher(recipe.train, spec, mesh, position, first, last, skipped) as data:
                 healthy, metrics, log.waited = _Finite(kept), {}, data.waited
@@ -81,19 +83,19 @@ def fit(recipe: Recipe, workdir: str | Path, which: int | str = "latest") -> Tra
                     if step == first + 1:
                         jax.block_until_ready(metrics)  # compilation is no part of images/s
                         log.start_clock(step)
-                    if _due(step, every.log, last):
+                    if _due(step, intervals.log, last):
                         healthy.check()
                         log.train(step, metrics | data.counts())
-                    stop = interrupt.agreed(step, every.log)
+                    stop = interrupt.agreed(step, intervals.log)
                     row = {}
-                    if _due(step, every.eval, last):
+                    if _due(step, intervals.eval, last):
                         row = evaluate(step, state)
-                    if _due(step, every.save, last) or (row and recipe.best) or stop:
+                    if _due(step, intervals.save, last) or (row and recipe.best) or stop:
                         healthy.check()
                         kept.save(step, _items(state), data.state, row)
                     if stop and step < last:
                         kept.wait()
-                        log.say(f"stopped after step {step} of {last}; saved in {workdir}. The same command goes on.")
+                        log.info(f"stopped after step {step} of {last}; saved in {workdir}. The same command goes on.")
                         raise SystemExit(interrupt.exit_code)
     return state
 
@@ -127,7 +129,7 @@ def layout(recipe: Recipe, mesh: Mesh) -> TrainState:
 
 
 def _initialize(recipe: Recipe) -> Callable[[jax.Array], tuple[Params, Extra]]:
-    one = {k: jnp.zeros(s.shape, s.dtype) for k, s in recipe.objective.spec(1).items()}
+    one = {k: jnp.zeros(s.shape, s.dtype) for k, s in recipe.objective.batch_spec(1).items()}
     return lambda rng: recipe.objective.init(rng, one)
 
 
@@ -165,8 +167,8 @@ def _items(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "extra": state.extra, "opt": state.opt}
 
 
-def _due(step: int, every: int, last: int) -> bool:
-    return step == last or (every > 0 and step % every == 0)
+def _due(step: int, intervals: int, last: int) -> bool:
+    return step == last or (intervals > 0 and step % intervals == 0)
 
 
 def _evaluator(

@@ -52,7 +52,7 @@ class Objective(Protocol):
 
     needs: ClassVar[tuple[str, ...]]  # the batch keys loss() reads
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the batch that loss() takes."""
         ...
 

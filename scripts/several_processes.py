@@ -105,14 +105,15 @@ def run(config: str, workdir: Path, steps: int) -> None:
     """The smoke run of a config to `steps`, as fit_noting leaves it, without evaluations."""
     import optax
 
-    from fundax.optim import adamw, clamped, constant
-    from fundax.recipe import Every, load
+    from fundax.optim import adamw, clip_params, constant
+    from fundax.recipe import Intervals, load
 
     recipe, _ = load(REPO / config, ["--smoke"])
     # of a step size that shows in the loss, and an epsilon that keeps rounding from choosing the sign of an update
-    optimizer = optax.chain(adamw(constant(1e-3), eps=1e-3), clamped({"^log_scale": (0.0, 4.6)}))
+    optimizer = optax.chain(adamw(constant(1e-3), eps=1e-3), clip_params({"^log_scale": (0.0, 4.6)}))
     fit_noting(
-        replace(recipe, steps=steps, every=Every(1, MIDDLE, 0), evals={}, best=None, optimizer=optimizer), workdir
+        replace(recipe, steps=steps, intervals=Intervals(1, MIDDLE, 0), evals={}, best=None, optimizer=optimizer),
+        workdir,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from fundax.optim import adamw, constant
-from fundax.recipe import Every, Recipe
+from fundax.recipe import Intervals, Recipe
 
 WIDTH = 4
 
@@ -24,7 +24,7 @@ class Linear:
     needs: ClassVar[tuple[str, ...]] = ("image", "value")
     drop: float = 0.25
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {
             "image": jax.ShapeDtypeStruct((batch, WIDTH), jnp.float32),
             "value": jax.ShapeDtypeStruct((batch,), jnp.float32),
@@ -93,7 +93,7 @@ def recipe(*, steps: int = 6, rate: float = 0.1, **fields: Any) -> Recipe:
         "steps": steps,
         "batch": 8,
         "evals": {"held_out": mean_error},
-        "every": Every(log=2, save=2, eval=3),
+        "every": Intervals(log=2, save=2, eval=3),
         "mesh": (1, 1),
     }
     return Recipe(**(given | fields))

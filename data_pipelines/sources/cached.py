@@ -9,7 +9,7 @@ from data_pipelines.records import Record, Source
 
 
 @dataclass(frozen=True)
-class Remembered:
+class CachedSource:
     """`source`, each of whose rows is asked for once per process; use it without worker processes.
 
     A pickled copy starts empty. Two threads that ask for the same row at once both make it, and one result is kept.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_pipelines.open import named
 from data_pipelines.records import DataError, Record, Source
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.csv import image_folder
 from data_pipelines.sources.splits import read_split, select, stratified, write_split
 from data_pipelines.synthetic.sources import Eyes, Patients
@@ -52,7 +52,7 @@ def synthetic_parts(eyes: Eyes | Patients, share: float = 0.25) -> Parts:
     """Three sets of synthetic patients: `eyes.n` to learn from, and `share` times as many in each of the others."""
     few = max(round(eyes.n * share), 2)
     made = [replace(eyes, start=STARTS[name], n=eyes.n if name == "train" else few) for name in NAMES]
-    return Parts(*(Remembered(one) for one in made))
+    return Parts(*(CachedSource(one) for one in made))
 
 
 def parts(data: str, split: str = "", seed: int = 0, target: str = "label") -> Parts:

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_pipelines.open import Named, named
 from data_pipelines.pipeline import Part
 from data_pipelines.records import DataError, modality_name
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.modality_folders import modality_folders
 from data_pipelines.synthetic.render import DRAWERS
 from data_pipelines.synthetic.sources import Eyes
@@ -56,7 +56,7 @@ def _sources(word: str, wanted: Sequence[str], synthetic: Eyes, keep: bool) -> l
     if word == "synthetic":
         drawn = [name for name in DRAWERS if name in wanted]
         eyes = [Eyes(synthetic.n, synthetic.seed, synthetic.start, (name,), synthetic.size) for name in drawn]
-        return [(name, Named(word, Remembered(e) if keep else e)) for name, e in zip(drawn, eyes, strict=True)]
+        return [(name, Named(word, CachedSource(e) if keep else e)) for name, e in zip(drawn, eyes, strict=True)]
     if Path(word).is_dir() and _has_modalities(Path(word)):
         return [(name, Named(word, source)) for name, source in modality_folders(word).items()]
     one = named(word)

@@ -315,7 +315,7 @@ class Tokenize:
 
 
 @dataclass(frozen=True)
-class Keep:
+class Select:
     """Only the named keys: what a batch shall hold where sources differ in what they know."""
 
     keys: tuple[str, ...]

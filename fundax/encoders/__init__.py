@@ -14,7 +14,7 @@ with _epy.lazy_api_imports(globals()):
         reconstruct,
         unpatch,
     )
-    from fundax.encoders.backbone import Encoder, Tower, apply_head, batch_spec, init_head, normalized, tower_of
+    from fundax.encoders.backbone import Backbone, Encoder, apply_head, batch_spec, init_head, normalized, tower_of
     from fundax.encoders.bert import BERT, MaskedHead, PostNormBlock
     from fundax.encoders.clip_text import Embedding, TextTransformer, text_transformer
     from fundax.encoders.heads import ForecastHead, IBOTHead, MLPHead, PrototypeLayer, interval_encoding
@@ -32,13 +32,13 @@ with _epy.lazy_api_imports(globals()):
         gelu_tanh,
         init_clip_text,
         init_clip_vision,
+        l2_normalize,
         product,
         quick_gelu,
         take_rows,
         uniform,
-        unit,
     )
-    from fundax.encoders.pixels import brightened, contrasted, jittered, mixed, normalize
+    from fundax.encoders.pixels import brightened, contrasted, jittered, mixup_cutmix, normalize
     from fundax.encoders.positions import aligned_corners, antialiased, cubic, pixel_centres, resize_positions, scaled
     from fundax.encoders.report_decoder import (
         CrossAttention,

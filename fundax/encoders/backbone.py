@@ -56,7 +56,7 @@ FEATURES: tuple[str, ...] = ("token", "mean", "unnormalized", "token_mean", "poo
 
 
 @dataclass(frozen=True)
-class Tower:
+class Backbone:
     """An encoder, the normalisation of its images, and what of it is the feature of an image.
 
     feature: `token`, the class tokens of the last `blocks` blocks, each through the final norm, the oldest first; `mean`, of
@@ -177,7 +177,7 @@ class Tower:
         ]
 
 
-def batch_spec(tower: Tower, given: str, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_spec(tower: Backbone, given: str, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
     """What a batch has of the images: `image` u8 [B h w 3] and, where it matters, `modality`; or `feature` f32 [B C]."""
     if given == "feature":
         return {"feature": jax.ShapeDtypeStruct((batch, tower.width), jnp.float32)}
@@ -188,7 +188,7 @@ def batch_spec(tower: Tower, given: str, batch: int) -> dict[str, jax.ShapeDtype
     return spec
 
 
-def init_head(tower: Tower, head: MLPHead, rng: jax.Array) -> tuple[Params, Extra]:
+def init_head(tower: Backbone, head: MLPHead, rng: jax.Array) -> tuple[Params, Extra]:
     """Fresh parameters of the encoder (`image`) and the head, and their batch statistics."""
     first, second = jax.random.split(rng)
     params, extra = tower.init(first)
@@ -222,7 +222,7 @@ class Encoder:
     mean: tuple[tuple[float, float, float], ...] = ((0.485, 0.456, 0.406),)
     std: tuple[tuple[float, float, float], ...] = ((0.229, 0.224, 0.225),)
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B h w 3]."""
         side = self.image.image_size
         return {"image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)}

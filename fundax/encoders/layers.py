@@ -67,7 +67,7 @@ def _product_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[
 product.defvjp(_product_forward, _product_backward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def unit(x: jax.Array) -> jax.Array:
+def l2_normalize(x: jax.Array) -> jax.Array:
     """L2-normalises the last axis in fp32, any shape, with the peers' floor of 1e-12 on the norm."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))

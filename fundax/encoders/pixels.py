@@ -30,7 +30,7 @@ def normalize(image: Array, mean: Sequence[float], std: Sequence[float], dtype: 
     return (jnp.asarray(image).astype(jnp.float32) * scale - shift).astype(dtype)
 
 
-def mixed(
+def mixup_cutmix(
     rng: jax.Array, image: jax.Array, targets: jax.Array, mixup: float = 0.0, cutmix: float = 0.0, chance: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
     """Mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899) of images [B h w 3] and targets f32 [B K] with the batch reversed.

@@ -10,7 +10,7 @@ with _epy.lazy_api_imports(globals()):
     from fundax.evals.laterality import Laterality
     from fundax.evals.masked_text import masked_words
     from fundax.evals.original_grid import original_map, original_points, slide
-    from fundax.evals.pictures import KeptPictures, extremes, masks_over, points_over
+    from fundax.evals.pictures import Thumbnails, extremes, masks_over, points_over
     from fundax.evals.probe import FrozenProbe, Probe, difference, summary
     from fundax.evals.reconstruction import rebuilt
     from fundax.evals.reports import WrittenReports

@@ -141,7 +141,7 @@ class Frozen:
 
     @functools.cached_property
     def _state(self) -> tuple[Params, Extra]:
-        one = {key: jnp.zeros(s.shape, s.dtype) for key, s in self.objective.spec(1).items()}
+        one = {key: jnp.zeros(s.shape, s.dtype) for key, s in self.objective.batch_spec(1).items()}
         params, extra = jax.jit(lambda rng: self.objective.init(rng, one))(jax.random.key(self.seed))
         for change in self.init_from:
             params = change(jax.device_get(params))
@@ -230,7 +230,7 @@ class Batches:
         self._step = int(state["step"])
 
 
-def once(read: Read, batch: int = 256) -> Callable[[], Iterator[Batch]]:
+def one_epoch(read: Read, batch: int = 256) -> Callable[[], Iterator[Batch]]:
     """One pass in order, for evals: the last batch is filled up with its last row, whose `valid` is False there."""
 
     def batches() -> Iterator[Batch]:

@@ -23,7 +23,7 @@ ANSWERS = {
 }
 
 
-class KeptPictures:
+class Thumbnails:
     """Of each kind the few most extreme rows: thumbnails, and the rows they are of."""
 
     def __init__(self, count: int, kinds: Mapping[str, tuple[bool, float]]) -> None:

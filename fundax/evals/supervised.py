@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fundax.evals.pictures import ANSWERS, KeptPictures
+from fundax.evals.pictures import ANSWERS, Thumbnails
 from fundax.metrics.classification import by_horizon, classification, multi_label
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
@@ -66,7 +66,7 @@ class Classified:
     bands: int = 0
 
     def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
-        kept = KeptPictures(self.pictures, ANSWERS)
+        kept = Thumbnails(self.pictures, ANSWERS)
         rows, seen, unlabelled = _Rows(), 0, 0
         for batch in self.data():
             out, label, valid = _run(self, forward, params, extra, batch)
@@ -143,7 +143,7 @@ class Valued:
     pictures: int = 12
 
     def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
-        kept, rows, seen = KeptPictures(self.pictures, _ERRORS), _Rows(), 0
+        kept, rows, seen = Thumbnails(self.pictures, _ERRORS), _Rows(), 0
         spread: np.ndarray | None = None
         for batch in self.data():
             out, value, valid = _run(self, forward, params, extra, batch)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fundax.evals.pictures import ANSWERS, KeptPictures
+from fundax.evals.pictures import ANSWERS, Thumbnails
 from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
 
 _BESIDE = {
@@ -58,7 +58,7 @@ def zero_shot(
     def evaluate(forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
         encode = lambda batch: forward(params, extra, batch)  # noqa: E731
         heads = class_features(encode, prompts, text_batch)  # [K E]
-        kept = KeptPictures(pictures, ANSWERS)
+        kept = Thumbnails(pictures, ANSWERS)
         logits, labels, beside = _logits(encode, data(), heads, classes, inputs, kept)
         probabilities = parity_scores(logits) if parity else softmax(logits)
         rows = parity_rows(probabilities, labels) if parity else class_rows(logits, labels, classes)
@@ -149,7 +149,7 @@ def _logits(
     heads: np.ndarray,
     classes: Sequence[str],
     inputs: Sequence[str],
-    kept: KeptPictures,
+    kept: Thumbnails,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Logits f32 [N K] and labels i64 [N] of the rows that are no padding, and what batches say of them."""
     logits, labels, seen = [], [], 0

@@ -29,7 +29,7 @@ def appearance_width(run: str | Path) -> int:
     return objective.appearance if isinstance(objective, VectorQuantize) else GRID * GRID * objective.image.width
 
 
-def looking(run: str | Path, which: int | str = "latest") -> Look:
+def looking(run: str | Path, checkpoint: int | str = "latest") -> Look:
     """Images u8 [B h w 3] to appearances f32 [B A], by a run of configs/vector_quantize.py or one with a ViT.
 
     Images of another side than the run's are resized to it. The run is read at the first call. Raises UserError for a run
@@ -40,7 +40,7 @@ def looking(run: str | Path, which: int | str = "latest") -> Look:
     def look(images: np.ndarray) -> np.ndarray:
         if not kept:
             objective = _seeing(run)
-            params, extra = jax.tree.map(jnp.asarray, load_params(run, which))
+            params, extra = jax.tree.map(jnp.asarray, load_params(run, checkpoint))
             kept.append(jax.jit(lambda x: appearance(objective, params, extra, x)))
         return np.asarray(kept[0](images))
 

@@ -53,11 +53,11 @@ class Looker:
         return {name: value[0] for name, value in self(preprocess(photograph, self.preprocessing)[None]).items()}
 
 
-def read_looker(run: str | Path, which: int | str = "latest", modality: str = "CFP") -> Looker:
+def read_looker(run: str | Path, checkpoint: int | str = "latest", modality: str = "CFP") -> Looker:
     """The ViT of a run's checkpoint. Raises UserError for a run without one."""
     if not is_run(run):
         raise UserError(f"{run} is no run of fundax: it has no checkpoints")
-    objective, step = read_objective(run), resolve(run, which)
+    objective, step = read_objective(run), resolve(run, checkpoint)
     tower, weights = tower_of(objective, *load_params(run, step))
     stored = Path(run) / "preprocessing.json"
     fitting = {"image_size": tower.image_size} | (read_json(stored) if stored.is_file() else {})

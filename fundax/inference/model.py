@@ -24,7 +24,7 @@ from fundax.types import Params, UserError
 Image = files.ImageLike  # a path, encoded bytes, or u8 [H W 3]
 
 
-def load(path: str | Path, which: int | str = "latest", batch: int = 32) -> Model:
+def load(path: str | Path, checkpoint: int | str = "latest", batch: int = 32) -> Model:
     """The model of a run, of an import, or of an exported open_clip or Hugging Face CLIP folder.
 
     Args:
@@ -33,7 +33,7 @@ def load(path: str | Path, which: int | str = "latest", batch: int = 32) -> Mode
     Raises:
         UserError: nothing of the kind at `path`, or a part of it missing or damaged.
     """
-    bundle = read_run(path, which) if is_run(path) else import_folder(path)
+    bundle = read_run(path, checkpoint) if is_run(path) else import_folder(path)
     if not hasattr(bundle.objective, "encode"):
         raise UserError(f"{path} holds {type(bundle.objective).__name__}; expected an image-text model")
     params = jax.tree.map(jax.numpy.asarray, bundle.params)

@@ -67,13 +67,13 @@ class Generator:
         return np.asarray(_draw(*fields, {"average": self.average}, dict(batch)))
 
 
-def read_generator(run: str | Path, which: int | str = "latest") -> Generator:
+def read_generator(run: str | Path, checkpoint: int | str = "latest") -> Generator:
     """The model of a diffusion run. Raises UserError for a run of something else."""
     read_config(run)
     objective = read_objective(run)
     if not isinstance(objective, Diffusion):
         raise UserError(f"{run} holds {type(objective).__name__}; expected a run of configs/diffusion.py")
-    step = resolve(run, which)
+    step = resolve(run, checkpoint)
     average = jax.tree.map(jax.numpy.asarray, load_params(run, step)[1]["average"])
     stored = Path(run) / "preprocessing.json"
     modality = read_json(stored).get("modality", "") if stored.is_file() else ""
@@ -86,7 +86,7 @@ def synthesize(
     n: int,
     how: How = How(),
     *,
-    which: int | str = "latest",
+    checkpoint: int | str = "latest",
     base: str | Path | None = None,
     check: bool = True,
     overwrite: bool = False,
@@ -102,7 +102,7 @@ def synthesize(
     """
     if n < 1 or how.batch < 1 or not 0 <= how.seed < 2**31 - n:
         raise UserError(f"n={n}, batch={how.batch}, seed={how.seed}; expected n and batch >= 1, 0 <= seed < 2^31 - n")
-    models = [read_generator(run, which)]
+    models = [read_generator(run, checkpoint)]
     if base is not None:
         models.insert(0, read_generator(base))
     _check_cascade(models, str(run))

@@ -29,7 +29,7 @@ LARGEST = 1e-4  # of unit features between two programs in fp32, before an expor
 
 
 def export_run(
-    run: str | Path, to: str, out: str | Path, *, which: int | str = "latest", overwrite: bool = False
+    run: str | Path, to: str, out: str | Path, *, checkpoint: int | str = "latest", overwrite: bool = False
 ) -> str:
     """Write a run (or an import) as a folder for another program; a line that says what was written and checked.
 
@@ -43,7 +43,7 @@ def export_run(
     """
     if to not in LAYOUTS | exchange_vit.LAYOUTS:
         raise UserError(f"cannot export to '{to}'; expected {', '.join(LAYOUTS | exchange_vit.LAYOUTS)}")
-    bundle = read_run(run, which)
+    bundle = read_run(run, checkpoint)
     found = exchange_vit.family_of(to, bundle)
     if found is None and to not in LAYOUTS:
         raise UserError(f"{run} is no image encoder: cannot export to '{to}'; expected {', '.join(LAYOUTS)}")
@@ -74,12 +74,12 @@ def compare(family: ModuleType, path: str | Path, bundle: Bundle) -> str:
     return f"parameters read back bit for bit, largest difference of features from {family.NAME} {difference:.2g}"
 
 
-def read_run(run: str | Path, which: int | str = "latest") -> Bundle:
+def read_run(run: str | Path, checkpoint: int | str = "latest") -> Bundle:
     """A run of fundax, or an imported model in the same form. Raises UserError where a part is missing or damaged."""
     run = Path(run)
     if not is_run(run):
         raise UserError(f"{run} is no run of fundax: it has no checkpoints")
-    objective, step = read_objective(run), resolve(run, which)
+    objective, step = read_objective(run), resolve(run, checkpoint)
     params, extra = load_params(run, step)
     stored = run / "preprocessing.json"
     tokenizer = tokenizers.load(run / "tokenizer") if (run / "tokenizer").is_dir() else None

@@ -27,7 +27,7 @@ class ImageText:
     init_extra: tuple[Callable[[Any], Any], ...] = ()
 
 
-def opened(model: str, which: int | str = "latest") -> ImageText:
+def opened(model: str, checkpoint: int | str = "latest") -> ImageText:
     """The model of a run or an import. Its weights are read when a run of it starts.
 
     Raises UserError for a folder that is no run, a model of pairs of eyes, and one without a tokenizer: classes are
@@ -41,10 +41,10 @@ def opened(model: str, which: int | str = "latest") -> ImageText:
     if not (run / "tokenizer").is_dir():
         raise UserError(f"{model} came without a tokenizer, and classes are told by their names")
     objective = read_objective(run)
-    if not {"image", "text"} <= set(objective.spec(1)):
+    if not {"image", "text"} <= set(objective.batch_spec(1)):
         raise UserError(f"{model} holds {type(objective).__name__}; expected a model of single images and texts")
     facts, tokenizer = read_json(run / "preprocessing.json"), str(run / "tokenizer")
-    start = (lambda fresh: load_params(model, which)[0],), (lambda fresh: load_params(model, which)[1],)
+    start = (lambda fresh: load_params(model, checkpoint)[0],), (lambda fresh: load_params(model, checkpoint)[1],)
     return ImageText(objective, facts, tokenizer, *start)
 
 

@@ -72,7 +72,7 @@ def shapes_of(objective: Objective) -> Shapes:
     """Path -> shape of every parameter of an objective, layers unstacked; nothing is computed."""
 
     def init() -> Params:
-        batch = {key: jax.numpy.zeros(spec.shape, spec.dtype) for key, spec in objective.spec(1).items()}
+        batch = {key: jax.numpy.zeros(spec.shape, spec.dtype) for key, spec in objective.batch_spec(1).items()}
         return unstack_blocks(objective.init(jax.random.key(0), batch)[0])
 
     return {path: tuple(leaf.shape) for path, leaf in flatten(jax.eval_shape(init)).items()}

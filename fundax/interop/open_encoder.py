@@ -54,7 +54,12 @@ def new_encoder(name: str, image_size: int, **fields: Any) -> Opened:
 
 
 def open_encoder(
-    path: str | Path, image_size: int, moments: Any = None, row: int = 0, which: int | str = "latest", **fields: Any
+    path: str | Path,
+    image_size: int,
+    moments: Any = None,
+    row: int = 0,
+    checkpoint: int | str = "latest",
+    **fields: Any,
 ) -> Opened:
     """The image ViT of a run or an import, or of a VisionFM, DINO, iBOT, timm or RETFound checkpoint file.
 
@@ -77,7 +82,7 @@ def open_encoder(
         raise UserError(f"{path} has patches of {sized.patch} pixels, which do not fill an image of {image_size}")
 
     def fill(fresh: Params) -> Params:
-        whole, extra = held or load_params(path, which)
+        whole, extra = held or load_params(path, checkpoint)
         image = {k: v for k, v in unstack_blocks(tower_of(objective, whole, extra)[1]).items() if k != "mask_token"}
         image["position"] = resize_positions(np.asarray(image["position"]), sized.patches + 1, pixel_centres)
         same = "decoder" in whole and _shapes(whole["decoder"]) == _shapes(fresh["decoder"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fundax.encoders.backbone import Tower
+from fundax.encoders.backbone import Backbone
 from fundax.encoders.positions import pixel_centres, resize_positions
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT, dino_vit
@@ -31,7 +31,7 @@ IMAGENET = ((0.485, 0.456, 0.406),), ((0.229, 0.224, 0.225),)
 class Start:
     """An encoder, its preprocessing, and the steps of Recipe.init_from and init_extra that fill it."""
 
-    tower: Tower
+    tower: Backbone
     facts: dict[str, Any]
     init_from: tuple[Callable[[Params], Params], ...] = ()
     init_extra: tuple[Callable[[Any], Any], ...] = ()
@@ -40,7 +40,7 @@ class Start:
 def encoder(
     init: str = "",
     *,
-    which: int | str = "latest",
+    checkpoint: int | str = "latest",
     size: str = "tiny",
     drop_path: float = 0.0,
     dtype: str = "float32",
@@ -78,17 +78,17 @@ def encoder(
     facts |= {"image_size": image.image_size}
     tower = _tower(image, mean, std, fields)
     if isinstance(image, ResNet):
-        stats = lambda extra: extra | {"image": load_params(init, which)[1]["image"]}  # noqa: E731
-        weights = lambda params: params | {"image": load_params(init, which)[0]["image"]}  # noqa: E731
+        stats = lambda extra: extra | {"image": load_params(init, checkpoint)[1]["image"]}  # noqa: E731
+        weights = lambda params: params | {"image": load_params(init, checkpoint)[0]["image"]}  # noqa: E731
         return Start(tower, facts, (weights,), (stats,))
-    return Start(tower, facts, (_weights(init, which, image),))
+    return Start(tower, facts, (_weights(init, checkpoint, image),))
 
 
-def _weights(run: str, which: int | str, image: ViT) -> Callable[[Params], Params]:
+def _weights(run: str, checkpoint: int | str, image: ViT) -> Callable[[Params], Params]:
     """A step of init_from: the encoder of a run, of a self-distilled one the teacher's, on the grid of `image`."""
 
     def fill(params: Params) -> Params:
-        trained, extra = load_params(run, which)
+        trained, extra = load_params(run, checkpoint)
         owner = extra.get("teacher", trained)
         tree = {name: leaf for name, leaf in unstack_blocks(owner["image"]).items() if name != "mask_token"}
         rows = image.patches + int(image.class_token)
@@ -130,7 +130,7 @@ def several(inits: Mapping[int, str], **fields: Any) -> Start:
         return params | {"image": image}
 
     one = first.tower
-    tower = Tower(one.image, one.mean, one.std, one.feature, one.blocks, tuple(starts), one.frozen)
+    tower = Backbone(one.image, one.mean, one.std, one.feature, one.blocks, tuple(starts), one.frozen)
     return Start(tower, first.facts, (fill,))
 
 
@@ -140,11 +140,11 @@ def small(size: str) -> ViT:
     return dino_vit("S/16").clone(image_size=pixels, patch=patch, width=width, depth=depth, heads=heads)
 
 
-def _tower(image: ViT | ResNet, mean: Any, std: Any, fields: Mapping[str, Any]) -> Tower:
+def _tower(image: ViT | ResNet, mean: Any, std: Any, fields: Mapping[str, Any]) -> Backbone:
     depth = getattr(image, "depth", 1)
     wanted = dict(fields)
     wanted["blocks"] = min(wanted.get("blocks", 4), depth)
-    return Tower(image, mean, std, **wanted)
+    return Backbone(image, mean, std, **wanted)
 
 
 def _rows(found: Any, default: Any) -> Any:

@@ -210,7 +210,7 @@ def _head_shapes(head: IBOTHead, width: int) -> keymap.Shapes:
 
 def _shapes(objective: IBOT) -> keymap.Shapes:
     def tree() -> Params:
-        batch = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in objective.spec(1).items()}
+        batch = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in objective.batch_spec(1).items()}
         params, extra = objective.init(jax.random.key(0), batch)
         return {"student": params, **extra}
 

@@ -44,7 +44,7 @@ with _epy.lazy_api_imports(globals()):
         thresholded,
         walk,
     )
-    from fundax.losses.distillation import centered, entropy, koleo, moved_center, patch_loss, sinkhorn, token_loss
+    from fundax.losses.distillation import centered, entropy, koleo, patch_loss, sinkhorn, token_loss, update_center
     from fundax.losses.nearest import Best
     from fundax.losses.ring import (
         Ring,

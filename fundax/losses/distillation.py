@@ -29,7 +29,7 @@ def sinkhorn(logits: jax.Array, temperature: jax.Array | float, rounds: int = 3)
     return jnp.exp(log_q)
 
 
-def moved_center(center: jax.Array, logits: jax.Array, momentum: float) -> jax.Array:
+def update_center(center: jax.Array, logits: jax.Array, momentum: float) -> jax.Array:
     """The running mean of the teacher's raw logits (arXiv:2104.14294, eq. 4); center [K], logits [... K]."""
     mean = logits.mean(tuple(range(logits.ndim - 1)))
     return momentum * center + (1 - momentum) * mean

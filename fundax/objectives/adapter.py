@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from fundax import optim
-from fundax.encoders.layers import uniform, unit
+from fundax.encoders.layers import l2_normalize, uniform
 from fundax.types import Array, Batch, Extra, Metrics, Params
 
 # Class features, unit f32 [K E], and the exponent of the logit scale: what an adapter keeps of the pretrained model.
@@ -42,7 +42,7 @@ class ClipAdapter:
     ratio: float = 0.2
     reduction: int = 4
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """feature f32 [B E], label i32 [B]."""
         feature = jax.ShapeDtypeStruct((batch, self.width), jnp.float32)
         return {"feature": feature, "label": jax.ShapeDtypeStruct((batch,), jnp.int32)}
@@ -62,7 +62,7 @@ class ClipAdapter:
         """image_features (adapted, unit f32 [B E]) and logits f32 [B K]."""
         x = jnp.asarray(batch["feature"])
         y = jax.nn.relu(jax.nn.relu(x @ params["fc1"]["kernel"]) @ params["fc2"]["kernel"])
-        x = unit(self.ratio * y + (1 - self.ratio) * x)
+        x = l2_normalize(self.ratio * y + (1 - self.ratio) * x)
         return {"image_features": x, "logits": jnp.exp(extra["log_scale"]) * x @ extra["text"].T}
 
     def loss(
@@ -91,14 +91,14 @@ class Adapted:
         """The image encoder."""
         return self.model.image
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """feature f32 [B E], label i32 [B]."""
-        return self.adapter.spec(batch)
+        return self.adapter.batch_spec(batch)
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Fresh parameters; `extra` is that of the model."""
         first, second = jax.random.split(rng)
-        one = {key: jnp.zeros(s.shape, s.dtype) for key, s in self.model.spec(1).items()}
+        one = {key: jnp.zeros(s.shape, s.dtype) for key, s in self.model.batch_spec(1).items()}
         model, extra = self.model.init(first, one)
         adapter, empty = self.adapter.init(second, batch)
         return {"model": model, "adapter": adapter, "heads": empty}, {"model": extra}
@@ -156,9 +156,9 @@ class TipAdapter:
     fixed_scale: float | None = None
     peer_training: bool = False
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """feature f32 [B E], label i32 [B]."""
-        return ClipAdapter(self.width, self.classes).spec(batch)
+        return ClipAdapter(self.width, self.classes).batch_spec(batch)
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Keys and values of zeros, to be filled by `remember`."""

@@ -15,9 +15,9 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from fundax.encoders.backbone import Tower, apply_head, batch_spec, init_head
+from fundax.encoders.backbone import Backbone, apply_head, batch_spec, init_head
 from fundax.encoders.heads import MLPHead
-from fundax.encoders.pixels import mixed
+from fundax.encoders.pixels import mixup_cutmix
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
 from fundax.losses import supervised as losses
@@ -38,7 +38,7 @@ class Classify:
 
     needs: ClassVar[tuple[str, ...]] = ("image", "label")
 
-    tower: Tower
+    tower: Backbone
     head: MLPHead
     kind: Literal["single", "several"] = "single"
     classes: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Classify:
         """The encoder."""
         return self.tower.image
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B h w 3] (or feature f32 [B C]), label i32 [B] or f32 [B K]."""
         several = self.kind == "several"
         shape, kind = ((batch, self.head.outputs), jnp.float32) if several else ((batch,), jnp.int32)
@@ -89,7 +89,7 @@ class Classify:
         mix, drop, path = jax.random.split(rng, 3)
         targets, pixels = self._targets(batch["label"]), None
         if (self.mixup or self.cutmix) and "image" in batch:
-            pixels, targets = mixed(mix, self.tower.pixels(batch), targets, self.mixup, self.cutmix)
+            pixels, targets = mixup_cutmix(mix, self.tower.pixels(batch), targets, self.mixup, self.cutmix)
         feature, extra = self.tower.features(params, extra, batch, pixels, path)
         logits, extra = apply_head(self.head, params, extra, feature, drop)
         loss = self._compare(logits, targets)
@@ -129,7 +129,7 @@ class MultiModality:
 
     needs: ClassVar[tuple[str, ...]] = ("image", "label")
 
-    tower: Tower
+    tower: Backbone
     head: MLPHead
     names: tuple[str, ...] = LAYOUT
     grades: int = GRADES
@@ -146,7 +146,7 @@ class MultiModality:
         """Names of the columns."""
         return self.names
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B h w 3] (or feature f32 [B C]), label f32 [B K]."""
         label = jax.ShapeDtypeStruct((batch, self.head.outputs), jnp.float32)
         return batch_spec(self.tower, self.given, batch) | {"label": label}

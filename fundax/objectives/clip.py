@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer, text_transformer
-from fundax.encoders.layers import unit
+from fundax.encoders.layers import l2_normalize
 from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, jittered, normalize
 from fundax.encoders.vit import ViT, size_named, vit
 from fundax.losses import contrastive
@@ -46,7 +46,7 @@ class CLIP:
     init_logit_scale: float = math.log(1 / 0.07)
     init_logit_bias: float | None = None
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B h w 3], text i32 [B L]."""
         size = self.image.image_size
         return {
@@ -114,7 +114,7 @@ class CLIP:
         if "text" in batch:
             read: Any = self.text.apply({"params": params["text"]}, batch["text"])
             out["text_raw"] = _project(read["pooled"], params["project"]["text"])
-        return out | {name.replace("raw", "features"): unit(raw) for name, raw in out.items()}
+        return out | {name.replace("raw", "features"): l2_normalize(raw) for name, raw in out.items()}
 
     def _pixels(self, image: Array, rng: jax.Array | None) -> jax.Array:
         if rng is None or not any(self.jitter) or image.dtype != jnp.uint8:

@@ -46,7 +46,7 @@ class Segment:
         """Whether a pixel has exactly one class."""
         return len(self.classes) > 1 and not self.overlapping
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B s s 3]; mask i32 [B s s] of classes 0.., or [B s s K] of 0 and 1 where they overlap."""
         side, channels = self.image.image_size, (len(self.classes),) if self.overlapping else ()
         return {
@@ -98,7 +98,7 @@ class Landmark:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     frozen: bool = False
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B s s 3]; points f32 [B n 2], (x, y) in its pixels, NaN where a landmark has no place."""
         side = self.image.image_size
         return {

@@ -65,7 +65,7 @@ class Diffusion:
         """Of the vector that the U-Net is given: modality, findings, and a 1; 0 where there is no condition."""
         return self.modalities + self.findings + 1 if self.modalities or self.findings else 0
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B h w 3]; modality i32 [B] and findings f32 [B F] where the model is conditioned on them."""
         shapes: dict[str, Any] = {"image": ((self.size, self.size, 3), jnp.uint8)}
         if self.modalities:
@@ -110,7 +110,7 @@ class Diffusion:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Mean over images of the (weighted) squared error; the average has been moved to the params of this step."""
-        average = follow(extra["average"], params, self.momentum_at(step))
+        average = ema_update(extra["average"], params, self.momentum_at(step))
         keys = jax.random.split(rng, 5)
         clean = pixels(batch["image"])
         level = noising.cosine_level(jax.random.uniform(keys[0], (len(clean),), maxval=noising.LAST))
@@ -201,7 +201,7 @@ def pixels(image: Any) -> jax.Array:
     return image.astype(jnp.float32) / 127.5 - 1
 
 
-def follow(average: Params, params: Params, momentum: jax.Array | float) -> Params:
+def ema_update(average: Params, params: Params, momentum: jax.Array | float) -> Params:
     """The running average moved towards the params: m a + (1 - m) p; equal values stay equal."""
     params = jax.tree.map(jax.lax.stop_gradient, params)
     return jax.tree.map(lambda a, p: p + momentum * (a - p), average, params)

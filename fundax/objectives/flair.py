@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fundax.encoders import layers
 from fundax.encoders.bert import BERT
-from fundax.encoders.layers import unit
+from fundax.encoders.layers import l2_normalize
 from fundax.encoders.pixels import normalize
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
@@ -56,7 +56,7 @@ class FLAIR:
         if self.negatives not in NEGATIVES:
             raise UserError(f"FLAIR: negatives is {self.negatives!r}; expected one of {', '.join(NEGATIVES)}")
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B h w 3], text i32 [B L], category i32 [B]."""
         size = self.image.image_size
         return {
@@ -169,8 +169,8 @@ class FLAIR:
         raw = features = pooled.astype(jnp.float32)
         if self.project:
             kernel = params["project"][name]["kernel"]
-            raw = project(unit(raw) if self.normalize else raw, kernel)
-            features = unit(raw) if self.normalize else raw
+            raw = project(l2_normalize(raw) if self.normalize else raw, kernel)
+            features = l2_normalize(raw) if self.normalize else raw
         return {f"{name}_raw": raw, f"{name}_features": features}
 
 

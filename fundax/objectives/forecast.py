@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from fundax.encoders.backbone import Tower
+from fundax.encoders.backbone import Backbone
 from fundax.encoders.heads import ForecastHead
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
@@ -28,7 +28,7 @@ class Forecast:
 
     needs: ClassVar[tuple[str, ...]] = ("image", "days", "label")
 
-    tower: Tower
+    tower: Backbone
     head: ForecastHead
     positive: float = 10.0
     visits: int = 1
@@ -40,7 +40,7 @@ class Forecast:
         """The encoder."""
         return self.tower.image
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B V h w 3] or feature f32 [B V C], days f32 [B V], present bool [B V], label i32 [B]."""
         v, side = self.visits, self.tower.image.image_size
         given = {

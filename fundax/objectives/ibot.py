@@ -84,7 +84,7 @@ class IBOT:
         if self.global_crops < 2:
             raise UserError(f"IBOT compares at least two global crops, got {self.global_crops}")
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """global u8 [B q h w 3], masked bool [B q rows columns]; local u8 [B n s s 3] and modality i32 [B] where used."""
         size, small = self.image.image_size, self.local_size
         grid = size // self.image.patch
@@ -132,7 +132,7 @@ class IBOT:
         That is the peer's update at the end of the step before, and it makes the teacher of a pretrained student its copy.
         """
         momentum = jnp.where(step == 0, 0.0, self.momentum_at(step - 1))
-        teacher = follow(extra["teacher"], params, momentum)
+        teacher = ema_update(extra["teacher"], params, momentum)
         masked = batch["masked"] & (step // self.epoch_steps >= self.mask_start)
         seen = self._teacher(teacher, batch)
         made, features = self._student(params, batch, masked, rng)
@@ -154,8 +154,8 @@ class IBOT:
         token_loss = distillation.token_loss(token, student["token"], self.student_temperature)
         patch_loss = distillation.patch_loss(patch, student["patch"], masked, self.student_temperature)
         moved = {
-            "token": distillation.moved_center(center["token"], teacher["token"], self.center_momentum),
-            "patch": distillation.moved_center(center["patch"], teacher["patch"], self.patch_center_momentum),
+            "token": distillation.update_center(center["token"], teacher["token"], self.center_momentum),
+            "patch": distillation.update_center(center["patch"], teacher["patch"], self.patch_center_momentum),
         }
         agree = teacher["token"][:, 0].argmax(-1) == student["token"][:, 1].argmax(-1)
         metrics = {
@@ -169,7 +169,7 @@ class IBOT:
 
     def momentum_at(self, step: jax.Array | int) -> jax.Array:
         """f32 (), the momentum by which the teacher follows the student of this step."""
-        return optim.annealed(*self.momentum, self.steps)(step)
+        return optim.cosine_schedule(*self.momentum, self.steps)(step)
 
     def _targets(
         self, teacher: Mapping[str, Any], center: Params, epoch: jax.Array | int
@@ -238,7 +238,7 @@ def teacher_part(params: Params) -> Params:
     return params | {"image": {name: leaf for name, leaf in params["image"].items() if name != "mask_token"}}
 
 
-def follow(teacher: Params, params: Params, momentum: jax.Array | float) -> Params:
+def ema_update(teacher: Params, params: Params, momentum: jax.Array | float) -> Params:
     """The teacher moved towards the student: m t + (1 - m) s (arXiv:2104.14294, section 3.1); equal values stay equal."""
     student = jax.tree.map(jax.lax.stop_gradient, teacher_part(params))
     return jax.tree.map(lambda t, s: s + momentum * (t - s), teacher, student)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import jax
 import jax.numpy as jnp
 
-from fundax.encoders.layers import unit
+from fundax.encoders.layers import l2_normalize
 from fundax.encoders.report_decoder import ReportDecoder, token_loss
 from fundax.objectives.keepfit_reference import V2, Attention, Reference, agreeing
 from fundax.types import Batch, Extra, Metrics, Params, UserError
@@ -33,7 +33,7 @@ class TwoTowers(Protocol):
     def image(self) -> Any: ...
     @property
     def text(self) -> Any: ...
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]: ...
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]: ...
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]: ...
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]: ...
     def features(
@@ -82,9 +82,9 @@ class KeepFIT:
         """The text tower of the base."""
         return self.base.text
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The base's, the same image and text as elite/..., appearances where `reference` uses them, status if told."""
-        spec = self.base.spec(batch)
+        spec = self.base.batch_spec(batch)
         spec |= {ELITE + name: spec[name] for name in ("image", "text")}
         if self._sees:
             vector = jax.ShapeDtypeStruct((batch, self.appearance), jnp.float32)
@@ -201,7 +201,7 @@ class KeepFIT:
         public, elite = sides
         appearance = mask = None
         if self._sees and {"appearance", "elite/appearance"} <= batch.keys():
-            appearance = unit(batch["appearance"]) @ unit(batch["elite/appearance"]).T
+            appearance = l2_normalize(batch["appearance"]) @ l2_normalize(batch["elite/appearance"]).T
         if "status" in batch and "elite/status" in batch:
             mask = agreeing(batch["status"], batch["elite/status"])
         told = elite["image_features"], elite["text_features"]

@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fundax.encoders.layers import uniform, unit
+from fundax.encoders.layers import l2_normalize, uniform
 from fundax.types import Params, UserError
 
 _EXACT = jax.lax.Precision.HIGHEST
@@ -137,7 +137,7 @@ class Reference:
         weights = self.attention.weigh(logits, mask, rng)  # [H B K]
         if self.similarity == "attention":
             return self.attention.combine(params, weights, texts)
-        return unit(matmul(matmul(weights[0], texts), params["out"]["kernel"]))
+        return l2_normalize(matmul(matmul(weights[0], texts), params["out"]["kernel"]))
 
     def distance(self, text: jax.Array, reference: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """The unweighted loss of T against R, f32 [B E] each, fp32 (); mask bool [B] leaves rows out."""
@@ -146,7 +146,7 @@ class Reference:
         if self.loss == "mse":
             rows = jnp.square(text - reference).mean(1)
         else:
-            rows = 1 - (unit(text) * unit(reference)).sum(1)
+            rows = 1 - (l2_normalize(text) * l2_normalize(reference)).sum(1)
         if mask is None:
             return rows.mean()
         return (rows * mask).sum() / jnp.maximum(mask.sum(), 1)

@@ -37,7 +37,7 @@ class MaskedText:
         tower = self.text
         return MaskedHead(tower.vocab, tower.width, tower.activation, tower.epsilon, tower.dtype)
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """text, original i32 [B L], hidden bool [B L]."""
         ids = jax.ShapeDtypeStruct((batch, self.context), jnp.int32)
         return {"text": ids, "original": ids, "hidden": jax.ShapeDtypeStruct(ids.shape, jnp.bool_)}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fundax.encoders.backbone import Tower, apply_head, batch_spec, init_head
+from fundax.encoders.backbone import Backbone, apply_head, batch_spec, init_head
 from fundax.encoders.heads import MLPHead
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
@@ -29,7 +29,7 @@ class Regress:
 
     needs: ClassVar[tuple[str, ...]] = ("image", "value")
 
-    tower: Tower
+    tower: Backbone
     head: MLPHead
     names: tuple[str, ...] = ()
     given: Literal["image", "feature"] = "image"
@@ -39,7 +39,7 @@ class Regress:
         """The encoder."""
         return self.tower.image
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B h w 3] (or feature f32 [B C]), value f32 [B K]."""
         value = jax.ShapeDtypeStruct((batch, self.head.outputs), jnp.float32)
         return batch_spec(self.tower, self.given, batch) | {"value": value}

@@ -43,7 +43,7 @@ class Report:
     told: float = 0.3
     words_every: int = 1
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B h w 3], text i32 [B L + 1] with the first word's bos, findings f32 [B F] of 0 and 1 where asked for."""
         size = self.image.image_size
         shapes = {

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from fundax.encoders import autoencoder, layers
 from fundax.encoders.bert import BERT, bert
-from fundax.encoders.layers import unit
+from fundax.encoders.layers import l2_normalize
 from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, normalize
 from fundax.encoders.vit import ViT, kept_patches, size_named, vit
 from fundax.losses import contrastive
@@ -83,7 +83,7 @@ class RetCLIP:
         if self.negatives not in NEGATIVES or self.total not in ("sum", "mean"):
             raise UserError(f"RetCLIP: negatives is one of {', '.join(NEGATIVES)}; total is 'sum' or 'mean'")
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """left, right u8 [B h w 3], text i32 [B L]; with `presence` also left_present, right_present bool [B]."""
         size = self.image.image_size
         eye = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
@@ -273,7 +273,7 @@ class RetCLIP:
 
 
 def _features(raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name.replace("raw", "features"): unit(x) for name, x in raw.items()}
+    return {name.replace("raw", "features"): l2_normalize(x) for name, x in raw.items()}
 
 
 def _text_head(x: jax.Array, head: Params) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders.autoencoder import ImageDecoder, ImageEncoder
-from fundax.encoders.layers import unit
+from fundax.encoders.layers import l2_normalize
 from fundax.encoders.pixels import normalize
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
@@ -56,7 +56,7 @@ class VectorQuantize:
         """Length of an appearance vector."""
         return GRID * GRID * self.encoder.embed
 
-    def spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image u8 [B h w 3]."""
         return {"image": jax.ShapeDtypeStruct((batch, self.image_size, self.image_size, 3), jnp.uint8)}
 
@@ -139,4 +139,4 @@ def grid_means(fields: jax.Array, side: int = GRID) -> jax.Array:
     if h % side or w % side:
         raise UserError(f"a map of {h} x {w} does not divide into {side} x {side} fields")
     means = fields.astype(jnp.float32).reshape(b, side, h // side, side, w // side, d).mean((2, 4))
-    return unit(means.reshape(b, -1))
+    return l2_normalize(means.reshape(b, -1))

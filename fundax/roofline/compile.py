@@ -104,7 +104,7 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
     mesh, chip = target(recipe, topology)
     train.check_batch(recipe, mesh)
     state = train.layout(recipe, mesh)
-    spec = recipe.objective.spec(recipe.batch)
+    spec = recipe.objective.batch_spec(recipe.batch)
     rows = meshes.batch_sharding(mesh)
     batch = {key: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for key, s in spec.items()}
     memory, wires, refused, seconds = None, (), "", 0.0

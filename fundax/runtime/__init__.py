@@ -7,6 +7,6 @@ with _epy.lazy_api_imports(globals()):
     from fundax.runtime.distributed import Flags, compile_together, has_tpu, initialize, resolve_distributed
     from fundax.runtime.log import Log, to_console
     from fundax.runtime.mesh import batch_axes, batch_parts, batch_sharding, make_mesh
-    from fundax.runtime.preemption import Interrupt
+    from fundax.runtime.preemption import Preemption
     from fundax.runtime.prefetch import Prefetcher
     from fundax.runtime.workdir import read_config, write_json

@@ -150,12 +150,12 @@ class Checkpoints:
         return UserError(f"checkpoint of step {step} in {self.folder} is damaged ({lines[0][:200]}); {advice}")
 
 
-def load_params(workdir: str | Path, which: int | str = "latest") -> tuple[Params, Extra]:
+def load_params(workdir: str | Path, checkpoint: int | str = "latest") -> tuple[Params, Extra]:
     """(params, extra) of a run as numpy arrays, on any machine; `which` is "latest", "best" or a step.
 
     Raises UserError when the run, the step or its files are not there or not whole.
     """
-    folder = Path(workdir).absolute() / "checkpoints" / str(resolve(workdir, which))
+    folder = Path(workdir).absolute() / "checkpoints" / str(resolve(workdir, checkpoint))
     try:
         run = _read_run(folder)
         names = [name for name in ("params", "extra") if name in run["fingerprint"]]
@@ -169,20 +169,20 @@ def load_params(workdir: str | Path, which: int | str = "latest") -> tuple[Param
     return items["params"], items.get("extra", {})
 
 
-def resolve(workdir: str | Path, which: int | str = "latest") -> int:
+def resolve(workdir: str | Path, checkpoint: int | str = "latest") -> int:
     """The step that "latest", "best" or a number stands for; "best" is by the metric the run was ranked by."""
     folder, steps = Path(workdir) / "checkpoints", saved_steps(workdir)
-    if which == "latest":
+    if checkpoint == "latest":
         return steps[-1]
-    if which == "best":
+    if checkpoint == "best":
         values = {step: _ranked(folder / str(step)) for step in steps}
         ranked = {step: value for step, value in values.items() if value is not None}
         if not ranked:
             raise UserError(f"{workdir}: no checkpoint was ranked; set Recipe.best, or ask for one of {steps}")
         return max(ranked, key=lambda step: (ranked[step], step))
-    if str(which).isdigit() and int(which) in steps:
-        return int(which)
-    raise UserError(f"{workdir} has no checkpoint {which!r}; expected latest, best or one of {steps}")
+    if str(checkpoint).isdigit() and int(checkpoint) in steps:
+        return int(checkpoint)
+    raise UserError(f"{workdir} has no checkpoint {checkpoint!r}; expected latest, best or one of {steps}")
 
 
 def saved_steps(workdir: str | Path) -> list[int]:
@@ -194,7 +194,7 @@ def saved_steps(workdir: str | Path) -> list[int]:
     return steps
 
 
-def partial(where: str, which: int | str = "latest") -> Callable[[Params], Params]:
+def partial(where: str, checkpoint: int | str = "latest") -> Callable[[Params], Params]:
     """A step of `init_from`: take a subtree of another run, "runs/x:image", or all of it, "runs/x".
 
     The rest keeps its fresh values. The subtree must exist on both sides with equal shapes, else UserError.
@@ -203,7 +203,7 @@ def partial(where: str, which: int | str = "latest") -> Callable[[Params], Param
     keys = tuple(key for key in inside.split("/") if key)
 
     def take(params: Params) -> Params:
-        loaded, _ = load_params(workdir, which)
+        loaded, _ = load_params(workdir, checkpoint)
         theirs, ours = _subtree(loaded, keys, workdir), _subtree(params, keys, "this model")
         check_same(where, inside or "params", theirs, ours)
         return _with_subtree(params, keys, theirs)

@@ -73,7 +73,7 @@ class Log:
             for writer in self._writers:
                 writer.close()
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """One line to the console."""
         self.console.print(text, markup=False, highlight=False)
 
@@ -114,7 +114,7 @@ class Log:
         if row and step >= self._steps:
             self.table(f"step {step}", row)
         elif row:
-            self.say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in _summary(row).items()))
+            self.info(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in _summary(row).items()))
         if self._since:
             self.start_clock(step)
 
@@ -136,7 +136,7 @@ class Log:
         else:
             seconds = int((self._steps - step) * self._batch / rate) if rate else 0
             timing = f"  {speed} images/s  data wait {wait}  eta {seconds // 60}:{seconds % 60:02d}" if rate else ""
-            self.say(f"step {step}/{self._steps}  loss {loss}{timing}")
+            self.info(f"step {step}/{self._steps}  loss {loss}{timing}")
 
 
 def _summary(row: Mapping[str, float]) -> dict[str, float]:

@@ -17,7 +17,7 @@ import numpy as np
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 0}  # a scheduler that asks us to go is no failure
 
 
-class Interrupt:
+class Preemption:
     """A context in which SIGINT and SIGTERM set `signal`; a second Ctrl-C stops at once.
 
     `preempted(step)`: whether the processes have agreed to stop at this step; asked at every one of them.
@@ -30,7 +30,7 @@ class Interrupt:
         self._catches = (signal.SIGINT,) if jax.distributed.is_initialized() else tuple(EXIT_CODES)
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._catch) for s in self._catches}
         return self

@@ -12,9 +12,9 @@ import pytest
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import dino_vit
 from fundax.objectives.ibot import IBOT
-from fundax.optim import adamw, annealed, clip_leaves, frozen, peer_visionfm
+from fundax.optim import adamw, clip_leaves, cosine_schedule, freeze, peer_visionfm
 from fundax.params import path_string
-from fundax.recipe import Every, Recipe
+from fundax.recipe import Intervals, Recipe
 from fundax.runtime.checkpoint import load_params
 from fundax.runtime.mesh import make_mesh, place, put
 from fundax.train import TrainState, fit, layout, train_step
@@ -63,18 +63,22 @@ class KilledError(Exception):
 
 def recipe(kill=None, **fields):
     # eps is large, so that a wrong scale of gradients shows: Adam divides it away otherwise
-    decay = annealed(0.04, 0.4, STEPS)
+    decay = cosine_schedule(0.04, 0.4, STEPS)
     rule = adamw(
-        annealed(1e-2, 1e-4, STEPS, 1), eps=1e-3, weight_decay=decay, decay=peer_visionfm, late=("head/last_layer", 1)
+        cosine_schedule(1e-2, 1e-4, STEPS, 1),
+        eps=1e-3,
+        weight_decay=decay,
+        decay=peer_visionfm,
+        late=("head/last_layer", 1),
     )
     given = {
         "objective": METHOD,
         "train": lambda shard, shards: Rows(kill),
-        "optimizer": frozen(optax.chain(clip_leaves(3.0), rule), "head/last_layer/scale"),
+        "optimizer": freeze(optax.chain(clip_leaves(3.0), rule), "head/last_layer/scale"),
         "steps": STEPS,
         "batch": BATCH,
         "mesh": (1, 1),
-        "every": Every(log=1, save=1, eval=0),
+        "every": Intervals(log=1, save=1, eval=0),
     }
     return Recipe(**(given | fields))
 

@@ -35,7 +35,7 @@ def table(tmp_path):
 
 def check_batch(recipe):
     batch = next(iter(recipe.train(0, 1)))
-    for key, wanted in recipe.objective.spec(recipe.batch).items():
+    for key, wanted in recipe.objective.batch_spec(recipe.batch).items():
         assert (batch[key].shape, batch[key].dtype) == (wanted.shape, wanted.dtype), key
     return batch
 
@@ -65,7 +65,7 @@ def test_parity_is_the_peers(config, table):
     recipe = config.recipe(data=str(table), batch=2, workers=0, parity=True)
     assert recipe.objective.negatives == "local"
     assert not recipe.objective.presence
-    assert set(recipe.objective.spec(1)) == {"left", "right", "text"}
+    assert set(recipe.objective.batch_spec(1)) == {"left", "right", "text"}
 
 
 def test_arguments_win_over_the_preset():

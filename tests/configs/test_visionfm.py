@@ -32,7 +32,7 @@ def test_published_values():
     assert len(method.mean) == len(MODALITIES)
     params, extra = jax.eval_shape(
         lambda: method.init(
-            jax.random.key(0), {k: jax.numpy.zeros(s.shape, s.dtype) for k, s in method.spec(1).items()}
+            jax.random.key(0), {k: jax.numpy.zeros(s.shape, s.dtype) for k, s in method.batch_spec(1).items()}
         )
     )
     encoder = sum(leaf.size for leaf in jax.tree.leaves(extra["teacher"]["image"]))
@@ -43,7 +43,7 @@ def test_published_values():
 def test_one_modality_has_its_own_normalisation_and_no_modality_key():
     recipe, _ = load(CONFIG, ["--preset", "laptop", "--modality", "oct", "--patients", "100"])
     assert recipe.objective.mean == ((0.21091926, 0.21091926, 0.21091919),)
-    assert "modality" not in recipe.objective.spec(2) and list(recipe.evals) == ["probe_oct"]
+    assert "modality" not in recipe.objective.batch_spec(2) and list(recipe.evals) == ["probe_oct"]
     assert recipe.preprocessing["modalities"] == ("OCT",)
 
 

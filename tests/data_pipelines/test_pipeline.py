@@ -190,14 +190,14 @@ def test_large_sources_are_permuted_without_an_array():
 
 
 def test_once_is_in_order_and_pads_the_last_batch():
-    batches = list(pipeline.once(Rows(10), [Example()], batch=4)())
+    batches = list(pipeline.one_epoch(Rows(10), [Example()], batch=4)())
     assert rows(batches) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9]
     assert np.concatenate([b["valid"] for b in batches]).tolist() == [True] * 10 + [False] * 2
     np.testing.assert_array_equal(batches[2]["noise"][1:], batches[2]["noise"][1])
 
 
 def test_once_gives_every_process_as_many_batches():
-    data = pipeline.once(Rows(9), [Example()], batch=8)
+    data = pipeline.one_epoch(Rows(9), [Example()], batch=8)
     parts = [list(data(shard, 4)) for shard in range(4)]
     assert [len(part) for part in parts] == [2, 2, 2, 2]
     valid = [batch["index"][batch["valid"]] for part in parts for batch in part]
@@ -206,7 +206,7 @@ def test_once_gives_every_process_as_many_batches():
 
 
 def test_once_resumes_and_starts_over():
-    data = pipeline.once(Rows(10), [Example()], batch=4)
+    data = pipeline.one_epoch(Rows(10), [Example()], batch=4)
     assert rows(take(data, 2, start=1)) == [4, 5, 6, 7, 8, 9, 9, 9]
     assert_same(list(data()), list(data()))
 
@@ -276,7 +276,7 @@ def test_skip_gives_up_when_nothing_can_be_read():
 
 def test_evaluation_never_skips():
     with pytest.raises(DataError, match="never skips"):
-        pipeline.once(Rows(4), [Example()], batch=2, on_bad_image="skip")
+        pipeline.one_epoch(Rows(4), [Example()], batch=2, on_bad_image="skip")
 
 
 def test_bad_records_name_files_and_masks(tmp_path):
@@ -313,7 +313,7 @@ def test_bad_records_of_many_writers_are_listed_once(tmp_path):
 )
 def test_examples_that_do_not_stack(what, message):
     with pytest.raises(DataError, match=message):
-        next(pipeline.once(Rows(4), [Example(), Grow(what)], batch=4)())
+        next(pipeline.one_epoch(Rows(4), [Example(), Grow(what)], batch=4)())
 
 
 def test_texts_stay_texts():
@@ -323,12 +323,12 @@ def test_texts_stay_texts():
 
 def test_a_wrong_step_is_no_data_error_and_shows_where():
     with pytest.raises(RuntimeError, match=r"(?s)eyes.csv row 1: a step failed.*no such key") as caught:
-        next(pipeline.once(Rows(4), [Example(), Wrong()], batch=4)())
+        next(pipeline.one_epoch(Rows(4), [Example(), Wrong()], batch=4)())
     assert not isinstance(caught.value, DataError)
 
 
 def test_an_empty_source_is_an_error():
-    for build in (pipeline.train, pipeline.once):
+    for build in (pipeline.train, pipeline.one_epoch):
         with pytest.raises(DataError, match="Rows has no rows"):
             next(build(Rows(0), [Example()], batch=2)())
 
@@ -354,7 +354,7 @@ def test_wrong_arguments(build, message):
 
 def test_building_opens_nothing():
     assert callable(pipeline.train(Unopened(), [], batch=4))
-    assert pipeline.once(Unopened(), [], batch=4)(0, 1).get_state() == {"step": 0}
+    assert pipeline.one_epoch(Unopened(), [], batch=4)(0, 1).get_state() == {"step": 0}
 
 
 def test_a_worker_ends_when_its_parent_is_gone(monkeypatch):

@@ -7,15 +7,14 @@ import pytest
 from fundax import optim
 from fundax.optim import (
     adamw,
-    annealed,
-    clamped,
     clip_leaves,
+    clip_params,
     constant,
     cooldown,
     cosine,
+    cosine_schedule,
     decay_mask,
     decay_matrices,
-    frozen,
     peer_open_clip,
     peer_ret_clip,
     peer_visionfm,
@@ -85,7 +84,7 @@ def test_stacked_blocks_decay_as_the_single_ones_do():
 
 
 def test_clamped_holds_after_the_step_and_touches_nothing_else():
-    tx = optax.chain(scale_by_rate(constant(1.0)), clamped({"^log_scale": (0.0, 4.6052)}))
+    tx = optax.chain(scale_by_rate(constant(1.0)), clip_params({"^log_scale": (0.0, 4.6052)}))
     grads = jax.tree.map(lambda x: jnp.full_like(x, -3.0), PARAMS)
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
     after = optax.apply_updates(PARAMS, updates)
@@ -93,7 +92,7 @@ def test_clamped_holds_after_the_step_and_touches_nothing_else():
 
 
 def test_frozen_leaves_do_not_move_and_keep_no_moments():
-    tx = frozen(adamw(constant(0.1), weight_decay=0.5, decay=peer_open_clip), "^image/")
+    tx = freeze(adamw(constant(0.1), weight_decay=0.5, decay=peer_open_clip), "^image/")
     state = tx.init(PARAMS)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
     after = optax.apply_updates(PARAMS, updates)
@@ -102,7 +101,9 @@ def test_frozen_leaves_do_not_move_and_keep_no_moments():
     assert not any("image" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state))
 
 
-@pytest.mark.parametrize("make", [lambda: clamped({"logscale": (0, 1)}), lambda: frozen(optax.sgd(1.0), "logscale")])
+@pytest.mark.parametrize(
+    "make", [lambda: clip_params({"logscale": (0, 1)}), lambda: freeze(optax.sgd(1.0), "logscale")]
+)
 def test_a_pattern_that_matches_nothing_is_an_error(make):
     with pytest.raises(UserError, match="no parameter path matches 'logscale'"):
         make().init(PARAMS)
@@ -113,7 +114,7 @@ def test_a_chain_without_a_remembered_rate():
 
 
 def test_annealed_at_its_corners():
-    schedule = annealed(1.0, 0.2, 14, warmup=4)
+    schedule = cosine_schedule(1.0, 0.2, 14, warmup=4)
     np.testing.assert_allclose([schedule(i) for i in (0, 3, 4, 9, 14)], [0, 1, 1, 0.6, 0.2], rtol=1e-6, atol=1e-7)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_objective import Linear, Rows, recipe
 
-from fundax.recipe import Every
+from fundax.recipe import Intervals
 from fundax.runtime.checkpoint import Checkpoints, load_params
 from fundax.runtime.mesh import make_mesh
 from fundax.train import TrainState, fit, layout, train_step
@@ -26,7 +26,7 @@ def equal(a, b):
 
 
 def test_a_run_learns_and_leaves_its_folder(tmp_path):
-    state = fit(recipe(steps=200, rate=0.05, objective=Linear(drop=0.0), every=Every(50, 100, 100)), tmp_path)
+    state = fit(recipe(steps=200, rate=0.05, objective=Linear(drop=0.0), intervals=Intervals(50, 100, 100)), tmp_path)
     np.testing.assert_allclose(state.params["head"]["kernel"][:, 0], [1, 2, 3, 4], atol=0.05)
     assert int(state.step) == 200 and float(state.extra["seen"]) == 1600
     evaluated = {row["step"]: row["held_out/error"] for row in rows(tmp_path) if "held_out/error" in row}
@@ -79,9 +79,9 @@ def test_init_from_must_keep_the_shapes(tmp_path):
 
 
 def test_no_steps_only_evaluates(tmp_path):
-    fit(recipe(steps=4, best="held_out/error", every=Every(2, 2, 2)), tmp_path)
+    fit(recipe(steps=4, best="held_out/error", intervals=Intervals(2, 2, 2)), tmp_path)
     before = rows(tmp_path)
-    state = fit(recipe(steps=0), tmp_path, which=2)
+    state = fit(recipe(steps=0), tmp_path, checkpoint=2)
     assert int(state.step) == 2
     again = [row for row in rows(tmp_path) if row["step"] == 2 and "held_out/error" in row]
     assert len(again) == 1 and len(rows(tmp_path)) == len(before)
@@ -107,7 +107,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves(tmp_path, capsys, number, c
         return Killed(8, shard, shards)
 
     with pytest.raises(SystemExit) as stopped:
-        fit(recipe(steps=6, every=Every(0, 0, 0), train=at_three), tmp_path)
+        fit(recipe(steps=6, intervals=Intervals(0, 0, 0), train=at_three), tmp_path)
     assert stopped.value.code == code
     assert re.search("stopped after step [123] of 6", capsys.readouterr().err)  # data is read ahead
     equal(fit(recipe(steps=6), tmp_path), fit(recipe(steps=6), tmp_path.with_name("whole")))
@@ -116,7 +116,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves(tmp_path, capsys, number, c
 def test_best_and_latest_are_both_kept(tmp_path):
     falling = iter([0.9, 0.5, 0.8, 0.2, 0.1, 0.3])  # step 0, then 1..5: the best trained step is 2
     run = recipe(
-        steps=5, evals={"e": lambda f, p, x: {"auc": next(falling)}}, best="e/auc", keep=1, every=Every(1, 1, 1)
+        steps=5, evals={"e": lambda f, p, x: {"auc": next(falling)}}, best="e/auc", keep=1, intervals=Intervals(1, 1, 1)
     )
     fit(run, tmp_path)
     with Checkpoints(tmp_path) as kept:

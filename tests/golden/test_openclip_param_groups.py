@@ -14,7 +14,7 @@ def test_decay_groups_are_the_peers(golden, tag):
     groups = json.loads((folder / f"{tag}_param_groups.json").read_text())
     objective = objective_of(json.loads((folder / f"{tag}_config.json").read_text()))
     theirs = {row.path: row.keys for row in rows(objective, custom_text=tag.startswith("customtext"))}
-    batch = objective.spec(1)
+    batch = objective.batch_spec(1)
     params, _ = jax.eval_shape(objective.init, jax.random.key(0), batch)
     found: dict[str, list[str]] = {"decay": [], "no_decay": []}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -192,7 +192,7 @@ def test_one_adamw_step_with_the_peers_groups(peer):
             weight_decay=adamw["weight_decay"],
             decay=optim.peer_ret_clip,
         ),
-        optim.clamped({"^log_scale/": (0.0, MAX_LOG_SCALE)}),
+        optim.clip_params({"^log_scale/": (0.0, MAX_LOG_SCALE)}),
     )
 
     @jax.jit

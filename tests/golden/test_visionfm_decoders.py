@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fundax import optim
-from fundax.encoders.backbone import Tower
+from fundax.encoders.backbone import Backbone
 from fundax.encoders.heads import ForecastHead, MLPHead, interval_encoding
 from fundax.evals.supervised import regression
 from fundax.interop import vit
@@ -62,11 +62,11 @@ def head_of(state, prefix: str) -> tuple[MLPHead, dict, dict]:
     return MLPHead(outputs, len(keys), dropout=0.0), params, stats
 
 
-def tower_of(state, config, **fields) -> tuple[Tower, dict]:
+def tower_of(state, config, **fields) -> tuple[Backbone, dict]:
     """The frozen backbone."""
     under = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     image = vit.tower_of(under, "backbone", heads=config["backbone"]["num_heads"])
-    return Tower(image, blocks=config["backbone"]["n_last_blocks"], **fields), vit.read(image, under, "backbone")
+    return Backbone(image, blocks=config["backbone"]["n_last_blocks"], **fields), vit.read(image, under, "backbone")
 
 
 def pixels(x):
@@ -107,7 +107,7 @@ def same_state(state, prefix: str, after, extra, grads=None) -> None:
 
 
 def adamw(lr: float, decay: float):
-    return optim.frozen(
+    return optim.freeze(
         optim.adamw(optim.constant(lr), weight_decay=decay, decay=lambda path, leaf: True), "^(image|target)/"
     )
 
@@ -156,7 +156,7 @@ def test_a_step_of_the_multi_modality_decoder(golden_decoders):
     assert head.outputs == config["multi_outputs"] == len(objective.names)
     feature = arrays["multi_feats"].reshape(len(arrays["multi_feats"]), -1)
     batch = {"feature": feature, "label": arrays["multi_labels"]}
-    chain = optim.frozen(optax.sgd(float(arrays["multi_lr"]), momentum=config["sgd_momentum"]), "^image/")
+    chain = optim.freeze(optax.sgd(float(arrays["multi_lr"]), momentum=config["sgd_momentum"]), "^image/")
     loss, _, after, extra = step(
         objective, {"image": {"x": np.zeros(1)}, "head": params}, {"head": stats}, batch, chain
     )

@@ -19,7 +19,7 @@ from fundax.encoders.heads import IBOTHead
 from fundax.encoders.positions import pixel_centres, resize_positions
 from fundax.encoders.vit import ViT
 from fundax.interop import visionfm, vit
-from fundax.objectives.ibot import IBOT, Temperature, follow
+from fundax.objectives.ibot import IBOT, Temperature, ema_update
 from fundax.params import flatten
 
 
@@ -232,7 +232,7 @@ def test_schedules(folder, config, name):
     with np.load(folder / "schedules.npz") as file:
         expected = file[name]
     warmup = facts.get("warmup_epochs", 0) * facts["niter_per_ep"]
-    schedule = jax.jit(optim.annealed(facts["base"], facts["final"], len(expected), warmup))
+    schedule = jax.jit(optim.cosine_schedule(facts["base"], facts["final"], len(expected), warmup))
     np.testing.assert_allclose([schedule(i) for i in range(len(expected))], expected, rtol=1e-5, atol=1e-12)
 
 
@@ -295,7 +295,7 @@ def optimizer_of(facts, arrays):
         lambda step: rate[step], weight_decay=lambda step: decay[step], decay=optim.peer_visionfm,
         late=("head/last_layer", sum(epoch < facts["freeze_last_layer"] for epoch in facts["epochs"])),
     )  # fmt: skip
-    return optim.frozen(optax.chain(optim.clip_leaves(facts["clip_grad"]), adamw), "head/last_layer2?/scale")
+    return optim.freeze(optax.chain(optim.clip_leaves(facts["clip_grad"]), adamw), "head/last_layer2?/scale")
 
 
 def test_two_training_steps(steps, config):
@@ -323,7 +323,7 @@ def test_two_training_steps(steps, config):
                 metrics[ours], arrays[f"step{i}_{theirs}"], rtol=1e-5, err_msg=f"step {i} {ours}"
             )
         momentum = float(arrays[f"step{i}_teacher_momentum"])
-        after = extra | {"teacher": follow(extra["teacher"], params, momentum)}
+        after = extra | {"teacher": ema_update(extra["teacher"], params, momentum)}
         np.testing.assert_allclose(optim.rate_of(opt), arrays[f"step{i}_lr"], rtol=1e-6)
         smallest = jax.tree.map(  # of the steps that moved a parameter: a frozen one has no noise
             lambda a, g, u: np.minimum(a, np.abs(g)) if np.any(u) else a, smallest, grads, updates

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tiny_objective import recipe
 
-from fundax.recipe import Every
+from fundax.recipe import Intervals
 from fundax.runtime.checkpoint import load_params
 from fundax.train import fit
 
@@ -49,7 +49,7 @@ def kill_after_progress(workdir, rng):
 
 
 def test_killed_runs_end_with_the_same_bits(tmp_path):
-    whole = fit(recipe(steps=STEPS, every=Every(0, 0, 0)), tmp_path / "whole")
+    whole = fit(recipe(steps=STEPS, intervals=Intervals(0, 0, 0)), tmp_path / "whole")
     parts, rng = tmp_path / "parts", random.Random(0)
     for _ in range(2):
         kill_after_progress(parts, rng)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_objective import recipe
 
-from fundax.recipe import Every
+from fundax.recipe import Intervals
 from fundax.runtime.checkpoint import load_params
 from fundax.train import fit
 from scripts.several_processes import LATER, QUICK, SAVING, TOLERANCE, Shape, difference, free_port
@@ -204,7 +204,7 @@ def test_preemption_and_death_of_one_process_and_going_on_with_fewer(tmp_path):
     (run,) = launched(tmp_path, 1)
     said = run.communicate(timeout=120)[1]
     assert run.returncode == 0 and f"resuming after step {second} of 60" in said
-    whole = fit(recipe(steps=60, evals={}, every=Every(0, 0, 0)), tmp_path / "whole")
+    whole = fit(recipe(steps=60, evals={}, intervals=Intervals(0, 0, 0)), tmp_path / "whole")
     params, extra = load_params(tmp_path / "run")
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, jax.device_get(whole.params)

@@ -121,7 +121,7 @@ def test_source_pickles_without_its_files(tmp_path, oct_folder):
 def test_built_data_set_through_the_pipeline(tmp_path, oct_folder):
     datasets.build("kermany_oct", oct_folder, tmp_path)
     source = datasets.source("kermany_oct", "train", tmp_path)
-    (batch,) = pipeline.once(source, [SingleView(), Squash(8)], batch=4)()
+    (batch,) = pipeline.one_epoch(source, [SingleView(), Squash(8)], batch=4)()
     assert batch["image"].shape == (4, 8, 8, 3)
     np.testing.assert_allclose(batch["image"], np.broadcast_to([200, 90, 30], (4, 8, 8, 3)), atol=3)
     assert sorted(batch["label"].tolist()) == [0, 1, 2, 3]

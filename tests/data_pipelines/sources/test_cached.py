@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 
 from data_pipelines.records import Record, View
-from data_pipelines.sources.cached import Remembered
+from data_pipelines.sources.cached import CachedSource
 
 
 class Counted:
@@ -21,7 +21,7 @@ class Counted:
 
 
 def test_a_row_is_made_once_and_a_pickled_copy_starts_empty():
-    rows = Remembered(Counted())
+    rows = CachedSource(Counted())
     assert rows[1] is rows[1] and Counted.made == 1
     assert len(rows) == 3 and rows.classes == ("a", "b")
     copy = pickle.loads(pickle.dumps(rows))

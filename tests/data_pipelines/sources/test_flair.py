@@ -13,7 +13,7 @@ from data_pipelines.sources.flair import UNSEEN, cleaned, flair_frame, mm_retina
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.keepfit import WithAppearance, WithElite
 from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, EliteReport, category_id, status
-from data_pipelines.transforms.steps import Keep, apply
+from data_pipelines.transforms.steps import Select, apply
 from data_pipelines.transforms.views import SingleView
 
 FRAME = """,image,atributes,categories
@@ -126,10 +126,10 @@ def test_a_broken_table_is_named(tmp_path, text, message):
 
 def test_elite_batches_are_one_to_one_and_resume(folder):
     frames = [flair_frame(folder / "frame.csv", folder), flair_frame(folder / "frame.csv", folder, ban=UNSEEN)]
-    steps = (CategoryCaption(), Canvas(16), Keep(("image", "text", "category", "status")))
+    steps = (CategoryCaption(), Canvas(16), Select(("image", "text", "category", "status")))
     public = mix([(frame, steps, 1) for frame in frames], batch=4)  # FLAIR's balance
     reports = mm_retinal(folder / "mm.csv", folder, suffix=".png")
-    elite = train(reports, (SingleView(), Canvas(16), Keep(("image", "text"))), batch=4, seed=1)
+    elite = train(reports, (SingleView(), Canvas(16), Select(("image", "text"))), batch=4, seed=1)
     data = WithElite(public, elite)
     batches = data(0, 1)
     first, second = next(batches), next(batches)
@@ -178,7 +178,7 @@ def test_a_class_becomes_the_category_and_some_are_wrong():
 
 def test_appearances_are_looked_up_for_both_halves(folder):
     source = flair_frame(folder / "frame.csv", folder)
-    steps = (CategoryCaption(), Canvas(16), Keep(("image", "text")))
+    steps = (CategoryCaption(), Canvas(16), Select(("image", "text")))
     data = WithAppearance(
         WithElite(train(source, steps, batch=2), train(source, steps, batch=2, seed=1)),
         lambda images: images.mean((1, 2)).astype(np.float32),

@@ -11,7 +11,7 @@ from data_pipelines.records import MODALITIES, DataError, modality_name
 from data_pipelines.sources.modality_folders import PUBLISHED, modality_folders, moments
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.modality_mix import by_modality, images, shares
-from data_pipelines.transforms.steps import Keep
+from data_pipelines.transforms.steps import Select
 from data_pipelines.transforms.views import SingleView
 
 
@@ -68,7 +68,7 @@ def test_shares(root, balanced):
     words = ("synthetic", str(root)) if balanced else (str(root),)
     sources = by_modality(words, MODALITIES, Eyes(2, size=16), keep=True)
     assert images(sources) == (14 if balanced else 6)
-    chain = (SingleView(text=None, targets=()), Keep(("modality",)))
+    chain = (SingleView(text=None, targets=()), Select(("modality",)))
     data = mix(shares(sources, chain, balanced), batch=40, seed=0)()
     seen = Counter(int(k) for k in next(data)["modality"])
     data.close()

@@ -16,10 +16,10 @@ from data_pipelines.transforms.steps import (
     FieldOfViewCrop,
     Flip,
     IndependentFlip,
-    Keep,
     RandomAffine,
     RandomErasing,
     RandomResizedCrop,
+    Select,
     Squash,
     Tokenize,
     apply,
@@ -205,9 +205,9 @@ def test_tokenize_and_keep():
         Tokenize(tokenizer)(out, rng())
     with pytest.raises(DataError, match="Tokenize: the example has no text"):
         Tokenize(tokenizer)({}, rng())
-    assert set(Keep(("text",))(out | {"image": NOISE}, rng())) == {"text"}
+    assert set(Select(("text",))(out | {"image": NOISE}, rng())) == {"text"}
     with pytest.raises(DataError, match="Keep: the example has no label, mask, only image, text"):
-        Keep(("label", "mask"))({"text": 0, "image": 0}, rng())
+        Select(("label", "mask"))({"text": 0, "image": 0}, rng())
 
 
 def disc(height=300, width=400, radius=120, x=210, y=140):

@@ -95,7 +95,7 @@ def test_take_rows():
     np.testing.assert_array_equal(layers.take_rows(x, jnp.array([3, 0, 2])), x[[0, 1, 2], [3, 0, 2]][:, None])
 
 
-class Tower(nn.Module):
+class Backbone(nn.Module):
     """Two blocks with a causal mask."""
 
     scan: bool = False
@@ -116,7 +116,7 @@ class Tower(nn.Module):
 @pytest.fixture(scope="module")
 def tower():
     x = normal(2, 3, 8)
-    params = Tower().init(jax.random.key(0), x)["params"]
+    params = Backbone().init(jax.random.key(0), x)["params"]
     return x, jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
 
 
@@ -133,7 +133,7 @@ def run(model, params, x):
 
 def test_the_row_and_hidden_are_of_the_tokens(tower):
     x, params = tower
-    out, _ = run(Tower(), params, x)
+    out, _ = run(Backbone(), params, x)
     np.testing.assert_allclose(out["row"], out["tokens"][np.arange(2), [2, 0]], rtol=1e-5, atol=1e-6)
     assert len(out["hidden"]) == 2
     np.testing.assert_array_equal(out["hidden"][-1], out["tokens"])
@@ -142,8 +142,8 @@ def test_the_row_and_hidden_are_of_the_tokens(tower):
 @pytest.mark.parametrize(("scan", "remat"), [(False, "full"), (False, "dots"), (True, "none"), (True, "dots")])
 def test_every_way_to_run_a_stack_gives_the_same_numbers(tower, scan, remat):
     x, params = tower
-    expected = run(Tower(), params, x)
-    out, gradients = run(Tower(scan, remat), stack_blocks(params) if scan else params, x)
+    expected = run(Backbone(), params, x)
+    out, gradients = run(Backbone(scan, remat), stack_blocks(params) if scan else params, x)
     gradients = unstack_blocks(gradients)
     assert jax.tree.structure((out, gradients)) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves((out, gradients)), jax.tree.leaves(expected), strict=True):
@@ -151,7 +151,7 @@ def test_every_way_to_run_a_stack_gives_the_same_numbers(tower, scan, remat):
 
 
 def test_fresh_scanned_blocks_differ():
-    params = Tower(scan=True).init(jax.random.key(0), normal(1, 3, 8))["params"]
+    params = Backbone(scan=True).init(jax.random.key(0), normal(1, 3, 8))["params"]
     kernel = params["blocks"]["mlp"]["fc1"]["kernel"]
     assert kernel.shape == (2, 8, 16)
     assert not np.allclose(kernel[0], kernel[1])
@@ -168,7 +168,7 @@ def test_stack_and_unstack():
 
 def test_unknown_remat_is_named():
     with pytest.raises(UserError, match="'half'; expected one of none, full, dots"):
-        jax.eval_shape(Tower(remat="half").init, jax.random.key(0), normal(1, 3, 8))
+        jax.eval_shape(Backbone(remat="half").init, jax.random.key(0), normal(1, 3, 8))
 
 
 def test_initial_values():

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fundax.evals.features import Epochs, Frozen, once
+from fundax.evals.features import Epochs, Frozen, one_epoch
 from fundax.metrics.classification import by_horizon, calibration_error
 from fundax.types import UserError
 
@@ -12,7 +12,7 @@ from fundax.types import UserError
 class Double:
     """Its feature is twice the image's mean plus a parameter."""
 
-    def spec(self, batch):
+    def batch_spec(self, batch):
         return {}
 
     def init(self, rng, batch):
@@ -64,7 +64,7 @@ def test_classes_take_turns():
 
 
 def test_a_pass_pads_its_last_batch():
-    found = list(once(rows, 5)())
+    found = list(one_epoch(rows, 5)())
     assert [batch["valid"].sum() for batch in found] == [5, 2] and found[1]["feature"][:, 0].tolist() == [5, 6, 6, 6, 6]
 
 

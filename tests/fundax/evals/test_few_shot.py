@@ -157,7 +157,7 @@ def test_adapters_by_hand():
     tip = TipAdapter(width=2, classes=2, shots=1, fixed_scale=10.0)
     params, more = {"keys": batch["feature"]}, extra | {"values": jnp.array([[1.0, 0.0]])}
     np.testing.assert_allclose(tip.forward(params, more, batch)["logits"], [[7.0, 8.0]], atol=1e-5)
-    assert {key: s.shape for key, s in tip.spec(3).items()} == {"feature": (3, 2), "label": (3,)}
+    assert {key: s.shape for key, s in tip.batch_spec(3).items()} == {"feature": (3, 2), "label": (3,)}
 
 
 def test_an_adapter_behind_its_model_learns_alone():
@@ -165,7 +165,7 @@ def test_an_adapter_behind_its_model_learns_alone():
 
     @dataclass(frozen=True)
     class Model:
-        def spec(self, batch):
+        def batch_spec(self, batch):
             return {"image": jax.ShapeDtypeStruct((batch, 4), jnp.float32)}
 
         def init(self, rng, batch):

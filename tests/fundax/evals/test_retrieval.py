@@ -30,7 +30,7 @@ def forward(params, extra, batch):
 
 
 def data(size, text=OWN, **more):
-    def once():
+    def one_epoch():
         for at in range(0, 4, size):
             rows = np.minimum(np.arange(at, at + size), 3)
             batch = {
@@ -40,7 +40,7 @@ def data(size, text=OWN, **more):
             }
             yield batch | {key: value[rows] for key, value in more.items()}
 
-    return once
+    return one_epoch
 
 
 def test_ranks_and_recall_by_hand():

@@ -23,7 +23,7 @@ TEXT = BERT(vocab=11, context=6, width=8, depth=1, heads=2, hidden=16, pool="mea
 
 def a_run(objective, folder):
     """A folder as training leaves it, with fresh parameters."""
-    batch = {name: np.ones(x.shape, x.dtype) for name, x in objective.spec(1).items()}
+    batch = {name: np.ones(x.shape, x.dtype) for name, x in objective.batch_spec(1).items()}
     params, extra = jax.device_get(jax.jit(objective.init)(jax.random.key(0), batch))
     folder.mkdir()
     write_json(folder / "config.json", {"objective": serialize.to_json(objective)})
@@ -46,7 +46,7 @@ def test_an_autoencoder_looks(tmp_path):
 
 def test_a_vit_looks_with_its_patches():
     objective = FLAIR(ViT(16, 2, 8, 1, 2), TEXT, embed=4, context=6)
-    batch = {name: np.ones(x.shape, x.dtype) for name, x in objective.spec(1).items()}
+    batch = {name: np.ones(x.shape, x.dtype) for name, x in objective.batch_spec(1).items()}
     params, _ = objective.init(jax.random.key(0), batch)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     images[0, :4, :4] = 255  # the first of the 4 x 4 fields

@@ -113,7 +113,7 @@ def test_explain_writes_overlays_of_the_photographs_size(run, photograph, tmp_pa
 
 
 def test_a_self_distilled_run_shows_its_teacher(tmp_path):
-    params, extra = jax.eval_shape(TEACHER.init, jax.random.key(0), TEACHER.spec(1))
+    params, extra = jax.eval_shape(TEACHER.init, jax.random.key(0), TEACHER.batch_spec(1))
     arrays = jax.tree.map(lambda x: np.full(x.shape, 0.1, x.dtype), (params, extra))
     folder = save(tmp_path / "ibot", TEACHER, {3: arrays})
     looker = read_looker(folder, modality="FFA")

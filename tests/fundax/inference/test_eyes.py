@@ -30,7 +30,7 @@ CLASSES = ("glaucoma", "正常眼底", "cataract")
 
 @pytest.fixture(scope="module")
 def model():
-    batch = {key: np.zeros(s.shape, s.dtype) for key, s in SMALL.spec(1).items()}
+    batch = {key: np.zeros(s.shape, s.dtype) for key, s in SMALL.batch_spec(1).items()}
     params = jax.jit(SMALL.init)(jax.random.key(0), batch)[0]
     return Model(SMALL, params, {"image_size": 16, "resize": "squash"}, TOKENIZER)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import launch
-from fundax.encoders.backbone import Tower
+from fundax.encoders.backbone import Backbone
 from fundax.encoders.heads import ForecastHead, MLPHead
 from fundax.encoders.vit import dino_vit
 from fundax.inference.dispatch import predictor_of
@@ -19,7 +19,7 @@ from fundax.objectives.regress import Regress
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import Checkpoints
 
-TOWER = Tower(dino_vit("S/16").clone(image_size=8, patch=8, width=8, depth=1, heads=1), feature="pooled")
+TOWER = Backbone(dino_vit("S/16").clone(image_size=8, patch=8, width=8, depth=1, heads=1), feature="pooled")
 HEAD = MLPHead(2, layers=1, norm=False)
 
 

@@ -36,7 +36,7 @@ def save(folder, objective, params):
 def folder(tmp_path_factory):
     """A run that always writes "macular oedema": the head's biases make it, whatever the image."""
     folder = tmp_path_factory.mktemp("report")
-    batch = {key: np.zeros(s.shape, s.dtype) for key, s in SMALL.spec(1).items()}
+    batch = {key: np.zeros(s.shape, s.dtype) for key, s in SMALL.batch_spec(1).items()}
     shapes = jax.eval_shape(SMALL.init, jax.random.key(0), batch)[0]
     params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
     said = TOKENIZER(["macular oedema"])[0]

@@ -13,7 +13,7 @@ from data_pipelines.language.conditions import FINDINGS
 from data_pipelines.pipeline import mix
 from data_pipelines.sources.csv import csv_source
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.transforms.steps import Keep
+from data_pipelines.transforms.steps import Select
 from data_pipelines.transforms.views import SingleView
 from fundax.inference.synthesize import How, _conditions, read_generator, summary, synthesize
 from fundax.interop import keymap
@@ -83,7 +83,7 @@ def test_an_image_is_a_function_of_its_seed(run, drawn, tmp_path):
 
 def test_the_manifest_is_a_source_and_mixes_keep_their_proportion(drawn):
     synthetic = csv_source(drawn[0] / "manifest.csv", columns={"modality": "modality"})
-    steps = (SingleView(text=None), Keep(("image",)))
+    steps = (SingleView(text=None), Select(("image",)))
     real = Eyes(5, size=16)
     for k, weights in ((1, (1, 1)), (5, (1, 5)), (5, (1 / 6, 5 / 6)), (3, (0.1, 0.3))):
         stream = mix([(real, steps, weights[0]), (synthetic, steps, weights[1])], batch=1, seed=0).examples

@@ -54,7 +54,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("to", ["huggingface", "open_clip"])  # ret_clip holds another model: test_predict_ret_clip
 def test_out_and_in_again_is_the_same_bits(run, to, tmp_path):
-    said = exchange.export_run(run, to, tmp_path / "out", which=10)
+    said = exchange.export_run(run, to, tmp_path / "out", checkpoint=10)
     assert "step 10; parameters read back bit for bit" in said
     params = numbers(OBJECTIVE, seed=10)
     bundle = exchange.import_folder(tmp_path / "out")
@@ -108,7 +108,7 @@ def test_mistakes_of_export(run, tmp_path):
     with pytest.raises(UserError, match="is no run of fundax"):
         exchange.export_run(tmp_path, "open_clip", tmp_path / "out")
     with pytest.raises(UserError, match="has no checkpoint 15"):
-        exchange.export_run(run, "open_clip", tmp_path / "out", which=15)
+        exchange.export_run(run, "open_clip", tmp_path / "out", checkpoint=15)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="not empty"):

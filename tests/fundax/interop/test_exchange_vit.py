@@ -184,7 +184,7 @@ def test_initial_weights_fit_another_image_size(encoder, pretraining, tmp_path):
     save_file({k: np.ascontiguousarray(v) for k, v in encoder.items()}, file)
     tower = TOWER.clone(image_size=16, mask_token=True, scan=True)
     objective = IBOT(tower, IBOTHead(6, None, 8, 4), steps=2, epoch_steps=1)
-    batch = {key: np.zeros(s.shape, s.dtype) for key, s in objective.spec(1).items()}
+    batch = {key: np.zeros(s.shape, s.dtype) for key, s in objective.batch_spec(1).items()}
     fresh, _ = jax.jit(objective.init)(jax.random.key(0), batch)
     filled = timm.initial(file, objective)(fresh)
     assert jax.tree.map(np.shape, filled) == jax.tree.map(np.shape, fresh)

@@ -29,7 +29,7 @@ def run(monkeypatch):
     params = values(jax.eval_shape(lambda: encoder.init(jax.random.key(0), encoder_batch()))[0])
     monkeypatch.setattr(open_encoder, "is_run", lambda path: True)
     monkeypatch.setattr(open_encoder, "read_objective", lambda path: encoder)
-    monkeypatch.setattr(open_encoder, "load_params", lambda path, which: (params, {}))
+    monkeypatch.setattr(open_encoder, "load_params", lambda path, checkpoint: (params, {}))
     return params
 
 

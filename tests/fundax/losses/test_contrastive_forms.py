@@ -25,7 +25,7 @@ TOWER = ViT(image_size=16, patch=8, width=32, depth=1, heads=2)
 WORDS = TextTransformer(vocab=64, context=6, width=32, depth=1, heads=2)
 
 
-def unit(*shape, seed=0):
+def l2_normalize(*shape, seed=0):
     x = np.random.default_rng(seed).normal(size=shape)
     return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), jnp.float32)
 
@@ -38,7 +38,7 @@ def test_the_form_by_batch_and_by_name():
 
 @pytest.mark.parametrize("loss", [contrastive.softmax_contrastive, contrastive.sigmoid_contrastive])
 def test_above_the_limit_the_ring_is_taken_and_gives_the_same(loss, monkeypatch):
-    image, text, scale = unit(B, E), unit(B, E, seed=1), jnp.float32(20)
+    image, text, scale = l2_normalize(B, E), l2_normalize(B, E, seed=1), jnp.float32(20)
     group = jnp.arange(B, dtype=jnp.int32) // 3
 
     def both():  # a new function: the limit is read while tracing
@@ -58,17 +58,17 @@ def test_above_the_limit_the_ring_is_taken_and_gives_the_same(loss, monkeypatch)
 def test_a_loss_of_ones_own_has_no_ring():
     own = lambda image, text, scale, **_: scale * (image * text).sum()  # noqa: E731
     with pytest.raises(UserError, match="'plain'"):
-        contrast(own, unit(B, E), unit(B, E), (jnp.float32(1),), negatives="ring")
+        contrast(own, l2_normalize(B, E), l2_normalize(B, E), (jnp.float32(1),), negatives="ring")
     with pytest.raises(UserError, match="expected one of global, plain, ring"):
-        contrast(own, unit(B, E), unit(B, E), (jnp.float32(1),), negatives="rign")
+        contrast(own, l2_normalize(B, E), l2_normalize(B, E), (jnp.float32(1),), negatives="rign")
 
 
 def test_accuracy_by_hand_and_against_the_plain_one():
     image, text = jnp.eye(3), jnp.eye(3)[jnp.array([2, 1, 0])]  # image 0 is nearest to text 2
     assert nearest.accuracy(image, text) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
     assert nearest.accuracy(image, text, group=jnp.array([5, 1, 5])) == (1.0, 1.0)
-    image, mask = unit(B, E), jnp.arange(B) < 13
-    text = image + 0.8 * unit(B, E, seed=1)
+    image, mask = l2_normalize(B, E), jnp.arange(B) < 13
+    text = image + 0.8 * l2_normalize(B, E, seed=1)
     group = jnp.arange(B, dtype=jnp.int32) // 2
     for options in ({}, {"group": group}):
         plain = accuracy(image, text, mask, negatives="plain", **options)
@@ -79,7 +79,7 @@ def test_accuracy_by_hand_and_against_the_plain_one():
 
 
 def test_three_pairs_in_one_ring():
-    images, texts = [unit(B, E, seed=s) for s in range(3)], [unit(B, E, seed=s) for s in range(3, 6)]
+    images, texts = [l2_normalize(B, E, seed=s) for s in range(3)], [l2_normalize(B, E, seed=s) for s in range(3, 6)]
     scales, masks = [jnp.float32(s) for s in (5, 10, 20)], [jnp.arange(B) < n for n in (16, 12, 9)]
     loss = contrastive.softmax_contrastive
     plain = contrast_pairs(loss, images, texts, scales, masks=masks, negatives="plain")
@@ -92,7 +92,7 @@ def test_three_pairs_in_one_ring():
 
 
 def features(*names):
-    return {name: unit(B, E, seed=i) for i, name in enumerate(names)}
+    return {name: l2_normalize(B, E, seed=i) for i, name in enumerate(names)}
 
 
 def same_in_every_form(objective, params, batch, features):

@@ -33,7 +33,7 @@ def test_a_crop_without_masked_patches_counts_as_nothing():
 
 
 def test_center_is_a_running_mean_of_raw_logits():
-    moved = distillation.moved_center(jnp.array([1.0, 0.0]), jnp.array([[[2.0, 4.0]], [[4.0, 8.0]]]), 0.9)
+    moved = distillation.update_center(jnp.array([1.0, 0.0]), jnp.array([[[2.0, 4.0]], [[4.0, 8.0]]]), 0.9)
     np.testing.assert_allclose(moved, [0.9 + 0.3, 0.6], rtol=1e-6)
 
 

@@ -11,7 +11,7 @@ from fundax.losses import contrastive, ring
 B, E = 256, 32
 
 
-def unit(x):
+def l2_normalize(x):
     return jnp.float32(x / np.linalg.norm(x, axis=-1, keepdims=True))
 
 
@@ -19,7 +19,7 @@ def unit(x):
 def pair():
     rng = np.random.default_rng(0)
     image = rng.standard_normal((B, E))
-    return unit(image), unit(image + 1.5 * rng.standard_normal((B, E)))
+    return l2_normalize(image), l2_normalize(image + 1.5 * rng.standard_normal((B, E)))
 
 
 def mesh(data, model):
@@ -69,7 +69,7 @@ def test_full_size_at_the_highest_scale():
     """Batch 2,048 on eight devices, logit scale 100: where a fixed maximum would underflow."""
     rng = np.random.default_rng(3)
     image = rng.standard_normal((2048, 64))
-    image, text = unit(image), unit(image + 3 * rng.standard_normal((2048, 64)))
+    image, text = l2_normalize(image), l2_normalize(image + 3 * rng.standard_normal((2048, 64)))
     agree(ring.softmax, contrastive.softmax_contrastive, (image, text, jnp.float32(100.0)), meshes=((8, 1),))
 
 

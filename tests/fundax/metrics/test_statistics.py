@@ -72,12 +72,12 @@ def test_delong_on_delongs_patients():
 def test_eyes_of_a_patient_are_not_independent():
     """Every row twice under one patient: the variance of the single rows, up to Obuchowski's n / (n - 1)."""
     labels, scores = drawn(60)
-    once = statistics._areas(labels, scores, None)[1]
+    one_epoch = statistics._areas(labels, scores, None)[1]
     twice, patients = np.repeat(labels, 2), np.repeat(np.arange(60), 2)
     clustered = statistics._areas(twice, np.repeat(scores, 2, axis=1), patients)[1]
-    np.testing.assert_allclose(clustered, once, rtol=1e-12)
+    np.testing.assert_allclose(clustered, one_epoch, rtol=1e-12)
     naive = statistics._areas(twice, np.repeat(scores, 2, axis=1), None)[1]
-    assert naive[0, 0] < 0.55 * once[0, 0]
+    assert naive[0, 0] < 0.55 * one_epoch[0, 0]
 
 
 def test_obuchowski_by_its_definition():

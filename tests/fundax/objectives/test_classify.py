@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fundax.encoders.backbone import Tower
+from fundax.encoders.backbone import Backbone
 from fundax.encoders.heads import ForecastHead, MLPHead, interval_encoding
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import dino_vit
@@ -32,9 +32,9 @@ def gradients(objective, params, extra, batch):
 
 def test_a_frozen_encoder_gets_no_gradient_and_a_trained_one_does():
     batch = {"image": IMAGES, "label": np.array([0, 1, 2, -1], np.int32)}
-    params, extra = built(Classify(Tower(VIT, blocks=1), MLPHead(3)))
+    params, extra = built(Classify(Backbone(VIT, blocks=1), MLPHead(3)))
     for frozen in (True, False):
-        objective = Classify(Tower(VIT, blocks=1, frozen=frozen), MLPHead(3))
+        objective = Classify(Backbone(VIT, blocks=1, frozen=frozen), MLPHead(3))
         (loss, (new, metrics)), grads = gradients(objective, params, extra, batch)
         assert np.isfinite(loss) and new["head"]["norm"]["count"] == 1 and 0 <= metrics["accuracy"] <= 1
         moved = any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["image"]))
@@ -43,7 +43,7 @@ def test_a_frozen_encoder_gets_no_gradient_and_a_trained_one_does():
 
 
 def test_features_in_the_batch_are_those_of_its_images():
-    objective = Classify(Tower(VIT, blocks=1), MLPHead(1, layers=1, norm=False), classes=("no", "yes"))
+    objective = Classify(Backbone(VIT, blocks=1), MLPHead(1, layers=1, norm=False), classes=("no", "yes"))
     params, extra = built(objective)
     run = jax.jit(objective.forward)
     out = run(params, extra, {"image": IMAGES})
@@ -58,11 +58,11 @@ def test_features_in_the_batch_are_those_of_its_images():
 
 
 def test_an_encoder_for_each_modality():
-    objective = Classify(Tower(VIT, feature="mean", modalities=(0, 2)), MLPHead(2))
+    objective = Classify(Backbone(VIT, feature="mean", modalities=(0, 2)), MLPHead(2))
     params, extra = built(objective)
     run = jax.jit(objective.forward)
     both = run(params, extra, {"image": IMAGES, "modality": np.array([0, 2, 2, 0], np.int32)})["feature"]
-    plain = Classify(Tower(VIT, feature="mean"), MLPHead(2))
+    plain = Classify(Backbone(VIT, feature="mean"), MLPHead(2))
     for name, rows in (("m0", [0, 3]), ("m2", [1, 2])):
         alone = jax.jit(plain.forward)(params | {"image": params["image"][name]}, extra, {"image": IMAGES})["feature"]
         np.testing.assert_allclose(both[np.array(rows)], alone[np.array(rows)], rtol=1e-5, atol=1e-6)
@@ -71,7 +71,7 @@ def test_an_encoder_for_each_modality():
 
 
 def test_a_resnet_learns_with_its_batch_statistics():
-    tower = Tower(ResNet(16, 4, (1, 1)), feature="pooled", frozen=False)
+    tower = Backbone(ResNet(16, 4, (1, 1)), feature="pooled", frozen=False)
     objective = Regress(tower, MLPHead(2, layers=1))
     params, extra = built(objective)
     params = standardize(lambda: np.array([[1.0, 5.0], [3.0, 5.0], [np.nan, 5.0]]))(params)
@@ -88,7 +88,7 @@ def test_a_resnet_learns_with_its_batch_statistics():
 
 
 def test_a_batch_of_one_has_no_batch_statistics():
-    objective = Classify(Tower(VIT, blocks=1), MLPHead(2))
+    objective = Classify(Backbone(VIT, blocks=1), MLPHead(2))
     params, extra = jax.eval_shape(lambda rng: objective.init(rng, {}), jax.random.key(0))
     batch = {"image": IMAGES[:1], "label": np.zeros(1, np.int32)}
     with pytest.raises(UserError, match="batch of one"):
@@ -96,7 +96,7 @@ def test_a_batch_of_one_has_no_batch_statistics():
 
 
 def test_visits_are_averaged_and_absent_ones_ignored():
-    objective = Forecast(Tower(VIT, feature="mean"), ForecastHead(), visits=2)
+    objective = Forecast(Backbone(VIT, feature="mean"), ForecastHead(), visits=2)
     params, extra = built(objective)
     days = np.array([[100, 400]] * 4, np.float32)
     pair = np.stack([IMAGES, IMAGES[::-1]], axis=1)
@@ -110,17 +110,17 @@ def test_visits_are_averaged_and_absent_ones_ignored():
 
 def test_what_does_not_fit_is_said():
     with pytest.raises(UserError, match="last 3 blocks"):
-        Tower(VIT, blocks=3)
+        Backbone(VIT, blocks=3)
     with pytest.raises(UserError, match="ResNet has the features"):
-        Tower(ResNet(16, 4, (1,)), feature="token")
+        Backbone(ResNet(16, 4, (1,)), feature="token")
     with pytest.raises(UserError, match="2 class weights for 3"):
-        Classify(Tower(VIT, blocks=1), MLPHead(3), weights=(1.0, 2.0))
+        Classify(Backbone(VIT, blocks=1), MLPHead(3), weights=(1.0, 2.0))
     with pytest.raises(UserError, match="even width"):
         interval_encoding(jnp.zeros(1), 3)
 
 
 def test_sharded_equals_unsharded():
-    objective = Classify(Tower(VIT, blocks=1, frozen=False), MLPHead(3), mixup=0.8)
+    objective = Classify(Backbone(VIT, blocks=1, frozen=False), MLPHead(3), mixup=0.8)
     params, extra = built(objective)
     batch = {"image": IMAGES, "label": np.array([0, 1, 2, -1], np.int32)}
     found = []

@@ -53,8 +53,8 @@ def test_parameter_tree(batch):
 
 def test_spec_is_what_init_and_loss_take():
     model = tiny()
-    params, extra = jax.eval_shape(model.init, KEY, model.spec(2))
-    loss, _ = jax.eval_shape(model.loss, params, extra, model.spec(2), KEY, STEP)
+    params, extra = jax.eval_shape(model.init, KEY, model.batch_spec(2))
+    loss, _ = jax.eval_shape(model.loss, params, extra, model.batch_spec(2), KEY, STEP)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)
 
 

@@ -12,7 +12,7 @@ from data_pipelines.synthetic.sources import Eyes
 from fundax.encoders.unet import UNet, waves
 from fundax.interop import keymap
 from fundax.losses import diffusion as noising
-from fundax.objectives.diffusion import Diffusion, follow, pixels
+from fundax.objectives.diffusion import Diffusion, ema_update, pixels
 from fundax.params import unflatten
 from fundax.types import UserError
 
@@ -83,7 +83,7 @@ def test_a_model_of_velocity_loses_the_error_of_velocity(learnt):
 def test_the_average_follows(learnt):
     params, extra, _ = learnt
     kernel = lambda tree: np.asarray(tree["unet"]["first"]["kernel"])  # noqa: E731
-    moved = follow(extra["average"], params, 0.25)
+    moved = ema_update(extra["average"], params, 0.25)
     np.testing.assert_allclose(kernel(moved), 0.25 * kernel(extra["average"]) + 0.75 * kernel(params), atol=1e-6)
     # 0 at the first step, then at most (1 + step) / (10 + step), then 0.999
     np.testing.assert_allclose(
@@ -92,7 +92,7 @@ def test_the_average_follows(learnt):
 
 
 def test_a_conditioned_super_resolution_stage():
-    assert FULL.condition_width == 6 and set(FULL.spec(1)) == {"image", "modality", "findings"}
+    assert FULL.condition_width == 6 and set(FULL.batch_spec(1)) == {"image", "modality", "findings"}
     rng = np.random.default_rng(0)
     shapes = keymap.shapes_of(FULL)
     params = unflatten({path: 0.2 * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()})

@@ -40,7 +40,7 @@ def started():
 
 def test_a_step_moves_the_statistics_and_evaluation_uses_them(started):
     objective, batch, params, extra = started
-    assert {k: (v.shape, v.dtype) for k, v in objective.spec(4).items()} == {
+    assert {k: (v.shape, v.dtype) for k, v in objective.batch_spec(4).items()} == {
         k: (v.shape, v.dtype) for k, v in batch.items()
     }
     (loss, (after, metrics)), grads = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))(

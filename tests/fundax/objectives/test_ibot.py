@@ -9,7 +9,7 @@ import pytest
 
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import ViT
-from fundax.objectives.ibot import IBOT, Temperature, follow
+from fundax.objectives.ibot import IBOT, Temperature, ema_update
 from fundax.types import UserError
 
 TOWER = ViT(8, 4, 8, 1, 2, mask_token=True, any_size=True, pre_norm=False, patch_bias=True)
@@ -55,7 +55,7 @@ def test_the_teacher_begins_as_a_copy_and_then_follows(state, run):
 def test_follow_leaves_what_is_equal(state):
     params, extra = state
     for old, new in zip(
-        jax.tree.leaves(extra["teacher"]), jax.tree.leaves(follow(extra["teacher"], params, 0.996)), strict=True
+        jax.tree.leaves(extra["teacher"]), jax.tree.leaves(ema_update(extra["teacher"], params, 0.996)), strict=True
     ):
         np.testing.assert_array_equal(old, new)
 
@@ -82,7 +82,7 @@ def test_each_modality_by_its_own_mean(state):
     two = dataclasses.replace(PLAIN, mean=((0.5,) * 3, (0.25,) * 3), std=((1.0,) * 3, (0.5,) * 3))
     image = np.full((2, 1, 1, 3), 255, np.uint8)
     np.testing.assert_allclose(two._normalized(image, jnp.array([0, 1]))[:, 0, 0, 0], [0.5, 1.5], rtol=1e-6)
-    assert set(two.spec(4)) == {"global", "local", "masked", "modality"}
+    assert set(two.batch_spec(4)) == {"global", "local", "masked", "modality"}
     params, extra = state
     with pytest.raises(UserError, match="no 'modality'"):
         two.forward(params, extra, {"image": BATCH["global"][:, 0]})

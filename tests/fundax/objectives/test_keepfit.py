@@ -27,7 +27,7 @@ def started():
         np.int32: lambda shape: rng.integers(1, 11, shape, np.int32),
         np.float32: lambda shape: rng.normal(size=shape).astype(np.float32),
     }
-    batch = {name: draw[np.dtype(x.dtype).type](x.shape) for name, x in objective.spec(4).items()}
+    batch = {name: draw[np.dtype(x.dtype).type](x.shape) for name, x in objective.batch_spec(4).items()}
     params, extra = jax.jit(objective.init)(jax.random.key(0), batch)
     return objective, batch, params, extra
 

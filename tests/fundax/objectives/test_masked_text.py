@@ -12,7 +12,7 @@ from data_pipelines.pipeline import train
 from data_pipelines.records import DataError, Record
 from data_pipelines.sources.texts import Captions, Corpus, TextFiles, Words, descriptions
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.transforms.steps import Keep, Tokenize, stream
+from data_pipelines.transforms.steps import Select, Tokenize, stream
 from data_pipelines.transforms.word_masks import MaskWords
 from fundax.encoders.bert import BERT
 from fundax.evals.masked_text import masked_words, unigram_loss
@@ -210,7 +210,7 @@ def test_the_eval_and_its_baseline(started):
 
 def test_the_stream_hides_by_position_alone():
     words = tokenizers.bundled(16)
-    steps = (Words(), Tokenize(words), MaskWords(words), Keep(("text", "original", "hidden")))
+    steps = (Words(), Tokenize(words), MaskWords(words), Select(("text", "original", "hidden")))
     data = train(Corpus(("hard exudates", "soft drusen", "macular hole")), steps, batch=3, seed=3)
     first, later = data(), data()
     next(first)

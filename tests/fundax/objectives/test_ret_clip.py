@@ -69,8 +69,8 @@ def test_parameter_tree_and_published_size():
 def test_fresh_scales_and_spec(params):
     for level in LEVELS:
         assert float(jnp.exp(params["log_scale"][level])) == pytest.approx(90, rel=1e-6)
-    assert SMALL.spec(4)["left_present"].shape == (4,)
-    assert set(replace(SMALL, presence=False).spec(4)) == set(SMALL.needs)
+    assert SMALL.batch_spec(4)["left_present"].shape == (4,)
+    assert set(replace(SMALL, presence=False).batch_spec(4)) == set(SMALL.needs)
     assert serialize.from_json(serialize.to_json(SMALL)) == SMALL
     with pytest.raises(UserError, match="negatives is one of global"):
         replace(SMALL, negatives="far")

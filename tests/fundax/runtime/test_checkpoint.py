@@ -158,12 +158,12 @@ def test_partial_takes_a_subtree(run):
 
 
 @pytest.mark.parametrize(
-    ("which", "message"), [("best", "no checkpoint was ranked"), (7, "expected latest, best or one of")]
+    ("checkpoint", "message"), [("best", "no checkpoint was ranked"), (7, "expected latest, best or one of")]
 )
-def test_what_is_not_there(tmp_path, which, message):
+def test_what_is_not_there(tmp_path, checkpoint, message):
     with pytest.raises(UserError, match="holds no checkpoints"):
         resolve(tmp_path)
     with Checkpoints(tmp_path) as kept:
         kept.save(1, items(1.0), {}, {})
     with pytest.raises(UserError, match=message):
-        load_params(tmp_path, which)
+        load_params(tmp_path, checkpoint)

@@ -57,7 +57,7 @@ def specs(tree, mesh):
 def clip_shapes(scan=False):
     image = ViT(image_size=16, patch=8, width=32, depth=2, heads=2, scan=scan)
     objective = CLIP(image, TextTransformer(vocab=64, context=6, width=32, depth=2, heads=2, scan=scan), embed=8)
-    return jax.eval_shape(objective.init, jax.random.key(0), objective.spec(1))[0]
+    return jax.eval_shape(objective.init, jax.random.key(0), objective.batch_spec(1))[0]
 
 
 def test_the_rules_split_what_they_name_and_replicate_the_rest():

@@ -51,7 +51,7 @@ class Example:
 
 
 def feed(data, steps=6, position=None, first=0):
-    spec = recipe().objective.spec(recipe().batch)
+    spec = recipe().objective.batch_spec(recipe().batch)
     return Prefetcher(lambda shard, shards: data, spec, make_mesh((1, 1)), position, first, steps)
 
 
@@ -86,7 +86,7 @@ def test_an_error_is_raised_where_its_batch_was_due():
 def test_what_skipping_data_leaves_out_is_listed_and_counted(tmp_path):
     path = tmp_path / "bad_records.jsonl"
     data = pipeline.train(Broken(), [Example()], batch=4, on_bad_image="skip")()
-    spec = recipe().objective.spec(4)
+    spec = recipe().objective.batch_spec(4)
     with Prefetcher(lambda shard, shards: data, spec, make_mesh((1, 1)), None, 0, 3, path) as ahead:
         assert ahead.counts() == {}
         for _ in range(3):
