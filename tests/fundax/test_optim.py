@@ -15,6 +15,7 @@ from fundax.optim import (
     cosine_schedule,
     decay_mask,
     decay_matrices,
+    freeze,
     peer_open_clip,
     peer_ret_clip,
     peer_visionfm,
