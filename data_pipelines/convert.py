@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def _write(source: Source, folder: Path, sizing: Sizing, shard: int, workers: in
 def _in_processes(jobs: Sequence[tuple[Any, ...]], workers: int, done: Callable[[int], None]) -> list[str]:
     """The patients of all jobs, which worker processes write. Raises DataError if one of the processes dies."""
     before = multiprocessing.active_children()
-    started: list[multiprocessing.process.BaseProcess] = []
+    started: list[BaseProcess] = []
     patients: list[str] = []
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         try:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from data_pipelines.records import DataError
 _T = TypeVar("_T")
 
 _LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)
-_CAUSES = {
+_FREES_SILENTLY = "ignore:resource_tracker:UserWarning"
+_CAUSES: dict[int, str] = {
     signal.SIGKILL: "the system has probably run out of memory; use fewer workers or a smaller batch",
     signal.SIGBUS: "shared memory (/dev/shm) is probably full; enlarge it, or use fewer workers or a smaller batch",
     signal.SIGSEGV: "a library that it uses, such as an image decoder, has crashed",
@@ -34,13 +36,13 @@ def protected(start: Callable[[], _T]) -> _T:
 
     Processes and threads inherit the blocked signals of the thread that starts them, also over fork and exec. So
     processes that `start` starts, directly or by further threads, never see these signals, not even before their
-    first instruction. (A forkserver must be started here as well: its processes inherit from it.) The calling thread and the signal handlers of this process stay as they are: a signal that
-    arrives meanwhile is handled at once.
+    first instruction. With "forkserver", the server must be started here as well. The calling thread and the signal
+    handlers of this process stay as they are: a signal that arrives meanwhile is handled at once.
     """
     result: Future[_T] = Future()
 
     def run() -> None:
-        resource_tracker.ensure_running()  # before Python 3.13, starting it unblocks the signals of its thread
+        _start_resource_tracker()  # before Python 3.13, this unblocks the signals of its thread
         signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
         try:
             result.set_result(start())
@@ -49,6 +51,18 @@ def protected(start: Callable[[], _T]) -> _T:
 
     threading.Thread(target=run, name="start-workers", daemon=True).start()
     return result.result()
+
+
+def _start_resource_tracker() -> None:
+    """Start Python's process that frees shared memory which others leave behind; it does so without a warning.
+
+    A run that ends early always leaves some, and what the user reads last should be the reason why it ended.
+    """
+    sys.warnoptions.append(_FREES_SILENTLY)  # multiprocessing passes these to the interpreters that it starts
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(_FREES_SILENTLY)
 
 
 def initialize(parent: int) -> None:
@@ -81,7 +95,6 @@ def death(code: int | None) -> DataError:
     elif code >= 0:
         reason = f"exit code {code}; the output above may show why"
     else:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        cause = _CAUSES.get(-code, "it was not ended by this program")
-        reason = f"exit code {code}, {name}; {cause}"
+        name = next((number.name for number in signal.Signals if number == -code), f"signal {-code}")
+        reason = f"exit code {code}, {name}; {_CAUSES.get(-code, 'it was not ended by this program')}"
     return DataError(f"a worker process that reads data died ({reason})")
