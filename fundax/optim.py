@@ -15,11 +15,7 @@ import optax
 from fundax.types import UserError
 
 MAX_LOG_SCALE = 4.6052  # FLAIR clamps its log scale to [0, this]
-
-
 Schedule = Callable[[Any], Any]  # optimizer step, from 0 -> learning rate
-
-
 DecayRule = Callable[[str, Any], bool]  # (path such as 'image/block_0/norm1/scale', leaf) -> decay it?
 
 
@@ -82,11 +78,7 @@ def _check_length(name: str, steps: int, before: int) -> None:
 # --- decay rules -----------------------------------------------------------------------------------------------
 
 _NORM = re.compile(r"(^|/)(\w*norm\d?|layer_scale\d?)/(scale|gamma|bias)$")
-
-
 _BIAS = re.compile(r"(^|/)(bias|logit_bias)$")
-
-
 _SCALE = re.compile(r"(^|/)log_scale(/|$)")
 
 

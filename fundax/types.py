@@ -27,30 +27,20 @@ The one error that means: the user's input or configuration is at fault, not the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
-
-
 Params = dict[str, Any]  # nested dict of arrays; the path is public API (see docs)
-
-
 Extra = dict[str, Any]  # arrays carried but not differentiated: EMA teacher, centers, batch statistics
-
-
 Batch = Mapping[str, Any]  # the keys above
-
-
 Metrics = dict[str, Any]  # flat names to scalars
 
 
 class Objective(Protocol):
     """A frozen, hashable dataclass of Linen modules and numbers: all that makes one method that method."""
-
-    needs: ClassVar[tuple[str, ...]]  # the batch keys loss() reads
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the batch that loss() takes."""

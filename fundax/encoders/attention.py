@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from fundax.types import UserError
 
 Path = Literal["plain", "xla", "cudnn"]
-
-
 PATHS = ("plain", "xla", "cudnn")
 
 

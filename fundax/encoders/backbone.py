@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +50,6 @@ def normalized(objective: Any, image: Any, row: int = 0) -> jax.Array:
 
 
 Feature = Literal["token", "mean", "unnormalized", "token_mean", "pooled"]
-
-
 FEATURES: tuple[str, ...] = ("token", "mean", "unnormalized", "token_mean", "pooled")
 
 
@@ -216,8 +214,6 @@ class Encoder:
     `mean` and `std` are of RGB in [0, 1]: a row for all images, or a row for each `modality` of a batch.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("image",)
-
     image: ViT
     mean: tuple[tuple[float, float, float], ...] = ((0.485, 0.456, 0.406),)
     std: tuple[tuple[float, float, float], ...] = ((0.229, 0.224, 0.225),)
@@ -234,7 +230,6 @@ class Encoder:
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
         """`image_raw` f32 [B D], `tokens` f32 [B N D] and `features` f32 [B 2D] (class token, mean of the patches)."""
-        del extra
         out: Any = self.image.apply({"params": params["image"]}, self._normalized(batch))
         tokens = out["tokens"].astype(jnp.float32)
         features = jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(1)], axis=-1)

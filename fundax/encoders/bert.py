@@ -26,7 +26,6 @@ SIZES = {
     "large": (1024, 24, 16, 4096),
 }
 
-
 POOLS = ("cls", "mean", "unmasked_mean")
 
 

@@ -18,11 +18,7 @@ from fundax.encoders.attention import Path, attend
 from fundax.types import UserError
 
 Initializer = Callable[..., jax.Array]
-
-
 Activation = Callable[[jax.Array], jax.Array]
-
-
 Rows = int | jax.Array | None
 
 
@@ -108,7 +104,6 @@ def uniform(bound: float) -> Initializer:
 
 def init_clip_vision(width: int, hidden: int, depth: int) -> BlockInit:
     """open_clip leaves its vision blocks as torch makes them: Xavier-uniform packed qkv, U(+-fan_in^-.5) elsewhere."""
-    del depth
     narrow, wide = uniform(width**-0.5), uniform(hidden**-0.5)
     return BlockInit(uniform((6 / (4 * width)) ** 0.5), narrow, narrow, wide, narrow, wide)
 

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from fundax.types import Array, UserError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, of RGB in [0, 1]
-
-
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 

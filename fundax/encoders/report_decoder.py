@@ -17,8 +17,6 @@ from fundax.encoders.layers import Dense, attend, uniform
 from fundax.types import Params, UserError
 
 Cache = list[dict[str, jax.Array]]  # of each decoder block: keys and values of words so far, and of the image
-
-
 _xavier = nn.initializers.xavier_uniform()
 
 

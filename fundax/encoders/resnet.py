@@ -19,8 +19,6 @@ EXPANSION = 4  # outputs of a bottleneck per width of its middle
 
 # width of the first stage, units of the four stages
 SIZES = {"resnet14": (64, (1, 1, 1, 1)), "resnet50": (64, (3, 4, 6, 3)), "resnet101": (64, (3, 4, 23, 3))}
-
-
 _he: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # what torchvision starts from
 
 

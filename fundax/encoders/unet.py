@@ -14,8 +14,6 @@ from fundax.encoders import layers
 from fundax.types import UserError
 
 _zeros = nn.initializers.zeros
-
-
 _FREQUENCIES = 16  # of the embedding of a noise level
 
 

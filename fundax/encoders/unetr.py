@@ -125,7 +125,6 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, tokens: tuple[jax.Array, ...], image: jax.Array, train: bool = False) -> jax.Array:
         """See UNETR; there is nothing here that training does differently."""
-        del train
         grid = (image.shape[1] // self.patch, image.shape[2] // self.patch)
         z = jnp.concatenate([_as_map(z, grid).astype(self.dtype) for z in tokens], -1)
         logits = _dense(self, z.shape[-1])(z).astype(jnp.float32)
@@ -215,7 +214,7 @@ class Maps(Protocol):
     @property
     def std(self) -> tuple[float, float, float]: ...
     @property
-    def freeze(self) -> bool: ...
+    def frozen(self) -> bool: ...
 
 
 def init(model: Maps, rng: jax.Array) -> tuple[Params, Extra]:

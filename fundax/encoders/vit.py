@@ -272,7 +272,6 @@ class ViT(nn.Module):
 
 def init_dino(width: int, hidden: int, depth: int) -> layers.BlockInit:
     """The initial values of DINO's, iBOT's and VisionFM's blocks: normal, 0.02, biases 0."""
-    del width, hidden, depth
     return layers.BlockInit(*(nn.initializers.normal(0.02),) * 4)
 
 

@@ -87,7 +87,6 @@ def softmax_contrastive(
     image i; normalised over texts for images and over images for texts; None is the identity. Returns fp32 ().
     logit_bias is accepted and has no effect: a softmax does not see a constant.
     """
-    del logit_bias
     image, text = image.astype(jnp.float32), text.astype(jnp.float32)
     logits = similarity(logit_scale * image, text)  # the scale on [B E]: a [B B] array fewer
     own = jnp.diagonal(logits)  # not summed anew from [B E]: rounding must cancel where the loss is small
@@ -132,17 +131,9 @@ def contrastive_accuracy(
 
 
 Negatives = Literal["global", "plain", "ring", "local"]
-
-
 Loss = Callable[..., jax.Array]
-
-
 RING_ABOVE = 8192  # measured: docs/performance.md, the contrastive loss
-
-
 FORMS = ("global", "plain", "ring")
-
-
 NEGATIVES = (*FORMS, "local")
 
 

@@ -21,8 +21,6 @@ from jax.sharding import PartitionSpec as P
 from fundax.runtime.mesh import BATCH_AXES
 
 BLOCK_ELEMENTS = 2**22  # 16 MiB of fp32 logits at a time
-
-
 NEVER = -1e30  # the logit of a pair that does not count; finite, so that no inf - inf arises
 
 

@@ -67,12 +67,10 @@ def smooth_l1(predicted: jax.Array, target: jax.Array) -> jax.Array:
 # VisionFM's thirteen: five grades (healthy, DR 1-4) that are one question, and eight findings that are each their own.
 GRADES = 5
 
-
 LAYOUT = (
     *("healthy", "DR-1", "DR-2", "DR-3", "DR-4", "diabetic retinopathy", "glaucoma", "AMD", "cataract"),
     *("hypertensive retinopathy", "retinal vein occlusion", "myopia", "retinal detachment"),
 )
-
 
 _RARE = 9  # hypertensive retinopathy counts five times
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,6 @@ class ClipAdapter:
     Batches: feature f32 [B E] (unit), label i32 [B]. `extra` is `heads(...)`: init gives one of zeros to fill.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("feature", "label")
-
     width: int
     classes: int
     ratio: float = 0.2
@@ -49,7 +47,6 @@ class ClipAdapter:
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Two matrices without bias, as torch's Linear."""
-        del batch
         first, second = jax.random.split(rng)
         narrow = self.width // self.reduction
         params = {
@@ -69,7 +66,6 @@ class ClipAdapter:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Mean cross-entropy of the logits."""
-        del rng, step
         return _cross_entropy(self.forward(params, extra, batch)["logits"], batch["label"], extra)
 
 
@@ -80,8 +76,6 @@ class Adapted:
     Batches: feature f32 [B E] or image u8 [B h w 3]; label i32 [B]. Parameters: `model`, `adapter` and `heads` (see
     `heads`), of which the loss moves the adapter alone; `told` gives the heads.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("feature", "label")
 
     model: Any
     adapter: ClipAdapter
@@ -146,8 +140,6 @@ class TipAdapter:
         cache weighed by exp(log_scale) / N instead of alpha.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("feature", "label")
-
     width: int
     classes: int
     shots: int  # N, labelled images in all
@@ -162,7 +154,6 @@ class TipAdapter:
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Keys and values of zeros, to be filled by `remember`."""
-        del rng, batch
         return remember(jnp.zeros((self.shots, self.width)), np.zeros(self.shots, np.int32), self.classes)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
@@ -174,7 +165,6 @@ class TipAdapter:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Mean cross-entropy; a batch with `row` (i32 [B]) takes its features from the keys themselves: see `fit`."""
-        del rng, step
         x = jax.lax.stop_gradient(params["keys"])[batch["row"]] if "row" in batch else batch["feature"]
         scale = jnp.exp(extra["log_scale"])
         weight = scale / self.shots if self.peer_training else self.alpha

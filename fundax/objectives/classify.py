@@ -10,7 +10,7 @@ It never sees which modality a feature came from. Some columns are grades of one
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,6 @@ class Classify:
     images alone. peer_softmax: the class probabilities go through another softmax in the loss, as RET-CLIP's authors
     fine-tune. given: what training batches have, image or feature.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "label")
 
     tower: Backbone
     head: MLPHead
@@ -67,7 +65,6 @@ class Classify:
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Fresh parameters `image` and `head`; batch statistics in extra."""
-        del batch
         return init_head(self.tower, self.head, rng)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
@@ -85,7 +82,6 @@ class Classify:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """The mean over labelled rows; `accuracy` is of the labels as they came."""
-        del step
         mix, drop, path = jax.random.split(rng, 3)
         targets, pixels = self._targets(batch["label"]), None
         if (self.mixup or self.cutmix) and "image" in batch:
@@ -127,8 +123,6 @@ class MultiModality:
     names: of the columns; the default thirteen are VisionFM's.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("image", "label")
-
     tower: Backbone
     head: MLPHead
     names: tuple[str, ...] = LAYOUT
@@ -153,7 +147,6 @@ class MultiModality:
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Fresh parameters `image` and `head`; batch statistics in extra."""
-        del batch
         return init_head(self.tower, self.head, rng)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
@@ -167,7 +160,6 @@ class MultiModality:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """5 CE of the grades and the sum of the columns' BCE (supervised_losses.graded_loss)."""
-        del step
         drop, path = jax.random.split(rng)
         feature, extra = self.tower.features(params, extra, batch, rng=path)
         logits, extra = apply_head(self.head, params, extra, feature, drop)

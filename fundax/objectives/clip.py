@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -31,8 +31,6 @@ class CLIP:
     (fundax.contrast); with `init_logit_bias` there is a learned logit_bias. Clamping log_scale is the optimizer's part
     (optim.clamped). `jitter` changes brightness and contrast of the images to learn from by these spans, on the device.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "text")
 
     image: ViT
     text: TextTransformer
@@ -76,14 +74,12 @@ class CLIP:
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
         """For the batch's `image` and/or `text`: *_features (unit, f32 [B E]), *_raw (before that); logit_scale, logit_bias."""
-        del extra
         return self._features(params, batch) | self._scales(params)
 
     def encode(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> dict[str, jax.Array]:
         """image_features and text_features, f32 [B E]. `rng` drives FLIP masking (the ViT's mask_ratio) and the jitter."""
-        del extra, step
         features = self._features(params, batch, rng)
         return {name: features[name] for name in ("image_features", "text_features")}
 

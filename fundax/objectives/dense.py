@@ -8,7 +8,6 @@ are drawn after that."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +28,6 @@ class Segment:
     background that the names leave out; with `overlapping` a pixel may have any of them, a sigmoid each.
     The other fields are those of encoders.maps.Maps.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "mask")
 
     image: ViT
     decoder: UNETR | Linear
@@ -56,7 +53,6 @@ class Segment:
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Fresh parameters, and the decoder's batch statistics. Raises UserError where the parts do not fit."""
-        del batch
         return unetr.init(self, rng)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
@@ -68,7 +64,6 @@ class Segment:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Dice plus focal loss (dense_losses.dice_focal), and both by themselves."""
-        del step
         logits, extra = unetr.training_logits(self, params, extra, batch["image"], rng)
         parts = dice_focal(logits, one_hot(jnp.asarray(batch["mask"]), self.decoder.outputs), self.exclusive)
         return parts["loss"], (extra, parts)
@@ -86,8 +81,6 @@ class Landmark:
     sigma: of the Gaussian, in pixels of the model's image, that a point is learnt as; 0 is the peer's single pixel.
     The other fields are those of encoders.maps.Maps.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "points")
 
     image: ViT
     decoder: UNETR | Linear
@@ -108,7 +101,6 @@ class Landmark:
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Fresh parameters, and the decoder's batch statistics. Raises UserError where the parts do not fit."""
-        del batch
         return unetr.init(self, rng)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
@@ -128,7 +120,6 @@ class Landmark:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """The likelihood of the points (dense_losses.landmark_loss), and the mean distance in pixels."""
-        del step
         logits, extra = unetr.training_logits(self, params, extra, batch["image"], rng)
         points = jnp.asarray(batch["points"], jnp.float32)
         height, width = logits.shape[1:3]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,6 @@ from fundax.losses import diffusion as noising
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 PROBED = (0.2, 0.4, 0.6, 0.8)  # times at which `forward` measures the error
-
-
 SAMPLERS = ("ddim", "ddpm")
 
 
@@ -37,8 +35,6 @@ class Diffusion:
         the loss then.
     threshold: percentile of the dynamic thresholding of sampled images; 0 clips them to their range.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image",)  # and what the model is conditioned on; see spec
 
     unet: UNet
     size: int
@@ -89,7 +85,6 @@ class Diffusion:
         `seed` i32 [B] to `sample` u8 [B h w 3], an image for each seed (DDIM, 50 steps; a cascade's second stage needs
         `low` too).
         """
-        del params
         out = {}
         if "image" in batch:
             clean, condition = pixels(batch["image"]), self._condition(batch)

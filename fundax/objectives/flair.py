@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,6 @@ from fundax.losses.contrastive import NEGATIVES, Negatives, Targets, accuracy, b
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 CLINICAL_BERT_VOCAB = 28_996  # of emilyalsentzer/Bio_ClinicalBERT, FLAIR's text tower
-
-
 POOL_LAYERS = (1, 2, -1)  # the hidden states FLAIR averages
 
 
@@ -37,8 +35,6 @@ class FLAIR:
     negatives: see fundax.contrast; targets: see fundax.label_aware. Batch statistics of a ResNet live in `extra`.
     Images are divided by 255 and nothing more; so are the peer's.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "text", "category")
 
     image: ResNet | ViT
     text: BERT
@@ -113,7 +109,6 @@ class FLAIR:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> dict[str, jax.Array]:
         """image_features and text_features, f32 [B E], as in training."""
-        del step
         out, _ = self.features(params, extra, batch, rng)
         return {name: out[name] for name in ("image_features", "text_features")}
 
@@ -135,7 +130,6 @@ class FLAIR:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Needs `image`, `text` and `category`."""
-        del step
         features, extra = self.features(params, extra, batch, rng)
         loss, metrics = self.compare(params, features, batch)
         return loss, (extra, metrics)

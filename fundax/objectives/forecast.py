@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,6 @@ class Forecast:
     (theirs: 10). The tower's feature `unnormalized` is what their code computes, `mean` what it means.
     Several visits and features by modality do not go together: `modality` is of the row.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "days", "label")
 
     tower: Backbone
     head: ForecastHead
@@ -59,7 +57,6 @@ class Forecast:
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Fresh parameters `image` and `head`."""
-        del batch
         first, second = jax.random.split(rng)
         params, extra = self.tower.init(first)
         blank = jnp.zeros((1, 1, self.tower.width), jnp.float32)
@@ -77,7 +74,6 @@ class Forecast:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Sigmoid cross-entropy, positives weighing `positive`; the mean over labelled rows."""
-        del step
         feature, extra = self._features(params, extra, batch, rng)
         z = self._logit(params, feature, batch)
         label = jnp.asarray(batch["label"])

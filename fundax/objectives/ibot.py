@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,7 @@ from fundax.losses import distillation
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 Moments = tuple[tuple[float, float, float], ...]  # of RGB in [0, 1], a row for each modality
-
-
 IMAGENET_MEAN: Moments = ((0.485, 0.456, 0.406),)
-
-
 IMAGENET_STD: Moments = ((0.229, 0.224, 0.225),)
 
 
@@ -50,8 +46,6 @@ class IBOT:
     single row is everyone's. `centering="sinkhorn"`, `koleo` > 0 and a head with `split` are DINOv2's
     (arXiv:2304.07193, section 4). Epochs, which temperatures go by, are `epoch_steps` steps.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("global", "masked")
 
     image: ViT
     head: IBOTHead
@@ -117,7 +111,6 @@ class IBOT:
         `features` f32 [B 2D], for probes: class token and mean of the patches. The teacher is that of the last step's
         loss: one update behind the student.
         """
-        del params
         image = self._normalized(batch["image"], batch.get("modality"))
         out: Any = self.image.apply({"params": extra["teacher"]["image"] | self._no_token()}, image)
         tokens = out["tokens"].astype(jnp.float32)

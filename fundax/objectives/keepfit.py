@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,6 @@ from fundax.objectives.keepfit_reference import V2, Attention, Reference, agreei
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 ELITE = "elite/"
-
-
 FUSIONS = ("fuse_public", "fuse_elite")
 
 
@@ -55,8 +53,6 @@ class KeepFIT:
     caption: a decoder that writes the elite text from the tokens of its image; our reading of V2's generative branch.
     V1 is KeepFIT(base, reference.V1). Accumulated gradients leave the dropout of the attention weights out.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "text", "category", "elite/image", "elite/text")
 
     base: TwoTowers | Any
     reference: Reference | None = V2
@@ -117,7 +113,6 @@ class KeepFIT:
         """image_features, text_features, the same as elite/..., f32 [B E]; caption, caption_words f32 [B]: -log p of
         each elite report, and its length.
         """
-        del step
         return self._encode(params, extra, batch, rng)[0]
 
     def compare(
@@ -148,7 +143,6 @@ class KeepFIT:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Needs `image`, `text`, `category`, `elite/image`, `elite/text`; each half has its own batch statistics."""
-        del step
         keys = jax.random.split(rng)
         features, extra = self._encode(params, extra, batch, keys[0])
         loss, metrics = self.compare(params, features, batch, keys[1])

@@ -15,8 +15,6 @@ from fundax.encoders.layers import l2_normalize, uniform
 from fundax.types import Params, UserError
 
 _EXACT = jax.lax.Precision.HIGHEST
-
-
 CHOICES = {"similarity": ("attention", "cosine"), "softmax": ("keys", "heads"), "loss": ("mse", "cosine")}
 
 
@@ -153,8 +151,6 @@ class Reference:
 
 
 V1 = Reference("attention", Attention(2, "heads", 0.5), lam=1.0, loss="mse", weight=100.0)  # the published KeepFIT
-
-
 V2 = Reference()  # our design after the abstract of its successor
 
 

@@ -6,7 +6,7 @@ words are hidden is the data's part (data_pipelines/transforms/word_masks.py).""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,6 @@ class MaskedText:
     `text` is what the tower sees, `original` the ids as they were, `hidden` where to guess. Parameters: "text", the
     tower as every other objective has it, and "masked", the head.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("text", "original", "hidden")
 
     text: BERT
     context: int = 256  # tokens of a text; the tower has text.context positions
@@ -54,7 +52,6 @@ class MaskedText:
         """text_tokens [B L D], text_raw [B D]; with `original` and `hidden` also word_log_p f32 [B L], of the original
         word at every hidden place (0 elsewhere), and word_right bool [B L].
         """
-        del extra
         out: Any = self.text.apply({"params": params["text"]}, batch["text"])
         found = {"text_tokens": out["tokens"], "text_raw": out["pooled"]}
         if "hidden" not in batch:
@@ -66,7 +63,6 @@ class MaskedText:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Mean over the hidden words of the global batch; honours `valid`."""
-        del step
         rngs = {"dropout": rng} if self.text.dropout else {}
         out: Any = self.text.apply({"params": params["text"]}, batch["text"], rngs=rngs)
         log_p, right = self._guessed(params, out["tokens"], batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,6 @@ class Regress:
     are the authors' raw targets.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("image", "value")
-
     tower: Backbone
     head: MLPHead
     names: tuple[str, ...] = ()
@@ -46,7 +44,6 @@ class Regress:
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Fresh parameters `image`, `head` and `target`; batch statistics in extra."""
-        del batch
         params, extra = init_head(self.tower, self.head, rng)
         k = self.head.outputs
         return params | {"target": {"mean": jnp.zeros(k, jnp.float32), "std": jnp.ones(k, jnp.float32)}}, extra
@@ -61,7 +58,6 @@ class Regress:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Smooth L1 of the standardised values, the mean over known cells; `mae` in the units of the data."""
-        del step
         drop, path = jax.random.split(rng)
         target = jax.lax.stop_gradient(params["target"])
         value = (jnp.asarray(batch["value"]) - target["mean"][None]) / target["std"][None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,6 @@ class Report:
     the report's own findings while it learns, those above `told` when it writes. Words that follow from findings are
     learnt soon, so that only every `words_every`-th report of a batch needs to teach them.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "text")
 
     image: ResNet | ViT
     decoder: ReportDecoder
@@ -93,7 +91,6 @@ class Report:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Mean -log p over the words of all reports, and of the findings; needs `image` and `text`, honours `valid`."""
-        del step
         tokens, extra = self._tokens(params, extra, batch["image"], train=True)
         missed, metrics = self._missed(params, tokens, batch) if self.findings else (0.0, {})
         tokens = _with_findings(params, tokens, batch["findings"]) if self.findings else tokens

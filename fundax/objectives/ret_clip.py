@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -29,11 +29,7 @@ LEVELS = ("patient", "left", "right")
 
 # A level's words in outputs: left_features, text_features_left, logit_scale_left; the patient's are a plain CLIP's.
 IMAGE = {"patient": "image", "left": "left", "right": "right"}
-
-
 SUFFIX = {"patient": "", "left": "_left", "right": "_right"}
-
-
 MAX_LOG_SCALE = 4.6052  # the peer clamps all three log scales to [0, this] after every step
 
 
@@ -62,8 +58,6 @@ class RetCLIP:
         level's loss, as example and as negative, and the patient feature uses the eye there is. False is the peer.
     soft_targets: identical reports (equal `category`, else equal tokens) share the probability. False is the peer.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("left", "right", "text")
 
     image: ViT
     text: BERT
@@ -116,7 +110,6 @@ class RetCLIP:
         image (one photograph, side unknown): visual, image_raw, image_features: it stands for both eyes.
         text: text_raw, text_features, and the same with _left and _right. Always: logit_scale, _left, _right.
         """
-        del extra
         visual = {
             name: self._visual(params, self._normalized(batch[key]))
             for key, name in (("left", "visual_left"), ("right", "visual_right"), ("image", "visual"))
@@ -134,7 +127,6 @@ class RetCLIP:
 
         `rng` drives BERT's dropout, FLIP masking where the ViT has a mask_ratio, and the branch's masks.
         """
-        del extra
         keys = jax.random.split(rng, 3)
         # Eyes side by side in the patient's row, not one batch after the other: a sharded batch then stays in place.
         eyes = jnp.stack([batch["left"], batch["right"]], axis=1)  # [B 2 h w 3]

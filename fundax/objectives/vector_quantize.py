@@ -6,7 +6,7 @@ ours, trained on eyes: a codebook by moving averages (appendix A.1 of the paper)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,6 @@ from fundax.encoders.pixels import normalize
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 GRID = 4  # an appearance is the mean of GRID x GRID fields
-
-
 _HALF = (0.5, 0.5, 0.5)
 
 
@@ -30,8 +28,6 @@ class VectorQuantize:
     `extra` holds the codebook: every code is the moving average (`decay`) of the vectors that chose it. A code chosen
     less than `dead` times as often as it would be if all were alike is put on a vector drawn from the batch.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image",)
 
     encoder: ImageEncoder
     decoder: ImageDecoder
@@ -87,7 +83,6 @@ class VectorQuantize:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Needs `image`; the codebook in the extra state it returns has moved."""
-        del step
         z, index, quantized = self._quantized(params, extra, batch["image"])
         straight = z + jax.lax.stop_gradient(quantized - z)
         target = normalize(batch["image"], _HALF, _HALF)

@@ -22,10 +22,7 @@ class Chip:
 
 
 _CLOUD = "cloud.google.com/tpu/docs, read in November 2026"
-
-
 _NVIDIA = "NVIDIA data sheet of the SXM part, read in November 2026"
-
 
 CHIPS = {
     "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 600e9, f"{_CLOUD}: v4"),
@@ -36,7 +33,6 @@ CHIPS = {
     "H100": Chip("NVIDIA H100", 989e12, 80e9, 3350e9, 900e9, _NVIDIA),
     "H200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 900e9, _NVIDIA),
 }
-
 
 _KINDS = {
     "TPU v4": "v4",

@@ -11,8 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-
-
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
 
 
@@ -20,20 +18,10 @@ _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 
 
 _SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
-
-
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-
-
 _CALLED = re.compile(r"(?:body|calls|to_apply|condition)=%?([\w.\-]+)")
-
-
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-
-
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-
-
 _TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
 
 

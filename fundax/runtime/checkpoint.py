@@ -24,14 +24,8 @@ from fundax.params import _subtree, _with_subtree, check_same
 from fundax.types import Extra, Params, UserError
 
 _ARRAYS = ("params", "extra", "opt")
-
-
 _OLD = ".old"  # a step goes there by one rename before its files go: a crash leaves no half of a step behind
-
-
 _ORBAX = Path(ocp.__file__).parent
-
-
 _policies = ocp.checkpoint_managers
 
 

@@ -47,20 +47,10 @@ class Flags:
 
 
 ONE = Cluster("one process")
-
-
 TPU = Cluster("tpu", processes=None, process=None)
-
-
 TPU_VM = Cluster("tpu vm", processes=None, process=None)
-
-
 NO_STEP = Cluster("one process: the SLURM job has more tasks, but srun did not start this one")
-
-
 ALONE = Flags()
-
-
 FLAGS = ("--coordinator", "--num-processes", "--process-id")
 
 
@@ -272,8 +262,6 @@ def _with_devices(found: Cluster, env: Mapping[str, str], tasks: int, local: int
 # --- meeting ------------------------------------------------------------------------------------------------------
 
 LOST_S = 60  # seconds without a sign of life until a process counts as dead and the others end
-
-
 COMPILE_S = 1800  # seconds that the slowest process may compile after the fastest
 
 

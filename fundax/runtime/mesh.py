@@ -25,17 +25,9 @@ from fundax.params import path_string
 from fundax.types import Batch, UserError
 
 AXES = ("data", "fsdp", "model")
-
-
 BATCH_AXES = ("data", "fsdp")  # what the rows of a batch are split over
-
-
 LARGEST = P("largest")  # in a rule: its largest axis over fsdp, whichever of those that divide
-
-
 Rules = Sequence[tuple[str, P]]
-
-
 REPLICATED: Rules = ()
 
 
@@ -51,9 +43,7 @@ TENSOR: Rules = (
     (r"(token|word)/embedding$", P("model", None)),  # [V D]
 )
 
-
 FSDP: Rules = ((r"(kernel|embedding|position)$", LARGEST),)  # biases, norms, statistics are too small to be worth it
-
 
 FSDP_TENSOR: Rules = (
     (r"attention/qkv/kernel$", P("fsdp", None, "model")),
@@ -66,13 +56,8 @@ FSDP_TENSOR: Rules = (
     *FSDP,
 )
 
-
 RULES: Rules = FSDP_TENSOR  # on a mesh whose fsdp or model axis is 1, that part of it says nothing
-
-
 _STACKED = re.compile(r"(^|/)blocks/")  # scan over layers: one leading [layers] axis, never split
-
-
 _log = logging.getLogger("fundax")
 
 

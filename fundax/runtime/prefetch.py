@@ -18,8 +18,6 @@ from fundax.runtime import mesh as meshes
 from fundax.types import Batch, Data, DataIterator, UserError
 
 POLL_S = 0.002  # while waiting: how often to look whether the device is still busy
-
-
 IN_FLIGHT = 2  # steps handed to the device before the host waits for it; each holds a batch
 
 
