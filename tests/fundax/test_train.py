@@ -146,7 +146,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         def init(self, rng, batch):
             return {"head": {"kernel": jnp.zeros((5, 1)), "weight": jnp.zeros(3)}}, {"seen": jnp.zeros(())}
 
-    with pytest.raises(UserError, match=r"lacks head/weight; it has besides head/bias; .*\(4, 1\) here \(5, 1\)"):
+    with pytest.raises(UserError, match=r"lacks head/weight; it also has head/bias; .*\(4, 1\) instead of \(5, 1\)"):
         fit(recipe(objective=Wider(), evals={}), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Diffusion's loss, average and samples on 8 small eyes; the arithmetic below it is in test_noising."""
+"""Diffusion's loss, average and samples on 8 small eyes; the schedules and samplers are tested in losses/test_diffusion."""
 
 import dataclasses
 
@@ -12,7 +12,8 @@ from data_pipelines.synthetic.sources import Eyes
 from fundax.encoders.unet import UNet, waves
 from fundax.interop import keymap
 from fundax.losses import diffusion as noising
-from fundax.objectives.diffusion import Diffusion, ema_update, pixels
+from fundax.objectives.diffusion import Diffusion, pixels
+from fundax.optim import ema_update
 from fundax.params import unflatten
 from fundax.types import UserError
 
@@ -73,7 +74,7 @@ def test_a_model_of_velocity_loses_the_error_of_velocity(learnt):
     loss, (_, metrics) = jax.jit(model.loss)(blank, extra, {"image": IMAGES}, jax.random.key(0), jnp.int32(0))
     keys = jax.random.split(jax.random.key(0), 5)  # the draws of loss()
     time = jax.random.uniform(keys[0], (len(IMAGES),), maxval=noising.LAST)
-    alpha, sigma = (x[:, None, None, None] for x in noising.signal_and_noise(noising.cosine_level(time)))
+    alpha, sigma = (x[:, None, None, None] for x in noising.signal_and_noise(noising.cosine_logsnr(time)))
     noise = jax.random.normal(keys[1], IMAGES.shape)
     velocity = alpha * noise - sigma * pixels(IMAGES)
     np.testing.assert_allclose(loss, (velocity**2).mean(), rtol=1e-4)

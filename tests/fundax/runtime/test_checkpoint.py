@@ -151,7 +151,7 @@ def test_partial_takes_a_subtree(run):
     assert taken["log_scale"] == 7 and np.all(taken["image"]["mlp"]["kernel"] == 3)
     assert np.all(fresh["image"]["mlp"]["kernel"] == 0)
     assert partial(str(run))(fresh)["log_scale"] == 4
-    with pytest.raises(UserError, match=r"no parameters 'text'; at 'text' it has \['image', 'log_scale'\]"):
+    with pytest.raises(UserError, match=r"no parameters 'text'; instead of 'text' it has \['image', 'log_scale'\]"):
         partial(f"{run}:text")(fresh)
     with pytest.raises(UserError, match=r"mlp/kernel \(40, 6\) here \(41, 6\)"):
         partial(f"{run}:image")({"image": {"mlp": {"kernel": np.zeros((41, 6))}}})
