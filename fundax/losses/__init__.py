@@ -12,6 +12,7 @@ with _epy.lazy_api_imports(globals()):
         contrastive_accuracy,
         label_aware,
         matching_targets,
+        mean_over_devices,
         sigmoid_contrastive,
         similarity,
         softmax_contrastive,

@@ -277,7 +277,11 @@ def label_aware(
     if negatives not in NEGATIVES:
         raise UserError(f"negatives is {negatives!r}; expected one of {', '.join(NEGATIVES)}")
     if negatives == "local":
-        return _local(image, text, logit_scale, category, mask, targets)
+
+        def one(i: Any, t: Any, c: jax.Array | None, m: jax.Array | None) -> jax.Array:
+            return label_aware(i, t, logit_scale, c, mask=m, targets=targets, negatives="plain")
+
+        return mean_over_devices(one, image, text, category, mask)
     if category is None or targets is matching_targets:
         loss, scales = softmax_contrastive, (logit_scale,)
         return contrast(loss, image, text, scales, mask=mask, group=category, negatives=negatives)
@@ -286,23 +290,15 @@ def label_aware(
     return softmax_contrastive(image, text, logit_scale, mask=mask, targets=targets(category))
 
 
-def _local(
-    image: jax.Array,
-    text: jax.Array,
-    logit_scale: jax.Array,
-    category: jax.Array | None,
-    mask: jax.Array | None,
-    targets: Targets,
-) -> jax.Array:
+def mean_over_devices(loss: Callable[..., jax.Array], *arrays: jax.Array | None) -> jax.Array:
+    """Mean of `loss` over each device's share of the arrays [B ...]: negatives="local". None is passed on.
+
+    Raises UserError if the batch does not divide among the devices.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     groups = 1 if mesh.empty else batch_parts(mesh)
-    if len(image) % groups:
-        raise UserError(f"negatives='local': a batch of {len(image)} does not divide by {groups} devices")
-
-    def split(x: jax.Array | None) -> jax.Array | None:
-        return None if x is None else x.reshape(groups, -1, *x.shape[1:])
-
-    def one(i: Any, t: Any, c: jax.Array | None, m: jax.Array | None) -> jax.Array:
-        return label_aware(i, t, logit_scale, c, mask=m, targets=targets, negatives="plain")
-
-    return jax.vmap(one)(split(image), split(text), split(category), split(mask)).mean()
+    size = next(len(x) for x in arrays if x is not None)
+    if size % groups:
+        raise UserError(f"negatives='local': a batch of {size} does not divide by {groups} devices")
+    shares = jax.tree.map(lambda x: x.reshape(groups, size // groups, *x.shape[1:]), arrays)
+    return jax.vmap(loss)(*shares).mean()

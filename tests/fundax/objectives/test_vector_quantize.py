@@ -42,7 +42,7 @@ def test_a_step_of_the_codebook_by_hand(started):
     still = VectorQuantize(objective.encoder, objective.decoder, 16, codes=2, decay=0.5, dead=0.0)
     extra = {"codebook": jnp.ones((2, 3)), "count": jnp.array([2.0, 4.0]), "sum": jnp.ones((2, 3))}
     vectors = jnp.arange(9.0).reshape(3, 3)
-    new, used = still.moved(extra, vectors, jnp.array([0, 0, 1]), jax.random.key(0))
+    new, used = still.update_codebook(extra, vectors, jnp.array([0, 0, 1]), jax.random.key(0))
     np.testing.assert_allclose(new["count"], [2.0, 2.5])  # half the old count, half the new
     np.testing.assert_allclose(new["sum"], [[2, 3, 4], [3.5, 4, 4.5]])
     np.testing.assert_allclose(new["codebook"], new["sum"] / new["count"][:, None])
