@@ -21,7 +21,7 @@ from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, normalize
 from fundax.encoders.vit import ViT, kept_patches, size_named, vit
 from fundax.losses import contrastive
 from fundax.losses.contrastive import NEGATIVES, Negatives, accuracy, contrast, contrast_pairs, mean_over_devices
-from fundax.optim import MAX_LOG_SCALE as MAX_LOG_SCALE  # the bound of the three log scales
+from fundax.optim import MAX_LOG_SCALE as MAX_LOG_SCALE  # the bound of the log scales, for configs
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 LEVELS = ("patient", "left", "right")
@@ -30,7 +30,6 @@ LEVELS = ("patient", "left", "right")
 # Names of the outputs of a level: left_features, text_features_left, logit_scale_left. The patient level has CLIP's names.
 IMAGE = {"patient": "image", "left": "left", "right": "right"}
 SUFFIX = {"patient": "", "left": "_left", "right": "_right"}
-MAX_LOG_SCALE = 4.6052  # the peer clamps all three log scales to [0, this] after every step
 
 
 @dataclass(frozen=True)
@@ -182,10 +181,8 @@ class RetCLIP:
     def _visual(self, params: Params, image: jax.Array, rng: jax.Array | None = None) -> jax.Array:
         """Projected features f32 [B E] of normalised images [B h w 3], before the mapping of a level."""
         rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else None
-        return (
-            apply(self.image, params["image"], image, rngs=rngs)["pooled"].astype(jnp.float32)
-            @ params["project"]["image"]["kernel"]
-        )
+        pooled = apply(self.image, params["image"], image, rngs=rngs)["pooled"]
+        return pooled.astype(jnp.float32) @ params["project"]["image"]["kernel"]
 
     def _image_levels(self, params: Params, visual: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """The mapped features f32 [B E] of every level that can be computed from the given images."""

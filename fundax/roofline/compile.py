@@ -1,7 +1,7 @@
-"""The real train step compiled for machines that are not there: does it fit, what goes over the wires, how fast can it be.
+"""Ahead-of-time compilation of a training step for TPU topologies: memory, communication and roofline time.
 
-A TPU slice is described by libtpu (extra `tpu`) and needs no TPU. Nothing is run. The times are a roofline: what the chip's
-peak numbers allow at best, each resource by itself; a real step takes longer."""
+libtpu (extra `tpu`) describes a TPU slice without any TPU, and nothing is run. The times are a roofline: the minimum that
+the peak numbers of the chip allow, for each resource separately. A real step takes longer."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from fundax.roofline.collectives import Collective, collectives
 from fundax.runtime import mesh as meshes
 from fundax.types import UserError
 
-# libtpu must not look for a machine, nor for another process that holds one; the slice is the topology's, whatever the
-# last two say, but without them it complains of what it did not find
+# libtpu must not search for a TPU or for another process that uses one. The last two variables have no effect on the
+# topology, but without them libtpu prints warnings.
 QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -40,23 +40,23 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Report:
-    """What compiling says of one step. Bytes are per device, FLOPs and images of all devices together."""
+    """Result of compiling one step. Bytes are per device; FLOPs and images are totals over all devices."""
 
     topology: str
     chip: Chip | None
     mesh: dict[str, int]
     batch: int
-    images: int  # in a step: two for a patient with two eyes
+    images: int  # per step; two for a patient with two eyes
     parameters: int
     state: int  # bytes: parameters, optimizer state and extra state
     arguments: int  # bytes: the state and the batch
-    temporaries: int | None  # bytes: activations, gradients; None where the compiler refused or was not asked
+    temporaries: int | None  # bytes: activations, gradients; None if the compiler refused or was not run
     communication: tuple[Collective, ...]
-    model_flops: int  # of the step, without what remat repeats
-    done_flops: int  # the same with it
-    moved: int  # bytes that matrix products read and write, of all devices together
+    model_flops: int  # of the step, without rematerialisation
+    done_flops: int  # including rematerialisation
+    moved: int  # bytes that matrix products read and write, total over all devices
     seconds_to_compile: float
-    refused: str = ""  # the compiler's words, where the program does not fit
+    refused: str = ""  # the compiler's message, if the program does not fit
 
     @property
     def devices(self) -> int:
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def fits(self) -> bool | None:
-        """None where the chip is unknown, or nothing was compiled and the arguments alone fit."""
+        """None if the chip is unknown, or if nothing was compiled and the arguments alone fit."""
         if self.refused:
             return False
         if self.chip is None:
@@ -74,10 +74,10 @@ class Report:
         return self.arguments + self.temporaries <= self.chip.memory
 
     def roofline(self) -> dict[str, float]:
-        """Seconds by resource; empty where the chip is unknown or the program does not fit.
+        """Seconds by resource; empty if the chip is unknown or the program does not fit.
 
-        Memory: products read and write their operands once, the state is read and written once. Interconnect: what
-        leaves a device, over all its links in one direction; only a compiled program says what does.
+        Memory: matrix products read and write their operands once, and the state is read and written once. Interconnect:
+        the bytes that a device sends, over all its links in one direction; known only after compilation.
         """
         if self.chip is None or self.fits is False:
             return {}
@@ -90,20 +90,24 @@ class Report:
         return seconds
 
     def mfu(self, seconds: float) -> float:
-        """Model FLOPs of a step of so many seconds, over what the chips could do in them."""
+        """Model FLOPs utilisation of a step that takes this many seconds."""
         assert self.chip is not None
         return self.model_flops / self.devices / self.chip.flops / seconds
 
 
 def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = True) -> Report:
-    """Compile `recipe`'s train step for a slice such as "v5p:4x8x8" ("v5e:4x4*2" for two slices), or for the devices here.
+    """Compile the training step of a recipe for a TPU slice or for the local devices.
 
-    Without `compiling`, in seconds instead of minutes, only what needs no compiler: the state's memory and FLOPs.
+    Args:
+        recipe: see Recipe.
+        topology: such as "v5p:4x8x8", or "v5e:4x4*2" for two slices; None: the local devices.
+        compiling: False takes seconds instead of minutes and gives only the memory of the state, and FLOPs.
+
     Raises UserError without libtpu, for an unknown topology, and for a batch or mesh that does not divide.
     """
     mesh, chip = target(recipe, topology)
     train.check_batch(recipe, mesh)
-    state = train.layout(recipe, mesh)
+    state = train.abstract_state(recipe, mesh)
     spec = recipe.objective.batch_spec(recipe.batch)
     rows = meshes.batch_sharding(mesh)
     batch = {key: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for key, s in spec.items()}
@@ -136,7 +140,7 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
 
 
 def _compile(step: Any, state: Any, batch: Any, mesh: Mesh) -> tuple[Any, tuple[Collective, ...], str, float]:
-    """Memory and communication, or why the compiler refused; and the seconds it took."""
+    """Memory and communication, or the reason why the compiler refused; and the seconds it took."""
     lowered = step.lower(state, batch)
     start = time.perf_counter()
     try:
@@ -150,7 +154,7 @@ def _compile(step: Any, state: Any, batch: Any, mesh: Mesh) -> tuple[Any, tuple[
 
 
 def _bytes(tree: Any) -> int:
-    """Of one device's share of abstract arrays."""
+    """Bytes of one device's share of abstract arrays."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
@@ -164,7 +168,7 @@ def _first(error: Exception) -> str:
 
 
 def target(recipe: Recipe, topology: str | None) -> tuple[Mesh, Chip | None]:
-    """The mesh of a slice that need not be there, or of the devices here; and the chip, where it is in the table."""
+    """The mesh of a described slice or of the local devices, and its chip if that is in the table."""
     if topology is None:
         mesh = meshes.make_mesh(recipe.mesh)
         return mesh, chip_of(mesh.devices.flat[0].device_kind)
@@ -179,7 +183,9 @@ def target(recipe: Recipe, topology: str | None) -> tuple[Mesh, Chip | None]:
 
 def _devices(topology: str) -> Sequence[Any]:
     if CHIPS[topology.split(":")[0]].name.startswith("NVIDIA"):
-        raise UserError(f"topology {topology!r}: only TPU slices can be described without them; run this on the GPUs")
+        raise UserError(
+            f"topology {topology!r}: only TPU slices can be described without hardware; run this on the GPUs"
+        )
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if importlib.util.find_spec("libtpu") is None:
@@ -195,11 +201,11 @@ def _devices(topology: str) -> Sequence[Any]:
         raise UserError(f"topology {topology!r}: {_first(error)}; {expected}") from None
 
 
-# --- for people ---------------------------------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------------------------
 
 
 def tables(report: Report) -> Group:
-    """The report as two tables, and a line on what it cannot know."""
+    """The report as two tables, with a line about its limits."""
     mesh = ", ".join(f"{name} {size}" for name, size in report.mesh.items())
     title = f"{report.topology}: {report.devices} devices ({mesh}), batch {report.batch:,}"
     top = Table("per device", "", title=title, min_width=min(len(title), 100))
@@ -244,8 +250,7 @@ def _speed(report: Report) -> list[tuple[str, str]]:
     rows += [(f"roofline, {name}", _ms(value)) for name, value in seconds.items()]
     for words, step in (("all overlapped", max(seconds.values())), ("nothing overlapped", sum(seconds.values()))):
         images = report.images / step / report.devices
-        said = f"{_ms(step)}, MFU {100 * report.mfu(step):.0f} %, {images:,.0f} images/s/chip"
-        rows.append((f"step, {words}", said))
+        rows.append((f"step, {words}", f"{_ms(step)}, MFU {100 * report.mfu(step):.0f} %, {images:,.0f} images/s/chip"))
     return rows
 
 
@@ -268,9 +273,9 @@ def _caveat(report: Report) -> str:
 
 
 def shardings_table(recipe: Recipe, mesh: Mesh) -> Table:
-    """Every leaf of the state: its shape, how it is split, its share on one device."""
+    """Table of the leaves of the state: shape, sharding and memory on one device."""
     table = Table("path", "shape", "split", "MiB per device", title=f"state on a mesh of {dict(mesh.shape)}")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(train.layout(recipe, mesh)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(train.abstract_state(recipe, mesh)):
         sharding: NamedSharding = leaf.sharding
         split = ", ".join(str(axis or "-") for axis in sharding.spec) if any(sharding.spec) else "whole"
         table.add_row(path_string(path), str(tuple(leaf.shape)), split, f"{_bytes(leaf) / 2**20:.2f}")

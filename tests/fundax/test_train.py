@@ -109,7 +109,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves(tmp_path, capsys, number, c
     with pytest.raises(SystemExit) as stopped:
         fit(recipe(steps=6, intervals=Intervals(0, 0, 0), train=at_three), tmp_path)
     assert stopped.value.code == code
-    assert re.search("stopped after step [123] of 6", capsys.readouterr().err)  # data is read ahead
+    assert re.search("Stopped at step [123]/6", capsys.readouterr().err)  # data is read ahead
     equal(fit(recipe(steps=6), tmp_path), fit(recipe(steps=6), tmp_path.with_name("whole")))
 
 

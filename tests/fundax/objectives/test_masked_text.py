@@ -22,7 +22,7 @@ from fundax.interop.load import text_from
 from fundax.interop.weights import write_safetensors
 from fundax.objectives.masked_text import MaskedText
 from fundax.runtime import serialize
-from fundax.runtime.mesh import make_mesh, place
+from fundax.runtime.mesh import make_mesh, shard_batch
 from fundax.types import UserError
 
 
@@ -145,7 +145,7 @@ def test_sharded_equals_unsharded(started):
     rest = (jax.random.key(0), jnp.zeros((), jnp.int32))
     mesh = make_mesh((2, 1))
     with jax.set_mesh(mesh):
-        there = step(params, extra, place(batch, mesh), *rest)[0]
+        there = step(params, extra, shard_batch(batch, mesh), *rest)[0]
     np.testing.assert_allclose(there, step(params, extra, batch, *rest)[0], rtol=1e-5)
 
 

@@ -10,7 +10,7 @@ from fundax.evals.reconstruction import rebuilt
 from fundax.objectives.vector_quantize import VectorQuantize, grid_means
 from fundax.results.figures import draw_run
 from fundax.runtime import serialize
-from fundax.runtime.mesh import make_mesh, place
+from fundax.runtime.mesh import make_mesh, shard_batch
 from fundax.runtime.workdir import write_arrays
 from fundax.types import UserError
 
@@ -69,7 +69,7 @@ def test_the_codebook_is_that_of_the_global_batch(started):
     loss, (new, _) = step(params, extra, batch, jax.random.key(1), jnp.zeros((), jnp.int32))
     mesh = make_mesh((4, 1))
     with jax.set_mesh(mesh):
-        there, (book, _) = step(params, extra, place(batch, mesh), jax.random.key(1), jnp.zeros((), jnp.int32))
+        there, (book, _) = step(params, extra, shard_batch(batch, mesh), jax.random.key(1), jnp.zeros((), jnp.int32))
     np.testing.assert_allclose(there, loss, rtol=1e-5)
     for name in new:
         np.testing.assert_allclose(book[name], new[name], rtol=1e-5, atol=1e-5)
