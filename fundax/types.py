@@ -3,7 +3,7 @@
 Shapes are written with these letters:
     B batch     N tokens (patches and class token)   L text positions   D width      E embedding
     H heads     K classes    P prompts per class     p patch side       C channels   V vocabulary
-    h w rows and columns of an image or a map        V also visits, and n any other count
+    h w rows and columns of an image or a map        V is also visits; n is any other count
 
 Batches are plain dicts of arrays. These are the keys; each objective lists the ones it uses in `batch_spec`.
 

@@ -163,13 +163,13 @@ def _axes_of_groups(mesh: Mesh) -> dict[frozenset, tuple[str, ...]]:
     """The groups of device positions that vary along each set of mesh axes; smaller sets take precedence."""
     positions = np.arange(mesh.size).reshape(mesh.devices.shape)
     names = [name for name in mesh.axis_names if mesh.shape[name] > 1]
-    found: dict[frozenset, tuple[str, ...]] = {}
+    groups: dict[frozenset, tuple[str, ...]] = {}
     for count in range(1, len(names) + 1):
         for axes in itertools.combinations(names, count):
             last = [mesh.axis_names.index(a) for a in axes]
             moved = np.moveaxis(positions, last, range(-len(last), 0))
-            found.setdefault(_key(moved.reshape(-1, int(np.prod([mesh.shape[a] for a in axes])))), axes)
-    return found
+            groups.setdefault(_key(moved.reshape(-1, int(np.prod([mesh.shape[a] for a in axes])))), axes)
+    return groups
 
 
 def _permuted(line: str, mesh: Mesh) -> tuple[tuple[str, ...], int]:

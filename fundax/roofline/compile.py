@@ -196,7 +196,7 @@ def _devices(topology: str) -> Sequence[Any]:
     options = {"num_slices": int(slices)} if slices.isdigit() else {}
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-    except Exception as error:  # jaxlib has no one class for it
+    except Exception as error:  # jaxlib raises several types
         expected = "expected such as v5e:4x4, v5p:2x4x4, v6e:16x16"
         raise UserError(f"topology {topology!r}: {_first(error)}; {expected}") from None
 
@@ -213,7 +213,7 @@ def tables(report: Report) -> Group:
         top.add_row(name, value)
     parts: list[Any] = [top]
     if report.communication:
-        wires = Table("collective", "over", "devices", "times", "MiB leaving a device", title="communication of a step")
+        wires = Table("collective", "axes", "devices", "count", "MiB sent per device", title="communication per step")
         for c in report.communication[:12]:
             over = " x ".join(c.axes) or "other"
             wires.add_row(c.kind, over, str(c.group), str(c.count), f"{c.moved / 2**20:,.1f}")
@@ -223,9 +223,9 @@ def tables(report: Report) -> Group:
 
 def _memory(report: Report) -> list[tuple[str, str]]:
     rows = [
-        ("parameters, of all devices", f"{report.parameters / 1e6:,.1f} M"),
+        ("parameters, all devices", f"{report.parameters / 1e6:,.1f} M"),
         ("parameters and optimizer state", f"{report.state / GIB:.2f} GiB"),
-        ("arguments (these and the batch)", f"{report.arguments / GIB:.2f} GiB"),
+        ("arguments (state and batch)", f"{report.arguments / GIB:.2f} GiB"),
     ]
     if report.temporaries is not None:
         total, of = report.arguments + report.temporaries, ""
@@ -239,8 +239,8 @@ def _memory(report: Report) -> list[tuple[str, str]]:
 
 def _speed(report: Report) -> list[tuple[str, str]]:
     rows = [
-        ("model FLOPs of a step, of all devices", f"{report.model_flops:.3e}"),
-        ("with what remat repeats", f"{report.done_flops:.3e}"),
+        ("model FLOPs per step, all devices", f"{report.model_flops:.3e}"),
+        ("including rematerialisation", f"{report.done_flops:.3e}"),
     ]
     if report.seconds_to_compile:
         rows.append(("compiled in", f"{report.seconds_to_compile:.0f} s"))
@@ -261,15 +261,13 @@ def _ms(seconds: float) -> str:
 def _caveat(report: Report) -> str:
     if report.chip is None:
         return (
-            f"{report.topology}: not in the table of chips (fundax/roofline/chips.py), so neither whether it fits nor how fast "
-            "it would be is known; memory is what XLA counts for this device. --topology v5e:4x4 asks about a TPU slice."
+            f"{report.topology} is not in the table of chips (fundax/roofline/chips.py), so neither whether it fits nor its "
+            "speed is known. Memory is XLA's count for this device. For a TPU slice pass --topology, such as v5e:4x4."
         )
     between = (
-        " Traffic between slices is counted as if it went over the links within one." if "*" in report.topology else ""
+        " Traffic between slices is counted as traffic over the links of one slice." if "*" in report.topology else ""
     )
-    return (
-        f"Nothing was run: the times are what {report.chip.name}'s peak numbers allow ({report.chip.source}).{between}"
-    )
+    return f"Nothing was run: the times follow from the peak numbers of {report.chip.name} ({report.chip.source}).{between}"
 
 
 def shardings_table(recipe: Recipe, mesh: Mesh) -> Table:

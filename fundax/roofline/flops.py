@@ -67,14 +67,14 @@ def _bytes(equation: Any) -> int:
 
 
 def _inner(params: dict[str, Any]) -> list[Jaxpr]:
-    found = []
+    jaxprs = []
     for value in params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(part, ClosedJaxpr):
-                found.append(part.jaxpr)
+                jaxprs.append(part.jaxpr)
             elif isinstance(part, Jaxpr):
-                found.append(part)
-    return found
+                jaxprs.append(part)
+    return jaxprs
 
 
 def _dot(equation: Any) -> int:

@@ -134,9 +134,9 @@ def _torchrun(env: Mapping[str, str]) -> Cluster | None:
     # torchrun itself listens on MASTER_PORT, unless another launcher set these variables
     port = _number(given, "MASTER_PORT") + (env.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
     names = ("MASTER_ADDR:MASTER_PORT", "WORLD_SIZE", "RANK")
-    found = _explicit("torchrun", (f"{host}:{port}", processes, process), names)
+    cluster = _explicit("torchrun", (f"{host}:{port}", processes, process), names)
     tasks = _number(env.get("LOCAL_WORLD_SIZE", "1"), "LOCAL_WORLD_SIZE")
-    return _with_devices(found, env, tasks, _number(env.get("LOCAL_RANK", "0"), "LOCAL_RANK"), None)
+    return _with_devices(cluster, env, tasks, _number(env.get("LOCAL_RANK", "0"), "LOCAL_RANK"), None)
 
 
 def _xpk(env: Mapping[str, str]) -> Cluster | None:
@@ -160,10 +160,10 @@ def _open_mpi(env: Mapping[str, str]) -> Cluster | None:
         return ONE
     (rank,) = _need(env, "Open MPI", "OMPI_COMM_WORLD_RANK")
     names = ("FUNDAX_COORDINATOR", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
-    found = _explicit("openmpi", (_mpi_coordinator(env), processes, rank), names)
+    cluster = _explicit("openmpi", (_mpi_coordinator(env), processes, rank), names)
     tasks = _number(env.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"), "OMPI_COMM_WORLD_LOCAL_SIZE")
     local = _number(env.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"), "OMPI_COMM_WORLD_LOCAL_RANK")
-    return _with_devices(found, env, tasks, local, None)
+    return _with_devices(cluster, env, tasks, local, None)
 
 
 def _mpi_coordinator(env: Mapping[str, str]) -> str:
@@ -190,11 +190,11 @@ def _slurm(env: Mapping[str, str]) -> Cluster | None:
     job, process = _need(env, "SLURM", "SLURM_JOB_ID", "SLURM_PROCID")
     host = first_host(env["SLURM_STEP_NODELIST"])
     coordinator = env.get("FUNDAX_COORDINATOR") or f"{host}:{_port(_number(job, 'SLURM_JOB_ID'))}"
-    found = _explicit("slurm", (coordinator, tasks, process), ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"))
+    cluster = _explicit("slurm", (coordinator, tasks, process), ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"))
     here = _tasks_here(env)
     local = _number(env.get("SLURM_LOCALID", "0"), "SLURM_LOCALID")
     on_node = _number(env["SLURM_GPUS_ON_NODE"], "SLURM_GPUS_ON_NODE") if env.get("SLURM_GPUS_ON_NODE") else None
-    return _with_devices(found, env, here, local, on_node)
+    return _with_devices(cluster, env, here, local, on_node)
 
 
 def _tpu(env: Mapping[str, str]) -> Cluster | None:
@@ -244,19 +244,19 @@ def _tasks_here(env: Mapping[str, str]) -> int:
     return counts[min(node, len(counts) - 1)]
 
 
-def _with_devices(found: Cluster, env: Mapping[str, str], tasks: int, local: int, on_node: int | None) -> Cluster:
+def _with_devices(cluster: Cluster, env: Mapping[str, str], tasks: int, local: int, on_node: int | None) -> Cluster:
     """Add the local GPUs of this task. If every task sees all GPUs of the node, they are divided evenly, in order."""
     visible = [d for d in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if d] or list(range(on_node or 0))
     bound = on_node is not None and len(visible) < on_node  # the scheduler assigned GPUs to each task
-    if found is ONE or not visible:
-        return found
+    if cluster is ONE or not visible:
+        return cluster
     if tasks == 1 or bound or len(visible) == 1:
-        return replace(found, gpus=len(visible))
+        return replace(cluster, gpus=len(visible))
     if len(visible) % tasks:
-        raise UserError(f"{found.platform}: {len(visible)} GPUs do not divide among {tasks} tasks on this node")
+        raise UserError(f"{cluster.platform}: {len(visible)} GPUs do not divide among {tasks} tasks on this node")
     each = len(visible) // tasks
     mine = tuple(range(local * each, (local + 1) * each))
-    return replace(found, local_devices=mine, gpus=each)
+    return replace(cluster, local_devices=mine, gpus=each)
 
 
 # --- joining ------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        close = getattr(self._data, "close", None)  # worker processes, where it has some
+        close = getattr(self._data, "close", None)  # ends the worker processes, if there are any
         if close:
             close()
 

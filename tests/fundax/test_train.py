@@ -13,7 +13,7 @@ from tiny_objective import Linear, Rows, recipe
 from fundax.recipe import Intervals
 from fundax.runtime.checkpoint import Checkpoints, load_params
 from fundax.runtime.mesh import make_mesh
-from fundax.train import TrainState, fit, layout, train_step
+from fundax.train import TrainState, abstract_state, fit, train_step
 from fundax.types import UserError
 
 
@@ -164,6 +164,6 @@ def test_randomness_is_a_function_of_seed_and_step():
 
 
 def test_layout_allocates_nothing_and_follows_the_rules():
-    state = layout(recipe(), make_mesh((8, 1)))
+    state = abstract_state(recipe(), make_mesh((8, 1)))
     assert {type(x) for x in jax.tree.leaves(state)} == {jax.ShapeDtypeStruct}
     assert state.opt[1][0].mu["head"]["kernel"].shape == (4, 1)

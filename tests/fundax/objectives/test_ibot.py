@@ -10,6 +10,7 @@ import pytest
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import ViT
 from fundax.objectives.ibot import IBOT, Temperature, teacher_part
+from fundax.optim import ema_update
 from fundax.types import UserError
 
 TOWER = ViT(8, 4, 8, 1, 2, mask_token=True, any_size=True, pre_norm=False, patch_bias=True)
@@ -56,7 +57,7 @@ def test_follow_leaves_what_is_equal(state):
     params, extra = state
     for old, new in zip(
         jax.tree.leaves(extra["teacher"]),
-        jax.tree.leaves(optim.ema_update(extra["teacher"], teacher_part(params), 0.996)),
+        jax.tree.leaves(ema_update(extra["teacher"], teacher_part(params), 0.996)),
         strict=True,
     ):
         np.testing.assert_array_equal(old, new)

@@ -113,6 +113,6 @@ def test_mistakes(monkeypatch):
 
 def test_spec_of_a_state_is_what_the_mesh_says():
     mesh, _ = aot.target(recipe(mesh=(1, 4, 1)), None)
-    from fundax.train import layout
+    from fundax.train import abstract_state
 
-    assert layout(recipe(), mesh).params["head"]["kernel"].sharding.spec == P("fsdp", None)
+    assert abstract_state(recipe(), mesh).params["head"]["kernel"].sharding.spec == P("fsdp", None)
