@@ -39,7 +39,7 @@ QUIET = {
 
 
 @dataclass(frozen=True)
-class Report:
+class CompiledStep:
     """Result of compiling one step. Bytes are per device; FLOPs and images are totals over all devices."""
 
     topology: str
@@ -95,7 +95,7 @@ class Report:
         return self.model_flops / self.devices / self.chip.flops / seconds
 
 
-def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = True) -> Report:
+def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = True) -> CompiledStep:
     """Compile the training step of a recipe for a TPU slice or for the local devices.
 
     Args:
@@ -120,7 +120,7 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
         model = flops.training_flops(recipe.objective.loss, state.params, state.extra, batch, rng, now)
         done, moved = (count(step, state, batch) for count in (flops.forward_flops, flops.product_bytes))
     stored = _bytes(state)
-    return Report(
+    return CompiledStep(
         topology=topology or f"{mesh.devices.flat[0].device_kind}, as here",
         chip=chip,
         mesh=dict(mesh.shape),
@@ -204,53 +204,55 @@ def _devices(topology: str) -> Sequence[Any]:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def tables(report: Report) -> Group:
-    """The report as two tables, with a line about its limits."""
-    mesh = ", ".join(f"{name} {size}" for name, size in report.mesh.items())
-    title = f"{report.topology}: {report.devices} devices ({mesh}), batch {report.batch:,}"
+def tables(compiled: CompiledStep) -> Group:
+    """A compiled step as two tables, with a line about its limits."""
+    mesh = ", ".join(f"{name} {size}" for name, size in compiled.mesh.items())
+    title = f"{compiled.topology}: {compiled.devices} devices ({mesh}), batch {compiled.batch:,}"
     top = Table("per device", "", title=title, min_width=min(len(title), 100))
-    for name, value in (*_memory(report), *_speed(report)):
+    for name, value in (*_memory(compiled), *_speed(compiled)):
         top.add_row(name, value)
     parts: list[Any] = [top]
-    if report.communication:
+    if compiled.communication:
         wires = Table("collective", "axes", "devices", "count", "MiB sent per device", title="communication per step")
-        for c in report.communication[:12]:
+        for c in compiled.communication[:12]:
             over = " x ".join(c.axes) or "other"
             wires.add_row(c.kind, over, str(c.group), str(c.count), f"{c.moved / 2**20:,.1f}")
         parts.append(wires)
-    return Group(*parts, _caveat(report))
+    return Group(*parts, _caveat(compiled))
 
 
-def _memory(report: Report) -> list[tuple[str, str]]:
+def _memory(compiled: CompiledStep) -> list[tuple[str, str]]:
     rows = [
-        ("parameters, all devices", f"{report.parameters / 1e6:,.1f} M"),
-        ("parameters and optimizer state", f"{report.state / GIB:.2f} GiB"),
-        ("arguments (state and batch)", f"{report.arguments / GIB:.2f} GiB"),
+        ("parameters, all devices", f"{compiled.parameters / 1e6:,.1f} M"),
+        ("parameters and optimizer state", f"{compiled.state / GIB:.2f} GiB"),
+        ("arguments (state and batch)", f"{compiled.arguments / GIB:.2f} GiB"),
     ]
-    if report.temporaries is not None:
-        total, of = report.arguments + report.temporaries, ""
-        if report.chip:
-            of = f" of {report.chip.memory / GIB:.1f} GiB ({100 * total / report.chip.memory:.0f} %)"
-        rows += [("temporaries", f"{report.temporaries / GIB:.2f} GiB"), ("memory", f"{total / GIB:.2f} GiB{of}")]
-    unknown = "unknown: nothing was compiled" if report.chip else "unknown"
-    verdict = {True: "fits", False: "does not fit", None: unknown}[report.fits]
-    return [*rows, ("verdict", f"{verdict}: {report.refused}" if report.refused else verdict)]
+    if compiled.temporaries is not None:
+        total, of = compiled.arguments + compiled.temporaries, ""
+        if compiled.chip:
+            of = f" of {compiled.chip.memory / GIB:.1f} GiB ({100 * total / compiled.chip.memory:.0f} %)"
+        rows += [("temporaries", f"{compiled.temporaries / GIB:.2f} GiB"), ("memory", f"{total / GIB:.2f} GiB{of}")]
+    unknown = "unknown: nothing was compiled" if compiled.chip else "unknown"
+    verdict = {True: "fits", False: "does not fit", None: unknown}[compiled.fits]
+    return [*rows, ("verdict", f"{verdict}: {compiled.refused}" if compiled.refused else verdict)]
 
 
-def _speed(report: Report) -> list[tuple[str, str]]:
+def _speed(compiled: CompiledStep) -> list[tuple[str, str]]:
     rows = [
-        ("model FLOPs per step, all devices", f"{report.model_flops:.3e}"),
-        ("including rematerialisation", f"{report.done_flops:.3e}"),
+        ("model FLOPs per step, all devices", f"{compiled.model_flops:.3e}"),
+        ("including rematerialisation", f"{compiled.done_flops:.3e}"),
     ]
-    if report.seconds_to_compile:
-        rows.append(("compiled in", f"{report.seconds_to_compile:.0f} s"))
-    seconds = report.roofline()
+    if compiled.seconds_to_compile:
+        rows.append(("compiled in", f"{compiled.seconds_to_compile:.0f} s"))
+    seconds = compiled.roofline()
     if not seconds:
         return rows
     rows += [(f"roofline, {name}", _ms(value)) for name, value in seconds.items()]
     for words, step in (("all overlapped", max(seconds.values())), ("nothing overlapped", sum(seconds.values()))):
-        images = report.images / step / report.devices
-        rows.append((f"step, {words}", f"{_ms(step)}, MFU {100 * report.mfu(step):.0f} %, {images:,.0f} images/s/chip"))
+        images = compiled.images / step / compiled.devices
+        rows.append(
+            (f"step, {words}", f"{_ms(step)}, MFU {100 * compiled.mfu(step):.0f} %, {images:,.0f} images/s/chip")
+        )
     return rows
 
 
@@ -258,16 +260,16 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:,.1f} ms" if seconds < 1 else f"{1000 * seconds:,.0f} ms"
 
 
-def _caveat(report: Report) -> str:
-    if report.chip is None:
+def _caveat(compiled: CompiledStep) -> str:
+    if compiled.chip is None:
         return (
-            f"{report.topology} is not in the table of chips (fundax/roofline/chips.py), so neither whether it fits nor its "
+            f"{compiled.topology} is not in the table of chips (fundax/roofline/chips.py), so neither whether it fits nor its "
             "speed is known. Memory is XLA's count for this device. For a TPU slice pass --topology, such as v5e:4x4."
         )
     between = (
-        " Traffic between slices is counted as traffic over the links of one slice." if "*" in report.topology else ""
+        " Traffic between slices is counted as traffic over the links of one slice." if "*" in compiled.topology else ""
     )
-    return f"Nothing was run: the times follow from the peak numbers of {report.chip.name} ({report.chip.source}).{between}"
+    return f"Nothing was run: the times follow from the peak numbers of {compiled.chip.name} ({compiled.chip.source}).{between}"
 
 
 def shardings_table(recipe: Recipe, mesh: Mesh) -> Table:

@@ -20,7 +20,7 @@ def report(**fields):
         "parameters": 10, "state": 2 * GIB, "arguments": 3 * GIB, "temporaries": 4 * GIB, "communication": (),
         "model_flops": int(4 * 197e12), "done_flops": int(6 * 197e12), "moved": 0, "seconds_to_compile": 1.0,
     }  # fmt: skip
-    return aot.Report(**(given | fields))
+    return aot.CompiledStep(**(given | fields))
 
 
 def printed(report):
