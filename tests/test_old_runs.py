@@ -26,7 +26,9 @@ from fundax.recipe import Every, Recipe
 from fundax.train import fit
 
 HERE = Path(__file__).parent / "old_runs"
-RUNS, EXPORTS = (sorted(path.name.split(".")[0] for path in (HERE / kind).glob("*.tar.xz")) for kind in ("runs", "exports"))
+RUNS, EXPORTS = (
+    sorted(path.name.split(".")[0] for path in (HERE / kind).glob("*.tar.xz")) for kind in ("workdirs", "exports")
+)
 OLD_NAME = re.compile(r'"(fundax(?:\.[a-z_0-9]+)+:\w+)"')
 NO_RECORD = {"ret_clip", "retfound", "visionfm"}  # a PyTorch file without a record of ours
 TOLERANCE = 1e-5  # of the largest number of an array, or of 1
@@ -168,9 +170,9 @@ def old_names(folder):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_an_old_run_opens_and_computes_the_same(name, tmp_path):
-    folder = unpacked("runs", name, tmp_path)
+    folder = unpacked("workdirs", name, tmp_path)
     assert any(old.startswith("fundax.objectives.") for old in old_names(folder))
-    same(outputs(*open_run(folder)), expected("runs", name))
+    same(outputs(*open_run(folder)), expected("workdirs", name))
 
 
 @pytest.mark.parametrize("name", EXPORTS)
@@ -186,11 +188,13 @@ def test_an_old_export_opens_and_computes_the_same(name, tmp_path):
 def test_the_runs_hold_every_name_that_a_run_could(tmp_path):
     found = set()
     for name in RUNS:
-        found |= old_names(unpacked("runs", name, tmp_path))
+        found |= old_names(unpacked("workdirs", name, tmp_path))
     assert found == set((HERE / "names.txt").read_text().split())
 
 
-@pytest.mark.parametrize("kind, name", [("runs", "clip_softmax"), ("exports", "clip_huggingface"), ("exports", "open_clip")])
+@pytest.mark.parametrize(
+    "kind, name", [("workdirs", "clip_softmax"), ("exports", "clip_huggingface"), ("exports", "open_clip")]
+)
 def test_an_old_model_predicts_the_same(kind, name, tmp_path):
     same(predicted(unpacked(kind, name, tmp_path)), expected(".", "predicted"))
 
@@ -208,7 +212,7 @@ def predicted(folder):
 
 
 def test_an_old_run_is_exported_as_before(tmp_path):
-    export_run(unpacked("runs", "clip_softmax", tmp_path), "huggingface", tmp_path / "out")
+    export_run(unpacked("workdirs", "clip_softmax", tmp_path), "huggingface", tmp_path / "out")
     same(predicted(tmp_path / "out"), expected(".", "predicted"))
 
 
@@ -252,7 +256,7 @@ def leaves(state):
 
 
 def test_training_goes_on_from_an_old_run(tmp_path):
-    folder = unpacked("runs", "resume", tmp_path)
+    folder = unpacked("workdirs", "resume", tmp_path)
     before = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in before] == [1, 2, 3]
     state = fit(recipe(open_run(folder)[0], 5), folder)
