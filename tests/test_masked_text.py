@@ -26,6 +26,7 @@ from fundax.pretrained import text_from
 from fundax.weights import write_safetensors
 
 
+@pytest.mark.vectors("flair")
 def test_whole_words_of_byte_pairs_and_word_pieces(golden):
     words = text.bundled(16)
     mask = MaskWords(words)

@@ -9,6 +9,7 @@ from data_pipelines.canvas import fitted, flair_pixels, foreground
 from data_pipelines.flair_augment import FlairAugment, jittered, turned
 from data_pipelines.transforms import apply
 
+pytestmark = pytest.mark.vectors("flair")
 TOLERANCE = 3e-6
 
 

@@ -10,6 +10,8 @@ import pytest
 from data_pipelines import transforms
 from data_pipelines.geometry import Crop, Resize, Rotate
 
+pytestmark = pytest.mark.vectors("openclip")
+
 
 @pytest.fixture(scope="module")
 def vectors(golden):
