@@ -310,4 +310,4 @@ def test_schedule(golden):
 
 
 def close(ours, theirs, bound, name=""):
-    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=bound, err_msg=name)
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=bound, equal_nan=False, err_msg=name)

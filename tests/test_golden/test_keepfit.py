@@ -179,7 +179,7 @@ def test_report_log_probabilities_loss_and_gradients(captioner, report):
     (value, log_p), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     # the peer is given pooled features as well, and reads none of them: these are not the mean of the others
     assert np.abs(report["fc_feats"] - report["att_feats"].mean(1)).max() > 1e-3
-    close(log_p, report["logprobs"], 2e-6)
+    close(log_p, report["logprobs"], 2e-6 * max(1, np.abs(report["logprobs"]).max() / 8.5))  # 2 units in the last place
     close(value, report["loss"], 1e-6)
     ours = decoder_from_fundax(decoder, jax.tree.map(np.asarray, grads))
     close(ours["logit.weight"], report["grad_logit_w"], 2e-6)
@@ -216,4 +216,4 @@ def test_greedy_and_beam_sequences(captioner, report, config):
 
 
 def close(ours, theirs, bound, name=""):
-    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=bound, err_msg=name)
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=bound, equal_nan=False, err_msg=name)
