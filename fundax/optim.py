@@ -338,13 +338,13 @@ def _path(path: Any) -> str:
 HORIZON = 100  # epochs of FLAIR's cosine, however many are trained
 
 
-def flair_schedule(lr: float, steps_per_epoch: int, horizon: int = HORIZON) -> Schedule:
-    """One epoch of linear warm-up, then a cosine that would reach 0 after `horizon` epochs.
+def flair_schedule(lr: float, steps_per_epoch: int, horizon: int = HORIZON, warmup: int = 1) -> Schedule:
+    """`warmup` epochs of linear warm-up, then a cosine that would reach 0 after `horizon` epochs.
 
     The peers train 15 or 25 epochs of it, so the rate never falls below 0.9 of `lr`; pass the epochs you train as
     `horizon` to let it come down. Source: github.com/jusiro/FLAIR, its warm-up cosine scheduler.
     """
-    return cosine(lr, horizon * steps_per_epoch, warmup=steps_per_epoch)
+    return cosine(lr, horizon * steps_per_epoch, warmup=warmup * steps_per_epoch)
 
 
 def decay_all(path: str, leaf: Any) -> bool:

@@ -14,6 +14,7 @@ from fundax.interop import unetr as peer
 from fundax.losses import dense as losses
 from fundax.params import flatten
 
+pytestmark = pytest.mark.vectors("visionfm")
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # the README's independent implementation: 9e-6 at worst
 
 
@@ -22,7 +23,7 @@ def files(golden):
     config = json.loads((golden / "visionfm" / "config.json").read_text())
     with np.load(golden / "visionfm" / "unetr.npz") as stored:
         arrays = dict(stored)
-    parts = [load_file(golden / "visionfm" / f"unetr_part{i}.safetensors") for i in range(2)]
+    parts = [load_file(path) for path in (golden / "visionfm").glob("unetr_part*.safetensors")]
     return config["unetr"], arrays, {k: v.astype(np.float32) for part in parts for k, v in part.items()}
 
 

@@ -22,6 +22,8 @@ from fundax.interop import visionfm, vit
 from fundax.objectives.ibot import IBOT, Temperature, ema_update
 from fundax.params import flatten
 
+pytestmark = pytest.mark.vectors("visionfm")
+
 
 @pytest.fixture(autouse=True)
 def exact():
@@ -113,7 +115,7 @@ def test_mean_pooling_and_layer_scale(folder, config):
     states = load_file(folder / "vit_variants.safetensors")
     with np.load(folder / "vit_variants.npz") as file:
         arrays = dict(file)
-    heads, image = config["vit_variants"]["num_heads"], pixels(arrays["x32"])
+    heads, image = config["vit_variants"]["num_heads"], pixels(arrays[f"x{config['vit_variants']['img_size']}"])
     for variant in ("meanpool", "layerscale"):
         state = under(states, f"{variant}.")
         tower = vit.tower_of(state, variant, heads=heads)
@@ -123,10 +125,11 @@ def test_mean_pooling_and_layer_scale(folder, config):
         if variant == "meanpool":  # the peer puts the pooled vector in the class token's row
             tokens = jnp.concatenate([out["pooled"][:, None], tokens[:, 1:]], axis=1)
         close(tokens, arrays[f"{variant}_out"], name=variant)
-        keys = sorted(k for k in arrays if k.startswith(f"{variant}_inter"))
-        outputs = vit_outputs.intermediate_layers(tower, params, image, tower.depth)
-        for key in keys:
-            close(outputs[int(key[-1])], arrays[key], name=key)
+        places = {k: int(k.removeprefix(f"{variant}_inter")) for k in arrays if k.startswith(f"{variant}_inter")}
+        # of as many last blocks as are numbered, which a deeper tower may have more of
+        outputs = vit_outputs.intermediate_layers(tower, params, image, 1 + max(places.values()))
+        for key, place in places.items():
+            close(outputs[place], arrays[key], name=key)
 
 
 def test_rates_of_stochastic_depth(folder, config):
@@ -134,7 +137,7 @@ def test_rates_of_stochastic_depth(folder, config):
         expected = file["drop_path_rates"]
     facts = config["vit_variants"]
     ours = jnp.linspace(0, facts["drop_path_rate"], facts["drop_path_depth"])  # as layers.Stack makes them
-    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
 # -------------------------------------------------------------------------------------------------- the head
@@ -191,12 +194,16 @@ def by_image(x, batch: int):
 
 
 @pytest.mark.parametrize("call", [0, 1])
-@pytest.mark.parametrize("setting", ["visionfm_2g4l", "visionfm_2g0l", "ibot_2g4l_lam"])
-def test_loss_with_gradients_and_centers(folder, config, setting, call):
-    facts = config["ibot_loss"][setting]
-    objective, batch = objective_of_loss(facts), facts["B"]
+def test_loss_with_gradients_and_centers(folder, config, call):
     with np.load(folder / "ibot_loss.npz") as file:
-        arrays = under(dict(file), f"{setting}_")
+        arrays = dict(file)
+    assert config["ibot_loss"]
+    for setting, facts in config["ibot_loss"].items():
+        compare_loss(under(arrays, f"{setting}_"), facts, call, setting)
+
+
+def compare_loss(arrays, facts, call: int, setting: str) -> None:
+    objective, batch = objective_of_loss(facts), facts["B"]
     now = under(arrays, f"s{call}_")
     before = under(arrays, "s0_") if call else None
     center = {
@@ -215,25 +222,27 @@ def test_loss_with_gradients_and_centers(folder, config, setting, call):
 
     ((loss, (moved, metrics)), grads) = jax.value_and_grad(run, has_aux=True)(student, teacher)
     for ours, theirs in ((loss, "loss"), (metrics["loss_token"], "loss_cls"), (metrics["loss_patch"], "loss_patch")):
-        np.testing.assert_allclose(ours, now[theirs], rtol=1e-5, err_msg=theirs)
-    close(moved["token"][None], now["center_after"], name="center")
-    close(moved["patch"][None, None], now["center2_after"], name="center2")
+        np.testing.assert_allclose(ours, now[theirs], rtol=1e-5, err_msg=f"{setting} {theirs}")
+    close(moved["token"][None], now["center_after"], name=f"{setting} center")
+    close(moved["patch"][None, None], now["center2_after"], name=f"{setting} center2")
     wanted = [now["grad_student_cls"], now.get("grad_student_local_cls", rows[1])]
-    close(grads["token"], by_image(np.concatenate(wanted), batch), name="gradient of the token logits")
-    close(grads["patch"], by_image(now["grad_student_patch"], batch), name="gradient of the patch logits")
+    close(grads["token"], by_image(np.concatenate(wanted), batch), name=f"{setting} gradient of the token logits")
+    close(grads["patch"], by_image(now["grad_student_patch"], batch), name=f"{setting} gradient of the patch logits")
     for name, key in (("token_temperature", "teacher_temp_schedule"), ("patch_temperature", "teacher_temp2_schedule")):
         ours = [getattr(objective, name).at(epoch) for epoch in range(facts["nepochs"])]
-        np.testing.assert_allclose(ours, arrays[key], rtol=1e-5, err_msg=key)
+        np.testing.assert_allclose(ours, arrays[key], rtol=1e-5, err_msg=f"{setting} {key}")
 
 
-@pytest.mark.parametrize("name", ["lr", "wd", "momentum"])
-def test_schedules(folder, config, name):
-    facts = config["schedules"][name]
+def test_schedules(folder, config):
+    assert {"lr", "wd", "momentum"} <= config["schedules"].keys()
     with np.load(folder / "schedules.npz") as file:
-        expected = file[name]
-    warmup = facts.get("warmup_epochs", 0) * facts["niter_per_ep"]
-    schedule = jax.jit(optim.cosine_schedule(facts["base"], facts["final"], len(expected), warmup))
-    np.testing.assert_allclose([schedule(i) for i in range(len(expected))], expected, rtol=1e-5, atol=1e-12)
+        curves = {name: file[name] for name in config["schedules"]}
+    for name, expected in curves.items():
+        facts = config["schedules"][name]
+        steps, warmup = (facts.get(key, 0) * facts["niter_per_ep"] for key in ("epochs", "warmup_epochs"))
+        schedule = jax.jit(optim.cosine_schedule(facts["base"], facts["final"], steps, warmup))
+        ours = [schedule(i) for i in range(len(expected))]
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-12, err_msg=name)
 
 
 def ratio_of(name: str) -> Ratio | None:
@@ -289,8 +298,9 @@ def batch_of(arrays, step: int, facts):
 
 
 def optimizer_of(facts, arrays):
-    """The peer's, with the rates and decays of its two steps."""
-    rate, decay = (jnp.asarray([arrays[f"step{i}_{name}"] for i in range(2)]) for name in ("lr", "wd"))
+    """The peer's, with the rates and decays of its steps."""
+    count = len(facts["epochs"])
+    rate, decay = (jnp.asarray([arrays[f"step{i}_{name}"] for i in range(count)]) for name in ("lr", "wd"))
     adamw = optim.adamw(
         lambda step: rate[step], weight_decay=lambda step: decay[step], decay=optim.peer_visionfm,
         late=("head/last_layer", sum(epoch < facts["freeze_last_layer"] for epoch in facts["epochs"])),
@@ -324,7 +334,7 @@ def test_two_training_steps(steps, config):
             )
         momentum = float(arrays[f"step{i}_teacher_momentum"])
         after = extra | {"teacher": ema_update(extra["teacher"], params, momentum)}
-        np.testing.assert_allclose(optim.rate_of(opt), arrays[f"step{i}_lr"], rtol=1e-6)
+        np.testing.assert_allclose(optim.rate_of(opt), arrays[f"step{i}_lr"], rtol=1e-5)
         smallest = jax.tree.map(  # of the steps that moved a parameter: a frozen one has no noise
             lambda a, g, u: np.minimum(a, np.abs(g)) if np.any(u) else a, smallest, grads, updates
         )
@@ -369,7 +379,8 @@ def test_decay_groups(steps, config):
 
 def test_checkpoint_round_trip_is_bit_for_bit(steps, config):
     states, arrays = steps
-    objective, params, extra = read_run(states, arrays, "after1", config)
+    name = f"after{len(config['ibot_train_step']['epochs']) - 1}"
+    objective, params, extra = read_run(states, arrays, name, config)
     again = visionfm.from_fundax(objective, params, extra)
-    expected = under(states, "after1.")
+    expected = under(states, f"{name}.")
     assert all(again[key].tobytes() == value.tobytes() for key, value in expected.items())

@@ -26,6 +26,7 @@ from fundax.runtime.mesh import make_mesh, place
 from fundax.types import UserError
 
 
+@pytest.mark.vectors("flair")
 def test_whole_words_of_byte_pairs_and_word_pieces(golden):
     words = tokenizers.bundled(16)
     mask = MaskWords(words)
