@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -88,11 +89,12 @@ def test_attention_and_intermediate_layers(tiny):
     tower, params, arrays, _ = tiny
     for key in (k for k in arrays if k.startswith("attn")):
         image = pixels(arrays[key.replace("attn", "x")])
-        (ours,) = vit_outputs.attention_maps(tower, params, image)
+        (ours,) = jax.jit(vit_outputs.attention_maps, static_argnums=0)(tower, params, image)
         close(ours, arrays[key], name=key)
+    layers = jax.jit(vit_outputs.intermediate_layers, static_argnums=(0, 3))
     for key in (k for k in arrays if k.startswith("inter")):
         size, last, index = key.removeprefix("inter").split("_")
-        outputs = vit_outputs.intermediate_layers(tower, params, pixels(arrays[f"x{size}"]), int(last[1:]))
+        outputs = layers(tower, params, pixels(arrays[f"x{size}"]), int(last[1:]))
         close(outputs[int(index)], arrays[key], name=key)
 
 
@@ -117,13 +119,13 @@ def test_mean_pooling_and_layer_scale(folder, config):
         state = under(states, f"{variant}.")
         tower = vit_layout.tower_of(state, variant, heads=heads)
         params = vit_layout.read(tower, state, variant)
-        out = tower.apply({"params": params}, image)
+        out = jax.jit(tower.apply)({"params": params}, image)
         tokens = out["tokens"]
         if variant == "meanpool":  # the peer puts the pooled vector in the class token's row
             tokens = jnp.concatenate([out["pooled"][:, None], tokens[:, 1:]], axis=1)
         close(tokens, arrays[f"{variant}_out"], name=variant)
         keys = sorted(k for k in arrays if k.startswith(f"{variant}_inter"))
-        outputs = vit_outputs.intermediate_layers(tower, params, image, tower.depth)
+        outputs = jax.jit(vit_outputs.intermediate_layers, static_argnums=(0, 3))(tower, params, image, tower.depth)
         for key in keys:
             close(outputs[int(key[-1])], arrays[key], name=key)
 
@@ -148,7 +150,7 @@ def test_head(folder, which):
     out = jax.jit(head.apply)({"params": params}, arrays["tokens"])
     close(out["token"], arrays[f"{which}_cls"], name="token")
     close(out["patch"], arrays[f"{which}_patch"], name="patch")
-    alone = head.apply({"params": params}, arrays["cls_only"], method="token")
+    alone = jax.jit(partial(head.apply, method="token"))({"params": params}, arrays["cls_only"])
     close(alone, arrays[f"{which}_2d"], name="class tokens alone")
     if f"{which}_trainable" in arrays:
         tokens = arrays["tokens"]
@@ -207,12 +209,11 @@ def test_loss_with_gradients_and_centers(folder, config, setting, call):
     teacher = {"token": by_image(now["teacher_cls"], batch), "patch": by_image(now["teacher_patch"], batch)}
     masked = now["masks"].swapaxes(0, 1)
 
-    @jax.jit
     def run(student, teacher):
         loss, moved, metrics = objective.compare(student, teacher, center, masked, int(now["epoch"]))
         return loss, (moved, metrics)
 
-    ((loss, (moved, metrics)), grads) = jax.value_and_grad(run, has_aux=True)(student, teacher)
+    ((loss, (moved, metrics)), grads) = jax.jit(jax.value_and_grad(run, has_aux=True))(student, teacher)
     for ours, theirs in ((loss, "loss"), (metrics["loss_token"], "loss_cls"), (metrics["loss_patch"], "loss_patch")):
         np.testing.assert_allclose(ours, now[theirs], rtol=1e-5, err_msg=theirs)
     close(moved["token"][None], now["center_after"], name="center")
@@ -312,7 +313,7 @@ def test_two_training_steps(steps, config):
         updates, opt = optimizer.update(grads, opt, params)
         return optax.apply_updates(params, updates), extra, opt, metrics, grads, updates
 
-    opt, momentum = optimizer.init(params), 1.0  # the peer's teacher begins apart from its student
+    opt, momentum = jax.jit(optimizer.init)(params), 1.0  # the peer's teacher begins apart from its student
     smallest = jax.tree.map(lambda p: np.full(p.shape, np.inf, np.float32), params)
     for i, epoch in enumerate(facts["epochs"]):
         batch, step = batch_of(arrays, i, facts), jnp.int32(epoch * objective.epoch_steps + 1)
@@ -322,7 +323,7 @@ def test_two_training_steps(steps, config):
                 metrics[ours], arrays[f"step{i}_{theirs}"], rtol=1e-5, err_msg=f"step {i} {ours}"
             )
         momentum = float(arrays[f"step{i}_teacher_momentum"])
-        after = extra | {"teacher": follow(extra["teacher"], params, momentum)}
+        after = extra | {"teacher": jax.jit(follow)(extra["teacher"], params, momentum)}
         np.testing.assert_allclose(optim.rate_of(opt), arrays[f"step{i}_lr"], rtol=1e-6)
         smallest = jax.tree.map(  # of the steps that moved a parameter: a frozen one has no noise
             lambda a, g, u: np.minimum(a, np.abs(g)) if np.any(u) else a, smallest, grads, updates
