@@ -111,7 +111,7 @@ def test_the_second_version_reduced_to_the_first_is_the_published_loss(arrays, c
         "elite/appearance": jnp.eye(len(arrays["cat"])),
     }
     params = {"log_scale": jnp.asarray(arrays["logit_scale"])} | jax.tree.map(jnp.asarray, read_attention(arrays))
-    value, _ = objective.loss(params, {}, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
+    value, _ = jax.jit(objective.loss)(params, {}, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
     close(value, arrays["keepfit_loss"], README * max(1, arrays["keepfit_loss"]))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -91,11 +92,12 @@ def test_attention_and_intermediate_layers(tiny):
     tower, params, arrays, _ = tiny
     for key in (k for k in arrays if k.startswith("attn")):
         image = pixels(arrays[key.replace("attn", "x")])
-        (ours,) = vit_outputs.attention_maps(tower, params, image)
+        (ours,) = jax.jit(vit_outputs.attention_maps, static_argnums=0)(tower, params, image)
         close(ours, arrays[key], name=key)
+    layers = jax.jit(vit_outputs.intermediate_layers, static_argnums=(0, 3))
     for key in (k for k in arrays if k.startswith("inter")):
         size, last, index = key.removeprefix("inter").split("_")
-        outputs = vit_outputs.intermediate_layers(tower, params, pixels(arrays[f"x{size}"]), int(last[1:]))
+        outputs = layers(tower, params, pixels(arrays[f"x{size}"]), int(last[1:]))
         close(outputs[int(index)], arrays[key], name=key)
 
 
@@ -120,14 +122,15 @@ def test_mean_pooling_and_layer_scale(folder, config):
         state = under(states, f"{variant}.")
         tower = vit.tower_of(state, variant, heads=heads)
         params = vit.read(tower, state, variant)
-        out = tower.apply({"params": params}, image)
+        out = jax.jit(tower.apply)({"params": params}, image)
         tokens = out["tokens"]
         if variant == "meanpool":  # the peer puts the pooled vector in the class token's row
             tokens = jnp.concatenate([out["pooled"][:, None], tokens[:, 1:]], axis=1)
         close(tokens, arrays[f"{variant}_out"], name=variant)
         places = {k: int(k.removeprefix(f"{variant}_inter")) for k in arrays if k.startswith(f"{variant}_inter")}
         # of as many last blocks as are numbered, which a deeper tower may have more of
-        outputs = vit_outputs.intermediate_layers(tower, params, image, 1 + max(places.values()))
+        layers_of = jax.jit(vit_outputs.intermediate_layers, static_argnums=(0, 3))
+        outputs = layers_of(tower, params, image, 1 + max(places.values()))
         for key, place in places.items():
             close(outputs[place], arrays[key], name=key)
 
@@ -152,7 +155,7 @@ def test_head(folder, which):
     out = jax.jit(head.apply)({"params": params}, arrays["tokens"])
     close(out["token"], arrays[f"{which}_cls"], name="token")
     close(out["patch"], arrays[f"{which}_patch"], name="patch")
-    alone = head.apply({"params": params}, arrays["cls_only"], method="token")
+    alone = jax.jit(partial(head.apply, method="token"))({"params": params}, arrays["cls_only"])
     close(alone, arrays[f"{which}_2d"], name="class tokens alone")
     if f"{which}_trainable" in arrays:
         tokens = arrays["tokens"]
@@ -215,12 +218,11 @@ def compare_loss(arrays, facts, call: int, setting: str) -> None:
     teacher = {"token": by_image(now["teacher_cls"], batch), "patch": by_image(now["teacher_patch"], batch)}
     masked = now["masks"].swapaxes(0, 1)
 
-    @jax.jit
     def run(student, teacher):
         loss, moved, metrics = objective.compare(student, teacher, center, masked, int(now["epoch"]))
         return loss, (moved, metrics)
 
-    ((loss, (moved, metrics)), grads) = jax.value_and_grad(run, has_aux=True)(student, teacher)
+    ((loss, (moved, metrics)), grads) = jax.jit(jax.value_and_grad(run, has_aux=True))(student, teacher)
     for ours, theirs in ((loss, "loss"), (metrics["loss_token"], "loss_cls"), (metrics["loss_patch"], "loss_patch")):
         np.testing.assert_allclose(ours, now[theirs], rtol=1e-5, err_msg=f"{setting} {theirs}")
     close(moved["token"][None], now["center_after"], name=f"{setting} center")
@@ -323,7 +325,7 @@ def test_two_training_steps(steps, config):
         updates, opt = optimizer.update(grads, opt, params)
         return optax.apply_updates(params, updates), extra, opt, metrics, grads, updates
 
-    opt, momentum = optimizer.init(params), 1.0  # the peer's teacher begins apart from its student
+    opt, momentum = jax.jit(optimizer.init)(params), 1.0  # the peer's teacher begins apart from its student
     smallest = jax.tree.map(lambda p: np.full(p.shape, np.inf, np.float32), params)
     for i, epoch in enumerate(facts["epochs"]):
         batch, step = batch_of(arrays, i, facts), jnp.int32(epoch * objective.epoch_steps + 1)
@@ -333,7 +335,7 @@ def test_two_training_steps(steps, config):
                 metrics[ours], arrays[f"step{i}_{theirs}"], rtol=1e-5, err_msg=f"step {i} {ours}"
             )
         momentum = float(arrays[f"step{i}_teacher_momentum"])
-        after = extra | {"teacher": ema_update(extra["teacher"], params, momentum)}
+        after = extra | {"teacher": jax.jit(ema_update)(extra["teacher"], params, momentum)}
         np.testing.assert_allclose(optim.rate_of(opt), arrays[f"step{i}_lr"], rtol=1e-5)
         smallest = jax.tree.map(  # of the steps that moved a parameter: a frozen one has no noise
             lambda a, g, u: np.minimum(a, np.abs(g)) if np.any(u) else a, smallest, grads, updates
