@@ -273,10 +273,10 @@ def freeze(tx: optax.GradientTransformation, *patterns: str) -> optax.GradientTr
         for pattern in patterns:
             _require(pattern, params, "freeze")
         return jax.tree_util.tree_map_with_path(
-            lambda p, _: "freeze" if any(re.search(x, _path(p)) for x in patterns) else "train", params
+            lambda p, _: "frozen" if any(re.search(x, _path(p)) for x in patterns) else "train", params
         )
 
-    return optax.partition({"train": tx, "freeze": optax.set_to_zero()}, labels)
+    return optax.partition({"train": tx, "frozen": optax.set_to_zero()}, labels)
 
 
 def grouped(groups: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
@@ -351,13 +351,13 @@ def _path(path: Any) -> str:
 HORIZON = 100  # length of FLAIR's cosine in epochs, however many are trained
 
 
-def flair_schedule(lr: float, steps_per_epoch: int, horizon: int = HORIZON) -> Schedule:
-    """One epoch of linear warm-up, then a cosine that reaches 0 after `horizon` epochs.
+def flair_schedule(lr: float, steps_per_epoch: int, horizon: int = HORIZON, warmup: int = 1) -> Schedule:
+    """`warmup` epochs of linear warm-up, then a cosine that reaches 0 after `horizon` epochs.
 
     FLAIR and KeepFIT train 15 or 25 of the 100 epochs, so their rate stays above 0.9 `lr`. To let it decay, pass the
     number of epochs you train as `horizon`. Source: github.com/jusiro/FLAIR, its warm-up cosine scheduler.
     """
-    return cosine(lr, horizon * steps_per_epoch, warmup=steps_per_epoch)
+    return cosine(lr, horizon * steps_per_epoch, warmup=warmup * steps_per_epoch)
 
 
 def decay_all(path: str, leaf: Any) -> bool:
