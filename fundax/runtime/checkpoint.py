@@ -103,6 +103,7 @@ class Checkpoints:
         The mesh may differ from that of the save. Raises UserError for a checkpoint of a different model, and for files
         that are truncated, missing or altered.
         """
+        ignore_abandoned_reads()
         filled = {k: v for k, v in abstract.items() if jax.tree.leaves(v)}
         try:
             saved = self._orbax.item_metadata(step)
@@ -117,7 +118,6 @@ class Checkpoints:
             args = {k: ocp.args.StandardRestore(v) for k, v in filled.items()}
             restored = self._orbax.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore(), **args))
         except Exception as cause:  # Orbax and TensorStore raise many types for damaged files
-            ignore_abandoned_reads()
             raise self._damaged(step, cause) from cause
         items = {k: restored[k] if k in filled else v for k, v in abstract.items()}
         if _fingerprints(items) != restored["run"]["fingerprint"]:
@@ -142,13 +142,13 @@ def load_params(workdir: str | Path, checkpoint: int | str = "latest") -> tuple[
     damaged.
     """
     configure_orbax()
+    ignore_abandoned_reads()
     folder = Path(workdir).absolute() / "checkpoints" / str(resolve(workdir, checkpoint))
     try:
         run = _read_run(folder)
         names = [name for name in ("params", "extra") if name in run["fingerprint"]]
         items = {name: _read_item(folder / name) for name in names}
     except Exception as cause:
-        ignore_abandoned_reads()
         raise UserError(f"checkpoint {folder} is damaged ({_first_line(cause)}); load another step") from cause
     wrong = [name for name, tree in items.items() if run["fingerprint"][name] != _fingerprint(tree)]
     if wrong:
@@ -256,7 +256,6 @@ def _intact(folder: Path) -> bool:
         names = [name for name in _ARRAYS if (folder / name).is_dir()]
         return all(_fingerprint(_read_item(folder / name)) == run["fingerprint"][name] for name in names)
     except Exception:
-        ignore_abandoned_reads()
         return False
 
 

@@ -31,10 +31,11 @@ def configure_orbax() -> None:
 
 @functools.cache
 def ignore_abandoned_reads() -> None:
-    """After a failed read, hide the errors of Orbax's other reads, whose event loop it closes without waiting for them.
+    """Hide the errors of Orbax's unfinished reads after one of them failed. Call it before reading a checkpoint.
 
-    When these coroutines end or are collected, Python prints "Event loop is closed" or an error from inside them, at any
-    later time. All other unraisable errors are reported as before.
+    When a read fails, Orbax closes the event loop without waiting for the others. When their coroutines end or are
+    collected, Python prints "Event loop is closed" or an error from inside them, at any later time. All other
+    unraisable errors are reported as before.
     """
     import orbax.checkpoint as ocp
 
