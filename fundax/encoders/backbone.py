@@ -52,7 +52,7 @@ def tower_of(objective: Any, params: Params, extra: Extra) -> tuple[ViT, Params]
         raise UserError(f"attention is that of a ViT; this run holds {name}, and {what}")
     if not tower.class_token:
         raise UserError(
-            f"attention maps need a class token; the ViT of this {name} has none (it pools by {tower.pool})"
+            f"attention maps show the class token's attention, and the ViT of this {name} has no class token"
         )
     owner = extra.get("teacher", params.get("model", params))  # "model": the model below an adapter
     weights = dict(owner["image"])

@@ -117,7 +117,7 @@ def test_a_conditioned_super_resolution_stage():
 
 def test_the_low_resolution_image_is_the_mean_of_its_pixels():
     clean = pixels(IMAGES)
-    lowered, level = jax.jit(FULL._lowered)(clean, jax.random.key(0), jnp.full(8, 0.0))
+    lowered, level = jax.jit(FULL._low)(clean, jax.random.key(0), jnp.full(8, 0.0))
     np.testing.assert_allclose(level, -np.log(np.expm1(1e-4)), rtol=1e-4)  # SNR 10,000: noise of 0.01
     np.testing.assert_allclose(lowered[:, 0, 0], np.asarray(clean)[:, :2, :2].mean((1, 2)), atol=0.06)
     np.testing.assert_allclose(lowered[:, 0, 0], lowered[:, 1, 1], atol=0.1)
@@ -137,10 +137,10 @@ def test_noise_levels_are_told_apart():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: Diffusion(TINY, 8, low_size=3), "no multiple"),
+        (lambda: Diffusion(TINY, 8, low_size=3), "not a multiple"),
         (lambda: Diffusion(TINY, 8, low_size=4), "needs low=True"),
         (lambda: dataclasses.replace(PLAIN, findings=3), "condition=4"),
-        (lambda: UNet(8, (1, 2), (1,))._check(jnp.zeros((1, 8, 8, 3)), None, None), "an entry for each level"),
+        (lambda: UNet(8, (1, 2), (1,))._check(jnp.zeros((1, 8, 8, 3)), None, None), "one entry for each level"),
         (lambda: TINY._check(jnp.zeros((1, 7, 6, 3)), None, None), "multiples of 2"),
         (lambda: TINY._check(jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 2)), None), "condition is of width 2"),
     ],

@@ -79,7 +79,7 @@ def test_grid_means_by_hand():
     fields = jnp.arange(16.0).reshape(1, 4, 4, 1)
     means = np.array([2.5, 4.5, 10.5, 12.5])
     np.testing.assert_allclose(grid_means(fields, 2)[0], means / np.linalg.norm(means), rtol=1e-6)
-    with pytest.raises(UserError, match="3 x 3 fields"):
+    with pytest.raises(UserError, match="3 x 3 regions"):
         grid_means(fields, 3)
     with pytest.raises(UserError, match="a multiple of 16"):
         VectorQuantize(ImageEncoder((4, 4), 3), ImageDecoder((4, 4)), image_size=24)
