@@ -93,7 +93,7 @@ def test_texts_come_from_files_captions_and_knowledge(tmp_path):
     assert not set(learn.texts) & set(test.texts)
     told = {line.split(": ", 1)[1] for line in test.texts}
     assert told and not any(t in line for t in told for line in learn.texts)
-    said = {tokenizers for finding in known.findings.values() for text in finding.en}
+    said = {text for finding in known.findings.values() for text in finding.en}
     assert {line.split(": ", 1)[-1] for line in (*learn.texts, *test.texts)} >= said
 
 
