@@ -16,7 +16,7 @@ from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
 from fundax.interop.initial import fit_positions, own_state, same_shapes, taken_extra
 from fundax.interop.read import is_run, load, read_objective
-from fundax.params import like, unflatten
+from fundax.params import stack_blocks, unflatten
 from fundax.runtime.checkpoint import load_params
 from fundax.runtime.workdir import read_optional_json
 from fundax.types import Extra, Params, UserError
@@ -157,6 +157,8 @@ def _moments(objective: Any, modality: str) -> tuple[Any, Any]:
     )
     if modality and len(mean) > 1:
         row = MODALITIES.index(modality_name(modality))
+        if row >= len(mean):
+            raise UserError(f"the encoder normalises {len(mean)} modalities, and {modality} is none of them")
         mean, std = (mean[row],), (std[row],)
     return mean, std
 
@@ -187,7 +189,8 @@ def _filling(
             shapes = {"image/position": (image.patches + int(image.class_token), image.width)}
             shapes |= {"image/class_token": (image.width,)} if image.class_token else {}
             state = fit_positions(state, shapes, pixel_centres)
-        filled = {**params, "image": like(params["image"], unflatten(state)["image"])}
+        found = unflatten(state)["image"]
+        filled = {**params, "image": stack_blocks(found) if "blocks" in params["image"] else found}
         fits = "decoder" in params and "decoder" in whole and same_shapes(whole["decoder"], params["decoder"])
         return {**filled, "decoder": whole["decoder"]} if fits else filled
 

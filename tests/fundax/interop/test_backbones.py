@@ -36,14 +36,16 @@ def a_run(path, objective, params, extra):
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run(monkeypatch, tmp_path):
     """A pretraining of two modalities at 32 pixels, in place of a folder."""
     encoder = Encoder(tower(), ((0.1,) * 3, (0.2,) * 3), ((1.0,) * 3, (2.0,) * 3))
     params = values(jax.eval_shape(lambda: encoder.init(jax.random.key(0), encoder_batch()))[0])
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "one", "two"):
+        (tmp_path / name).mkdir()
     monkeypatch.setattr(backbones, "is_run", lambda path: True)
     monkeypatch.setattr(backbones, "read_objective", lambda path: encoder)
     monkeypatch.setattr(backbones, "load_params", lambda path, checkpoint: (params, {}))
-    monkeypatch.setattr(backbones.Path, "exists", lambda path: True)
     return params
 
 

@@ -11,6 +11,7 @@ from data_pipelines.language import tokenizers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.interop import exchange, huggingface, keymap, open_clip
+from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.read import load, read_run
 from fundax.interop.weights import write_safetensors
 from fundax.objectives.clip import CLIP, MEAN, STD
