@@ -95,7 +95,8 @@ def backbone(
         raise UserError(f"{name} holds {_kind(objective)}; expected a model with one ViT or ResNet")
     sized = _sized(name, image, image_size, fields)
     mean, std = _moments(objective, modality)
-    preprocessing = stored | {"image_size": sized.image_size}
+    defaults = {"resize": "squash", "interpolation": "bicubic", "mean": mean, "std": std}
+    preprocessing = defaults | stored | {"image_size": sized.image_size}
     fill, fill_extra = _filling(name, checkpoint, sized)
     return ImageBackbone(_backbone(sized, mean, std, options), preprocessing, (fill,), (fill_extra,))
 
@@ -118,13 +119,7 @@ def _described(path: str, modality: str) -> tuple[Any, dict[str, Any]]:
     if is_run(path):
         return read_objective(path), read_optional_json(Path(path) / "preprocessing.json")
     model = load(path, modality=modality)
-    defaults = {
-        "resize": "squash",
-        "interpolation": "bicubic",
-        "mean": model.objective.mean,
-        "std": model.objective.std,
-    }
-    return model.objective, defaults | dict(model.preprocessing)
+    return model.objective, dict(model.preprocessing)
 
 
 def _sized(path: str, image: ViT | ResNet, image_size: int, fields: Mapping[str, Any]) -> ViT | ResNet:

@@ -86,7 +86,7 @@ def test_old_files_repeat_their_configuration():
         (tiny(image={"pre_norm": False}), "without a norm before its blocks"),
         (tiny(image={"pool": "mean"}), "image pooling by mean"),
         (tiny(text={"pool": "last"}), "text pooling by last"),
-        (tiny(text={"causal": False}), "looks ahead"),
+        (tiny(text={"causal": False}), "without causal mask"),
         (tiny(text_bias=True), "text projection with bias"),
         (tiny(image={"layer_scale": 0.1}), "layer scale"),
     ],

@@ -118,7 +118,7 @@ def test_errors_name_the_keys():
         (tiny(image={"class_token": False, "pool": "mean"}), "without class token"),
         (tiny(image={"patch_bias": True}), "patch embedding with bias"),
         (tiny(image={"pool": "attention"}), "pooling by attention"),
-        (tiny(text={"activation": layers.gelu_exact}), "QuickGELU in one tower only"),
+        (tiny(text={"activation": layers.gelu_exact}), "QuickGELU in one encoder only"),
     ],
 )
 def test_what_open_clip_cannot_hold_is_named(objective, words):
