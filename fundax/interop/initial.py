@@ -186,11 +186,11 @@ def _filled(source: _Source, objective: Any, params: Params, parts: Collection[s
     state = {key: leaf for key, leaf in state.items() if key not in kept}
     loaded = flatten(keymap.read(own_rows(shapes), fit_positions(state, shapes, rule), shapes, path))
     loaded |= _optional(theirs, ours, required, parts, source.partial)
+    taken = {_top(key) for key in loaded}
     new = sorted({_top(key) for key in ours.keys() - loaded.keys() - kept})
-    _log.info(
-        "%s: loaded %s%s", path, ", ".join(sorted(set(map(_top, loaded)))), f"; new: {', '.join(new)}" if new else ""
-    )
-    return like(params, unflatten({**ours, **loaded}))
+    _log.info("%s: loaded %s%s", path, ", ".join(sorted(taken)), f"; new: {', '.join(new)}" if new else "")
+    tree = unflatten({key: loaded.get(key, leaf) for key, leaf in ours.items() if _top(key) in taken})
+    return {**params, **{name: like(params[name], tree[name]) for name in taken}}
 
 
 def _required(source: _Source, params: Params, parts: Collection[str], same: bool, path: str) -> set[str]:
