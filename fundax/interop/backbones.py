@@ -96,7 +96,8 @@ def backbone(
     sized = _sized(name, image, image_size, fields)
     mean, std = _moments(objective, modality)
     defaults = {"resize": "squash", "interpolation": "bicubic", "mean": mean, "std": std}
-    preprocessing = defaults | stored | {"image_size": sized.image_size}
+    chosen = {"mean": mean, "std": std} if modality else {}
+    preprocessing = defaults | stored | chosen | {"image_size": sized.image_size}
     fill, fill_extra = _filling(name, checkpoint, sized)
     return ImageBackbone(_backbone(sized, mean, std, options), preprocessing, (fill,), (fill_extra,))
 
