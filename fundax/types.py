@@ -93,9 +93,12 @@ class Forward(Protocol):
 
 
 class Eval(Protocol):
-    """Floats in the result are logged as `<eval name>/<key>`; arrays are kept in `evals/<eval name>.npz`."""
+    """Numbers in the result are logged as `<eval name>/<key>`; the rest is written to `evals/<eval name>.npz`.
 
-    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]: ...
+    The library's evals return one of the results of fundax/evals/kinds.py, which figures and reports understand.
+    """
+
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> Mapping[str, Any]: ...
 
 
 class DataIterator(Protocol):

@@ -59,6 +59,34 @@ def extract(
     return rows
 
 
+def class_features(
+    encode: Callable[[Batch], Mapping[str, np.ndarray]],
+    prompts: Sequence[np.ndarray],
+    text_batch: int = 64,
+    *,
+    key: str = "text_features",
+) -> np.ndarray:
+    """Unit features f32 [K E] of classes: the mean over each class's prompts of their unit features, normalised again.
+
+    prompts: token ids i32 [P L] of each class, where P may differ. Prompts are encoded `text_batch` at a time, all batches
+    having one shape; `key` names the features in the outputs of `encode`.
+    Raises UserError for features that are not finite.
+
+    Source: Radford et al. 2021 (CLIP), section 3.1.4, prompt ensembles in feature space.
+    """
+    prompts = [np.atleast_2d(ids) for ids in prompts]
+    ids = np.concatenate(prompts)  # [KP L]
+    padded = np.concatenate([ids, np.repeat(ids[-1:], -len(ids) % text_batch, axis=0)])
+    parts = [encode({"text": padded[at : at + text_batch]})[key] for at in range(0, len(padded), text_batch)]
+    features = np.concatenate(parts)[: len(ids)].astype(np.float32)  # [KP E]
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise UserError(f"{key} of prompt {np.flatnonzero(~finite)[0]} are not finite; the weights may be broken")
+    ends = np.cumsum([len(part) for part in prompts])[:-1]
+    means = np.stack([part.mean(axis=0) for part in np.split(features, ends)])
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
 def digest(*trees: Any) -> str:
     """SHA-256 of the paths, shapes, dtypes and bytes of every array."""
     state = hashlib.sha256()

@@ -43,17 +43,15 @@ class Thumbnails:
             self._best[kind] = [(a, b, image if image.shape[0] == SIDE else _small(image)) for a, b, image in pool]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """pictures u8 [T 96 96 3], picture_index i64 [T] (rows) and picture_kind [T]; nothing where no batch had images."""
+        """pictures u8 [T 96 96 3] with picture_row i64 [T] and picture_kind [T]; nothing where no batch had images."""
         found = [(kind, row, image) for kind, entries in self._best.items() for _, row, image in entries]
         if not found:
             return {}
         kinds, rows, images = zip(*found, strict=True)
-        return {"pictures": np.stack(images), "picture_index": np.array(rows), "picture_kind": np.array(kinds)}
+        return {"pictures": np.stack(images), "picture_row": np.array(rows), "picture_kind": np.array(kinds)}
 
 
 def _small(image: np.ndarray) -> np.ndarray:
-    from PIL import Image
-
     return np.asarray(Image.fromarray(np.asarray(image)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from fundax.evals.kinds import RetrievalResult
 from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
 
 CHUNK_BYTES = 64 << 20  # of one block of similarities: 50,000 pairs never stand in memory as 50,000^2 numbers
@@ -25,23 +25,24 @@ def retrieval(
     (i32 [B]) where texts differ in words but not in meaning. Every image whose text (or category) is the same is
     right for that text: hundreds of eyes share the report "normal". parity=True counts the pair itself only.
 
-    Returns floats image_to_text_R@1, image_to_text_mean_rank, image_to_text_median_rank, ..., text_to_image_...,
-    clip_loss, samples; ranks start at 1. Arrays image_to_text_rank and text_to_image_rank i64 [N].
+    Returns a RetrievalResult with the metrics image_to_text_R@1, image_to_text_mean_rank, image_to_text_median_rank, ...,
+    the same for text_to_image, clip_loss and samples. Ranks start at 1.
 
     Raises UserError for features that are not finite and a data set without rows.
 
     Source: open_clip 2.30.0, get_clip_metrics and the validation loss of train.py.
     """
 
-    def evaluate(forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+    def evaluate(forward: Forward, params: Params, extra: Extra) -> RetrievalResult:
         image, text, groups, loss = _features(forward, params, extra, data(), inputs)
         if parity:
             groups = np.arange(len(groups))
-        out: dict[str, Any] = {"clip_loss": loss, "samples": float(len(groups))}
+        metrics, found = {"clip_loss": loss, "samples": float(len(groups))}, {}
         for name, queries, items in (("image_to_text", image, text), ("text_to_image", text, image)):
             rank = ranks(queries, items, groups, parity=parity)
-            out |= {f"{name}_{key}": value for key, value in summary(rank, ks).items()} | {f"{name}_rank": rank + 1}
-        return out
+            metrics |= {f"{name}_{key}": value for key, value in summary(rank, ks).items()}
+            found[f"{name}_rank"] = rank + 1
+        return RetrievalResult(metrics=metrics, **found)
 
     return evaluate
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fundax.metrics.calibration import calibration_error
 from fundax.types import UserError
 
 
@@ -34,10 +35,10 @@ def classification(labels: Any, scores: Any, classes: Sequence[str] = ()) -> dic
             ranked["auc"][c] = roc_auc_score(labels == c, scores[:, c])
             ranked["ap"][c] = average_precision_score(labels == c, scores[:, c])
         else:
-            notes[c] = "absent from these rows" if not count else "the only class of these rows"
+            notes[c] = "absent from the evaluation set" if not count else "the only class of the evaluation set"
     out |= ranked | {"confusion": confusion, "note": np.array(notes), "kappa": quadratic_kappa(confusion)}
     means = {"balanced_accuracy": "recall", "macro_f1": "f1", "macro_auc": "auc", "macro_ap": "ap"}
-    out |= {name: _mean(out[column]) for name, column in means.items()}
+    out |= {name: nanmean(out[column]) for name, column in means.items()}
     return out | {"accuracy": float(np.trace(confusion) / len(labels)) if len(labels) else float("nan")}
 
 
@@ -87,9 +88,10 @@ def _shares(confusion: np.ndarray) -> dict[str, np.ndarray]:
     return {"recall": recall, "precision": precision, "f1": f1, "specificity": specificity, "count": count}
 
 
-def _mean(values: np.ndarray) -> float:
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if len(present) else float("nan")
+def nanmean(values: Any) -> float:
+    """Mean of the values that are not NaN; NaN, without a warning, where there are none."""
+    values = np.asarray(values, np.float64)
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
 def _checked(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +138,7 @@ def multi_label(labels: Any, scores: Any, classes: Sequence[str] = (), threshold
     names = list(classes) or [f"label {c}" for c in range(k)]
     out |= {"note": np.array([note.format(name) for note, name in zip(notes, names, strict=True)])}
     both = (out["recall"] + out["specificity"]) / 2
-    out |= {"balanced_accuracy": _mean(both)} | {f"macro_{n}": _mean(out[n]) for n in ("f1", "auc", "ap")}
+    out |= {"balanced_accuracy": nanmean(both)} | {f"macro_{n}": nanmean(out[n]) for n in ("f1", "auc", "ap")}
     total = int(out["labelled"].sum())
     return out | {"accuracy": right / total if total else float("nan")}
 
@@ -153,7 +155,7 @@ def _checked_labels(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[n
     return labels, scores
 
 
-BINS = 10  # of the expected calibration error
+BINS = 10  # bins of the calibration error of a band of horizons
 
 
 def by_horizon(labels: Any, probabilities: Any, days: Any, bands: int = 3) -> dict[str, np.ndarray]:
@@ -186,19 +188,9 @@ def by_horizon(labels: Any, probabilities: Any, days: Any, bands: int = 3) -> di
                 auc,
                 f1,
                 float(((q - y) ** 2).mean()),
-                calibration_error(y, q),
+                calibration_error(y, q, bins=BINS).value,
                 note,
             )
         )
     names = ("from", "to", "rows", "positives", "auc", "f1", "brier", "ece", "note")
     return {f"band_{name}": np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-
-
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error (arXiv:1706.04599, eq. 3) of probabilities of the 1, in equal bins of [0, 1]."""
-    place = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gaps = [
-        np.abs(labels[place == k].mean() - probabilities[place == k].mean()) * (place == k).sum()
-        for k in np.unique(place)
-    ]
-    return float(np.sum(gaps) / len(labels)) if len(labels) else float("nan")

@@ -68,7 +68,7 @@ def test_the_interval_tells_a_gain_from_none():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(UserError, match="wants the feature 'pooled'"):
+    with pytest.raises(UserError, match="expected the feature 'pooled'"):
         FrozenProbe(data=Rows(), classes=("a", "b"), feature="pooled")(forward, {}, {})
     with pytest.raises(UserError, match="5 folds need at least as many patients, got 2"):
         FrozenProbe(data=Rows(4), classes=("a", "b"))(forward, {}, {})

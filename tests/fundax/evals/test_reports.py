@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fundax.evals.reports import WrittenReports, compare_findings
+from fundax.evals.reports import WrittenReports, finding_counts, finding_metrics
 from fundax.results.reports import draw_reports, page
 from fundax.types import UserError
 
@@ -36,17 +36,17 @@ def test_findings_by_hand(result):
     assert result["findings_recall"] == pytest.approx(3 / 4)
     assert result["findings_f1"] == pytest.approx(6 / 9)
     assert result["findings_chance"] == pytest.approx(2 * 3 / (2 * 3 + 2 + 1))  # true ones moved by one
-    assert dict(zip(result["findings"], result["findings_count"].tolist(), strict=True)) == {
+    assert dict(zip(result["finding"], result["finding_count"].tolist(), strict=True)) == {
         "cup": [0, 0, 1],
         "drusen": [2, 1, 0],
         "hole": [1, 1, 0],
     }
-    assert result["findings_true"].tolist() == ["drusen", "drusen; hole"]
+    assert result["true_findings"].tolist() == ["drusen", "drusen; hole"]
 
 
 def test_no_finding_anywhere_leaves_out_what_is_undefined():
-    found = compare_findings("x", [set()], [set()])
-    assert set(found) == {"x", "x_count"} and found["x_count"].shape == (0, 3)
+    assert finding_metrics("x", [set()], [set()]) == {}
+    assert finding_counts([], [set()], [set()]).shape == (0, 3)
 
 
 def test_page_and_sheet(result, tmp_path):

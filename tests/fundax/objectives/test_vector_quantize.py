@@ -90,10 +90,10 @@ def test_the_eval_and_its_picture(started, tmp_path):
     two = [batch | {"valid": np.array([True] * 4)}, batch | {"valid": np.array([True, False, False, False])}]
     evaluate = rebuilt(lambda: iter(two), shown=5)
     out = evaluate(lambda p, e, b: jax.device_get(objective.forward(p, e, b)), params, extra)
-    assert out["pictures"].shape == out["rebuilt"].shape == (5, 16, 16, 3)
+    assert out["pictures"].shape == out["reconstruction"].shape == (5, 16, 16, 3)
     np.testing.assert_array_equal(out["pictures"][4], batch["image"][0])
     assert 0 < out["error"] < 1 and 1 <= out["codes_used"] <= 8
-    write_arrays(tmp_path, "rebuilt", {key: out[key] for key in ("pictures", "rebuilt")})
+    write_arrays(tmp_path, "rebuilt", out.arrays())
     assert [path.name for path in draw_run(tmp_path)] == ["rebuilt_pictures.png"]
     with pytest.raises(UserError, match="no rows"):
         rebuilt(lambda: iter([]))(lambda p, e, b: {}, params, extra)
