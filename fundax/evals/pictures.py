@@ -16,10 +16,10 @@ SIDE = 96  # of a kept picture
 
 # kinds of pictures: whether the answer is right, and the sign that puts the wanted ones first
 ANSWERS = {
-    "right, certain": (True, -1.0),
-    "right, doubtful": (True, 1.0),
-    "wrong, doubtful": (False, 1.0),
-    "wrong, certain": (False, -1.0),
+    "correct, confident": (True, -1.0),
+    "correct, uncertain": (True, 1.0),
+    "wrong, uncertain": (False, 1.0),
+    "wrong, confident": (False, -1.0),
 }
 
 

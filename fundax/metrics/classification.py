@@ -57,17 +57,20 @@ def quadratic_kappa(confusion: np.ndarray) -> float:
 
 
 def best_threshold(labels: Any, scores: Any) -> float:
-    """The score at which kappa + F1 of "score >= threshold" is largest (KeepFIT's AMD metrics; choose on validation).
+    """The score at which kappa + F1 of "score >= threshold" is largest; choose it on validation.
 
-    labels 0/1 [N], scores [N]; NaN where a class is absent. The peer chooses on the test set; here nothing does.
-    Source: github.com/lxirich/MM-Retinal, evaluation metrics of AMD.
+    labels 0/1 [N], scores [N]; NaN where a class is absent.
+    Source: github.com/lxirich/MM-Retinal, evaluation metrics of AMD, where it is chosen on the test set.
     """
     labels, scores = np.asarray(labels).astype(bool), np.asarray(scores, np.float64)
     if labels.all() or not labels.any():
         return float("nan")
     thresholds = np.unique(scores)
-    sums = [kappa + f1 for kappa, f1 in (kappa_f1(labels, scores >= t) for t in thresholds)]
-    return float(thresholds[int(np.argmax(sums))])
+    hit, false = (len(s) - np.searchsorted(np.sort(s), thresholds) for s in (scores[labels], scores[~labels]))
+    missed, rejected = labels.sum() - hit, (~labels).sum() - false
+    chance = (hit + false) * (false + rejected) + (hit + missed) * (missed + rejected)
+    kappa = 2 * (hit * rejected - false * missed) / chance
+    return float(thresholds[int(np.argmax(kappa + 2 * hit / (2 * hit + false + missed)))])
 
 
 def kappa_f1(labels: Any, called: Any) -> tuple[float, float]:

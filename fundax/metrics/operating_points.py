@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fundax.metrics.classification import best_threshold
 from fundax.metrics.statistics import Estimate, blank
 from fundax.types import UserError
 
@@ -34,6 +35,13 @@ def at_specificity(labels: Any, scores: Any, wanted: float = 0.9) -> OperatingPo
 def at_sensitivity(labels: Any, scores: Any, wanted: float = 0.9) -> OperatingPoint:
     """The highest threshold whose sensitivity on these rows is at least `wanted`. See `at_specificity`."""
     return _choose(labels, scores, wanted, "sensitivity")
+
+
+def at_kappa_f1(labels: Any, scores: Any) -> OperatingPoint:
+    """The threshold with the largest Cohen's kappa + F1 on these rows, as KeepFIT reports AMD."""
+    labels, scores = _checked(labels, scores)
+    threshold = best_threshold(labels, scores)
+    return OperatingPoint(threshold, "kappa + F1", "a class is absent" if math.isnan(threshold) else "")
 
 
 def apply(point: OperatingPoint, labels: Any, scores: Any, *, level: float = 0.95) -> dict[str, Estimate]:

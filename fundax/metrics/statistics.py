@@ -1,8 +1,7 @@
-"""Intervals and tests for a paper: AUC by DeLong, any metric by a bootstrap over patients, McNemar, Holm.
+"""Confidence intervals and tests: AUC by DeLong, any metric by a bootstrap over patients, McNemar, Holm.
 
-An absent class, a single patient or a sample too small is no error: the result is blank and says why.
-
-A number with its interval, or a blank with the reason why there is none."""
+Undefined cases (an absent class, a single patient, a sample that is too small) return an empty estimate with a reason
+instead of raising."""
 
 from __future__ import annotations
 
@@ -123,35 +122,6 @@ def bootstrap(
     return _percentiles(value, drawn, resamples, level)
 
 
-def bootstrap_difference(
-    metric: Metric,
-    labels: Any,
-    first: Any,
-    second: Any,
-    *,
-    patients: Any = None,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Comparison:
-    """metric(labels, first) - metric(labels, second), both on the same resampled patients. See `bootstrap`.
-
-    p is twice the smaller share of resamples on either side of no difference, at least 1 / (resamples + 1).
-    """
-    data, members = _data((labels, first, second), patients)
-
-    def difference(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-        return metric(labels, first) - metric(labels, second)
-
-    value = _tried(difference, data)
-    if isinstance(value, str):
-        return Comparison(blank(value), math.nan)
-    if len(members.counts) < 2:
-        return Comparison(Estimate(value, note="one patient: no interval"), math.nan)
-    drawn = _resampled(difference, data, members, resamples, seed)
-    return Comparison(_percentiles(value, drawn, resamples, level), _smaller_side(drawn))
-
-
 def bootstrap_weighted(
     metric: Weighted,
     rows: int,
@@ -183,7 +153,10 @@ def weighted_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """first(weights) - second(weights), both on the same resampled patients. See `bootstrap_difference`."""
+    """first(weights) - second(weights) of two metrics on the same resampled patients, with a two-sided p. See `bootstrap`.
+
+    p is twice the smaller share of resamples on either side of no difference, at least 1 / (resamples + 1).
+    """
     value, drawn, count = _drawn(lambda w: first(w) - second(w), rows, patients, resamples, seed)
     if math.isnan(value):
         return Comparison(blank("no rows" if not rows else "not defined on these rows"), math.nan)
@@ -211,7 +184,7 @@ def _drawn(metric: Weighted, rows: int, patients: Any, resamples: int, seed: int
 
 
 def _smaller_side(drawn: np.ndarray) -> float:
-    """p: twice the smaller share of resamples on either side of no difference, at least 1 / (resamples + 1)."""
+    """The p-value of `weighted_difference`."""
     sides = [(np.sum(drawn <= 0) + 1) / (len(drawn) + 1), (np.sum(drawn >= 0) + 1) / (len(drawn) + 1)]
     return float(min(1.0, 2 * min(sides)))
 

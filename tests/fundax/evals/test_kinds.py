@@ -55,7 +55,7 @@ def test_a_result_comes_back_from_its_file(result, tmp_path):
     assert type(again) is type(result) and again.metrics == METRICS
     assert again.arrays().keys() == result.arrays().keys()
     for key, value in result.arrays().items():
-        np.testing.assert_array_equal(again[key], value, err_msg=key)
+        np.testing.assert_array_equal(again.arrays()[key], value, err_msg=key)
 
 
 def test_every_kind_is_tested():
