@@ -144,7 +144,8 @@ def svg(draw: Callable[[Any], None]) -> str:
     from matplotlib.figure import Figure
 
     file = io.StringIO()
-    with _settings(7.5, {"svg.fonttype": "none", "svg.hashsalt": "fundax", "font.family": ["DejaVu Sans"]}):
+    bare = {"figure.facecolor": "none", "axes.facecolor": "none", "xtick.major.size": 0, "ytick.major.size": 0}
+    with _settings(7.5, {"svg.fonttype": "none", "svg.hashsalt": "fundax", "font.family": ["DejaVu Sans"]} | bare):
         figure = Figure(figsize=(2.6, 2.1))
         FigureCanvasSVG(figure)
         axes = figure.add_axes((0.17, 0.19, 0.8, 0.78))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ def read_run(path: str | Path, name: str = "") -> Run:
         raise UserError(f"{path} is not a run: it has no config.json")
     if not files:
         raise UserError(f"{path} has no evaluations (evals/*.npz); launch.py eval {path} writes them")
-    results = {file.stem: read_result(file) for file in files}
+    curves = read_curves(path / "metrics.jsonl")
+    results = {file.stem: _with_metrics(read_result(file), file.stem, curves) for file in files}
     seen = [path / "config.json", path / "preprocessing.json", *files]
     digests = {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest()[:12] for f in seen if f.is_file()}
-    return Run(name or path.resolve().name, path, config, read_curves(path / "metrics.jsonl"), results, digests)
+    return Run(name or path.resolve().name, path, config, curves, results, digests)
 
 
 def result_files(workdir: str | Path) -> list[Path]:
@@ -64,6 +65,12 @@ def read_result(file: Path) -> Result:
         return read(arrays if "kind" in arrays else with_kind(arrays))
     except (UserError, ValueError) as error:
         raise UserError(f"{file}: {error}") from None
+
+
+def _with_metrics(result: Result, name: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Result:
+    """The result; one of an earlier version, which kept no metrics, with those that were logged last."""
+    logged = {key.partition("/")[2]: y[-1] for key, (_, y) in curves.items() if key.partition("/")[0] == name}
+    return result if result.metrics or not logged else replace(result, metrics=logged)
 
 
 def read_curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

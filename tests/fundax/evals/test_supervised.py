@@ -5,7 +5,7 @@ import pytest
 
 from fundax.evals.supervised import Classified, Valued, regression
 from fundax.metrics.classification import multi_label
-from fundax.results.figures import draw_run
+from fundax.results.finished import draw_run
 from fundax.types import UserError
 
 LOGITS = np.log(np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]], np.float32))

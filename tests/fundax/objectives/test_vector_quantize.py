@@ -8,7 +8,7 @@ import pytest
 from fundax.encoders.autoencoder import ImageDecoder, ImageEncoder
 from fundax.evals.reconstruction import rebuilt
 from fundax.objectives.vector_quantize import VectorQuantize, grid_means
-from fundax.results.figures import draw_run
+from fundax.results.finished import draw_run
 from fundax.runtime import serialize
 from fundax.runtime.mesh import make_mesh, place
 from fundax.runtime.workdir import write_arrays
