@@ -34,15 +34,15 @@ RATE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class FewShot:
-    """An Eval: balanced accuracy and macro AUC on the test set, by method and number of images per class.
+    """An Eval of balanced accuracy and macro AUC on the test set, by method and number of images per class.
 
     pool, test: batches with what the forward pass takes, `label` i32 [B], `valid` where rows are padding.
-        The images to learn from are drawn from the pool alone.
-    patient: the key of the batches i64 [B] that tells patients apart, or "": shots of a class then come from different
-        patients while there are any, and a patient of both pool and test is an error.
+        Training images are drawn from the pool only.
+    patient: key of the batches i64 [B] that identifies patients, or "". With a key, shots of a class come from different
+        patients as far as possible, and a patient in both pool and test is an error.
     class_features: (encode) -> unit features f32 [K E] of the classes' prompts, as zero_shot.class_features gives
         them; None leaves out the methods that need them.
-    shots: images per class; seeds: how many draws of each; methods: of METHODS.
+    shots: images per class; seeds: number of draws of each; methods: names in METHODS.
     feature, linear_feature: keys of the forward pass (FLAIR probes the features before the projection).
     cache, pool_fingerprint, test_fingerprint: see features.extract.
 
@@ -128,7 +128,7 @@ class FewShot:
 def draw(
     labels: np.ndarray, classes: int, shots: int, seed: int, patients: np.ndarray | None = None
 ) -> tuple[np.ndarray, str]:
-    """Rows of `shots` images per class, and a note where a class has fewer (then all of them are taken).
+    """Rows of `shots` images per class, and a note where a class has fewer (all of them are then taken).
 
     Images of different patients come first, where `patients` [N] is given. Draws of one seed are nested: the rows of
     2 shots are among those of 4.
@@ -147,7 +147,7 @@ def draw(
 
 def _check_apart(pool: Rows, test: Rows) -> None:
     if "patient" in pool and len(shared := np.intersect1d(pool["patient"], test["patient"])):
-        raise UserError(f"{len(shared)} patients are both among the images to learn from and those to test on")
+        raise UserError(f"{len(shared)} patients are both in the pool and in the test set")
 
 
 def linear(
@@ -168,13 +168,13 @@ def linear(
 
 
 def zero_shot(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
-    """softmax(exp(log_scale) X T'), from no image at all."""
+    """softmax(exp(log_scale) X T'), without training images."""
     del few, classes, seed
     return softmax((math.exp(log_scale) * test["feature"] @ np.asarray(text).T).astype(np.float32), axis=1)
 
 
 def clip_adapter(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
-    """CLIP-Adapter: one image a step, cosine to 0, one order for all epochs, as the peer trains it."""
+    """CLIP-Adapter: one image per step, cosine to 0, one order for all epochs, as in FLAIR."""
     objective, extra = ClipAdapter(few["feature"].shape[1], classes), heads(text, log_scale)
     params, _ = objective.init(jax.random.key(seed), {})
     order = _order(few, seed)
@@ -186,7 +186,7 @@ def clip_adapter(few: Rows, classes: int, text: Any, log_scale: float, test: Row
 def tip_adapter(
     few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int, *, train: bool = False
 ) -> np.ndarray:
-    """Tip-Adapter, without training; scale 100 as the peer has it."""
+    """Tip-Adapter without training; scale 100 as in FLAIR."""
     features = few["feature"]
     objective = TipAdapter(features.shape[1], classes, len(features), fixed_scale=100.0)
     params, extra = remember(features, few["label"], classes, heads(text, log_scale))
@@ -197,7 +197,7 @@ def tip_adapter(
 
 
 def tip_adapter_f(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
-    """Tip-Adapter-F: the keys trained on the formula that predicts (not so in the peer: see TipAdapter)."""
+    """Tip-Adapter-F: the keys are trained with the formula used for prediction (FLAIR differs, see TipAdapter)."""
     return tip_adapter(few, classes, text, log_scale, test, seed, train=True)
 
 

@@ -19,12 +19,12 @@ from fundax.types import Batch, Extra, Forward, Params, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """An Eval of `probability` [B h w K] against true masks.
+    """An Eval of `probability` [B h w K] against reference masks.
 
     Batches hold `image` u8 [B s s 3], `truth` i [B H W] of classes (or [B H W K] of 0 and 1 where `overlapping`) at the
     original's size, `frame` f32 [B 3 2] (see original_grid), and perhaps `truth_fov` [B H W], `group` [B] (the patient),
-    `valid`, `index`, `modality`. classes: names, as of objectives.segment.Segment.
-    window: side of the model's image, where batches have larger ones: it slides, overlapping by `overlap`.
+    `valid`, `index`, `modality`. classes: names, as in objectives.Segment.
+    window: side of the model's image where batches have larger images; it slides with the given `overlap`.
 
     Returns a SegmentationResult. Metrics are means over classes of means over images: mean_dice (with _low and _high, an
     interval over patients), mean_iou, mean_sensitivity, mean_specificity, mean_hd95 (pixels of the original image);
@@ -39,7 +39,7 @@ class Segmentation:
     overlapping: bool = False
     window: int = 0
     overlap: float = 0.5
-    windows: int = 16  # in one forward pass
+    windows: int = 16  # per forward pass
     threshold: float = 0.5  # of sigmoids
     resamples: int = 1000
 
@@ -111,19 +111,19 @@ class Segmentation:
 
 
 def decided(probability: np.ndarray, classes: int, overlapping: bool, threshold: float = 0.5) -> np.ndarray:
-    """bool [H W classes] of probabilities [H W K]: the likeliest of exclusive classes, or all above the threshold."""
+    """Masks bool [H W classes] of probabilities [H W K]: the most probable exclusive class, or all above the threshold."""
     if overlapping or classes == 1:
         return np.asarray(probability > threshold)
     return np.asarray(probability.argmax(-1)[..., None] == np.arange(1, classes + 1))
 
 
 def channels(truth: np.ndarray, classes: int, overlapping: bool) -> np.ndarray:
-    """bool [H W classes] of a mask [H W] of 0 (background), 1, ...; or of channels [H W classes] of 0 and 1."""
+    """Masks bool [H W classes] from an index mask [H W] of 0 (background), 1, ..., or from channels [H W classes] of 0 and 1."""
     return np.asarray(truth > 0 if overlapping else truth[..., None] == np.arange(1, classes + 1))
 
 
 def macro(values: np.ndarray) -> float:
-    """The mean over columns of their means over rows of [N K]; NaN counts nowhere. NaN where nothing is defined."""
+    """Mean over columns of the means over rows of [N K], ignoring NaN; NaN where nothing is defined."""
     known = np.isfinite(values)
     columns = known.any(0)
     if not columns.any():
@@ -133,12 +133,12 @@ def macro(values: np.ndarray) -> float:
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """The mean Dice of each image, by which the worst and the best are chosen; f64 [N]."""
+    """Mean Dice of each image f64 [N], by which the worst and the best are selected."""
     return np.array([macro(row["dice"][None]) for row in rows])
 
 
 def _forget(rows: Sequence[dict[str, Any]]) -> None:
-    """Only the pictures of the worst and the best so far stay in memory."""
+    """Keep only the pictures of the worst and the best images so far in memory."""
     shown = set(extremes(_means(rows)).tolist())
     for at, row in enumerate(rows):
         if at not in shown:
@@ -146,5 +146,5 @@ def _forget(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _whole(seen: np.ndarray, frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The photograph on the original's grid, out of the image the model saw, u8 [H W 3]."""
+    """The image the model saw, resampled to the original's grid, u8 [H W 3]."""
     return np.clip(np.round(original_map(seen.astype(np.float32), frame, size)), 0, 255).astype(np.uint8)

@@ -50,11 +50,11 @@ _ERRORS = {"smallest error": (True, 1.0), "largest error": (True, -1.0)}
 
 @dataclass(frozen=True, kw_only=True)
 class Classified:
-    """An Eval of `logits` f32 [B K] that a forward pass gives; K may be 1, which is the logit of the second of two classes.
+    """An Eval of `logits` f32 [B K] of a forward pass; K may be 1, the logit of the second of two classes.
 
     Batches of `data` hold what the forward pass takes and under `label` a class i32 [B] (below 0 or NaN: not labelled), or
     f32 [B K] of 0, 1 and NaN for several labels at once; `valid` where rows are padding. `ordered` adds quadratic kappa.
-    `columns` takes these columns of the logits (a decoder that also answers another question).
+    `columns` selects columns of the logits (of a decoder that also answers another question).
 
     Returns a ClassificationResult, or a MultiLabelResult for several labels at once. Metrics, where they are defined:
     macro_auc, macro_ap, accuracy, balanced_accuracy, macro_f1, per class auc/NAME, ap/NAME and recall/NAME, rows and
@@ -127,7 +127,7 @@ class Classified:
 
 @dataclass(frozen=True, kw_only=True)
 class Valued:
-    """An Eval of predictions f32 [B K] in the units of the truth, `value` f32 [B K] of the batches (NaN: not known).
+    """An Eval of predictions f32 [B K] in the units of the truth, `value` f32 [B K] of the batches (NaN: unknown).
 
     Returns a RegressionResult. Metrics: mae, r2, pearson (means over targets), mae/NAME, r2/NAME, pearson/NAME, rows, and
     relative_error, the mean over targets of mean |error| / mean truth (which VisionFM reports as "mae"; it is a ratio,
@@ -171,7 +171,7 @@ class Valued:
 
 
 def regression(truth: Any, predicted: Any) -> dict[str, Any]:
-    """f32 [N K] twice, NaN in the truth where it is not known. Per target f64 [K]: mae, r2 (1 - SS_res / SS_tot),
+    """f32 [N K] twice, NaN in the truth where it is unknown. Per target f64 [K]: mae, r2 (1 - SS_res / SS_tot),
     pearson, count i64, note [K] where one is not defined; and relative_error, the mean over targets of MAE / mean truth.
     """
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
@@ -203,7 +203,7 @@ def regression(truth: Any, predicted: Any) -> dict[str, Any]:
 def _run(
     one: Classified | Valued, forward: Forward, params: Params, extra: Extra, batch: Batch
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Output [B K], truth, and which rows are no padding."""
+    """Output [B K], truth, and a mask of the non-padding rows."""
     if one.label not in batch:
         raise UserError(f"batches have {', '.join(sorted(batch))}; expected also {one.label!r}")
     given = {key: batch[key] for key in one.inputs if key in batch}
@@ -220,7 +220,7 @@ def _run(
 
 
 class _Rows:
-    """Arrays that grow by the labelled rows of each batch."""
+    """Arrays of the labelled rows, collected batch by batch."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[np.ndarray]] = {}
@@ -242,7 +242,7 @@ class _Rows:
 
 
 def _spread(value: np.ndarray) -> np.ndarray:
-    """The deviation of each target over the rows that have it; 1 where that is nothing."""
+    """Standard deviation of each target over the rows that have it; 1 where it is 0."""
     deviations = np.array([float(np.std(v[~np.isnan(v)])) if (~np.isnan(v)).any() else 0.0 for v in value.T])
     return np.where(deviations > 0, deviations, 1.0)
 
@@ -261,7 +261,7 @@ def _probabilities(logits: np.ndarray, labels: int) -> np.ndarray:
 
 
 def _certainty(probabilities: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How certain each answer is, and whether it is right (all labelled findings of a row, where there are several)."""
+    """Confidence of each prediction, and whether it is correct (for several findings: all labelled ones)."""
     if label.ndim == 1:
         return probabilities.max(1), probabilities.argmax(1) == label
     wrong = ((probabilities >= 0.5) != (label > 0.5)) & ~np.isnan(label)

@@ -30,12 +30,12 @@ def zero_shot(
     text_batch: int = 64,
     pictures: int = 12,
 ) -> Eval:
-    """An eval that classifies without training: a class is the mean of its prompts' features.
+    """An eval of classification without training: the weights of a class are the mean of its prompts' features.
 
     data: batches with the `inputs`, `label` (i32 [B]) and, where rows are padding, `valid` (bool [B]).
-    classes: K names, in the order of the labels. prompts: token ids. parity: scores and averages of the peer's
-    script (see `parity_scores`, `parity_rows`). text_batch: prompts per forward pass, all of one shape. pictures: how many
-    thumbnails to keep of `image` u8, of certain and doubtful answers.
+    classes: K names, in the order of the labels. prompts: token ids. parity: scores and averages as in the original
+    script of MM-Fundus-CLIP (see `parity_scores`, `parity_rows`). text_batch: prompts per forward pass, all of one shape.
+    pictures: number of thumbnails to keep of `image` u8, of confident and uncertain predictions.
 
     Returns a ClassificationResult ranked by logits. Metrics: macro_auc, macro_ap, macro_accuracy, accuracy, and per class
     auc/NAME, ap/NAME and recall/NAME where they are defined. The patient of a row is `group` or `patient` of the batches.
@@ -71,10 +71,10 @@ def zero_shot(
 
 
 def parity_scores(logits: np.ndarray) -> np.ndarray:
-    """The peer's scores f32 [N K]: the softmax of the sigmoid.
+    """Scores f32 [N K] as in the original script: the softmax of the sigmoid. Only for comparison with published numbers.
 
-    In float32 the sigmoid is exactly 1 above 16.7, so at a scale of 100 classes tie from a cosine of .17 on, and the
-    first one wins. Kept to compare with published numbers, and for nothing else.
+    In float32 the sigmoid is exactly 1 above 16.7, so at a logit scale of 100 classes tie from a cosine of 0.17 on, and
+    the first one wins.
 
     Source: myeongkyunkang/mmfundusclip, main_clip_zero.py.
     """
@@ -93,7 +93,7 @@ def class_rows(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -
 
 
 def parity_rows(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The peer's rows from its scores [N K]: as class_rows, but an absent class is -1.
+    """Metrics by class as in the original script: those of class_rows for its scores [N K], with -1 for an absent class.
 
     Source: myeongkyunkang/mmfundusclip, main_clip_zero.py.
     """
@@ -111,7 +111,7 @@ def _logits(
     inputs: Sequence[str],
     kept: Thumbnails,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Logits f32 [N K] and labels i64 [N] of the rows that are no padding, and what batches say of them."""
+    """Logits f32 [N K] and labels i64 [N] of all non-padding rows, and their other columns."""
     logits, labels, seen = [], [], 0
     beside: dict[str, list[np.ndarray]] = {}
     for batch in data:
@@ -131,14 +131,14 @@ def _logits(
         right[valid], sure[valid] = shares.argmax(1) == label, shares.max(1)
         kept.offer(batch, valid, sum(map(len, labels)), right, sure)
         labels.append(label)
-        told = {"index": rows} | {ours: np.asarray(batch[key])[valid] for key, ours in _BESIDE.items() if key in batch}
-        for name, values in told.items():
+        row_columns = {"index": rows} | {ours: np.asarray(batch[key])[valid] for key, ours in _BESIDE.items() if key in batch}
+        for name, values in row_columns.items():
             beside.setdefault(name, []).append(values)
         seen += len(valid)
     if not sum(map(len, labels)):
         raise UserError("the zero-shot evaluation set has no rows; expected at least one labelled image")
-    told = {name: np.concatenate(parts) for name, parts in beside.items()}
-    return np.concatenate(logits), np.concatenate(labels).astype(np.int64), told
+    columns = {name: np.concatenate(parts) for name, parts in beside.items()}
+    return np.concatenate(logits), np.concatenate(labels).astype(np.int64), columns
 
 
 def _check_labels(label: np.ndarray, rows: np.ndarray, classes: Sequence[str]) -> None:
@@ -161,7 +161,7 @@ def _summary(rows: Mapping[str, np.ndarray], classes: Sequence[str], parity: boo
     out = {}
     for name, total in (("auc", "macro_auc"), ("ap", "macro_ap"), ("recall", "macro_accuracy")):
         values = rows[name]
-        # The peer leaves out a class of recall 0 as well, which makes its mean higher.
+        # The original script also leaves out classes with a recall of 0, which raises its mean.
         counted = values[values > 0] if parity else values[~np.isnan(values)]
         if len(counted):
             out[total] = float(counted.mean())

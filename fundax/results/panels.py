@@ -175,10 +175,11 @@ _NUMBERS = re.compile(r' (d|x|y|transform)="[^"]*"')
 
 
 def _smaller(text: str) -> str:
-    """A third of the size: without prologue, names of groups, fonts (the page's is used) and digits below a hundredth."""
+    """A third of the size: no prologue, name spaces, names of groups, fonts (the page has its own) or digits below 0.01."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r'<g id="[^"]*"', "<g", text).replace("xlink:href", "href")
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
     text = re.sub(r" font-family: [^;\"]*;?| transform=\"rotate\(-0 [^)]*\)\"", "", text)
     text = _NUMBERS.sub(lambda found: re.sub(r"\.(\d\d)\d+", r".\1", found[0]), text)
     return re.sub(r"\s*\n\s*(?=[<\"])|(?<=>)\s+(?=<)", "", text).replace("\n", " ").strip()

@@ -102,7 +102,7 @@ def test_a_class_missing_in_the_pool_or_the_test_is_a_blank():
 
 def test_no_patient_is_learnt_from_and_tested():
     settings = {"classes": CLASSES, "shots": (2,), "seeds": 1, "patient": "patient"}
-    with pytest.raises(UserError, match="15 patients are both among"):
+    with pytest.raises(UserError, match="15 patients are both in the pool and in the test set"):
         FewShot(pool=eyes(30, 0), test=eyes(30, 1), **settings)(forward, PARAMS, {})
 
     def others():

@@ -27,7 +27,7 @@ def test_overlays_by_hand():
         and at(65, 65) == COLOURS[0]
         and at(17, 17) == COLOURS[1]
     )
-    with pytest.raises(UserError, match="a picture is u8"):
+    with pytest.raises(UserError, match=r"expected an image u8 \[H W 3\], got float32"):
         masks_over(image.astype(np.float32), mask, mask)
 
 

@@ -104,7 +104,7 @@ def test_one_page_of_three_runs_of_every_kind(tmp_path):
     assert len(text) < 500_000
     assert "<script" not in text
     assert "<img src=http" not in text
-    assert "&lt;script&gt;alert(&quot;x&quot;)" in text
+    assert "&lt;script&gt;alert(&#34;x&#34;)" in text
     assert text.count("data:image/jpeg") == 4 + 4 + 4 + 2 * 2
     for said in ("Comparison", "McNemar", "DeLong, paired", "only c has it", ">test, a</h2>", "Holm",
                  "sex: f", "age: 40-54", "eye: right",
