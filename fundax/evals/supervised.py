@@ -60,7 +60,7 @@ class Classified:
     macro_auc, macro_ap, accuracy, balanced_accuracy, macro_f1, per class auc/NAME, ap/NAME and recall/NAME, rows and
     unlabelled. Cases are the most and least certain correct and wrong answers, where batches have u8 images under
     `image` or `picture`. With `bands`, the probability of the second class is also measured in bands of the batches'
-    `horizon` f32 [B] (days ahead; see metrics.by_horizon), with the metrics f1, brier and ece over all of them.
+    `horizon` f32 [B] (days ahead; see metrics.by_horizon), with the metrics f1/NAME, brier and ece over all of them.
     Raises UserError for logits that are not finite and for data without a labelled row.
     """
 
@@ -112,7 +112,8 @@ class Classified:
             raise UserError("bands of horizons need 'horizon' in the batches: days ahead")
         bands = by_horizon(label, probabilities[:, 1], rows["horizon"], self.bands)
         one = by_horizon(label, probabilities[:, 1], np.zeros(len(label)), 1)
-        whole = {name: float(one[f"band_{name}"][0]) for name in ("f1", "brier", "ece")}
+        whole = {f"f1/{self.classes[1]}": float(one["band_f1"][0])}
+        whole |= {name: float(one[f"band_{name}"][0]) for name in ("brier", "ece")}
         return Horizons.read(bands), {name: value for name, value in whole.items() if not np.isnan(value)}
 
     def _two(self, logits: np.ndarray) -> np.ndarray:

@@ -131,7 +131,9 @@ def _logits(
         right[valid], sure[valid] = shares.argmax(1) == label, shares.max(1)
         kept.offer(batch, valid, sum(map(len, labels)), right, sure)
         labels.append(label)
-        row_columns = {"index": rows} | {ours: np.asarray(batch[key])[valid] for key, ours in _BESIDE.items() if key in batch}
+        row_columns = {"index": rows} | {
+            ours: np.asarray(batch[key])[valid] for key, ours in _BESIDE.items() if key in batch
+        }
         for name, values in row_columns.items():
             beside.setdefault(name, []).append(values)
         seen += len(valid)

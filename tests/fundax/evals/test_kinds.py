@@ -28,7 +28,7 @@ ONE, TWO = np.ones(2), np.ones((2, 2))
 NAMES, PICTURES = np.array(["a", "b"]), np.zeros((1, 4, 4, 3), np.uint8)
 ROWS = Rows(index=np.arange(2), patient=np.array([3, 3]), sex=np.array(["f", "m"]))
 CASES = Cases(pictures=PICTURES, picture_row=np.array([1]), picture_score=np.array([0.5]))
-METRICS = {"macro_auc": 0.75}
+METRICS = {"score": 0.75}
 HORIZONS = Horizons(from_=np.array([1.0]), to=np.array([9.0]), rows=np.array([2]))
 CLASSES = {"labels": np.arange(2), "probabilities": TWO / 2, "classes": NAMES, "ranked_by": "logits", "logits": TWO}
 EVERY = [
@@ -64,8 +64,8 @@ def test_every_kind_is_tested():
 
 def test_a_result_is_a_mapping_of_metrics_and_arrays():
     result = EVERY[1]
-    assert result["macro_auc"] == 0.75 and result["patient"].tolist() == [3, 3] and result["band_from"][0] == 1
-    assert {"kind", "macro_auc", "labels", "auc", "pictures"} <= set(result) and "index" in result
+    assert result["score"] == 0.75 and result["patient"].tolist() == [3, 3] and result["band_from"][0] == 1
+    assert {"kind", "score", "labels", "auc", "pictures"} <= set(result) and "index" in result
     np.testing.assert_array_equal(result.ranks, TWO)
     assert EVERY[0].arrays()["margin"] is ONE
     assert named("auc", ["a", "b"], np.array([0.5, np.nan])) == {"auc/a": 0.5}
@@ -78,3 +78,8 @@ def test_an_unknown_kind_and_missing_arrays_are_named():
         read({"labels": ONE})
     with pytest.raises(UserError, match=r"kind segmentation has kind, iou; expected dice, classes"):
         read({"kind": np.array("segmentation"), "iou": ONE})
+
+
+def test_a_name_is_a_metric_or_an_array():
+    with pytest.raises(ValueError, match="dice are both metrics and arrays"):
+        SegmentationResult(metrics={"dice": 1.0}, dice=TWO, classes=NAMES)
