@@ -114,7 +114,9 @@ class Result(Mapping[str, Any]):
 
     def __post_init__(self) -> None:
         if shared := self.metrics.keys() & self.arrays().keys():
-            raise ValueError(f"{', '.join(sorted(shared))} are both metrics and arrays of one result; expected other names")
+            raise ValueError(
+                f"{', '.join(sorted(shared))} are both metrics and arrays of one result; expected other names"
+            )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What the file of the evaluation holds: the kind, the metrics and every array."""

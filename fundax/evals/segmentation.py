@@ -12,6 +12,8 @@ import numpy as np
 from fundax.evals.kinds import Cases, Rows, SegmentationResult
 from fundax.evals.original_grid import original_map, slide
 from fundax.evals.pictures import extremes, masks_over
+from fundax.metrics import weighted
+from fundax.metrics.classification import nanmean
 from fundax.metrics.segmentation import NAMES, scores
 from fundax.metrics.statistics import Estimate
 from fundax.types import Batch, Extra, Forward, Params, UserError
@@ -124,12 +126,7 @@ def channels(truth: np.ndarray, classes: int, overlapping: bool) -> np.ndarray:
 
 def macro(values: np.ndarray) -> float:
     """Mean over columns of the means over rows of [N K], ignoring NaN; NaN where nothing is defined."""
-    known = np.isfinite(values)
-    columns = known.any(0)
-    if not columns.any():
-        return math.nan
-    means = np.where(known, values, 0).sum(0)[columns] / known.sum(0)[columns]
-    return float(means.mean())
+    return nanmean(weighted.nanmean(values))
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> np.ndarray:

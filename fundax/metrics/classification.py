@@ -1,6 +1,6 @@
-"""Numbers of a classification, each NaN where it is not defined: recall, F1, specificity, AUC, AP, kappa, confusion.
+"""Classification metrics, NaN where undefined: recall, specificity, F1, AUC, average precision, kappa, confusion.
 
-Forecasts by how far ahead they look: AUC, F1 and calibration in bands of days."""
+`by_horizon` measures a forecast in bands of days ahead."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fundax.types import UserError
 
 
 def classification(labels: Any, scores: Any, classes: Sequence[str] = ()) -> dict[str, Any]:
-    """labels i32 [N], scores f32 [N K] (probabilities or logits; the largest is the guess).
+    """Metrics of labels i32 [N] and scores f32 [N K] (probabilities or logits; the class with the highest is predicted).
 
     Per class f64 [K]: recall, specificity, precision, f1, auc and ap (one against the rest); count i64 [K]; confusion
     i64 [K K] (rows are the truth); note [K]. Floats: accuracy, balanced_accuracy (FLAIR's ACA), macro_f1, macro_auc,
-    macro_ap, kappa (quadratic weights, Cohen 1968). A class that is absent from the truth has NaN and a note, and is
-    left out of the means; so has the only class. Raises UserError for labels out of range and scores not finite.
+    macro_ap, kappa (quadratic weights, Cohen 1968). A class that is absent, and the only class of the labels, have NaN
+    with a note and are left out of the means. Raises UserError for labels out of range and scores that are not finite.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    labels, scores = _checked(labels, scores, classes)
+    labels, scores = _check_classes(labels, scores, classes)
     k = scores.shape[1]
     confusion = np.zeros((k, k), np.int64)
     np.add.at(confusion, (labels, scores.argmax(1)), 1)
@@ -43,7 +43,7 @@ def classification(labels: Any, scores: Any, classes: Sequence[str] = ()) -> dic
 
 
 def quadratic_kappa(confusion: np.ndarray) -> float:
-    """Cohen's kappa with quadratic weights from counts [K K]; NaN where chance agreement is already complete.
+    """Cohen's kappa with quadratic weights from counts [K K]; NaN where chance agreement is complete.
 
     Source: Cohen 1968, Psychological Bulletin 70:213.
     """
@@ -74,7 +74,7 @@ def best_threshold(labels: Any, scores: Any) -> float:
 
 
 def kappa_f1(labels: Any, called: Any) -> tuple[float, float]:
-    """Cohen's kappa and F1 of the positive class; labels and called bool [N]. NaN where not defined."""
+    """Cohen's kappa and F1 of the positive class; labels and predictions bool [N]. NaN where undefined."""
     counts = np.zeros((2, 2), np.int64)
     np.add.at(counts, (np.asarray(labels).astype(int), np.asarray(called).astype(int)), 1)
     return quadratic_kappa(counts), float(_shares(counts)["f1"][1])
@@ -86,7 +86,7 @@ def _shares(confusion: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = np.where(count, right / count, np.nan)
         precision = np.where(called, right / called, np.nan)
-        f1 = np.where(count, 2 * right / (count + called), np.nan)  # a class never called has F1 0, not a blank
+        f1 = np.where(count, 2 * right / (count + called), np.nan)  # a class that is never predicted has an F1 of 0
         specificity = np.where(total - count, 1 - (called - right) / (total - count), np.nan)
     return {"recall": recall, "precision": precision, "f1": f1, "specificity": specificity, "count": count}
 
@@ -97,7 +97,7 @@ def nanmean(values: Any) -> float:
     return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
-def _checked(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _check_classes(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     if scores.ndim != 2 or labels.shape != (len(scores),) or (classes and len(classes) != scores.shape[1]):
         raise UserError(f"labels {labels.shape}, scores {scores.shape}, {len(classes)} names; expected [N], [N K], K")
@@ -110,17 +110,17 @@ def _checked(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarr
 
 
 def multi_label(labels: Any, scores: Any, classes: Sequence[str] = (), threshold: float = 0.5) -> dict[str, Any]:
-    """labels f32 [N K] of 0, 1 and NaN (not labelled); scores f32 [N K] probabilities; a label is called from `threshold` on.
+    """Metrics of labels f32 [N K] of 0, 1 and NaN (not labelled) and probabilities f32 [N K], positive from `threshold` on.
 
     Per label f64 [K]: recall, specificity, precision, f1, auc, ap over its labelled rows; count i64 [K] (positives),
-    labelled i64 [K]; note [K]. Floats: accuracy (share of labelled cells called right), balanced_accuracy (mean of
-    recall and specificity over labels that have both), macro_f1, macro_auc, macro_ap. A label without a positive, or
-    without a negative, has NaN where that makes no sense, with a note, and is left out of the means. Raises UserError
-    for other values and shapes.
+    labelled i64 [K]; note [K]. Floats: accuracy (fraction of labelled cells that are correct), balanced_accuracy (mean of
+    recall and specificity over labels that have both), macro_f1, macro_auc, macro_ap. A label without positives or
+    without negatives has NaN where a metric is undefined, with a note, and is left out of the means. Raises UserError for
+    other values and shapes.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    labels, scores = _checked_labels(labels, scores, classes)
+    labels, scores = _check_labels(labels, scores, classes)
     k = scores.shape[1]
     out: dict[str, Any] = {n: np.full(k, np.nan) for n in ("recall", "specificity", "precision", "f1", "auc", "ap")}
     out |= {"count": np.zeros(k, np.int64), "labelled": np.zeros(k, np.int64)}
@@ -146,7 +146,7 @@ def multi_label(labels: Any, scores: Any, classes: Sequence[str] = (), threshold
     return out | {"accuracy": right / total if total else float("nan")}
 
 
-def _checked_labels(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _check_labels(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     labels, scores = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
     if labels.ndim != 2 or labels.shape != scores.shape or (classes and len(classes) != labels.shape[1]):
         raise UserError(f"labels {labels.shape}, scores {scores.shape}, {len(classes)} names; expected [N K] twice, K")
@@ -162,11 +162,11 @@ BINS = 10  # bins of the calibration error of a band of horizons
 
 
 def by_horizon(labels: Any, probabilities: Any, days: Any, bands: int = 3) -> dict[str, np.ndarray]:
-    """labels 0/1 [N], probabilities [N] of the 1, days [N]: bands of about as many rows each, cut at quantiles of the days.
+    """Metrics of labels 0/1 [N] and probabilities [N] of class 1, in bands of days [N] with about equal numbers of rows.
 
-    Arrays [bands]: band_from and band_to (days, both included), band_rows, band_positives i64; band_auc, band_f1 (called
-    from 0.5 on), band_brier, band_ece f64, NaN where not defined, and band_note, the reason. Equal days stay together,
-    so there may be fewer bands. Raises UserError for shapes that differ.
+    Arrays [bands]: band_from and band_to (days, both included), band_rows, band_positives i64; band_auc, band_f1
+    (threshold 0.5), band_brier, band_ece f64, NaN where undefined, and band_note, the reason. Bands are cut at quantiles
+    of the days; equal days stay together, so there may be fewer bands. Raises UserError for shapes that differ.
     """
     from sklearn.metrics import roc_auc_score
 

@@ -24,12 +24,12 @@ class Row(NamedTuple):
 
 
 def gaps(table: Sequence[Row]) -> dict[str, Estimate]:
-    """Per attribute the largest value minus the smallest, over known groups; blank where fewer than two have one."""
+    """Largest minus smallest value per attribute, over known groups; blank where fewer than two groups have a value."""
     out = {}
     for name in dict.fromkeys(row.attribute for row in table if row.attribute != "all"):
         rows = [r for r in table if r.attribute == name and r.group != "unknown" and r.estimate.defined]
         if len(rows) < 2:
-            out[name] = blank(f"{len(rows)} group has a value; a gap needs two")
+            out[name] = blank("fewer than two groups have a value")
             continue
         best, worst = max(rows, key=lambda r: r.estimate.value), min(rows, key=lambda r: r.estimate.value)
         out[name] = Estimate(best.estimate.value - worst.estimate.value, note=f"{best.group} over {worst.group}")

@@ -48,7 +48,7 @@ def test_temperature_is_found():
 
 
 def test_bad_probabilities_are_named():
-    with pytest.raises(UserError, match=r"row 1: 1\.5 is no probability"):
+    with pytest.raises(UserError, match=r"row 1: 1\.5 is not a probability"):
         calibration.brier([0, 1], [0.5, 1.5])
     with pytest.raises(UserError, match="labels from 0 to 5; expected 0 to 2"):
         calibration.brier([0, 5], np.full((2, 3), 1 / 3))
@@ -66,10 +66,10 @@ def test_operating_points_by_hand(tmp_path):
     assert sensitive.threshold == 8
     assert operating_points.apply(sensitive, labels, scores)["sensitivity"].value == pytest.approx(0.8)
     none = operating_points.at_specificity(np.zeros(4, int), np.arange(4.0))
-    assert (math.isnan(none.threshold), none.note) == (True, "no positive row to choose a threshold by")
+    assert (math.isnan(none.threshold), none.note) == (True, "no positive row to choose a threshold on")
     assert operating_points.apply(none, labels, scores)["ppv"].note == none.note
     above_all = operating_points.at_specificity([0, 1], [1.0, 0.0], 1.0)
-    assert operating_points.apply(above_all, [0, 1], [1.0, 0.0])["ppv"].note == "no row is called positive"
+    assert operating_points.apply(above_all, [0, 1], [1.0, 0.0])["ppv"].note == "no row is predicted positive"
     best = operating_points.at_kappa_f1([0, 0, 1, 1], [0.1, 0.6, 0.5, 0.9])
     assert (best.threshold, best.chosen_for) == (0.5, "kappa + F1")  # kappa 1/2, F1 4/5; at 0.9 it is 1/2 and 2/3
     assert operating_points.at_kappa_f1([1, 1], [0.1, 0.2]).note == "a class is absent"
@@ -101,7 +101,7 @@ def test_gaps_between_known_groups():
     ]  # fmt: skip
     found = subgroups.gaps(rows)
     assert found["sex"].value == pytest.approx(0.3) and found["sex"].note == "f over m"
-    assert not found["device"].defined and "a gap needs two" in found["device"].note
+    assert not found["device"].defined and "fewer than two groups" in found["device"].note
     assert set(found) == {"sex", "device"}
 
 
