@@ -24,7 +24,6 @@ import jax
 import optax
 
 from fundax.runtime import serialize
-from fundax.runtime.checkpoint import Best
 from fundax.runtime.mesh import RULES, Rules
 from fundax.runtime.workdir import write_json
 from fundax.types import Data, Eval, Objective, Params, UserError
@@ -57,7 +56,7 @@ class Recipe:
     mesh: tuple[int, ...] = (-1, 1)  # (data, model) or (data, fsdp, model)
     rules: Rules = RULES
     intervals: Intervals = Intervals()
-    best: Best | None = None  # a metric such as "zero_shot/macro_auc", or ("val/mean_error", "min"): its best step is kept
+    best: str | tuple[str, str] | None = None  # keep the best step by "zero_shot/macro_auc", or ("val/mean_error", "min")
     keep: int = 2  # latest checkpoints kept
     accumulate: int = 1  # micro-batches per step
     seed: int = 0

@@ -108,7 +108,9 @@ def frechet(first: np.ndarray, second: np.ndarray) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of features f32 [n D] and [m D], computed in f64.
 
     The trace of the square root is that of the symmetric C1^(1/2) C2 C1^(1/2), which has the eigenvalues of C1 C2 and stays
-    real with fewer images than features. The distance is biased upwards for few images: compare sets of equal size. Raises UserError for fewer than two images or features of unequal width.
+    real with fewer images than features. The distance is biased upwards for few images: compare sets of equal size.
+
+    Raises UserError for fewer than two images or features of unequal width.
     """
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise UserError(f"features {first.shape} and {second.shape}; expected [n D] and [m D]")
