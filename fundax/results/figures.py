@@ -257,4 +257,6 @@ def _panel(axes: Any, title: str, series: Mapping[str, tuple[list[float], list[f
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=False)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=7, loc="best")
+    elif title not in ("Loss", "Learning rate"):
+        axes.set_ylabel(next(iter(series)).rpartition("/")[2])
     plain(axes)
