@@ -18,8 +18,9 @@ from scipy.special import expit
 
 from fundax.evals.features import extract
 from fundax.evals.kinds import ClassificationResult, MultiLabelResult, Rows
-from fundax.metrics.classification import nanmean
-from fundax.metrics.weighted import class_aucs
+from fundax.metrics import weighted
+from fundax.metrics.classification import multi_label, nanmean
+from fundax.metrics.statistics import Weighted, weighted_difference
 from fundax.types import Array, Batch, Extra, Forward, Params, UserError
 
 Split = Callable[[], Iterator[Batch]]
@@ -91,19 +92,15 @@ class Probe:
 
 
 def macro_auc_ap(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Means over labels of the area under the ROC curve and of the average precision; both [n K].
+    """Macro AUC and average precision of labels 0/1 and scores [n K], over the `labels_used` that have both values.
 
-    Labels that are all zero or all one have no such areas: they are left out, `labels_used` counts the rest.
-    Raises UserError if none is left.
+    Raises UserError if no label has both.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    used = [k for k in range(labels.shape[1]) if 0 < labels[:, k].sum() < len(labels)]
+    found = multi_label(labels, scores)
+    used = float(np.isfinite(found["auc"]).sum())
     if not used:
         raise UserError("every label of the set is all zero or all one: there is nothing to rank")
-    auc = [float(roc_auc_score(labels[:, k], scores[:, k])) for k in used]
-    ap = [float(average_precision_score(labels[:, k], scores[:, k])) for k in used]
-    return {"macro_auc": float(np.mean(auc)), "macro_ap": float(np.mean(ap)), "labels_used": float(len(used))}
+    return {"macro_auc": found["macro_auc"], "macro_ap": found["macro_ap"], "labels_used": used}
 
 
 @partial(jax.jit, static_argnames=("learning_rate",))
@@ -155,7 +152,7 @@ class FrozenProbe:
     def __call__(self, forward: Forward, params: Params, extra: Extra) -> ClassificationResult:
         features, labels, groups = self.extract(forward, params, extra)
         scores = self.scores(features, labels, groups)
-        auc = class_aucs(labels, scores, np.ones((1, len(labels))))[:, 0]
+        auc = weighted.class_aucs(labels, scores, np.ones((1, len(labels))))[:, 0]
         if np.isnan(auc).all():
             raise UserError("the probe's images are all of one class: there is nothing to rank")
         return ClassificationResult(
@@ -166,8 +163,8 @@ class FrozenProbe:
 
     def extract(self, forward: Forward, params: Params, extra: Extra) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features f32 [n D], labels i32 [n] and groups i32 [n] of the valid rows of one pass. Raises UserError."""
-        keys = {"beside": ("label", "group"), "inputs": ("image", "modality")}
-        rows = extract(forward, params, extra, self.data, (self.feature,), **keys)
+        beside, inputs = ("label", "group"), ("image", "modality")
+        rows = extract(forward, params, extra, self.data, (self.feature,), beside=beside, inputs=inputs)
         return rows[self.feature], rows["label"], rows["group"]
 
     def scores(self, features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -198,16 +195,17 @@ def difference(
 ) -> dict[str, float]:
     """Macro AUC of two sets of scores [n K] of the same rows, and the 95 % interval of second minus first.
 
-    The interval is that of the percentile bootstrap over groups (patients): each draw takes as many groups as there are,
-    with replacement, and both scores see the same ones. Classes a draw lost are left out of its means.
+    The interval is a percentile bootstrap over groups (patients), with the same resamples for both. Classes that a
+    resample lost are left out of its means.
     """
-    names, member = np.unique(groups, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    taken = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-    weights = np.concatenate([np.ones((1, len(labels))), taken[:, member]])
-    one, two = (np.nanmean(class_aucs(labels, scores, weights), axis=0) for scores in (first, second))
-    low, high = np.percentile((two - one)[1:], (2.5, 97.5))
-    return {"first": float(one[0]), "second": float(two[0]), "low": float(low), "high": float(high)}
+
+    def macro(scores: np.ndarray) -> Weighted:
+        return lambda weights: weighted.nanmean(weighted.class_aucs(labels, scores, weights))
+
+    one, two = macro(first), macro(second)
+    gain = weighted_difference(two, one, len(labels), patients=groups, resamples=draws, seed=seed).difference
+    values = (float(metric(np.ones((1, len(labels))))[0]) for metric in (one, two))
+    return dict(zip(("first", "second"), values, strict=True)) | {"low": gain.low, "high": gain.high}
 
 
 def summary(rows: Sequence[tuple[str, dict[str, float], int]]) -> str:

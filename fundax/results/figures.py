@@ -242,7 +242,7 @@ def panels_of(series: Mapping[str, Any]) -> dict[str, list[str]]:
     return {title: panels[title] for title in order}
 
 
-def _panel(axes: Any, title: str, series: Mapping[str, tuple[list[float], list[float]]]) -> None:
+def _panel(axes: Any, title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     for k, (name, (steps, values)) in enumerate(series.items()):
         marker = "o" if len(steps) < 25 else ""
         label = name if title == "Loss" else name.rpartition("/")[2]

@@ -159,7 +159,7 @@ def svg(draw: Callable[[Any], None]) -> str:
 def _settings(size: float, more: dict[str, Any]) -> Iterator[None]:
     import matplotlib
 
-    common = {
+    common: Any = {
         "font.size": size,
         "axes.titlesize": 10.5,
         "axes.titleweight": "bold",

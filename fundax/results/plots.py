@@ -31,10 +31,11 @@ def curves_of_classes(group: Sequence[Evaluation]) -> list[Block]:
     }
     level = Text("The dotted line of precision is the prevalence of the class, the precision of guessing.")
     runs = _key(list(found))
-    if len(names) == 1:
-        titled = [(title, *rest) for title, panels in parts.items() for _, *rest in panels]
-        return [Heading(f"ROC, precision and recall, calibration: {names[0]}"), Panels(titled, runs, few=True), level]
     out: list[Block] = []
+    if len(names) == 1:
+        titled = [(title, drawn, said) for title, panels in parts.items() for _, drawn, said in panels]
+        out = [Heading(f"ROC, precision and recall, calibration: {names[0]}"), Panels(titled, runs, few=True), level]
+        return out
     for title, panels in parts.items():
         rest = ", each class against the rest" if title != "Calibration" else ""
         out += [Heading(title + rest), Panels(panels, runs, few=len(panels) <= 3)]

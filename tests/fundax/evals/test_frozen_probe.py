@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fundax.evals.probe import FrozenProbe, class_aucs, difference, summary
+from fundax.evals.probe import FrozenProbe, difference, summary
+from fundax.metrics.weighted import class_aucs
 from fundax.types import UserError
 
 RNG = np.random.default_rng(0)
