@@ -194,8 +194,11 @@ def _evaluator(
         row: dict[str, float] = {}
         for name, one in recipe.evals.items():
             result = {key: np.asarray(value) for key, value in one(forward, state.params, state.extra).items()}
-            row |= {f"{name}/{key}": float(value) for key, value in result.items() if value.ndim == 0}
-            folders.write_arrays(workdir, name, {key: value for key, value in result.items() if value.ndim})
+            numbers = {
+                key: float(value) for key, value in result.items() if not value.ndim and value.dtype.kind in "biuf"
+            }
+            row |= {f"{name}/{key}": value for key, value in numbers.items()}
+            folders.write_arrays(workdir, name, {key: value for key, value in result.items() if key not in numbers})
         log.evaluation(step, row)
         return row
 

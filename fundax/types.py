@@ -101,9 +101,12 @@ class Forward(Protocol):
 
 
 class Eval(Protocol):
-    """An evaluation. Scalars are logged as `<eval name>/<key>`; arrays are saved in `evals/<eval name>.npz`."""
+    """An evaluation. Scalars in the result are logged as `<eval name>/<key>`; the rest is written to `evals/<eval name>.npz`.
 
-    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]: ...
+    The library's evals return one of the results of fundax/evals/kinds.py, which figures and reports understand.
+    """
+
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> Mapping[str, Any]: ...
 
 
 class DataIterator(Protocol):

@@ -25,23 +25,37 @@ _OLD = ".old"  # old steps are renamed into this folder before they are deleted,
 _policies = ocp.checkpoint_managers
 
 
+Best = str | tuple[str, str]  # a logged metric to maximise, or (metric, "min") or (metric, "max")
+
+
+def ranking(best: Best) -> tuple[str, float]:
+    """The name of the metric that ranks checkpoints, and the sign that makes higher values better.
+
+    Raises UserError for anything but a name, (name, "min") or (name, "max").
+    """
+    name, direction = (best, "max") if isinstance(best, str) else best
+    if direction not in ("min", "max"):
+        raise UserError(f'Recipe.best is {best!r}; expected a metric, (metric, "min") or (metric, "max")')
+    return name, 1.0 if direction == "max" else -1.0
+
+
 class Checkpoints:
     """The checkpoints of one run, as a context manager: exiting waits for the save in progress.
 
     After an error with several processes it does not wait, because a save needs all of them and some may be gone.
     """
 
-    def __init__(self, workdir: str | Path, keep: int = 2, best: str | None = None) -> None:
+    def __init__(self, workdir: str | Path, keep: int = 2, best: Best | None = None) -> None:
         configure_orbax()
         self.folder = Path(workdir).absolute() / "checkpoints"
-        self._best = best
+        self._best = None if best is None else ranking(best)
         keepers: list[Any] = [_policies.LatestN(max(keep, 1))]
         if best:
             # Orbax's own best_fn alone deletes the latest step; a union keeps both.
-            keepers.append(_policies.BestN(get_metric_fn=_value, n=1, keep_checkpoints_without_metrics=False))
+            keepers.append(_policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policies.AnyPreservationPolicy(keepers),
-            best_fn=_value if best else None,
+            best_fn=_score if best else None,
             cleanup_tmp_directories=True,
             todelete_subdir=_OLD,
             enable_async_checkpointing=True,
@@ -85,8 +99,9 @@ class Checkpoints:
         # Items without arrays, such as `extra` of most objectives, are not saved; `restore` puts them back.
         run = {"data": dict(data), "metrics": dict(metrics), "fingerprint": _fingerprints(items)}
         args = {k: ocp.args.StandardSave(v) for k, v in items.items() if jax.tree.leaves(v)}
-        value = metrics.get(self._best) if self._best else None
-        ranked = None if value is None or np.isnan(value) else {"value": float(value)}
+        ranked = None
+        if self._best and not np.isnan(value := metrics.get(self._best[0], np.nan)):
+            ranked = {"value": float(value), "score": self._best[1] * float(value)}
         self._orbax.save(step, args=ocp.args.Composite(run=ocp.args.JsonSave(run), **args), metrics=ranked, force=True)
 
     def reached_preemption(self, step: int) -> bool:
@@ -227,8 +242,9 @@ def _bits(x: Any, xp: Any) -> Any:
     return jax.lax.bitcast_convert_type(x if x.dtype != jnp.bool_ else x.astype(jnp.uint8), whole)
 
 
-def _value(metrics: Mapping[str, float]) -> float:
-    return metrics["value"]
+def _score(metrics: Mapping[str, float]) -> float:
+    """What steps are ranked by, higher is better. Runs saved before 0.2 have a value alone, which was maximised."""
+    return float(metrics.get("score", metrics["value"]))
 
 
 def _read_item(folder: Path) -> Any:
@@ -247,7 +263,7 @@ def _ranked(folder: Path) -> float | None:
     if not (folder / "metrics").is_dir():
         return None
     with ocp.Checkpointer(ocp.JsonCheckpointHandler(filename="metrics")) as reader:
-        return float(reader.restore(folder / "metrics", args=ocp.args.JsonRestore())["value"])
+        return _score(reader.restore(folder / "metrics", args=ocp.args.JsonRestore()))
 
 
 def _intact(folder: Path) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from fundax.encoders.autoencoder import ImageDecoder, ImageEncoder
 from fundax.evals.reconstruction import rebuilt
 from fundax.objectives.vector_quantize import VectorQuantize, grid_means
-from fundax.results.figures import draw_run
+from fundax.results.finished import draw_run
 from fundax.runtime import serialize
 from fundax.runtime.mesh import make_mesh, shard_batch
 from fundax.runtime.workdir import write_arrays
@@ -91,10 +91,10 @@ def test_the_eval_and_its_picture(started, tmp_path):
     evaluate = rebuilt(lambda: iter(two), shown=5)
     forward = jax.jit(objective.forward)
     out = evaluate(lambda p, e, b: jax.device_get(forward(p, e, b)), params, extra)
-    assert out["pictures"].shape == out["rebuilt"].shape == (5, 16, 16, 3)
+    assert out["pictures"].shape == out["reconstruction"].shape == (5, 16, 16, 3)
     np.testing.assert_array_equal(out["pictures"][4], batch["image"][0])
     assert 0 < out["error"] < 1 and 1 <= out["codes_used"] <= 8
-    write_arrays(tmp_path, "rebuilt", {key: out[key] for key in ("pictures", "rebuilt")})
+    write_arrays(tmp_path, "rebuilt", out.arrays())
     assert [path.name for path in draw_run(tmp_path)] == ["rebuilt_pictures.png"]
     with pytest.raises(UserError, match="no rows"):
         rebuilt(lambda: iter([]))(lambda p, e, b: {}, params, extra)

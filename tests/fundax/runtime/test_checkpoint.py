@@ -171,3 +171,14 @@ def test_what_is_not_there(tmp_path, checkpoint, message):
         kept.save(1, items(1.0), {}, {})
     with pytest.raises(UserError, match=message):
         load_params(tmp_path, checkpoint)
+
+
+def test_the_lowest_value_can_be_the_best(tmp_path):
+    with Checkpoints(tmp_path, keep=1, best=("e/error", "min")) as kept:
+        for step, error in enumerate((0.4, 0.2, 0.3), start=1):
+            kept.save(step, items(float(step)), {"step": step}, {"e/error": error})
+            kept.wait()
+        assert kept.steps() == [2, 3]
+    assert resolve(tmp_path, "best") == 2
+    with pytest.raises(UserError, match=r'expected a metric, \(metric, "min"\) or \(metric, "max"\)'):
+        Checkpoints(tmp_path, best=("e/error", "lowest"))
