@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fundax.encoders.pixels import mixup_cutmix
+from fundax.encoders import pixels
 from fundax.losses import supervised as losses
 
 
@@ -17,7 +17,7 @@ def jitted(function, *static):
 cross_entropy = jitted(losses.cross_entropy, "weights", "focal")
 binary_cross_entropy = jitted(losses.binary_cross_entropy, "weights", "focal")
 graded_loss = jitted(losses.graded_loss, "grades", "weights")
-mixup_cutmix = jitted(mixup_cutmix, "mixup", "cutmix", "chance")
+mixup_cutmix = jitted(pixels.mixup_cutmix, "mixup", "cutmix", "chance")
 
 LOGITS = np.array([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0], [0.0, 0.0, 0.0]], np.float32)
 P = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
@@ -68,7 +68,7 @@ def test_grades_and_findings_together():
 def test_mixing():
     image = jnp.stack([jnp.zeros((8, 8, 3)), jnp.ones((8, 8, 3))])
     targets = jnp.eye(2)
-    same = mixup_cutmix(jax.random.key(0), image, targets)
+    same = pixels.mixup_cutmix(jax.random.key(0), image, targets)
     assert same[0] is image and same[1] is targets
     blend, soft = mixup_cutmix(jax.random.key(1), image, targets, mixup=0.8)
     np.testing.assert_allclose(blend[0], soft[0, 1], rtol=1e-6)  # the share of the other image is that of its label
