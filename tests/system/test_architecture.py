@@ -41,7 +41,7 @@ LEVELS = {
     "data_pipelines": (
         ("geometry", "records"),
         ("datasets", "images", "language"),
-        ("bad_records", "sources", "synthetic"),
+        ("bad_records", "sources", "synthetic", "workers"),
         ("collate", "open", "transforms"),
         ("contact_sheet", "convert", "pipeline"),
         ("tasks",),
