@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.transforms.flair import FlairAugment, fitted, flair_pixels, adjust_colors, foreground, rotate_and_scale
+from data_pipelines.transforms.flair import (
+    FlairAugment,
+    adjust_colors,
+    fitted,
+    flair_pixels,
+    foreground,
+    rotate_and_scale,
+)
 from data_pipelines.transforms.steps import apply
 
 TOLERANCE = 3e-6

@@ -14,8 +14,8 @@ from data_pipelines.transforms.multi_crop import (
     Colours,
     MultiCrop,
     Ratio,
-    published_colours,
     adjust_hue,
+    published_colours,
 )
 from data_pipelines.transforms.steps import stream
 
