@@ -38,7 +38,7 @@ def test_normalize():
         normalize(image.astype(np.int32), (0.5,) * 3, (0.5,) * 3)
 
 
-def test_unit():
+def test_l2_normalize():
     np.testing.assert_allclose(
         layers.l2_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]], rtol=1e-6
     )
