@@ -159,8 +159,8 @@ def recipe(
         batch=batch,
         evals=tests,
         init_from=found.init_from,
-        every=Intervals(log=10, save=eval_every, eval=eval_every),
-        best="val/minus_mean_error",
+        intervals=Intervals(log=10, save=eval_every, eval=eval_every),
+        best=("val/mean_error", "min"),
         seed=seed,
         preprocessing={
             "image_size": size, "mean": found.mean, "std": found.std, "resize": resize, "interpolation": "bilinear",

@@ -15,6 +15,7 @@ from data_pipelines.transforms.flair import (
 )
 from data_pipelines.transforms.steps import apply
 
+pytestmark = pytest.mark.vectors("flair")
 TOLERANCE = 3e-6
 
 
