@@ -23,7 +23,7 @@ BIT_DEPTHS = (8, 10, 12, 14, 16)  # true depths of cameras and OCT devices that 
 UNREADABLE = (ValueError, OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, Warning)
 
 ORIENTATION = 0x0112  # EXIF tag
-_HEADER = 2**17  # bytes at the start of a JPEG in which EXIF data lies
+_HEADER = 2**16  # bytes at the start of a JPEG that hold its EXIF block, which comes first or after a JFIF block
 
 ImageLike = np.ndarray | bytes | Path | str
 

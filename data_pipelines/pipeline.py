@@ -66,10 +66,8 @@ def train(source: Source, transforms: Sequence[Step], *, batch: int, seed: int =
     """An endless stream of batches from `source`, shuffled differently in each epoch.
 
     Args:
-        source: the records.
         transforms: steps applied to each record.
         batch: rows of a global batch, over all processes.
-        seed: seed of the order and of the steps.
         **reading: the fields of LoaderOptions. With `on_bad_image="skip"`, an unreadable row is replaced by one drawn
             from (seed, position, attempt), so that all other positions keep their rows.
 
@@ -244,8 +242,8 @@ class _Stream:
             if not made.bad:
                 return made._replace(bad=tuple(skipped))
             skipped.extend(made.bad)
-        last = skipped[-1]
-        return _Made(None, error=("data", f"{_REPLACEMENTS} consecutive unreadable images, last {last.message()}"))
+        reason = f"{_REPLACEMENTS} consecutive unreadable images, last {skipped[-1].message()}"
+        return _Made(None, error=("data", reason))
 
 
 @dataclass(frozen=True)
