@@ -124,10 +124,11 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     decoder, params = decoder_to_fundax(state, **fields)
     images = {_flair_key(key): value for key, value in state.items() if key.startswith(VISUAL)}
     objective = replace(named, findings=0) if named else Report(_tower(images, path), decoder)
+    tower: Any = objective.image
     shapes = {key: shape for key, shape in keymap.shapes_of(objective).items() if key.startswith("image/")}
     weights = {key: value for key, value in images.items() if not key.endswith(flair.STATISTICS)}
-    image = keymap.read(flair.resnet_rows("image", FLAIR_VISION, objective.image), weights, shapes, str(path))
-    extra = flair.read_statistics(objective.image, images, shapes, str(path))
+    image = keymap.read(flair.resnet_rows("image", FLAIR_VISION, tower), weights, shapes, str(path))
+    extra = flair.read_statistics(tower, images, shapes, str(path))
     facts = record.get("preprocessing", {"image_size": objective.image.image_size})
     return Checkpoint(objective, {"image": image["image"], "decoder": params}, facts, extra=extra)
 
