@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -119,8 +118,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     """
     record = read_optional_json(folder_of(path) / folder.RECORD)
     named = serialize.from_json(record["objective"]) if record else None
-    fields = dataclasses.asdict(named.decoder) if named else {}
-    fields = {name: fields[name] for name in ("heads", "context") if name in fields}
+    fields = {name: getattr(named.decoder, name) for name in ("heads", "context")} if named else {}
     decoder, params = decoder_to_fundax(state, **fields)
     images = {_flair_key(key): value for key, value in state.items() if key.startswith(VISUAL)}
     objective = replace(named, findings=0) if named else Report(_tower(images, path), decoder)
