@@ -8,8 +8,8 @@ Item i depends on (seed, start + i) alone, and its bytes are the same on every m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -91,6 +91,14 @@ __all__ = [
 LANGUAGES = ("en", "zh", "both")
 
 
+# First patient of each part, a million apart, so that no patient is in two of them. Pretraining learns from train and is
+# evaluated on val; tasks on a pretrained model have parts of their own. KeepFIT's experts describe those of task_train.
+STARTS = {"train": 0, "val": 1_000_000, "task_train": 2_000_000, "task_val": 3_000_000, "test": 4_000_000}
+
+
+Split = Literal["train", "val", "task_train", "task_val", "test"]
+
+
 _HORIZON = 730  # days over which `progress` looks
 
 
@@ -130,6 +138,10 @@ class _Synthetic:
     def prompts(self, language: str = "en") -> tuple[str, ...]:
         """The names of the classes as a report of that language ("en" or "zh") would have them."""
         return tuple(PROMPTS[language][CONDITIONS.index(c)] for c in self.classes)
+
+    def split(self, part: Split, n: int | None = None) -> Self:
+        """The same kind of source with the patients of one part of STARTS: `n` of them, or as many as here."""
+        return replace(self, start=STARTS[part], n=self.n if n is None else n)
 
     def _label(self, eye: Eye | None) -> np.int32:
         """Index into the classes; -1 for an eye that is not imaged or whose condition is not among them."""

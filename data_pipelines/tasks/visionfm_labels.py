@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -87,21 +86,3 @@ class Thirteen:
         if finding is not None:
             label[NAMES.index(finding)] = 1
         return label
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """Sources one after the other, as one."""
-
-    sources: tuple[Source, ...]
-    classes: tuple[Any, ...] = ()
-
-    def __len__(self) -> int:
-        return sum(len(source) for source in self.sources)
-
-    def __getitem__(self, index: int) -> Record:
-        for source in self.sources:
-            if index < len(source):
-                return source[index]
-            index -= len(source)
-        raise IndexError(index)
