@@ -48,7 +48,7 @@ def train(argv: list[str]) -> None:
     _prepare()
     from dataclasses import replace
 
-    from fundax.recipe import load
+    from fundax.config import load
     from fundax.train import fit
 
     recipe, _ = load(own.config, [*rest, "--help"] if own.help else rest)  # --help ends here
@@ -68,7 +68,7 @@ def evaluate(argv: list[str]) -> None:
     _prepare()
     from dataclasses import replace
 
-    from fundax.recipe import load
+    from fundax.config import load
     from fundax.runtime.checkpoint import resolve
     from fundax.runtime.workdir import read_config
     from fundax.train import fit
@@ -151,7 +151,7 @@ def compile_(argv: list[str]) -> None:
 
     from rich.console import Console
 
-    from fundax.recipe import load
+    from fundax.config import load
     from fundax.roofline import compile as aot
 
     recipe, _ = load(own.config, rest)

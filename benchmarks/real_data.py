@@ -32,7 +32,7 @@ from data_pipelines.sources.splits import folds, write_split
 from fundax.evals.probe import class_aucs
 from fundax.metrics.classification import quadratic_kappa
 from fundax.metrics.statistics import bootstrap_weighted
-from fundax.recipe import load
+from fundax.config import load
 from fundax.train import fit
 
 CONFIGS = Path(__file__).parent.parent / "configs"

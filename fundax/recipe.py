@@ -135,10 +135,22 @@ class Recipe:
     keep: int = 2  # latest checkpoints kept
     accumulate: int = 1  # micro-batches per step
     seed: int = 0
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # JSON: image_size, mean, std, resize, ...
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # JSON; replaces what follows from the objective
     tokenizer: Any = None  # anything with save(folder)
     writers: tuple[str, ...] = ()  # "tensorboard", "wandb": beside metrics.jsonl, where installed
-    source: Mapping[str, Any] = field(default_factory=dict)  # config path and arguments, set by load()
+    source: Mapping[str, Any] = field(default_factory=dict)  # config path and arguments, set by fundax.config.load
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preprocessing", _preprocessing(self.objective) | dict(self.preprocessing))
+
+
+def _preprocessing(objective: Any) -> dict[str, Any]:
+    """What an objective says about its images; a config adds what its own transforms do differently."""
+    size = getattr(getattr(objective, "image", None), "image_size", None)
+    if size is None or not hasattr(objective, "mean"):
+        return {}
+    moments = {"mean": objective.mean, "std": objective.std}
+    return {"image_size": size, **moments, "resize": "squash", "interpolation": "bicubic"}
 
 
 def describe(recipe: Recipe, workdir: str | Path) -> None:

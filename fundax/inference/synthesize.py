@@ -24,7 +24,8 @@ from fundax.interop.bundle import fresh_folder, read_json, write_json
 from fundax.interop.load import read_objective
 from fundax.metrics.generative import draw_pairs, memorised, nearest
 from fundax.objectives.diffusion import Diffusion
-from fundax.recipe import Recipe, load
+from fundax.config import load
+from fundax.recipe import Recipe
 from fundax.runtime.checkpoint import load_params, resolve
 from fundax.runtime.workdir import read_config
 from fundax.types import UserError

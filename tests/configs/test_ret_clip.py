@@ -10,7 +10,7 @@ from PIL import Image
 
 from fundax.interop import keymap
 from fundax.params import unflatten
-from fundax.recipe import load
+from fundax.config import load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "ret_clip.py"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fundax.recipe import load
+from fundax.config import load
 from fundax.train import fit
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))

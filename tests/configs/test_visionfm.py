@@ -8,7 +8,7 @@ import pytest
 from benchmarks.visionfm_probe import hrf, idrid, kermany
 from data_pipelines.records import MODALITIES, DataError
 from fundax.objectives.ibot import Temperature
-from fundax.recipe import load
+from fundax.config import load
 from fundax.types import UserError
 
 CONFIG = Path(__file__).parents[2] / "configs" / "visionfm.py"

@@ -1,7 +1,8 @@
 import pytest
 from tiny_objective import Linear
 
-from fundax.recipe import Recipe, load
+from fundax.config import load
+from fundax.recipe import Recipe
 from fundax.types import UserError
 
 CONFIG = '''

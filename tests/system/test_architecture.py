@@ -33,10 +33,9 @@ LEVELS = {
         ("metrics", "optim", "runtime"),
         ("encoders", "losses"),
         ("objectives", "recipe"),
-        ("evals", "interop", "train"),
+        ("config", "evals", "interop", "train"),
         ("inference", "roofline"),
         ("results",),
-        ("arguments",),
     ),
     "data_pipelines": (
         ("geometry", "records"),
