@@ -57,31 +57,19 @@ PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Data:
-    """The images to train and to evaluate on.
+class Sources:
+    """The images to train on.
 
     Args:
-        data: Sources to train on: CSV files, image folders, tfds:NAME, array_record:FOLDER, synthetic; options after commas.
-        val: Sources to evaluate on; without them some patients of --data are held out.
-        split: JSON file with the part of each patient. It is written at the first use and read afterwards.
-        fractions: Shares of the patients in the parts train, val and test.
+        data: Sources to train on: CSV files, folders, tfds:NAME, array_record:FOLDER, synthetic; options after commas.
         image_dir: Folder that the image paths of a CSV start from; empty takes the folder of the CSV.
-        image_column: Column of a CSV with the image paths; empty takes "image".
-        text_column: Column of a CSV with the texts; empty takes "text".
-        separator: Separator of the columns of a CSV; "tab" for a tab.
         data_dir: Folder of the data sets that `launch.py data build` wrote.
         patients: Number of synthetic patients to train on, where there is no --data.
-        modalities: Modalities of the synthetic images: CFP, UWF, FFA, OCT.
+        modalities: Modalities to train on, where a source has several; synthetic eyes have CFP, UWF, FFA and OCT.
     """
 
     data: tuple[str, ...] = ()
-    val: tuple[str, ...] = ()
-    split: str = ""
-    fractions: tuple[float, ...] = (0.9, 0.1)
     image_dir: str = ""
-    image_column: str = ""
-    text_column: str = ""
-    separator: str = ","
     data_dir: str = DATA_DIR
     patients: int = 3000
     modalities: tuple[str, ...] = ("CFP",)
@@ -89,6 +77,27 @@ class Data:
     def eyes(self, seed: int, size: int, **fields: Any) -> Eyes:
         """The synthetic eyes to train on, of `size` pixels; further fields of Eyes."""
         return Eyes(self.patients, seed, modalities=self.modalities, size=size, **fields)
+
+
+@dataclass(frozen=True)
+class Data(Sources):
+    """The images to train and to evaluate on.
+
+    Args:
+        val: Sources to evaluate on; without them some patients of --data are held out.
+        split: JSON file with the part of each patient. It is written at the first use and read afterwards.
+        fractions: Shares of the patients in the parts train, val and test.
+        image_column: Column of a CSV with the image paths; empty takes "image".
+        text_column: Column of a CSV with the texts; empty takes "text".
+        separator: Separator of the columns of a CSV; "tab" for a tab.
+    """
+
+    val: tuple[str, ...] = ()
+    split: str = ""
+    fractions: tuple[float, ...] = (0.9, 0.1)
+    image_column: str = ""
+    text_column: str = ""
+    separator: str = ","
 
     def open(self, words: Sequence[str], **columns: str) -> list[Named]:
         """The sources that words stand for; `columns` are options of a CSV that its word does not give."""
