@@ -6,9 +6,12 @@ import io
 import json
 import multiprocessing
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from data_pipelines.geometry import Move, Resize
 from data_pipelines.images import exif_orientation, load_mask, load_sized
 from data_pipelines.records import DataError, Record, Source, View
 from data_pipelines.sources.shards import FORMAT, shard_name, write_shard
+from data_pipelines.workers import death
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def convert(source: Source, out: str | Path, sizing: Sizing, *, shard: int = 102
     """Write every record of `source` to ArrayRecord files of `shard` records in `out`; returns the folder.
 
     `workers`: processes, each of which writes whole files. Shows progress. The folder appears when all is written:
-    a mistake leaves nothing. Raises DataError for one, and where `out` exists.
+    a mistake leaves nothing. Raises DataError for one, for a worker that died, and where `out` exists.
     """
     out = Path(out)
     if out.exists():
@@ -141,16 +145,30 @@ def _write(source: Source, folder: Path, sizing: Sizing, shard: int, workers: in
             for job in jobs:
                 patients += _one(*job, lambda: progress.advance(task))
             return patients
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            futures = [pool.submit(_one, *job) for job in jobs]
-            try:
-                for future in futures:
-                    patients += future.result()
-                    progress.update(task, completed=len(patients))
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        return _in_processes(jobs, workers, lambda count: progress.update(task, completed=count))
     return patients
+
+
+def _in_processes(jobs: Sequence[tuple[Any, ...]], workers: int, done: Callable[[int], None]) -> list[str]:
+    """The patients of all jobs, which worker processes write. Raises DataError if one of the processes dies."""
+    before = multiprocessing.active_children()
+    started: list[BaseProcess] = []
+    patients: list[str] = []
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            futures = [pool.submit(_one, *job) for job in jobs]
+            started = [child for child in multiprocessing.active_children() if child not in before]
+            for future in futures:
+                patients += future.result()
+                done(len(patients))
+            return patients
+        except BaseException as error:
+            pool.shutdown(wait=True, cancel_futures=True)
+            if not isinstance(error, BrokenProcessPool):
+                raise
+    codes = [child.exitcode for child in started if child.exitcode]
+    # the pool ends the others with SIGTERM, so the one that died first most likely has another exit code
+    raise death(next((code for code in codes if code != -signal.SIGTERM), codes[0] if codes else None))
 
 
 def _one(source: Source, path: Path, sizing: Sizing, first: int, last: int, done: Any = None) -> list[str]:

@@ -7,15 +7,11 @@ of threads, workers or processes. Grain brings the threads, the worker processes
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import itertools
 import math
 import os
-import signal
-import threading
-import time
+import re
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +25,7 @@ from data_pipelines import bad_records as bad
 from data_pipelines.collate import Batch, stack
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.transforms.steps import Step, apply
+from data_pipelines.workers import death, initialize, protected
 
 _ENDLESS, _REPLACEMENTS = 2**31, 64  # steps (Grain wants a length); unreadable rows in a row before `skip` gives up
 
@@ -149,10 +146,8 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch; raises DataError for an unreadable image, StopIteration at the end of a pass."""
-        if self._grain is None:
-            self._grain = iter(_read(self._slots, self._step, self._reading))
-        made = next(self._grain)
+        """The next batch; raises DataError for an unreadable image or a dead worker, StopIteration at a pass's end."""
+        made = self._next()
         if made["error"] is not None:
             self.close()
             kind, message = made["error"]
@@ -175,6 +170,20 @@ class Batches:
         if self._grain is not None:
             self._grain.close()
             self._grain = None
+
+    def _next(self) -> dict[str, Any]:
+        try:
+            if self._grain is not None:
+                return next(self._grain)
+            self._grain = iter(_read(self._slots, self._step, self._reading))
+            first = functools.partial(next, self._grain)  # starts the workers, all of them
+            return protected(first) if self._reading.workers else first()
+        except (RuntimeError, BrokenPipeError) as error:  # the second where one died before it was told what to read
+            code = re.search(r"Worker process .* exit code (-?\d+)", str(error))
+            if code is None and not isinstance(error, BrokenPipeError):
+                raise
+            self.close()
+        raise death(int(code[1]) if code else None)
 
     def _note(self, rows: list[bad.Bad]) -> None:
         fresh = [row for row in rows if (row.file, row.row) not in self._bad]
@@ -386,18 +395,5 @@ def _parse_flags() -> None:
 
 
 def _start_worker(parent: int, worker: int, workers: int) -> None:
-    """A worker leaves Ctrl-C and a scheduler's SIGTERM to its parent, and does not outlive one that was killed."""
-    del worker, workers
-    with contextlib.suppress(OSError, AttributeError):  # glibc: keep freed megabytes, the next image needs them again
-        glibc = ctypes.CDLL(None)
-        _ = [glibc.mallopt(limit, 1 << 30) for limit in (-1, -3)]  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-    with contextlib.suppress(ValueError):  # not the main thread
-        for told in (signal.SIGINT, signal.SIGTERM):  # both go to all processes of a terminal or a job step
-            signal.signal(told, signal.SIG_IGN)
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-
-
-def _follow(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
+    del worker, workers  # Grain passes their numbers
+    initialize(parent)

@@ -17,8 +17,15 @@ from fundax.types import UserError
 EXPANSION = 4  # outputs of a bottleneck per width of its middle
 
 
-# width of the first stage, units of the four stages
-SIZES = {"resnet14": (64, (1, 1, 1, 1)), "resnet50": (64, (3, 4, 6, 3)), "resnet101": (64, (3, 4, 23, 3))}
+# Width of the first stage and units of each stage. resnet50 and resnet101 are torchvision's; the others are ours, for
+# small machines: resnet-tiny learns from a few thousand images what a ViT of its cost does not.
+SIZES = {
+    "resnet-smoke": (8, (1,)),
+    "resnet-tiny": (24, (1, 1, 1, 1)),
+    "resnet14": (64, (1, 1, 1, 1)),
+    "resnet50": (64, (3, 4, 6, 3)),
+    "resnet101": (64, (3, 4, 23, 3)),
+}
 
 
 _he: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # what torchvision starts from

@@ -35,9 +35,15 @@ class Size:
     text_heads: int
 
 
-# open_clip's model configurations of these names; H/14-378 is also that of apple/DFN5B-CLIP-ViT-H-14-378, and S/8 that
-# of Chinese-CLIP's. Ti/16 is ours, for small machines; L/16 has RETFound's image tower.
+# Sizes with a patch in their name are open_clip's model configurations; H/14-378 is also apple/DFN5B-CLIP-ViT-H-14-378,
+# S/8 also Chinese-CLIP's, and L/16 has RETFound's image encoder. The others are ours: two CPU cores train tiny and small
+# in minutes, and smoke only shows that a run starts and ends. Patches of 8 suit segmentation at few pixels.
 SIZES = {
+    "smoke": Size(32, 8, 16, 4, 1, 16, 16, 1, 1),
+    "tiny": Size(64, 16, 128, 4, 4, 128, 128, 4, 4),
+    "tiny/8": Size(64, 8, 64, 4, 2, 64, 64, 4, 2),
+    "small": Size(96, 16, 192, 6, 6, 192, 192, 6, 6),
+    "small/8": Size(64, 8, 128, 6, 4, 128, 128, 6, 4),
     "Ti/16": Size(224, 16, 192, 12, 3, 192, 192, 12, 3),
     "S/16": Size(224, 16, 384, 12, 6, 384, 384, 12, 6),
     "S/8": Size(224, 8, 384, 12, 6, 384, 384, 12, 6),

@@ -16,9 +16,8 @@ from data_pipelines.transforms.steps import preprocess
 from fundax.encoders.layers import LayerNorm
 from fundax.encoders.pixels import normalize
 from fundax.evals.zero_shot import class_features, softmax
-from fundax.interop.bundle import preprocessing_of
-from fundax.interop.exchange import import_folder, read_run
-from fundax.interop.load import is_run
+from fundax.interop.checkpoint import preprocessing_of
+from fundax.interop.read import load as load_checkpoint
 from fundax.types import Params, UserError
 
 Image = files.ImageLike  # a path, encoded bytes, or u8 [H W 3]
@@ -33,7 +32,7 @@ def load(path: str | Path, checkpoint: int | str = "latest", batch: int = 32) ->
     Raises:
         UserError: nothing of the kind at `path`, or a part of it missing or damaged.
     """
-    bundle = read_run(path, checkpoint) if is_run(path) else import_folder(path)
+    bundle = load_checkpoint(path, checkpoint)
     if not hasattr(bundle.objective, "encode"):
         raise UserError(f"{path} holds {type(bundle.objective).__name__}; expected an image-text model")
     params = jax.tree.map(jax.numpy.asarray, bundle.params)

@@ -355,10 +355,3 @@ def test_wrong_arguments(build, message):
 def test_building_opens_nothing():
     assert callable(pipeline.train(Unopened(), [], batch=4))
     assert pipeline.one_epoch(Unopened(), [], batch=4)(0, 1).get_state() == {"step": 0}
-
-
-def test_a_worker_ends_when_its_parent_is_gone(monkeypatch):
-    left = []
-    monkeypatch.setattr(pipeline.os, "_exit", left.append)
-    pipeline._follow(parent=-1)
-    assert left == [1]

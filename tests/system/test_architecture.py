@@ -40,7 +40,7 @@ LEVELS = {
     "data_pipelines": (
         ("geometry", "records"),
         ("datasets", "images", "language"),
-        ("bad_records", "sources", "synthetic"),
+        ("bad_records", "sources", "synthetic", "workers"),
         ("collate", "open", "transforms"),
         ("contact_sheet", "convert", "pipeline"),
         ("tasks",),
@@ -134,7 +134,7 @@ def test_the_two_halves_meet_in_few_rooms(path):
         assert not tops & {"jax", "flax", "optax", "orbax", "fundax"}, "data_pipelines turns images into numpy arrays"
     elif module.startswith("fundax") and room not in MEETING:
         assert "data_pipelines" not in tops, "fundax turns arrays into numbers"
-    if module not in ("data_pipelines.pipeline", "data_pipelines.workers") and not room.startswith("benchmarks"):
+    if module not in ("data_pipelines.pipeline",) and not room.startswith("benchmarks"):
         assert "grain" not in tops, "pipeline.py is the only place that speaks Grain"
 
 
