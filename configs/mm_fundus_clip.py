@@ -12,15 +12,17 @@ from typing import Literal
 
 import optax
 
+from data_pipelines.language.tokenizers import bundled
 from data_pipelines.open import Data, synthetic_parts
 from data_pipelines.pipeline import mix
-from data_pipelines.tasks.image_text import rows_of, shares, tests, tokenizer_of, worded
+from data_pipelines.tasks.image_text import rows_of, shares, tests, worded
 from data_pipelines.transforms.steps import Select, Squash, Tokenize, extra_aug
 from data_pipelines.transforms.views import SingleView
-from fundax.encoders.vit import ViT
+from fundax.encoders import ViT
 from fundax.evals.retrieval import retrieval
 from fundax.evals.zero_shot import zero_shot
-from fundax.interop.load import init_from
+from fundax.interop import tokenizer as tokenizer_of
+from fundax.interop import warm_start
 from fundax.objectives.clip import clip
 from fundax.optim import adamw, clip_params, constant, peer_open_clip
 from fundax.recipe import Recipe, Run
@@ -40,7 +42,7 @@ def recipe(
     warmup: int = 0,
 ) -> Recipe:
     """The published recipe. --augment extra is its augmentation; device computes the colour jitter on the device."""
-    words = tokenizer_of(tokenizer, init)
+    words = tokenizer_of(tokenizer or init, bundled(77))
     model = {"vocab": words.vocab_size, "context": words.context, "jitter": (0.2, 0.2) if augment == "device" else (0, 0)}
     deep = run.remat != "none" or clip(size).image.depth > 12
     objective = clip(size, scan=deep, **model, **run.compute(ViT)[0])
@@ -62,7 +64,7 @@ def recipe(
             adamw(constant(lr, warmup), (0.9, 0.95), 1e-6, weight_decay, peer_open_clip),
             clip_params({"^log_scale": (0.0, math.log(100))}),
         ),
-        init_from=(init_from(init, objective),) if init else (),
+        init_from=warm_start(init, objective).init_from,
         evals=evals,
         best=next(iter([*ranked, *(f"{name}/image_to_text_R@1" for name in evals)]), None),
         tokenizer=words,

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import optax
 
+from data_pipelines.language.tokenizers import bundled
 from data_pipelines.open import Data, synthetic_parts
 from data_pipelines.pipeline import mix
-from data_pipelines.tasks.image_text import rows_of, shares, templated, tests, tokenizer_of
+from data_pipelines.tasks.image_text import rows_of, shares, templated, tests
 from data_pipelines.transforms.steps import Flip, Select, Squash, Tokenize
 from data_pipelines.transforms.views import SingleView
-from fundax.encoders.vit import ViT
+from fundax.encoders import ViT
 from fundax.evals.zero_shot import zero_shot
-from fundax.interop.load import init_from
+from fundax.interop import tokenizer as tokenizer_of
+from fundax.interop import warm_start
 from fundax.objectives.clip import clip
 from fundax.optim import MAX_LOG_SCALE, adamw, clip_params, cosine
 from fundax.recipe import Recipe, Run
@@ -35,7 +37,7 @@ def recipe(
     weight_decay: float = 0.1,
 ) -> Recipe:
     """A small CLIP on synthetic fundus photographs and their reports, or on images and texts of your own."""
-    words = tokenizer_of(tokenizer, init, context=48)
+    words = tokenizer_of(tokenizer or init, bundled(48))
     model = {"vocab": words.vocab_size, "context": words.context, "image_size": image_size}
     objective = clip(size, **model, **run.compute(ViT)[0])
     side = objective.image.image_size
@@ -53,7 +55,7 @@ def recipe(
             adamw(cosine(lr, steps, min(50, steps // 2)), betas=(0.9, 0.98), eps=1e-6, weight_decay=weight_decay),
             clip_params({"log_scale": (0.0, MAX_LOG_SCALE)}),
         ),
-        init_from=(init_from(init, objective),) if init else (),
+        init_from=warm_start(init, objective).init_from,
         evals={f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in labelled},
         best=f"zero_shot{labelled[0].suffix}/macro_auc" if labelled else None,
         tokenizer=words,

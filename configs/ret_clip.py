@@ -11,20 +11,19 @@ from typing import Literal
 
 import optax
 
+from data_pipelines.language.tokenizers import bundled
 from data_pipelines.open import Named, Sources, joined, synthetic_parts
 from data_pipelines.pipeline import train
 from data_pipelines.sources.ret_clip import open_pairs
 from data_pipelines.synthetic.sources import Patients
 from data_pipelines.tasks.eye_pairs import level_prompts, paired, probe_data
-from data_pipelines.tasks.image_text import tokenizer_of
 from data_pipelines.transforms.steps import Flip, Select, Squash, Tokenize, ret_clip_aug
 from data_pipelines.transforms.views import PairedEyes
-from fundax.encoders.bert import BERT
-from fundax.encoders.vit import ViT
-from fundax.evals.laterality import Laterality
-from fundax.evals.probe import Probe
+from fundax.encoders import BERT, ViT
+from fundax.evals import Laterality, Probe
 from fundax.evals.zero_shot import zero_shot
-from fundax.interop.ret_clip import initial
+from fundax.interop import tokenizer as tokenizer_of
+from fundax.interop import warm_start
 from fundax.objectives.ret_clip import ret_clip
 from fundax.optim import MAX_LOG_SCALE, adamw, clip_params, cosine, decay_matrices, peer_ret_clip
 from fundax.recipe import Recipe, Run
@@ -53,7 +52,7 @@ def recipe(
     parity: bool = False,
 ) -> Recipe:
     """RET-CLIP: AdamW with 50 steps of warm-up and a cosine. --augment flip also clips gradients and decays matrices only."""
-    words = tokenizer_of(tokenizer, "", context)
+    words = tokenizer_of(tokenizer or init, bundled(context), context)
     image, _ = run.compute(ViT, BERT)
     published = augment == "published"
     objective = ret_clip(
@@ -79,7 +78,7 @@ def recipe(
             adamw(rate, (0.9, 0.98), 1e-6, weight_decay, decay),
             clip_params({"^log_scale/": (0.0, MAX_LOG_SCALE)}),
         ),
-        init_from=(initial(init, objective),) if init else (),
+        init_from=warm_start(init, objective).init_from,
         evals={
             "zero_shot": zero_shot(test, unseen.classes, prompts["patient"], inputs=("left", "right")),
             "laterality": Laterality(data=test, prompts={eye: prompts[eye] for eye in ("left", "right")}),

@@ -21,9 +21,9 @@ from data_pipelines.tasks.modality_mix import by_modality, images, probe_data, s
 from data_pipelines.transforms.multi_crop import MultiCrop, published_colours
 from data_pipelines.transforms.steps import Select
 from data_pipelines.transforms.views import SingleView
-from fundax.encoders.vit import ViT
-from fundax.evals.probe import FrozenProbe
-from fundax.interop.timm import initial
+from fundax.encoders import ViT
+from fundax.evals import FrozenProbe
+from fundax.interop import warm_start
 from fundax.objectives import ibot
 from fundax.objectives.ibot import IBOT, Temperature
 from fundax.optim import adamw, clip_leaves, cosine_schedule, freeze, peer_visionfm
@@ -82,13 +82,15 @@ def recipe(
     decay = {"weight_decay": cosine_schedule(0.04, 0.4, steps), "decay": peer_visionfm}
     unseen = replace(eyes.split("val", probe), conditions=("normal", "cataract") if run.smoke else None)
     probes = probe_data(wanted, unseen, side, batch=16 if run.smoke else 100)
+    start = warm_start(init, objective)
     folds = 2 if run.smoke else 5
     return Recipe(
         **run.recipe(steps, save=epoch, eval=0),
         objective=objective,
         train=mix(shares(sources, chain, balanced), **run.loader()),
         optimizer=freeze(optax.chain(clip_leaves(3.0), adamw(rate, late=late, **decay)), "head/last_layer2?/scale"),
-        init_from=(initial(init, objective),) if init else (),
+        init_from=start.init_from,
+        init_extra=start.init_extra,
         evals={f"probe_{n.lower()}": FrozenProbe(data=d, classes=unseen.classes, folds=folds) for n, d in probes.items()},
         preprocessing={"modalities": wanted},
     )

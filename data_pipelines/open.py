@@ -109,9 +109,10 @@ class Data(Sources):
         synthetic: Mapping[str, Source],
         seed: int,
         labels: Callable[[Record], Any] | None = None,
+        names: Sequence[str] = PARTS,
         **columns: str,
     ) -> dict[str, list[Named]]:
-        """The sources of each part (train, val, test: as many as `fractions`), which share no patient.
+        """The sources of each part (the first of `names`, as many as `fractions`), which share no patient.
 
         Args:
             synthetic: the parts where there is no --data (synthetic_parts).
@@ -122,11 +123,11 @@ class Data(Sources):
         """
         if not self.data:
             return {name: [Named("synthetic", source)] for name, source in synthetic.items()}
-        if not 1 <= len(self.fractions) <= len(PARTS):
-            raise DataError(f"--fractions {self.fractions}: expected one to three numbers, for {', '.join(PARTS)}")
+        if not 1 <= len(self.fractions) <= len(names):
+            raise DataError(f"--fractions {self.fractions}: expected at most {len(names)} numbers, for {', '.join(names)}")
         if self.split and len(self.data) > 1:
             raise DataError(f"--split {self.split}: a split file is of one source, and --data has {len(self.data)}")
-        shares = dict(zip(PARTS, self.fractions, strict=False))
+        shares = dict(zip(names, self.fractions, strict=False))
         if self.val:
             shares = {name: share for name, share in shares.items() if name != "val"}
         shares = {name: share / sum(shares.values()) if self.val else share for name, share in shares.items()}

@@ -1,18 +1,21 @@
-"""Image-text pairs: their share of a mix, the tests on images held out, and the tokenizer of a checkpoint."""
+"""Image-text pairs: their share of a mix, and the tests on images held out."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.language import tokenizers
 from data_pipelines.language.conditions import CONDITIONS, PROMPTS
-from data_pipelines.open import Named
-from data_pipelines.pipeline import Data, Part, one_epoch
-from data_pipelines.records import EYE_PHRASES, PHRASES, DataError
+from data_pipelines.language.tokenizers import Tokenizer
+from data_pipelines.open import Data, Named
+from data_pipelines.pipeline import Data as Batches
+from data_pipelines.pipeline import Part, one_epoch
+from data_pipelines.records import EYE_PHRASES, PHRASES, DataError, Source
+from data_pipelines.sources.splits import select
 from data_pipelines.transforms.steps import Select, Step, Tokenize
 from data_pipelines.transforms.views import SingleView
 
@@ -23,8 +26,8 @@ class Test(NamedTuple):
     """What one source held out can be tested on; None or () where it has no texts or no classes."""
 
     suffix: str  # "" of a single source, else "_" and its name
-    pairs: Data | None  # batches of image and text
-    labelled: Data | None  # batches of image and label
+    pairs: Batches | None  # batches of image and text
+    labelled: Batches | None  # batches of image and label
     classes: tuple[str, ...]
     prompts: list[np.ndarray]  # token ids i32 [P L] of each class
 
@@ -32,7 +35,7 @@ class Test(NamedTuple):
 def tests(
     parts: Sequence[Named],
     resize: Step,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: Tokenizer,
     wording: Wording,
     batch: int,
     prompt: str = "{text}",
@@ -87,20 +90,28 @@ def templated(templates: Sequence[str], language: str = "en") -> Wording:
     return wording
 
 
-def tokenizer_of(tokenizer: str, init: str, context: int = 77, **fields: bool) -> tokenizers.Tokenizer:
-    """The tokenizer named by a path, else that of the checkpoint `init`, else the built-in one of `context` tokens.
+def fingerprint(data: Data, seed: int) -> str:
+    """What the images of --data are, to recognise their cached features; "" where that cannot be said.
 
-    A path is a folder, BERT's vocab.txt or OpenAI's merges file; `fields` are those of a WordPiece tokenizer. Raises
-    DataError for a checkpoint without a tokenizer: weights cannot read the token ids of another one.
+    It contains the digests of the CSV and of the split file; images are assumed not to change.
     """
-    if tokenizer:
-        if (Path(tokenizer) / "tokenizer_config.json").is_file():
-            return tokenizers.load(tokenizer)
-        is_wordpiece = Path(tokenizer).is_dir() or Path(tokenizer).suffix == ".txt"
-        return tokenizers.wordpiece(tokenizer, context, **fields) if is_wordpiece else tokenizers.clip_bpe(tokenizer)
-    if not init:
-        return tokenizers.bundled(context)
-    for folder in (Path(init), Path(init).parent, Path(init) / "tokenizer"):
-        if (folder / "tokenizer_config.json").is_file():
-            return tokenizers.load(folder)
-    raise DataError(f"{init} has no tokenizer; name the one of its weights with --tokenizer")
+    words = data.data or ("synthetic",)
+    tables = [Path(word.split(",")[0]) for word in data.data]
+    if not all(table.is_file() for table in tables):
+        return ""
+    files = [path for path in (*tables, Path(data.split)) if path.is_file()]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return " ".join((*words, str(data.patients), str(seed), *digests))
+
+
+def by_modality(source: Source) -> dict[str, Source]:
+    """A labelled source by the modality of its images. Raises DataError where classes have no names or a row no label."""
+    if not getattr(source, "classes", ()):
+        raise DataError("the classes of --data have no names, by which a model could be asked; expected labels as words")
+    rows: dict[str, list[int]] = {}
+    for row in range(len(source)):
+        record = source[row]
+        if "label" not in record.targets:
+            raise DataError(f"{record.where or f'row {row + 1}'}: has no label")
+        rows.setdefault(record.views[0].modality, []).append(row)
+    return {modality: select(source, chosen) for modality, chosen in rows.items()}

@@ -17,6 +17,7 @@ from data_pipelines.pipeline import one_epoch
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.sources.splits import select
 from data_pipelines.synthetic.sources import Eyes, Patients
+from data_pipelines.transforms import steps as t
 from data_pipelines.transforms.steps import IndependentFlip, Select, Step, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
 
@@ -124,6 +125,19 @@ class Reader:
         """One pass over a part; of several `copies`, each is flipped at random."""
         source = repeated(getattr(self.parts, part), copies)
         return one_epoch(source, self.steps(*(flips() if copies > 1 else ())), batch=batch, workers=self.workers)
+
+
+def augmentation(recipe: str, side: int) -> tuple[Step, ...]:
+    """Augmentation and resize to `side` of a fine-tuning recipe: visionfm, retfound (without RandAugment), ret_clip, laptop."""
+    flip, jitter = t.IndependentFlip(), t.ColorJitter(0.1, 0.1, 0.0)
+    if recipe == "ret_clip":
+        crop = t.RandomResizedCrop(side, (0.8, 1.0), (0.9, 1.1))
+        return t.Squash(side), t.RandomAffine(30.0), crop, flip, jitter, t.RandomErasing(0.2)
+    if recipe == "retfound":
+        return t.RandomResizedCrop(side, (0.08, 1.0)), flip, t.RandomErasing(0.25)
+    if recipe == "visionfm":
+        return t.RandomResizedCrop(side, (0.08, 1.0), interpolation="bilinear"), flip, FlipRows()
+    return t.RandomAffine(20.0), t.RandomResizedCrop(side, (0.7, 1.0)), flip, FlipRows(), jitter
 
 
 def flips() -> tuple[Step, ...]:
