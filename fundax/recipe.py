@@ -146,6 +146,7 @@ class Recipe:
 
 def _preprocessing(objective: Any) -> dict[str, Any]:
     """What an objective says about its images; a config adds what its own transforms do differently."""
+    objective = getattr(objective, "base", objective)  # KeepFIT's
     size = getattr(getattr(objective, "image", None), "image_size", None)
     if size is None or not hasattr(objective, "mean"):
         return {}
