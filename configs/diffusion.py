@@ -26,7 +26,15 @@ from fundax.recipe import Recipe, Run
 
 PRESETS = {
     "reduced": {"size": "small", "steps": 20_000, "lr": 3e-4, "warmup": 500},
-    "laptop": {"size": "tiny", "steps": 3000, "batch": 32, "lr": 1e-3, "warmup": 100, "eval_every": 1000, "save_every": 1000},
+    "laptop": {
+        "size": "tiny",
+        "steps": 3000,
+        "batch": 32,
+        "lr": 1e-3,
+        "warmup": 100,
+        "eval_every": 1000,
+        "save_every": 1000,
+    },
     "smoke": {"warmup": 1, "lr": 1e-3},
 }
 

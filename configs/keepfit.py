@@ -81,7 +81,9 @@ def recipe(
     both = WithElite(mix(learn, **reading), both, ("image", "text", "status"))
     epoch = max(rows_of(public) // run.batch, 1)
     few = min(max(14, data.patients // 10), 280)
-    unseen = [Named(name, CachedSource(replace(eyes.split("val", few), modalities=(name,)))) for name in data.modalities]
+    unseen = [
+        Named(name, CachedSource(replace(eyes.split("val", few), modalities=(name,)))) for name in data.modalities
+    ]
     held_out = tests(unseen, Canvas(side), words, prompts_of, run.batch)
     start = warm_start(init, objective) + warm_start(init_text, objective, ("text",))
     return Recipe(

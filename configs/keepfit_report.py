@@ -27,7 +27,10 @@ from fundax.optim import adamw, cosine
 from fundax.recipe import Recipe, Run
 
 LAPTOP = {"size": "tiny", "epochs": 4, "lr": 2e-3, "context": 64, "beams": 1, "patients": 6000, "workers": 0}
-PRESETS = {"laptop": LAPTOP | {"findings": True, "augment": "jitter", "weight_decay": 0.05}, "smoke": {"findings": True}}
+PRESETS = {
+    "laptop": LAPTOP | {"findings": True, "augment": "jitter", "weight_decay": 0.05},
+    "smoke": {"findings": True},
+}
 
 
 def recipe(

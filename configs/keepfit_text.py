@@ -66,9 +66,7 @@ def recipe(
         **vars(warm_start(init, objective, ("text",))),
         objective=objective,
         train=mix(shares([Named("texts", source) for source in sources], hide), **run.loader()),
-        optimizer=optax.chain(
-            optax.clip_by_global_norm(1.0), adamw(rate, (0.9, 0.98), weight_decay=weight_decay)
-        ),
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), adamw(rate, (0.9, 0.98), weight_decay=weight_decay)),
         evals={"masked": masked_words(held_out, lambda: keepfit.id_counts(sources, words))},
         best="masked/below_unigram",
         tokenizer=words,

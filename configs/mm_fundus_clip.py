@@ -43,7 +43,11 @@ def recipe(
 ) -> Recipe:
     """The published recipe. --augment extra is its augmentation; device computes the colour jitter on the device."""
     words = tokenizer_of(tokenizer or init, bundled(77))
-    model = {"vocab": words.vocab_size, "context": words.context, "jitter": (0.2, 0.2) if augment == "device" else (0, 0)}
+    model = {
+        "vocab": words.vocab_size,
+        "context": words.context,
+        "jitter": (0.2, 0.2) if augment == "device" else (0, 0),
+    }
     deep = run.remat != "none" or clip(size).image.depth > 12
     objective = clip(size, scan=deep, **model, **run.compute(ViT)[0])
     side = objective.image.image_size

@@ -45,7 +45,9 @@ def recipe(
     parts = data.parts(eyes, run.seed)
     steps = run.total(-(-rows_of(parts["train"]) // run.batch))
     chain = (SingleView(), Flip(), Squash(side), Tokenize(words), Select(("image", "text")))
-    labelled = [t for t in tests(parts.get("val", []), Squash(side), words, templated(TEMPLATES), run.batch) if t.classes]
+    labelled = [
+        t for t in tests(parts.get("val", []), Squash(side), words, templated(TEMPLATES), run.batch) if t.classes
+    ]
     return Recipe(
         **run.recipe(steps, log=20, save=200, eval=200),
         objective=objective,

@@ -91,6 +91,8 @@ def recipe(
         optimizer=freeze(optax.chain(clip_leaves(3.0), adamw(rate, late=late, **decay)), "head/last_layer2?/scale"),
         init_from=start.init_from,
         init_extra=start.init_extra,
-        evals={f"probe_{n.lower()}": FrozenProbe(data=d, classes=unseen.classes, folds=folds) for n, d in probes.items()},
+        evals={
+            f"probe_{n.lower()}": FrozenProbe(data=d, classes=unseen.classes, folds=folds) for n, d in probes.items()
+        },
         preprocessing={"modalities": wanted},
     )

@@ -37,7 +37,9 @@ def recipe(
     """Zero-shot classification, one evaluation for each modality. All images of --data are used unless --split is given."""
     model = image_text(init, checkpoint, smoke=run.smoke)
     eyes = data.eyes(run.seed, int(model.preprocessing["image_size"])).split("test")
-    sources = {name: CachedSource(type(eyes)(eyes.n, eyes.seed, eyes.start, (name,), eyes.size)) for name in data.modalities}
+    sources = {
+        name: CachedSource(type(eyes)(eyes.n, eyes.seed, eyes.start, (name,), eyes.size)) for name in data.modalities
+    }
     if data.data and data.split:
         parts = data.parts({}, run.seed)
         if part not in parts:

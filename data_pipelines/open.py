@@ -124,7 +124,9 @@ class Data(Sources):
         if not self.data:
             return {name: [Named("synthetic", source)] for name, source in synthetic.items()}
         if not 1 <= len(self.fractions) <= len(names):
-            raise DataError(f"--fractions {self.fractions}: expected at most {len(names)} numbers, for {', '.join(names)}")
+            raise DataError(
+                f"--fractions {self.fractions}: expected at most {len(names)} numbers, for {', '.join(names)}"
+            )
         if self.split and len(self.data) > 1:
             raise DataError(f"--split {self.split}: a split file is of one source, and --data has {len(self.data)}")
         shares = dict(zip(names, self.fractions, strict=False))

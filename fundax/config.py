@@ -122,8 +122,8 @@ VOCABULARY = {
 
 # What --smoke makes the defaults of those arguments that a config has. PRESETS["smoke"] of a config adds to them.
 SMOKE = {
-    **{"batch": 8, "steps": 2, "epochs": 1, "workers": 0, "dtype": "float32", "remat": "none", "size": "smoke"},
-    **{"patients": 16, "copies": 1, "context": 32, "save_every": 2, "eval_every": 2},
+    "batch": 8, "steps": 2, "epochs": 1, "workers": 0, "dtype": "float32", "remat": "none", "size": "smoke",
+    "patients": 16, "copies": 1, "context": 32, "save_every": 2, "eval_every": 2,
 }
 
 
@@ -138,7 +138,7 @@ def load(
     module = _module(Path(path))
     parameters = _parameters(module.recipe, _preset(module, argv))
     if {"-h", "--help"} & set(argv):
-        parameters += [inspect.Parameter(o.__name__, inspect.Parameter.KEYWORD_ONLY, annotation=o) for o in others]
+        parameters += _of(others)
     arguments = parse(parameters, argv, f"{prog} {path}", module.recipe.__doc__)
     built = module.recipe(**arguments)
     if not isinstance(built, Recipe):
@@ -152,9 +152,33 @@ def take_options(argv: Sequence[str], *options: type) -> tuple[list[Any], list[s
     """An instance of each of the dataclasses `options` from a command line, and the arguments that are none of theirs."""
     asked = {"-h", "--help"} & set(argv)
     plain = [word for word in argv if word not in ("-h", "--help")]
-    parameters = [inspect.Parameter(o.__name__, inspect.Parameter.KEYWORD_ONLY, annotation=o) for o in options]
-    values, rest = parse(parameters, plain, "launch.py", None, known_only=True)
+    values, rest = parse(_of(options), plain, "launch.py", None, known_only=True)
     return list(values.values()), [*rest, *(["--help"] if asked else [])]
+
+
+def call(function: Callable[..., Any], argv: Sequence[str], prog: str, **words: str) -> Any:
+    """Call a function with arguments from a command line; `words` are filled into {names} in its docstring."""
+    text = inspect.cleandoc(function.__doc__ or "")
+    for name, value in words.items():
+        text = text.replace("{" + name + "}", value)
+    parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+    named = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    values = parse(named, argv, prog, text)
+    only = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
+    return function(*(values.pop(name) for name in only), **values)
+
+
+def show_help(prog: str, description: str | None, *options: type) -> None:
+    """Print the help of a verb with these options, without exiting."""
+    with contextlib.suppress(SystemExit):
+        parse(_of(options), ["--help"], prog, description)
+
+
+def _of(options: Sequence[type]) -> list[inspect.Parameter]:
+    return [
+        inspect.Parameter(o.__name__.lower(), inspect.Parameter.KEYWORD_ONLY, annotation=o, default=o())
+        for o in options
+    ]
 
 
 def parse(
@@ -214,7 +238,9 @@ def _module(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"config {path}: {error}; a config of another version of fundax? --config FILE takes its place") from None
+        raise UserError(
+            f"config {path}: {error}; a config of another version of fundax? --config FILE takes its place"
+        ) from None
     if not callable(getattr(module, "recipe", None)):
         raise UserError(f"config {path}: expected a function recipe(*, ...) -> Recipe")
     return module
@@ -259,7 +285,9 @@ def _names(parameters: Sequence[inspect.Parameter]) -> list[str]:
     names: list[str] = []
     for parameter in parameters:
         kind = parameter.annotation
-        names += [field.name for field in dataclasses.fields(kind)] if is_dataclass(kind) else [parameter.name]
+        own = [getattr(note, "name", None) for note in getattr(kind, "__metadata__", ())]
+        name = next((name for name in own if name), parameter.name)
+        names += [field.name for field in dataclasses.fields(kind)] if is_dataclass(kind) else [name]
     return names
 
 

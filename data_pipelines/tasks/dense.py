@@ -22,12 +22,22 @@ def masks(
     if overlapping and len(classes) < 2:
         raise DataError("--overlapping needs at least two --classes")
     found = _parts(data, seed, size, lambda eyes: Drawn(eyes, classes, overlapping), mask="mask")
-    prepared = {n: Prepared(part, size, classes=classes, overlapping=overlapping, crop=crop) for n, part in found.items()}
+    prepared = {
+        n: Prepared(part, size, classes=classes, overlapping=overlapping, crop=crop) for n, part in found.items()
+    }
     return _kept(prepared, keep)
 
 
 def points(
-    data: Data, seed: int, size: int, landmarks: tuple[str, ...], *, missing: str, diameter: float, resize: str, keep: bool
+    data: Data,
+    seed: int,
+    size: int,
+    landmarks: tuple[str, ...],
+    *,
+    missing: str,
+    diameter: float,
+    resize: str,
+    keep: bool,
 ) -> dict[str, Source]:
     """Each part with the points of `landmarks`, at `size` pixels; without --data fovea and disc of synthetic eyes.
 
@@ -42,9 +52,7 @@ def points(
     return _kept({name: Prepared(part, size, **fields) for name, part in found.items()}, keep)
 
 
-def _parts(
-    data: Data, seed: int, size: int, drawn: Callable[[Any], Source], **columns: str
-) -> dict[str, Source]:
+def _parts(data: Data, seed: int, size: int, drawn: Callable[[Any], Source], **columns: str) -> dict[str, Source]:
     counts = {"val": max(data.patients // 5, 2), "test": max(data.patients // 4, 2) if len(data.fractions) > 2 else 0}
     eyes = synthetic_parts(data.eyes(seed, size, masks=True), keep=False, **counts)
     own = {name: drawn(getattr(part, "source", part)) for name, part in eyes.items()}  # not cached before it is drawn

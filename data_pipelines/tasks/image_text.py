@@ -107,7 +107,9 @@ def fingerprint(data: Data, seed: int) -> str:
 def by_modality(source: Source) -> dict[str, Source]:
     """A labelled source by the modality of its images. Raises DataError where classes have no names or a row no label."""
     if not getattr(source, "classes", ()):
-        raise DataError("the classes of --data have no names, by which a model could be asked; expected labels as words")
+        raise DataError(
+            "the classes of --data have no names, by which a model could be asked; expected labels as words"
+        )
     rows: dict[str, list[int]] = {}
     for row in range(len(source)):
         record = source[row]

@@ -66,9 +66,7 @@ def images(sources: ByModality) -> int:
     return sum(len(one.source) for group in sources.values() for one in group)
 
 
-def _sources(
-    word: str, data: Sources, wanted: Sequence[str], synthetic: Eyes, keep: bool
-) -> list[tuple[str, Named]]:
+def _sources(word: str, data: Sources, wanted: Sequence[str], synthetic: Eyes, keep: bool) -> list[tuple[str, Named]]:
     if word == "synthetic":
         drawn = [name for name in DRAWERS if name in wanted]
         eyes = [Eyes(synthetic.n, synthetic.seed, synthetic.start, (name,), synthetic.size) for name in drawn]

@@ -257,6 +257,4 @@ def diffusion(
     condition = modalities + findings + 1 if modalities or findings else 0
     unet = unets[enlarge].clone(condition=condition, low=enlarge, dtype=dtype)
     low = sides[0] if enlarge else 0
-    return Diffusion(
-        unet, sides[enlarge], low, modalities, findings, predicts=predicts, threshold=threshold, **fields
-    )
+    return Diffusion(unet, sides[enlarge], low, modalities, findings, predicts=predicts, threshold=threshold, **fields)
