@@ -276,7 +276,8 @@ def _lost(error: Exception) -> str:
     signs = ("gloo", "nccl", "unavailable", "coordination", "peer", "barrier", "deadline", "another task")
     from_jax = isinstance(error, jax.errors.JaxRuntimeError) or "gloo" in line.lower()  # which raises ValueError too
     if from_jax and any(sign in line.lower() for sign in signs):
-        return f"error: another process has ended or cannot be reached ({line}); restart all of them to resume from the last checkpoint"
+        lost = f"error: another process has ended or cannot be reached ({line})"
+        return f"{lost}; restart all of them to resume from the last checkpoint"
     return "".join(traceback.format_exception(error))
 
 

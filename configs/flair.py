@@ -58,14 +58,14 @@ def recipe(
     chain = (CategoryCaption(by_synonym=not data.data), Canvas(side), Flip(), FlairAugment(), Tokenize(words), keys)
     epoch = max(rows_of(sources) // run.batch, 1)
     unseen = [Named("synthetic", CachedSource(eyes.split("val", min(data.patients, 420))))]
+    (test,) = tests(unseen, Canvas(side), words, prompts_of, run.batch)
     return Recipe(
         **run.recipe(run.total(epoch), log=50, save=500, eval=1000),
         **vars(warm_start(init, objective)),
         objective=objective,
         train=mix(shares(sources, chain, equal=balanced), **run.loader()),
         optimizer=flair_adamw(lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=weight_decay),
-        evals={"zero_shot": zero_shot(t.labelled, t.classes, t.prompts)
-               for t in tests(unseen, Canvas(side), words, prompts_of, run.batch)},
+        evals={"zero_shot": zero_shot(test.labelled, test.classes, test.prompts)},
         preprocessing={"interpolation": "bilinear"},
         tokenizer=words,
-    )  # fmt: skip
+    )

@@ -122,8 +122,18 @@ VOCABULARY = {
 
 # What --smoke makes the defaults of those arguments that a config has. PRESETS["smoke"] of a config adds to them.
 SMOKE = {
-    "batch": 8, "steps": 2, "epochs": 1, "workers": 0, "dtype": "float32", "remat": "none", "size": "smoke",
-    "patients": 16, "copies": 1, "context": 32, "save_every": 2, "eval_every": 2,
+    "batch": 8,
+    "steps": 2,
+    "epochs": 1,
+    "workers": 0,
+    "dtype": "float32",
+    "remat": "none",
+    "size": "smoke",
+    "patients": 16,
+    "copies": 1,
+    "context": 32,
+    "save_every": 2,
+    "eval_every": 2,
 }
 
 
@@ -135,17 +145,35 @@ def load(
     `--help` prints and exits; it also shows the fields of the dataclasses `others`, which take_options reads. Raises
     UserError for a missing file, an unknown argument (with the nearest known one) or a value of the wrong type.
     """
-    module = _module(Path(path))
+    module = module_of(Path(path))
     parameters = _parameters(module.recipe, _preset(module, argv))
     if {"-h", "--help"} & set(argv):
         parameters += _of(others)
-    arguments = parse(parameters, argv, f"{prog} {path}", module.recipe.__doc__)
+    arguments = parse(parameters, argv, f"{prog} {path}", module.recipe.__doc__, vocabulary=VOCABULARY)
     built = module.recipe(**arguments)
     if not isinstance(built, Recipe):
         raise UserError(f"{path}: recipe() returned {type(built).__name__}; expected a fundax.recipe.Recipe")
     flat = _flat(arguments)
     source = {"config": str(path), "argv": list(argv), "args": json.loads(json.dumps(flat, default=str))}
     return replace(built, source=source), flat
+
+
+def arguments_of(path: str | Path) -> dict[str, str]:
+    """The arguments of a config file and their help texts; "" where the text is in its docstring."""
+    found: dict[str, str] = {}
+    for parameter in _parameters(module_of(Path(path)).recipe, {}):
+        kind = parameter.annotation
+        fields = [field.name for field in dataclasses.fields(kind)] if is_dataclass(kind) else []
+        found |= {name: _field_help(kind, name) for name in fields}
+        found |= {} if fields else {parameter.name: VOCABULARY.get(parameter.name, "")}
+    return found
+
+
+def _field_help(kind: Any, name: str) -> str:
+    """The help text of a field in the docstring of the dataclass that defines it."""
+    owner = next(one for one in reversed(kind.__mro__) if name in getattr(one, "__dataclass_fields__", {}))
+    lines = [line.strip() for line in (owner.__doc__ or "").splitlines()]
+    return next((line.removeprefix(f"{name}: ") for line in lines if line.startswith(f"{name}: ")), "")
 
 
 def take_options(argv: Sequence[str], *options: type) -> tuple[list[Any], list[str]]:
@@ -164,8 +192,8 @@ def call(function: Callable[..., Any], argv: Sequence[str], prog: str, **words: 
     parameters = list(inspect.signature(function, eval_str=True).parameters.values())
     named = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
     values = parse(named, argv, prog, text)
-    only = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
-    return function(*(values.pop(name) for name in only), **values)
+    first = [values.pop(p.name) for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
+    return function(*first, **values)
 
 
 def show_help(prog: str, description: str | None, *options: type) -> None:
@@ -186,11 +214,13 @@ def parse(
     argv: Sequence[str],
     prog: str,
     description: str | None,
+    *,
     known_only: bool = False,
+    vocabulary: Mapping[str, str] | None = None,
 ) -> Any:
     """The values of `parameters` under a command line; with `known_only` also the arguments that are none of theirs.
 
-    Raises UserError in one line; `--help` prints and exits.
+    vocabulary: help texts by name, which come before those of the description. Raises UserError in one line; `--help` prints and exits.
     """
     import tyro
 
@@ -199,7 +229,7 @@ def parse(
 
     known: dict[str, Any] = {}
     for parameter in parameters:
-        known[parameter.name] = _annotation(parameter, tyro.conf)
+        known[parameter.name] = _annotation(parameter, vocabulary or {}, tyro.conf)
     function: Any = keep
     function.__signature__ = inspect.Signature([p.replace(annotation=known[p.name]) for p in parameters])
     function.__annotations__, function.__doc__ = known, description
@@ -215,16 +245,17 @@ def parse(
         raise UserError(_first_sentence(output.getvalue())) from None
 
 
-def _annotation(parameter: inspect.Parameter, conf: Any) -> Any:
+def _annotation(parameter: inspect.Parameter, vocabulary: Mapping[str, str], conf: Any) -> Any:
     kind = parameter.annotation
     if is_dataclass(kind):
         return conf.OmitArgPrefixes[kind]
-    if parameter.name in VOCABULARY:
-        return Annotated[kind, conf.arg(help=VOCABULARY[parameter.name])]
+    if parameter.name in vocabulary:
+        return Annotated[kind, conf.arg(help=vocabulary[parameter.name])]
     return kind
 
 
-def _module(path: Path) -> ModuleType:
+def module_of(path: Path) -> ModuleType:
+    """The module of a config file, which has a function `recipe`. Raises UserError where there is none."""
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -224,6 +224,7 @@ def read_split(path: str | Path, source: Source, patients: Sequence[str] | None 
 def split(
     source: Source,
     fractions: Mapping[str, float],
+    /,
     *,
     file: str | Path = "",
     seed: int = 0,
