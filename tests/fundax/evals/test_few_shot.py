@@ -176,7 +176,7 @@ def test_an_adapter_behind_its_model_learns_alone():
             return {"image_features": x, "text_features": x, "logit_scale": jnp.float32(2)}
 
     objective = Adapted(Model(), ClipAdapter(width=4, classes=2))
-    params, extra = objective.init(jax.random.key(0), {})
+    params, extra = jax.jit(lambda rng: objective.init(rng, {}))(jax.random.key(0))
     params = objective.told(params, extra, lambda encode: encode({"text": jnp.eye(4)[:2]})["text_features"])
     assert float(params["heads"]["log_scale"]) == pytest.approx(math.log(2))
     image, label = jnp.eye(4)[:2], jnp.array([0, 1])

@@ -1,5 +1,7 @@
 """What an image looks like: by a run of the autoencoder, by a ViT's tokens, and where there is neither."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -37,7 +39,7 @@ def test_an_autoencoder_looks(tmp_path):
     params, extra = a_run(objective, tmp_path / "vq")
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     found = looking(tmp_path / "vq")(images)
-    expected = objective.forward(params, extra, {"image": images})["appearance"]
+    expected = jax.jit(objective.forward)(params, extra, {"image": images})["appearance"]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found.shape[1] == appearance_width(tmp_path / "vq") == 48
     large = images.repeat(2, 1).repeat(2, 2)
@@ -47,10 +49,10 @@ def test_an_autoencoder_looks(tmp_path):
 def test_a_vit_looks_with_its_patches():
     objective = FLAIR(ViT(16, 2, 8, 1, 2), TEXT, embed=4, context=6)
     batch = {name: np.ones(x.shape, x.dtype) for name, x in objective.batch_spec(1).items()}
-    params, _ = objective.init(jax.random.key(0), batch)
+    params, _ = jax.jit(objective.init)(jax.random.key(0), batch)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     images[0, :4, :4] = 255  # the first of the 4 x 4 fields
-    found = np.asarray(appearance(objective, params, {}, images)).reshape(2, 16, 8)
+    found = np.asarray(jax.jit(partial(appearance, objective))(params, {}, images)).reshape(2, 16, 8)
     np.testing.assert_allclose(np.linalg.norm(found.reshape(2, -1), axis=1), 1, rtol=1e-5)
     apart = np.abs(found[0] - found[1]).sum(1)
     assert apart[0] == apart.max()

@@ -71,8 +71,9 @@ def test_a_probability_from_the_features(model, eyes):
 
     image = preprocess(read(eyes[0]), model.preprocessing)[None]
     tokens = [TOKENIZER(prompts(name, "left")) for name in CLASSES]
-    eye = SMALL.forward(model.params, {}, {"left": image})
-    heads = [np.asarray(SMALL.forward(model.params, {}, {"text": t})["text_features_left"]).mean(0) for t in tokens]
+    forward = jax.jit(SMALL.forward)
+    eye = forward(model.params, {}, {"left": image})
+    heads = [np.asarray(forward(model.params, {}, {"text": t})["text_features_left"]).mean(0) for t in tokens]
     logits = np.array([h / np.linalg.norm(h) for h in heads]) @ np.asarray(eye["left_features"])[0] * 90
     expected = np.exp(logits - logits.max())
     np.testing.assert_allclose(found.probabilities["left"], expected / expected.sum(), atol=1e-4)

@@ -49,6 +49,7 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.vectors("openclip")
 @pytest.mark.parametrize("model", MODELS)
 def test_the_peers_tensors_there_and_back(golden, model):
     state = load_file(golden / "openclip" / f"{model}_state_dict.safetensors")
@@ -59,6 +60,7 @@ def test_the_peers_tensors_there_and_back(golden, model):
     assert open_clip.objective_of(open_clip.config_of(objective)) == objective
 
 
+@pytest.mark.vectors("openclip")
 def test_layouts_by_hand(golden):
     """Single numbers, found in the two files by their meaning."""
     state = load_file(golden / "openclip" / "clip_gelu_state_dict.safetensors")
@@ -214,6 +216,7 @@ def test_folder_is_written_whole_or_not_at_all(tmp_path):
         open_clip.write_folder(bundle, tmp_path / "out" / "README.md")
 
 
+@pytest.mark.vectors("openclip")
 def test_features_are_those_of_the_golden_model(golden):
     """One of the four end to end; tests/golden holds them all, with gradients."""
     files = {part: golden / "openclip" / f"clip_gelu_{part}.safetensors" for part in ("state_dict", "forward")}

@@ -40,7 +40,7 @@ def learnt():
         updates, opt = optimizer.update(grads, opt, params)
         return (optax.apply_updates(params, updates), extra, opt), loss
 
-    carry, losses = (params, extra, optimizer.init(params)), []
+    carry, losses = (params, extra, jax.jit(optimizer.init)(params)), []
     for number in range(120):
         carry, loss = step(carry, jnp.int32(number))
         losses.append(float(loss))
@@ -83,7 +83,7 @@ def test_a_model_of_velocity_loses_the_error_of_velocity(learnt):
 def test_the_average_follows(learnt):
     params, extra, _ = learnt
     kernel = lambda tree: np.asarray(tree["unet"]["first"]["kernel"])  # noqa: E731
-    moved = ema_update(extra["average"], params, 0.25)
+    moved = jax.jit(ema_update)(extra["average"], params, 0.25)
     np.testing.assert_allclose(kernel(moved), 0.25 * kernel(extra["average"]) + 0.75 * kernel(params), atol=1e-6)
     # 0 at the first step, then at most (1 + step) / (10 + step), then 0.999
     np.testing.assert_allclose(
@@ -116,7 +116,7 @@ def test_a_conditioned_super_resolution_stage():
 
 def test_the_low_resolution_image_is_the_mean_of_its_pixels():
     clean = pixels(IMAGES)
-    lowered, level = FULL._lowered(clean, jax.random.key(0), jnp.full(8, 0.0))
+    lowered, level = jax.jit(FULL._lowered)(clean, jax.random.key(0), jnp.full(8, 0.0))
     np.testing.assert_allclose(level, -np.log(np.expm1(1e-4)), rtol=1e-4)  # SNR 10,000: noise of 0.01
     np.testing.assert_allclose(lowered[:, 0, 0], np.asarray(clean)[:, :2, :2].mean((1, 2)), atol=0.06)
     np.testing.assert_allclose(lowered[:, 0, 0], lowered[:, 1, 1], atol=0.1)

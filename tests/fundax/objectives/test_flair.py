@@ -49,7 +49,8 @@ def test_a_step_moves_the_statistics_and_evaluation_uses_them(started):
     assert np.isfinite(loss) and metrics["loss"] == loss
     assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["project"]))
     assert after["image"]["norm1"]["count"] == 1 and extra["image"]["norm1"]["count"] == 0
-    before, now = (objective.forward(params, e, {"image": batch["image"]})["visual"] for e in (extra, after))
+    forward = jax.jit(objective.forward)
+    before, now = (forward(params, e, {"image": batch["image"]})["visual"] for e in (extra, after))
     assert before.shape == (4, objective.image.width) and not np.allclose(before, now)
 
 
@@ -57,8 +58,9 @@ def test_loss_is_compare_of_encode(started):
     objective, batch, params, extra = started
     assert isinstance(objective, Contrastive)
     args = (params, extra, batch, jax.random.key(1), jnp.zeros((), jnp.int32))
-    features = objective.encode(*args)
-    np.testing.assert_allclose(objective.compare(params, features, batch)[0], objective.loss(*args)[0], rtol=1e-5)
+    features = jax.jit(objective.encode)(*args)
+    compared = jax.jit(objective.compare)(params, features, batch)[0]
+    np.testing.assert_allclose(compared, jax.jit(objective.loss)(*args)[0], rtol=1e-5)
 
 
 def test_a_vit_has_no_statistics():

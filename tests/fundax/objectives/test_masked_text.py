@@ -26,6 +26,7 @@ from fundax.runtime.mesh import make_mesh, place
 from fundax.types import UserError
 
 
+@pytest.mark.vectors("flair")
 def test_whole_words_of_byte_pairs_and_word_pieces(golden):
     words = tokenizers.bundled(16)
     mask = MaskWords(words)
@@ -111,8 +112,9 @@ def started():
 
 def test_the_loss_by_hand(started):
     objective, batch, params, extra = started
-    loss, (_, metrics) = objective.loss(params, extra, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
-    tokens = np.asarray(objective.forward(params, extra, batch)["text_tokens"], np.float64)
+    loss_of = jax.jit(objective.loss)
+    loss, (_, metrics) = loss_of(params, extra, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
+    tokens = np.asarray(jax.jit(objective.forward)(params, extra, batch)["text_tokens"], np.float64)
     head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["masked"])
     x = tokens @ head["dense"]["kernel"] + head["dense"]["bias"]
     from scipy.special import erf, log_softmax
@@ -124,18 +126,19 @@ def test_the_loss_by_hand(started):
     expected = -np.mean([log_p[0, 1, 5], log_p[0, 3, 7], log_p[1, 2, 9]])
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     valid = batch | {"valid": np.array([True, False])}
-    loss, _ = objective.loss(params, extra, valid, jax.random.key(0), jnp.zeros((), jnp.int32))
+    loss, _ = loss_of(params, extra, valid, jax.random.key(0), jnp.zeros((), jnp.int32))
     np.testing.assert_allclose(loss, -np.mean([log_p[0, 1, 5], log_p[0, 3, 7]]), rtol=1e-5)
     few = replace(objective, guesses=2)  # the same numbers out of fewer logits
     np.testing.assert_allclose(
-        few.loss(params, extra, batch, jax.random.key(0), jnp.zeros((), jnp.int32))[0], expected, rtol=1e-5
+        jax.jit(few.loss)(params, extra, batch, jax.random.key(0), jnp.zeros((), jnp.int32))[0], expected, rtol=1e-5
     )
     np.testing.assert_allclose(
-        few.forward(params, extra, batch)["word_log_p"],
+        jax.jit(few.forward)(params, extra, batch)["word_log_p"],
         np.where(batch["hidden"], np.take_along_axis(log_p, batch["original"][..., None], 2)[..., 0], 0),
         atol=1e-5,
     )
-    assert np.isnan(replace(objective, guesses=1).forward(params, extra, batch)["word_log_p"]).sum() == 1
+    one = jax.jit(replace(objective, guesses=1).forward)(params, extra, batch)
+    assert np.isnan(one["word_log_p"]).sum() == 1
     assert metrics["word_right"].shape == () and serialize.from_json(serialize.to_json(objective)) == objective
 
 
@@ -198,13 +201,14 @@ def test_the_eval_and_its_baseline(started):
     counts = np.zeros(13, np.int64)
     counts[[5, 7, 9]] = 2, 1, 1
     evaluate = masked_words(lambda: iter([batch]), lambda: counts)
-    out = evaluate(lambda p, e, b: jax.device_get(objective.forward(p, e, b)), params, extra)
+    forward = jax.jit(objective.forward)
+    out = evaluate(lambda p, e, b: jax.device_get(forward(p, e, b)), params, extra)
     assert out["words"] == 3 and out["below_unigram"] == pytest.approx(out["unigram"] - out["loss"])
     assert unigram_loss(np.array([5, 5, 7, 9]), counts) == pytest.approx(1.5 * np.log(2), abs=0.05)
     nothing = batch | {"hidden": np.zeros_like(batch["hidden"])}
     with pytest.raises(UserError, match="no hidden word"):
         masked_words(lambda: iter([nothing]), lambda: counts)(
-            lambda p, e, b: jax.device_get(objective.forward(p, e, b)), params, extra
+            lambda p, e, b: jax.device_get(forward(p, e, b)), params, extra
         )
 
 
