@@ -16,7 +16,7 @@ from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
 from fundax.interop.initial import fit_positions, own_state, same_shapes, taken_extra
 from fundax.interop.read import is_run, load, read_objective
-from fundax.params import like, unflatten
+from fundax.params import stack_blocks, unflatten
 from fundax.runtime.checkpoint import load_params
 from fundax.runtime.workdir import read_optional_json
 from fundax.types import Extra, Params, UserError
@@ -95,7 +95,9 @@ def backbone(
         raise UserError(f"{name} holds {_kind(objective)}; expected a model with one ViT or ResNet")
     sized = _sized(name, image, image_size, fields)
     mean, std = _moments(objective, modality)
-    preprocessing = stored | {"image_size": sized.image_size}
+    defaults = {"resize": "squash", "interpolation": "bicubic", "mean": mean, "std": std}
+    chosen = {"mean": mean, "std": std} if modality else {}
+    preprocessing = defaults | stored | chosen | {"image_size": sized.image_size}
     fill, fill_extra = _filling(name, checkpoint, sized)
     return ImageBackbone(_backbone(sized, mean, std, options), preprocessing, (fill,), (fill_extra,))
 
@@ -118,13 +120,7 @@ def _described(path: str, modality: str) -> tuple[Any, dict[str, Any]]:
     if is_run(path):
         return read_objective(path), read_optional_json(Path(path) / "preprocessing.json")
     model = load(path, modality=modality)
-    defaults = {
-        "resize": "squash",
-        "interpolation": "bicubic",
-        "mean": model.objective.mean,
-        "std": model.objective.std,
-    }
-    return model.objective, defaults | dict(model.preprocessing)
+    return model.objective, dict(model.preprocessing)
 
 
 def _sized(path: str, image: ViT | ResNet, image_size: int, fields: Mapping[str, Any]) -> ViT | ResNet:
@@ -157,6 +153,8 @@ def _moments(objective: Any, modality: str) -> tuple[Any, Any]:
     )
     if modality and len(mean) > 1:
         row = MODALITIES.index(modality_name(modality))
+        if row >= len(mean):
+            raise UserError(f"the encoder normalises {len(mean)} modalities, and {modality} is none of them")
         mean, std = (mean[row],), (std[row],)
     return mean, std
 
@@ -187,7 +185,8 @@ def _filling(
             shapes = {"image/position": (image.patches + int(image.class_token), image.width)}
             shapes |= {"image/class_token": (image.width,)} if image.class_token else {}
             state = fit_positions(state, shapes, pixel_centres)
-        filled = {**params, "image": like(params["image"], unflatten(state)["image"])}
+        found = unflatten(state)["image"]
+        filled = {**params, "image": stack_blocks(found) if "blocks" in params["image"] else found}
         fits = "decoder" in params and "decoder" in whole and same_shapes(whole["decoder"], params["decoder"])
         return {**filled, "decoder": whole["decoder"]} if fits else filled
 

@@ -1,7 +1,7 @@
 """The Hugging Face BertForMaskedLM format, and the rows of any checkpoint that holds a BertModel under some prefix.
 
 Key names are those of the files that transformers' public repository reads and writes. KeepFIT V2's successor
-(github.com/lxirich/RetiXfer) starts its text tower from such a file: `bert.` is taken, `cls.` dropped."""
+(github.com/lxirich/RetiXfer) starts its text encoder from such a file: `bert.` is taken, `cls.` dropped."""
 
 from __future__ import annotations
 
@@ -52,26 +52,12 @@ def _block(ours: str, theirs: str) -> list[Row]:
 
 
 NAME = "Hugging Face BertForMaskedLM"
-
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
 PREFIXES = ("bert", "text_model.model", "model", "")  # BertForMaskedLM, FLAIR, RetiXfer, a bare BertModel
-
-
 HEAD = "cls.predictions"
-
-
 TIED = {f"{HEAD}.decoder.weight": "bert.embeddings.word_embeddings.weight", f"{HEAD}.decoder.bias": f"{HEAD}.bias"}
-
-
 IGNORED = (*UNUSED, *TIED, "cls.seq_relationship.weight", "cls.seq_relationship.bias")
-
-
 ACTIVATIONS = {"gelu": layers.gelu_exact, "gelu_new": layers.gelu_tanh, "gelu_pytorch_tanh": layers.gelu_tanh}
-
-
 USAGE = """
 from transformers import pipeline
 

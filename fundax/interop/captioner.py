@@ -25,11 +25,7 @@ from fundax.runtime.workdir import read_optional_json
 from fundax.types import Params, UserError
 
 NAME = "KeepFIT's FFA captioner"
-
-
 IGNORED = ("tgt_embed.1.pe",)  # a buffer of sinusoids
-
-
 PREFIX = "encoder_decoder."
 VISUAL = "visual_extractor.model."
 FLAIR_VISION = f"{flair.VISION}.model"

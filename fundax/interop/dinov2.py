@@ -24,11 +24,7 @@ from fundax.runtime.workdir import read_json, read_optional_json, write_json
 from fundax.types import Params, UserError
 
 NAME = "Hugging Face Dinov2Model"
-
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
 USAGE = """
 from transformers import AutoImageProcessor, AutoModel
 
@@ -62,7 +58,7 @@ def rows(tower: ViT) -> list[Row]:
 
 
 def from_fundax(objective: Encoder, params: Params) -> State:
-    """The state dict (fp32). Raises UserError for a tower that Dinov2Model cannot hold."""
+    """The state dict (fp32). Raises UserError for an encoder that Dinov2Model cannot hold."""
     tower = vit.bare(objective.image)
     _check(tower)
     tree = {name: leaf for name, leaf in unstack_blocks(params["image"]).items() if name != "mask_token"}
@@ -106,7 +102,7 @@ def preprocessor_of(objective: Encoder) -> dict[str, Any]:
 
 
 def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
-    """Write the folder that transformers' AutoModel opens with no code of ours.
+    """Write the folder that transformers' AutoModel opens without fundax.
 
     Raises UserError for a model Dinov2Model cannot hold, and for a folder that is there and not empty.
     """

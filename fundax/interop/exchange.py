@@ -15,6 +15,7 @@ from fundax.interop.formats import writer
 from fundax.interop.initial import own_state
 from fundax.interop.read import load, read_run
 from fundax.interop.weights import digests, read_state
+from fundax.objectives.dense import Landmark, Segment
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.runtime.workdir import read_optional_json, write_json
@@ -99,21 +100,14 @@ def import_checkpoint(path: str | Path, workdir: str | Path, like: str = "", mod
 
 
 def _preprocessing(model: Checkpoint) -> Mapping[str, Any]:
-    """The preprocessing to store: that of a text model is empty, and a window of a larger image may be its own size."""
-    objective = model.objective
+    """The preprocessing to store, complete and checked against the model; a text model has none."""
+    objective = getattr(model.objective, "base", model.objective)  # KeepFIT normalises as the FLAIR in it
     if not hasattr(objective, "image"):
         return model.preprocessing
-    if hasattr(objective, "base"):  # KeepFIT normalises as the FLAIR in it
-        model = dataclasses.replace(model, objective=objective.base)
-    return preprocessing_of(model) if "image_size" not in model.preprocessing else _checked(model)
-
-
-def _checked(model: Checkpoint) -> Mapping[str, Any]:
-    """Segmentation stores the size that images are resized to, of which the model sees windows."""
-    size = int(model.preprocessing["image_size"])
-    if hasattr(model.objective, "blocks") and size > model.objective.image.image_size:
-        return model.preprocessing
-    return preprocessing_of(model)
+    size = int(model.preprocessing.get("image_size", 0))
+    if isinstance(objective, Segment | Landmark) and size > objective.image.image_size:
+        return model.preprocessing  # images are resized to this size, and the model sees windows of them
+    return preprocessing_of(dataclasses.replace(model, objective=objective))
 
 
 def digest_of(params: Params) -> dict[str, str]:

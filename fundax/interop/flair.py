@@ -37,19 +37,11 @@ model.load_state_dict(state)  # FLAIR's or KeepFIT's own class, with the same si
 
 
 VISION, TEXT = "vision_model", "text_model"
-
-
 IGNORED = bert.UNUSED
 _log = logging.getLogger("fundax")
-
-
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
 _RETIXFER = {f"{tower}.projection_head.": f"{tower}.projection_head_{word}."
              for tower, word in ((VISION, "vision"), (TEXT, "text"))}  # fmt: skip
-
-
 _ATTENTION = re.compile(r"(attention|atte_TD2KD|atte_KD2TD)\.W_[qkvo]\.weight")
 
 
@@ -68,7 +60,7 @@ def to_fundax(
 
     Args:
         state: as `weights.read_state` gives it.
-        image_size: side of the images; the tower takes any.
+        image_size: side of the images; the encoder takes any.
         text_heads: the number of attention heads, where it is not width / 64.
         fields: of FLAIR.
     Raises:

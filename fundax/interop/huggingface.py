@@ -24,27 +24,15 @@ from fundax.runtime.workdir import read_json, read_optional_json, write_json
 from fundax.types import Extra, Params, UserError
 
 NAME = "Hugging Face CLIPModel"
-
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
 IGNORED = ("embeddings.position_ids",)  # buffers in files of transformers 4
-
-
 ACTIVATIONS = {
     "quick_gelu": layers.quick_gelu,
     "gelu": layers.gelu_exact,
     "gelu_pytorch_tanh": layers.gelu_tanh,
 }
-
-
 _LEGACY_EOS = 2  # in old configs: pool at the highest id, wherever it is
-
-
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
-
-
 USAGE = """
 from transformers import pipeline
 
@@ -90,7 +78,7 @@ def read_as(objective: CLIP, state: State, source: str) -> tuple[Params, Extra]:
 
 
 def rows(objective: CLIP) -> list[Row]:
-    """The table of an objective: every parameter of ours with CLIPModel's key and layout."""
+    """The table of every parameter: its path with CLIPModel's key and layout."""
     vision, text = "vision_model", "text_model"
     return [
         Row("log_scale", ("logit_scale",), keymap.SAME),
@@ -217,20 +205,20 @@ def _shared_config(tower: ViT | TextTransformer, embed: int) -> dict[str, Any]:
 
 
 def check(objective: CLIP) -> None:
-    """UserError naming what of a model CLIPModel does not have."""
+    """Raise UserError naming what CLIPModel does not have."""
     if not isinstance(objective, CLIP):
         raise UserError(f"{NAME} holds CLIP models, not {type(objective).__name__}")
     image, text = objective.image, objective.text
     known = list(ACTIVATIONS.values())
     wrong = {
-        "an image tower without class token": not image.class_token,
+        "an image encoder without class token": not image.class_token,
         "a patch embedding with bias": image.patch_bias,
         "attention without bias": not image.qkv_bias,
-        "an image tower without a norm before its blocks": not image.pre_norm,
+        "an image encoder without a norm before its blocks": not image.pre_norm,
         f"image pooling by {image.pool}": image.pool != "token",
         "layer scale": image.layer_scale is not None or text.layer_scale is not None,
         "another activation": image.activation not in known or text.activation not in known,
-        "a text tower that looks ahead": not text.causal,
+        "a text encoder without causal mask": not text.causal,
         f"text pooling by {text.pool}": text.pool not in ("argmax", "eot"),
         "a text projection with bias": objective.text_bias,
     }
@@ -242,7 +230,7 @@ def check(objective: CLIP) -> None:
 
 
 def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
-    """Write the folder that transformers' AutoModel, AutoProcessor and pipelines open with no code of ours.
+    """Write the folder that transformers' AutoModel, AutoProcessor and pipelines open without fundax.
 
     Raises UserError for a model that CLIPModel cannot hold, and for a folder that is there and not empty.
     """

@@ -144,9 +144,13 @@ def _opened(path: str | Path, objective: Any, checkpoint: int | str) -> _Source:
     found_format = format_of(state, str(path))
     known = has_configuration(found_format, Path(path))
     if found_format.read_as is not None and not known:
-        source = _read_as(found_format, objective, state, str(path))
-        if source is not None:
-            return source
+        if issubclass(kind(objective), found_format.fills or found_format.holds):
+            return _read_as(found_format, objective, state, str(path))
+        if found_format.configured:
+            raise UserError(
+                f"{path}: {found_format.title} without {found_format.files[1]} cannot fill a {kind(objective).__name__}: "
+                "nothing says what its tensors compute"
+            )
     model = load(path)
     params, extra = model.params, model.extra
     if "teacher" in extra and kind(objective) is not kind(model.objective):
@@ -154,11 +158,9 @@ def _opened(path: str | Path, objective: Any, checkpoint: int | str) -> _Source:
     return _Source(model.objective, params, extra, known)
 
 
-def _read_as(found: Format, objective: Any, state: State, path: str) -> _Source | None:
-    """A file without configuration read as the objective at hand; None where the format holds no such objective."""
+def _read_as(found: Format, objective: Any, state: State, path: str) -> _Source:
+    """A file without configuration, read as the objective at hand."""
     assert found.read_as is not None
-    if not issubclass(kind(objective), found.fills or found.holds):
-        return None
     params, extra = found.read_as(objective, state, path)
     if found.configured:
         _log.warning(
@@ -172,8 +174,8 @@ def _filled(source: _Source, objective: Any, params: Params, parts: Collection[s
     same = kind(source.objective) is kind(objective)
     required = _required(source, params, parts, same, path)
     for part in TOWERS:
-        if part in required and source.known:
-            _check_meaning(source.objective, objective, part, same, path)
+        if part in required and objective is not None:
+            _check_meaning(source, objective, part, same, path)
     rule = {CLIP: antialiased, RetCLIP: aligned_corners}.get(kind(objective), pixel_centres)
     ours, theirs = _flat(params), own_state(source.params)
     shapes = {key: tuple(np.shape(leaf)) for key, leaf in ours.items() if _top(key) in required}
@@ -184,11 +186,11 @@ def _filled(source: _Source, objective: Any, params: Params, parts: Collection[s
     state = {key: leaf for key, leaf in state.items() if key not in kept}
     loaded = flatten(keymap.read(own_rows(shapes), fit_positions(state, shapes, rule), shapes, path))
     loaded |= _optional(theirs, ours, required, parts, source.partial)
+    taken = {_top(key) for key in loaded}
     new = sorted({_top(key) for key in ours.keys() - loaded.keys() - kept})
-    _log.info(
-        "%s: loaded %s%s", path, ", ".join(sorted(set(map(_top, loaded)))), f"; new: {', '.join(new)}" if new else ""
-    )
-    return like(params, unflatten({**ours, **loaded}))
+    _log.info("%s: loaded %s%s", path, ", ".join(sorted(taken)), f"; new: {', '.join(new)}" if new else "")
+    tree = unflatten({key: loaded.get(key, leaf) for key, leaf in ours.items() if _top(key) in taken})
+    return {**params, **{name: like(params[name], tree[name]) for name in taken}}
 
 
 def _required(source: _Source, params: Params, parts: Collection[str], same: bool, path: str) -> set[str]:
@@ -223,15 +225,15 @@ def _optional(
     return found
 
 
-def _check_meaning(theirs: Any, ours: Any, part: str, same: bool, path: str) -> None:
+def _check_meaning(source: _Source, objective: Any, part: str, same: bool, path: str) -> None:
     """Raise UserError if equal tensors would compute something else here than where they come from."""
-    a, b = (getattr(objective, part, None) for objective in (theirs, ours))
+    a, b = (getattr(model, part, None) for model in (source.objective, objective))
     if type(a) is not type(b):
         raise UserError(
             f"{path}: the checkpoint's {part} encoder is a {type(a).__name__}, the model's a {type(b).__name__}"
         )
     fields = SAME_TOKENS.get(type(a), ()) + (SAME_POOLING.get(type(a), ()) if same else ())
-    for name in fields:
+    for name in fields if source.known else ():
         found, expected = (_plain(getattr(tower, name)) for tower in (a, b))
         if found != expected:
             raise UserError(f"{path}: the checkpoint has {part}.{name} = {found}, the model {expected}")

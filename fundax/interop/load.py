@@ -13,11 +13,6 @@ from fundax.types import Params
 __all__ = ["init_from", "is_run", "load", "parts_from", "read_objective", "text_from"]
 
 
-class _Text:
-    def __init__(self, text: Any) -> None:
-        self.text = text
-
-
 def init_from(path: str | Path, objective: Any) -> Callable[[Params], Params]:
     """Former name of `warm_start`."""
     return warm_start(path, objective).init_from[0]

@@ -23,46 +23,26 @@ from fundax.runtime.workdir import read_json, write_json
 from fundax.types import Extra, Params, UserError
 
 NAME = "open_clip"
-
-
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-
-
 CLIP_VOCABULARY = 49408
-
-
 IGNORED = ("attn_mask",)  # a buffer of older versions
-
-
 _RESIZE, _INTERPOLATION = ("squash", "shortest", "longest"), ("bicubic", "bilinear")
-
-
 _POOL = {"tok": "token", "avg": "mean"}
-
-
 _TEXT_POOL = {"argmax": "argmax", "eos": "eot", "last": "last", "first": "first"}
-
-
 # Fields of open_clip's configuration that are read here, and those that change no number of the model.
 _VISION = {
     *("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "pool_type", "final_ln_after_pool"),
     *("no_ln_pre", "ls_init_value", "patch_dropout", "norm_kwargs", "act_kwargs", "output_tokens"),
 }
-
-
 _TEXT = {
     *("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "no_causal_mask"),
     *("proj_bias", "ls_init_value", "norm_kwargs", "act_kwargs", "eos_id", "bos_id", "pad_id", "output_tokens"),
     *("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "final_ln_after_pool"),
 }
-
-
 _MODEL = {
     *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"),
     *("nonscalar_logit_scale", "output_dict", "cast_dtype"),
 }
-
-
 USAGE = """
 import open_clip
 
@@ -81,7 +61,7 @@ def to_fundax(state: State, config: Mapping[str, Any]) -> tuple[CLIP, Params]:
     """The objective that `config` describes and its parameters (fp32).
 
     Args:
-        state: open_clip's state dict, its text tower at the top or under "text.".
+        state: open_clip's state dict, its text encoder at the top or under "text.".
         config: open_clip_config.json, or its "model_cfg" alone.
     Raises:
         UserError: a field of `config` that has no counterpart here; keys or shapes that do not fit it.
@@ -119,7 +99,7 @@ def table(objective: CLIP, state: State) -> list[Row]:
 
 
 def rows(objective: CLIP, custom_text: bool) -> list[Row]:
-    """The table of an objective: every parameter of ours with open_clip's key and layout."""
+    """The table of every parameter: its path with open_clip's key and layout."""
     image, text, prefix = objective.image, objective.text, "text." if custom_text else ""
     found = [
         Row("log_scale", ("logit_scale",), keymap.SAME),
@@ -158,7 +138,7 @@ def _blocks(ours: str, theirs: str, tower: ViT | TextTransformer) -> list[Row]:
 def objective_of(config: Mapping[str, Any]) -> CLIP:
     """The objective of an open_clip_config.json, or of its "model_cfg" alone.
 
-    Raises UserError for a field that is missing or has no counterpart here: ResNet, timm and Hugging Face towers.
+    Raises UserError for a field that is missing or has no counterpart here: ResNet, timm and Hugging Face encoders.
     """
     preprocess, config = config.get("preprocess_cfg", {}), config.get("model_cfg", config)
     for part in ("vision_cfg", "text_cfg", "embed_dim"):
@@ -184,7 +164,7 @@ def objective_of(config: Mapping[str, Any]) -> CLIP:
 
 def _image_tower(cfg: Mapping[str, Any], activation: layers.Activation) -> ViT:
     if not isinstance(cfg.get("layers", 12), int):
-        raise UserError("vision_cfg.layers is a list: ResNet towers of open_clip are not supported, only ViTs")
+        raise UserError("vision_cfg.layers is a list: ResNet encoders of open_clip are not supported, only ViTs")
     sizes = cfg.get("image_size", 224)
     sizes = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
     if len(set(sizes)) != 1:
@@ -303,18 +283,18 @@ def needs_custom_text(objective: CLIP) -> bool:
 
 
 def check(objective: CLIP) -> None:
-    """UserError naming what of a model open_clip's own towers do not have."""
+    """Raise UserError naming what open_clip's own encoders do not have."""
     if not isinstance(objective, CLIP):
         raise UserError(f"{NAME} holds CLIP models, not {type(objective).__name__}")
     image, text = objective.image, objective.text
     known = (layers.quick_gelu, layers.gelu_exact, layers.gelu_tanh)
     wrong = {
-        "an image tower without class token": not image.class_token,
+        "an image encoder without class token": not image.class_token,
         "a patch embedding with bias": image.patch_bias,
         "attention without bias": not image.qkv_bias,
         f"pooling by {image.pool}": image.pool not in _POOL.values(),
         "another activation": image.activation not in known or text.activation not in known,
-        "QuickGELU in one tower only": (image.activation is known[0]) != (text.activation is known[0]),
+        "QuickGELU in one encoder only": (image.activation is known[0]) != (text.activation is known[0]),
     }
     if any(wrong.values()):
         raise UserError(f"{NAME} cannot hold {', '.join(words for words, yes in wrong.items() if yes)}")

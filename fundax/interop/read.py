@@ -12,7 +12,7 @@ from fundax.encoders.vit import SIZES
 from fundax.interop.checkpoint import Checkpoint, Format
 from fundax.interop.formats import format_of
 from fundax.interop.weights import State, folder_of, read_state
-from fundax.objectives.clip import clip
+from fundax.objectives.clip import CLIP, clip
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import load_params, resolve
 from fundax.runtime.workdir import read_json, read_optional_json
@@ -42,8 +42,8 @@ def load(path: str | Path, checkpoint: int | str = "latest", like: str = "", mod
     if like:
         model = _of_size(found, state, like)
     elif found.configured and not has_configuration(found, path):
-        sizes = ", ".join(SIZES)
-        raise UserError(f"{path}: no {found.files[1]} beside the weights; expected it there, or a size: {sizes}")
+        sizes = f", or a size: {', '.join(SIZES)}" if found.read_as is not None and CLIP in found.holds else ""
+        raise UserError(f"{path}: no {found.files[1]} beside the weights; expected it there{sizes}")
     else:
         model = found.read(path, state, modality)
     source = {"name": path.resolve().name, "format": found.title}
@@ -95,15 +95,15 @@ def tokenizer(
     if not str(path) and default is not None:
         return default
     path = Path(path)
-    for folder in (path / "tokenizer", path, folder_of(path)):
-        if (folder / "tokenizer_config.json").is_file():
-            return tokenizers.load(folder, context)
-        if (folder / "vocab.txt").is_file():
-            return tokenizers.wordpiece(folder, context or 512)
     if path.is_file() and path.suffix in (".txt", ".gz"):
         if path.name.startswith("vocab"):
             return tokenizers.wordpiece(path, context or 512)
         return tokenizers.clip_bpe(path, context or 77)
+    for folder in (path / "tokenizer", folder_of(path)):
+        if (folder / "tokenizer_config.json").is_file():
+            return tokenizers.load(folder, context)
+        if (folder / "vocab.txt").is_file():
+            return tokenizers.wordpiece(folder, context or 512)
     raise UserError(f"{path} holds no tokenizer; give --tokenizer with the folder or merges file its ids come from")
 
 
@@ -114,7 +114,7 @@ def has_configuration(found: Format, path: Path) -> bool:
 
 def _of_size(found: Format, state: State, like: str) -> Checkpoint:
     """The weights of a known size; QuickGELU, as OpenAI's, DFN's and MM-Fundus-CLIP's have it."""
-    if found.read_as is None or not found.configured:
+    if found.read_as is None or CLIP not in found.holds:
         raise UserError(f"{found.title} needs no size: --like is for CLIP files without configuration")
     objective = clip(like)
     return Checkpoint(objective, found.read_as(objective, state, like)[0], {})

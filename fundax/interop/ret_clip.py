@@ -26,11 +26,7 @@ from fundax.runtime.workdir import read_optional_json, write_json
 from fundax.types import Extra, Params, UserError
 
 NAME = "RET-CLIP"
-
-
 CONFIG, WEIGHTS = "ret_clip.json", "ret_clip.pt"  # RET-CLIP has no configuration file: ours says what shapes do not
-
-
 USAGE = """
 import torch
 
@@ -40,11 +36,7 @@ model.load_state_dict(state)  # RET-CLIP's model, wrapped in DistributedDataPara
 
 
 IGNORED = ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "position_ids")  # unused by RET-CLIP
-
-
 _HEAD_WIDTHS = {1280: 80}  # of ViT-H/14; all its other encoders have heads of width 64
-
-
 # Fields that shapes do not show, whose defaults are those of RET-CLIP's code.
 _MEANING = {
     "image": ("activation", "epsilon", "pool", "norm_after_pool"),

@@ -21,11 +21,7 @@ from fundax.runtime import serialize
 from fundax.runtime.workdir import read_optional_json, write_json
 
 NAME = "timm"
-
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
 USAGE = """
 import timm
 

@@ -33,11 +33,7 @@ encoder = torch.load("FOLDER/visionfm_encoder.pth", weights_only=True)["teacher"
 
 
 DECONV = Layout(lambda t: t[0].transpose(0, 2, 3, 1), lambda x: [x.transpose(0, 3, 1, 2)])
-
-
 POINT = Layout(lambda t: t[0][:, :, 0, 0].T, lambda x: [x.T[:, :, None, None]])
-
-
 COUNT = "num_batches_tracked"
 
 

@@ -24,11 +24,7 @@ from fundax.params import flatten
 from fundax.types import Extra, Params, UserError
 
 NAME = "VisionFM"
-
-
 WEIGHTS = "visionfm.pth"
-
-
 USAGE = """
 import torch
 
@@ -37,17 +33,11 @@ state = torch.load("FOLDER/visionfm.pth", weights_only=True)["teacher"]
 
 
 PARTS = ("student", "teacher", "ibot_loss")
-
-
 _WEIGHT = {
     "original0": "weight_g",
     "original1": "weight_v",
 }  # names of a weight-normalised layer in newer versions of torch
-
-
 _PARAMETRIZED = re.compile(r"parametrizations\.weight\.(original[01])$")
-
-
 COLUMN = Layout(lambda t: t[0][:, 0], lambda x: [x[:, None]])
 
 

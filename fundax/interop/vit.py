@@ -42,7 +42,7 @@ def detect(state: State) -> bool:
 
 
 def rows(tower: ViT, ours: str = "", theirs: str = "", gamma: str = GAMMA[0]) -> list[Row]:
-    """The table of a tower. `ours` and `theirs` go before every path and key ("image/", "backbone."); `gamma`: of GAMMA."""
+    """The table of an encoder. `ours` and `theirs` go before every path and key ("image/", "backbone."); `gamma`: of GAMMA."""
     found = [
         Row(f"{ours}class_token", (f"{theirs}cls_token",), TWO),
         Row(f"{ours}position", (f"{theirs}pos_embed",), ONE),
@@ -102,14 +102,14 @@ def tower_of(state: State, source: str, theirs: str = "", heads: int | None = No
 
 
 def shapes_of(tower: ViT, ours: str = "") -> Shapes:
-    """Path -> shape of a tower's parameters, layers unstacked; nothing is computed."""
+    """Path -> shape of an encoder's parameters, layers unstacked; nothing is computed."""
     image = jax.ShapeDtypeStruct((1, tower.image_size, tower.image_size, 3), jnp.float32)
     params = jax.eval_shape(tower.clone(scan=False).init, jax.random.key(0), image)["params"]
     return {f"{ours}{path}": tuple(leaf.shape) for path, leaf in flatten(params).items()}
 
 
 def read(tower: ViT, state: State, source: str, theirs: str = "") -> Params:
-    """The tower's parameters from the keys that begin with `theirs`; positions are moved to its grid (pixel_centres).
+    """The encoder's parameters from the keys that begin with `theirs`; positions are moved to its grid (pixel_centres).
 
     Raises UserError for keys that are missing or unknown and for other shapes, by name.
     """
@@ -156,7 +156,7 @@ def to_fundax(state: State, source: str, heads: int | None = None, **fields: Any
 
 
 def from_fundax(objective: Encoder, params: Params) -> State:
-    """The bare state dict (fp32). Raises UserError for a tower of another kind (pre_norm, no biases, ...)."""
+    """The bare state dict (fp32). Raises UserError for a ViT of another kind (pre_norm, no biases, ...)."""
     tower = bare(objective.image)
     _check(tower)
     tree = {name: leaf for name, leaf in unstack_blocks(params["image"]).items() if name != "mask_token"}

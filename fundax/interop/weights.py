@@ -17,8 +17,6 @@ import numpy as np
 from fundax.types import UserError
 
 State = dict[str, np.ndarray]  # a state dict, under the checkpoint's own key names
-
-
 # File names of weights in a folder, in the order of preference; a folder holds one model.
 FILE_NAMES = (
     "open_clip_model.safetensors",
@@ -34,20 +32,10 @@ FILE_NAMES = (
     "captioner.pth",
     "visionfm_decoder.pth",
 )
-
-
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
-
-
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # training programs put the tensors one level down
-
-
 SELF_DISTILLED = ("student", "teacher", "ibot_loss")  # DINO, iBOT and VisionFM keep these dicts of tensors
-
-
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
-
-
 _SAFETENSORS = {
     "F64": np.float64,
     "F32": np.float32,

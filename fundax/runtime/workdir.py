@@ -15,8 +15,6 @@ import numpy as np
 from fundax.types import UserError
 
 _PACKAGES = ("fundax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
 _log = logging.getLogger("fundax")
 
 

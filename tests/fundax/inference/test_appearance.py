@@ -11,7 +11,7 @@ from fundax.encoders.bert import BERT
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
 from fundax.inference.appearance import appearance, appearance_width, looking
-from fundax.interop.load import parts_from, text_from
+from fundax.interop.initial import warm_start
 from fundax.objectives.flair import FLAIR
 from fundax.objectives.masked_text import MaskedText
 from fundax.objectives.vector_quantize import VectorQuantize
@@ -62,16 +62,16 @@ def test_a_model_of_neither_kind_says_so(tmp_path):
     a_run(FLAIR(ResNet(32, 4, (1, 1)), TEXT, embed=4, context=6), tmp_path / "resnet")
     with pytest.raises(UserError, match="a FLAIR without a ViT"):
         appearance_width(tmp_path / "resnet")
-    with pytest.raises(UserError, match="the run has no head; it has"):
-        parts_from(tmp_path / "resnet", ("head",))({})
+    with pytest.raises(UserError, match="the checkpoint has no head; it has"):
+        warm_start(tmp_path / "resnet", MaskedText(TEXT, 6), ("head",)).init_from[0]({})
 
 
 def test_a_tower_goes_from_run_to_run(tmp_path):
     params, _ = a_run(MaskedText(TEXT, 6), tmp_path / "text")
     fresh = {"text": jax.tree.map(np.zeros_like, params["text"]), "image": {"a": np.zeros(2)}}
-    filled = text_from(tmp_path / "text", TEXT)(fresh)
+    filled = warm_start(tmp_path / "text", MaskedText(TEXT, 6), ("text",)).init_from[0](fresh)
     jax.tree.map(np.testing.assert_array_equal, filled["text"], params["text"])
     assert filled["image"] is fresh["image"]
     fresh["text"]["embed_norm"]["bias"] = np.zeros(3)
-    with pytest.raises(UserError, match="does not fit the model: text/embed_norm/bias"):
-        text_from(tmp_path / "text", TEXT)(fresh)
+    with pytest.raises(UserError, match=r"'text/embed_norm/bias' has the shape \(.*\), expected \(3,\)"):
+        warm_start(tmp_path / "text", MaskedText(TEXT, 6), ("text",)).init_from[0](fresh)

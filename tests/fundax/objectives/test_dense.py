@@ -8,14 +8,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fundax.encoders.unetr import UNETR, ConvNorm, Linear
-from fundax.interop.open_encoder import new_encoder
+from fundax.interop.backbones import backbone
 from fundax.objectives.dense import Landmark, Segment, outputs
 from fundax.runtime import serialize
 from fundax.runtime.mesh import make_mesh
 from fundax.types import UserError
 
 BLOCKS = (0, 1, 2, 3)
-TOWER = new_encoder("smoke", 16).tower
+TOWER = backbone("smoke", image_size=16).image
 BATCH = {
     "image": np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8),
     "mask": (np.arange(2 * 256).reshape(2, 16, 16) % 3 == 0).astype(np.int32),

@@ -17,8 +17,9 @@ from data_pipelines.transforms.word_masks import MaskWords
 from fundax.encoders.bert import BERT
 from fundax.evals.masked_text import masked_words, unigram_loss
 from fundax.interop import bert
-from fundax.interop.bundle import Bundle
-from fundax.interop.load import text_from
+from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.initial import warm_start
+from fundax.interop.read import load
 from fundax.interop.weights import write_safetensors
 from fundax.objectives.masked_text import MaskedText
 from fundax.runtime import serialize
@@ -166,8 +167,8 @@ def test_names_of_hugging_face_both_ways(started, tmp_path):
         *("cls.predictions.bias", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
     }
     assert bert.detect(state)
-    bert.write_folder(Bundle(objective, params, {}, tokenizers.bundled(8)), tmp_path / "out")
-    again = bert.read_folder(tmp_path / "out")
+    bert.write_folder(Checkpoint(objective, params, {}, tokenizers.bundled(8)), tmp_path / "out")
+    again = load(tmp_path / "out")
     assert again.objective.text == objective.text.clone(context=8)
     jax.tree.map(np.testing.assert_array_equal, again.params, jax.tree.map(np.asarray, params))
     with pytest.raises(UserError, match="model_type 'clip'"):
@@ -177,7 +178,7 @@ def test_names_of_hugging_face_both_ways(started, tmp_path):
 def test_transformers_computes_the_same(started, tmp_path):
     pytest.importorskip("torch", reason="transformers' BERT needs torch")
     objective, _, params, _ = started
-    bundle = Bundle(objective, params, {}, tokenizers.bundled(8))
+    bundle = Checkpoint(objective, params, {}, tokenizers.bundled(8))
     bert.write_folder(bundle, tmp_path / "out")
     assert (bert.difference(tmp_path / "out", bundle) or 0.0) < 1e-5
 
@@ -186,14 +187,16 @@ def test_a_tower_starts_from_a_bert(started, tmp_path):
     objective, _, params, _ = started
     write_safetensors(bert.from_fundax(objective, params), tmp_path / "bert.safetensors")
     fresh = jax.tree.map(jnp.zeros_like, params) | {"image": jnp.ones(2)}
-    filled = text_from(tmp_path / "bert.safetensors", objective.text)(fresh)
+    filled = warm_start(tmp_path / "bert.safetensors", objective, ("text",)).init_from[0](fresh)
     jax.tree.map(np.testing.assert_array_equal, filled["text"], params["text"])
     assert filled["image"] is fresh["image"]
     with pytest.raises(UserError, match="shape"):
-        text_from(tmp_path / "bert.safetensors", objective.text.clone(width=4))(fresh)
+        warm_start(tmp_path / "bert.safetensors", MaskedText(objective.text.clone(width=4)), ("text",)).init_from[0](
+            fresh
+        )
     write_safetensors({"a": np.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="holds no BERT"):
-        text_from(tmp_path / "other.safetensors", objective.text)(fresh)
+    with pytest.raises(UserError, match="the keys are not those of .*BertForMaskedLM; it has a"):
+        warm_start(tmp_path / "other.safetensors", objective).init_from[0](fresh)
 
 
 def test_the_eval_and_its_baseline(started):
