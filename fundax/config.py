@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from fundax.recipe import Recipe
 from fundax.types import UserError
@@ -300,7 +300,9 @@ def _parameters(function: Callable[..., Any], values: Mapping[str, Any]) -> list
             fields = {field.name for field in dataclasses.fields(default)}
             default = replace(default, **{key: value for key, value in values.items() if key in fields})
         else:
-            default = values.get(name, default)
+            choices = get_args(parameter.annotation) if get_origin(parameter.annotation) is Literal else None
+            value = values.get(name, default)
+            default = value if choices is None or value in choices else default
         found.append(parameter.replace(default=default))
     return found
 

@@ -93,7 +93,7 @@ def recipe(*, steps: int = 6, rate: float = 0.1, **fields: Any) -> Recipe:
         "steps": steps,
         "batch": 8,
         "evals": {"held_out": mean_error},
-        "every": Intervals(log=2, save=2, eval=3),
+        "intervals": Intervals(log=2, save=2, eval=3),
         "mesh": (1, 1),
     }
     return Recipe(**(given | fields))
