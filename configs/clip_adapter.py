@@ -5,8 +5,6 @@ in words; trained on features that are computed once. Without --data: synthetic 
 validation part; evaluate the test part at the end: launch.py eval runs/adapter --checkpoint best --test
 """
 
-from __future__ import annotations
-
 from functools import partial, reduce
 from typing import Any
 
@@ -16,11 +14,10 @@ from data_pipelines.records import DataError
 from data_pipelines.tasks import labelled
 from data_pipelines.tasks.labelled import FRACTIONS, Reader
 from data_pipelines.transforms.views import Grouped, SingleView
-from fundax import evals, objectives
+from fundax import evals, interop, objectives, optim
 from fundax.evals import features
 from fundax.evals.zero_shot import class_features
 from fundax.inference.image_text import image_text
-from fundax.optim import adamw, cosine_schedule, decay_all, freeze
 from fundax.recipe import Recipe, Run
 
 PRESETS = {"smoke": {"steps": 3, "patients": 28}}
@@ -29,14 +26,12 @@ PRESETS = {"smoke": {"steps": 3, "patients": 28}}
 def recipe(
     *,
     data: Data = Data(patients=700, fractions=FRACTIONS),
-    run: Run = Run(batch=64, epochs=40),
+    run: Run = Run(batch=64, epochs=40, lr=1e-3, weight_decay=0.01),
     init: str = "",
     checkpoint: str = "latest",
     wording: str = "",
     ratio: float = 0.2,
     reduction: int = 4,
-    lr: float = 1e-3,
-    weight_decay: float = 0.01,
     cache: str = "",
     test: bool = False,
 ) -> Recipe:
@@ -64,15 +59,19 @@ def recipe(
     rows = lambda part: frozen.rows(read.once(part), read.keys, origin and f"{part} {origin}")  # noqa: E731
     epoch, part = max(len(parts.train) // run.batch, 1), "test" if test else "val"
     steps = run.total(epoch)
-    rule = adamw(cosine_schedule(lr, 0, steps), weight_decay=weight_decay, decay=decay_all)
+    rule = optim.adamw(optim.cosine_schedule(run.lr, 0, steps), weight_decay=run.weight_decay, decay=optim.decay_all)
     return Recipe(
-        **run.recipe(steps, log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
+        **run.recipe(
+            steps,
+            interop.WarmStart((start,), begin_extra),
+            log=max(steps // 20, 1),
+            save=0,
+            eval=max(epoch, steps // 20),
+        ),
         objective=objective,
         train=evals.Epochs(rows("train"), run.batch, run.seed),
-        optimizer=freeze(rule, "^(model|heads)/"),
+        optimizer=optim.freeze(rule, "^(model|heads)/"),
         evals={part: evals.Classified(data=features.one_epoch(rows(part)), classes=parts.classes)},
-        init_from=(start,),
-        init_extra=begin_extra,
         best="val/macro_auc",
         preprocessing=model.preprocessing | {"classes": parts.classes},
         tokenizer=model.tokenizer,

@@ -5,8 +5,6 @@ Synthetic fundus photographs by diffusion, as VisionFM makes its own: a base mod
 python launch.py synth runs/diffusion --n 1000 --out synthetic generates images, each marked as synthetic.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import optax
@@ -18,10 +16,8 @@ from data_pipelines.records import MODALITIES
 from data_pipelines.sources.cached import CachedSource
 from data_pipelines.transforms.steps import Flip, Select, Squash
 from data_pipelines.transforms.views import SingleView
-from fundax.encoders import UNet
-from fundax.evals import Denoising
+from fundax import encoders, evals, optim
 from fundax.objectives.diffusion import diffusion
-from fundax.optim import adamw, cosine
 from fundax.recipe import Recipe, Run
 
 PRESETS = {
@@ -43,20 +39,18 @@ def recipe(
     *,
     preset: Literal["published", "reduced", "laptop"] = "published",
     data: Data = Data(),
-    run: Run = Run(batch=64, steps=250_000),
+    run: Run = Run(batch=64, steps=250_000, lr=1e-4, weight_decay=0.0),
     stage: Literal["base", "super_resolution"] = "base",
     size: str = "base",
     conditional: bool = False,
     min_snr: float = 0.0,
     ema: float = 0.999,
-    lr: float = 1e-4,
-    weight_decay: float = 0.0,
     warmup: int = 10_000,
 ) -> Recipe:
     """VisionFM conditions on nothing. Adam (0.9, 0.99), warm-up and a cosine; reduced and laptop are smaller models."""
     modalities, findings = (len(MODALITIES), 0 if data.data else len(FINDINGS)) if conditional else (0, 0)
     model = {"enlarge": stage == "super_resolution", "modalities": modalities, "findings": findings}
-    objective = diffusion(size, **model, momentum=ema, min_snr=min_snr, **run.compute(UNet)[0])
+    objective = diffusion(size, **model, momentum=ema, min_snr=min_snr, **run.compute(encoders.UNet)[0])
     side = objective.size
     eyes = data.eyes(run.seed, max(side, 16))
     parts = data.parts(synthetic_parts(eyes, keep=False, val=min(max(data.patients // 2, 1), 128)), run.seed)
@@ -67,13 +61,13 @@ def recipe(
     view, flip, *see = SingleView(text=None, targets=targets), Flip(), Squash(side), Select(keys)
     drawn = 0 if stage == "super_resolution" else 16
     steps = run.total(max(len(source) // run.batch, 1) if not run.steps else 1)
-    rule = adamw(cosine(lr, steps, min(warmup, steps // 2)), (0.9, 0.99), weight_decay=weight_decay)
+    rule = optim.adamw(optim.cosine(run.lr, steps, min(warmup, steps // 2)), (0.9, 0.99), weight_decay=run.weight_decay)
     marked = {"modality": data.modalities[0]} if not data.data and len(data.modalities) == 1 else {}
     return Recipe(
         **run.recipe(steps, log=20, save=5000, eval=5000),
         objective=objective,
         train=train(source, (view, flip, *see), **run.loader()),
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), rule),
-        evals={"held_out": Denoising(one_epoch(test, (view, *see), batch=run.batch), drawn)},
+        evals={"held_out": evals.Denoising(one_epoch(test, (view, *see), batch=run.batch), drawn)},
         preprocessing={"image_size": side, "mean": (0.5,) * 3, "std": (0.5,) * 3, "resize": "squash"} | marked,
     )

@@ -5,8 +5,6 @@ logistic regression, CLIP-Adapter and Tip-Adapter(-F). The model is not trained;
 is in both the training and the test images: --data labels.csv,images=photos --split split.json
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import optax
@@ -50,7 +48,7 @@ def recipe(
     steps = (view, eval_step(model.preprocessing), Select(("image", "label", "group")))
     origin = fingerprint(data, run.seed)
     return Recipe(
-        **run.recipe(0, log=0, save=0, eval=0),
+        **run.recipe(0, model, log=0, save=0, eval=0),
         objective=model.objective,
         train=train(pool, steps, **run.loader()),
         optimizer=optax.identity(),
@@ -69,8 +67,6 @@ def recipe(
                 test_fingerprint=origin and f"test of {origin}",
             )
         },
-        init_from=model.init_from,
-        init_extra=model.init_extra,
         preprocessing=model.preprocessing,
         tokenizer=model.tokenizer,
     )

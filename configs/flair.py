@@ -4,8 +4,6 @@ FLAIR as published: ResNet-50 and a BERT of base size; the categories of many da
 experts. --data are FLAIR's CSV files or folders of them; without it, synthetic eyes.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from data_pipelines.language.prompts import prompts_of
@@ -18,19 +16,16 @@ from data_pipelines.tasks import keepfit
 from data_pipelines.tasks.image_text import rows_of, shares, tests
 from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, FlairAugment
 from data_pipelines.transforms.steps import Flip, Select, Tokenize
-from fundax.encoders import BERT, ResNet
+from fundax import encoders, interop, optim
 from fundax.evals.zero_shot import zero_shot
-from fundax.interop import tokenizer as tokenizer_of
-from fundax.interop import warm_start
 from fundax.objectives.flair import flair
-from fundax.optim import flair_adamw
 from fundax.recipe import Recipe, Run
 
 
 def recipe(
     *,
     data: Sources = Sources(patients=20_000),
-    run: Run = Run(batch=128, epochs=15, workers=4, dtype="bfloat16"),
+    run: Run = Run(batch=128, epochs=15, workers=4, dtype="bfloat16", lr=1e-4, weight_decay=1e-5),
     size: str = "base",
     image_size: int = 0,
     init: str = "",
@@ -41,13 +36,11 @@ def recipe(
     balanced: bool = True,
     negatives: Literal["global", "plain", "ring", "local"] = "global",
     pool: Literal["mean", "unmasked_mean"] = "mean",
-    lr: float = 1e-4,
-    weight_decay: float = 1e-5,
     horizon: int = 100,
 ) -> Recipe:
     """AdamW with one epoch of warm-up and a cosine of 100 epochs, of which 15 are trained; 512 pixels."""
-    words = tokenizer_of(tokenizer or init, bundled(context), context)
-    image, text = run.compute(ResNet, BERT)
+    words = interop.tokenizer(tokenizer or init, bundled(context), context)
+    image, text = run.compute(encoders.ResNet, encoders.BERT)
     model = {"image": image, "text": text | {"pool": pool}, "image_size": image_size, "negatives": negatives}
     objective = flair(size, vocab=words.vocab_size, context=words.context, **model)
     side = objective.image.image_size
@@ -60,11 +53,10 @@ def recipe(
     unseen = [Named("synthetic", CachedSource(eyes.split("val", min(data.patients, 420))))]
     (test,) = tests(unseen, Canvas(side), words, prompts_of, run.batch)
     return Recipe(
-        **run.recipe(run.total(epoch), log=50, save=500, eval=1000),
-        **vars(warm_start(init, objective)),
+        **run.recipe(run.total(epoch), interop.warm_start(init, objective), log=50, save=500, eval=1000),
         objective=objective,
         train=mix(shares(sources, chain, equal=balanced), **run.loader()),
-        optimizer=flair_adamw(lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=weight_decay),
+        optimizer=optim.flair_adamw(run.lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=run.weight_decay),
         evals={"zero_shot": zero_shot(test.labelled, test.classes, test.prompts)},
         preprocessing={"interpolation": "bilinear"},
         tokenizer=words,

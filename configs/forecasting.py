@@ -6,8 +6,6 @@ Will this eye get worse within so many days? VisionFM's forecast head, on the en
 --data list.csv,value=days. Evaluate the test part at the end: launch.py eval runs/forecasting --checkpoint best --test
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import optax
@@ -18,11 +16,9 @@ from data_pipelines.synthetic.sources import Patients
 from data_pipelines.tasks import forecasting
 from data_pipelines.tasks.forecasting import KEYS, VisitReader
 from data_pipelines.tasks.labelled import FRACTIONS
-from fundax import evals, interop, objectives
-from fundax.encoders import ForecastHead, ResNet, ViT
+from fundax import encoders, evals, interop, objectives, optim
 from fundax.encoders.backbone import Feature
 from fundax.evals import features
-from fundax.optim import adamw, cosine_schedule, freeze
 from fundax.recipe import Recipe, Run
 
 PRESETS = {"smoke": {"size": "resnet-smoke", "image_size": 32, "steps": 3, "visits_per_patient": 3}}
@@ -31,7 +27,7 @@ PRESETS = {"smoke": {"size": "resnet-smoke", "image_size": 32, "steps": 3, "visi
 def recipe(
     *,
     data: Data = Data(patients=700, fractions=FRACTIONS),
-    run: Run = Run(batch=64, steps=800),
+    run: Run = Run(batch=64, steps=800, lr=1e-3, weight_decay=0.05),
     init: str = "",
     checkpoint: str = "latest",
     size: str = "resnet-tiny",
@@ -42,8 +38,6 @@ def recipe(
     feature: Feature = "mean",
     positive: float = 1.0,
     copies: int = 2,
-    lr: float = 1e-3,
-    weight_decay: float = 0.05,
     optimizer: Literal["adamw", "sgd"] = "adamw",
     test: bool = False,
 ) -> Recipe:
@@ -53,26 +47,26 @@ def recipe(
     fields: dict[str, Any] = {"visits": visits_per_patient, "one_eye": True, "conditions": few}
     people = Patients(data.patients, run.seed, modalities=data.modalities, size=96, **fields)
     parts = forecasting.questions(data, people, run.seed, visits)
-    fields = {"feature": feature, "frozen": not learns, "image_size": image_size} | run.compute(ViT, ResNet)[0]
+    fields = {"feature": feature, "frozen": not learns, "image_size": image_size} | run.compute(
+        encoders.ViT, encoders.ResNet
+    )[0]
     start = interop.backbone(init or size, checkpoint=checkpoint, **fields)
     given = "image" if learns else "feature"
-    objective = objectives.Forecast(start.backbone, ForecastHead(), positive, visits, given=given)
+    objective = objectives.Forecast(start.backbone, encoders.ForecastHead(), positive, visits, given=given)
     read = VisitReader(parts, start.preprocessing, workers=run.workers)
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
     rows = lambda part, n=1: frozen.rows(read.once(part, n, batch=32), read.keys)  # noqa: E731
     part, total = "test" if test else "val", run.total(max(len(parts.train) // run.batch, 1) if not run.steps else 1)
     passes = read.once(part, batch=8 if run.smoke else 64) if learns else features.one_epoch(rows(part))
-    rate: Any = cosine_schedule(lr, 0, total, total // 20 if learns else 0)
-    rule = optax.sgd(rate, momentum=0.9) if optimizer == "sgd" else adamw(rate, weight_decay=weight_decay)
+    rate: Any = optim.cosine_schedule(run.lr, 0, total, total // 20 if learns else 0)
+    rule = optax.sgd(rate, momentum=0.9) if optimizer == "sgd" else optim.adamw(rate, weight_decay=run.weight_decay)
     batches = train(parts.train, read.steps(True, KEYS), **run.loader()) if learns else None
     return Recipe(
-        **run.recipe(total, log=max(total // 40, 1), save=0, eval=max(total // (4 if learns else 8), 1)),
+        **run.recipe(total, start, log=max(total // 40, 1), save=0, eval=max(total // (4 if learns else 8), 1)),
         objective=objective,
         train=batches or evals.Epochs(rows("train", copies), run.batch, run.seed),
-        optimizer=rule if learns else freeze(rule, "^image/"),
+        optimizer=rule if learns else optim.freeze(rule, "^image/"),
         evals={part: evals.Classified(data=passes, classes=objective.classes, bands=3)},
-        init_from=start.init_from,
-        init_extra=start.init_extra,
         best="val/macro_auc",
         preprocessing=start.preprocessing | {"classes": objective.classes},
     )

@@ -5,8 +5,6 @@ FLAIR's form, --elite of MM-Retinal's; without them, synthetic eyes of three mod
 are published and which are our design.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,15 +18,12 @@ from data_pipelines.tasks.image_text import rows_of, shares, tests
 from data_pipelines.tasks.keepfit import WithAppearance, WithElite
 from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, EliteReport, FlairAugment
 from data_pipelines.transforms.steps import Flip, Select, Tokenize
-from fundax.encoders import BERT, ResNet
+from fundax import encoders, interop, optim
 from fundax.evals.zero_shot import zero_shot
 from fundax.inference.appearance import appearance_width, looking
-from fundax.interop import tokenizer as tokenizer_of
-from fundax.interop import warm_start
 from fundax.objectives.flair import flair
 from fundax.objectives.keepfit import KeepFIT, caption_decoder
 from fundax.objectives.keepfit_reference import V1, V2
-from fundax.optim import flair_adamw
 from fundax.recipe import Recipe, Run
 
 PRESETS = {
@@ -41,7 +36,7 @@ def recipe(
     *,
     preset: Literal["published", "laptop"] = "laptop",
     data: Sources = Sources(modalities=("CFP", "FFA", "OCT")),
-    run: Run = Run(batch=48, epochs=25),
+    run: Run = Run(batch=48, epochs=25, lr=1e-4, weight_decay=1e-5),
     elite: tuple[str, ...] = (),
     size: str = "tiny",
     init: str = "",
@@ -52,14 +47,12 @@ def recipe(
     variant: Literal["v2", "v1", "mixed"] = "v2",
     lam: float = 0.5,
     caption: bool = False,
-    lr: float = 1e-4,
-    weight_decay: float = 1e-5,
     horizon: int = 100,
 ) -> Recipe:
     """AdamW with one epoch of warm-up and FLAIR's cosine. --appearance is a run of configs/vector_quantize.py or of a ViT."""
-    words = tokenizer_of(init, tokenizers.bundled(context), context)
+    words = interop.tokenizer(init, tokenizers.bundled(context), context)
     words = tokenizers.wordpiece(tokenizer, context, straight_quotes=False) if tokenizer else words
-    image, text = run.compute(ResNet, BERT)
+    image, text = run.compute(encoders.ResNet, encoders.BERT)
     base = flair(size, vocab=words.vocab_size, context=words.context, image=image, text=text)
     reference = {"v1": V1, "v2": replace(V2, lam=lam if appearance else 1.0), "mixed": None}[variant]
     seen = reference is not None and reference.lam < 1
@@ -85,13 +78,12 @@ def recipe(
         Named(name, CachedSource(replace(eyes.split("val", few), modalities=(name,)))) for name in data.modalities
     ]
     held_out = tests(unseen, Canvas(side), words, prompts_of, run.batch)
-    start = warm_start(init, objective) + warm_start(init_text, objective, ("text",))
+    start = interop.warm_start(init, objective) + interop.warm_start(init_text, objective, ("text",))
     return Recipe(
-        **run.recipe(run.total(epoch), log=50, save=500, eval=500),
-        **vars(start),
+        **run.recipe(run.total(epoch), start, log=50, save=500, eval=500),
         objective=objective,
         train=WithAppearance(both, looking(appearance)) if seen else both,
-        optimizer=flair_adamw(lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=weight_decay),
+        optimizer=optim.flair_adamw(run.lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=run.weight_decay),
         evals={f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in held_out},
         best=f"zero_shot{held_out[0].suffix}/macro_auc",
         preprocessing={"interpolation": "bilinear"},

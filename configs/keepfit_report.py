@@ -5,8 +5,6 @@ layers, 90 words, beam search. Without --data it trains on synthetic angiograms 
 which also learns the findings of an image (docs/reports.md): --preset laptop.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import optax
@@ -18,12 +16,8 @@ from data_pipelines.open import Data, joined, synthetic_parts
 from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.transforms.steps import ColorJitter, Flip, RandomResizedCrop, Select, Squash, Tokenize
 from data_pipelines.transforms.views import SingleView
-from fundax.encoders import ReportDecoder, ResNet
-from fundax.evals import WrittenReports
-from fundax.interop import tokenizer as tokenizer_of
-from fundax.interop import warm_start
+from fundax import encoders, evals, interop, optim
 from fundax.objectives.report import report
-from fundax.optim import adamw, cosine
 from fundax.recipe import Recipe, Run
 
 LAPTOP = {"size": "tiny", "epochs": 4, "lr": 2e-3, "context": 64, "beams": 1, "patients": 6000, "workers": 0}
@@ -37,7 +31,7 @@ def recipe(
     *,
     preset: Literal["published", "laptop"] = "published",
     data: Data = Data(patients=20_000, modalities=("FFA", "CFP")),
-    run: Run = Run(batch=64, epochs=15, workers=4),
+    run: Run = Run(batch=64, epochs=15, workers=4, lr=1e-4, weight_decay=5e-5),
     size: str = "base",
     image_size: int = 0,
     init: str = "",
@@ -47,15 +41,13 @@ def recipe(
     language: Literal["en", "zh", "both"] = "en",
     findings: bool = False,
     augment: Literal["published", "jitter"] = "published",
-    lr: float = 1e-4,
-    weight_decay: float = 5e-5,
 ) -> Recipe:
     """Published: AMSGrad with L2 regularisation, the image encoder at half the learning rate, gradients clipped at 0.1."""
-    words = tokenizer_of(tokenizer, tokenizers.bundled(context + 1), context + 1)
+    words = interop.tokenizer(tokenizer, tokenizers.bundled(context + 1), context + 1)
     known = vocabulary()
     names = tuple(sorted(known.told)) if data.data else (*FINDINGS, *CONDITIONS[1:])
     model = {"image_size": image_size, "beams": beams, "findings": len(names) if findings else 0}
-    objective = report(size, words, **model, **run.compute(ResNet, ReportDecoder)[0])
+    objective = report(size, words, **model, **run.compute(encoders.ResNet, encoders.ReportDecoder)[0])
     side = objective.image.image_size
     eyes = data.eyes(run.seed, side, language=language)
     parts = data.parts(synthetic_parts(eyes, keep=not run.workers, val=min(data.patients, 420)), run.seed)
@@ -68,18 +60,19 @@ def recipe(
     graded = {"findings": known} if data.data else graded
     passes = one_epoch(test, shown, batch=min(run.batch, 64))
     steps = run.total(-(-len(source) // run.batch))
-    rule = adamw(cosine(lr, steps, min(100, steps // 2)), weight_decay=weight_decay)
-    rates = {"image": lr / 2, "decoder": lr}
-    groups = {name: optax.chain(optax.add_decayed_weights(weight_decay), optax.amsgrad(r)) for name, r in rates.items()}
+    rule = optim.adamw(optim.cosine(run.lr, steps, min(100, steps // 2)), weight_decay=run.weight_decay)
+    rates = {"image": run.lr / 2, "decoder": run.lr}
+    groups = {
+        name: optax.chain(optax.add_decayed_weights(run.weight_decay), optax.amsgrad(r)) for name, r in rates.items()
+    }
     split = optax.multi_transform(groups, lambda params: {n: n if n == "image" else "decoder" for n in params})
     published = optax.chain(optax.clip(0.1), split)
     return Recipe(
-        **run.recipe(steps, log=50, save=500, eval=500),
-        **vars(warm_start(init, objective, ("image",))),
+        **run.recipe(steps, interop.warm_start(init, objective, ("image",)), log=50, save=500, eval=500),
         objective=objective,
         train=train(source, learn, **run.loader()),
         optimizer=published if augment == "published" else optax.chain(optax.clip_by_global_norm(1.0), rule),
-        evals={"reports": WrittenReports(data=passes, decode=words.decode, findings=graded)},
+        evals={"reports": evals.WrittenReports(data=passes, decode=words.decode, findings=graded)},
         best="reports/cider",
         preprocessing={"findings": names} if findings else {},
         tokenizer=words,

@@ -4,8 +4,6 @@ Stage 0 of KeepFIT V2: the text encoder is trained to predict masked words, in t
 where given, in --texts and the captions of --elite. Stage 1: configs/keepfit.py --init-text runs/keepfit_text.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 
@@ -19,13 +17,9 @@ from data_pipelines.tasks import keepfit
 from data_pipelines.tasks.image_text import shares
 from data_pipelines.transforms.steps import Select, Tokenize
 from data_pipelines.transforms.word_masks import MaskWords
-from fundax.encoders import BERT
-from fundax.evals import masked_words
-from fundax.interop import tokenizer as tokenizer_of
-from fundax.interop import warm_start
+from fundax import encoders, evals, interop, optim
 from fundax.objectives import MaskedText
 from fundax.objectives.flair import text_encoder
-from fundax.optim import adamw, cosine
 from fundax.recipe import Recipe, Run
 
 PRESETS = {"published": {"size": "base", "context": 256, "lr": 5e-5}}
@@ -34,7 +28,7 @@ PRESETS = {"published": {"size": "base", "context": 256, "lr": 5e-5}}
 def recipe(
     *,
     preset: Literal["published", "laptop"] = "laptop",
-    run: Run = Run(batch=32, steps=1200),
+    run: Run = Run(batch=32, steps=1200, lr=1e-3, weight_decay=0.01),
     texts: tuple[str, ...] = (),
     elite: tuple[str, ...] = (),
     language: Literal["en", "zh"] = "en",
@@ -43,11 +37,9 @@ def recipe(
     tokenizer: str = "",
     context: int = 48,
     text_rate: float = 0.15,
-    lr: float = 1e-3,
-    weight_decay: float = 0.01,
 ) -> Recipe:
     """Masked language modelling: AdamW, a tenth of the steps for warm-up, a cosine. The best step on held-out texts is kept."""
-    words = tokenizer_of(init, tokenizers.bundled(context), context)
+    words = interop.tokenizer(init, tokenizers.bundled(context), context)
     words = tokenizers.wordpiece(tokenizer, context, straight_quotes=False) if tokenizer else words
     known = knowledge.bundled()
     sources = [descriptions(known, languages=("en", language)), *(TextFiles(Path(path)) for path in texts)]
@@ -57,17 +49,18 @@ def recipe(
     held_out = one_epoch(descriptions(known, evaluate=True), hide, batch=run.batch)
     # No more tokens are masked than this: the share, or one word of at most mask.longest pieces.
     guesses = min(max(round(text_rate * context), mask.longest), context)
-    encoder = text_encoder(size, words.vocab_size, **run.compute(BERT)[0])
+    encoder = text_encoder(size, words.vocab_size, **run.compute(encoders.BERT)[0])
     objective = MaskedText(encoder, words.context, guesses)
     steps = run.total(max(sum(map(len, sources)) // run.batch, 1))
-    rate = cosine(lr, steps, warmup=max(steps // 10, 1))
+    rate = optim.cosine(run.lr, steps, warmup=max(steps // 10, 1))
     return Recipe(
-        **run.recipe(steps, log=50, save=200, eval=200),
-        **vars(warm_start(init, objective, ("text",))),
+        **run.recipe(steps, interop.warm_start(init, objective, ("text",)), log=50, save=200, eval=200),
         objective=objective,
         train=mix(shares([Named("texts", source) for source in sources], hide), **run.loader()),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), adamw(rate, (0.9, 0.98), weight_decay=weight_decay)),
-        evals={"masked": masked_words(held_out, lambda: keepfit.id_counts(sources, words))},
+        optimizer=optax.chain(
+            optax.clip_by_global_norm(1.0), optim.adamw(rate, (0.9, 0.98), weight_decay=run.weight_decay)
+        ),
+        evals={"masked": evals.masked_words(held_out, lambda: keepfit.id_counts(sources, words))},
         best="masked/below_unigram",
         tokenizer=words,
     )

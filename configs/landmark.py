@@ -6,8 +6,6 @@ with columns fovea_x, fovea_y, disc_x, disc_y in pixels: --data labels.csv --spl
 labels.csv,value=COLUMN), in disc diameters. The checkpoint is selected on the validation part.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import optax
@@ -17,8 +15,7 @@ from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.tasks import dense
 from data_pipelines.transforms.dense import RandomMove, Ready
 from data_pipelines.transforms.steps import ColorJitter, Flip, Select
-from fundax import evals, interop, optim
-from fundax.encoders import ViT, decoder_blocks
+from fundax import encoders, evals, interop, optim
 from fundax.metrics.statistics import bootstrap
 from fundax.objectives.dense import Landmark, decoder
 from fundax.recipe import Recipe, Run
@@ -29,7 +26,7 @@ PRESETS = {"smoke": {"patients": 8, "image_size": 16, "head": "linear"}}
 def recipe(
     *,
     data: Data = Data(patients=400, fractions=(0.6, 0.15, 0.25)),
-    run: Run = Run(batch=8, steps=400),
+    run: Run = Run(batch=8, steps=400, lr=2e-3, weight_decay=0.05),
     landmarks: tuple[str, ...] = ("fovea", "disc"),
     missing: Literal["error", "allowed"] = "error",
     disc_diameter: float = 0.0,
@@ -50,12 +47,10 @@ def recipe(
     shift: float = 0.05,
     scale: tuple[float, float] = (1.0, 1.0),
     jitter: float = 0.2,
-    lr: float = 2e-3,
-    weight_decay: float = 0.05,
 ) -> Recipe:
     """VisionFM's landmarks: a softmax over the pixels. Published: width 32, dropout 0.3, 224 pixels, squash, sigma 0, no jitter."""
     fixed = train_encoder is False or (train_encoder is None and bool(init))
-    fields = {"modality": modality, "image_size": image_size, "scan": False} | run.compute(ViT)[0]
+    fields = {"modality": modality, "image_size": image_size, "scan": False} | run.compute(encoders.ViT)[0]
     start = interop.backbone(init or size, checkpoint=checkpoint, **fields)
     image, mean, std = start.image, start.backbone.mean[0], start.backbone.std[0]
     options = {"missing": missing, "diameter": disc_diameter, "resize": resize, "keep": not run.workers}
@@ -64,14 +59,14 @@ def recipe(
     see, scores = Ready(("points", "frame", "diameter")), {"names": landmarks, "read": points, "interval": bootstrap}
     passes = {n: one_epoch(p, (see,), batch=min(run.batch, len(p))) for n, p in parts.items() if n != "train"}
     steps = run.total(max(len(parts["train"]) // run.batch, 1) if not run.steps else 1)
-    rate = optim.cosine(lr, steps, min(50, steps // 2))
-    rule = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(rate, weight_decay=weight_decay))
+    rate = optim.cosine(run.lr, steps, min(50, steps // 2))
+    rule = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(rate, weight_decay=run.weight_decay))
     return Recipe(
-        **run.recipe(steps, save=200, eval=200),
+        **run.recipe(steps, start, save=200, eval=200),
         objective=Landmark(
             image=image,
             decoder=decoder(head, len(landmarks), image.patch, width, dropout, 0.0, run.dtype),
-            blocks=decoder_layers or decoder_blocks(image.depth),
+            blocks=decoder_layers or encoders.decoder_blocks(image.depth),
             names=landmarks,
             sigma=sigma,
             mean=mean,
@@ -81,8 +76,6 @@ def recipe(
         train=train(parts["train"], (Ready(("points",)), *augment, Select(("image", "points"))), **run.loader()),
         optimizer=optim.freeze(rule, "^image/") if fixed else rule,
         evals={name: evals.Landmarks(data=one, **scores) for name, one in passes.items()},
-        init_from=start.init_from,
-        init_extra=start.init_extra,
         best="val/minus_mean_error",
         preprocessing={"image_size": image_size, "resize": resize, "interpolation": "bilinear"},
     )

@@ -5,19 +5,15 @@ A linear classifier (or VisionFM's decoder, --head mlp) on the features of a fro
 validation part; evaluate the test part at the end: launch.py eval runs/probe --checkpoint best --test
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from data_pipelines.open import Data
 from data_pipelines.tasks import labelled
 from data_pipelines.tasks.labelled import FRACTIONS, Reader
-from fundax import evals, interop, objectives
-from fundax.encoders import MLPHead, ViT
+from fundax import encoders, evals, interop, objectives, optim
 from fundax.encoders.backbone import Feature
 from fundax.evals import features
 from fundax.losses.supervised import inverse_frequencies
-from fundax.optim import adamw, cosine_schedule, decay_all, freeze
 from fundax.recipe import Recipe, Run
 
 PRESETS = {"smoke": {"steps": 3, "patients": 28}}
@@ -26,7 +22,7 @@ PRESETS = {"smoke": {"steps": 3, "patients": 28}}
 def recipe(
     *,
     data: Data = Data(patients=1400, fractions=FRACTIONS),
-    run: Run = Run(batch=128, epochs=100),
+    run: Run = Run(batch=128, epochs=100, lr=1e-3, weight_decay=0.05),
     init: str = "",
     checkpoint: str = "latest",
     size: str = "tiny",
@@ -34,8 +30,6 @@ def recipe(
     feature: Feature = "token",
     blocks: int = 4,
     copies: int = 1,
-    lr: float = 1e-3,
-    weight_decay: float = 0.05,
     smoothing: float = 0.0,
     focal: float = 0.0,
     weights: Literal["equal", "balanced"] = "equal",
@@ -46,11 +40,11 @@ def recipe(
 ) -> Recipe:
     """VisionFM's settings for the decoder of one modality; the learning rate is for a batch of 256."""
     parts = labelled.parts(data, data.eyes(run.seed, 128), run.seed)
-    fields = {"feature": feature, "blocks": blocks} | run.compute(ViT)[0]
+    fields = {"feature": feature, "blocks": blocks} | run.compute(encoders.ViT)[0]
     start = interop.backbone(init or size, checkpoint=checkpoint, **fields)
     several, classes = parts.kind()
     objective = objectives.Classify(
-        start.backbone, MLPHead(len(classes), 3 if head == "mlp" else 1, norm=head == "mlp"), given="feature",
+        start.backbone, encoders.MLPHead(len(classes), 3 if head == "mlp" else 1, norm=head == "mlp"), given="feature",
         kind="several" if several else "single", classes=classes, focal=focal, smoothing=smoothing,
         weights=inverse_frequencies(labelled.labels_of(parts.train), len(classes)) if weights == "balanced" else (),
     )  # fmt: skip
@@ -60,16 +54,14 @@ def recipe(
     rows = lambda part, n=1: frozen.rows(read.once(part, n), read.keys, origin and f"{part} {origin}")  # noqa: E731
     epoch, part = max(len(parts.train) * copies // run.batch, 1), "test" if test else "val"
     steps = run.steps or max(run.epochs * copies * len(parts.train) // run.batch, 1)
-    rate = cosine_schedule(lr * run.batch / 256, 0, steps)
+    rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps)
     scored = evals.Classified(data=features.one_epoch(rows(part)), classes=classes, ordered=ordered)
     return Recipe(
-        **run.recipe(steps, log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
+        **run.recipe(steps, start, log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
         objective=objective,
         train=evals.Epochs(rows("train", copies), run.batch, run.seed, "label" if balanced else ""),
-        optimizer=freeze(adamw(rate, weight_decay=weight_decay, decay=decay_all), "^image/"),
+        optimizer=optim.freeze(optim.adamw(rate, weight_decay=run.weight_decay, decay=optim.decay_all), "^image/"),
         evals={part: scored},
-        init_from=start.init_from,
-        init_extra=start.init_extra,
         best="val/kappa" if ordered else "val/macro_auc",
         preprocessing=start.preprocessing | {"classes": classes},
     )

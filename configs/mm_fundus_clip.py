@@ -5,8 +5,6 @@ rate of 1e-6 (the article says 1e-5: --lr 1e-5). Several sources can be mixed: -
 tfds:idrid tfds:kermany_oct --prompt "{modality}: {text}". Without --data it trains on synthetic eyes.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 
@@ -18,38 +16,33 @@ from data_pipelines.pipeline import mix
 from data_pipelines.tasks.image_text import rows_of, shares, tests, worded
 from data_pipelines.transforms.steps import Select, Squash, Tokenize, extra_aug
 from data_pipelines.transforms.views import SingleView
-from fundax.encoders import ViT
+from fundax import encoders, interop, optim
 from fundax.evals.retrieval import retrieval
 from fundax.evals.zero_shot import zero_shot
-from fundax.interop import tokenizer as tokenizer_of
-from fundax.interop import warm_start
 from fundax.objectives.clip import clip
-from fundax.optim import adamw, clip_params, constant, peer_open_clip
 from fundax.recipe import Recipe, Run
 
 
 def recipe(
     *,
     data: Data = Data(patients=20_000),
-    run: Run = Run(batch=128, epochs=10, dtype="bfloat16", remat="full", workers=8),
+    run: Run = Run(batch=128, epochs=10, dtype="bfloat16", remat="full", workers=8, lr=1e-6, weight_decay=0.2),
     size: str = "H/14-378",
     init: str = "",
     tokenizer: str = "",
     prompt: str = "{text}",
     augment: Literal["extra", "device", "none"] = "extra",
-    lr: float = 1e-6,
-    weight_decay: float = 0.2,
     warmup: int = 0,
 ) -> Recipe:
     """The published recipe. --augment extra is its augmentation; device computes the colour jitter on the device."""
-    words = tokenizer_of(tokenizer or init, bundled(77))
+    words = interop.tokenizer(tokenizer or init, bundled(77))
     model = {
         "vocab": words.vocab_size,
         "context": words.context,
         "jitter": (0.2, 0.2) if augment == "device" else (0, 0),
     }
     deep = run.remat != "none" or clip(size).image.depth > 12
-    objective = clip(size, scan=deep, **model, **run.compute(ViT)[0])
+    objective = clip(size, scan=deep, **model, **run.compute(encoders.ViT)[0])
     side = objective.image.image_size
     eyes = synthetic_parts(data.eyes(run.seed, side), keep=False, val=max(16, data.patients // 50))
     parts = data.parts(eyes, run.seed)
@@ -61,14 +54,13 @@ def recipe(
     evals |= {f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in held_out if t.labelled}
     ranked = [f"{name}/macro_auc" for name in evals if name.startswith("zero_shot")]
     return Recipe(
-        **run.recipe(run.total(epoch), log=32, save=epoch, eval=epoch),
+        **run.recipe(run.total(epoch), interop.warm_start(init, objective), log=32, save=epoch, eval=epoch),
         objective=objective,
         train=mix(shares(parts["train"], chain), **run.loader()),
         optimizer=optax.chain(
-            adamw(constant(lr, warmup), (0.9, 0.95), 1e-6, weight_decay, peer_open_clip),
-            clip_params({"^log_scale": (0.0, math.log(100))}),
+            optim.adamw(optim.constant(run.lr, warmup), (0.9, 0.95), 1e-6, run.weight_decay, optim.peer_open_clip),
+            optim.clip_params({"^log_scale": (0.0, math.log(100))}),
         ),
-        init_from=warm_start(init, objective).init_from,
         evals=evals,
         best=next(iter([*ranked, *(f"{name}/image_to_text_R@1" for name in evals)]), None),
         tokenizer=words,

@@ -6,8 +6,6 @@ data_pipelines/tasks/visionfm_labels.py (label=A+B+..., empty=keep for gaps); wi
 Evaluate the test part at the end: launch.py eval runs/multi --checkpoint best --test
 """
 
-from __future__ import annotations
-
 import optax
 
 from data_pipelines.open import Data
@@ -15,11 +13,9 @@ from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.tasks import visionfm_labels
 from data_pipelines.tasks.labelled import FRACTIONS, Reader
 from data_pipelines.tasks.visionfm_labels import FINDINGS, GRADES
-from fundax import evals, interop, objectives
-from fundax.encoders import MLPHead, ViT
+from fundax import encoders, evals, interop, objectives, optim
 from fundax.evals import features
 from fundax.losses.supervised import LAYOUT
-from fundax.optim import cosine_schedule, freeze, scale_by_rate
 from fundax.recipe import Recipe, Run
 
 PRESETS = {"smoke": {"steps": 3, "patients": 14}}
@@ -28,21 +24,20 @@ PRESETS = {"smoke": {"steps": 3, "patients": 14}}
 def recipe(
     *,
     data: Data = Data(patients=700, modalities=("CFP", "FFA", "OCT"), fractions=FRACTIONS),
-    run: Run = Run(batch=128, epochs=60),
+    run: Run = Run(batch=128, epochs=60, lr=1e-2),
     init: tuple[str, ...] = (),
     checkpoint: str = "latest",
     size: str = "tiny",
     blocks: int = 4,
     copies: int = 2,
-    lr: float = 1e-2,
     test: bool = False,
 ) -> Recipe:
     """VisionFM trains with ten copies, batch 8192 and SGD for 100 epochs; the learning rate is for a batch of 256."""
     parts = visionfm_labels.parts(data, run.seed)
     pairs = [word.partition("=") for word in init if "=" in word]
-    encoders = {MODALITIES.index(modality_name(name)): path for name, _, path in pairs} or (init[0] if init else size)
-    start = interop.backbone(encoders, checkpoint=checkpoint, blocks=blocks, **run.compute(ViT)[0])
-    objective = objectives.MultiModality(start.backbone, MLPHead(len(LAYOUT)), given="feature")
+    paths = {MODALITIES.index(modality_name(name)): path for name, _, path in pairs} or (init[0] if init else size)
+    start = interop.backbone(paths, checkpoint=checkpoint, blocks=blocks, **run.compute(encoders.ViT)[0])
+    objective = objectives.MultiModality(start.backbone, encoders.MLPHead(len(LAYOUT)), given="feature")
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
     read = Reader(parts, start.preprocessing, ("label", "grade", "answers"), workers=run.workers)
     rows = lambda part, n=1: frozen.rows(read.once(part, n), read.keys)  # noqa: E731
@@ -51,18 +46,16 @@ def recipe(
     graded = {"classes": GRADES, "ordered": True, "label": "grade", "columns": tuple(range(grades))}
     answers = {"classes": FINDINGS, "label": "answers", "columns": tuple(range(grades, len(LAYOUT)))}
     steps = run.steps or max(run.epochs * copies * len(parts.train) // run.batch, 1)
-    sgd = optax.chain(optax.trace(0.9), scale_by_rate(cosine_schedule(lr * run.batch / 256, 0, steps)))
+    sgd = optax.chain(optax.trace(0.9), optim.scale_by_rate(optim.cosine_schedule(run.lr * run.batch / 256, 0, steps)))
     return Recipe(
-        **run.recipe(steps, log=max(steps // 20, 1), save=0, eval=max(steps // 10, 1)),
+        **run.recipe(steps, start, log=max(steps // 20, 1), save=0, eval=max(steps // 10, 1)),
         objective=objective,
         train=evals.Epochs(rows("train", copies), run.batch, run.seed),
-        optimizer=freeze(sgd, "^image/"),
+        optimizer=optim.freeze(sgd, "^image/"),
         evals={
             f"{part}_grades": evals.Classified(**scored, **graded),
             f"{part}_findings": evals.Classified(**scored, **answers),
         },
-        init_from=start.init_from,
-        init_extra=start.init_extra,
         best="val_findings/macro_auc",
         preprocessing=start.preprocessing | {"classes": LAYOUT},
     )

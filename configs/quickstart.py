@@ -4,8 +4,6 @@ A small CLIP that learns from synthetic eyes and their reports, in about three m
 labels: at the end, it classifies the eyes of new patients by sentences that name a condition.
 """
 
-from __future__ import annotations
-
 import optax
 
 from data_pipelines.language.tokenizers import bundled
@@ -14,12 +12,9 @@ from data_pipelines.pipeline import mix
 from data_pipelines.tasks.image_text import rows_of, shares, templated, tests
 from data_pipelines.transforms.steps import Flip, Select, Squash, Tokenize
 from data_pipelines.transforms.views import SingleView
-from fundax.encoders import ViT
+from fundax import encoders, interop, optim
 from fundax.evals.zero_shot import zero_shot
-from fundax.interop import tokenizer as tokenizer_of
-from fundax.interop import warm_start
 from fundax.objectives.clip import clip
-from fundax.optim import MAX_LOG_SCALE, adamw, clip_params, cosine
 from fundax.recipe import Recipe, Run
 
 TEMPLATES = ("{}.", "findings consistent with {}.", "fundus photograph showing {}.")
@@ -28,18 +23,16 @@ TEMPLATES = ("{}.", "findings consistent with {}.", "fundus photograph showing {
 def recipe(
     *,
     data: Data = Data(),
-    run: Run = Run(batch=64, steps=400),
+    run: Run = Run(batch=64, steps=400, lr=1e-3, weight_decay=0.1),
     size: str = "tiny",
     image_size: int = 0,
     init: str = "",
     tokenizer: str = "",
-    lr: float = 1e-3,
-    weight_decay: float = 0.1,
 ) -> Recipe:
     """A small CLIP on synthetic fundus photographs and their reports, or on images and texts of your own."""
-    words = tokenizer_of(tokenizer or init, bundled(48))
+    words = interop.tokenizer(tokenizer or init, bundled(48))
     model = {"vocab": words.vocab_size, "context": words.context, "image_size": image_size}
-    objective = clip(size, **model, **run.compute(ViT)[0])
+    objective = clip(size, **model, **run.compute(encoders.ViT)[0])
     side = objective.image.image_size
     eyes = synthetic_parts(data.eyes(run.seed, side), keep=not run.workers, val=min(data.patients, 420))
     parts = data.parts(eyes, run.seed)
@@ -49,15 +42,19 @@ def recipe(
         t for t in tests(parts.get("val", []), Squash(side), words, templated(TEMPLATES), run.batch) if t.classes
     ]
     return Recipe(
-        **run.recipe(steps, log=20, save=200, eval=200),
+        **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=200),
         objective=objective,
         train=mix(shares(parts["train"], chain), **run.loader()),
         optimizer=optax.chain(
             optax.clip_by_global_norm(1.0),
-            adamw(cosine(lr, steps, min(50, steps // 2)), betas=(0.9, 0.98), eps=1e-6, weight_decay=weight_decay),
-            clip_params({"log_scale": (0.0, MAX_LOG_SCALE)}),
+            optim.adamw(
+                optim.cosine(run.lr, steps, min(50, steps // 2)),
+                betas=(0.9, 0.98),
+                eps=1e-6,
+                weight_decay=run.weight_decay,
+            ),
+            optim.clip_params({"log_scale": (0.0, optim.MAX_LOG_SCALE)}),
         ),
-        init_from=warm_start(init, objective).init_from,
         evals={f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in labelled},
         best=f"zero_shot{labelled[0].suffix}/macro_auc" if labelled else None,
         tokenizer=words,

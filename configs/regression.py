@@ -6,8 +6,6 @@ CPU cores; the encoder of --init stays frozen unless --train-encoder True. Your 
 Evaluate the test part at the end: launch.py eval runs/regression --checkpoint best --test
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Literal
 
@@ -17,11 +15,9 @@ from data_pipelines.synthetic.sources import BIOMARKERS
 from data_pipelines.tasks import labelled
 from data_pipelines.tasks.labelled import FRACTIONS, Reader
 from data_pipelines.transforms.steps import Select, eval_step
-from fundax import evals, interop, objectives
-from fundax.encoders import MLPHead, ResNet, ViT
+from fundax import encoders, evals, interop, objectives, optim
 from fundax.encoders.backbone import Feature
 from fundax.evals import features
-from fundax.optim import adamw, cosine_schedule, freeze
 from fundax.recipe import Recipe, Run
 
 PRESETS = {"smoke": {"size": "resnet-smoke", "image_size": 32, "steps": 3}}
@@ -30,7 +26,7 @@ PRESETS = {"smoke": {"size": "resnet-smoke", "image_size": 32, "steps": 3}}
 def recipe(
     *,
     data: Data = Data(patients=3000, fractions=FRACTIONS),
-    run: Run = Run(batch=64, epochs=14),
+    run: Run = Run(batch=64, epochs=14, lr=4e-3, weight_decay=0.05),
     init: str = "",
     checkpoint: str = "latest",
     size: str = "resnet-tiny",
@@ -43,8 +39,6 @@ def recipe(
     blocks: int = 4,
     copies: int = 1,
     dropout: float = 0.1,
-    lr: float = 4e-3,
-    weight_decay: float = 0.05,
     test: bool = False,
 ) -> Recipe:
     """VisionFM's decoder has two layers, smooth L1 and AdamW; the learning rate is for a batch of 256."""
@@ -53,8 +47,10 @@ def recipe(
     values = (f"value {k}" for k in range(len(parts.train[0].targets["value"])))
     names = names or (tuple(values) if data.data else BIOMARKERS)
     fields = {"feature": feature, "blocks": blocks, "frozen": not learns, "image_size": image_size}
-    start = interop.backbone(init or size, checkpoint=checkpoint, **fields, **run.compute(ViT, ResNet)[0])
-    decoder = MLPHead(len(names), 2 if head == "mlp" else 1, dropout, norm=head == "mlp")
+    start = interop.backbone(
+        init or size, checkpoint=checkpoint, **fields, **run.compute(encoders.ViT, encoders.ResNet)[0]
+    )
+    decoder = encoders.MLPHead(len(names), 2 if head == "mlp" else 1, dropout, norm=head == "mlp")
     objective = objectives.Regress(start.backbone, decoder, names, given="image" if learns else "feature")
     read = Reader(parts, start.preprocessing, ("value",), workers=run.workers)
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
@@ -62,20 +58,20 @@ def recipe(
     part = "test" if test else "val"
     passes = read.once(part, batch=min(run.batch, 64)) if learns else features.one_epoch(rows(part))
     steps = run.steps or max(run.epochs * (1 if learns else copies) * len(parts.train) // run.batch, 1)
-    rate = cosine_schedule(lr * run.batch / 256, 0, steps, steps // 20 if learns else 0)
+    rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps, steps // 20 if learns else 0)
     chain = (read.view, *labelled.flips(), eval_step(start.preprocessing), Select(("image", "value", "modality")))
     known = functools.partial(labelled.labels_of, parts.train, "value")
     fixed = ("^target/", *(() if learns else ("^image/",)))
+    standard = () if raw else (objectives.standardize(known),)
+    begin = interop.WarmStart((*start.init_from, *standard), start.init_extra)
     return Recipe(
-        **run.recipe(steps, log=max(steps // 50, 1), save=0, eval=max(steps // 8, 1)),
+        **run.recipe(steps, begin, log=max(steps // 50, 1), save=0, eval=max(steps // 8, 1)),
         objective=objective,
         train=train(parts.train, chain, **run.loader())
         if learns
         else evals.Epochs(rows("train", copies), run.batch, run.seed),
-        optimizer=freeze(adamw(rate, weight_decay=weight_decay), *fixed),
+        optimizer=optim.freeze(optim.adamw(rate, weight_decay=run.weight_decay), *fixed),
         evals={part: evals.Valued(data=passes, names=names)},
-        init_from=(*start.init_from, *(() if raw else (objectives.standardize(known),))),
-        init_extra=start.init_extra,
         best="val/r2",
         preprocessing=start.preprocessing | {"names": names},
     )

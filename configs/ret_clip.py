@@ -5,8 +5,6 @@ left, right, text), S_imgs.tsv beside S_texts.jsonl, or a folder of LMDB; withou
 that two CPU cores train in ten minutes: python launch.py train configs/ret_clip.py --preset laptop --workdir runs/ret_clip
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import optax
@@ -19,13 +17,9 @@ from data_pipelines.synthetic.sources import Patients
 from data_pipelines.tasks.eye_pairs import level_prompts, paired, probe_data
 from data_pipelines.transforms.steps import Flip, Select, Squash, Tokenize, ret_clip_aug
 from data_pipelines.transforms.views import PairedEyes
-from fundax.encoders import BERT, ViT
-from fundax.evals import Laterality, Probe
+from fundax import encoders, evals, interop, optim
 from fundax.evals.zero_shot import zero_shot
-from fundax.interop import tokenizer as tokenizer_of
-from fundax.interop import warm_start
 from fundax.objectives.ret_clip import ret_clip
-from fundax.optim import MAX_LOG_SCALE, adamw, clip_params, cosine, decay_matrices, peer_ret_clip
 from fundax.recipe import Recipe, Run
 
 LAPTOP = {"batch": 64, "epochs": 8, "workers": 0, "dtype": "float32", "remat": "none", "patients": 4000, "context": 96}
@@ -37,7 +31,7 @@ def recipe(
     *,
     preset: Literal["published", "laptop"] = "published",
     data: Sources = Sources(patients=20_000),
-    run: Run = Run(batch=256, epochs=10, workers=4, dtype="bfloat16", remat="full"),
+    run: Run = Run(batch=256, epochs=10, workers=4, dtype="bfloat16", remat="full", lr=3e-5, weight_decay=1e-3),
     size: str = "B/16",
     text_size: str = "base",
     init: str = "",
@@ -46,14 +40,12 @@ def recipe(
     language: Literal["en", "zh"] = "en",
     augment: Literal["published", "flip"] = "published",
     rfmid_root: str = "",
-    lr: float = 3e-5,
-    weight_decay: float = 1e-3,
     total: Literal["sum", "mean"] = "sum",
     parity: bool = False,
 ) -> Recipe:
     """RET-CLIP: AdamW with 50 steps of warm-up and a cosine. --augment flip also clips gradients and decays matrices only."""
-    words = tokenizer_of(tokenizer or init, bundled(context), context)
-    image, _ = run.compute(ViT, BERT)
+    words = interop.tokenizer(tokenizer or init, bundled(context), context)
+    image, _ = run.compute(encoders.ViT, encoders.BERT)
     published = augment == "published"
     objective = ret_clip(
         size, text_size, vocab=words.vocab_size, context=words.context, total=total, presence=not parity,
@@ -68,21 +60,23 @@ def recipe(
     see = ret_clip_aug(side, parity=parity) if published else (Flip(), Squash(side))
     test, prompts = paired(unseen, run.batch), level_prompts(unseen, words)
     probes, label = probe_data(unseen, rfmid_root, run.batch)
-    rate, decay = cosine(lr, steps, min(50, steps // 2)), peer_ret_clip if published else decay_matrices
+    rate, decay = (
+        optim.cosine(run.lr, steps, min(50, steps // 2)),
+        optim.peer_ret_clip if published else optim.decay_matrices,
+    )
     return Recipe(
-        **run.recipe(steps, log=20, save=200, eval=200),
+        **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=200),
         objective=objective,
         train=train(source, (PairedEyes(), *see, Tokenize(words), Select(KEYS)), **run.loader()),
         optimizer=optax.chain(
             optax.identity() if published else optax.clip_by_global_norm(1.0),
-            adamw(rate, (0.9, 0.98), 1e-6, weight_decay, decay),
-            clip_params({"^log_scale/": (0.0, MAX_LOG_SCALE)}),
+            optim.adamw(rate, (0.9, 0.98), 1e-6, run.weight_decay, decay),
+            optim.clip_params({"^log_scale/": (0.0, optim.MAX_LOG_SCALE)}),
         ),
-        init_from=warm_start(init, objective).init_from,
         evals={
             "zero_shot": zero_shot(test, unseen.classes, prompts["patient"], inputs=("left", "right")),
-            "laterality": Laterality(data=test, prompts={eye: prompts[eye] for eye in ("left", "right")}),
-            "probe": Probe(**{"test": None} | probes, label=label, feature="visual"),
+            "laterality": evals.Laterality(data=test, prompts={eye: prompts[eye] for eye in ("left", "right")}),
+            "probe": evals.Probe(**{"test": None} | probes, label=label, feature="visual"),
         },
         best="zero_shot/macro_auc",
         tokenizer=words,

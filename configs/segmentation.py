@@ -6,8 +6,6 @@ scored inside the field of view: --data labels.csv,mask=vessels,fov=fov,patient=
 --fractions 0.8 0.2 --resolution 512 --image-size 128. The checkpoint is selected on the validation part.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import optax
@@ -17,8 +15,7 @@ from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.tasks import dense
 from data_pipelines.transforms.dense import RandomCrop, Ready, RightAngles
 from data_pipelines.transforms.steps import ColorJitter, Select
-from fundax import evals, interop, optim
-from fundax.encoders import ViT, decoder_blocks
+from fundax import encoders, evals, interop, optim
 from fundax.metrics.statistics import bootstrap
 from fundax.objectives.dense import Segment, decoder, outputs
 from fundax.recipe import Recipe, Run
@@ -29,7 +26,7 @@ PRESETS = {"smoke": {"patients": 8, "image_size": 16, "resolution": 32, "head": 
 def recipe(
     *,
     data: Data = Data(patients=400, fractions=(0.7, 0.15, 0.15)),
-    run: Run = Run(batch=8, steps=400),
+    run: Run = Run(batch=8, steps=400, lr=2e-3, weight_decay=0.05),
     classes: tuple[str, ...] = ("disc",),
     overlapping: bool = False,
     init: str = "",
@@ -46,12 +43,10 @@ def recipe(
     crop_field: bool = False,
     transpose: bool = False,
     jitter: float = 0.2,
-    lr: float = 2e-3,
-    weight_decay: float = 0.05,
 ) -> Recipe:
     """VisionFM's decoder. Published: width 32, dropout 0.3, 512 pixels, a constant learning rate of 1e-3, 100 epochs."""
     resolution, fixed = max(resolution, image_size), train_encoder is False or (train_encoder is None and bool(init))
-    fields = {"modality": modality, "image_size": image_size, "scan": False} | run.compute(ViT)[0]
+    fields = {"modality": modality, "image_size": image_size, "scan": False} | run.compute(encoders.ViT)[0]
     start = interop.backbone(init or size, checkpoint=checkpoint, **fields)
     image, mean, std = start.image, start.backbone.mean[0], start.backbone.std[0]
     count, bias = outputs(classes, overlapping), 0.0 if len(classes) > 1 and not overlapping else -3.0
@@ -62,15 +57,15 @@ def recipe(
     scores = {"classes": classes, "overlapping": overlapping, "interval": bootstrap}
     scores |= {"window": image_size if resolution > image_size else 0}
     steps = run.total(max(len(parts["train"]) // run.batch, 1) if not run.steps else 1)
-    rate = optim.cosine(lr, steps, min(50, steps // 2))
-    rule = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(rate, weight_decay=weight_decay))
+    rate = optim.cosine(run.lr, steps, min(50, steps // 2))
+    rule = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(rate, weight_decay=run.weight_decay))
     held_out = {name: part for name, part in parts.items() if name != "train"}
     return Recipe(
-        **run.recipe(steps, save=200, eval=200),
+        **run.recipe(steps, start, save=200, eval=200),
         objective=Segment(
             image=image,
             decoder=decoder(head, count, image.patch, width, dropout, bias, run.dtype),
-            blocks=decoder_layers or decoder_blocks(image.depth),
+            blocks=decoder_layers or encoders.decoder_blocks(image.depth),
             classes=classes,
             overlapping=overlapping,
             mean=mean,
@@ -80,8 +75,6 @@ def recipe(
         train=train(parts["train"], (Ready(("mask",)), *augment, Select(("image", "mask"))), **run.loader()),
         optimizer=optim.freeze(rule, "^image/") if fixed else rule,
         evals={n: evals.Segmentation(data=one_epoch(p, (see,), batch=batch), **scores) for n, p in held_out.items()},
-        init_from=start.init_from,
-        init_extra=start.init_extra,
         best="val/mean_dice",
         preprocessing={"image_size": resolution, "interpolation": "bilinear", "crop_field": crop_field},
     )

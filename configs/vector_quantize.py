@@ -4,8 +4,6 @@ An autoencoder of eyes with a codebook, by which configs/keepfit.py compares app
 it trains on synthetic eyes; figures/rebuilt_pictures.png shows new eyes above their reconstructions.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import optax
@@ -15,11 +13,8 @@ from data_pipelines.pipeline import mix, one_epoch
 from data_pipelines.tasks.image_text import rows_of, shares
 from data_pipelines.transforms.steps import Flip, Select, Squash
 from data_pipelines.transforms.views import SingleView
-from fundax.encoders import ImageEncoder
-from fundax.evals import rebuilt
-from fundax.interop import warm_start
+from fundax import encoders, evals, interop, optim
 from fundax.objectives.vector_quantize import vector_quantize
-from fundax.optim import adamw, cosine
 from fundax.recipe import Recipe, Run
 
 PRESETS = {"published": {"size": "base"}}
@@ -29,28 +24,27 @@ def recipe(
     *,
     preset: Literal["published", "laptop"] = "laptop",
     data: Data = Data(patients=1000, fractions=(0.95, 0.05)),
-    run: Run = Run(batch=32, steps=1000),
+    run: Run = Run(batch=32, steps=1000, lr=1e-3, weight_decay=0.0),
     size: str = "tiny",
     image_size: int = 0,
     init: str = "",
-    lr: float = 1e-3,
-    weight_decay: float = 0.0,
 ) -> Recipe:
     """A vector-quantised autoencoder. Published: 512 pixels, 16,384 codes; laptop: 64 pixels, 256 codes."""
-    objective = vector_quantize(size, image_size, **run.compute(ImageEncoder)[0])
+    objective = vector_quantize(size, image_size, **run.compute(encoders.ImageEncoder)[0])
     side = objective.image_size
     eyes = synthetic_parts(data.eyes(run.seed, side), keep=not run.workers, val=min(data.patients, 64))
     parts = data.parts(eyes, run.seed)
     view, flip, *see = SingleView(text=None), Flip(), Squash(side), Select(("image",))
     steps = run.total(max(rows_of(parts["train"]) // run.batch, 1))
-    rule = adamw(cosine(lr, steps, warmup=max(steps // 20, 1)), (0.9, 0.95), weight_decay=weight_decay)
+    rule = optim.adamw(
+        optim.cosine(run.lr, steps, warmup=max(steps // 20, 1)), (0.9, 0.95), weight_decay=run.weight_decay
+    )
     return Recipe(
-        **run.recipe(steps, log=50, save=250, eval=250),
-        **vars(warm_start(init, objective)),
+        **run.recipe(steps, interop.warm_start(init, objective), log=50, save=250, eval=250),
         objective=objective,
         train=mix(shares(parts["train"], (view, flip, *see)), **run.loader()),
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), rule),
-        evals={"rebuilt": rebuilt(one_epoch(joined(parts["val"]), (view, *see), batch=run.batch))},
+        evals={"rebuilt": evals.rebuilt(one_epoch(joined(parts["val"]), (view, *see), batch=run.batch))},
         best="rebuilt/psnr",
         preprocessing={
             "image_size": side, "mean": (0.5,) * 3, "std": (0.5,) * 3, "resize": "squash", "interpolation": "bicubic",

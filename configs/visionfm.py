@@ -5,8 +5,6 @@ has a folder for each modality; without --data it trains on synthetic eyes. On t
 python launch.py train configs/visionfm.py --preset laptop --workdir runs/visionfm
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -21,12 +19,9 @@ from data_pipelines.tasks.modality_mix import by_modality, images, probe_data, s
 from data_pipelines.transforms.multi_crop import MultiCrop, published_colours
 from data_pipelines.transforms.steps import Select
 from data_pipelines.transforms.views import SingleView
-from fundax.encoders import ViT
-from fundax.evals import FrozenProbe
-from fundax.interop import warm_start
+from fundax import encoders, evals, interop, optim
 from fundax.objectives import ibot
 from fundax.objectives.ibot import IBOT, Temperature
-from fundax.optim import adamw, clip_leaves, cosine_schedule, freeze, peer_visionfm
 from fundax.recipe import Recipe, Run
 
 LAPTOP = {"size": "tiny", "batch": 64, "epochs": 5, "workers": 0, "dtype": "float32", "patients": 1500, "probe": 700}
@@ -44,11 +39,10 @@ def recipe(
     *,
     preset: Literal["published", "laptop"] = "published",
     data: Sources = Sources(patients=20_000, modalities=MODALITIES),
-    run: Run = Run(batch=128, epochs=400, workers=8, dtype="bfloat16"),
+    run: Run = Run(batch=128, epochs=400, workers=8, dtype="bfloat16", lr=7.5e-5),
     size: str = "B/16",
     init: str = "",
     balanced: bool = True,
-    lr: float = 7.5e-5,
     local_crops: int = 0,
     prototypes: int = 8192,
     heads: Literal["shared", "unshared", "split"] = "shared",
@@ -61,7 +55,7 @@ def recipe(
 ) -> Recipe:
     """ViT-B/16, two crops of 224 pixels, 8192 shared prototypes. The learning rate is for a batch of 256."""
     wanted = tuple(modality_name(name) for name in data.modalities)
-    tower = ibot.encoder(size, drop_path=drop_path, **run.compute(ViT)[0])
+    tower = ibot.encoder(size, drop_path=drop_path, **run.compute(encoders.ViT)[0])
     side, small = tower.image_size, 96 if size not in ibot.SIZES else tower.image_size // 2
     eyes = Eyes(data.patients, run.seed, size=side * 3 // 2 if size in ibot.SIZES else side)
     sources = by_modality(data, wanted, eyes, keep=not run.workers)
@@ -77,22 +71,23 @@ def recipe(
     crops = {"local_crops": local_crops, "local_size": small, "mask": mask, "colours": published_colours(side, jitter)}
     keys = ("global", "masked", *(("local",) if local_crops else ()), "modality")
     chain = (SingleView(size_hint=2 * side, text=None, targets=()), MultiCrop(side, tower.patch, **crops), Select(keys))
-    rate = cosine_schedule(lr * run.batch / 256, last_lr, steps, min(round(warmup * epoch), steps // 2))
+    rate = optim.cosine_schedule(run.lr * run.batch / 256, last_lr, steps, min(round(warmup * epoch), steps // 2))
     late = ("head/last_layer", max(round(frozen * epoch), 1))
-    decay = {"weight_decay": cosine_schedule(0.04, 0.4, steps), "decay": peer_visionfm}
+    decay = {"weight_decay": optim.cosine_schedule(0.04, 0.4, steps), "decay": optim.peer_visionfm}
     unseen = replace(eyes.split("val", probe), conditions=("normal", "cataract") if run.smoke else None)
     probes = probe_data(wanted, unseen, side, batch=16 if run.smoke else 100)
-    start = warm_start(init, objective)
+    start = interop.warm_start(init, objective)
     folds = 2 if run.smoke else 5
     return Recipe(
-        **run.recipe(steps, save=epoch, eval=0),
+        **run.recipe(steps, start, save=epoch, eval=0),
         objective=objective,
         train=mix(shares(sources, chain, balanced), **run.loader()),
-        optimizer=freeze(optax.chain(clip_leaves(3.0), adamw(rate, late=late, **decay)), "head/last_layer2?/scale"),
-        init_from=start.init_from,
-        init_extra=start.init_extra,
+        optimizer=optim.freeze(
+            optax.chain(optim.clip_leaves(3.0), optim.adamw(rate, late=late, **decay)), "head/last_layer2?/scale"
+        ),
         evals={
-            f"probe_{n.lower()}": FrozenProbe(data=d, classes=unseen.classes, folds=folds) for n, d in probes.items()
+            f"probe_{n.lower()}": evals.FrozenProbe(data=d, classes=unseen.classes, folds=folds)
+            for n, d in probes.items()
         },
         preprocessing={"modalities": wanted},
     )

@@ -4,8 +4,6 @@ Zero-shot classification of labelled images by an image-text model. Each class i
 of it, for the modality of the images. Nothing is trained. Without --data: synthetic eyes that no model has seen.
 """
 
-from __future__ import annotations
-
 import optax
 
 from data_pipelines.language.prompts import prompts_of
@@ -55,13 +53,11 @@ def recipe(
         passes = one_epoch(source, steps, batch=run.batch, workers=run.workers)
         evals[name] = zero_shot(passes, source.classes, prompts, parity=parity)
     return Recipe(
-        **run.recipe(0, log=0, save=0, eval=0),
+        **run.recipe(0, model, log=0, save=0, eval=0),
         objective=model.objective,
         train=train(next(iter(sources.values())), steps, **run.loader()),
         optimizer=optax.identity(),
         evals=evals,
-        init_from=model.init_from,
-        init_extra=model.init_extra,
         preprocessing=model.preprocessing,
         tokenizer=model.tokenizer,
     )

@@ -40,6 +40,8 @@ class Run:
         batch: Number of examples in a step, over all devices.
         steps: Number of optimizer steps; 0 trains for --epochs passes over the data.
         epochs: Number of passes over the training data.
+        lr: Peak learning rate.
+        weight_decay: Weight decay of the optimizer.
         accumulate: Number of micro-batches that each step is computed in, to save memory.
         mesh: Numbers of devices for data,model or data,fsdp,model; -1 takes all that are left.
         workers: Number of processes that read images; 0 reads in the training process and keeps synthetic images.
@@ -57,6 +59,8 @@ class Run:
     batch: int = 64
     steps: int = 0
     epochs: int = 1
+    lr: float = 1e-3
+    weight_decay: float = 0.0
     accumulate: int = 1
     mesh: str = "-1,1"
     workers: int = 0
@@ -74,13 +78,21 @@ class Run:
         """Number of steps of the run, when a pass over the data takes `epoch` steps."""
         return self.steps or max(self.epochs * epoch, 1)
 
-    def recipe(self, steps: int, *, log: int = 10, save: int = 500, eval: int = 500) -> dict[str, Any]:
-        """The fields of a Recipe that these settings decide; `log`, `save` and `eval` are the config's own intervals.
+    def recipe(
+        self, steps: int, start: Any = None, *, log: int = 10, save: int = 500, eval: int = 500
+    ) -> dict[str, Any]:
+        """The fields of a Recipe that these settings decide.
+
+        Args:
+            steps: number of steps, 0 to evaluate only.
+            start: where parameters come from: anything with init_from and init_extra, such as interop.warm_start gives.
+            log, save, eval: the config's own intervals.
 
         Raises UserError for a mesh that is not a list of numbers.
         """
         fields = {name: getattr(self, name) for name in ("batch", "accumulate", "keep", "seed")}
         intervals = Intervals(log, self.save_every or save, self.eval_every or eval)
+        fields |= {name: getattr(start, name, ()) for name in ("init_from", "init_extra")}
         return fields | {"steps": steps, "mesh": mesh_sizes(self.mesh), "intervals": intervals}
 
     def loader(self) -> dict[str, Any]:
