@@ -76,11 +76,11 @@ def main() -> None:
         fit(mixed(recipe, synthetic, own.real, k), workdir)
         (path,) = (workdir / "evals").glob("probe_*.npz")
         with np.load(path, allow_pickle=False) as stored:
-            found[k] = {name: stored[name] for name in ("labels", "group", "logits")}
+            found[k] = {name: stored[name] for name in ("labels", "patient", "logits")}
     table = Table("real:synthetic", "macro AUC", "difference to 1:0", "95 % interval", title=f"{own.real} real eyes")
     start = np.exp(found[0]["logits"])
     for k, one in found.items():
-        said = difference(one["labels"], one["group"], start, np.exp(one["logits"]))
+        said = difference(one["labels"], one["patient"], start, np.exp(one["logits"]))
         interval = f"{said['low']:+.3f} to {said['high']:+.3f}" if k else "-"
         table.add_row(f"1:{k}", f"{said['second']:.3f}", f"{said['second'] - said['first']:+.3f}", interval)
     Console().print(table)

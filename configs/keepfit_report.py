@@ -45,7 +45,7 @@ def recipe(
     """Published: AMSGrad with L2 regularisation, the image encoder at half the learning rate, gradients clipped at 0.1."""
     words = interop.tokenizer(tokenizer, tokenizers.bundled(context + 1), context + 1)
     known = vocabulary()
-    names = tuple(sorted(known.told)) if data.data else (*FINDINGS, *CONDITIONS[1:])
+    names = tuple(sorted(known.reported)) if data.data else (*FINDINGS, *CONDITIONS[1:])
     model = {"image_size": image_size, "beams": beams, "findings": len(names) if findings else 0}
     objective = report(size, words, **model, **run.compute(encoders.ResNet, encoders.ReportDecoder)[0])
     side = objective.image.image_size

@@ -76,6 +76,6 @@ def recipe(
         train=train(parts["train"], (Ready(("points",)), *augment, Select(("image", "points"))), **run.loader()),
         optimizer=optim.freeze(rule, "^image/") if fixed else rule,
         evals={name: evals.Landmarks(data=one, **scores) for name, one in passes.items()},
-        best="val/minus_mean_error",
+        best=("val/mean_error", "min"),
         preprocessing={"image_size": image_size, "resize": resize, "interpolation": "bilinear"},
     )

@@ -218,7 +218,8 @@ def parse(
 ) -> Any:
     """The values of `parameters` under a command line; with `known_only` also the arguments that are none of theirs.
 
-    vocabulary: help texts by name, which come before those of the description. Raises UserError in one line; `--help` prints and exits.
+    vocabulary: help texts by name, which come before those of the description. `--help` prints and exits. Raises
+    UserError, in one line.
     """
     import tyro
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ WIDTH = 4
 class Linear:
     """Least squares with dropout, so that a wrong random stream shows; `extra` counts examples."""
 
-    needs: ClassVar[tuple[str, ...]] = ("image", "value")
     drop: float = 0.25
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:

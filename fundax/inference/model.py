@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import softmax
 
 from data_pipelines import images as files
 from data_pipelines.transforms.steps import preprocess
 from fundax.encoders.layers import LayerNorm
 from fundax.encoders.pixels import normalize
-from fundax.evals.zero_shot import class_features, softmax
+from fundax.evals.features import class_features
 from fundax.interop.checkpoint import preprocessing_of
 from fundax.interop.read import load as load_checkpoint
 from fundax.types import Params, UserError
@@ -88,7 +89,7 @@ class Model:
         heads = class_features(self._forward, prompts, min(self.batch, _power(sum(map(len, prompts)))))  # [K E]
         scales = self._forward({})
         logits = self.encode_image(images) @ heads.T * scales["logit_scale"] + scales.get("logit_bias", 0)
-        return softmax(logits)  # [N K]
+        return softmax(logits, axis=1)  # [N K]
 
     def similarity_map(self, image: Image, text: str) -> np.ndarray:
         """Cosine of each patch with a text, f32 [h w] on the grid of patches, row 0 at the top of the image.

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fundax.config import load
 from fundax.interop import keymap
 from fundax.params import unflatten
-from fundax.config import load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "ret_clip.py"
 

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.visionfm_probe import hrf, idrid, kermany
 from data_pipelines.records import MODALITIES, DataError
-from fundax.objectives.ibot import Temperature
 from fundax.config import load
+from fundax.objectives.ibot import Temperature
 from fundax.types import UserError
 
 CONFIG = Path(__file__).parents[2] / "configs" / "visionfm.py"

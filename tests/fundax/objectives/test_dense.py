@@ -85,5 +85,5 @@ def test_statistics_of_a_sharded_batch_are_those_of_the_whole():
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="the encoder has patches of 8, the decoder of 16"):
         Segment(TOWER, Linear(1, 16), BLOCKS, ("disc",)).init(KEY, {})
-    with pytest.raises(UserError, match="reads block 4, the encoder has 0 to 3"):
+    with pytest.raises(UserError, match="reads block 4, but the encoder has 0 to 3"):
         Segment(TOWER, Linear(1, 8), (0, 1, 2, 4), ("disc",)).init(KEY, {})

@@ -23,7 +23,7 @@ from fundax.interop.read import load
 from fundax.interop.weights import write_safetensors
 from fundax.objectives.masked_text import MaskedText
 from fundax.runtime import serialize
-from fundax.runtime.mesh import make_mesh, place
+from fundax.runtime.mesh import make_mesh, shard_batch
 from fundax.types import UserError
 
 
@@ -94,7 +94,7 @@ def test_texts_come_from_files_captions_and_knowledge(tmp_path):
     assert not set(learn.texts) & set(test.texts)
     told = {line.split(": ", 1)[1] for line in test.texts}
     assert told and not any(t in line for t in told for line in learn.texts)
-    said = {tokenizers for finding in known.findings.values() for text in finding.en}
+    said = {text for finding in known.findings.values() for text in finding.en}
     assert {line.split(": ", 1)[-1] for line in (*learn.texts, *test.texts)} >= said
 
 
@@ -149,7 +149,7 @@ def test_sharded_equals_unsharded(started):
     rest = (jax.random.key(0), jnp.zeros((), jnp.int32))
     mesh = make_mesh((2, 1))
     with jax.set_mesh(mesh):
-        there = step(params, extra, place(batch, mesh), *rest)[0]
+        there = step(params, extra, shard_batch(batch, mesh), *rest)[0]
     np.testing.assert_allclose(there, step(params, extra, batch, *rest)[0], rtol=1e-5)
 
 
@@ -195,7 +195,7 @@ def test_a_tower_starts_from_a_bert(started, tmp_path):
             fresh
         )
     write_safetensors({"a": np.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="the keys are not those of .*BertForMaskedLM; it has a"):
+    with pytest.raises(UserError, match=r"the keys are not those of .*BertForMaskedLM; it has a"):
         warm_start(tmp_path / "other.safetensors", objective).init_from[0](fresh)
 
 

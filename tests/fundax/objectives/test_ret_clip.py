@@ -70,7 +70,7 @@ def test_fresh_scales_and_spec(params):
     for level in LEVELS:
         assert float(jnp.exp(params["log_scale"][level])) == pytest.approx(90, rel=1e-6)
     assert SMALL.batch_spec(4)["left_present"].shape == (4,)
-    assert set(replace(SMALL, presence=False).batch_spec(4)) == set(SMALL.needs)
+    assert set(replace(SMALL, presence=False).batch_spec(4)) == {"left", "right", "text"}
     assert serialize.from_json(serialize.to_json(SMALL)) == SMALL
     with pytest.raises(UserError, match="negatives is one of global"):
         replace(SMALL, negatives="far")
