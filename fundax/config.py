@@ -226,6 +226,9 @@ def parse(
     def keep(**arguments: Any) -> dict[str, Any]:
         return arguments
 
+    names = _names(parameters)
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise UserError(f"{prog}: argument --{twice.replace('_', '-')} is defined twice")
     known: dict[str, Any] = {}
     for parameter in parameters:
         known[parameter.name] = _annotation(parameter, vocabulary or {}, tyro.conf)
@@ -233,7 +236,7 @@ def parse(
     function.__signature__ = inspect.Signature([p.replace(annotation=known[p.name]) for p in parameters])
     function.__annotations__, function.__doc__ = known, description
     if not known_only:
-        _check_names(argv, _names(parameters))
+        _check_names(argv, names)
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):

@@ -89,9 +89,9 @@ from fundax.recipe import Recipe, Run
 
 PRESETS = {"laptop": {"batch": 4, "lr": 1e-2}, "smoke": {"copies": 2}}
 
-def recipe(*, preset: Literal["published", "laptop"] = "published", run: Run = Run(batch=16, steps=9), lr: float = 0.1,
+def recipe(*, preset: Literal["published", "laptop"] = "published", run: Run = Run(batch=16, steps=9, lr=0.1),
            size: str = "B/16", copies: int = 5) -> Recipe:
-    return made(rate=lr, **run.recipe(run.total(3)))
+    return made(rate=run.lr, **run.recipe(run.total(3)))
 '''
 
 
@@ -112,6 +112,9 @@ def test_presets_and_smoke_are_defaults_which_an_argument_overrides(shared):
     assert load(shared, ["--smoke", "--no-smoke"])[0].batch == 16
     with pytest.raises(UserError, match=r"--mesh '4x2': expected numbers such as 4,2"):
         load(shared, ["--mesh", "4x2"])
+    shared.with_name("twice.py").write_text(SHARED.replace("copies: int", "lr: float = 1.0, copies: int"))
+    with pytest.raises(UserError, match="argument --lr is defined twice"):
+        load(shared.with_name("twice.py"))
     with pytest.raises(UserError, match="invalid choice 'labtop' for argument '--preset'"):
         load(shared, ["--preset", "labtop"])
 
