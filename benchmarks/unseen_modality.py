@@ -34,7 +34,8 @@ from data_pipelines.transforms.views import SingleView
 from fundax.evals.features import extract
 from fundax.evals.few_shot import draw
 from fundax.metrics import weighted
-from fundax.recipe import Recipe, load
+from fundax.config import load
+from fundax.recipe import Recipe
 from fundax.runtime.checkpoint import load_params, saved_steps
 from fundax.train import fit
 from fundax.types import Params

@@ -31,7 +31,8 @@ from data_pipelines.sources.csv import wrap
 from data_pipelines.transforms.steps import Select, Squash
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.evals.probe import FrozenProbe, difference, summary
-from fundax.recipe import Recipe, load
+from fundax.config import load
+from fundax.recipe import Recipe
 from fundax.runtime.checkpoint import load_params, resolve
 from fundax.runtime.workdir import read_config
 from fundax.types import Batch, Extra, Params

@@ -106,7 +106,8 @@ def run(config: str, workdir: Path, steps: int) -> None:
     import optax
 
     from fundax.optim import adamw, clip_params, constant
-    from fundax.recipe import Intervals, load
+    from fundax.config import load
+    from fundax.recipe import Intervals
 
     recipe, _ = load(REPO / config, ["--smoke"])
     # of a step size that shows in the loss, and an epsilon that keeps rounding from choosing the sign of an update
