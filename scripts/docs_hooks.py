@@ -1,4 +1,4 @@
-"""MkDocs hooks: generate the API pages, and check that every file and name in the documents exists.
+"""MkDocs hooks: generate the API pages, insert benchmark tables, and check that files and names in the documents exist.
 
 The API pages come from the tables of contents of `fundax` and its rooms (`fundax/<room>/__init__.py`), read without
 importing them. A document that names a missing file or a missing name causes a warning, which `mkdocs build --strict`
@@ -8,6 +8,7 @@ turns into an error.
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ REPO = Path(__file__).resolve().parent.parent
 ROOTS = ("fundax", "data_pipelines", "configs", "benchmarks", "scripts", "tests", "docs")
 FILE = re.compile(rf"(?:{'|'.join(ROOTS)})/[\w./*-]*\w\.\w+|(?:{'|'.join(ROOTS)})/[\w/]+/")
 NAME = re.compile(r"\b(?:fundax|data_pipelines)(?:\.\w+)+")
+RESULT = re.compile(r"^\[[^\]]+\]\((?:\.\./)+benchmarks/results/(\w+)\.json\)$", re.MULTILINE)
 log = logging.getLogger("mkdocs.hooks.fundax")
 
 
@@ -50,6 +52,22 @@ def api_pages() -> dict[str, str]:
 def _page(module: str, init: Path, names: list[str]) -> str:
     text = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
     return "\n\n".join([f"# {module}", text, *(f"::: {module}.{name}" for name in names)]) + "\n"
+
+
+def with_tables(markdown: str) -> str:
+    """The document with every link to `benchmarks/results/NAME.json` that is a line of its own replaced by its tables."""
+    return RESULT.sub(lambda found: result_tables(found[1]), markdown)
+
+
+def result_tables(name: str) -> str:
+    """Markdown tables of a benchmark, with its command, machine and date."""
+    found = json.loads((REPO / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    origin = f"`{found['command']}` ({found['machine']}; {found['date']}). {found.get('note', '')}"
+    blocks = []
+    for table in found["tables"]:
+        lines = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
+        blocks += [f"**{table['title']}**", "\n".join("| " + " | ".join(cells) + " |" for cells in lines)]
+    return "\n\n".join([*blocks, origin.strip()])
 
 
 def missing(text: str) -> Iterator[str]:
@@ -102,8 +120,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Warn about missing files and names."""
+    """Warn about missing files and names, and insert the tables of benchmarks."""
     if not page.file.src_uri.startswith("reference/"):
         for name in missing(markdown):
             log.warning("%s names %s, which does not exist", page.file.src_uri, name)
-    return markdown
+    return with_tables(markdown)
