@@ -34,7 +34,19 @@ from etils import epy as _epy
 __version__ = "0.1.0"
 
 with _epy.lazy_api_imports(globals()):
-    from fundax import encoders, evals, inference, interop, losses, metrics, objectives, optim, results, roofline, runtime
+    from fundax import (
+        encoders,
+        evals,
+        inference,
+        interop,
+        losses,
+        metrics,
+        objectives,
+        optim,
+        results,
+        roofline,
+        runtime,
+    )
     from fundax.inference.model import load
     from fundax.interop.exchange import export_run as export
     from fundax.interop.exchange import import_run
