@@ -41,7 +41,7 @@ def recipe(shards: Path, workers: int, batch: int, steps: int) -> Recipe:
         optimizer=adamw(constant(1e-4)),
         steps=steps,
         batch=batch,
-        every=Intervals(log=max(steps // 5, 1), save=0, eval=0),
+        intervals=Intervals(log=max(steps // 5, 1), save=0, eval=0),
     )
 
 

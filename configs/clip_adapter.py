@@ -113,7 +113,7 @@ def recipe(
         evals={part: Classified(data=features.one_epoch(rows(part)), classes=found.classes)},
         init_from=begin,
         init_extra=extra,
-        every=Intervals(log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
+        intervals=Intervals(log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
         best="val/macro_auc",
         seed=seed,
         preprocessing=use.facts | {"classes": found.classes},

@@ -38,7 +38,7 @@ class Preset:
     batch: int
     lr: float
     warmup: int
-    every: int = 5000  # steps between checkpoints and evaluations
+    intervals: int = 5000  # steps between checkpoints and evaluations
     predicts: Literal["noise", "velocity"] = "noise"
     threshold: float = 95.0
 
@@ -132,7 +132,7 @@ def recipe(
         steps=steps,
         batch=batch,
         evals={"held_out": Denoising(one_epoch(CachedSource(test), (see[0], *see[2:]), batch=batch), 0 if large else 16)},
-        every=Intervals(log=20, save=use.intervals, eval=use.intervals),
+        intervals=Intervals(log=20, save=use.intervals, eval=use.intervals),
         seed=seed,
         preprocessing={"image_size": side, "mean": (0.5,) * 3, "std": (0.5,) * 3, "resize": "squash"}
         | ({"modality": modality[0]} if not data and len(modality) == 1 else {}),

@@ -94,7 +94,7 @@ def recipe(
         },
         init_from=use.init_from,
         init_extra=use.init_extra,
-        every=Intervals(log=0, save=0, eval=0),
+        intervals=Intervals(log=0, save=0, eval=0),
         seed=seed,
         preprocessing=use.facts,
         tokenizer=words,

@@ -145,7 +145,7 @@ def recipe(
         evals={part: Classified(data=scored, classes=classes, ordered=ordered)},
         init_from=start.init_from,
         init_extra=start.init_extra,
-        every=Intervals(log=max(total // 40, 1), save=0, eval=max(total // 10, 1)),
+        intervals=Intervals(log=max(total // 40, 1), save=0, eval=max(total // 10, 1)),
         best="val/kappa" if ordered else "val/macro_auc",
         seed=seed,
         preprocessing=start.facts | {"classes": classes},

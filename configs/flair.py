@@ -97,7 +97,7 @@ def recipe(
         steps=epochs * each,
         batch=batch,
         evals={"zero_shot": _evaluation(tokenizer, image_size, batch, smoke)},
-        every=Intervals(log=50, save=500, eval=1000),
+        intervals=Intervals(log=50, save=500, eval=1000),
         seed=seed,
         preprocessing={"image_size": image_size, "mean": FLAIR.mean, "std": FLAIR.std, "resize": "squash",
                        "interpolation": "bilinear"},

@@ -115,7 +115,7 @@ def recipe(
         evals={part: scored},
         init_from=start.init_from,
         init_extra=start.init_extra,
-        every=Intervals(log=max(total // 40, 1), save=0, eval=max(total // (4 if learns else 8), 1)),
+        intervals=Intervals(log=max(total // 40, 1), save=0, eval=max(total // (4 if learns else 8), 1)),
         best="val/macro_auc",
         seed=seed,
         preprocessing=start.facts | {"classes": objective.classes},

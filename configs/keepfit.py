@@ -119,7 +119,7 @@ def recipe(
         steps=epochs * each,
         batch=batch,
         evals={f"zero_shot_{name}": _evaluation(name, tokenizer, side, batch, smoke) for name in modalities},
-        every=Intervals(log=50, save=500, eval=500),
+        intervals=Intervals(log=50, save=500, eval=500),
         best=f"zero_shot_{modalities[0]}/macro_auc",
         seed=seed,
         preprocessing={"image_size": side, "mean": FLAIR.mean, "std": FLAIR.std, "resize": "squash",

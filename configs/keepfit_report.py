@@ -117,7 +117,7 @@ def recipe(
         evals={"reports": WrittenReports(data=one_epoch(test, shown, batch=min(use["batch"], 64)), decode=tokenizer.decode,
                                          findings=_findings(bool(data)))},
         init_from=((partial(f"{init}:image") if is_run(init) else initial(init)),) if init else (),
-        every=Intervals(log=50, save=500, eval=500),
+        intervals=Intervals(log=50, save=500, eval=500),
         best="reports/cider",
         seed=seed,
         preprocessing={"image_size": side, "mean": objective.mean, "std": objective.std, "resize": "squash"}

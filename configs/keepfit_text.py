@@ -92,7 +92,7 @@ def recipe(
         steps=steps,
         batch=batch,
         evals={"masked": masked_words(held_out, lambda: _counts(sources, tokenizer))},
-        every=Intervals(log=50, save=eval_every, eval=eval_every),
+        intervals=Intervals(log=50, save=eval_every, eval=eval_every),
         best="masked/below_unigram",
         seed=seed,
         tokenizer=tokenizer,

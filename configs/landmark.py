@@ -159,7 +159,7 @@ def recipe(
         batch=batch,
         evals=tests,
         init_from=found.init_from,
-        every=Intervals(log=10, save=eval_every, eval=eval_every),
+        intervals=Intervals(log=10, save=eval_every, eval=eval_every),
         best="val/minus_mean_error",
         seed=seed,
         preprocessing={

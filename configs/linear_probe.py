@@ -118,7 +118,7 @@ def recipe(
         evals={part: scored},
         init_from=start.init_from,
         init_extra=start.init_extra,
-        every=Intervals(log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
+        intervals=Intervals(log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
         best="val/kappa" if ordered else "val/macro_auc",
         seed=seed,
         preprocessing=start.facts | {"classes": classes},

@@ -129,7 +129,7 @@ def recipe(
         evals=evals,
         init_from=(init_from(init, objective),) if init else (),
         mesh=(-1, fsdp, model_axis),
-        every=Intervals(log=32, save=epoch, eval=epoch),
+        intervals=Intervals(log=32, save=epoch, eval=epoch),
         best=best if evals else None,
         seed=seed,
         preprocessing={"image_size": side, "mean": objective.mean, "std": objective.std, "resize": "squash",

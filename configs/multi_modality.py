@@ -93,7 +93,7 @@ def recipe(
         evals={f"{part}_grades": graded, f"{part}_findings": answers},
         init_from=start.init_from,
         init_extra=start.init_extra,
-        every=Intervals(log=max(total // 20, 1), save=0, eval=max(total // 10, 1)),
+        intervals=Intervals(log=max(total // 20, 1), save=0, eval=max(total // 10, 1)),
         best="val_findings/macro_auc",
         seed=seed,
         preprocessing=start.facts | {"classes": LAYOUT},

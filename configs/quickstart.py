@@ -80,7 +80,7 @@ def recipe(
         steps=steps,
         batch=batch,
         evals={"zero_shot": zero_shot(test, unseen.classes, prompts)},
-        every=Intervals(log=20, save=save_every, eval=200),
+        intervals=Intervals(log=20, save=save_every, eval=200),
         best="zero_shot/macro_auc",
         seed=seed,
         preprocessing={

@@ -125,7 +125,7 @@ def recipe(
         evals={part: Valued(data=images if learns else features.one_epoch(rows(part)), names=names)},
         init_from=(*start.init_from, *(() if raw else (standardize(known),))),
         init_extra=start.init_extra,
-        every=Intervals(log=max(steps // 50, 1), save=0, eval=max(steps // 8, 1)),
+        intervals=Intervals(log=max(steps // 50, 1), save=0, eval=max(steps // 8, 1)),
         best="val/r2",
         seed=seed,
         preprocessing=start.facts | {"names": names},

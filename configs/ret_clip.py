@@ -145,7 +145,7 @@ def recipe(
         batch=use["batch"],
         evals=evals(unseen, tokenizer, language, use["batch"]) | {"probe": probe(unseen, rfmid_root, use["batch"])},
         init_from=(initial(init, objective),) if init else (),
-        every=Intervals(log=20, save=200, eval=200),
+        intervals=Intervals(log=20, save=200, eval=200),
         best="zero_shot/macro_auc",
         seed=seed,
         preprocessing={"image_size": side, "mean": objective.mean, "std": objective.std, "resize": "squash"},

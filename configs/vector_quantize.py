@@ -77,7 +77,7 @@ def recipe(
         steps=steps,
         batch=batch,
         evals={"rebuilt": rebuilt(one_epoch(unseen, (SingleView(text=None), *see), batch=batch))},
-        every=Intervals(log=50, save=save_every, eval=save_every),
+        intervals=Intervals(log=50, save=save_every, eval=save_every),
         best="rebuilt/psnr",
         seed=seed,
         preprocessing={"image_size": side, "mean": (0.5,) * 3, "std": (0.5,) * 3, "resize": "squash",

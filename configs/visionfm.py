@@ -149,7 +149,7 @@ def recipe(
         batch=use["batch"],
         evals=probes(wanted, replace(synthetic, n=use["probe"], start=1_000_000), side, smoke),
         init_from=(initial(init, objective),) if init else (),
-        every=Intervals(log=10, save=epoch, eval=0),
+        intervals=Intervals(log=10, save=epoch, eval=0),
         keep=keep,
         seed=seed,
         preprocessing={"image_size": side, "mean": mean, "std": std, "modalities": wanted, "resize": "squash",

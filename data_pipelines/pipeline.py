@@ -67,7 +67,7 @@ class LoaderOptions:
 def train(source: Source, transforms: Sequence[Step], *, batch: int, seed: int = 0, **reading: Any) -> Data:
     """An endless stream of `source`, every epoch in another order.
 
-    `reading` holds the fields of Reading: workers, threads, prefetch, on_bad_image, bad_records. With
+    `reading` holds the fields of LoaderOptions: workers, threads, prefetch, on_bad_image, bad_records. With
     `on_bad_image="skip"` the place of an unreadable row is taken by a row drawn from (seed, position, attempt),
     so the stream stays a function of (seed, position) and the other places keep their rows.
     Batches: the keys of the examples stacked, `index` i64 [B] the row, `valid` bool [B]. Raises DataError.

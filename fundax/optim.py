@@ -60,7 +60,7 @@ def cosine_schedule(start: float, end: float, steps: int, warmup: int = 0) -> Sc
     The form of DINO, iBOT and VisionFM (`cosine_scheduler`), by which they move rate, weight decay and momentum: the
     first step of the warm-up has 0 and its last has all of `start`.
     """
-    _check_length("annealed", steps, warmup)
+    _check_length("cosine_schedule", steps, warmup)
 
     def schedule(step: Any) -> Any:
         done = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
@@ -247,7 +247,7 @@ def clip_params(bounds: Mapping[str, tuple[float, float]]) -> optax.GradientTran
 
     def init(params: Any) -> optax.EmptyState:
         for pattern in bounds:
-            _require(pattern, params, "clamped")
+            _require(pattern, params, "clip_params")
         return optax.EmptyState()
 
     def bound(path: Any, update: Any, param: Any) -> Any:
@@ -272,10 +272,10 @@ def freeze(tx: optax.GradientTransformation, *patterns: str) -> optax.GradientTr
         for pattern in patterns:
             _require(pattern, params, "frozen")
         return jax.tree_util.tree_map_with_path(
-            lambda p, _: "freeze" if any(re.search(x, _path(p)) for x in patterns) else "train", params
+            lambda p, _: "frozen" if any(re.search(x, _path(p)) for x in patterns) else "train", params
         )
 
-    return optax.partition({"train": tx, "freeze": optax.set_to_zero()}, labels)
+    return optax.partition({"train": tx, "frozen": optax.set_to_zero()}, labels)
 
 
 def grouped(groups: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:

@@ -1,7 +1,7 @@
 """Images with masks or landmarks: read and checked once, at one size, with the truth of the original kept beside.
 
     source = Prepared(csv_source(...), size=512, classes=("disc", "cup"))     a mask's values are 0, 1 (disc), 2 (cup)
-    train(source, (Ready(("mask",)), RandomCrop(256), Flip(), Keep(("image", "mask"))), batch=8)
+    train(source, (Ready(("mask",)), RandomCrop(256), Flip(), Select(("image", "mask"))), batch=8)
 
 Whatever moves pixels moves masks (nearest pixel) and points (exactly) along; see geometry."""
 

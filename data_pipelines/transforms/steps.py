@@ -323,7 +323,7 @@ class Select:
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         missing = [key for key in self.keys if key not in example]
         if missing:
-            raise DataError(f"Keep: the example has no {', '.join(missing)}, only {', '.join(sorted(example))}")
+            raise DataError(f"Select: the example has no {', '.join(missing)}, only {', '.join(sorted(example))}")
         return {key: example[key] for key in self.keys}
 
 

@@ -86,7 +86,7 @@ class _Bottleneck(nn.Module):
         normal = nn.initializers.normal(0.02)
         for i in range(1, self.layers):
             x = layers.gelu_exact(layers.Dense(self.hidden, normal, dtype=self.dtype, name=f"fc{i}")(x))
-        return layers.unit(layers.Dense(self.bottleneck, normal, dtype=self.dtype, name=f"fc{self.layers}")(x))
+        return layers.l2_normalize(layers.Dense(self.bottleneck, normal, dtype=self.dtype, name=f"fc{self.layers}")(x))
 
 
 class MLPHead(nn.Module):

@@ -29,7 +29,7 @@ class CLIP:
 
     `contrast` is losses.softmax_contrastive or losses.sigmoid_contrastive, `negatives` the form it is computed in
     (fundax.contrast); with `init_logit_bias` there is a learned logit_bias. Clamping log_scale is the optimizer's part
-    (optim.clamped). `jitter` changes brightness and contrast of the images to learn from by these spans, on the device.
+    (optim.clip_params). `jitter` changes brightness and contrast of the images to learn from by these spans, on the device.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image", "text")

@@ -76,7 +76,7 @@ BEFORE_ROOMS = {
     "fundax.objectives.vector_quantize:VectorQuantize": "objectives.VectorQuantize",
     "fundax.reference:Attention": "objectives.Attention",
     "fundax.reference:Reference": "objectives.Reference",
-    "fundax.tower:Tower": "encoders.Tower",
+    "fundax.tower:Tower": "encoders.Backbone",
 }
 _LINEN_FIELDS = ("parent", "name")  # set by Linen, no part of what a module is
 

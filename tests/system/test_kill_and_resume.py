@@ -18,7 +18,7 @@ STEPS = 40
 RUN = """
 import sys, time
 from tiny_objective import Rows, recipe
-from fundax.recipe import Every
+from fundax.recipe import Intervals
 from fundax.train import fit
 
 class Slow(Rows):
@@ -26,7 +26,7 @@ class Slow(Rows):
         time.sleep(0.02)
         return super().__next__()
 
-fit(recipe(steps=int(sys.argv[2]), every=Every(1, 2, 0), train=lambda shard, shards: Slow(8, shard, shards)), sys.argv[1])
+fit(recipe(steps=int(sys.argv[2]), intervals=Intervals(1, 2, 0), train=lambda shard, shards: Slow(8, shard, shards)), sys.argv[1])
 """
 
 

@@ -30,7 +30,7 @@ import shutil, sys
 from dataclasses import replace
 from pathlib import Path
 import fundax.train
-from fundax.recipe import Every
+from fundax.recipe import Intervals
 from scripts import several_processes as several
 
 folder, job = Path(sys.argv[1]), sys.argv[2]
@@ -41,7 +41,7 @@ def smoke(where, steps):
 
 def linear(where, steps):
     from tiny_objective import recipe
-    given = recipe(steps=steps, mesh=(-1, 1), every=Every(1, 2, 0))
+    given = recipe(steps=steps, mesh=(-1, 1), intervals=Intervals(1, 2, 0))
     several.fit_noting(given, folder / where)
 
 work = {"smoke": smoke, "linear": linear}[job]
@@ -142,7 +142,7 @@ def test_processes_meet_by_the_variables_of_each_platform():
 CONFIG = '''"""Least squares, slowly."""
 import time
 from tiny_objective import Rows, recipe as linear
-from fundax.recipe import Every
+from fundax.recipe import Intervals
 
 class Slow(Rows):
     def __next__(self):
@@ -150,8 +150,8 @@ class Slow(Rows):
         return super().__next__()
 
 def recipe(*, steps: int = 60):
-    every = Every(1, 5, 0)
-    return linear(steps=steps, evals={}, mesh=(-1, 1), every=every, train=lambda shard, shards: Slow(8, shard, shards))
+    every = Intervals(1, 5, 0)
+    return linear(steps=steps, evals={}, mesh=(-1, 1), intervals=every, train=lambda shard, shards: Slow(8, shard, shards))
 '''
 
 

@@ -39,7 +39,9 @@ def test_normalize():
 
 
 def test_unit():
-    np.testing.assert_allclose(layers.unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        layers.l2_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (6, 4), (4, 3, 4)])

@@ -13,16 +13,16 @@ import numpy as np
 import optax
 import pytest
 
-from fundax import predict
-from fundax.checkpoint import load_params
-from fundax.exchange import export_run, import_folder
+from fundax.encoders.backbone import Encoder
+from fundax.inference import model as predict
 from fundax.interop import bert
+from fundax.interop.exchange import export_run, import_folder
+from fundax.interop.load import read_objective
 from fundax.objectives.diffusion import Diffusion
-from fundax.objectives.encoder import Encoder
 from fundax.objectives.ibot import IBOT
 from fundax.optim import adamw, constant
-from fundax.pretrained import read_objective
-from fundax.recipe import Every, Recipe
+from fundax.recipe import Intervals, Recipe
+from fundax.runtime.checkpoint import load_params
 from fundax.train import fit
 
 HERE = Path(__file__).parent / "old_runs"
@@ -126,7 +126,7 @@ def array(objective, key, shape, dtype):
 
 
 def batch_of(objective, rows=3):
-    shapes = objective.spec(rows).items()
+    shapes = objective.batch_spec(rows).items()
     batch = {key: array(objective, key, shape.shape, np.dtype(shape.dtype)) for key, shape in shapes}
     return batch | ({"modality": np.arange(rows, dtype=np.int32) % 2} if isinstance(objective, Encoder) else {})
 
@@ -136,7 +136,7 @@ def questions(objective, batch):
     if isinstance(objective, IBOT):
         return [{"image": batch["global"][:, 0]} | {k: batch[k] for k in ("modality",) if k in batch}]
     if hasattr(objective, "model"):  # an adapter behind a model: features or images
-        spec = objective.model.spec(3)["image"]
+        spec = objective.model.batch_spec(3)["image"]
         return [batch, {"image": array(objective, "image", spec.shape, np.uint8)}]
     if hasattr(objective, "beams"):  # a report that is given, and one that is written
         return [batch, {"image": batch["image"]}]
@@ -244,7 +244,7 @@ def recipe(objective, steps):
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), adamw(constant(0.01), weight_decay=0.1)),
         steps=steps,
         batch=8,
-        every=Every(log=1, save=3, eval=0),
+        intervals=Intervals(log=1, save=3, eval=0),
         mesh=(1, 1),
     )
 
