@@ -6,6 +6,7 @@ checked: their files, their config and its arguments exist.
 """
 
 import ast
+import functools
 import importlib.util
 import re
 import shlex
@@ -227,6 +228,7 @@ def test_named_files_arguments_and_objects_exist(document):
     assert not {flag for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", text) if flag not in arguments()}
 
 
+@functools.cache
 def arguments():
     """Every argument that launch.py, a config, a benchmark or a script has, and those of other programs in the documents."""
     others = {
