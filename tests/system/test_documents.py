@@ -248,7 +248,7 @@ def arguments():
         found |= set(re.findall(r"--[a-z][\w-]+", "".join(re.findall(r"add_argument\(([^)]*)", text))))
         for node in ast.walk(ast.parse(text)):
             names = []
-            if isinstance(node, ast.FunctionDef) and node.name in ("recipe", "main"):
+            if isinstance(node, ast.FunctionDef) and (node.name in ("recipe", "main") or path.name == "verbs.py"):
                 names = [a.arg for a in (*node.args.kwonlyargs, *node.args.args)]
             elif isinstance(node, ast.ClassDef):
                 names = [
