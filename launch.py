@@ -360,26 +360,13 @@ def _prepare() -> None:
 
 
 def _report(workdir: str) -> None:
-    """The table by class, and the figures, of what the run left."""
+    """Print tables and draw figures of the finished run, on process 0."""
     import jax
 
-    if jax.process_index():
-        return
-    import numpy as np
-    from rich.console import Console
+    if jax.process_index() == 0:
+        from fundax.results.finished import show
 
-    from fundax.results.cases import draw_cases
-    from fundax.results.figures import draw_run
-    from fundax.results.reports import draw_reports
-    from fundax.results.tables import zero_shot_table
-
-    for path in sorted((Path(workdir) / "evals").glob("*.npz")):
-        with np.load(path, allow_pickle=False) as stored:
-            by_class = {"classes", "auc", "note"} <= set(stored)
-        if by_class:
-            Console().print(zero_shot_table(path))
-    for path in [*draw_run(workdir), *draw_reports(workdir), *draw_cases(workdir)]:
-        print(path)
+        show(workdir)
 
 
 if __name__ == "__main__":

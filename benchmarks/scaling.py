@@ -48,7 +48,7 @@ def seconds_of_a_step(recipe: Recipe, steps: int) -> float:
     }
     with jax.set_mesh(mesh):
         state, _ = train.fresh(recipe, mesh)
-        step, data, times = train.train_step(recipe), meshes.place(batch, mesh), []
+        step, data, times = train.train_step(recipe), meshes.shard_batch(batch, mesh), []
         for _ in range(steps + 1):
             start = time.perf_counter()
             state, metrics = step(state, data)

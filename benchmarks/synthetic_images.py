@@ -24,10 +24,10 @@ from rich.progress import track
 from data_pipelines.images import load
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.transforms.steps import preprocess
-from fundax.interop.bundle import read_json
-from fundax.interop.load import read_objective
+from fundax.interop.read import read_objective
 from fundax.metrics.generative import frechet
 from fundax.runtime.checkpoint import load_params
+from fundax.runtime.workdir import read_json
 from fundax.types import UserError
 
 FEATURES = ("features", "image_raw", "image_features")  # the first of these outputs of the model is used

@@ -160,7 +160,7 @@ def recipe(
         evals=tests,
         init_from=found.init_from,
         intervals=Intervals(log=10, save=eval_every, eval=eval_every),
-        best="val/minus_mean_error",
+        best=("val/mean_error", "min"),
         seed=seed,
         preprocessing={
             "image_size": size, "mean": found.mean, "std": found.std, "resize": resize, "interpolation": "bilinear",

@@ -2,15 +2,15 @@
 
 The functions most programs need:
 
-    fundax.load         open a trained image-text model: a run, or a folder exported to open_clip or Hugging Face
-    fundax.fit          train a recipe in a run directory; an interrupted run resumes
-    fundax.load_recipe  build the recipe of a config file from command-line arguments
-    fundax.Recipe       the objective, data, optimizer and evaluations of a run
-    fundax.Intervals    how often a run logs, saves and evaluates
-    fundax.export       write a run in another program's format
-    fundax.import_run   turn another program's checkpoint into a run
-    fundax.report       write an HTML page about one or several runs
-    fundax.UserError    the error that is raised for invalid input
+    fundax.load               open a trained image-text model: a run, or a folder in another program's format
+    fundax.fit                train a recipe in a run directory; an interrupted run resumes
+    fundax.load_recipe        build the recipe of a config file from command-line arguments
+    fundax.Recipe             the objective, data, optimizer and evaluations of a run
+    fundax.Intervals          how often a run logs, saves and evaluates
+    fundax.export             write a run in another program's format
+    fundax.import_checkpoint  turn another program's checkpoint into a run
+    fundax.report             write an HTML page about one or several runs
+    fundax.UserError          the error that is raised for invalid input
 
 The rooms, each with its own table of contents (`help(fundax.losses)`):
 
@@ -48,8 +48,7 @@ with _epy.lazy_api_imports(globals()):
         runtime,
     )
     from fundax.inference.model import load
-    from fundax.interop.exchange import export_run as export
-    from fundax.interop.exchange import import_run
+    from fundax.interop.exchange import export, import_checkpoint
     from fundax.recipe import Intervals, Recipe
     from fundax.recipe import load as load_recipe
     from fundax.results.page import report

@@ -1,6 +1,7 @@
-"""Learning-rate schedules and optax chains keyed by parameter path: decay groups, freezing, bounds after the step.
+"""Optimizers: learning-rate schedules, AdamW, weight decay by parameter path, freezing, clipping and moving averages.
 
-FLAIR's optimizer and schedule, which KeepFIT keeps."""
+The transformations are optax's and compose with optax.chain. Parameters are selected by regular expressions on their
+paths, such as 'image/block_0/norm1/scale'."""
 
 from __future__ import annotations
 
@@ -14,37 +15,35 @@ import optax
 
 from fundax.types import UserError
 
-MAX_LOG_SCALE = 4.6052  # FLAIR clamps its log scale to [0, this]
-
-
-Schedule = Callable[[Any], Any]  # optimizer step, from 0 -> learning rate
-
-
-DecayRule = Callable[[str, Any], bool]  # (path such as 'image/block_0/norm1/scale', leaf) -> decay it?
+# ln 100, the upper bound of a learned log logit scale (arXiv:2103.00020, section 2.5). Rounded to four decimals, as in
+# the original code of FLAIR and RET-CLIP, so that clamped steps agree with theirs.
+MAX_LOG_SCALE = 4.6052
+Schedule = Callable[[Any], Any]  # optimizer step, counted from 0, to the learning rate
+DecayRule = Callable[[str, Any], bool]  # (path, leaf) -> whether weight decay applies to it
 
 
 # --- schedules -------------------------------------------------------------------------------------------------
 
 
 def constant(peak: float, warmup: int = 0) -> Schedule:
-    """Linear warm-up to `peak`, then flat. The form of open_clip (`const_lr`): step 0 gets peak / warmup."""
+    """Linear warm-up to `peak`, then constant, as open_clip's `const_lr`: the rate of step 0 is peak / warmup."""
     return lambda step: _warm(step, peak, warmup, jnp.asarray(peak))
 
 
 def cosine(peak: float, steps: int, warmup: int = 0) -> Schedule:
-    """Linear warm-up, then half a cosine from `peak` to 0 at `steps`. The form of open_clip (`cosine_lr`)."""
+    """Linear warm-up, then cosine decay from `peak` to 0 at `steps`, as open_clip's `cosine_lr`."""
     _check_length("cosine", steps, warmup)
 
     def schedule(step: Any) -> Any:
         left = jnp.clip((steps - step) / (steps - warmup), 0.0, 1.0)
-        # (1 + cos(pi (1-left))) / 2 written as a square, which loses no digits where it nears zero
+        # sin^2 equals (1 + cos(pi (1 - left))) / 2, without that sum's cancellation near zero
         return _warm(step, peak, warmup, peak * jnp.sin(jnp.pi / 2 * left) ** 2)
 
     return schedule
 
 
 def cooldown(peak: float, steps: int, warmup: int = 0, *, cool: int, power: float = 1.0, end: float = 0.0) -> Schedule:
-    """Warm-up, flat, then a polynomial descent to `end` over the last `cool` steps (open_clip `const_lr_cooldown`)."""
+    """Warm-up, constant, then polynomial decay to `end` over the last `cool` steps (open_clip's `const_lr_cooldown`)."""
     _check_length("cooldown", steps, warmup + cool - 1)
 
     def schedule(step: Any) -> Any:
@@ -55,10 +54,10 @@ def cooldown(peak: float, steps: int, warmup: int = 0, *, cool: int, power: floa
 
 
 def cosine_schedule(start: float, end: float, steps: int, warmup: int = 0) -> Schedule:
-    """Half a cosine from `start` to `end`, which it would reach at `steps`, after a linear warm-up from 0.
+    """Linear warm-up from 0, then a cosine from `start` to `end`, which step number `steps` would reach.
 
-    The form of DINO, iBOT and VisionFM (`cosine_scheduler`), by which they move rate, weight decay and momentum: the
-    first step of the warm-up has 0 and its last has all of `start`.
+    DINO, iBOT and VisionFM schedule the learning rate, weight decay and teacher momentum this way (their
+    `cosine_scheduler`). The value is 0 at the first step of the warm-up and `start` at its last.
     """
     _check_length("cosine_schedule", steps, warmup)
 
@@ -76,49 +75,45 @@ def _warm(step: Any, peak: float, warmup: int, after: Any) -> Any:
 
 def _check_length(name: str, steps: int, before: int) -> None:
     if steps <= before:
-        raise UserError(f"{name} schedule: {steps} steps leave no room after warm-up and cool-down ({before})")
+        raise UserError(f"{name}: {steps} steps are not more than the {before} of warm-up and cool-down")
 
 
 # --- decay rules -----------------------------------------------------------------------------------------------
 
 _NORM = re.compile(r"(^|/)(\w*norm\d?|layer_scale\d?)/(scale|gamma|bias)$")
-
-
 _BIAS = re.compile(r"(^|/)(bias|logit_bias)$")
-
-
 _SCALE = re.compile(r"(^|/)log_scale(/|$)")
 
 
 def decay_matrices(path: str, leaf: Any) -> bool:
-    """Decay kernels only: no embeddings, positions, tokens, norms, biases or scales."""
+    """Decay only kernels: not embeddings, positions, tokens, norms, biases or scales."""
     return path.endswith("/kernel")
 
 
 def peer_open_clip(path: str, leaf: Any) -> bool:
-    """The groups of open_clip's training script: everything but vectors, norms, biases and the logit scale.
+    """Decay everything except vectors, norms, biases and the logit scale: the groups of open_clip's training script.
 
-    So embeddings, position tables and projections decay too. Held to the peer's own lists by a golden test.
+    Embeddings, position tables and projections therefore decay too. A golden test compares with open_clip's own lists.
     """
     vector = leaf.ndim < (3 if "/blocks/" in f"/{path}" else 2)
     return not (vector or _NORM.search(path) or _BIAS.search(path) or _SCALE.search(path))
 
 
 def peer_ret_clip(path: str, leaf: Any) -> bool:
-    """The groups of RET-CLIP's training script: names with bn, ln, bias or logit_scale are exempt, all else decays.
+    """Decay every parameter whose original name lacks bn, ln, bias and logit_scale: RET-CLIP's training script.
 
-    BERT calls its norms `LayerNorm`, which holds no "ln": the text tower's norm scales decay, and so does the
-    class token.
+    BERT's norms are named `LayerNorm`, without "ln", so the norm scales of the text encoder decay; so does the class
+    token.
     """
     norm = _NORM.search(path) and not path.startswith("text/")
     return not (norm or _BIAS.search(path) or _SCALE.search(path))
 
 
 def peer_visionfm(path: str, leaf: Any) -> bool:
-    """The groups of DINO, iBOT and VisionFM: everything but biases and vectors.
+    """Decay everything except biases and vectors: the groups of DINO, iBOT and VisionFM.
 
-    Positions, class token and mask token are no vectors there, nor is the scale of a weight-normalised last layer
-    (where that is trained), so they decay.
+    In their code the positions, class token, mask token and the (trained) scale of a weight-normalised last layer have
+    more than one axis, so they decay.
     """
     if re.search(r"(^|/)(class_token|mask_token|position)$|last_layer2?/scale$", path):
         return True
@@ -127,7 +122,7 @@ def peer_visionfm(path: str, leaf: Any) -> bool:
 
 
 def decay_mask(rule: DecayRule) -> Callable[[Any], Any]:
-    """optax's mask argument out of a rule."""
+    """Convert a rule to the `mask` argument of optax."""
     return lambda params: jax.tree_util.tree_map_with_path(lambda p, x: rule(_path(p), x), params)
 
 
@@ -142,10 +137,15 @@ def adamw(
     decay: DecayRule = decay_matrices,
     late: tuple[str, int] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) with decay by rule; equal to torch's, which also multiplies the decay by the rate.
+    """AdamW (arXiv:1711.05101) with a decay rule. As in PyTorch, the decay is multiplied by the learning rate.
 
-    late: (regex, steps): the parameters it matches are left alone for that many steps: no update, no decay, and no
-        count or moment of Adam's, which begin when they do.
+    Args:
+        schedule: learning rate.
+        betas, eps: as in Adam.
+        weight_decay: a constant or a schedule.
+        decay: which parameters decay.
+        late: (regex, steps): matching parameters stay fixed for the first `steps` steps. Their Adam moments and step
+            count start when their updates do.
     """
     mask = decay_mask(decay)
     adam = optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps)
@@ -157,13 +157,13 @@ def adamw(
 
 
 class CountState(NamedTuple):
-    """Steps taken."""
+    """Number of steps taken."""
 
     steps: jax.Array
 
 
 def _decay(schedule: Schedule, mask: Callable[[Any], Any]) -> optax.GradientTransformation:
-    """Adds the scheduled part of each parameter that the mask names."""
+    """Add the scheduled fraction of each parameter selected by the mask."""
 
     def init(params: Any) -> CountState:
         return CountState(jnp.zeros((), jnp.int32))
@@ -177,14 +177,14 @@ def _decay(schedule: Schedule, mask: Callable[[Any], Any]) -> optax.GradientTran
 
 
 class LateState(NamedTuple):
-    """Steps taken, and the state of what waits."""
+    """Number of steps taken, and the state of the delayed transformation."""
 
     steps: jax.Array
     inner: Any
 
 
 def _late(tx: optax.GradientTransformation, pattern: str, steps: int) -> optax.GradientTransformation:
-    """`tx`, which for the parameters whose path matches begins after `steps` steps; until then their update is 0."""
+    """Delay `tx` by `steps` steps for parameters whose path matches; until then their update is 0."""
 
     def init(params: Any) -> LateState:
         return LateState(jnp.zeros((), jnp.int32), tx.init(params))
@@ -204,10 +204,10 @@ def _late(tx: optax.GradientTransformation, pattern: str, steps: int) -> optax.G
 
 
 def clip_leaves(limit: float) -> optax.GradientTransformation:
-    """Each parameter's gradient scaled to a norm of at most `limit`, by itself: g min(1, limit / (|g| + 1e-6)).
+    """Clip each parameter's gradient by its own norm: g min(1, limit / (|g| + 1e-6)).
 
-    The form of DINO, iBOT and VisionFM (`clip_gradients`), which is not clipping by the global norm. Stacked layers
-    are clipped one by one, as they are where they are not stacked.
+    This is not clipping by the global norm. DINO, iBOT and VisionFM do it (`clip_gradients`). Stacked layers are
+    clipped separately, so the result does not depend on stacking.
     """
 
     def clip(path: Any, g: Any) -> Any:
@@ -219,14 +219,14 @@ def clip_leaves(limit: float) -> optax.GradientTransformation:
 
 
 class RateState(NamedTuple):
-    """Steps taken, and the rate of the last one (read by the log)."""
+    """Number of steps taken, and the learning rate of the last one, which is logged."""
 
     steps: jax.Array
     learning_rate: jax.Array
 
 
 def scale_by_rate(schedule: Schedule) -> optax.GradientTransformation:
-    """Multiply updates by minus the scheduled rate, and remember the rate."""
+    """Multiply updates by minus the scheduled learning rate, and store the rate in the state."""
 
     def init(params: Any) -> RateState:
         return RateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
@@ -240,9 +240,10 @@ def scale_by_rate(schedule: Schedule) -> optax.GradientTransformation:
 
 
 def clip_params(bounds: Mapping[str, tuple[float, float]]) -> optax.GradientTransformation:
-    """Keep the parameters whose path matches a regex within (low, high) after the step; goes last in a chain.
+    """Keep parameters whose path matches a regex between (low, high) after the step. Put it last in a chain.
 
-    CLIP clamps its log scale to (0, ln 100) this way (arXiv 2103.00020, section 2.5).
+    CLIP clamps its log scale to (0, ln 100) this way (arXiv:2103.00020, section 2.5). `init` raises UserError for a
+    pattern that matches nothing.
     """
 
     def init(params: Any) -> optax.EmptyState:
@@ -263,14 +264,14 @@ def clip_params(bounds: Mapping[str, tuple[float, float]]) -> optax.GradientTran
 
 
 def freeze(tx: optax.GradientTransformation, *patterns: str) -> optax.GradientTransformation:
-    """`tx` on all parameters but those whose path matches a regex; frozen ones keep no moments.
+    """Apply `tx` to all parameters except those whose path matches a regex. Frozen parameters have no moments.
 
     `init` raises UserError for a pattern that matches nothing.
     """
 
     def labels(params: Any) -> Any:
         for pattern in patterns:
-            _require(pattern, params, "frozen")
+            _require(pattern, params, "freeze")
         return jax.tree_util.tree_map_with_path(
             lambda p, _: "frozen" if any(re.search(x, _path(p)) for x in patterns) else "train", params
         )
@@ -279,16 +280,16 @@ def freeze(tx: optax.GradientTransformation, *patterns: str) -> optax.GradientTr
 
 
 def grouped(groups: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
-    """A chain for each regex of parameter paths, the first that matches; "" matches what is left.
+    """Apply to each parameter the chain of the first regex that matches its path; "" matches the rest.
 
-    `init` raises UserError for a pattern that matches nothing, and for a parameter that none matches.
+    `init` raises UserError for a pattern that matches nothing and for a parameter that no pattern matches.
     """
 
     def label(path: Any, leaf: Any) -> str:
-        found = next((pattern for pattern in groups if re.search(pattern, _path(path))), None)
-        if found is None:
+        group = next((pattern for pattern in groups if re.search(pattern, _path(path))), None)
+        if group is None:
             raise UserError(f"grouped: no group for the parameter {_path(path)}; groups are {', '.join(groups)}")
-        return found
+        return group
 
     def labels(params: Any) -> Any:
         for pattern in groups:
@@ -300,10 +301,11 @@ def grouped(groups: Mapping[str, optax.GradientTransformation]) -> optax.Gradien
 
 
 def layer_decay(rate: float, depth: int) -> optax.GradientTransformation:
-    """Updates of an encoder (`image/...`) times rate ** (layers above it); goes after the learning rate, last in a chain.
+    """Layer-wise learning-rate decay of an encoder (`image/...`): updates times rate ** (number of layers above).
 
-    What comes before the blocks has depth + 1 layers above it, block i depth - i, all else (final norm, head) none: the
-    groups of BEiT and MAE, which RETFound is fine-tuned by. rate 1 changes nothing.
+    The parameters before the blocks have depth + 1 layers above them, block i has depth - i, and the final norm and the
+    head have none. BEiT, MAE and the fine-tuning of RETFound use these groups. Put it after the learning rate, last in
+    a chain. With rate 1 nothing changes.
     """
 
     def scale(path: Any, update: Any) -> Any:
@@ -320,9 +322,18 @@ def layer_decay(rate: float, depth: int) -> optax.GradientTransformation:
 
 
 def rate_of(opt: Any) -> jax.Array | None:
-    """The learning rate of the last step, where the chain remembers one."""
-    found = optax.tree.get_all_with_path(opt, "learning_rate")
-    return found[0][1] if found else None
+    """The learning rate of the last step, or None if the chain stores none."""
+    rates = optax.tree.get_all_with_path(opt, "learning_rate")
+    return rates[0][1] if rates else None
+
+
+def ema_update(average: Any, new: Any, momentum: jax.Array | float) -> Any:
+    """Exponential moving average of parameters, m a + (1 - m) p; no gradient reaches `new`.
+
+    Written as p + m (a - p), so that equal values stay exactly equal.
+    """
+    new = jax.tree.map(jax.lax.stop_gradient, new)
+    return jax.tree.map(lambda a, p: p + momentum * (a - p), average, new)
 
 
 def _require(pattern: str, params: Any, who: str) -> None:
@@ -335,27 +346,29 @@ def _path(path: Any) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
-HORIZON = 100  # epochs of FLAIR's cosine, however many are trained
+# --- FLAIR and KeepFIT -----------------------------------------------------------------------------------------
+
+HORIZON = 100  # length of FLAIR's cosine in epochs, however many are trained
 
 
-def flair_schedule(lr: float, steps_per_epoch: int, horizon: int = HORIZON) -> Schedule:
-    """One epoch of linear warm-up, then a cosine that would reach 0 after `horizon` epochs.
+def flair_schedule(lr: float, steps_per_epoch: int, horizon: int = HORIZON, warmup: int = 1) -> Schedule:
+    """`warmup` epochs of linear warm-up, then a cosine that reaches 0 after `horizon` epochs.
 
-    The peers train 15 or 25 epochs of it, so the rate never falls below 0.9 of `lr`; pass the epochs you train as
-    `horizon` to let it come down. Source: github.com/jusiro/FLAIR, its warm-up cosine scheduler.
+    FLAIR and KeepFIT train 15 or 25 of the 100 epochs, so their rate stays above 0.9 `lr`. To let it decay, pass the
+    number of epochs you train as `horizon`. Source: github.com/jusiro/FLAIR, its warm-up cosine scheduler.
     """
-    return cosine(lr, horizon * steps_per_epoch, warmup=steps_per_epoch)
+    return cosine(lr, horizon * steps_per_epoch, warmup=warmup * steps_per_epoch)
 
 
 def decay_all(path: str, leaf: Any) -> bool:
-    """Every parameter decays, norms, biases and the log scale too: one parameter group, as the peers have it."""
+    """Decay every parameter, including norms, biases and the log scale, as FLAIR and KeepFIT do."""
     return True
 
 
 def flair_adamw(
     lr: float = 1e-4, *, steps_per_epoch: int, horizon: int = HORIZON, weight_decay: float = 1e-5, clip: float = 1.0
 ) -> optax.GradientTransformation:
-    """AdamW on `flair_schedule`, gradients clipped to a global norm of `clip`, log_scale kept in [0, 4.6052]."""
+    """FLAIR's optimizer: global-norm clipping, AdamW with `flair_schedule`, log_scale kept in [0, MAX_LOG_SCALE]."""
     return optax.chain(
         optax.clip_by_global_norm(clip),
         adamw(flair_schedule(lr, steps_per_epoch, horizon), weight_decay=weight_decay, decay=decay_all),

@@ -1,4 +1,4 @@
-"""Parameter trees: paths, flat and stacked forms, subtrees, and comparison of shapes."""
+"""Parameter trees: paths, flattening, stacking of layers, subtrees and comparison of shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fundax.types import Params, UserError
 
 
 def stack_blocks(params: Params) -> Params:
-    """block_0 .. block_n of a tree, at any depth, as one `blocks` with a leading [layers] axis (the scanned form)."""
+    """Stack block_0 .. block_n, at any depth of the tree, into one `blocks` with a leading layer axis, for nn.scan."""
     if not isinstance(params, dict):
         return params
     names = [f"block_{i}" for i in range(sum(name.startswith("block_") for name in params))]
@@ -24,7 +24,7 @@ def stack_blocks(params: Params) -> Params:
 
 
 def unstack_blocks(params: Params) -> Params:
-    """The inverse of stack_blocks: `blocks` as block_0 .. block_n (the form of checkpoints and of interop)."""
+    """Split `blocks` into block_0 .. block_n: the inverse of stack_blocks, and the form that interop reads and writes."""
     if not isinstance(params, dict):
         return params
     rest = {name: unstack_blocks(tree) for name, tree in params.items() if name != "blocks"}
@@ -36,7 +36,7 @@ def unstack_blocks(params: Params) -> Params:
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """Nested parameters -> {'image/block_0/norm1/scale': leaf, ...}."""
+    """Flatten nested parameters into {'image/block_0/norm1/scale': leaf, ...}."""
     return flatten_dict(params, sep="/")  # type: ignore[return-value]
 
 
@@ -46,7 +46,7 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
 
 
 def like(params: Params, loaded: Params) -> Params:
-    """`loaded` with its layers stacked where those of `params` are."""
+    """Stack the layers of `loaded` where `params` has stacked layers."""
     if not isinstance(params, Mapping):
         return loaded
     if "blocks" in params and "blocks" not in loaded:
@@ -55,7 +55,7 @@ def like(params: Params, loaded: Params) -> Params:
 
 
 def path_string(path: Sequence[Any]) -> str:
-    """'image/block_0/norm1/scale' from a JAX key path."""
+    """Convert a JAX key path to 'image/block_0/norm1/scale'."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
@@ -63,7 +63,7 @@ def _subtree(tree: Any, keys: Sequence[str], owner: str) -> Any:
     for key in keys:
         if not isinstance(tree, Mapping) or key not in tree:
             names = sorted(tree) if isinstance(tree, Mapping) else "an array"
-            raise UserError(f"{owner} has no parameters {'/'.join(keys)!r}; at {key!r} it has {names}")
+            raise UserError(f"{owner} has no parameters {'/'.join(keys)!r}; instead of {key!r} it has {names}")
         tree = tree[key]
     return tree
 
@@ -75,17 +75,19 @@ def _with_subtree(tree: Params, keys: Sequence[str], value: Any) -> Any:
 
 
 def check_same(where: str, item: str, saved: Any, wanted: Any) -> None:
-    """UserError naming the first paths that differ in presence or shape."""
+    """Raise UserError if the trees differ in paths or shapes; the message names the first differences."""
     theirs, ours = _shapes(saved), _shapes(wanted)
     missing, unknown = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
-    shaped = [f"{k} {theirs[k]} here {ours[k]}" for k in sorted(ours.keys() & theirs.keys()) if theirs[k] != ours[k]]
+    shaped = [
+        f"{k} {theirs[k]} instead of {ours[k]}" for k in sorted(ours.keys() & theirs.keys()) if theirs[k] != ours[k]
+    ]
     parts = [
         f"{text} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
-        for text, names in (("lacks", missing), ("has besides", unknown), ("differs in shape:", shaped))
+        for text, names in (("lacks", missing), ("also has", unknown), ("differs in shape:", shaped))
         if names
     ]
     if parts:
-        raise UserError(f"{where}: {item} is of another model: it {'; it '.join(parts)}")
+        raise UserError(f"{where}: {item} belongs to a different model: it {'; it '.join(parts)}")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

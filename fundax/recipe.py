@@ -56,7 +56,9 @@ class Recipe:
     mesh: tuple[int, ...] = (-1, 1)  # (data, model) or (data, fsdp, model)
     rules: Rules = RULES
     intervals: Intervals = Intervals()
-    best: str | None = None  # a logged name such as "zero_shot/macro_auc": its best step is kept too
+    best: str | tuple[str, str] | None = (
+        None  # keep the best step by "zero_shot/macro_auc", or ("val/mean_error", "min")
+    )
     keep: int = 2  # latest checkpoints kept
     accumulate: int = 1  # micro-batches per step
     seed: int = 0

@@ -1,8 +1,9 @@
-"""The one loop. It runs any recipe and knows no method by name.
+"""The training loop, which is the same for every method.
 
-Order of events: mesh -> abstract state -> shardings by rule -> fresh parameters and init_from, or the checkpoint of
-the workdir, which beats both -> evals at the first step -> for each batch: place, step, log, eval, save, with evals
-and a checkpoint at the last. With steps=0 it only evaluates."""
+The mesh is built and the state gets shardings by rule. The state is restored from the latest checkpoint of the workdir if
+there is one; otherwise parameters are initialised and `init_from` is applied. Evaluations run before the first step. Then
+every batch is placed and a step is run, with logging, evaluations and checkpoints at their intervals and at the last
+step. With steps=0 only the evaluations run."""
 
 from __future__ import annotations
 
@@ -28,13 +29,14 @@ from fundax.runtime.distributed import compile_together
 from fundax.runtime.log import Log
 from fundax.runtime.preemption import Preemption
 from fundax.runtime.prefetch import Prefetcher
+from fundax.runtime.process import configure_orbax
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
-BAD_RECORDS = "bad_records.jsonl"  # in the workdir: images that were skipped, where the user asked to skip
+BAD_RECORDS = "bad_records.jsonl"  # list of skipped images in the workdir, if the user chose to skip unreadable ones
 
 
 class TrainState(NamedTuple):
-    """All that a step changes; `extra` is carried but not differentiated."""
+    """Everything that a step updates; `extra` is carried but not differentiated."""
 
     step: jax.Array
     params: Params
@@ -43,19 +45,26 @@ class TrainState(NamedTuple):
 
 
 def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "latest") -> TrainState:
-    """Train `recipe` to its last step, from where `workdir` stands; returns the state at the end.
+    """Train a recipe to its last step, resuming from `workdir` if it holds checkpoints; returns the final state.
 
-    `which` ("latest", "best" or a step) is the checkpoint that steps=0 evaluates; training goes on from the latest.
-    Raises UserError for what the user can mend (a loss that is not finite among it: the last good checkpoint stays),
-    and SystemExit after Ctrl-C (130) and SIGTERM (0), with the state saved.
+    Args:
+        recipe: see Recipe.
+        workdir: folder of the run.
+        checkpoint: "latest", "best" or a step: the checkpoint to evaluate if recipe.steps is 0. Training always resumes
+            from the latest.
+
+    Raises:
+        UserError: an error the user can fix, including a loss that is not finite; the last checkpoint is kept.
+        SystemExit: after Ctrl-C (code 130) or SIGTERM (code 0), with the state saved.
     """
+    configure_orbax()
     mesh = meshes.make_mesh(recipe.mesh)
     check_batch(recipe, mesh)
     describe(recipe, workdir)
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir, recipe.keep, recipe.best) as kept,
-        Preemption(kept.reached_preemption) as interrupt,
+        Preemption(kept.reached_preemption) as preemption,
     ):
         restored = bool(kept.steps())
         state, position = (
@@ -81,12 +90,12 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "latest") -
                     state, metrics = run_step(state, batch)
                     healthy.note(step, metrics)
                     if step == first + 1:
-                        jax.block_until_ready(metrics)  # compilation is no part of images/s
+                        jax.block_until_ready(metrics)  # exclude compile time from the throughput
                         log.start_clock(step)
                     if _due(step, intervals.log, last):
                         healthy.check()
                         log.train(step, metrics | data.counts())
-                    stop = interrupt.agreed(step, intervals.log)
+                    stop = preemption.agreed(step, intervals.log)
                     row = {}
                     if _due(step, intervals.eval, last):
                         row = evaluate(step, state)
@@ -95,31 +104,33 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "latest") -
                         kept.save(step, _items(state), data.state, row)
                     if stop and step < last:
                         kept.wait()
-                        log.info(f"stopped after step {step} of {last}; saved in {workdir}. The same command goes on.")
-                        raise SystemExit(interrupt.exit_code)
+                        log.info(
+                            f"Stopped at step {step}/{last}. Checkpoint saved to {workdir}. Rerun the same command to resume."
+                        )
+                        raise SystemExit(preemption.exit_code)
     return state
 
 
 def train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """One jitted update; the state's memory is reused. Randomness is a function of (seed, step) alone."""
+    """One jitted update, which donates the state. Random numbers depend only on the seed and the step."""
     value_and_grad = accumulate.value_and_grad(recipe.objective, recipe.accumulate)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
         (loss, (extra, metrics)), grads = value_and_grad(state.params, state.extra, batch, rng, state.step)
-        grads = meshes.keep(grads, recipe.rules)
+        grads = meshes.constrain(grads, recipe.rules)
         updates, opt = recipe.optimizer.update(grads, state.opt, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **metrics}
         if (rate := rate_of(opt)) is not None:
             metrics["learning_rate"] = rate
-        return meshes.keep(TrainState(state.step + 1, params, extra, opt), recipe.rules), metrics
+        return meshes.constrain(TrainState(state.step + 1, params, extra, opt), recipe.rules), metrics
 
     return jax.jit(update, donate_argnums=0)
 
 
-def layout(recipe: Recipe, mesh: Mesh) -> TrainState:
-    """The state as shapes with shardings; nothing is allocated, so it answers for any size of model."""
+def abstract_state(recipe: Recipe, mesh: Mesh) -> TrainState:
+    """The state as shapes with shardings. Nothing is allocated, so this works for any size of model."""
     params, extra = jax.eval_shape(_initialize(recipe), jax.random.key(recipe.seed))
     opt = jax.eval_shape(recipe.optimizer.init, params)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
@@ -134,18 +145,18 @@ def _initialize(recipe: Recipe) -> Callable[[jax.Array], tuple[Params, Extra]]:
 
 
 def fresh(recipe: Recipe, mesh: Mesh) -> tuple[TrainState, None]:
-    """The state of step 0, on its devices, with init_from applied; and no position in the data."""
-    placed = jax.tree.map(lambda x: x.sharding, layout(recipe, mesh))
+    """The state of step 0 on its devices, with init_from applied; and None, the start of the data."""
+    placed = jax.tree.map(lambda x: x.sharding, abstract_state(recipe, mesh))
     init = jax.jit(_initialize(recipe), out_shardings=(placed.params, placed.extra))
     params, extra = init(jax.random.key(recipe.seed))
     params = _changed("params", recipe.init_from, params, placed.params)
     extra = _changed("extra", recipe.init_extra, extra, placed.extra)
     opt = jax.jit(recipe.optimizer.init, out_shardings=placed.opt)(params)
-    return TrainState(meshes.put(np.int32(0), placed.step), params, extra, opt), None
+    return TrainState(meshes.device_put(np.int32(0), placed.step), params, extra, opt), None
 
 
 def _changed(what: str, changes: Sequence[Callable[[Any], Any]], fresh: Any, placed: Any) -> Any:
-    """The fresh tree after init_from or init_extra, each of which must keep its shapes."""
+    """The initial tree after init_from or init_extra, whose steps must not change shapes."""
     if not changes:
         return fresh
     given = meshes.gather(fresh)
@@ -153,14 +164,14 @@ def _changed(what: str, changes: Sequence[Callable[[Any], Any]], fresh: Any, pla
         changed = change(given)
         check_same("init_from", what, changed, given)
         given = changed
-    return meshes.put(given, placed)
+    return meshes.device_put(given, placed)
 
 
 def _restore(recipe: Recipe, mesh: Mesh, kept: Checkpoints, step: int) -> tuple[TrainState, dict[str, Any]]:
     step = step if recipe.steps == 0 else kept.steps()[-1]
-    abstract = layout(recipe, mesh)
+    abstract = abstract_state(recipe, mesh)
     items, run = kept.restore(step, _items(abstract))
-    return TrainState(meshes.put(np.int32(step), abstract.step.sharding), **items), run["data"]
+    return TrainState(meshes.device_put(np.int32(step), abstract.step.sharding), **items), run["data"]
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -177,14 +188,17 @@ def _evaluator(
     run = jax.jit(recipe.objective.forward, out_shardings=NamedSharding(mesh, P()))
 
     def forward(params: Params, extra: Extra, batch: Batch) -> dict[str, np.ndarray]:
-        return jax.device_get(run(params, extra, meshes.place_whole(batch, mesh)))
+        return jax.device_get(run(params, extra, meshes.shard_full_batch(batch, mesh)))
 
     def evaluate(step: int, state: TrainState) -> dict[str, float]:
         row: dict[str, float] = {}
         for name, one in recipe.evals.items():
             result = {key: np.asarray(value) for key, value in one(forward, state.params, state.extra).items()}
-            row |= {f"{name}/{key}": float(value) for key, value in result.items() if value.ndim == 0}
-            folders.write_arrays(workdir, name, {key: value for key, value in result.items() if value.ndim})
+            numbers = {
+                key: float(value) for key, value in result.items() if not value.ndim and value.dtype.kind in "biuf"
+            }
+            row |= {f"{name}/{key}": value for key, value in numbers.items()}
+            folders.write_arrays(workdir, name, {key: value for key, value in result.items() if key not in numbers})
         log.evaluation(step, row)
         return row
 
@@ -192,7 +206,7 @@ def _evaluator(
 
 
 def check_batch(recipe: Recipe, mesh: Mesh) -> None:
-    """Raises UserError where the batch does not divide over the mesh, its micro-batches and the processes."""
+    """Raise UserError if the batch does not divide over the mesh, the micro-batches and the processes."""
     parts = meshes.batch_parts(mesh) * recipe.accumulate
     if recipe.batch % parts or recipe.batch % jax.process_count():
         what = f"{meshes.batch_parts(mesh)} devices x {recipe.accumulate} micro-batches"
@@ -200,7 +214,7 @@ def check_batch(recipe: Recipe, mesh: Mesh) -> None:
 
 
 class _Finite:
-    """Watches losses and gradients without making every step wait for the device."""
+    """Checks that losses and gradients are finite, without waiting for the device at every step."""
 
     def __init__(self, kept: Checkpoints) -> None:
         self._kept = kept
@@ -216,7 +230,7 @@ class _Finite:
                 good = f"step {self._kept.latest()} is saved and good" if self._kept.steps() else "nothing is saved"
                 raise UserError(
                     f"step {step}: loss {loss}, gradient norm {norm}: not finite, so training stopped; {good}. "
-                    "Try a lower learning rate, a longer warm-up or fp32, or look for a broken input."
+                    "Try a lower learning rate, a longer warm-up or fp32, or check the input for damaged images."
                 )
         self._seen.clear()
 

@@ -1,105 +1,116 @@
-"""The words every file shares: arrays, batches, and what an objective and an eval are.
+"""Shared types: arrays, batches, the protocols of an objective, an evaluation and a data iterator, and UserError.
 
-Shape letters trail a line as `# [B N D]`:
-    B batch     N tokens (patches + class token)   L text positions   D width      E embedding
-    H heads     K classes    P prompts per class   p patch side       C channels   V vocabulary
+Shapes are written with these letters:
+    B batch     N tokens (patches and class token)   L text positions   D width      E embedding
+    H heads     K classes    P prompts per class     p patch side       C channels   V vocabulary
+    h w rows and columns of an image or a map        V is also visits; n is any other count
 
-Keys of a batch (a plain dict of arrays; images are uint8, normalised on the device):
-    image          u8  [B h w 3]   one view; float32 means "already normalised"
-    left, right    u8  [B h w 3]   the two eyes of a patient
-    left_present, right_present  bool [B]   False where the patient has no image of that eye
-    text           i32 [B L]       token ids, zero padded
-    label          i32 [B]         one class;  multi-label: f32 [B K]
-    category       i32 [B]         identical values mean "the same text in meaning"
-    modality       i32 [B]         index into data_pipelines.records.MODALITIES
-    mask           i32 [B h w]     segmentation classes, or [B h w K] of 0 and 1 where they overlap
-    points         f32 [B n 2]     landmarks as (x, y) in pixels of `image`
-    frame          f32 [B 3 2]     where pixels of the original image are in `image` (fundax/evals/original_grid.py)
-    truth, truth_fov  [B H W]      mask and field of view of the original image
-    value          f32 [B K]       regression targets
-    days           f32 [B]         days between visits
-    valid          bool [B]        False for padding rows of the last batch of a pass
-    index          i64 [B]         row of the source the example came from
-    elite/image, elite/text        the expert half of a mixed batch
+Batches are plain dicts of arrays. These are the keys; each objective lists the ones it uses in `batch_spec`.
 
-The one error that means: the user's input or configuration is at fault, not the program."""
+Images (u8, normalised on the device; a floating-point image counts as already normalised):
+    image                        u8 [B h w 3]      one image
+    left, right                  u8 [B h w 3]      the two eyes of a patient
+    left_present, right_present  bool [B]          False if the patient has no image of that eye
+    global, local                u8 [B q h w 3]    crops for self-distillation
+    masked                       bool [B q h/p w/p]  patches hidden from the student, per global crop
+    low                          u8 [B l l 3]      low-resolution image that a super-resolution model enlarges
+    feature                      f32 [B C]         features computed earlier, instead of `image`
+
+Text:
+    text                         i32 [B L]         token ids, padded with zeros
+    original, hidden             i32, bool [B L]   ids before masking, and the positions to predict
+
+Labels:
+    label                        i32 [B]           class, negative if unknown; multi-label: f32 [B K], NaN if unknown
+    category                     i32 [B]           equal numbers mean texts with the same meaning
+    modality                     i32 [B]           index into data_pipelines.records.MODALITIES
+    findings                     f32 [B F]         findings that a report names, 0 or 1
+    status                       i32 [B]           0 normal, 1 abnormal, -1 unknown
+    mask                         i32 [B h w]       segmentation classes; overlapping classes: 0 or 1, [B h w K]
+    points                       f32 [B n 2]       landmarks, (x, y) in pixels of `image`
+    value                        f32 [B K]         regression targets, NaN if unknown
+    days                         f32 [B] or [B V]  days from each visit to the date predicted for
+    present                      bool [B V]        visits that exist
+    appearance                   f32 [B A]         unit vector of an image's appearance (objectives.VectorQuantize)
+    seed                         i32 [B]           random seed of each image to generate
+
+Bookkeeping:
+    frame                        f32 [B 3 2]       original-image coordinates in `image` (evals/original_grid.py)
+    truth, truth_fov             [B H W]           mask and field of view at the original resolution
+    valid                        bool [B]          False for the padding rows of the last batch
+    index                        i64 [B]           row of the source that the example came from
+    elite/...                                      the expert half of a mixed batch (KeepFIT)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
-
-
-Params = dict[str, Any]  # nested dict of arrays; the path is public API (see docs)
-
-
-Extra = dict[str, Any]  # arrays carried but not differentiated: EMA teacher, centers, batch statistics
-
-
-Batch = Mapping[str, Any]  # the keys above
-
-
-Metrics = dict[str, Any]  # flat names to scalars
+Params = dict[str, Any]  # nested dict of arrays; the paths are public API (see docs)
+Extra = dict[str, Any]  # arrays that are carried but not differentiated: EMA teacher, centers, batch statistics
+Batch = Mapping[str, Any]  # the keys listed above
+Metrics = dict[str, Any]  # names to scalars
 
 
 class Objective(Protocol):
-    """A frozen, hashable dataclass of Linen modules and numbers: all that makes one method that method."""
-
-    needs: ClassVar[tuple[str, ...]]  # the batch keys loss() reads
+    """A training method: a frozen, hashable dataclass of Linen modules and hyperparameters."""
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of the batch that loss() takes."""
+        """Shapes and dtypes of a training batch. The loss sees these keys and no others."""
         ...
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Fresh fp32 parameters and extra state."""
+        """Initial fp32 parameters and extra state."""
         ...
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """Deterministic outputs for whichever keys the batch has."""
+        """Deterministic outputs for the inputs that the batch contains."""
         ...
 
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """Scalar fp32 loss over the global batch, the next extra state, and scalars to log."""
+        """Scalar fp32 loss over the global batch, the next extra state and the metrics to log."""
         ...
 
 
 @runtime_checkable
 class Contrastive(Protocol):
-    """An objective whose loss is compare(encode(batch)): gradient accumulation then keeps every negative."""
+    """An objective whose loss is compare(encode(batch)), so that gradient accumulation can keep every negative."""
 
     def encode(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> dict[str, jax.Array]:
-        """Per-example features of a (micro) batch, first axis B."""
+        """Features of each example of a batch or micro-batch; the first axis is B."""
         ...
 
     def compare(self, params: Params, features: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, Metrics]:
-        """The loss of a full batch of features."""
+        """The loss of the features of a full batch, and its metrics."""
         ...
 
 
 class Forward(Protocol):
-    """The forward pass evals get: numpy batches in, numpy outputs out; placement is the trainer's concern."""
+    """The forward pass passed to evaluations: NumPy batches in, NumPy outputs out; the trainer places the arrays."""
 
     def __call__(self, params: Params, extra: Extra, batch: Batch) -> dict[str, np.ndarray]: ...
 
 
 class Eval(Protocol):
-    """Floats in the result are logged as `<eval name>/<key>`; arrays are kept in `evals/<eval name>.npz`."""
+    """An evaluation. Scalars in the result are logged as `<eval name>/<key>`; the rest is written to `evals/<eval name>.npz`.
 
-    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]: ...
+    The library's evals return one of the results of fundax/evals/kinds.py, which figures and reports understand.
+    """
+
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> Mapping[str, Any]: ...
 
 
 class DataIterator(Protocol):
-    """Batches of one process, with a position that survives a restart on any number of workers or processes."""
+    """Batches of one process. The position can be restored with any number of workers or processes."""
 
     def __iter__(self) -> Iterator[Batch]: ...
     def __next__(self) -> Batch: ...
@@ -108,14 +119,14 @@ class DataIterator(Protocol):
 
 
 class Data(Protocol):
-    """(shard, shards) -> the iterator of that process. Building one opens no file."""
+    """(shard, shards) -> the iterator of that process. Creating one opens no file."""
 
     def __call__(self, shard: int, shards: int) -> DataIterator: ...
 
 
 class UserError(ValueError):
-    """A mistake of the caller's that a message can mend.
+    """An error the user can fix; the message says how.
 
-    The message names the file, field or value at fault and what was expected. The command line prints it on one
-    line, without a traceback, and exits with status 2.
+    The message names the file, field or value and what was expected. The command line prints it on one line, without
+    a traceback, and exits with status 2.
     """

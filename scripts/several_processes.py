@@ -45,7 +45,7 @@ class Shape:
 ONE, SAVING = Shape(1, 1), Shape(2, 4)
 LATER = (Shape(1, 8), Shape(2, 2), Shape(4, 1))
 # These programs run for milliseconds; skip optimizations that take seconds.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def free_port() -> int:

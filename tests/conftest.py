@@ -9,6 +9,8 @@ os.environ["XLA_FLAGS"] = " ".join((
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
     # small programs that run once: compiling them is the suite's time, and machine code left unpolished halves it
     "--xla_backend_optimization_level=0",
+    # the older way to emit loops compiles a gradient in a third of the time, and computes the same
+    "--xla_cpu_use_fusion_emitters=false",
     os.environ.get("XLA_FLAGS", ""),  # what is given wins
 ))  # fmt: skip
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -30,10 +32,31 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
 
 
+GIVEN = os.environ.get("FUNDAX_GOLDEN")
+
+
 @pytest.fixture(scope="session")
-def golden() -> Path:
-    """The vectors of the peers' PyTorch code; other vectors of the same layout come in by FUNDAX_GOLDEN."""
-    return Path(os.environ.get("FUNDAX_GOLDEN", REPO / "tests" / "golden"))
+def golden_of_ours() -> Path:
+    """The vectors of the peers' PyTorch code."""
+    return REPO / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden(golden_of_ours: Path) -> Path:
+    """Those, or other vectors of the same layout, which come in by FUNDAX_GOLDEN."""
+    return Path(GIVEN) if GIVEN else golden_of_ours
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Vectors that are given may be of some systems only. Our own are of all, and one that is missing is an error."""
+    systems = [system for mark in item.iter_markers("vectors") for system in mark.args]
+    if "golden" in getattr(item, "fixturenames", ()) and not systems:
+        pytest.fail("this test reads golden vectors: mark it pytest.mark.vectors('flair', ...) with their folders")
+    if GIVEN and systems and not Path(GIVEN).is_dir():
+        pytest.fail(f"FUNDAX_GOLDEN={GIVEN} is not a folder")
+    missing = [system for system in systems if GIVEN and not (Path(GIVEN) / system).is_dir()]
+    if missing:
+        pytest.skip(f"FUNDAX_GOLDEN={GIVEN} has no folder {', '.join(missing)}")
 
 
 @pytest.fixture(scope="session")

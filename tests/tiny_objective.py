@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ WIDTH = 4
 class Linear:
     """Least squares with dropout, so that a wrong random stream shows; `extra` counts examples."""
 
-    needs: ClassVar[tuple[str, ...]] = ("image", "value")
     drop: float = 0.25
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -93,7 +92,7 @@ def recipe(*, steps: int = 6, rate: float = 0.1, **fields: Any) -> Recipe:
         "steps": steps,
         "batch": 8,
         "evals": {"held_out": mean_error},
-        "every": Intervals(log=2, save=2, eval=3),
+        "intervals": Intervals(log=2, save=2, eval=3),
         "mesh": (1, 1),
     }
     return Recipe(**(given | fields))

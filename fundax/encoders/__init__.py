@@ -14,7 +14,17 @@ with _epy.lazy_api_imports(globals()):
         reconstruct,
         unpatch,
     )
-    from fundax.encoders.backbone import Backbone, Encoder, apply_head, batch_spec, init_head, normalized, tower_of
+    from fundax.encoders.backbone import (
+        Backbone,
+        Encoder,
+        apply_encoder,
+        apply_head,
+        batch_spec,
+        image_features,
+        init_head,
+        normalized,
+        tower_of,
+    )
     from fundax.encoders.bert import BERT, MaskedHead, PostNormBlock
     from fundax.encoders.clip_text import Embedding, TextTransformer, text_transformer
     from fundax.encoders.heads import ForecastHead, IBOTHead, MLPHead, PrototypeLayer, interval_encoding
@@ -28,6 +38,7 @@ with _epy.lazy_api_imports(globals()):
         LayerScale,
         PackedProjection,
         Stack,
+        apply,
         gelu_exact,
         gelu_tanh,
         init_clip_text,
@@ -38,8 +49,16 @@ with _epy.lazy_api_imports(globals()):
         take_rows,
         uniform,
     )
-    from fundax.encoders.pixels import brightened, contrasted, jittered, mixup_cutmix, normalize
-    from fundax.encoders.positions import aligned_corners, antialiased, cubic, pixel_centres, resize_positions, scaled
+    from fundax.encoders.pixels import brightened, contrasted, jittered, mixup_cutmix, normalize, standardize
+    from fundax.encoders.positions import (
+        aligned_corners,
+        antialiased,
+        cubic,
+        pixel_centres,
+        resize_positions,
+        scaled,
+        sin_cos,
+    )
     from fundax.encoders.report_decoder import (
         CrossAttention,
         ReportBlock,

@@ -1,4 +1,4 @@
-"""Softmax attention, and the paths it can be computed by."""
+"""Softmax attention with a choice of implementation: plain JAX, XLA's or cuDNN's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from fundax.types import UserError
 
 Path = Literal["plain", "xla", "cudnn"]
-
-
 PATHS = ("plain", "xla", "cudnn")
 
 
@@ -24,18 +22,23 @@ def attend(
     drop: Callable[[jax.Array], jax.Array] | None = None,
     path: Path = "plain",
 ) -> jax.Array:
-    """Softmax attention (arXiv:1706.03762, eq. 1), logits and softmax in fp32.
+    """Softmax attention (arXiv:1706.03762, equation 1) with logits and softmax in fp32; [B n H d] in v's dtype.
 
-    q [B n H d], k and v [B N H d]; mask bool, broadcastable to [B H n N], True where to look. Returns [B n H d] in v's dtype.
-    path: "plain" is two products with a softmax between, "xla" and "cudnn" are those of jax.nn.dot_product_attention;
-    cudnn keeps no [n N] array, and needs an NVIDIA GPU and bfloat16. `drop` acts on the weights, which only "plain" has.
-    Raises UserError for an unknown path, and for cudnn without what it needs.
+    Args:
+        q: [B n H d].
+        k, v: [B N H d].
+        mask: bool, broadcastable to [B H n N]; True where a query may attend.
+        drop: applied to the attention weights; always computed by the plain path, the only one that has the weights.
+        path: "plain" is two products with a softmax in between; "xla" and "cudnn" are the implementations of
+            jax.nn.dot_product_attention. cuDNN stores no [n N] array, and needs an NVIDIA GPU and bfloat16.
+
+    Raises UserError for an unknown path, and for cuDNN without a GPU or bfloat16.
     """
     if path not in PATHS:
         raise UserError(f"attention is {path!r}; expected one of {', '.join(PATHS)}")
     if path == "cudnn" and (jax.default_backend() != "gpu" or q.dtype != jnp.bfloat16):
         raise UserError(
-            f"attention 'cudnn' needs an NVIDIA GPU and bfloat16; here are {jax.default_backend()} and {q.dtype}"
+            f"attention 'cudnn' needs an NVIDIA GPU and bfloat16; this is {jax.default_backend()} with {q.dtype}"
         )
     if path == "plain" or drop is not None:
         return _plain(q, k, v, mask, drop)

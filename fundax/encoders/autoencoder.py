@@ -1,7 +1,6 @@
-"""A convolutional encoder and decoder, each level halving or doubling the map: the form of VQGAN (arXiv:2012.09841)
-without its attention.
+"""Autoencoders: VQGAN's convolutional encoder and decoder, and the decoder and loss of a masked autoencoder (MAE).
 
-The decoder of a masked autoencoder (arXiv:2111.06377) and what is computed with its predictions."""
+VQGAN: arXiv:2012.09841, without its attention. MAE: arXiv:2111.06377."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ _he: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class ImageEncoder(nn.Module):
-    """Images [B h w 3] to vectors f32 [B h/f w/f D], f = 2 ** len(widths)."""
+    """Convolutional encoder: images [B h w 3] to vectors f32 [B h/f w/f D], f = 2 ** len(widths)."""
 
     widths: tuple[int, ...] = (64, 128, 256, 256)
     embed: int = 256
@@ -36,7 +35,7 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Vectors [B h w D] to images f32 [B fh fw 3], f = 2 ** len(widths); the last width comes first."""
+    """Convolutional decoder: vectors [B h w D] to images f32 [B fh fw 3], f = 2 ** len(widths); last width first."""
 
     widths: tuple[int, ...] = (64, 128, 256, 256)
     dtype: str = "float32"
@@ -53,7 +52,7 @@ class ImageDecoder(nn.Module):
 
 
 class Unit(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm x))))), of one width."""
+    """Residual block x + conv(silu(norm(conv(silu(norm x))))) of constant width."""
 
     dtype: str = "float32"
 
@@ -67,26 +66,26 @@ class Unit(nn.Module):
 
 
 def _conv(width: int, size: int, dtype: str, name: str, stride: int = 1) -> nn.Conv:
-    pad = (size - stride) // 2, (size - stride + 1) // 2  # the map is exactly h / stride
+    pad = (size - stride) // 2, (size - stride + 1) // 2  # so that the result has exactly h / stride rows
     return nn.Conv(
         width, (size, size), (stride, stride), (pad, pad), dtype=jnp.dtype(dtype), kernel_init=_he, name=name
     )
 
 
 def _normed(x: jax.Array, name: str) -> jax.Array:
-    """silu(group norm), eight groups or as many as divide the width."""
+    """Group norm with up to eight groups, then SiLU."""
     groups = next(n for n in (8, 4, 2, 1) if x.shape[-1] % n == 0)
     return jax.nn.silu(nn.GroupNorm(groups, dtype=x.dtype, name=name)(x))
 
 
 class MaskedDecoder(nn.Module):
-    """Tokens of the visible patches, class token first, to a prediction of every patch's normalised pixels.
+    """MAE decoder: predicts the normalised pixels of every patch from the tokens of the visible ones.
 
-    The position table is learned (the paper's is fixed).
+    The position table is learned; the paper's is fixed.
     """
 
     patch: int
-    count: int  # patches of an image
+    count: int  # patches in an image
     width: int = 512
     depth: int = 8
     heads: int = 16
@@ -95,7 +94,7 @@ class MaskedDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, kept: jax.Array) -> jax.Array:
-        """tokens [B 1+n D], kept i32 [B n]: the visible patches, in the tokens' order. Returns f32 [B N p*p*3]."""
+        """Predictions f32 [B N p*p*3] from tokens [B 1+n D], class token first, of the visible patches kept i32 [B n]."""
         normal = nn.initializers.normal(0.02)
         init = layers.BlockInit(*(nn.initializers.xavier_uniform(),) * 4)
         x = nn.Dense(self.width, dtype=self.dtype, name="embed")(tokens)
@@ -112,14 +111,14 @@ class MaskedDecoder(nn.Module):
 
 
 def hidden_patches(kept: jax.Array, count: int) -> jax.Array:
-    """f32 [B N]: 1 where a patch is not among `kept` i32 [B n]."""
+    """1 for patches that are not in `kept` i32 [B n], else 0. # f32 [B N]"""
     return 1.0 - jax.nn.one_hot(kept, count, dtype=jnp.float32).sum(1)
 
 
 def pixel_loss(predicted: jax.Array, image: jax.Array, kept: jax.Array, patch: int) -> jax.Array:
-    """Mean squared error of each image's hidden patches, each normalised to mean 0 and variance 1; f32 [B].
+    """MAE loss: mean squared error of the hidden patches, normalised to mean 0 and variance 1 each; f32 [B].
 
-    predicted [B N p*p*3], image [B h w 3] (arXiv:2111.06377, section 3, "reconstruction target", table 1d).
+    predicted [B N p*p*3], image [B h w 3]. Source: arXiv:2111.06377, section 3 ("reconstruction target") and table 1d.
     """
     target, mean, std = _patch_moments(image, patch)
     error = ((predicted - (target - mean) / std) ** 2).mean(-1)  # [B N]
@@ -128,14 +127,14 @@ def pixel_loss(predicted: jax.Array, image: jax.Array, kept: jax.Array, patch: i
 
 
 def reconstruct(predicted: jax.Array, image: jax.Array, kept: jax.Array, patch: int) -> jax.Array:
-    """The image [B h w 3] with its hidden patches replaced by the prediction, in the patches' own mean and range."""
+    """Replace the hidden patches of images [B h w 3] by the prediction, with each patch's own mean and deviation."""
     target, mean, std = _patch_moments(image, patch)
     hidden = hidden_patches(kept, target.shape[1])[:, :, None] > 0
     return unpatch(jnp.where(hidden, predicted * std + mean, target), patch).astype(image.dtype)
 
 
 def unpatch(x: jax.Array, patch: int) -> jax.Array:
-    """[B N p*p*C] of a square grid to [B h w C]: the inverse of vit.patches."""
+    """Reassemble patches [B N p*p*C] of a square grid to [B h w C]: the inverse of vit.patches."""
     side = round(x.shape[1] ** 0.5)
     x = x.reshape(len(x), side, side, patch, patch, -1).swapaxes(2, 3)
     return x.reshape(len(x), side * patch, side * patch, -1)

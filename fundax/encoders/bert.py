@@ -1,8 +1,7 @@
-"""BERT (arXiv:1810.04805), the post-norm encoder of RoBERTa-wwm-ext, PubMedBERT, Bio_ClinicalBERT and RBT3.
+"""BERT (arXiv:1810.04805) and its masked-language-model head.
 
-The layout is that of Hugging Face's BertModel without its pooler.
-
-What BERT predicts hidden words with (arXiv:1810.04805, section 3.1): dense, GELU, norm, and the word table again."""
+RoBERTa-wwm-ext, PubMedBERT, Bio_ClinicalBERT and RBT3 have this architecture: Hugging Face's BertModel without the
+pooler."""
 
 from __future__ import annotations
 
@@ -26,12 +25,11 @@ SIZES = {
     "large": (1024, 24, 16, 4096),
 }
 
-
 POOLS = ("cls", "mean", "unmasked_mean")
 
 
 def bert(size: str, **fields: Any) -> BERT:
-    """The encoder of a row of SIZES; `fields` are BERT's. Raises UserError for an unknown size."""
+    """A BERT of one of SIZES; `fields` override BERT's. Raises UserError for an unknown size."""
     if size not in SIZES:
         raise UserError(f"text size is {size!r}; expected one of {', '.join(SIZES)}")
     width, depth, heads, hidden = SIZES[size]
@@ -40,12 +38,15 @@ def bert(size: str, **fields: Any) -> BERT:
 
 
 class BERT(nn.Module):
-    """Token ids i32 [B L] to tokens [B L D] and a pooled vector [B D]; ids equal to `pad_id` are not attended to.
+    """Post-norm text encoder: ids i32 [B L] to tokens [B L D] and a pooled vector [B D].
 
-    `pool` takes the [CLS] position, the mean of the positions with text, or the mean of all positions, padding
-    included (FLAIR's embeddings are that one, and so depend on the padding). Pooling averages over `pool_layers`:
-    0 is the embeddings, i the output of block i, -1 the last (Hugging Face's numbering of hidden states).
-    Dropout is active where the caller gives a "dropout" rng.
+    pool: the [CLS] token ("cls"), the mean of the tokens without padding ("mean"), or the mean of all tokens including
+        padding ("unmasked_mean"); FLAIR uses the last one, so its embeddings depend on the amount of padding.
+    pool_layers: hidden states averaged before pooling, numbered as in Hugging Face: 0 is the embedding, i the output
+        of block i, -1 the last.
+    pad_id: id of the padding, which is not attended to.
+
+    Dropout is active if the caller passes a "dropout" rng.
     """
 
     vocab: int = 21128
@@ -69,7 +70,7 @@ class BERT(nn.Module):
     def __call__(self, text: jax.Array, hidden: bool = False) -> dict[str, Any]:
         """tokens [B L D] and pooled [B D]; `hidden` adds embedded [B L D] and hidden, a tuple of the blocks' outputs.
 
-        L may be shorter than `context`. Raises UserError if it is longer.
+        Raises UserError if L is larger than `context`.
         """
         self._check(text)
         present = text != self.pad_id  # [B L]
@@ -96,7 +97,7 @@ class BERT(nn.Module):
         table = lambda count, name: Embedding(count, self.width, 0.02, self.dtype, name=name)  # noqa: E731
         x = table(self.vocab, "word")(text)
         x = x + table(self.context, "position")(jnp.arange(text.shape[1]))[None]
-        x = x + table(self.token_types, "token_type")(jnp.zeros((1,), jnp.int32))[None]  # one segment only
+        x = x + table(self.token_types, "token_type")(jnp.zeros((1,), jnp.int32))[None]  # every text is one segment
         x = layers.LayerNorm(self.epsilon, name="embed_norm")(x)
         return nn.Dropout(self.dropout)(x, deterministic=not self.has_rng("dropout"))
 
@@ -114,7 +115,7 @@ class BERT(nn.Module):
 
 
 class PostNormBlock(nn.Module):
-    """x = norm1(x + attention(x)); x = norm2(x + mlp(x)) (arXiv:1706.03762, section 3.1), both with dropout."""
+    """Post-norm block: x = norm1(x + attention(x)); x = norm2(x + mlp(x)), with dropout (arXiv:1706.03762, 3.1)."""
 
     width: int
     heads: int
@@ -141,9 +142,9 @@ class PostNormBlock(nn.Module):
 
 
 class MaskedHead(nn.Module):
-    """Tokens [B L D] and the tower's word table [V D] to logits f32 [B L V]; the table is shared, the bias is its own.
+    """Masked-language-model head: dense layer, GELU, norm, then the word table of the encoder (weight tying).
 
-    The layout is that of Hugging Face's BertForMaskedLM, whose `decoder` is the same table.
+    The architecture of Hugging Face's BertForMaskedLM (arXiv:1810.04805, section 3.1).
     """
 
     vocab: int
@@ -154,7 +155,7 @@ class MaskedHead(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, table: jax.Array) -> jax.Array:
-        """tokens [B L D], table f32 [V D]."""
+        """Logits f32 [B L V] from tokens [B L D] and the word table f32 [V D]."""
         zeros = nn.initializers.zeros
         x = layers.Dense(self.width, nn.initializers.normal(0.02), zeros, self.dtype, name="dense")(tokens)
         x = layers.LayerNorm(self.epsilon, name="norm")(self.activation(x))

@@ -1,4 +1,4 @@
-"""CLIP's text transformer (arXiv:2103.00020, section 2.4), and SigLIP's bidirectional one."""
+"""Text transformers: CLIP's causal one (arXiv:2103.00020, section 2.4) and SigLIP's bidirectional one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fundax.types import UserError
 
 
 class Embedding(nn.Module):
-    """A table [V D] of vectors looked up by id; only the rows looked up are cast to `dtype`."""
+    """Embedding table [V D]; only the rows that are looked up are cast to `dtype`."""
 
     count: int
     width: int
@@ -29,10 +29,11 @@ class Embedding(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Token ids i32 [B L] to tokens [B L D] (after the final norm) and a pooled vector [B D].
+    """Pre-norm text encoder: ids i32 [B L] to tokens [B L D], after the final norm, and a pooled vector [B D].
 
-    `pool` says which position: "argmax" the largest id (OpenAI's vocabulary ends with its end-of-text), "eot" the first
-    `eot_id`, "last" the last position, "first" the first.
+    pool: the position of the pooled vector. "argmax": the largest id, which is the end-of-text token in OpenAI's
+        vocabulary; "eot": the first `eot_id`; "last" and "first": the last and the first position.
+    attention: implementation, see encoders/attention.py.
     """
 
     vocab: int = 49408
@@ -51,13 +52,13 @@ class TextTransformer(nn.Module):
     scan: bool = False
     remat: str = "none"
     dtype: str = "float32"
-    attention: layers.Path = "plain"  # how it is computed: encoders/attention.py
+    attention: layers.Path = "plain"
 
     @nn.compact
     def __call__(self, text: jax.Array, hidden: bool = False) -> dict[str, Any]:
-        """tokens [B L D], pooled [B D]; `hidden` adds a tuple of the blocks' outputs. L may be shorter than `context`.
+        """tokens [B L D] and pooled [B D]; `hidden` adds a tuple of the blocks' outputs.
 
-        Raises UserError if L is longer.
+        Raises UserError if L is larger than `context`.
         """
         length = text.shape[1]
         self._check(length)
@@ -88,7 +89,7 @@ class TextTransformer(nn.Module):
         )  # fmt: skip
 
     def pooled_at(self, text: jax.Array) -> int | jax.Array:
-        """The pooled position: an int, or i32 [B]."""
+        """Position of the pooled vector: an int, or i32 [B]."""
         if self.pool == "first":
             return 0
         if self.pool == "last":
@@ -97,7 +98,7 @@ class TextTransformer(nn.Module):
 
 
 def text_transformer(size: str, **fields: Any) -> TextTransformer:
-    """The text tower of a row of SIZES; `fields` are TextTransformer's. Raises UserError for an unknown size."""
+    """The text encoder of one of vit.SIZES; `fields` override TextTransformer's. Raises UserError for an unknown size."""
     row = size_named(size)
     sizes: dict[str, Any] = {"width": row.text_width, "depth": row.text_depth, "heads": row.text_heads}
     return TextTransformer(**sizes | fields)

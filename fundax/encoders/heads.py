@@ -1,6 +1,4 @@
-"""Heads of self-distillation: tokens to logits over prototypes.
-
-VisionFM's decoders of a feature vector: an MLP behind a batch norm, and a line behind the encoding of an interval."""
+"""Heads: iBOT's projection onto prototypes, VisionFM's MLP for classification and regression, and its forecasting head."""
 
 from __future__ import annotations
 
@@ -10,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from fundax.encoders import layers
+from fundax.encoders.positions import sin_cos
 from fundax.encoders.resnet import BatchNorm
 from fundax.types import UserError
 
 
 class PrototypeLayer(nn.Module):
-    """Unit vectors [... E] to logits f32 [... K]: the weight-normalised linear layer g v / |v| (arXiv:1602.07868, eq. 2).
+    """Weight-normalised linear layer with weights g v / |v| (arXiv:1602.07868, equation 2).
 
-    kernel [E K] is v, scale [K] is g. With `frozen_scale` g gets no gradient; the optimizer must leave it alone too
-    (optim.frozen), as it would decay it.
+    Maps unit vectors [... E] to logits f32 [... K]; kernel [E K] is v and scale [K] is g. With `frozen_scale` g gets no
+    gradient. Freeze it in the optimizer too (optim.freeze), or weight decay changes it.
     """
 
     prototypes: int
@@ -35,14 +34,15 @@ class PrototypeLayer(nn.Module):
 
 
 class IBOTHead(nn.Module):
-    """The projection head of DINO and iBOT (arXiv:2111.07832, section 3.3): an MLP, L2 normalisation, prototypes.
+    """Projection head of DINO and iBOT: MLP, L2 normalisation, prototypes (arXiv:2111.07832, section 3.3).
 
-    `shared`: class token and patches have the same prototypes; else `last_layer2` has the patches' `patch_prototypes`.
-    `split`: patches have an MLP of their own too, as DINOv2's untied heads (arXiv:2304.07193, section 4).
+    shared: the class token and the patches have the same prototypes; otherwise the patches have `patch_prototypes` of
+        their own, in `last_layer2`.
+    split: the patches also have their own MLP, as DINOv2's untied heads (arXiv:2304.07193, section 4).
     """
 
     prototypes: int
-    patch_prototypes: int | None = None  # of an unshared head; None is the same number
+    patch_prototypes: int | None = None  # if they are not shared; None: as many as `prototypes`
     hidden: int = 2048
     bottleneck: int = 256
     layers: int = 3
@@ -60,21 +60,21 @@ class IBOTHead(nn.Module):
             self.last_layer2 = PrototypeLayer(self.patch_prototypes or self.prototypes, self.frozen_scale)
 
     def token(self, x: jax.Array) -> jax.Array:
-        """Class tokens [... D] to f32 [... K]."""
+        """Logits f32 [... K] of class tokens [... D]."""
         return self.last_layer(self.mlp(x))
 
     def patch(self, x: jax.Array) -> jax.Array:
-        """Patch tokens [... D] to f32 [... K of patches]."""
+        """Logits f32 [... K'] of patch tokens [... D]."""
         last = self.last_layer2 if self.split or not self.shared else self.last_layer
         return last((self.mlp2 if self.split else self.mlp)(x))
 
     def __call__(self, tokens: jax.Array) -> dict[str, jax.Array]:
-        """Tokens [B 1+N D], class token first, to the logits `token` [B K] and `patch` [B N K']."""
+        """Logits `token` [B K] and `patch` [B N K'] of tokens [B 1+N D], class token first."""
         return {"token": self.token(tokens[:, 0]), "patch": self.patch(tokens[:, 1:])}
 
 
 class _Bottleneck(nn.Module):
-    """[... D] to unit vectors f32 [... bottleneck]; fc1, fc2, ..."""
+    """MLP with GELU, then L2 normalisation: [... D] to unit vectors f32 [... bottleneck]."""
 
     hidden: int
     bottleneck: int
@@ -90,11 +90,13 @@ class _Bottleneck(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """Features f32 [B C] to f32 [B outputs]: ClsHead of VisionFM with 3, 2 or 1 layers (RegHead is that of 2 layers).
+    """VisionFM's ClsHead: batch norm and an MLP of 1, 2 or 3 layers; features f32 [B C] to f32 [B outputs].
 
-    3 layers: C, C/2, C/4, outputs; 2: C, C/4, outputs; 1: C, outputs; exact GELU and dropout between. Before them a batch
-    norm over the channels, whose running statistics are nearly those of the last batch (torch's momentum 0.99); it
-    refuses a batch of one (UserError). `norm` off with one layer is a plain linear head. Kernels normal, 0.01.
+    The widths are C, outputs (1 layer), C, C/4, outputs (2 layers, also VisionFM's RegHead) or C, C/2, C/4, outputs (3
+    layers), with exact GELU and dropout in between. The running statistics of the batch norm are nearly those of the
+    last batch (PyTorch's momentum 0.99). One layer without `norm` is a plain linear head.
+
+    Raises UserError for another number of layers, and for batch statistics of a single example.
     """
 
     outputs: int
@@ -107,7 +109,7 @@ class MLPHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """With `train`: batch statistics ("batch_stats" must be mutable), and dropout where there is a "dropout" rng."""
+        """With `train`, use batch statistics ("batch_stats" must be mutable), and dropout if there is a "dropout" rng."""
         if self.layers not in (1, 2, 3):
             raise UserError(f"a head of {self.layers} layers; expected 1, 2 or 3")
         x = x.astype(jnp.float32)
@@ -128,10 +130,10 @@ class MLPHead(nn.Module):
 
 
 class ForecastHead(nn.Module):
-    """Features f32 [B V C] of V visits, and the days from each to the day asked about, f32 [B V], to a logit f32 [B].
+    """Forecast from visits: mean over the visits of (features + interval encoding), then a linear layer; logit f32 [B].
 
-    Each visit is x + encoding(days); present visits (bool [B V], None: all) are averaged, and a line reads the mean: with
-    one visit that is VisionFM's head, which is linear. Without a present visit the logit is the line of nothing.
+    Takes features f32 [B V C] of V visits, the days f32 [B V] from each visit to the date predicted for, and which visits
+    are present, bool [B V] (None: all). With one visit this is VisionFM's head. Without any, the logit is the bias.
     """
 
     @nn.compact
@@ -145,9 +147,11 @@ class ForecastHead(nn.Module):
 
 
 def interval_encoding(days: jax.Array, width: int) -> jax.Array:
-    """days [...] to f32 [... width]: sines in even columns, cosines in odd ones (arXiv:1706.03762, section 3.5)."""
+    """Sinusoidal encoding of intervals: days [...] to f32 [... width], sines in even channels and cosines in odd ones.
+
+    Source: arXiv:1706.03762, section 3.5. Raises UserError for an odd width.
+    """
     if width % 2:
-        raise UserError(f"an interval is encoded in an even width, not {width}")
-    frequency = np.exp(np.arange(0, width, 2) * (-np.log(1e4) / width)).astype(np.float32)
-    angle = days.astype(jnp.float32)[..., None] * frequency.reshape((1,) * days.ndim + (-1,))
-    return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*days.shape, width)
+        raise UserError(f"an interval encoding needs an even width, got {width}")
+    rates = np.exp(np.arange(0, width, 2) * (-np.log(1e4) / width))
+    return sin_cos(days, rates).reshape(*days.shape, width)

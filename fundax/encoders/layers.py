@@ -1,11 +1,11 @@
-"""The parts every transformer here is made of: norms, attention, blocks, and how a stack of blocks is run.
+"""Layers of the transformers: activations, norms, attention, blocks and stacks of blocks.
 
-Parameters are fp32; `dtype` is what matrix products are computed in ("float32", or "bfloat16" on accelerators).
-Norms, attention logits and softmax are always fp32."""
+Parameters are fp32. `dtype` is the dtype of matrix products: "float32", or "bfloat16" on accelerators. Norms, attention
+logits and softmax are always fp32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,35 +18,31 @@ from fundax.encoders.attention import Path, attend
 from fundax.types import UserError
 
 Initializer = Callable[..., jax.Array]
-
-
 Activation = Callable[[jax.Array], jax.Array]
-
-
-Rows = int | jax.Array | None
+Rows = int | jax.Array | None  # the row of tokens [B N D] to compute: one for all examples, i32 [B], or None for all
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x * sigmoid(1.702 x), any shape: OpenAI's CLIP, DFN, Chinese-CLIP and RET-CLIP were trained with it."""
+    """x * sigmoid(1.702 x): the activation of OpenAI's CLIP, DFN, Chinese-CLIP and RET-CLIP."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
-    """x * Phi(x) by the error function, any shape (arXiv:1606.08415, section 2); torch's default GELU."""
+    """Exact GELU, x * Phi(x) (arXiv:1606.08415, section 2): PyTorch's default."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """The tanh form of GELU, any shape (arXiv:1606.08415, section 2); SigLIP uses it."""
+    """Tanh approximation of GELU (arXiv:1606.08415, section 2): SigLIP's activation."""
     return jax.nn.gelu(x, approximate=True)
 
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [... D] times an fp32 kernel [D ...], in x's dtype; the kernel's gradient is accumulated and returned in fp32.
+    """Product of x [... D] with an fp32 kernel [D ...] in x's dtype, whose kernel gradient stays in fp32.
 
-    The same numbers as jnp.tensordot. The gradient is spelt out in the kernel's own order because a training step on CPU
-    measured faster so than with the one JAX derives: see benchmarks/train_step.py. No forward-mode derivative.
+    The gradient that JAX derives is rounded to bfloat16 where x is bfloat16, and is summed over devices in bfloat16.
+    There is no forward-mode derivative.
     """
     return jax.lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
 
@@ -67,14 +63,21 @@ def _product_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[
 product.defvjp(_product_forward, _product_backward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
+def apply(
+    module: nn.Module, params: Any, *inputs: Any, rngs: Mapping[str, jax.Array] | None = None, **options: Any
+) -> Any:
+    """The outputs of a module that has parameters only: module.apply with params, without its union of result types."""
+    return module.apply({"params": params}, *inputs, rngs=dict(rngs or {}), **options)
+
+
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """L2-normalises the last axis in fp32, any shape, with the peers' floor of 1e-12 on the norm."""
+    """L2-normalise the last axis in fp32; norms below 1e-12 count as 1e-12, as in PyTorch's normalize."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
 
 
 def take_rows(x: jax.Array, rows: Rows, axis: int = 1) -> jax.Array:
-    """Row `rows` of each example, kept as an axis of length 1; an int for all examples, or i32 [B]. None takes all."""
+    """Row `rows` of each example, [B N ...] to [B 1 ...]: an int for all examples, or i32 [B]. None returns x."""
     if rows is None:
         return x
     if isinstance(rows, int):
@@ -87,7 +90,7 @@ def take_rows(x: jax.Array, rows: Rows, axis: int = 1) -> jax.Array:
 
 @dataclass(frozen=True)
 class BlockInit:
-    """Initialisers of one block's matrices and MLP biases; norms start as the identity, attention biases at zero."""
+    """Initialisers of the matrices and MLP biases of a block. Norms start as the identity, attention biases at zero."""
 
     qkv: Initializer
     out: Initializer
@@ -98,7 +101,7 @@ class BlockInit:
 
 
 def uniform(bound: float) -> Initializer:
-    """U(-bound, bound); torch's default for a Linear or a convolution has bound = fan_in ** -0.5."""
+    """Initialiser U(-bound, bound). PyTorch's default for linear layers and convolutions is bound = fan_in ** -0.5."""
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -107,17 +110,16 @@ def uniform(bound: float) -> Initializer:
 
 
 def init_clip_vision(width: int, hidden: int, depth: int) -> BlockInit:
-    """open_clip leaves its vision blocks as torch makes them: Xavier-uniform packed qkv, U(+-fan_in^-.5) elsewhere."""
-    del depth
+    """Initialisers of open_clip's vision blocks, PyTorch's defaults: Xavier-uniform packed qkv, else U(+-fan_in^-.5)."""
     narrow, wide = uniform(width**-0.5), uniform(hidden**-0.5)
     return BlockInit(uniform((6 / (4 * width)) ** 0.5), narrow, narrow, wide, narrow, wide)
 
 
 def init_clip_text(width: int, hidden: int, depth: int) -> BlockInit:
-    """OpenAI CLIP's text blocks: normal, qkv width^-.5, fc1 (2 width)^-.5, both outputs (2 width depth)^-.5."""
+    """Initialisers of CLIP's text blocks: N(0, std) with std width^-.5 (qkv), (2 width)^-.5 (fc1), else (2 width depth)^-.5."""
     normal = nn.initializers.normal
     residual = normal((2 * width * depth) ** -0.5)
-    biases = uniform(width**-0.5), uniform(hidden**-0.5)  # not reset by the peers: torch's default
+    biases = uniform(width**-0.5), uniform(hidden**-0.5)  # PyTorch's default, which CLIP does not reset
     return BlockInit(normal(width**-0.5), residual, normal((2 * width) ** -0.5), residual, *biases)
 
 
@@ -125,7 +127,7 @@ def init_clip_text(width: int, hidden: int, depth: int) -> BlockInit:
 
 
 class LayerNorm(nn.Module):
-    """Normalises the last axis in fp32 with a two-pass variance (arXiv:1607.06450); returns the input's dtype."""
+    """Layer norm (arXiv:1607.06450) of the last axis in fp32, with a two-pass variance; returns the input's dtype."""
 
     epsilon: float = 1e-5
 
@@ -141,7 +143,7 @@ class LayerNorm(nn.Module):
 
 
 class Dense(nn.Module):
-    """x [... D] to x W + b [... width] in `dtype`: kernel [D width], bias [width]."""
+    """Linear layer [... D] to [... width] in `dtype`; kernel [D width], bias [width]."""
 
     width: int
     kernel_initial: Initializer
@@ -157,7 +159,7 @@ class Dense(nn.Module):
 
 
 class PackedProjection(nn.Module):
-    """The kernels of queries, keys and values as one [D 3 D]: one product, whose last axis may be sharded by heads."""
+    """Query, key and value projections with one kernel [D 3 D]: a single product, whose last axis can be sharded by head."""
 
     width: int
     bias: bool
@@ -166,7 +168,7 @@ class PackedProjection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, first: int = 0, last: int = 3) -> jax.Array:
-        """x [B N D] to projections first..last-1 of (queries, keys, values), [B N last-first D]."""
+        """Projections first..last-1 of (queries, keys, values) of x [B N D]; [B N last-first D]."""
         width = self.width
         kernel = self.param("kernel", self.initial, (width, 3, width), jnp.float32)
         y = product(x.astype(self.dtype), kernel[:, first:last])
@@ -177,14 +179,14 @@ class PackedProjection(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. `rows` asks for the output of one row only: other rows then cost keys and values alone."""
+    """Multi-head self-attention. With `rows` only that row's output is computed; the others give keys and values."""
 
     width: int
     heads: int
     qkv_bias: bool
     initial: BlockInit
     dtype: str = "float32"
-    dropout: float = 0.0  # of the attention weights; active where the caller gives a "dropout" rng
+    dropout: float = 0.0  # of the attention weights; active if the caller passes a "dropout" rng
     kind: Path = "plain"
 
     def setup(self) -> None:
@@ -193,7 +195,7 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, rows: Rows = None) -> jax.Array:
-        """x [B N D], mask bool broadcastable to [B H N N]; returns [B N D], or [B 1 D] if `rows` is given."""
+        """x [B N D], mask bool broadcastable to [B H N N]; returns [B N D], or [B 1 D] with `rows`."""
         if rows is None:
             q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)  # each [B N D]
         else:
@@ -201,13 +203,13 @@ class Attention(nn.Module):
             k, v = jnp.moveaxis(self.qkv(x, 1, 3), 2, 0)
             mask = None if mask is None else take_rows(mask, rows, axis=2)
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
-        on = self.dropout > 0 and self.has_rng("dropout")
-        y = attend(q, k, v, mask, partial(self.drop, deterministic=False) if on else None, self.kind)
+        active = self.dropout > 0 and self.has_rng("dropout")
+        y = attend(q, k, v, mask, partial(self.drop, deterministic=False) if active else None, self.kind)
         return self.out(y.reshape(*y.shape[:2], self.width))
 
 
 class MLP(nn.Module):
-    """Two dense layers with an activation between, [... D] to [... D]."""
+    """Two linear layers with an activation in between; [... D] to [... D]."""
 
     width: int
     hidden: int
@@ -225,7 +227,7 @@ class MLP(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Multiplies each channel by a learned gamma (arXiv:2103.17239, eq. 4)."""
+    """Multiply each channel by a learned gamma (arXiv:2103.17239, equation 4)."""
 
     width: int
     start: float
@@ -237,7 +239,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block (arXiv:2010.11929, eq. 2-3)."""
+    """Pre-norm transformer block (arXiv:2010.11929, equations 2 and 3)."""
 
     width: int
     heads: int
@@ -248,7 +250,7 @@ class Block(nn.Module):
     epsilon: float = 1e-5
     layer_scale: float | None = None
     dtype: str = "float32"
-    kind: Path = "plain"  # of attention
+    kind: Path = "plain"  # implementation of attention
 
     def setup(self) -> None:
         self.norm1 = LayerNorm(self.epsilon)
@@ -262,9 +264,9 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, mask: jax.Array | None = None, rows: Rows = None, drop: jax.Array | None = None
     ) -> jax.Array:
-        """x [B N D], mask bool broadcastable to [B H N N]; returns [B N D], or [B 1 D] if `rows` is given.
+        """x [B N D], mask bool broadcastable to [B H N N]; returns [B N D], or [B 1 D] with `rows`.
 
-        drop (): the rate of stochastic depth, where the caller gives a "drop_path" rng.
+        drop (): rate of stochastic depth; active if the caller passes a "drop_path" rng.
         """
         scale1 = self.layer_scale1 if self.layer_scale is not None else _same
         scale2 = self.layer_scale2 if self.layer_scale is not None else _same
@@ -272,7 +274,10 @@ class Block(nn.Module):
         return x + self._dropped(scale2(self.mlp(self.norm2(x))), drop)
 
     def _dropped(self, x: jax.Array, rate: jax.Array | None) -> jax.Array:
-        """Each example's branch left out with probability `rate`, else divided by 1 - rate (arXiv:1603.09382, eq. 5)."""
+        """Stochastic depth: drop each example's branch with probability `rate`, else divide it by 1 - rate.
+
+        Source: arXiv:1603.09382, equation 5.
+        """
         if rate is None or not self.has_rng("drop_path"):
             return x
         kept = jax.random.bernoulli(self.make_rng("drop_path"), 1 - rate, (len(x), 1, 1))
@@ -289,7 +294,7 @@ REMAT = ("none", "full", "dots")
 
 
 def _remat(function: Callable[..., Any], policy: str) -> Callable[..., Any]:
-    """none keeps every activation; full keeps the residual stream only; dots also keeps the products with weights."""
+    """Rematerialise a block: "full" stores only its input, "dots" also products with weights, "none" everything."""
     if policy not in REMAT:
         raise UserError(f"remat is {policy!r}; expected one of {', '.join(REMAT)}")
     if policy == "none":
@@ -300,21 +305,19 @@ def _remat(function: Callable[..., Any], policy: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Stack:
-    """How blocks are run: `scan` over one block with stacked parameters (quick to compile), or unrolled (quick to run)."""
+    """A stack of blocks: unrolled, which runs faster, or one `scan` over stacked parameters, which compiles faster."""
 
     depth: int
     scan: bool = False
     remat: str = "none"
-    drop_path: float = 0.0  # of the last block; from 0 in the first it rises linearly
+    drop_path: float = 0.0  # stochastic depth of the last block, rising linearly from 0 in the first
 
     def __call__(
         self, block: Callable[..., Any], x: jax.Array, mask: jax.Array | None, rows: Rows, keep: bool
     ) -> dict[str, Any]:
-        """Called inside a compact module: makes its children block_0.. (or `blocks`) and runs them on x [B N D].
+        """Run the blocks on x [B N D], as children block_0.. (or `blocks`) of the compact module that calls this.
 
-        tokens [B N D]; row [B D], that row of the tokens; hidden, every block's output, if `keep`.
-        Unrolled, the row comes from a last block that computes no other: under jit, a loss that reads the row alone skips
-        most of that block, and one that reads the tokens too pays for one token more.
+        Returns tokens [B N D]; row [B D], one row of the tokens; and hidden, the outputs of all blocks if `keep`.
         Raises UserError for an unknown `remat`.
         """
 
@@ -337,7 +340,10 @@ class Stack:
             before = x
             x, _ = step(each, x, None if rates is None else rates[i])
             kept += (x,) if keep else ()
-        if rates is not None:  # another draw of the last block would make another row
+        if rates is not None:  # running the last block again would draw other examples to drop
             return {"tokens": x, "row": take_rows(x, 0 if rows is None else rows)[:, 0], "hidden": kept}
+        # The row is computed by a second call of the last block, for this row only. Under jit, a loss that needs only the
+        # row (as CLIP's) never computes the other rows of that block; one that needs all tokens pays for one more. At
+        # depth 6 a CLIP step takes 13 % more processor time without this (benchmarks/train_step.py, Ti/16, batch 8).
         last = _remat(lambda block, x: block(x, mask, 0 if rows is None else rows)[:, 0], self.remat)
         return {"tokens": x, "row": last(blocks[-1], before), "hidden": kept}

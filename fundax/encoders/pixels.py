@@ -1,4 +1,4 @@
-"""Changes of brightness and contrast on the device, on uint8 images as they crossed the border."""
+"""Operations on pixels, computed on the device: normalisation, mixup and CutMix, brightness and contrast."""
 
 from __future__ import annotations
 
@@ -6,37 +6,66 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fundax.types import Array, UserError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, of RGB in [0, 1]
+# Mean and standard deviation of RGB in [0, 1]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+RGB = tuple[float, float, float]
+Moments = Sequence[float] | Sequence[RGB]  # one row for all images, or a row for each modality
 
 
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+def normalize(
+    image: Array, mean: Moments, std: Moments, dtype: str = "float32", modality: Array | None = None
+) -> jax.Array:
+    """Normalise uint8 images: (image / 255 - mean) / std in `dtype`. Floating-point images are only cast.
 
+    Args:
+        image: [B ... 3].
+        mean, std: of RGB in [0, 1], one row or a row for each modality.
+        dtype: of the result.
+        modality: i32 [B], the row of each image; needed if there are several rows.
 
-def normalize(image: Array, mean: Sequence[float], std: Sequence[float], dtype: str = "float32") -> jax.Array:
-    """uint8 [... 3] to (image / 255 - mean) / std in `dtype`; a floating image is normalised already and is only cast.
-
-    Raises UserError for any other dtype.
+    Raises:
+        UserError: another dtype, or a missing modality.
     """
     if jnp.issubdtype(image.dtype, jnp.floating):
         return jnp.asarray(image, dtype)
     if image.dtype != jnp.uint8:
         raise UserError(f"images must be uint8, or floating and normalised already; got {image.dtype}")
-    shape = (1,) * (image.ndim - 1) + (3,)
-    scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32).reshape(shape)
-    shift = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)], jnp.float32).reshape(shape)
-    return (jnp.asarray(image).astype(jnp.float32) * scale - shift).astype(dtype)
+    return standardize(jnp.asarray(image).astype(jnp.float32), mean, std, dtype, modality)
+
+
+def standardize(
+    pixels: jax.Array, mean: Moments, std: Moments, dtype: str = "float32", modality: Array | None = None
+) -> jax.Array:
+    """`normalize` for f32 pixels from 0 to 255."""
+    means, stds = (np.atleast_2d(np.asarray(rows, np.float64)) for rows in (mean, std))
+    # one multiplication and one subtraction per pixel; the constants are computed in float64
+    scale, shift = (jnp.asarray(rows, jnp.float32) for rows in (1 / (255 * stds), means / stds))
+    if len(means) > 1:
+        if modality is None:
+            raise UserError(f"the batch has no 'modality', and there is a mean for each of {len(means)} modalities")
+        scale, shift = scale[modality], shift[modality]
+    shape = (len(scale), *(1,) * (pixels.ndim - 2), 3)
+    return (pixels * scale.reshape(shape) - shift.reshape(shape)).astype(dtype)
 
 
 def mixup_cutmix(
     rng: jax.Array, image: jax.Array, targets: jax.Array, mixup: float = 0.0, cutmix: float = 0.0, chance: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899) of images [B h w 3] and targets f32 [B K] with the batch reversed.
+    """Mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899) of the batch with the reversed batch.
 
-    mixup, cutmix: alphas of Beta(alpha, alpha), 0 for neither; with both, each every other time. chance: of mixing at
-    all. One share and one box for a batch, as timm's Mixup in its mode "batch".
+    One ratio and one box per batch, as in timm's Mixup with mode "batch".
+
+    Args:
+        rng: random key.
+        image, targets: [B h w 3] and f32 [B K].
+        mixup, cutmix: alpha of Beta(alpha, alpha), 0 to disable; if both are enabled, each is used half of the time.
+        chance: probability of mixing at all.
     """
     if not mixup and not cutmix:
         return image, targets
@@ -51,7 +80,7 @@ def mixup_cutmix(
 
 
 def _box(rng: jax.Array, kept: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """A box of 1 - kept of the area around a uniform centre, cut at the edges: bool [h w], and its share of the area."""
+    """A box with 1 - kept of the area and a uniform centre, clipped at the edges; bool [h w], and its share of the area."""
     within = []
     for key, side in zip(jax.random.split(rng), size, strict=True):
         half = (side * jnp.sqrt(1 - kept)).astype(jnp.int32) // 2
@@ -62,16 +91,16 @@ def _box(rng: jax.Array, kept: jax.Array, size: tuple[int, int]) -> tuple[jax.Ar
     return box, box.mean(dtype=jnp.float32)
 
 
-GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's weights of red, green and blue
+GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's weights of red, green and blue in a grey image
 
 
 def jittered(image: jax.Array, rng: jax.Array, brightness: float = 0.2, contrast: float = 0.2) -> jax.Array:
-    """Images u8 [B h w 3] to f32 in 0..255: each by U(1 - x, 1 + x) of both, in random order, from its own numbers.
+    """Random brightness and contrast: images u8 [B h w 3] to f32 from 0 to 255.
 
-    The draws are those of data_pipelines' ColorJitter in distribution, and so are the pixels but for its rounding to
-    8 bits between the two steps. Rows draw independently, so the images may be split over devices in any way.
+    Both factors are drawn from U(1 - x, 1 + x) and applied in random order, independently for each image. The result
+    has the distribution of data_pipelines' ColorJitter, which also rounds to 8 bits between the two operations.
 
-    Source: torchvision `ColorJitter` on Pillow images (brightness and contrast).
+    Source: torchvision's ColorJitter on Pillow images (brightness and contrast only).
     """
     keys = jax.random.split(rng, 3)
     b = (len(image), 1, 1, 1)
@@ -84,12 +113,12 @@ def jittered(image: jax.Array, rng: jax.Array, brightness: float = 0.2, contrast
 
 
 def brightened(pixels: jax.Array, factor: jax.Array) -> jax.Array:
-    """f32 [B h w 3] in 0..255 times a factor [B 1 1 1]; what leaves the range is cut off."""
+    """Multiply pixels f32 [B h w 3] by a factor [B 1 1 1] and clip them to 0..255."""
     return jnp.clip(pixels * factor, 0.0, 255.0)
 
 
 def contrasted(pixels: jax.Array, factor: jax.Array) -> jax.Array:
-    """f32 [B h w 3] in 0..255 moved away from, or towards, the whole number nearest to the image's mean grey."""
+    """Scale the contrast of pixels f32 [B h w 3], in 0..255, around the image's mean grey, rounded to an integer."""
     grey = pixels @ jnp.asarray(GREY, jnp.float32)  # [B h w]
     middle = jnp.floor(jnp.round(grey).mean((1, 2)) + 0.5)[:, None, None, None]
     return jnp.clip(middle + factor * (pixels - middle), 0.0, 255.0)

@@ -1,17 +1,21 @@
-"""Position tables moved to another grid, by each peer's own rule, as explicit matrices in float64 numpy."""
+"""Position tables: interpolation to another grid, by the rule of each original implementation, and sinusoids.
+
+The interpolation matrices are explicit, in float64 NumPy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fundax.types import Array, UserError
 
 
 def cubic(x: np.ndarray, a: float) -> np.ndarray:
-    """The cubic convolution kernel of parameter `a` (Keys 1981, eq. 4 and its family), any shape."""
+    """Cubic convolution kernel with parameter `a` (Keys 1981, equation 4), for x of any shape."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = a * (((x - 5) * x + 8) * x - 4)
@@ -19,9 +23,9 @@ def cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def antialiased(old: int, new: int) -> np.ndarray:
-    """[new old] of open_clip's rule: bicubic, a = -0.5, pixel centres, widened and renormalised when shrinking.
+    """Matrix [new old] of open_clip's rule: antialiased bicubic interpolation with a = -0.5 and pixel centres.
 
-    The same as jax.image.resize(method="cubic", antialias=True), and as torch's antialiased interpolate.
+    The same as jax.image.resize(method="cubic", antialias=True) and PyTorch's antialiased interpolate.
     """
     scale = old / new
     centres = (np.arange(new) + 0.5) * scale - 0.5
@@ -30,28 +34,31 @@ def antialiased(old: int, new: int) -> np.ndarray:
 
 
 def aligned_corners(old: int, new: int) -> np.ndarray:
-    """[new old] of RET-CLIP's and Chinese-CLIP's rule: bicubic, a = -0.75, corners aligned, edges repeated, no antialiasing."""
+    """Matrix [new old] of RET-CLIP's and Chinese-CLIP's rule: bicubic with a = -0.75 and aligned corners.
+
+    Edges are repeated; there is no antialiasing.
+    """
     return _four_taps(np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0), old)
 
 
 def pixel_centres(old: int, new: int) -> np.ndarray:
-    """[new old] of the rule by which DINO-family code (iBOT, VisionFM) fits a checkpoint to another grid when it is loaded.
+    """Matrix [new old] by which DINO, iBOT and VisionFM fit a checkpoint to another grid when loading it.
 
-    Bicubic, a = -0.75, pixel centres, edges repeated, no antialiasing: torch's interpolate with a size.
+    Bicubic with a = -0.75 and pixel centres, edges repeated, no antialiasing: PyTorch's interpolate with a size.
     """
     return _four_taps((np.arange(new) + 0.5) * (old / new) - 0.5, old)
 
 
 def scaled(old: int, new: int) -> np.ndarray:
-    """[new old] of the rule by which the same code moves positions at run time, for crops of another size.
+    """Matrix [new old] by which the same code interpolates positions at run time, for crops of another size.
 
-    As pixel_centres, but with the scale factor (new + 0.1) / old: their guard against a grid that is rounded down.
+    As pixel_centres, but with the scale factor (new + 0.1) / old, which keeps PyTorch from rounding the grid down.
     """
     return _four_taps((np.arange(new) + 0.5) * (old / (new + 0.1)) - 0.5, old)
 
 
 def _four_taps(centres: np.ndarray, old: int) -> np.ndarray:
-    """[new old]: cubic weights, a = -0.75, of the four pixels around each centre; those beyond the edge fall on it."""
+    """[new old]: cubic weights (a = -0.75) of the four pixels around each centre; pixels beyond an edge repeat it."""
     weights = np.zeros((len(centres), old))
     rows = np.arange(len(centres))
     for tap in (-1, 0, 1, 2):
@@ -63,10 +70,10 @@ def _four_taps(centres: np.ndarray, old: int) -> np.ndarray:
 def resize_positions(
     table: Array, rows: int, rule: Callable[[int, int], np.ndarray] = antialiased, *, class_row: bool = True
 ) -> np.ndarray:
-    """A table [N D] of a square grid, moved to `rows` rows (again a square grid); f32 [rows D].
+    """Interpolate a position table [N D] of a square grid to `rows` rows; f32 [rows D].
 
-    The class row, first, is copied. A table that has the size already is returned as it is.
-    Raises UserError if either number of rows is not a square (plus the class row).
+    The first row, that of the class token, is copied. A table of the right size is returned unchanged.
+    Raises UserError if one of the two grids is not square.
     """
     table = np.asarray(table, np.float32)
     if len(table) == rows:
@@ -84,3 +91,10 @@ def _side(patches: int) -> int:
     if side * side != patches or side == 0:
         raise UserError(f"a position table of {patches} patches is not a square grid")
     return side
+
+
+def sin_cos(x: Array, rates: Array) -> jax.Array:
+    """Sine and cosine of x [...] times every rate [F]; f32 [... F 2]."""
+    x = jnp.asarray(x, jnp.float32)[..., None]
+    angles = x * jnp.asarray(rates, jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -1,8 +1,7 @@
-"""A transformer that writes reports on the tokens of an image: KeepFIT's FFA captioner (github.com/lxirich/MM-Retinal).
+"""Report decoder: a transformer that generates text from image tokens, with greedy and beam search on a key-value cache.
 
-Pre-norm blocks of attention (arXiv:1706.03762), words with a sinusoid of their position, image tokens without one.
-
-Reports written word by word on a decoder with a key-value cache: greedy, and by beams; both compile as one loop."""
+The architecture is KeepFIT's FFA captioner (github.com/lxirich/MM-Retinal): pre-norm blocks (arXiv:1706.03762), words
+with sinusoidal positions, image tokens without positions. Both searches compile to one loop."""
 
 from __future__ import annotations
 
@@ -14,16 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders.layers import Dense, attend, uniform
+from fundax.encoders.positions import sin_cos
 from fundax.types import Params, UserError
 
-Cache = list[dict[str, jax.Array]]  # of each decoder block: keys and values of words so far, and of the image
-
-
+Cache = list[dict[str, jax.Array]]  # for each decoder block: keys and values of the words so far, and of the image
 _xavier = nn.initializers.xavier_uniform()
 
 
 class TorchNorm(nn.Module):
-    """gamma (x - mean) / (std + epsilon) + beta with the unbiased standard deviation, which is not a usual LayerNorm."""
+    """scale (x - mean) / (std + epsilon) + bias with the unbiased standard deviation, unlike an ordinary LayerNorm."""
 
     epsilon: float = 1e-6
 
@@ -35,13 +33,14 @@ class TorchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
-        spread = jnp.sqrt(jnp.maximum((y * y).sum(-1, keepdims=True) / (width - 1), 1e-24))  # its slope at 0 is finite
-        y = y / (spread + self.epsilon) * scale.reshape(1, 1, -1) + bias.reshape(1, 1, -1)
+        # the floor keeps the gradient of the square root finite at 0
+        std = jnp.sqrt(jnp.maximum((y * y).sum(-1, keepdims=True) / (width - 1), 1e-24))
+        y = y / (std + self.epsilon) * scale.reshape(1, 1, -1) + bias.reshape(1, 1, -1)
         return y.astype(x.dtype)
 
 
 class CrossAttention(nn.Module):
-    """Attention with four projections with biases; queries and the attended may be different sequences."""
+    """Multi-head attention with separate query, key, value and output projections; for self- and cross-attention."""
 
     width: int
     heads: int
@@ -54,7 +53,7 @@ class CrossAttention(nn.Module):
         self.drop = nn.Dropout(self.dropout)
 
     def memory(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of x [B N D], [B N H d] each."""
+        """Keys and values [B N H d] of x [B N D]."""
         return self._split(self.key(x)), self._split(self.value(x))
 
     def __call__(self, x: jax.Array, memory: tuple[jax.Array, jax.Array], mask: jax.Array | None = None) -> jax.Array:
@@ -68,7 +67,7 @@ class CrossAttention(nn.Module):
 
 
 class ReportBlock(nn.Module):
-    """x + attention(norm1 x), then x + cross(norm2 x, image) in a decoder, then x + mlp(norm3 x)."""
+    """Pre-norm block: x + attention(norm1 x), in a decoder x + cross(norm2 x, image), then x + mlp(norm3 x)."""
 
     width: int
     heads: int
@@ -88,13 +87,13 @@ class ReportBlock(nn.Module):
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None, memory: Any = None) -> jax.Array:
-        """x [B n D]; memory: keys and values of the image, for a decoder; mask bool of the first attention."""
+        """x [B n D]; mask: bool, of the self-attention; memory: keys and values of the image, for a decoder."""
         y = self.norm1(x)
         x = x + self._drop(self.attention(y, self.attention.memory(y), mask))
         return self._rest(x, memory)
 
     def step(self, x: jax.Array, cache: dict[str, jax.Array], at: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """One word x [B 1 D] at position `at`, with its keys and values written into the cache."""
+        """Process one word x [B 1 D] at position `at`; returns it and the cache with its keys and values."""
         y = self.norm1(x)
         new = dict(zip(("key", "value"), self.attention.memory(y), strict=True))
         start = (0, at, 0, 0)
@@ -114,16 +113,16 @@ class ReportBlock(nn.Module):
 
 
 class ReportDecoder(nn.Module):
-    """Image tokens [B N D'] and the ids of a report [B L] to log-probabilities of the next ids, f32 [B L V].
+    """Log-probabilities of the next ids, f32 [B L V], from image tokens [B N D'] and the ids of a report [B L].
 
-    `vocab` counts every id. A report begins with `bos`, ends with `eos` and is filled up with `pad`; FFA's captioner has
-    0 for all three. Dropout is active where the caller gives a "dropout" rng.
+    A report begins with `bos`, ends with `eos` and is padded with `pad`; in FFA's captioner all three are 0. `vocab`
+    counts every id. Dropout is active if the caller passes a "dropout" rng.
     """
 
     vocab: int
-    context: int = 90  # the longest report that is written
+    context: int = 90  # the largest length of a generated report
     width: int = 512
-    depth: int = 3  # of the encoder on image tokens and of the decoder each
+    depth: int = 3  # blocks of the encoder of image tokens, and as many of the decoder
     heads: int = 8
     hidden: int = 512
     dropout: float = 0.1
@@ -146,9 +145,9 @@ class ReportDecoder(nn.Module):
         self.drop, self.visual_drop = nn.Dropout(self.dropout), nn.Dropout(self.visual_dropout)
 
     def __call__(self, tokens: jax.Array, ids: jax.Array) -> jax.Array:
-        """log p of the id after each of ids i32 [B L], f32 [B L V]; filled-up positions are not attended to."""
+        """Log-probabilities f32 [B L V] of the id after each of ids i32 [B L]; padding is not attended to."""
         first = jnp.arange(ids.shape[1])[None] == 0
-        there = (ids != self.pad) | first  # the first id counts even where bos is pad
+        there = (ids != self.pad) | first  # the first id is bos, which may equal pad
         order = jnp.tril(jnp.ones((ids.shape[1],) * 2, bool))
         mask = (there[:, None, :] & order[None])[:, None]  # [B 1 L L]
         x = self._words(ids, sinusoid(ids.shape[1], self.width))
@@ -158,7 +157,7 @@ class ReportDecoder(nn.Module):
         return self._next(x)
 
     def read(self, tokens: jax.Array) -> jax.Array:
-        """Image tokens [B N D'] to what reports are written from, [B N D]."""
+        """Encode image tokens [B N D'] for the decoder; [B N D]."""
         x = jax.nn.relu(self.visual(tokens.astype(self.dtype)))
         x = self.visual_drop(x, deterministic=not self.has_rng("dropout"))
         for block in self.encoder:
@@ -166,7 +165,7 @@ class ReportDecoder(nn.Module):
         return self.encoder_norm(x)
 
     def begin(self, tokens: jax.Array) -> Cache:
-        """An empty cache for the reports of B images."""
+        """A cache for the reports of B images, without any word."""
         memory = self.read(tokens)
         shape = (len(tokens), self.context, self.heads, self.width // self.heads)
         empty = {"key": jnp.zeros(shape, self.dtype), "value": jnp.zeros(shape, self.dtype)}
@@ -174,7 +173,7 @@ class ReportDecoder(nn.Module):
         return [empty | image for image in images]
 
     def step(self, cache: Cache, ids: jax.Array, at: jax.Array) -> tuple[jax.Array, Cache]:
-        """ids i32 [B] at position `at` to log p of the next ones, f32 [B V], and the cache with them in it."""
+        """Log-probabilities f32 [B V] of the ids after ids i32 [B] at position `at`, and the updated cache."""
         place = jax.lax.dynamic_slice_in_dim(sinusoid(self.context, self.width), at, 1)
         x, kept = self._words(ids[:, None], place), []
         for block, each in zip(self.decoder, cache, strict=True):
@@ -193,27 +192,29 @@ class ReportDecoder(nn.Module):
 
 
 def sinusoid(length: int, width: int) -> jax.Array:
-    """Positions as sines (even channels) and cosines (odd ones), f32 [length width] (arXiv:1706.03762, 3.5)."""
-    rates = jnp.exp(jnp.arange(0, width, 2, dtype=jnp.float32) * (-math.log(10000.0) / width))
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rates[None]
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, -1)[:, :width]
+    """Sinusoidal positions f32 [length width]: sines in even channels, cosines in odd ones (arXiv:1706.03762, 3.5)."""
+    rates = jnp.exp(jnp.arange(0, width, 2, dtype=jnp.float32) * (-math.log(10000.0) / width))  # fp32, as the original
+    return sin_cos(jnp.arange(length), rates).reshape(length, -1)[:, :width]
 
 
 def token_loss(log_p: jax.Array, ids: jax.Array, there: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum of -log p of each report's ids i32 [B L], where `there`, and their number; log_p f32 [B L V]; f32 [B] each."""
+    """Sum of -log p over the ids i32 [B L] of each report where `there`, and their number; f32 [B] each.
+
+    log_p: f32 [B L V].
+    """
     chosen = jnp.take_along_axis(log_p, ids[:, :, None], axis=2)[:, :, 0]
     weight = there.astype(jnp.float32)
     return -(chosen * weight).sum(1), weight.sum(1)
 
 
-_DONE = -1000.0  # what a finished beam loses, as the peers' search takes it out of the race
+_DONE = -1000.0  # added to the score of a finished beam, so that it is not extended; as in the original search
 
 
 def greedy(decoder: ReportDecoder, params: Params, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The likeliest next word at every step.
+    """Greedy search: the most likely word at every step.
 
-    tokens [B N D'] of images. Returns ids i32 [B context], without the first (bos), ending in eos and then pad; and the
-    sum of their log-probabilities f32 [B].
+    tokens: image tokens [B N D']. Returns ids i32 [B context], without bos and padded after eos, and the sum of their
+    log-probabilities, f32 [B].
     """
     rows = len(tokens)
 
@@ -236,15 +237,15 @@ def greedy(decoder: ReportDecoder, params: Params, tokens: jax.Array) -> tuple[j
 def beam_search(
     decoder: ReportDecoder, params: Params, tokens: jax.Array, beams: int = 3
 ) -> tuple[jax.Array, jax.Array]:
-    """The likeliest whole report among those that `beams` open ones lead to; no length penalty.
+    """Beam search without length penalty. Arguments and results are those of `greedy`.
 
-    Arguments and results as of `greedy`. Source: the beam search of github.com/lxirich/MM-Retinal's FFA branch: a beam
-    that ends is kept as a candidate and falls out of the race; at the last position every beam ends.
+    A beam that ends becomes a candidate and is not extended; at the last position every beam ends. The best candidate
+    is returned. Source: the FFA branch of github.com/lxirich/MM-Retinal.
     """
     rows, context = len(tokens), decoder.context
     cache = decoder.apply({"params": params}, tokens, method="begin")
-    cache = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), cache)  # rows of one image side by side
-    first = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)[None]  # all beams begin alike: only one may spread
+    cache = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), cache)  # the beams of an image are neighbours
+    first = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)[None]  # all beams are equal at first: extend only one
 
     def step(carry: Any, at: jax.Array) -> tuple[Any, None]:
         cache, ids, written, score, best, best_score = carry
@@ -259,11 +260,11 @@ def beam_search(
         ends = (ids == decoder.eos) | (at == context - 1)
         ended = jnp.where(ends, score, -jnp.inf)
         top = jnp.argmax(ended, axis=1)[:, None]
-        found = jnp.take_along_axis(ended, top, axis=1)[:, 0]
-        better = found > best_score
+        top_score = jnp.take_along_axis(ended, top, axis=1)[:, 0]
+        better = top_score > best_score
         report = jnp.take_along_axis(written, top[:, :, None], axis=1)[:, 0]
         best = jnp.where(better[:, None], report, best)
-        best_score = jnp.where(better, found, best_score)
+        best_score = jnp.where(better, top_score, best_score)
         return (cache, ids, written, score + _DONE * ends, best, best_score), None
 
     blank = jnp.full((rows, beams, context), decoder.pad, jnp.int32)

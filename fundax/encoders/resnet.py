@@ -1,7 +1,7 @@
-"""ResNet of bottlenecks (arXiv:1512.03385) in the layout of torchvision's resnet50: FLAIR's and KeepFIT's image tower.
+"""ResNet with bottleneck blocks (arXiv:1512.03385), as torchvision's resnet50: FLAIR's and KeepFIT's image encoder.
 
-Convolutions have torch's explicit padding (JAX's SAME pads a stride of 2 on the other side), and the stride of a stage
-lies on its 3x3 convolution."""
+Convolutions are padded explicitly as in PyTorch, because JAX's SAME pads the other side for a stride of 2. The stride of
+a stage is in its 3x3 convolution."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ import jax.numpy as jnp
 from fundax.encoders.layers import Initializer
 from fundax.types import UserError
 
-EXPANSION = 4  # outputs of a bottleneck per width of its middle
+EXPANSION = 4  # output channels of a bottleneck per channel of its 3x3 convolution
 
 
-# width of the first stage, units of the four stages
-SIZES = {"resnet14": (64, (1, 1, 1, 1)), "resnet50": (64, (3, 4, 6, 3)), "resnet101": (64, (3, 4, 23, 3))}
+# Width of the first stage and units of each stage. resnet50 and resnet101 are torchvision's; the others are ours, for
+# small machines: resnet-tiny learns from a few thousand images what a ViT of its cost does not.
+SIZES = {
+    "resnet-smoke": (8, (1,)),
+    "resnet-tiny": (24, (1, 1, 1, 1)),
+    "resnet14": (64, (1, 1, 1, 1)),
+    "resnet50": (64, (3, 4, 6, 3)),
+    "resnet101": (64, (3, 4, 23, 3)),
+}
 
 
 _he: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # what torchvision starts from
@@ -27,15 +34,16 @@ _he: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  #
 class ResNet(nn.Module):
     """Images [B h w 3] to a feature map, its positions as tokens [B N D], and their mean as pooled [B D].
 
-    D is 32 times `width` with four stages, and the map is 1/32 of the image. Batch statistics are the collection
-    "batch_stats" (an objective keeps it in `extra`); `image_size` is what batches are expected to have, no limit.
+    With four stages D is 32 `width_first`, and the map has 1/32 of the image's resolution. Batch statistics are in the
+    collection "batch_stats", which objectives keep in `extra`. `image_size` is the size of training batches; the model
+    accepts any size.
     """
 
     image_size: int = 512
     width_first: int = 64
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     epsilon: float = 1e-5
-    momentum: float = 0.1  # torch's sense: the weight of the new statistics
+    momentum: float = 0.1  # weight of the new statistics, as in PyTorch
     dtype: str = "float32"
 
     @property
@@ -45,9 +53,9 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False, hidden: bool = False) -> dict[str, Any]:
-        """tokens [B N D], pooled [B D] fp32, map [B h/32 w/32 D]; `hidden` adds stem and the output of every stage.
+        """tokens [B N D], pooled f32 [B D], map [B h/32 w/32 D]; `hidden` adds the stem and the output of every stage.
 
-        With `train` the statistics are those of the batch, and "batch_stats" must be mutable.
+        With `train` the statistics of the batch are used, and "batch_stats" must be mutable.
         """
         x = Conv(self.width_first, 7, 2, self.dtype, name="conv1")(image.astype(self.dtype))
         kept = {"stem": x}
@@ -69,7 +77,7 @@ class ResNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 to `width`, 3x3 with the stride, 1x1 to 4 width, each normalised; the first of a stage projects its shortcut."""
+    """1x1 convolution to `width`, 3x3 with the stride, 1x1 to 4 `width`; the first of a stage projects its shortcut."""
 
     width: int
     stride: int
@@ -92,7 +100,7 @@ class Bottleneck(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution without bias; kernel [size size C width]; half the size is padded on both sides, as torch does."""
+    """Convolution without bias, padded by half its size on both sides, as in PyTorch; kernel [size size C width]."""
 
     width: int
     size: int
@@ -110,10 +118,10 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (arXiv:1502.03167), statistics in fp32 over all of a global batch, whatever devices hold it.
+    """Batch normalisation (arXiv:1502.03167) with fp32 statistics of the global batch, on any mesh.
 
-    Running statistics are torch's: the variance kept is the unbiased one, N / (N - 1) times that which normalises, and
-    `count` is the number of batches seen. Raises UserError for one value per channel, whose variance is nothing.
+    Running statistics are PyTorch's: the running variance is the unbiased one, N / (N - 1) times the variance used for
+    normalising, and `count` is the number of batches seen. Raises UserError for a single value per channel.
     """
 
     epsilon: float = 1e-5
@@ -121,7 +129,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """x [B h w C] in any dtype; returns that dtype."""
+        """x [B h w C]; returns its dtype."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(x.shape[-1], jnp.float32))
@@ -142,7 +150,7 @@ class BatchNorm(nn.Module):
 
 
 def _moments(y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of each channel, two passes: no digits are lost where the mean is large."""
+    """Mean and biased variance of each channel, in two passes, which is accurate even if the mean is large."""
     if y.size == y.shape[-1]:
         raise UserError(f"batch statistics of one value per channel (a map of {y.shape[:3]}): enlarge batch or image")
     mean = y.mean((0, 1, 2))
@@ -154,7 +162,7 @@ def _wide(x: jax.Array) -> jax.Array:
 
 
 def resnet(size: str, **fields: Any) -> ResNet:
-    """The ResNet of a row of SIZES; `fields` are ResNet's. Raises UserError for an unknown size."""
+    """A ResNet of one of SIZES; `fields` override ResNet's. Raises UserError for an unknown size."""
     if size not in SIZES:
         raise UserError(f"ResNet size is {size!r}; expected one of {', '.join(SIZES)}")
     width, blocks = SIZES[size]

@@ -1,4 +1,4 @@
-"""The U-Net that predicts noise: Imagen's (arXiv:2205.11487, appendix B), with its efficient form for wide images."""
+"""U-Net for diffusion models: Imagen's (arXiv:2205.11487, appendix B), including the efficient variant."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders import layers
+from fundax.encoders.positions import sin_cos
 from fundax.types import UserError
 
 _zeros = nn.initializers.zeros
-
-
-_FREQUENCIES = 16  # of the embedding of a noise level
+_FREQUENCIES = 16  # of the embedding of the noise level
 
 
 class UNet(nn.Module):
-    """Noisy images [B h w 3] and their log signal-to-noise ratios [B] to the noise in them, f32 [B h w 3].
+    """Predicts the noise f32 [B h w 3] in images [B h w 3], given their log signal-to-noise ratios [B].
 
-    Level i has `dim * mults[i]` channels, `blocks[i]` residual blocks down and as many up, and self-attention where
-    `attention[i]`. With `efficient` a level shrinks before its blocks (the first works at h/2), else after them.
-    `condition` is the width of a vector about the image that is added to the embedding of the noise level (0: none).
-    With `low` the network takes the noised low-resolution image of a cascade too, and its noise level.
+    Level i has `dim * mults[i]` channels, `blocks[i]` residual blocks on the way down and as many on the way up, and
+    self-attention if `attention[i]`.
+
+    efficient: downsample before the blocks of a level instead of after them, so that the first level works at h/2.
+    condition: width of a conditioning vector that is added to the embedding of the noise level; 0: none.
+    low: also take the noisy low-resolution image of a cascade, and its noise level.
     """
 
     dim: int = 64
@@ -41,12 +42,12 @@ class UNet(nn.Module):
 
     @property
     def shrinks(self) -> int:
-        """How much smaller the last level is than the image; the image's side must be a multiple of it."""
+        """Downsampling factor of the last level; the sides of the image must be multiples of it."""
         return 2 ** (len(self.mults) - (0 if self.efficient else 1))
 
     def _check(self, x: jax.Array, condition: jax.Array | None, low: jax.Array | None) -> None:
         if not len(self.mults) == len(self.blocks) == len(self.attention):
-            raise UserError("UNet: mults, blocks and attention have an entry for each level")
+            raise UserError("UNet: mults, blocks and attention must have one entry for each level")
         if x.shape[1] % self.shrinks or x.shape[2] % self.shrinks:
             raise UserError(f"image is {x.shape[1:3]}; this UNet takes multiples of {self.shrinks}")
         width = None if condition is None else condition.shape[-1]
@@ -64,12 +65,12 @@ class UNet(nn.Module):
         low: jax.Array | None = None,
         low_log_snr: jax.Array | None = None,
     ) -> jax.Array:
-        """x f32 [B h w 3], log_snr f32 [B], condition f32 [B K]; low f32 [B h w 3] and low_log_snr f32 [B]; see above.
+        """x f32 [B h w 3], log_snr f32 [B], condition f32 [B K]; low f32 [B h w 3] and low_log_snr f32 [B].
 
-        Raises UserError for sizes that do not halve as often as needed, and for parts that are missing or too many.
+        Raises UserError for sizes that are not multiples of `shrinks`, and for inputs that do not match the fields.
         """
         self._check(x, condition, low)
-        level = self._embedded(log_snr, condition, low_log_snr)
+        level = self._embedding(log_snr, condition, low_log_snr)
         x = x if low is None else jnp.concatenate([x, low], axis=-1)
         x = first = self._conv(x.astype(self.dtype), self.dim, name="first")
         kept = []
@@ -96,8 +97,8 @@ class UNet(nn.Module):
         x = jax.nn.silu(_norm("last_norm")(x))
         return self._conv(x, 3, zero=True, name="last").astype(jnp.float32)
 
-    def _embedded(self, log_snr: jax.Array, condition: jax.Array | None, low: jax.Array | None) -> jax.Array:
-        """What is known beside the pixels, [B 4 dim]."""
+    def _embedding(self, log_snr: jax.Array, condition: jax.Array | None, low: jax.Array | None) -> jax.Array:
+        """Embedding [B 4 dim] of the noise levels and the condition, for the residual blocks."""
         width = 4 * self.dim
         total = self._dense(jax.nn.silu(self._dense(waves(log_snr), width, "level_0")), width, "level_1")
         if low is not None:
@@ -110,7 +111,7 @@ class UNet(nn.Module):
         return ResidualBlock(width, self.dtype, name=name)(x, level)
 
     def _attend(self, x: jax.Array, level: int, name: str) -> jax.Array:
-        """A transformer block over all positions, where the level has one."""
+        """A transformer block over all positions, if the level has one."""
         if not self.attention[level]:
             return x
         b, h, w, c = x.shape
@@ -120,13 +121,13 @@ class UNet(nn.Module):
         return block(x.reshape(b, h * w, c)).reshape(b, h, w, c)
 
     def _down(self, x: jax.Array, width: int, name: str) -> jax.Array:
-        """Half the side: 2 x 2 pixels side by side as channels, and one product (as imagen-pytorch does)."""
+        """Downsample by 2: 2 x 2 pixels become channels, then a linear layer, as in imagen-pytorch."""
         b, h, w, c = x.shape
         x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
         return self._dense(x, width, name)
 
     def _up(self, x: jax.Array, width: int, name: str) -> jax.Array:
-        """Twice the side: nearest neighbour, then a convolution, which leaves no chequered pattern."""
+        """Upsample by 2: nearest neighbour, then a convolution, which avoids checkerboard artefacts."""
         x = x.repeat(2, axis=1).repeat(2, axis=2)
         return self._conv(x, width, name=name)
 
@@ -138,7 +139,10 @@ class UNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, 3x3 twice, with a shortcut; the noise level scales and shifts between (arXiv:2205.11487, figure A.27)."""
+    """Group norm, SiLU and 3x3 convolution, twice, with a shortcut; the noise level scales and shifts in between.
+
+    Source: arXiv:2205.11487, figure A.27.
+    """
 
     width: int
     dtype: str = "float32"
@@ -158,9 +162,8 @@ class ResidualBlock(nn.Module):
 
 
 def waves(log_snr: jax.Array) -> jax.Array:
-    """Sines and cosines of a log signal-to-noise ratio, f32 [B] to [B 32], periods from 1.6 to 200."""
-    angles = log_snr[:, None] * jnp.geomspace(1 / 32, 4, _FREQUENCIES)[None]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    """Encode log signal-to-noise ratios f32 [B] as sines, then cosines, with periods from 1.6 to 200; f32 [B 32]."""
+    return sin_cos(log_snr, jnp.geomspace(1 / 32, 4, _FREQUENCIES)).swapaxes(1, 2).reshape(len(log_snr), -1)
 
 
 def _norm(name: str) -> nn.GroupNorm:
@@ -172,5 +175,5 @@ def _conv(width: int, dtype: str, name: str, zero: bool = False) -> nn.Conv:
 
 
 def _torch(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """What torch gives a convolution [kh kw C width]: U(+-fan_in^-.5)."""
+    """PyTorch's initial values of a convolution kernel [kh kw C width]: U(+-fan_in^-.5)."""
     return layers.uniform(math.prod(shape[:-1]) ** -0.5)(key, shape, dtype)

@@ -1,12 +1,10 @@
-"""Decoders from the patch tokens of four blocks of a ViT to a map of the image's own size: UNETR's, and a linear one.
+"""Dense decoders for a ViT, UNETR and a linear one, and the functions that segmentation and landmark models share.
 
-VisionFM segments and finds landmarks with the first (arXiv:2310.04992; its form of UNETR, arXiv:2103.10504); sizes, names
-and arithmetic are those of its public code, held to it by golden tests. Channels are last here, [B h w C].
+A decoder maps the patch tokens of four blocks to a map of the image's size. VisionFM's form of UNETR (arXiv:2310.04992,
+arXiv:2103.10504) follows its public code; golden tests compare the two. Channels are last: [B h w C].
 
-A ViT and a decoder of maps as one model: what segmentation and landmarks share.
-
-Pure functions of an objective that has the fields of `Maps`. Parameters are "image/..." and "decoder/..."; the decoder's
-batch statistics are carried in `extra`, of the whole global batch on any mesh."""
+The shared functions take an objective with the fields of `Maps`. Parameters are "image/..." and "decoder/..."; the
+decoder's batch statistics, of the global batch on any mesh, are in `extra`."""
 
 from __future__ import annotations
 
@@ -26,29 +24,32 @@ LEVELS = 4
 
 
 def decoder_blocks(depth: int) -> tuple[int, ...]:
-    """Which four blocks (from 0) a decoder reads: VisionFM's 3, 5, 7, 11 of 12 and 5, 11, 17, 23 of 24, else evenly.
+    """The four blocks, counted from 0, that a decoder reads: VisionFM's for depth 12 and 24, else evenly spaced.
 
-    Raises UserError for a ViT of fewer than four blocks.
+    Raises UserError for a ViT with fewer than four blocks.
     """
     if depth == 12:
         return (3, 5, 7, 11)
     if depth < LEVELS:
         raise UserError(
-            f"a decoder reads {LEVELS} blocks, and the encoder has {depth}; name the blocks, or take another"
+            f"a decoder reads {LEVELS} blocks, and the encoder has {depth}; name the blocks, or use another encoder"
         )
     return tuple(depth * (i + 1) // LEVELS - 1 for i in range(LEVELS))
 
 
 class UNETR(nn.Module):
-    """Tokens of four blocks and the image to K numbers per pixel; with `train`, statistics of the batch and dropout.
+    """UNETR decoder: tokens of four blocks, and the image, to K logits per pixel.
 
-    Three levels join what comes from below with tokens brought to that resolution, the fourth with the image itself:
-    1/8, 1/4, 1/2 and all of the image's resolution, of 4, 2, 1 and 1/2 times `width` channels. The tokens' own
-    resolution is 1/16 at a patch of 16; at 8 the first transposed convolutions enlarge nothing, at 32 fourfold. Other
-    patches are decoded as the nearest of these, on a map of another size that is then resized.
-    start: where the biases of the outputs begin; -3 says at first that little of an image belongs to any structure
-    (arXiv:1708.02002, section 3.3), which spares small ones many steps.
-    Batch statistics are the collection "batch_stats"; dropout of whole channels needs a "dropout" rng to act.
+    Four levels at 1/8, 1/4, 1/2 and the full resolution have 4, 2, 1 and 1/2 `width` channels. The first three
+    concatenate upsampled tokens, the last the image. Tokens have 1/16 of the resolution for a patch of 16. For a patch
+    of 8 the first transposed convolutions do not enlarge, and for 32 they enlarge fourfold; other patch sizes are
+    decoded as the nearest of these, and the result is resized.
+
+    outputs: K. start: initial bias of the logits; with -3 few pixels belong to any structure at first, which saves many
+        steps for small structures (arXiv:1708.02002, section 3.3).
+    dropout: of whole channels; active if the caller passes a "dropout" rng.
+
+    With `train` the batch norms use batch statistics, which are in the collection "batch_stats".
     """
 
     outputs: int
@@ -60,12 +61,12 @@ class UNETR(nn.Module):
 
     @property
     def first(self) -> int:
-        """How far the first transposed convolution of every path enlarges."""
+        """Enlargement by the first transposed convolution of every path."""
         return 1 if self.patch <= 8 else 2 if self.patch < 24 else 4
 
     @nn.compact
     def __call__(self, tokens: tuple[jax.Array, ...], image: jax.Array, train: bool = False) -> jax.Array:
-        """tokens: four times [B N D], the earliest block first; image [B h w 3], normalised; f32 [B h w K]."""
+        """Logits f32 [B h w K] from four token arrays [B N D], earliest block first, and normalised images [B h w 3]."""
         grid = (image.shape[1] // self.patch, image.shape[2] // self.patch)
         z3, z6, z9, z12 = (_as_map(z, grid).astype(self.dtype) for z in _four(tokens))
         side = (grid[0] * 8 * self.first, grid[1] * 8 * self.first)
@@ -91,7 +92,7 @@ class UNETR(nn.Module):
         return Enlarge(self._channels(level), times, self.dtype, name=name)(x)
 
     def _skip(self, level: int, z: jax.Array, train: bool) -> jax.Array:
-        """Tokens [B h w D] brought to the resolution of a level by as many steps."""
+        """Upsample tokens [B h w D] to the resolution of a level, in as many steps."""
         for i in range(level):
             z = self._up(f"s{level}_up{i}", level, z, 2 if i else self.first)
             z = self._conv(f"s{level}_conv{i}", level, z, train)
@@ -106,15 +107,15 @@ class UNETR(nn.Module):
 
 
 def drop_channels(x: jax.Array, rng: jax.Array, rate: float) -> jax.Array:
-    """x [B h w C] without a part `rate` of the channels of each image, the others larger by as much (arXiv:1411.4280, 3.2)."""
+    """Dropout of whole channels of x [B h w C], independently for each image (arXiv:1411.4280, section 3.2)."""
     kept = jax.random.bernoulli(rng, 1 - rate, (len(x), 1, 1, x.shape[-1]))
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 class Linear(nn.Module):
-    """Tokens of four blocks side by side, one product for each patch, enlarged to the image: f32 [B h w K].
+    """Linear decoder: concatenated tokens of the blocks, one linear layer, bilinear upsampling to f32 [B h w K].
 
-    The enlarging is bilinear with half-pixel centres, clamped at the edges. Fields and arguments are UNETR's.
+    Half-pixel centres, clamped at the edges. Fields and arguments are UNETR's; training and evaluation are the same.
     """
 
     outputs: int
@@ -124,8 +125,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: tuple[jax.Array, ...], image: jax.Array, train: bool = False) -> jax.Array:
-        """See UNETR; there is nothing here that training does differently."""
-        del train
+        """See UNETR."""
         grid = (image.shape[1] // self.patch, image.shape[2] // self.patch)
         z = jnp.concatenate([_as_map(z, grid).astype(self.dtype) for z in tokens], -1)
         logits = _dense(self, z.shape[-1])(z).astype(jnp.float32)
@@ -133,10 +133,10 @@ class Linear(nn.Module):
 
 
 class Enlarge(nn.Module):
-    """A transposed convolution whose stride is its size: every position becomes a square of `times` by `times`.
+    """Transposed convolution with equal size and stride: every position becomes a square of `times` by `times`.
 
-    kernel [C times times width]; with times 1 it is a product at each position. Biases begin at 0, as in ConvNorm, where
-    the norm takes them out anyway: half as many random numbers to compile.
+    kernel [C times times width]. Biases start at 0, as in ConvNorm, whose norm cancels them: random ones would only add
+    compile time.
     """
 
     width: int
@@ -147,7 +147,9 @@ class Enlarge(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B h w C] to [B times*h times*w width]."""
         b, h, w, c = x.shape
-        initial = layers.uniform((self.width * self.times**2) ** -0.5)  # torch counts the outputs of a transposed one
+        initial = layers.uniform(
+            (self.width * self.times**2) ** -0.5
+        )  # PyTorch's fan-in of a transposed convolution counts its outputs
         kernel = self.param("kernel", initial, (c, self.times, self.times, self.width), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32).astype(self.dtype)
         y = layers.product(x, kernel).transpose(0, 1, 3, 2, 4, 5)
@@ -155,7 +157,7 @@ class Enlarge(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A 3x3 convolution with bias, batch normalisation, ReLU: [B h w C] to [B h w width]; kernel [3 3 C width]."""
+    """3x3 convolution with bias, batch norm and ReLU: [B h w C] to [B h w width]; kernel [3 3 C width]."""
 
     width: int
     dtype: str = "float32"
@@ -171,7 +173,7 @@ class ConvNorm(nn.Module):
 
 
 def _dense(decoder: UNETR | Linear, fan_in: int) -> layers.Dense:
-    """The outputs at every position, with torch's initial values of a convolution's kernel."""
+    """The output layer at every position, with PyTorch's initial values of a 1x1 convolution."""
     start = nn.initializers.constant(decoder.start)
     return layers.Dense(decoder.outputs, layers.uniform(fan_in**-0.5), start, decoder.dtype, name="out")
 
@@ -183,7 +185,7 @@ def _four(tokens: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
 
 
 def _as_map(tokens: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """[B N D] to [B rows columns D], row by row; a class token in front is left out."""
+    """Reshape tokens [B N D] to [B rows columns D], without the class token if there is one."""
     rows, columns = grid
     extra = tokens.shape[1] - rows * columns
     if extra not in (0, 1):
@@ -192,16 +194,16 @@ def _as_map(tokens: jax.Array, grid: tuple[int, int]) -> jax.Array:
 
 
 def _resized(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Bilinear, half-pixel centres, clamped at the edges; nothing where the size is right."""
+    """Bilinear interpolation with half-pixel centres, clamped at the edges; unchanged if the size is right."""
     if x.shape[1:3] == size:
         return x
     return jax.image.resize(x, (len(x), *size, x.shape[-1]), "linear", antialias=False).astype(x.dtype)
 
 
 class Maps(Protocol):
-    """image: the encoder; decoder: reads `blocks` of it; `frozen`: the encoder takes no part in learning.
+    """Fields of an objective with a dense decoder: an encoder, a decoder that reads its `blocks`, and normalisation.
 
-    mean, std: of RGB in [0, 1], by which images u8 are normalised.
+    frozen: the encoder is not trained.
     """
 
     @property
@@ -219,7 +221,7 @@ class Maps(Protocol):
 
 
 def init(model: Maps, rng: jax.Array) -> tuple[Params, Extra]:
-    """Fresh parameters and, for a decoder that has them, batch statistics. Raises UserError where the parts do not fit."""
+    """Initial parameters, and batch statistics if the decoder has any. Raises UserError if the parts do not fit."""
     check(model)
     first, second = jax.random.split(rng)
     side = model.image.image_size
@@ -231,26 +233,26 @@ def init(model: Maps, rng: jax.Array) -> tuple[Params, Extra]:
 
 
 def check(model: Maps) -> None:
-    """Raises UserError for patches that differ, an image the patches do not fill, or a number of blocks."""
+    """Raise UserError if encoder and decoder differ in patch size, patches do not fill the image or a block is missing."""
     if model.image.patch != model.decoder.patch:
         raise UserError(f"the encoder has patches of {model.image.patch}, the decoder of {model.decoder.patch}")
     if model.image.image_size % model.image.patch:
         raise UserError(f"patches of {model.image.patch} do not fill an image of {model.image.image_size} pixels")
     if wrong := [block for block in model.blocks if not 0 <= block < model.image.depth]:
-        raise UserError(f"the decoder reads block {wrong[0]}, the encoder has 0 to {model.image.depth - 1}")
+        raise UserError(f"the decoder reads block {wrong[0]}, but the encoder has 0 to {model.image.depth - 1}")
 
 
 def logits(model: Maps, params: Params, extra: Extra, image: Any) -> jax.Array:
-    """f32 [B h w K] of images u8 (or normalised, floating) [B h w 3], by the running statistics, nothing dropped."""
+    """Logits f32 [B h w K] of images [B h w 3], with running statistics and without dropout."""
     image = normalize(image, model.mean, model.std, model.image.dtype)
     tokens = chosen_layers(model.image, params["image"], image, model.blocks)
     return model.decoder.apply({"params": params["decoder"], **extra}, tokens, image)  # type: ignore[return-value]
 
 
 def training_logits(model: Maps, params: Params, extra: Extra, image: Any, rng: jax.Array) -> tuple[jax.Array, Extra]:
-    """As `logits`, by the statistics of the batch and with dropout; and the statistics moved on.
+    """Logits with batch statistics and dropout, and the updated running statistics.
 
-    A frozen encoder runs as in evaluation, and no gradient reaches it.
+    A frozen encoder runs as in evaluation and gets no gradient.
     """
     image = normalize(image, model.mean, model.std, model.image.dtype)
     drop, path = jax.random.split(rng)

@@ -1,8 +1,6 @@
-"""One Vision Transformer (arXiv:2010.11929) whose fields give CLIP's, SigLIP's, RET-CLIP's and VisionFM's.
+"""Vision Transformer (arXiv:2010.11929), with the options of CLIP, SigLIP, RET-CLIP, DINO, iBOT, VisionFM and RETFound.
 
-What else a ViT knows than its last tokens: the outputs of its last blocks, and where its tokens look.
-
-Pure functions of a tower and its parameters (layers unstacked or stacked); the arithmetic is the tower's own."""
+Also functions of a ViT and its parameters (stacked or not): intermediate outputs, attention maps and attention rollout."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from fundax.types import Params, UserError
 
 @dataclass(frozen=True)
 class Size:
-    """Both towers of a CLIP model: the image side's, then the text side's."""
+    """Sizes of a CLIP model: its image encoder, the width of the embedding, its text encoder."""
 
     image_size: int
     patch: int
@@ -35,9 +33,15 @@ class Size:
     text_heads: int
 
 
-# open_clip's model configurations of these names; H/14-378 is also that of apple/DFN5B-CLIP-ViT-H-14-378, and S/8 that
-# of Chinese-CLIP's. Ti/16 is ours, for small machines; L/16 has RETFound's image tower.
+# Sizes with a patch in their name are open_clip's model configurations; H/14-378 is also apple/DFN5B-CLIP-ViT-H-14-378,
+# S/8 also Chinese-CLIP's, and L/16 has RETFound's image encoder. The others are ours: two CPU cores train tiny and small
+# in minutes, and smoke only shows that a run starts and ends. Patches of 8 suit segmentation at few pixels.
 SIZES = {
+    "smoke": Size(32, 8, 16, 4, 1, 16, 16, 1, 1),
+    "tiny": Size(64, 16, 128, 4, 4, 128, 128, 4, 4),
+    "tiny/8": Size(64, 8, 64, 4, 2, 64, 64, 4, 2),
+    "small": Size(96, 16, 192, 6, 6, 192, 192, 6, 6),
+    "small/8": Size(64, 8, 128, 6, 4, 128, 128, 6, 4),
     "Ti/16": Size(224, 16, 192, 12, 3, 192, 192, 12, 3),
     "S/16": Size(224, 16, 384, 12, 6, 384, 384, 12, 6),
     "S/8": Size(224, 8, 384, 12, 6, 384, 384, 12, 6),
@@ -52,14 +56,17 @@ SIZES = {
 
 
 def size_named(name: str) -> Size:
-    """The row of SIZES. Raises UserError naming the known sizes."""
+    """The row of SIZES with this name. Raises UserError for an unknown size."""
     if name not in SIZES:
         raise UserError(f"size is {name!r}; expected one of {', '.join(SIZES)}")
     return SIZES[name]
 
 
 def patches(image: jax.Array, patch: int) -> jax.Array:
-    """[B h w C] to [B N p*p*C], row by row; pixels beyond the last whole patch are left out, as a strided convolution does."""
+    """Cut images [B h w C] into patches [B N p*p*C], row by row.
+
+    Pixels beyond the last whole patch are left out, as by a strided convolution.
+    """
     b, h, w, c = image.shape
     rows, columns = h // patch, w // patch
     image = image[:, : rows * patch, : columns * patch]
@@ -68,15 +75,18 @@ def patches(image: jax.Array, patch: int) -> jax.Array:
 
 
 def kept_patches(noise: jax.Array, ratio: float) -> jax.Array:
-    """FLIP's random choice of patches (arXiv:2212.00794, section 3): i32 [B n], n = int(N * (1 - ratio)).
+    """FLIP's random subset of patches, i32 [B n] with n = int(N * (1 - ratio)) (arXiv:2212.00794, section 3).
 
-    noise [B N]; the patches of the n smallest values, in ascending order of their noise.
+    noise [B N]: the patches with the n smallest values are kept, in ascending order of the noise.
     """
     return jnp.argsort(noise, axis=1)[:, : int(noise.shape[1] * (1 - ratio))]
 
 
 class PatchEmbedding(nn.Module):
-    """[B h w 3] to [B N D]: a convolution with stride p, written as one product. kernel [p p 3 D], torch's initial values."""
+    """Patch embedding [B h w 3] to [B N D]: a convolution with stride p, computed as one matrix product.
+
+    kernel [p p 3 D], with PyTorch's initial values.
+    """
 
     patch: int
     width: int
@@ -95,9 +105,9 @@ class PatchEmbedding(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """A learned query attends to the tokens, then an MLP with a residual: SigLIP's head (arXiv:2303.15343; arXiv:2106.04560).
+    """Attention pooling of SigLIP: a learned query attends to tokens [B N D], then an MLP with a residual; [B D].
 
-    tokens [B N D] to [B D].
+    Source: arXiv:2303.15343 and arXiv:2106.04560.
     """
 
     width: int
@@ -119,7 +129,7 @@ class AttentionPool(nn.Module):
 
 
 class _CrossAttention(nn.Module):
-    """Queries [1 D] shared by the batch look at tokens [B N D]; the same packed kernel as self-attention."""
+    """Cross-attention of queries [1 D], shared by the batch, to tokens [B N D], with self-attention's packed kernel."""
 
     width: int
     heads: int
@@ -137,13 +147,22 @@ class _CrossAttention(nn.Module):
 
 
 class ViT(nn.Module):
-    """Image [B h w 3], floating and normalised, to tokens [B N D] and a pooled vector [B D].
+    """Normalised images [B h w 3] to tokens [B N D] and a pooled vector [B D].
 
-    The class token, where there is one, is row 0 of the tokens and of `position`. `pool` takes the class token, the mean
-    of the patch tokens, or an attention head's output; `norm_after_pool` moves the final norm from the tokens to the pooled
-    vector. With `mask_ratio` > 0 and `noise` (or a "mask" rng) given, FLIP masking drops patches after positions are added.
-    With `mask_token` there is a learned token that takes the place of masked patches. `any_size` takes images of other
-    sizes and moves the positions to their grid (positions.scaled). `drop_path` needs a "drop_path" rng to act.
+    The class token, if there is one, is row 0 of the tokens and of `position`.
+
+    patch_bias, qkv_bias: whether these projections have a bias.
+    pre_norm: a norm before the blocks, as in CLIP.
+    pool: the class token, the mean of the patch tokens, or an attention pooling head (SigLIP).
+    norm_after_pool: apply the final norm to the pooled vector instead of the tokens.
+    layer_scale: initial value of a learned scale of each branch; None: no scale.
+    mask_ratio: part of the patches that FLIP drops, given `noise` or a "mask" rng; without either none is dropped.
+    mask_token: have a learned token that replaces masked patches (iBOT).
+    any_size: accept images of other sizes and interpolate the positions (positions.scaled).
+    drop_path: stochastic depth of the last block, rising linearly from 0; active with a "drop_path" rng.
+    init_std: of positions and class token; None: width ** -0.5. init_blocks: initialisers of the blocks.
+    scan: one scan over stacked layers, which compiles faster; otherwise unrolled. remat: see layers.Stack.
+    dtype: of matrix products. attention: implementation, see encoders/attention.py.
     """
 
     image_size: int
@@ -165,16 +184,16 @@ class ViT(nn.Module):
     mask_token: bool = False
     any_size: bool = False
     drop_path: float = 0.0
-    init_std: float | None = None  # of positions and class token; None is width ** -0.5
+    init_std: float | None = None
     init_blocks: Callable[[int, int, int], layers.BlockInit] = layers.init_clip_vision
     scan: bool = False
     remat: str = "none"
     dtype: str = "float32"
-    attention: layers.Path = "plain"  # how it is computed: encoders/attention.py
+    attention: layers.Path = "plain"
 
     @property
     def patches(self) -> int:
-        """Patches of one image, without the class token."""
+        """Number of patches of an image, without the class token."""
         return (self.image_size // self.patch) ** 2
 
     def _check(self, image: jax.Array) -> None:
@@ -193,16 +212,22 @@ class ViT(nn.Module):
     def __call__(
         self, image: jax.Array, noise: jax.Array | None = None, hidden: bool = False, masked: jax.Array | None = None
     ) -> dict[str, Any]:
-        """tokens [B N D] (after the final norm, unless it is applied to the pooled vector) and pooled [B D].
+        """tokens [B N D] (after the final norm, unless it applies to the pooled vector) and pooled [B D].
 
-        noise f32 [B patches]: see kept_patches. masked bool [B rows columns]: patches that the mask token replaces.
-        `hidden` adds patches [B N D], embedded [B N D] (the blocks' input) and hidden, a tuple of the blocks' outputs.
-        Raises UserError if the image is not `image_size` square (or, with `any_size`, smaller than a patch).
+        Args:
+            image: [B h w 3], normalised.
+            noise: f32 [B patches], see kept_patches.
+            hidden: also return patches [B N D], embedded [B N D] (the input of the blocks) and hidden, a tuple of the
+                outputs of the blocks.
+            masked: bool [B rows columns], patches that the mask token replaces.
+
+        Raises UserError if the image is not `image_size` square (with `any_size`: smaller than a patch).
         """
         self._check(image)
         embedded = PatchEmbedding(self.patch, self.width, self.patch_bias, self.dtype, name="patch")(image)
         grid = (image.shape[1] // self.patch, image.shape[2] // self.patch)
-        x = self._masked(self._positioned(self._replaced(embedded, masked), grid), noise)
+        # Order matters: a masked patch keeps its position (iBOT), and a dropped one takes it along (FLIP).
+        x = self._dropped(self._positioned(self._replaced(embedded, masked), grid), noise)
         x = layers.LayerNorm(self.epsilon, name="pre_norm")(x) if self.pre_norm else x
         stack = layers.Stack(self.depth, self.scan, self.remat, self.drop_path)
         out = stack(self._block(), x, None, 0, hidden)
@@ -218,33 +243,37 @@ class ViT(nn.Module):
         )  # fmt: skip
 
     def _replaced(self, x: jax.Array, masked: jax.Array | None) -> jax.Array:
-        """iBOT's masking (arXiv:2111.07832, section 3.1): before positions are added, which a masked patch thus keeps."""
+        """Replace masked patches by the mask token, before positions are added (iBOT: arXiv:2111.07832, section 3.1)."""
         if not self.mask_token:
             return x
+        # created even if nothing is masked, so that the parameters do not depend on the batch
         token = self.param("mask_token", nn.initializers.zeros, (self.width,), jnp.float32).astype(x.dtype)
         return x if masked is None else jnp.where(masked.reshape(*x.shape[:2], 1), token[None, None], x)
 
-    def _moved(self, position: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    def _interpolated(self, position: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """The position table [rows D] for another grid; the class token's row stays as it is."""
         side, skip = self.image_size // self.patch, int(self.class_token)
         if grid == (side, side):
             return position
         rows, columns = (jnp.asarray(scaled(side, new), jnp.float32) for new in grid)
         table = position[skip:].reshape(side, side, -1)
-        moved = jnp.einsum("ia,jb,abd->ijd", rows, columns, table, precision=jax.lax.Precision.HIGHEST)
-        return jnp.concatenate([position[:skip], moved.reshape(-1, self.width)])
+        # full fp32: the golden tests compare positions to 1e-6, which a TPU's default precision would miss
+        table = jnp.einsum("ia,jb,abd->ijd", rows, columns, table, precision=jax.lax.Precision.HIGHEST)
+        return jnp.concatenate([position[:skip], table.reshape(-1, self.width)])
 
     def _positioned(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
         normal = nn.initializers.normal(self.width**-0.5 if self.init_std is None else self.init_std)
         rows = self.patches + self.class_token
         position = self.param("position", normal, (rows, self.width), jnp.float32)
-        position = self._moved(position, grid).astype(x.dtype)
+        position = self._interpolated(position, grid).astype(x.dtype)
         if not self.class_token:
             return x + position[None]
         token = self.param("class_token", normal, (self.width,), jnp.float32).astype(x.dtype) + position[0]
         token = jnp.broadcast_to(token[None, None], (len(x), 1, self.width))
         return jnp.concatenate([token, x + position[None, 1:]], axis=1)
 
-    def _masked(self, x: jax.Array, noise: jax.Array | None) -> jax.Array:
+    def _dropped(self, x: jax.Array, noise: jax.Array | None) -> jax.Array:
+        """FLIP masking: only the kept patches go through the blocks, which is where the time is saved."""
         if self.mask_ratio == 0:
             return x
         if noise is None and self.has_rng("mask"):
@@ -271,29 +300,31 @@ class ViT(nn.Module):
 
 
 def init_dino(width: int, hidden: int, depth: int) -> layers.BlockInit:
-    """The initial values of DINO's, iBOT's and VisionFM's blocks: normal, 0.02, biases 0."""
-    del width, hidden, depth
+    """Initialisers of DINO's, iBOT's and VisionFM's blocks: N(0, 0.02), biases 0."""
     return layers.BlockInit(*(nn.initializers.normal(0.02),) * 4)
 
 
 def dino_vit(size: str, **fields: Any) -> ViT:
-    """The ViT of DINO, iBOT, VisionFM and RETFound (timm's), of a row of SIZES; `fields` are ViT's. Raises UserError."""
+    """A ViT as in timm, DINO, iBOT, VisionFM and RETFound, of one of SIZES; `fields` override ViT's.
+
+    Raises UserError for an unknown size.
+    """
     plain = {"activation": layers.gelu_exact, "epsilon": 1e-6, "patch_bias": True, "pre_norm": False}
     return vit(size, **(plain | {"init_std": 0.02, "init_blocks": init_dino, "any_size": True} | fields))
 
 
 def vit(size: str, **fields: Any) -> ViT:
-    """The image tower of a row of SIZES; `fields` are ViT's. Raises UserError for an unknown size."""
+    """The image encoder of one of SIZES; `fields` override ViT's. Raises UserError for an unknown size."""
     row = size_named(size)
     sizes: dict[str, Any] = {name: getattr(row, name) for name in ("image_size", "patch", "width", "depth", "heads")}
     return ViT(**sizes | fields)
 
 
 def intermediate_layers(tower: ViT, params: Params, image: jax.Array, last: int) -> tuple[jax.Array, ...]:
-    """The outputs of the `last` last blocks, the oldest first, each through the one final norm; `last` times [B N D].
+    """Outputs [B N D] of the last blocks, earliest first, each through the final norm: DINO's get_intermediate_layers.
 
-    A tower that norms after pooling has no norm for tokens, and its outputs are as the blocks leave them. The form of
-    DINO's get_intermediate_layers, which VisionFM's decoders read. Raises UserError for more blocks than there are.
+    If the final norm applies to the pooled vector, the outputs are not normalised. Raises UserError for more blocks
+    than the ViT has.
     """
     if not 0 < last <= tower.depth:
         raise UserError(f"the last {last} blocks of a ViT that has {tower.depth}")
@@ -303,39 +334,40 @@ def intermediate_layers(tower: ViT, params: Params, image: jax.Array, last: int)
 def chosen_layers(
     tower: ViT, params: Params, image: jax.Array, blocks: tuple[int, ...], rngs: Mapping[str, jax.Array] | None = None
 ) -> tuple[jax.Array, ...]:
-    """The outputs of the named blocks (from 0), each as intermediate_layers gives them; one [B N D] for each.
+    """Outputs [B N D] of the given blocks, counted from 0, normalised as by intermediate_layers.
 
-    rngs: "drop_path" where layers shall be left out. Raises UserError for a block that is not there.
+    rngs: "drop_path" for stochastic depth. Raises UserError for a block that does not exist.
     """
     if wrong := [block for block in blocks if not 0 <= block < tower.depth]:
         raise UserError(f"block {wrong[0]} of a ViT that has {tower.depth}, 0 to {tower.depth - 1}")
-    hidden = tower.apply({"params": params}, image, hidden=True, rngs=rngs)["hidden"]  # type: ignore[index]
+    hidden = layers.apply(tower, params, image, hidden=True, rngs=rngs)["hidden"]
     if tower.norm_after_pool:
         return tuple(hidden[block] for block in blocks)
-    norm = layers.LayerNorm(tower.epsilon)
-    return tuple(norm.apply({"params": params["norm"]}, hidden[block]) for block in blocks)  # type: ignore[misc]
+    return tuple(layers.apply(layers.LayerNorm(tower.epsilon), params["norm"], hidden[block]) for block in blocks)
 
 
 def attention_maps(
     tower: ViT, params: Params, image: jax.Array, last: int = 1, masked: jax.Array | None = None
 ) -> tuple[jax.Array, ...]:
-    """The softmax attention of the `last` last blocks, the oldest first, each f32 [B H N N]; row 0 is the class token's.
+    """Attention maps f32 [B H N N] of the last blocks, earliest first; row 0 is the class token's.
 
-    Raises UserError for more blocks than there are.
+    Raises UserError for more blocks than the ViT has.
     """
     if not 0 < last <= tower.depth:
         raise UserError(f"the attention of the last {last} blocks of a ViT that has {tower.depth}")
+    # The blocks do not return their weights, since fast attention never has them. So run the ViT once, then compute the
+    # weights of the blocks asked for from their inputs.
     params = unstack_blocks(params)
     flat = tower.clone(scan=False)
-    out = flat.apply({"params": params}, image, hidden=True, masked=masked)
-    inputs = (out["embedded"], *out["hidden"][:-1])  # type: ignore[index]
+    out = layers.apply(flat, params, image, hidden=True, masked=masked)
+    inputs = (out["embedded"], *out["hidden"][:-1])
     return tuple(_weights(flat, params[f"block_{i}"], inputs[i]) for i in range(tower.depth - last, tower.depth))
 
 
 def rollout(maps: tuple[jax.Array, ...]) -> jax.Array:
-    """Attention rollout (arXiv:2005.00928, section 3) of all blocks' maps [B H N N], first block first; f32 [B N N].
+    """Attention rollout (arXiv:2005.00928, section 3) of the maps [B H N N] of all blocks, first block first; f32 [B N N].
 
-    Heads are averaged, half of every token stays where it is (the residual), and the blocks are multiplied.
+    Heads are averaged, the residual connection counts as half the identity, and the matrices are multiplied.
     """
     total = None
     for weights in maps:
@@ -348,11 +380,11 @@ def rollout(maps: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def _weights(tower: ViT, block: Params, x: jax.Array) -> jax.Array:
-    """The attention of one block, given its input [B N D]."""
+    """Attention weights f32 [B H N N] of one block, given its input [B N D]."""
     initial = tower.init_blocks(tower.width, int(tower.width * tower.mlp_ratio), tower.depth)
-    y = layers.LayerNorm(tower.epsilon).apply({"params": block["norm1"]}, x)
+    y = layers.apply(layers.LayerNorm(tower.epsilon), block["norm1"], x)
     qkv = layers.PackedProjection(tower.width, tower.qkv_bias, initial.qkv, tower.dtype)
-    packed = qkv.apply({"params": block["attention"]["qkv"]}, y, 0, 2)
-    q, k = (z.reshape(*z.shape[:2], tower.heads, -1) for z in jnp.moveaxis(packed, 2, 0))  # type: ignore[arg-type]
+    packed = layers.apply(qkv, block["attention"]["qkv"], y, 0, 2)
+    q, k = (z.reshape(*z.shape[:2], tower.heads, -1) for z in jnp.moveaxis(packed, 2, 0))
     logits = jnp.einsum("bnhd,bmhd->bhnm", q * (q.shape[-1] ** -0.5), k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits, axis=-1)

@@ -4,8 +4,24 @@ from etils import epy as _epy
 
 with _epy.lazy_api_imports(globals()):
     from fundax.evals.denoising import Denoising
-    from fundax.evals.features import Epochs, Frozen, extract
+    from fundax.evals.features import Epochs, Frozen, class_features, extract
     from fundax.evals.few_shot import FewShot, draw
+    from fundax.evals.kinds import (
+        KINDS,
+        Cases,
+        ClassificationResult,
+        FewShotResult,
+        LandmarkResult,
+        MultiLabelResult,
+        ReconstructionResult,
+        RegressionResult,
+        ReportResult,
+        Result,
+        RetrievalResult,
+        Rows,
+        Scores,
+        SegmentationResult,
+    )
     from fundax.evals.landmarks import Landmarks
     from fundax.evals.laterality import Laterality
     from fundax.evals.masked_text import masked_words
@@ -16,4 +32,4 @@ with _epy.lazy_api_imports(globals()):
     from fundax.evals.reports import WrittenReports
     from fundax.evals.segmentation import Segmentation, decided
     from fundax.evals.supervised import Classified, Valued
-    from fundax.evals.zero_shot import class_features, class_rows, softmax
+    from fundax.evals.zero_shot import class_rows

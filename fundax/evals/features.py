@@ -1,8 +1,6 @@
-"""Features of a whole data set, taken once: one pass of the forward function, kept in a file if wanted.
+"""Feature extraction from a frozen model, cached on disk if wanted, and batches of extracted features.
 
-Training and evaluation on features that a frozen encoder gave once: one pass over the images, then arrays.
-
-The rows are in memory; which of them a batch holds is arithmetic of (seed, step), as in data_pipelines.pipeline."""
+Features are in memory. The rows of a batch are a function of (seed, step), as in data_pipelines.pipeline."""
 
 from __future__ import annotations
 
@@ -38,25 +36,54 @@ def extract(
     cache: str | Path = "",
     fingerprint: str = "",
 ) -> dict[str, np.ndarray]:
-    """Rows of one pass that are no padding: f32 [N ...] of every feature in `names`, and the batch keys `beside`.
+    """Features of all non-padding examples: f32 [N ...] of every feature in `names`, and the batch keys `beside`.
 
-    inputs: the keys, among those a batch has, that the forward pass gets; () is all but `beside`.
-    forward spreads a batch over all devices. cache: a folder; a pass is kept there under the digest of params and
-    extra, the names and `fingerprint`, which says what the data are (their files' digest, or a synthetic source's
-    settings), and is read instead of computed when all three agree. Without a fingerprint nothing is kept.
+    inputs: keys of the batch that the forward pass gets; () means all but `beside`.
+    cache: folder in which features are stored under a digest of params, extra, the names and `fingerprint`, and from
+    which they are read when all of these agree. The fingerprint identifies the data (a digest of files, or the
+    settings of a synthetic source); without one nothing is stored.
 
-    Raises UserError for a feature the model does not give, one that is not finite, a key that batches lack, no rows.
+    Raises UserError for a feature that the model does not give or that is not finite, for a key that batches lack, and
+    for data without rows.
     """
     path = None
     if cache and fingerprint:
-        told = "\n".join((digest(params, extra), *names, *beside, fingerprint))
-        path = Path(cache) / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.npz"
+        identity = "\n".join((digest(params, extra), *names, *beside, fingerprint))
+        path = Path(cache) / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
         if (kept := _read(path, (*names, *beside))) is not None:
             return kept
     rows = _pass(forward, params, extra, data, names, beside, inputs)
     if path is not None:
         _write(path, rows)
     return rows
+
+
+def class_features(
+    encode: Callable[[Batch], Mapping[str, np.ndarray]],
+    prompts: Sequence[np.ndarray],
+    text_batch: int = 64,
+    *,
+    key: str = "text_features",
+) -> np.ndarray:
+    """Unit features f32 [K E] of classes: the mean over each class's prompts of their unit features, normalised again.
+
+    prompts: token ids i32 [P L] of each class, where P may differ. Prompts are encoded `text_batch` at a time, all batches
+    having one shape; `key` names the features in the outputs of `encode`.
+    Raises UserError for features that are not finite.
+
+    Source: Radford et al. 2021 (CLIP), section 3.1.4, prompt ensembles in feature space.
+    """
+    prompts = [np.atleast_2d(ids) for ids in prompts]
+    ids = np.concatenate(prompts)  # [KP L]
+    padded = np.concatenate([ids, np.repeat(ids[-1:], -len(ids) % text_batch, axis=0)])
+    parts = [encode({"text": padded[at : at + text_batch]})[key] for at in range(0, len(padded), text_batch)]
+    features = np.concatenate(parts)[: len(ids)].astype(np.float32)  # [KP E]
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise UserError(f"{key} of prompt {np.flatnonzero(~finite)[0]} are not finite; the weights may be broken")
+    ends = np.cumsum([len(part) for part in prompts])[:-1]
+    means = np.stack([part.mean(axis=0) for part in np.split(features, ends)])
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
 def digest(*trees: Any) -> str:
@@ -113,14 +140,14 @@ def _read(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, rows: dict[str, np.ndarray]) -> None:
-    """Whole or not at all: under another name first."""
+    """Write under a temporary name first, so that a file is complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         np.savez(file, **rows)  # pyright: ignore[reportArgumentType]
     os.replace(file.name, path)
 
 
-Rows = Mapping[str, np.ndarray]  # feature f32 [N ...], and what was beside it, [N ...]
+Rows = Mapping[str, np.ndarray]  # feature f32 [N ...], and further keys of the batches, [N ...]
 
 
 Read = Callable[[], Rows]
@@ -128,15 +155,15 @@ Read = Callable[[], Rows]
 
 @dataclass(frozen=True)
 class Frozen:
-    """The encoder of an objective as a run of it starts: fresh by `seed`, then `init_from` and `init_extra` as of Recipe.
+    """A frozen encoder: an objective initialised from `seed`, then changed by `init_from` and `init_extra` as in a Recipe.
 
-    Its forward pass gives `feature`. Nothing is computed before the first use.
+    Its forward pass returns `feature`. Nothing is computed before the first use.
     """
 
     objective: Objective
     init_from: tuple[Callable[[Params], Params], ...] = ()
     seed: int = 0
-    cache: str = ""  # a folder: see features.extract
+    cache: str = ""  # folder, see extract
     init_extra: tuple[Callable[[Any], Any], ...] = ()
 
     @functools.cached_property
@@ -155,7 +182,7 @@ class Frozen:
         return lambda params, extra, batch: jax.device_get(run(params, extra, dict(batch)))
 
     def rows(self, data: Callable[[], Iterable[Batch]], beside: Sequence[str], fingerprint: str = "") -> Read:
-        """A function that takes the features of one pass at its first call: `feature`, and the batch keys `beside`."""
+        """A function that extracts `feature` and the batch keys `beside` on its first call, and returns them."""
 
         @functools.cache
         def read() -> Rows:
@@ -167,9 +194,9 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Epochs:
-    """Data of a recipe: endless batches of `read()`'s rows, every epoch in another order.
+    """Training data of a recipe: infinite batches of the rows of `read()`, shuffled anew every epoch.
 
-    balanced: a key of class numbers [N]; then classes take turns, each through its own rows; rows below 0 are left out.
+    balanced: key of class indices [N]; classes then alternate, each shuffled by itself, and rows below 0 are left out.
     """
 
     read: Read
@@ -178,7 +205,7 @@ class Epochs:
     balanced: str = ""
 
     def __call__(self, shard: int = 0, shards: int = 1) -> Batches:
-        """The iterator of process `shard`. Raises UserError where the batch does not divide."""
+        """The iterator of process `shard`. Raises UserError if the batch is not divisible by `shards`."""
         if self.batch % shards:
             raise UserError(f"a batch of {self.batch} does not divide among {shards} processes")
         return Batches(self, shard, shards)
@@ -191,7 +218,7 @@ class Epochs:
             return [np.arange(len(rows["feature"]))]
         label = rows[self.balanced]
         if label.ndim != 1:
-            raise UserError("classes can take turns where a row has one class; several findings at once have none")
+            raise UserError("balanced sampling needs one class per row; several findings at once have none")
         return [np.flatnonzero(label == k) for k in np.unique(label) if k >= 0]
 
     def row(self, position: int) -> int:
@@ -203,9 +230,9 @@ class Epochs:
 
 
 class Batches:
-    """The batches of one process; its state is {"step": batches taken}."""
+    """The batches of one process; the state is {"step": number of batches taken}."""
 
-    bad_records = ""  # no image is read here
+    bad_records = ""  # no image is read
 
     def __init__(self, epochs: Epochs, shard: int, shards: int) -> None:
         self._epochs, self._step = epochs, 0
@@ -226,12 +253,12 @@ class Batches:
         return {"step": self._step}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on at batch state["step"]."""
+        """Continue at batch state["step"]."""
         self._step = int(state["step"])
 
 
 def one_epoch(read: Read, batch: int = 256) -> Callable[[], Iterator[Batch]]:
-    """One pass in order, for evals: the last batch is filled up with its last row, whose `valid` is False there."""
+    """One ordered pass for evals; the last batch is padded with its last row, where `valid` is False."""
 
     def batches() -> Iterator[Batch]:
         rows = read()

@@ -1,7 +1,7 @@
-"""What a few labelled images per class are worth: logistic regression, CLIP-Adapter, Tip-Adapter(-F) and none at all.
+"""Few-shot evaluation: zero-shot, logistic regression, CLIP-Adapter and Tip-Adapter(-F).
 
-Features are taken once; everything after that is small. The protocol and its numbers are those of
-github.com/jusiro/FLAIR (Apache-2.0): C 0.316, 40 epochs of AdamW 1e-3, alpha 1, beta 5."""
+Features are computed once. The protocol and its settings are those of github.com/jusiro/FLAIR (Apache-2.0): C 0.316,
+40 epochs of AdamW 1e-3, alpha 1, beta 5."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import softmax
 
 from fundax.evals.features import extract
+from fundax.evals.kinds import FewShotResult
 from fundax.metrics.classification import classification
 from fundax.objectives.adapter import ClipAdapter, TipAdapter, fit, heads, remember
 from fundax.types import Batch, Extra, Forward, Params, UserError
@@ -32,22 +34,20 @@ RATE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class FewShot:
-    """An Eval: balanced accuracy and macro AUC on the test set, by method and number of images per class.
+    """An Eval of balanced accuracy and macro AUC on the test set, by method and number of images per class.
 
     pool, test: batches with what the forward pass takes, `label` i32 [B], `valid` where rows are padding.
-        The images to learn from are drawn from the pool alone.
-    patient: the key of the batches i64 [B] that tells patients apart, or "": shots of a class then come from different
-        patients while there are any, and a patient of both pool and test is an error.
+        Training images are drawn from the pool only.
+    patient: key of the batches i64 [B] that identifies patients, or "". With a key, shots of a class come from different
+        patients as far as possible, and a patient in both pool and test is an error.
     class_features: (encode) -> unit features f32 [K E] of the classes' prompts, as zero_shot.class_features gives
         them; None leaves out the methods that need them.
-    shots: images per class; seeds: how many draws of each; methods: of METHODS.
-    feature, linear_feature: keys of the forward pass (the peer probes features before the projection).
+    shots: images per class; seeds: number of draws of each; methods: names in METHODS.
+    feature, linear_feature: keys of the forward pass (FLAIR probes the features before the projection).
     cache, pool_fingerprint, test_fingerprint: see features.extract.
 
-    Results: METHOD_K_balanced_accuracy and METHOD_K_macro_auc, means over draws, and ..._sd; the arrays method, shots,
-    seed, balanced_accuracy, macro_auc, note of every draw; METHOD_K_probabilities f32 [seeds N K]; labels i64 [N], classes,
-    and patient [N] where known.
-    Nothing is chosen on the test set: the settings are fixed.
+    Returns a FewShotResult. Metrics: METHOD_K_balanced_accuracy and METHOD_K_macro_auc, means over draws, and their
+    standard deviations METHOD_K_..._sd. Nothing is chosen on the test set: the settings are fixed.
     """
 
     pool: Callable[[], Iterator[Batch]]
@@ -70,7 +70,7 @@ class FewShot:
         if min(self.shots, default=0) < 1 or self.seeds < 1:
             raise UserError(f"few-shot shots {self.shots} and seeds {self.seeds}; expected numbers from 1 up")
 
-    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> FewShotResult:
         pool = self._rows(forward, params, extra, self.pool, self.pool_fingerprint)
         test = self._rows(forward, params, extra, self.test, self.test_fingerprint)
         _check_apart(pool, test)
@@ -78,16 +78,17 @@ class FewShot:
         if self.class_features is not None:
             text, log_scale = self._heads(forward, params, extra)
             methods = list(self.methods)
-        table, kept = [], {}
+        table, kept = [], []
         for method in methods:
             for shots in self.shots if method != "zero_shot" else (0,):
                 draws = range(self.seeds if shots else 1)
                 found = [self._draw(method, shots, seed, pool, test, text, log_scale) for seed in draws]
-                kept[f"{method}_{shots}_probabilities"] = np.stack([probabilities for probabilities, _ in found])
+                kept += [probabilities for probabilities, _ in found]
                 table += [(method, shots, seed, *row) for seed, (_, row) in enumerate(found)]
-        beside = {"labels": test["label"], "classes": np.array(self.classes)}
-        beside |= {"patient": test["patient"]} if "patient" in test else {}
-        return _means(table) | _columns(table) | kept | beside
+        return FewShotResult(
+            metrics=_means(table), **_columns(table), probabilities=np.stack(kept), labels=test["label"],
+            patient=test.get("patient"), classes=np.array(self.classes),
+        )  # fmt: skip
 
     def _heads(self, forward: Forward, params: Params, extra: Extra) -> tuple[np.ndarray, float]:
         """Class features f32 [K E] and the log of the logit scale."""
@@ -127,7 +128,7 @@ class FewShot:
 def draw(
     labels: np.ndarray, classes: int, shots: int, seed: int, patients: np.ndarray | None = None
 ) -> tuple[np.ndarray, str]:
-    """Rows of `shots` images per class, and a note where a class has fewer (then all of them are taken).
+    """Rows of `shots` images per class, and a note where a class has fewer (all of them are then taken).
 
     Images of different patients come first, where `patients` [N] is given. Draws of one seed are nested: the rows of
     2 shots are among those of 4.
@@ -146,7 +147,7 @@ def draw(
 
 def _check_apart(pool: Rows, test: Rows) -> None:
     if "patient" in pool and len(shared := np.intersect1d(pool["patient"], test["patient"])):
-        raise UserError(f"{len(shared)} patients are both among the images to learn from and those to test on")
+        raise UserError(f"{len(shared)} patients are both in the pool and in the test set")
 
 
 def linear(
@@ -167,36 +168,36 @@ def linear(
 
 
 def zero_shot(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
-    """softmax(exp(log_scale) X T'), from no image at all."""
+    """softmax(exp(log_scale) X T'), without training images."""
     del few, classes, seed
-    return _softmax(math.exp(log_scale) * test["feature"] @ np.asarray(text).T)
+    return softmax((math.exp(log_scale) * test["feature"] @ np.asarray(text).T).astype(np.float32), axis=1)
 
 
 def clip_adapter(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
-    """CLIP-Adapter: one image a step, cosine to 0, one order for all epochs, as the peer trains it."""
+    """CLIP-Adapter: one image per step, cosine to 0, one order for all epochs, as in FLAIR."""
     objective, extra = ClipAdapter(few["feature"].shape[1], classes), heads(text, log_scale)
     params, _ = objective.init(jax.random.key(seed), {})
     order = _order(few, seed)
     rates = RATE * (1 + np.cos(np.pi * np.arange(len(order)) / len(order))) / 2
     params = fit(objective, params, extra, few["feature"], few["label"], order, rates=rates)
-    return _softmax(np.asarray(objective.forward(params, extra, {"feature": test["feature"]})["logits"]))
+    return softmax(np.asarray(objective.forward(params, extra, {"feature": test["feature"]})["logits"]), axis=1)
 
 
 def tip_adapter(
     few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int, *, train: bool = False
 ) -> np.ndarray:
-    """Tip-Adapter, without training; scale 100 as the peer has it."""
+    """Tip-Adapter without training; scale 100 as in FLAIR."""
     features = few["feature"]
     objective = TipAdapter(features.shape[1], classes, len(features), fixed_scale=100.0)
     params, extra = remember(features, few["label"], classes, heads(text, log_scale))
     if train:
         order = _order(few, seed)
         params = fit(objective, params, extra, features, few["label"], order, rates=np.full(len(order), RATE))
-    return _softmax(np.asarray(objective.forward(params, extra, {"feature": test["feature"]})["logits"]))
+    return softmax(np.asarray(objective.forward(params, extra, {"feature": test["feature"]})["logits"]), axis=1)
 
 
 def tip_adapter_f(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
-    """Tip-Adapter-F: the keys trained on the formula that predicts (not so in the peer: see TipAdapter)."""
+    """Tip-Adapter-F: the keys are trained with the formula used for prediction (FLAIR differs, see TipAdapter)."""
     return tip_adapter(few, classes, text, log_scale, test, seed, train=True)
 
 
@@ -212,11 +213,6 @@ METHODS: dict[str, Scores] = {
 def _order(few: Rows, seed: int) -> np.ndarray:
     """i32 [epochs * N, 1]: every image once an epoch, in one order."""
     return np.tile(np.random.default_rng([seed, 8]).permutation(len(few["label"])), EPOCHS)[:, None]
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp((logits - logits.max(1, keepdims=True)).astype(np.float32))
-    return powers / powers.sum(1, keepdims=True)
 
 
 def _means(table: Sequence[tuple[Any, ...]]) -> dict[str, float]:

@@ -1,20 +1,20 @@
-"""How far found landmarks lie from the true ones: in pixels of the original image, and in disc diameters."""
+"""Landmark errors in pixels of the original image and in diameters of the optic disc."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from fundax.evals.kinds import Cases, LandmarkResult, Rows
 from fundax.evals.original_grid import original_points
 from fundax.evals.pictures import extremes, points_over
 from fundax.metrics.statistics import Estimate
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
-Rows = dict[str, np.ndarray]
+Table = dict[str, np.ndarray]  # arrays [N ...] of all images
 
 
 def distances(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -27,25 +27,23 @@ class Landmarks:
     """An Eval of points [B n 2] against what the forward pass gives under `read`.
 
     Batches hold `image` u8 [B h w 3], `points` f32 [B n 2] (x, y) in its pixels, NaN where a landmark has no place,
-    `frame` f32 [B 3 2] (fundax.frames: where the original's pixels lie), and perhaps `diameter` f32 [B], that of the
+    `frame` f32 [B 3 2] (where the original's pixels lie, see original_grid), and perhaps `diameter` f32 [B], that of the
     optic disc in pixels of the original, `group` [B] (the patient), `valid`, `index`.
 
-    Floats: mean_error and median_error of all landmarks (pixels of the original), mean_error_grid (of the model's
-    image), minus_mean_error (checkpoints are ranked by the highest value); where the diameter is known mean_diameters,
-    median_diameters and within_half (share of points within half a disc diameter); the medians of each landmark.
-    mean_error and median_diameters have an interval (_low, _high) by `interval` over patients.
-    Arrays: error, error_diameters [N n], found, truth [N n 2], names, index, patient (where known), and pictures of the
-    best and the worst images (overlay.points_over).
+    Returns a LandmarkResult. Metrics: mean_error and median_error of all landmarks (pixels of the original image) and
+    mean_error_grid (of the model's image); where the diameter is known mean_diameters, median_diameters and within_half
+    (fraction of points within half a disc diameter); the medians of each landmark. mean_error and median_diameters
+    have an interval over patients (_low, _high) by `interval`. Cases are the best and the worst images.
     """
 
     data: Callable[[], Iterator[Batch]]
     names: Sequence[str]
-    interval: Callable[..., Estimate]  # evals.statistics.bootstrap
+    interval: Callable[..., Estimate]  # metrics.statistics.bootstrap
     read: str = "points_expected"
     resamples: int = 1000
 
-    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
-        parts: list[Rows] = []
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> LandmarkResult:
+        parts: list[Table] = []
         for batch in self.data():
             out = forward(params, extra, {k: v for k, v in batch.items() if k in ("image", "modality")})
             if self.read not in out:
@@ -54,16 +52,15 @@ class Landmarks:
         rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
         if not rows or not np.isfinite(rows["error"]).any():
             raise UserError("the landmark eval has no image with a landmark in it")
-        return self._floats(rows) | self._arrays(rows)
+        return self._result(rows)
 
-    def _floats(self, rows: Rows) -> dict[str, float]:
+    def _floats(self, rows: Table) -> dict[str, float]:
         patients = rows.get("patient")
         error, scaled = rows["error"], rows["error_diameters"]
         out = {"mean_error_grid": float(np.nanmean(rows["error_grid"])), "median_error": float(np.nanmedian(error))}
         out |= _with_interval(
             "mean_error", self.interval(np.nanmean, error, patients=patients, resamples=self.resamples)
         )
-        out["minus_mean_error"] = -out["mean_error"]
         for k, name in enumerate(self.names):
             out[f"{name}_median_error"] = _median(error[:, k])
         if np.isfinite(scaled).any():
@@ -74,21 +71,20 @@ class Landmarks:
                 out[f"{name}_median_diameters"] = _median(scaled[:, k])
         return {key: value for key, value in out.items() if not math.isnan(value)}
 
-    def _arrays(self, rows: Rows) -> Rows:
-        kept = ("error", "error_diameters", "found", "truth", "index", "patient")
+    def _result(self, rows: Table) -> LandmarkResult:
         known = np.isfinite(rows["error"])
         score = np.where(known.any(1), np.nan_to_num(rows["error"]).sum(1) / np.maximum(known.sum(1), 1), np.nan)
         shown = extremes(score)
         drawn = [points_over(rows["image"][i], rows["grid_truth"][i], rows["grid_found"][i]) for i in shown]
-        return {key: rows[key] for key in kept if key in rows} | {
-            "names": np.array(self.names),
-            "pictures": np.stack(drawn),
-            "picture_index": rows["index"][shown],
-            "picture_score": score[shown],
-        }
+        kept = {key: rows[key] for key in ("error", "error_diameters", "found", "truth")}
+        return LandmarkResult(
+            metrics=self._floats(rows), names=np.array(self.names), **kept,
+            rows=Rows(index=rows["index"], patient=rows.get("patient")),
+            cases=Cases(pictures=np.stack(drawn), picture_row=shown, picture_score=score[shown]),
+        )  # fmt: skip
 
 
-def _measured(batch: Batch, found: np.ndarray) -> Rows:
+def _measured(batch: Batch, found: np.ndarray) -> Table:
     """The rows of a batch that are no padding."""
     valid = np.asarray(batch.get("valid", np.ones(len(found), bool)))
     whole = {key: np.asarray(value)[valid] for key, value in batch.items() if key != "valid"}

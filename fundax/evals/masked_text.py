@@ -1,29 +1,29 @@
-"""How well hidden words are guessed in texts never seen, beside guessing by how often words occur."""
+"""Masked language modelling loss on held-out texts, compared with a unigram baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
+from fundax.evals.kinds import Scores
 from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
 
 SMOOTHING = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # added to every count; the best of them is the baseline's
 
 
 def masked_words(data: Callable[[], Iterator[Batch]], counts: Callable[[], np.ndarray]) -> Eval:
-    """An eval of -log p of the hidden words, in nats.
+    """An eval of the mean -log p of masked tokens, in nats.
 
     data: batches of text, original i32 [B L], hidden bool [B L] and, where rows are padding, valid bool [B].
-    counts: how often each id occurs in the training texts, i64 [V]; asked for once.
+    counts: returns how often each token id occurs in the training texts, i64 [V].
 
-    Returns floats loss and unigram (the same places guessed by frequency, its smoothing the best for these very places,
-    so that the baseline is as strong as it can be), below_unigram (their difference), word_right, words.
-    Raises UserError where nothing is hidden.
+    Returns Scores with the metrics loss, unigram (the same tokens predicted by frequency, with the smoothing that is best
+    for these tokens, so that the baseline is as strong as possible), below_unigram (unigram - loss), word_right
+    (accuracy) and words. Raises UserError where nothing is masked.
     """
 
-    def evaluate(forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+    def evaluate(forward: Forward, params: Params, extra: Extra) -> Scores:
         log_p, right, ids = [], [], []
         for batch in data():
             out = forward(params, extra, {key: batch[key] for key in ("text", "original", "hidden")})
@@ -37,19 +37,20 @@ def masked_words(data: Callable[[], Iterator[Batch]], counts: Callable[[], np.nd
         if not len(words):
             raise UserError("the evaluation of masked words has no hidden word; are its texts empty?")
         loss, baseline = -float(np.concatenate(log_p).mean()), unigram_loss(words, counts())
-        return {
+        metrics = {
             "loss": loss,
             "unigram": baseline,
             "below_unigram": baseline - loss,
             "word_right": float(np.concatenate(right).mean()),
             "words": float(len(words)),
         }
+        return Scores(metrics=metrics)
 
     return evaluate
 
 
 def unigram_loss(words: np.ndarray, counts: np.ndarray) -> float:
-    """Mean -log p of ids i [N] by their frequency in counts [V], smoothed by the best of SMOOTHING."""
+    """Mean -log p of token ids i [N] by their frequency in counts [V], with the best smoothing of SMOOTHING."""
     losses = []
     for added in SMOOTHING:
         p = (counts + added) / (counts + added).sum()

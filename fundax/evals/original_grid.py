@@ -1,11 +1,11 @@
-"""Where the pixels of the original image lie in the one a model sees: three points that every move takes along.
+"""Map predictions back to the grid of the original image, and run a model of small images over a large one.
 
-`frame` f32 [3 2] holds where the original's points (0, 0), (1000, 0) and (0, 1000) are now, as (x, y). Crops, resizes,
-mirrors and rotations are affine, so three points say all. data_pipelines.dense makes frames.
+`frame` f32 [3 2] holds the positions (x, y) of the original's points (0, 0), (1000, 0) and (0, 1000) in the image that the
+model sees. Crops, resizes, flips and rotations are affine, so these three points determine them. Frames come from
+data_pipelines.transforms.dense.
 
-A model of small windows over a large image: windows overlap, and what they say of a pixel is blended.
-
-Numpy around the forward pass of a model; every window has the model's own size, so one program is compiled."""
+`slide` moves a window over the image: windows overlap, and their predictions are blended. All windows have the model's
+size, so one program is compiled."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def axes(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def original_points(points: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """Points [B n 2] of the seen images, in pixels of the originals; f64 [B n 2]. frame f32 [B 3 2]."""
+    """Points [B n 2] in the images a model sees, mapped to pixels of the originals; f64 [B n 2]. frame f32 [B 3 2]."""
     matrix, origin = axes(frame)
     moved = np.asarray(points, np.float64) - origin[:, None]
     return np.einsum("bij,bnj->bni", np.linalg.inv(matrix), moved)
 
 
 def original_map(values: np.ndarray, frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Values [h w K] of a seen image on the grid of its original, f32 [H W K]: bilinear, the nearest beyond the edges.
+    """Values [h w K] of the image a model sees, resampled to the grid of the original; bilinear, f32 [H W K].
 
     frame f32 [3 2]; size: (H, W).
     """
     from scipy import ndimage
 
     matrix, origin = (part[0] for part in axes(frame[None]))
-    flip = np.array([[0, 1], [1, 0]])  # scipy counts rows first
+    flip = np.array([[0, 1], [1, 0]])  # scipy uses (row, column)
     out = np.empty((*size, values.shape[-1]), np.float32)
     for k in range(values.shape[-1]):
         ndimage.affine_transform(
@@ -53,7 +53,7 @@ Maps = Callable[[np.ndarray], np.ndarray]  # u8 [B s s 3] -> f32 [B s s K]
 
 
 def starts(length: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin along a side: evenly, the first at 0, the last at the end, overlapping by at least `overlap`.
+    """Starts of windows along a side: evenly spaced from 0 to the end, overlapping by at least the fraction `overlap`.
 
     Raises UserError for an overlap outside 0..0.9.
     """
@@ -66,16 +66,16 @@ def starts(length: int, window: int, overlap: float) -> list[int]:
 
 
 def blend(window: int) -> np.ndarray:
-    """f32 [s s] weights of a window's pixels: 1 in its middle, falling linearly to its edge, never 0."""
+    """Blending weights f32 [s s] of a window: 1 in the centre, falling linearly towards the edge, never 0."""
     ramp = 1 - np.abs(np.arange(window) + 0.5 - window / 2) / (window / 2)
     ramp = np.maximum(ramp, 1 / window).astype(np.float32)
     return ramp[:, None] * ramp[None]
 
 
 def slide(maps: Maps, image: np.ndarray, window: int, overlap: float = 0.5, batch: int = 16) -> np.ndarray:
-    """What `maps` gives of image u8 [H W 3], f32 [H W K], from windows of `window` pixels square.
+    """Predictions f32 [H W K] of `maps` for an image u8 [H W 3], blended from windows of `window` pixels square.
 
-    A smaller image is padded with black. `maps` always gets `batch` windows (the last ones are repeated).
+    A smaller image is padded with zeros. `maps` always gets `batch` windows (the last one is repeated).
     """
     height, width = image.shape[:2]
     room = (max(window - height, 0), max(window - width, 0))
@@ -86,9 +86,9 @@ def slide(maps: Maps, image: np.ndarray, window: int, overlap: float = 0.5, batc
     for at in range(0, len(places), batch):
         chosen = places[at : at + batch]
         views = [padded[y : y + window, x : x + window] for y, x in chosen]
-        found = maps(np.stack(views + views[-1:] * (batch - len(views))))
-        total = np.zeros((*padded.shape[:2], found.shape[-1]), np.float32) if total is None else total
-        for (y, x), values in zip(chosen, found, strict=False):
+        predictions = maps(np.stack(views + views[-1:] * (batch - len(views))))
+        total = np.zeros((*padded.shape[:2], predictions.shape[-1]), np.float32) if total is None else total
+        for (y, x), values in zip(chosen, predictions, strict=False):
             total[y : y + window, x : x + window] += weights * values
             weight[y : y + window, x : x + window] += weights
     assert total is not None

@@ -1,6 +1,4 @@
-"""Thumbnails that an eval keeps of its most telling rows, gathered batch by batch.
-
-Small pictures of what a model drew: photograph, truth and prediction side by side, u8."""
+"""Thumbnails of the most informative rows of an evaluation, and overlays of truth and prediction on a photograph."""
 
 from __future__ import annotations
 
@@ -11,27 +9,27 @@ from PIL import Image
 
 from fundax.types import Batch, UserError
 
-SIDE = 96  # of a kept picture
+SIDE = 96  # pixels of a thumbnail
 
 
-# kinds of pictures: whether the answer is right, and the sign that puts the wanted ones first
+# selection -> whether the prediction is correct, and the sign by which certainty is sorted (lowest first)
 ANSWERS = {
-    "right, certain": (True, -1.0),
-    "right, doubtful": (True, 1.0),
-    "wrong, doubtful": (False, 1.0),
-    "wrong, certain": (False, -1.0),
+    "correct, confident": (True, -1.0),
+    "correct, uncertain": (True, 1.0),
+    "wrong, uncertain": (False, 1.0),
+    "wrong, confident": (False, -1.0),
 }
 
 
 class Thumbnails:
-    """Of each kind the few most extreme rows: thumbnails, and the rows they are of."""
+    """Collects, batch by batch, thumbnails of the most extreme rows of each selection."""
 
     def __init__(self, count: int, kinds: Mapping[str, tuple[bool, float]]) -> None:
         self._each, self._kinds = count // len(kinds), kinds
         self._best: dict[str, list[tuple[float, int, np.ndarray]]] = {kind: [] for kind in kinds}
 
     def offer(self, batch: Batch, known: np.ndarray, before: int, right: np.ndarray, measure: np.ndarray) -> None:
-        """The known rows of a batch, of which the first is row `before` of all."""
+        """Add the rows of a batch where `known` [B] is True; the first of them is row `before` of the evaluation."""
         images = batch.get("picture", batch.get("image"))
         if images is None or np.asarray(images).dtype != np.uint8 or np.ndim(images) != 4 or not self._each:
             return
@@ -43,21 +41,19 @@ class Thumbnails:
             self._best[kind] = [(a, b, image if image.shape[0] == SIDE else _small(image)) for a, b, image in pool]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """pictures u8 [T 96 96 3], picture_index i64 [T] (rows) and picture_kind [T]; nothing where no batch had images."""
+        """pictures u8 [T 96 96 3] with picture_row i64 [T] and picture_kind [T]; nothing where no batch had images."""
         found = [(kind, row, image) for kind, entries in self._best.items() for _, row, image in entries]
         if not found:
             return {}
         kinds, rows, images = zip(*found, strict=True)
-        return {"pictures": np.stack(images), "picture_index": np.array(rows), "picture_kind": np.array(kinds)}
+        return {"pictures": np.stack(images), "picture_row": np.array(rows), "picture_kind": np.array(kinds)}
 
 
 def _small(image: np.ndarray) -> np.ndarray:
-    from PIL import Image
-
     return np.asarray(Image.fromarray(np.asarray(image)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
-# Okabe and Ito's colours, told apart with any colour vision and on red fundi; more classes begin again
+# Okabe and Ito's colours, which differ for any colour vision and on red fundi; more classes repeat them
 COLOURS = ((86, 180, 233), (240, 228, 66), (0, 158, 115), (204, 121, 167), (230, 159, 0), (255, 255, 255))
 
 
@@ -88,14 +84,14 @@ def points_over(image: np.ndarray, truth: np.ndarray, found: np.ndarray, side: i
 
 
 def extremes(scores: np.ndarray, each: int = 6) -> np.ndarray:
-    """Which rows to show: the `each` lowest and the `each` highest of scores [N], ascending; NaN is never shown."""
+    """Rows with the `each` lowest and the `each` highest scores [N], in ascending order, without NaN."""
     order = np.argsort(scores, kind="stable")[: int(np.isfinite(scores).sum())]
     return order if len(order) <= 2 * each else np.concatenate([order[:each], order[-each:]])
 
 
 def _scaled(image: np.ndarray, side: int) -> np.ndarray:
     if image.ndim != 3 or image.dtype != np.uint8:
-        raise UserError(f"a picture is u8 [H W 3], got {image.dtype} {image.shape}")
+        raise UserError(f"expected an image u8 [H W 3], got {image.dtype} {image.shape}")
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
 
 

@@ -1,10 +1,7 @@
-"""A linear probe for several labels at once, trained on frozen features while the encoder trains.
+"""Linear probes of frozen features, and the difference between two encoders.
 
-Validation alone chooses the epoch; the test set, where there is one, is scored once, at that epoch.
-
-A linear probe of frozen features by cross-validation that keeps patients whole, and how two encoders differ by it.
-
-Every image is scored by a model that saw none of its patient; the interval of a difference draws patients, not images."""
+`Probe` trains several labels at once; validation alone chooses the epoch, at which the test set is scored once.
+`FrozenProbe` cross-validates with all images of a patient in one fold; its intervals resample patients, not images."""
 
 from __future__ import annotations
 
@@ -17,8 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.special import expit
 
-from fundax.metrics.weighted import class_aucs
+from fundax.evals.features import extract
+from fundax.evals.kinds import ClassificationResult, MultiLabelResult, Rows
+from fundax.metrics import weighted
+from fundax.metrics.classification import multi_label, nanmean
+from fundax.metrics.statistics import Weighted, weighted_difference
 from fundax.types import Array, Batch, Extra, Forward, Params, UserError
 
 Split = Callable[[], Iterator[Batch]]
@@ -29,8 +31,8 @@ class Probe:
     """An Eval: linear layer + sigmoid cross-entropy on frozen features, reported on `valid` (and `test`).
 
     Batches hold `image` (or what the forward pass takes) and under `label` f32 [B K] of zeros and ones.
-    Results: macro_auc, macro_ap, labels_used and epoch of validation; as test_... where there is
-    a test set; the arrays <split>_scores and <split>_labels. Labels of one value are left out of the means.
+    Returns a MultiLabelResult of the test set, or of validation where there is no test set. Metrics: macro_auc, macro_ap,
+    labels_used and epoch of validation, and test_... of the test set. Labels with a single value are left out of the means.
 
     Source of the defaults: github.com/sStonemason/RET-CLIP, `eval_RFMiD` (AdamW 1e-3, no decay, eps 1e-6,
     batch 128, 75 epochs). Unlike there, the test set never chooses the epoch.
@@ -46,27 +48,31 @@ class Probe:
     learning_rate: float = 1e-3
     seed: int = 0
 
-    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> MultiLabelResult:
         splits = {
-            name: extract(forward, params, extra, split, self.feature, self.label)
+            name: self._rows(forward, params, extra, split)
             for name, split in (("train", self.train), ("valid", self.valid), ("test", self.test))
             if split is not None
         }
         weights = self._train(*splits["train"])
-        results = [
-            macro_auc_ap(splits["valid"][1], _scores(weights, e, splits["valid"][0])) for e in range(self.epochs)
-        ]
+        features, labels = splits["valid"]
+        results = [macro_auc_ap(labels, _scores(weights, e, features)) for e in range(self.epochs)]
         epoch = int(np.argmax([r["macro_auc"] + r["macro_ap"] for r in results]))
-        out: dict[str, Any] = {**results[epoch], "epoch": epoch}
-        for name in set(splits) - {"train"}:
-            out |= {
-                f"{name}_scores": _scores(weights, epoch, splits[name][0]),
-                f"{name}_labels": splits[name][1],
-            }
-        if "test" in splits:
-            test = macro_auc_ap(splits["test"][1], out["test_scores"])
-            out |= {f"test_{key}": value for key, value in test.items()}
-        return out
+        features, labels = splits.get("test", splits["valid"])
+        logits = _scores(weights, epoch, features)
+        test = {f"test_{key}": value for key, value in macro_auc_ap(labels, logits).items()} if self.test else {}
+        return MultiLabelResult(
+            metrics={**results[epoch], "epoch": float(epoch), **test}, labels=labels, logits=logits,
+            probabilities=expit(logits), classes=np.array([f"label {k}" for k in range(labels.shape[1])]),
+        )  # fmt: skip
+
+    def _rows(self, forward: Forward, params: Params, extra: Extra, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Features f32 [n D] and labels f32 [n K] of one split; UserError where labels are not zeros and ones."""
+        rows = extract(forward, params, extra, split, (self.feature,), beside=(self.label,))
+        label = rows[self.label]
+        if label.ndim != 2 or not np.isin(label, (0, 1)).all():
+            raise UserError(f"the probe needs labels of zeros and ones [B K], got shape {label.shape}")
+        return rows[self.feature], label.astype(np.float32)
 
     def _train(self, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Kernels [epochs D K], biases [epochs K] after each epoch; a short last batch is dropped."""
@@ -85,43 +91,16 @@ class Probe:
         return np.asarray(path["kernel"]), np.asarray(path["bias"])
 
 
-def extract(
-    forward: Forward, params: Params, extra: Extra, split: Split, feature: str, key: str = "label"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features f32 [n D] and labels f32 [n K] of the valid rows of one pass.
-
-    Raises UserError if the forward pass has no such feature, or labels are not rows of zeros and ones.
-    """
-    features, labels = [], []
-    for batch in split():
-        out = forward(params, extra, {name: value for name, value in batch.items() if name != key})
-        if feature not in out:
-            raise UserError(f"the probe wants the feature {feature!r}, the model gives {sorted(out)}")
-        label = np.asarray(batch[key])
-        if label.ndim != 2 or not np.isin(label, (0, 1)).all():
-            raise UserError(f"the probe wants labels of zeros and ones [B K], found shape {label.shape}")
-        valid = np.asarray(batch.get("valid", np.ones(len(label), bool)))
-        features.append(np.asarray(out[feature], np.float32)[valid])
-        labels.append(label[valid].astype(np.float32))
-    if not features:
-        raise UserError("the probe got a split without a single batch")
-    return np.concatenate(features), np.concatenate(labels)
-
-
 def macro_auc_ap(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Means over labels of the area under the ROC curve and of the average precision; both [n K].
+    """Macro AUC and average precision of labels 0/1 and scores [n K], over the `labels_used` that have both values.
 
-    Labels that are all zero or all one have no such areas: they are left out, `labels_used` counts the rest.
-    Raises UserError if none is left.
+    Raises UserError if no label has both.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    used = [k for k in range(labels.shape[1]) if 0 < labels[:, k].sum() < len(labels)]
+    found = multi_label(labels, scores)
+    used = float(np.isfinite(found["auc"]).sum())
     if not used:
         raise UserError("every label of the set is all zero or all one: there is nothing to rank")
-    auc = [float(roc_auc_score(labels[:, k], scores[:, k])) for k in used]
-    ap = [float(average_precision_score(labels[:, k], scores[:, k])) for k in used]
-    return {"macro_auc": float(np.mean(auc)), "macro_ap": float(np.mean(ap)), "labels_used": float(len(used))}
+    return {"macro_auc": found["macro_auc"], "macro_ap": found["macro_ap"], "labels_used": used}
 
 
 @partial(jax.jit, static_argnames=("learning_rate",))
@@ -154,50 +133,39 @@ def _scores(weights: tuple[np.ndarray, np.ndarray], epoch: int, features: np.nda
     return features @ kernels[epoch] + biases[epoch]
 
 
-FeatureSplit = Callable[[], Iterator[Batch]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class FrozenProbe:
     """An Eval: logistic regression on standardised features, out of fold, one class against the rest.
 
     Batches of `data` hold `image` (and `modality` where the model normalises by it), `label` i32 [B] and `group`
-    i32 [B], equal for images of one patient. Results: macro_auc over the classes present, labels_used; the arrays
-    labels, classes, logits (log probabilities) and group. `strength` is scikit-learn's C.
+    i32 [B], equal for images of one patient. Returns a ClassificationResult whose logits are log probabilities, with the
+    metrics macro_auc (over the classes present) and labels_used. `strength` is scikit-learn's C.
     """
 
-    data: FeatureSplit
+    data: Split
     classes: tuple[str, ...]
     feature: str = "features"
     folds: int = 5
     strength: float = 0.1
     seed: int = 0
 
-    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> ClassificationResult:
         features, labels, groups = self.extract(forward, params, extra)
         scores = self.scores(features, labels, groups)
-        auc = class_aucs(labels, scores, np.ones((1, len(labels))))[:, 0]
-        used = ~np.isnan(auc)
-        if not used.any():
-            raise UserError("the probe's images are all of one class: there is nothing to tell apart")
-        found = {"macro_auc": float(auc[used].mean()), "labels_used": float(used.sum())}
-        arrays = {"labels": labels, "classes": np.array(self.classes), "logits": np.log(np.maximum(scores, 1e-12))}
-        return {**found, **arrays, "group": groups}
+        auc = weighted.class_aucs(labels, scores, np.ones((1, len(labels))))[:, 0]
+        if np.isnan(auc).all():
+            raise UserError("the probe's images are all of one class: there is nothing to rank")
+        return ClassificationResult(
+            metrics={"macro_auc": nanmean(auc), "labels_used": float((~np.isnan(auc)).sum())},
+            labels=labels.astype(np.int64), probabilities=scores, logits=np.log(np.maximum(scores, 1e-12)),
+            classes=np.array(self.classes), rows=Rows(patient=groups),
+        )  # fmt: skip
 
     def extract(self, forward: Forward, params: Params, extra: Extra) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features f32 [n D], labels i32 [n] and groups i32 [n] of the valid rows of one pass. Raises UserError."""
-        found: list[tuple[np.ndarray, ...]] = []
-        for batch in self.data():
-            out = forward(params, extra, {k: v for k, v in batch.items() if k in ("image", "modality")})
-            if self.feature not in out:
-                raise UserError(f"the probe wants the feature {self.feature!r}, the model gives {sorted(out)}")
-            valid = np.asarray(batch["valid"])
-            rows = (np.asarray(out[self.feature], np.float32), batch["label"], batch["group"])
-            found.append(tuple(np.asarray(row)[valid] for row in rows))
-        if not found:
-            raise UserError("the probe got a pass without a single batch")
-        features, labels, groups = (np.concatenate(part) for part in zip(*found, strict=True))
-        return features, labels, groups
+        beside, inputs = ("label", "group"), ("image", "modality")
+        rows = extract(forward, params, extra, self.data, (self.feature,), beside=beside, inputs=inputs)
+        return rows[self.feature], rows["label"], rows["group"]
 
     def scores(self, features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Probabilities f64 [n K] of every row, by the model of the folds it is not in; a class not learnt has 0."""
@@ -227,16 +195,17 @@ def difference(
 ) -> dict[str, float]:
     """Macro AUC of two sets of scores [n K] of the same rows, and the 95 % interval of second minus first.
 
-    The interval is that of the percentile bootstrap over groups (patients): each draw takes as many groups as there are,
-    with replacement, and both scores see the same ones. Classes a draw lost are left out of its means.
+    The interval is a percentile bootstrap over groups (patients), with the same resamples for both. Classes that a
+    resample lost are left out of its means.
     """
-    names, member = np.unique(groups, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    taken = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-    weights = np.concatenate([np.ones((1, len(labels))), taken[:, member]])
-    one, two = (np.nanmean(class_aucs(labels, scores, weights), axis=0) for scores in (first, second))
-    low, high = np.percentile((two - one)[1:], (2.5, 97.5))
-    return {"first": float(one[0]), "second": float(two[0]), "low": float(low), "high": float(high)}
+
+    def macro(scores: np.ndarray) -> Weighted:
+        return lambda weights: weighted.nanmean(weighted.class_aucs(labels, scores, weights))
+
+    one, two = macro(first), macro(second)
+    gain = weighted_difference(two, one, len(labels), patients=groups, resamples=draws, seed=seed).difference
+    values = (float(metric(np.ones((1, len(labels))))[0]) for metric in (one, two))
+    return dict(zip(("first", "second"), values, strict=True)) | {"low": gain.low, "high": gain.high}
 
 
 def summary(rows: Sequence[tuple[str, dict[str, float], int]]) -> str:

@@ -1,24 +1,23 @@
-"""How well an autoencoder gives back images it has never seen, and what it makes of them."""
+"""Reconstruction error of an autoencoder on held-out images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
+from fundax.evals.kinds import ReconstructionResult
 from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
 
 
 def rebuilt(data: Callable[[], Iterator[Batch]], shown: int = 8) -> Eval:
-    """An eval of images u8 [B H W 3] against what the forward pass gives as rebuilt, f32 [B H W 3] from 0 to 1.
+    """An eval of images u8 [B H W 3] against the forward pass's `rebuilt`, f32 [B H W 3] from 0 to 1.
 
-    Returns floats error (mean absolute, of images from 0 to 1), psnr in dB, codes_used and perplexity (of the codes over
-    all images); and arrays pictures, rebuilt u8 [n H W 3] of the first `shown`, which figures.draw_run puts side by side.
-    Raises UserError for a data set without rows.
+    Returns a ReconstructionResult with the first `shown` images. Metrics: error (mean absolute, of images from 0 to 1),
+    psnr in dB, codes_used and perplexity (of the codes over all images). Raises UserError for a data set without rows.
     """
 
-    def evaluate(forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+    def evaluate(forward: Forward, params: Params, extra: Extra) -> ReconstructionResult:
         errors, squares, codes, kept = [], [], [], []
         for batch in data():
             image = np.asarray(batch["image"])
@@ -32,16 +31,16 @@ def rebuilt(data: Callable[[], Iterator[Batch]], shown: int = 8) -> Eval:
             if sum(map(len, errors)) - len(found) < shown:
                 kept.append((image[valid], np.round(found * 255).astype(np.uint8)))
         if not errors:
-            raise UserError("the evaluation of rebuilt images has no rows")
+            raise UserError("the reconstruction evaluation has no rows")
         share = np.bincount(np.concatenate(codes)) / sum(map(len, codes))
         share = share[share > 0]
-        return {
+        metrics = {
             "error": float(np.concatenate(errors).mean()),
             "psnr": float(-10 * np.log10(np.concatenate(squares).mean())),
             "codes_used": float(len(share)),
             "perplexity": float(np.exp(-(share * np.log(share)).sum())),
-            "pictures": np.concatenate([pair[0] for pair in kept])[:shown],
-            "rebuilt": np.concatenate([pair[1] for pair in kept])[:shown],
         }
+        images, reconstructions = (np.concatenate([pair[side] for pair in kept])[:shown] for side in (0, 1))
+        return ReconstructionResult(metrics=metrics, pictures=images, reconstruction=reconstructions)
 
     return evaluate

@@ -1,13 +1,13 @@
-"""Reports that a model writes of images, held against the true ones: words, and the findings that are named."""
+"""Evaluation of generated reports against reference reports: similarity of the texts and agreement of the findings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from fundax.evals.kinds import ReportResult
 from fundax.metrics.text import all_scores
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
@@ -16,19 +16,17 @@ Find = Callable[[str], Collection[str]]  # the findings that a text says are the
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenReports:
-    """An Eval: every image's report is written and compared with its own.
+    """An Eval that generates a report for every image and compares it with the reference report.
 
     data: batches with image u8 [B h w 3], text i32 [B L] and, where rows are padding, valid.
-    decode: ids [B L] to texts; both sides go through it, so that they are compared as the tokenizer leaves them.
-    findings: name to what finds findings in a text, such as {"findings": ..., "conditions": ...}.
-    shown: images kept with their reports in the arrays, for a page.
+    decode: token ids [B L] to texts. Both reports go through it, so that they are compared as the tokenizer leaves them.
+    findings: functions that find findings in a text, by name, such as {"findings": ..., "conditions": ...}.
+    shown: number of images kept with their reports for a page.
 
-    Returns floats bleu1 to bleu4, rouge_l, meteor_like, cider (report_scores), words (mean number in a written one), and
-    for each name of `findings` NAME_precision, NAME_recall, NAME_f1 (micro: over all findings of all reports), and
-    NAME_chance, the F1 of each written report against the true one of the next image. What is undefined is left out.
-    Arrays: image, written, true (the first `shown`); names and values of the floats above; for each name of `findings` NAME
-    [K], NAME_count i [K 3] (right, written only, true only), NAME_written and NAME_true, those of the first `shown`, joined.
-    Raises UserError where there are no rows or no reports.
+    Returns a ReportResult. Metrics: bleu1 to bleu4, rouge_l, meteor_like, cider (see metrics.text), words (mean number in a
+    generated report), and for each name of `findings` NAME_precision, NAME_recall, NAME_f1 (micro: over all findings of
+    all reports) and NAME_chance, the F1 of each generated report against the reference of the next image. Undefined
+    ones are left out. Raises UserError where there are no rows or no reports.
     """
 
     data: Callable[[], Iterator[Batch]]
@@ -36,19 +34,28 @@ class WrittenReports:
     findings: Mapping[str, Find]
     shown: int = 24
 
-    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> ReportResult:
         images, written, true = self._reports(forward, params, extra)
-        out: dict[str, Any] = all_scores(written, true)
-        out["words"] = float(np.mean([len(text.split()) for text in written]))
-        for name, find in self.findings.items():
-            said = [[frozenset(find(text)) for text in side] for side in (written, true)]
-            out |= compare_findings(name, said[0], said[1])
-            for side, found in zip(("written", "true"), said, strict=True):
-                out[f"{name}_{side}"] = np.array(["; ".join(sorted(one)) for one in found[: self.shown]])
-        floats = {key: value for key, value in out.items() if isinstance(value, float)}
-        out |= {"names": np.array(list(floats)), "values": np.array(list(floats.values()))}
-        texts = {"written": np.array(written[: self.shown]), "true": np.array(true[: self.shown])}
-        return out | texts | {"image": np.stack(images[: self.shown])}
+        metrics = all_scores(written, true) | {"words": float(np.mean([len(text.split()) for text in written]))}
+        groups, names, counts = [], [], []
+        shown: dict[str, list[set[str]]] = {side: [set() for _ in images] for side in ("written", "true")}
+        for group, find in self.findings.items():
+            found = {side: [set(find(t)) for t in texts] for side, texts in (("written", written), ("true", true))}
+            metrics |= finding_metrics(group, found["written"], found["true"])
+            names.append(sorted(set().union(*found["written"], *found["true"])))
+            groups += [group] * len(names[-1])
+            counts.append(finding_counts(names[-1], found["written"], found["true"]))
+            for side, sets in shown.items():
+                shown[side] = [have | more for have, more in zip(sets, found[side], strict=False)]
+        listed = {
+            f"{side}_findings": np.array(["; ".join(sorted(one)) for one in sets]) for side, sets in shown.items()
+        }
+        return ReportResult(
+            metrics=metrics, image=np.stack(images), written=np.array(written[: len(images)]),
+            true=np.array(true[: len(images)]), finding_group=np.array(groups, dtype=str),
+            finding=np.array([name for part in names for name in part], dtype=str),
+            finding_count=np.concatenate([np.zeros((0, 3), np.int64), *counts]), **listed,
+        )  # fmt: skip
 
     def _reports(self, forward: Forward, params: Params, extra: Extra) -> tuple[list[np.ndarray], list[str], list[str]]:
         images: list[np.ndarray] = []
@@ -67,10 +74,10 @@ class WrittenReports:
         return images, written, true
 
 
-def compare_findings(name: str, written: Sequence[Collection[str]], true: Sequence[Collection[str]]) -> dict[str, Any]:
-    """Micro precision, recall and F1 of the findings of N reports, and the counts of each finding; see WrittenReports."""
+def finding_metrics(name: str, written: Sequence[Collection[str]], true: Sequence[Collection[str]]) -> dict[str, float]:
+    """Micro precision, recall and F1 of the findings of N reports, and F1 by chance; undefined ones are left out."""
     right, extra, missed = _counts(written, true)
-    out: dict[str, Any] = {}
+    out: dict[str, float] = {}
     if right + extra:
         out[f"{name}_precision"] = right / (right + extra)
     if right + missed:
@@ -79,12 +86,18 @@ def compare_findings(name: str, written: Sequence[Collection[str]], true: Sequen
         out[f"{name}_f1"] = 2 * right / (2 * right + extra + missed)
         hit, wrong, lost = _counts(written, [*true[1:], *true[:1]])
         out[f"{name}_chance"] = 2 * hit / max(2 * hit + wrong + lost, 1)
-    names = sorted({k for side in (written, true) for found in side for k in found})
+    return out
+
+
+def finding_counts(
+    names: Sequence[str], written: Sequence[Collection[str]], true: Sequence[Collection[str]]
+) -> np.ndarray:
+    """i64 [K 3]: for each finding the reports in which both name it, only the generated one, only the reference."""
     rows = [_counts([{k} & set(a) for a in written], [{k} & set(b) for b in true]) for k in names]
-    return out | {name: np.array(names, dtype=str), f"{name}_count": np.array(rows, np.int64).reshape(-1, 3)}
+    return np.array(rows, np.int64).reshape(-1, 3)
 
 
 def _counts(written: Sequence[Collection[str]], true: Sequence[Collection[str]]) -> tuple[int, int, int]:
-    """Findings in both, in the written ones alone, in the true ones alone."""
+    """Number of findings in both reports, in the generated ones only, in the reference only."""
     pairs = [(set(a), set(b)) for a, b in zip(written, true, strict=True)]
     return sum(len(a & b) for a, b in pairs), sum(len(a - b) for a, b in pairs), sum(len(b - a) for a, b in pairs)

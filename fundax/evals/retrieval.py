@@ -1,15 +1,15 @@
-"""Image-text retrieval over a whole data set: where does the right report of an image rank, and the other way."""
+"""Image-text retrieval over a whole data set: the rank of the matching report of an image, and of the image of a report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from fundax.evals.kinds import RetrievalResult
 from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
 
-CHUNK_BYTES = 64 << 20  # of one block of similarities: 50,000 pairs never stand in memory as 50,000^2 numbers
+CHUNK_BYTES = 64 << 20  # size of a block of similarities: 50,000 pairs never need 50,000^2 numbers in memory
 
 
 def retrieval(
@@ -22,36 +22,37 @@ def retrieval(
     """An eval of N image-text pairs: R@k, mean and median rank in both directions, and the loss within batches.
 
     data: batches with the `inputs`, `text` (i32 [B L]), `valid` (bool [B]) where rows are padding, and `category`
-    (i32 [B]) where texts differ in words but not in meaning. Every image whose text (or category) is the same is
-    right for that text: hundreds of eyes share the report "normal". parity=True counts the pair itself only.
+    (i32 [B]) where texts differ in words but not in meaning. All images with the same text (or category) match that
+    text: hundreds of eyes share the report "normal". With parity=True only the pair itself matches.
 
-    Returns floats image_to_text_R@1, image_to_text_mean_rank, image_to_text_median_rank, ..., text_to_image_...,
-    clip_loss, samples; ranks start at 1. Arrays image_to_text_rank and text_to_image_rank i64 [N].
+    Returns a RetrievalResult with the metrics image_to_text_R@1, image_to_text_mean_rank, image_to_text_median_rank, ...,
+    the same for text_to_image, clip_loss and samples. Ranks start at 1.
 
     Raises UserError for features that are not finite and a data set without rows.
 
     Source: open_clip 2.30.0, get_clip_metrics and the validation loss of train.py.
     """
 
-    def evaluate(forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+    def evaluate(forward: Forward, params: Params, extra: Extra) -> RetrievalResult:
         image, text, groups, loss = _features(forward, params, extra, data(), inputs)
         if parity:
             groups = np.arange(len(groups))
-        out: dict[str, Any] = {"clip_loss": loss, "samples": float(len(groups))}
+        metrics, found = {"clip_loss": loss, "samples": float(len(groups))}, {}
         for name, queries, items in (("image_to_text", image, text), ("text_to_image", text, image)):
             rank = ranks(queries, items, groups, parity=parity)
-            out |= {f"{name}_{key}": value for key, value in summary(rank, ks).items()} | {f"{name}_rank": rank + 1}
-        return out
+            metrics |= {f"{name}_{key}": value for key, value in summary(rank, ks).items()}
+            found[f"{name}_rank"] = rank + 1
+        return RetrievalResult(metrics=metrics, **found)
 
     return evaluate
 
 
 def ranks(queries: np.ndarray, items: np.ndarray, groups: np.ndarray, *, parity: bool = False) -> np.ndarray:
-    """Position (0 = first) i64 [N] of the first right item for each query, by descending dot product.
+    """Position (0 = first) i64 [N] of the first matching item for each query, by descending dot product.
 
-    queries, items: f32 [N E]; item j is right for query i where groups[i] == groups[j]. Other right items are not
-    in the way, and wrong ones of equal score stand before: features that have collapsed to a point earn nothing.
-    parity: the position of item i itself in a stable descending sort, as the peer has it.
+    queries, items: f32 [N E]; item j matches query i where groups[i] == groups[j]. Other matching items do not count as
+    errors. Items that do not match and have an equal score are ranked before, so that collapsed features score nothing.
+    parity: the position of item i itself in a stable descending sort, as in open_clip.
     """
     n = len(queries)
     step = max(1, CHUNK_BYTES // (4 * n))

@@ -1,4 +1,4 @@
-"""How well structures are found, pixel by pixel, on the grid of the original images and inside their field of view."""
+"""Segmentation measured pixel by pixel on the grid of the original image, inside its field of view."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from fundax.evals.kinds import Cases, Rows, SegmentationResult
 from fundax.evals.original_grid import original_map, slide
 from fundax.evals.pictures import extremes, masks_over
+from fundax.metrics import weighted
+from fundax.metrics.classification import nanmean
 from fundax.metrics.segmentation import NAMES, scores
 from fundax.metrics.statistics import Estimate
 from fundax.types import Batch, Extra, Forward, Params, UserError
@@ -18,32 +21,31 @@ from fundax.types import Batch, Extra, Forward, Params, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """An Eval of `probability` [B h w K] against true masks.
+    """An Eval of `probability` [B h w K] against reference masks.
 
     Batches hold `image` u8 [B s s 3], `truth` i [B H W] of classes (or [B H W K] of 0 and 1 where `overlapping`) at the
-    original's size, `frame` f32 [B 3 2] (fundax.frames), and perhaps `truth_fov` [B H W], `group` [B] (the patient),
-    `valid`, `index`, `modality`. classes: names, as of objectives.segment.Segment.
-    window: side of the model's image, where batches have larger ones: it slides, overlapping by `overlap`.
+    original's size, `frame` f32 [B 3 2] (see original_grid), and perhaps `truth_fov` [B H W], `group` [B] (the patient),
+    `valid`, `index`, `modality`. classes: names, as in objectives.Segment.
+    window: side of the model's image where batches have larger images; it slides with the given `overlap`.
 
-    Floats, means over classes of means over images: mean_dice (with _low and _high, an interval over patients),
-    mean_iou, mean_sensitivity, mean_specificity, mean_hd95 (pixels of the original); mean_dice_NAME of each of several
-    classes; empty (images and classes without truth, which count nowhere), missed (nothing found where truth was: no
-    hd95); with exclusive classes mean_dice_with_background, as the peer counts it.
-    Arrays [N], or [N K] of several classes: dice, iou, sensitivity, specificity, hd95 (NaN: see overlap.scores);
-    classes, index, patient (where known); pictures, picture_index, picture_score of the worst and the best images.
+    Returns a SegmentationResult. Metrics are means over classes of means over images: mean_dice (with _low and _high, an
+    interval over patients), mean_iou, mean_sensitivity, mean_specificity, mean_hd95 (pixels of the original image);
+    mean_dice_NAME of each of several classes; empty (number of images and classes without truth, which are left out) and
+    missed (number with truth and no prediction: hd95 is undefined); with exclusive classes mean_dice_with_background, as
+    VisionFM counts it. Cases are the worst and the best images.
     """
 
     data: Callable[[], Iterator[Batch]]
     classes: Sequence[str]
-    interval: Callable[..., Estimate]  # evals.statistics.bootstrap
+    interval: Callable[..., Estimate]  # metrics.statistics.bootstrap
     overlapping: bool = False
     window: int = 0
     overlap: float = 0.5
-    windows: int = 16  # in one forward pass
+    windows: int = 16  # per forward pass
     threshold: float = 0.5  # of sigmoids
     resamples: int = 1000
 
-    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> SegmentationResult:
         rows: list[dict[str, Any]] = []
         for batch in self.data():
             values = self._probability(forward, params, extra, batch)
@@ -53,7 +55,7 @@ class Segmentation:
             _forget(rows)
         if not rows or not any(np.isfinite(row["dice"]).any() for row in rows):
             raise UserError(f"the segmentation eval has no pixel of {', '.join(self.classes)} in any image")
-        return self._floats(rows) | self._arrays(rows)
+        return self._result(rows)
 
     def _probability(self, forward: Forward, params: Params, extra: Extra, batch: Batch) -> np.ndarray:
         image = np.asarray(batch["image"])
@@ -96,48 +98,44 @@ class Segmentation:
         out["missed"] = float(sum(row["missed"] for row in rows))
         return {key: value for key, value in out.items() if not math.isnan(value)}
 
-    def _arrays(self, rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-        out = {name: np.stack([row[name] for row in rows]) for name in NAMES}
+    def _result(self, rows: Sequence[dict[str, Any]]) -> SegmentationResult:
         score = _means(rows)
         shown = extremes(score)
-        if len(self.classes) == 1:
-            out = {name: values[:, 0] for name, values in out.items()}
-        index = np.array([row["index"] for row in rows])
-        out |= {"classes": np.array(self.classes), "index": index}
-        out |= {"patient": np.array([row["patient"] for row in rows])} if "patient" in rows[0] else {}
-        pictures = np.stack([rows[i]["picture"] for i in shown])
-        return out | {"pictures": pictures, "picture_index": index[shown], "picture_score": score[shown]}
+        patient = np.array([row["patient"] for row in rows]) if "patient" in rows[0] else None
+        return SegmentationResult(
+            metrics=self._floats(rows), classes=np.array(self.classes),
+            **{name: np.stack([row[name] for row in rows]) for name in NAMES},
+            rows=Rows(index=np.array([row["index"] for row in rows]), patient=patient),
+            cases=Cases(
+                pictures=np.stack([rows[i]["picture"] for i in shown]), picture_row=shown, picture_score=score[shown]
+            ),
+        )  # fmt: skip
 
 
 def decided(probability: np.ndarray, classes: int, overlapping: bool, threshold: float = 0.5) -> np.ndarray:
-    """bool [H W classes] of probabilities [H W K]: the likeliest of exclusive classes, or all above the threshold."""
+    """Masks bool [H W classes] of probabilities [H W K]: the most probable exclusive class, or all above the threshold."""
     if overlapping or classes == 1:
         return np.asarray(probability > threshold)
     return np.asarray(probability.argmax(-1)[..., None] == np.arange(1, classes + 1))
 
 
 def channels(truth: np.ndarray, classes: int, overlapping: bool) -> np.ndarray:
-    """bool [H W classes] of a mask [H W] of 0 (background), 1, ...; or of channels [H W classes] of 0 and 1."""
+    """Masks bool [H W classes] from an index mask [H W] of 0 (background), 1, ..., or from channels [H W classes] of 0 and 1."""
     return np.asarray(truth > 0 if overlapping else truth[..., None] == np.arange(1, classes + 1))
 
 
 def macro(values: np.ndarray) -> float:
-    """The mean over columns of their means over rows of [N K]; NaN counts nowhere. NaN where nothing is defined."""
-    known = np.isfinite(values)
-    columns = known.any(0)
-    if not columns.any():
-        return math.nan
-    means = np.where(known, values, 0).sum(0)[columns] / known.sum(0)[columns]
-    return float(means.mean())
+    """Mean over columns of the means over rows of [N K], ignoring NaN; NaN where nothing is defined."""
+    return nanmean(weighted.nanmean(values))
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """The mean Dice of each image, by which the worst and the best are chosen; f64 [N]."""
+    """Mean Dice of each image f64 [N], by which the worst and the best are selected."""
     return np.array([macro(row["dice"][None]) for row in rows])
 
 
 def _forget(rows: Sequence[dict[str, Any]]) -> None:
-    """Only the pictures of the worst and the best so far stay in memory."""
+    """Keep only the pictures of the worst and the best images so far in memory."""
     shown = set(extremes(_means(rows)).tolist())
     for at, row in enumerate(rows):
         if at not in shown:
@@ -145,5 +143,5 @@ def _forget(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _whole(seen: np.ndarray, frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The photograph on the original's grid, out of the image the model saw, u8 [H W 3]."""
+    """The image the model saw, resampled to the original's grid, u8 [H W 3]."""
     return np.clip(np.round(original_map(seen.astype(np.float32), frame, size)), 0, 255).astype(np.uint8)

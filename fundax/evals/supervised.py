@@ -1,6 +1,6 @@
-"""Classification and regression measured over a labelled pass, with all that a report needs kept beside the numbers.
+"""Evaluation of classification and regression on a labelled data set.
 
-Every row is counted once; what is not labelled is left out and counted, and what is not defined is a blank with its reason."""
+Every row counts once. Rows without a label are left out and counted; undefined metrics are left out with a reason."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, softmax
 
+from fundax.evals.kinds import (
+    ByClass,
+    Cases,
+    ClassificationResult,
+    Horizons,
+    MultiLabelResult,
+    RegressionResult,
+    Rows,
+    named,
+)
 from fundax.evals.pictures import ANSWERS, Thumbnails
-from fundax.metrics.classification import by_horizon, classification, multi_label
+from fundax.metrics.classification import by_horizon, classification, multi_label, nanmean
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
 Pass = Callable[[], Iterable[Batch]]
@@ -39,20 +50,18 @@ _ERRORS = {"smallest error": (True, 1.0), "largest error": (True, -1.0)}
 
 @dataclass(frozen=True, kw_only=True)
 class Classified:
-    """An Eval of `logits` f32 [B K] that a forward pass gives; K may be 1, which is the logit of the second of two classes.
+    """An Eval of `logits` f32 [B K] of a forward pass; K may be 1, the logit of the second of two classes.
 
     Batches of `data` hold what the forward pass takes and under `label` a class i32 [B] (below 0 or NaN: not labelled), or
     f32 [B K] of 0, 1 and NaN for several labels at once; `valid` where rows are padding. `ordered` adds quadratic kappa.
-    `columns` takes these columns of the logits (a decoder that also answers another question).
+    `columns` selects columns of the logits (of a decoder that also answers another question).
 
-    Floats: macro_auc, macro_ap, accuracy, balanced_accuracy, macro_f1, and per class auc/NAME, ap/NAME, recall/NAME, where
-    they are defined; rows, unlabelled. Arrays: logits, probabilities f32 [N K], labels i64 [N] (several: f32 [N K]),
-    classes [K]; count, recall, specificity, precision, f1, auc, ap and note by class; index i64 [N], and patient, eye,
-    modality, days where batches have them (`group` is a patient); pictures u8 [T 96 96 3], picture_index i64 [T] (row
-    of these arrays) and picture_kind [T]: the most and least certain right and wrong answers, where batches have
-    images u8 under `image` or `picture`. With `bands` the probability of the second class by bands of the batches'
-    `horizon` f32 [B] (days ahead): see horizons.by_horizon, and over all of
-    them floats f1, brier, ece. Raises UserError for logits that are not finite and no labelled row.
+    Returns a ClassificationResult, or a MultiLabelResult for several labels at once. Metrics, where they are defined:
+    macro_auc, macro_ap, accuracy, balanced_accuracy, macro_f1, per class auc/NAME, ap/NAME and recall/NAME, rows and
+    unlabelled. Cases are the most and least certain correct and wrong answers, where batches have u8 images under
+    `image` or `picture`. With `bands`, the probability of the second class is also measured in bands of the batches'
+    `horizon` f32 [B] (days ahead; see metrics.by_horizon), with the metrics f1/NAME, brier and ece over all of them.
+    Raises UserError for logits that are not finite and for data without a labelled row.
     """
 
     data: Pass
@@ -65,7 +74,7 @@ class Classified:
     pictures: int = 12
     bands: int = 0
 
-    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> ClassificationResult:
         kept = Thumbnails(self.pictures, ANSWERS)
         rows, seen, unlabelled = _Rows(), 0, 0
         for batch in self.data():
@@ -78,41 +87,34 @@ class Classified:
             kept.offer(batch, known, rows.count, right, sure)
             seen += len(valid)
         arrays = rows.joined(self.label)
-        label = arrays["labels"]
-        label = label.astype(np.int64) if label.ndim == 1 else label.astype(np.float32)
-        probabilities = _probabilities(arrays["logits"].astype(np.float64), label.ndim)  # ties would cost AUC
-        measure = classification if label.ndim == 1 else multi_label
-        found = measure(label, probabilities, self.classes)
+        label, logits = arrays.pop("labels"), arrays.pop("logits")
+        several = label.ndim == 2
+        label = label.astype(np.float32 if several else np.int64)
+        probabilities = _probabilities(logits.astype(np.float64), label.ndim)  # ties in float32 would cost AUC
+        found = (multi_label if several else classification)(label, probabilities, self.classes)
         if not self.ordered:
             found.pop("kappa", None)
-        arrays |= {
-            "labels": label,
-            "probabilities": probabilities.astype(np.float32),
-            "classes": np.array(self.classes),
-        }
-        arrays |= {key: value for key, value in found.items() if np.ndim(value)} | kept.arrays()
-        arrays |= self._horizons(arrays)
-        counts = (
-            self._whole(arrays)
-            | {"rows": float(len(label))}
-            | ({"unlabelled": float(unlabelled)} if unlabelled else {})
-        )
-        return _floats(found, self.classes) | counts | arrays
+        counts = {"rows": float(len(label))} | ({"unlabelled": float(unlabelled)} if unlabelled else {})
+        horizons, whole = self._horizons(label, probabilities.astype(np.float32), arrays)
+        return (MultiLabelResult if several else ClassificationResult)(
+            metrics=_floats(found, self.classes) | whole | counts,
+            labels=label, probabilities=probabilities.astype(np.float32), logits=logits, classes=np.array(self.classes),
+            rows=Rows(**arrays), by_class=ByClass.read(found), horizons=horizons, cases=Cases.read(kept.arrays()),
+        )  # fmt: skip
 
-    def _horizons(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _horizons(
+        self, label: np.ndarray, probabilities: np.ndarray, rows: Mapping[str, np.ndarray]
+    ) -> tuple[Horizons | None, dict[str, float]]:
+        """Metrics by horizon; and F1 of the second class, Brier score and calibration error over all horizons."""
         if not self.bands:
-            return {}
-        if "horizon" not in arrays:
+            return None, {}
+        if "horizon" not in rows:
             raise UserError("bands of horizons need 'horizon' in the batches: days ahead")
-        return by_horizon(arrays["labels"], arrays["probabilities"][:, 1], arrays["horizon"], self.bands)
-
-    def _whole(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """F1 of the second class, Brier score and calibration error over all horizons."""
-        if not self.bands:
-            return {}
-        one = by_horizon(arrays["labels"], arrays["probabilities"][:, 1], np.zeros(len(arrays["labels"])), 1)
-        found = {name: float(one[f"band_{name}"][0]) for name in ("f1", "brier", "ece")}
-        return {name: value for name, value in found.items() if not np.isnan(value)}
+        bands = by_horizon(label, probabilities[:, 1], rows["horizon"], self.bands)
+        one = by_horizon(label, probabilities[:, 1], np.zeros(len(label)), 1)
+        whole = {f"f1/{self.classes[1]}": float(one["band_f1"][0])}
+        whole |= {name: float(one[f"band_{name}"][0]) for name in ("brier", "ece")}
+        return Horizons.read(bands), {name: value for name, value in whole.items() if not np.isnan(value)}
 
     def _two(self, logits: np.ndarray) -> np.ndarray:
         """The logits as K columns; a single one against 0."""
@@ -126,13 +128,12 @@ class Classified:
 
 @dataclass(frozen=True, kw_only=True)
 class Valued:
-    """An Eval of predictions f32 [B K] in the units of the truth, `value` f32 [B K] of the batches (NaN: not known).
+    """An Eval of predictions f32 [B K] in the units of the truth, `value` f32 [B K] of the batches (NaN: unknown).
 
-    Floats: mae, r2, pearson (means over targets), mae/NAME, r2/NAME, pearson/NAME, and relative_error, the peer's number:
-    the mean over targets of mean |error| / mean truth (VisionFM's "mae", which is a ratio and unsteady where means
-    are small). Arrays: value, predicted f32 [N K], names, target_mae, target_r2, target_pearson, count,
-    note by target, and what Classified keeps beside, pictures being of the smallest and
-    the largest errors (in deviations of the truth).
+    Returns a RegressionResult. Metrics: mae, r2, pearson (means over targets), mae/NAME, r2/NAME, pearson/NAME, rows, and
+    relative_error, the mean over targets of mean |error| / mean truth (which VisionFM reports as "mae"; it is a ratio,
+    and unstable where means are small). Cases are the images with the smallest and the largest errors, in standard
+    deviations of the truth.
     """
 
     data: Pass
@@ -142,7 +143,7 @@ class Valued:
     inputs: tuple[str, ...] = ("image", "feature", "modality", "days")
     pictures: int = 12
 
-    def __call__(self, forward: Forward, params: Params, extra: Extra) -> dict[str, Any]:
+    def __call__(self, forward: Forward, params: Params, extra: Extra) -> RegressionResult:
         kept, rows, seen = Thumbnails(self.pictures, _ERRORS), _Rows(), 0
         spread: np.ndarray | None = None
         for batch in self.data():
@@ -157,18 +158,21 @@ class Valued:
                 kept.offer(batch, known, rows.count, np.ones(len(error), bool), error)
             seen += len(valid)
         arrays = rows.joined(self.label)
-        found = regression(arrays["value"], arrays["predicted"])
-        floats = {"relative_error": found["relative_error"]}
+        value, predicted = arrays.pop("value"), arrays.pop("predicted")
+        found = regression(value, predicted)
+        metrics = {"relative_error": found["relative_error"]}
         for name in ("mae", "r2", "pearson"):
-            floats[name] = _mean(found[name])
-            floats |= {f"{name}/{k}": float(v) for k, v in zip(self.names, found[name], strict=True)}
-            arrays[f"target_{name}"] = found[name]
-        arrays |= {"names": np.array(self.names), "count": found["count"], "note": found["note"]} | kept.arrays()
-        return {k: v for k, v in floats.items() if not np.isnan(v)} | {"rows": float(len(arrays["value"]))} | arrays
+            metrics |= {name: nanmean(found[name]), **named(name, self.names, found[name])}
+        return RegressionResult(
+            metrics={k: v for k, v in metrics.items() if not np.isnan(v)} | {"rows": float(len(value))},
+            value=value, predicted=predicted, names=np.array(self.names),
+            target_mae=found["mae"], target_r2=found["r2"], target_pearson=found["pearson"],
+            count=found["count"], note=found["note"], rows=Rows(**arrays), cases=Cases.read(kept.arrays()),
+        )  # fmt: skip
 
 
 def regression(truth: Any, predicted: Any) -> dict[str, Any]:
-    """f32 [N K] twice, NaN in the truth where it is not known. Per target f64 [K]: mae, r2 (1 - SS_res / SS_tot),
+    """f32 [N K] twice, NaN in the truth where it is unknown. Per target f64 [K]: mae, r2 (1 - SS_res / SS_tot),
     pearson, count i64, note [K] where one is not defined; and relative_error, the mean over targets of MAE / mean truth.
     """
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
@@ -194,13 +198,13 @@ def regression(truth: Any, predicted: Any) -> dict[str, Any]:
             out["pearson"][c] = np.corrcoef(y, p)[0, 1]
         else:
             notes[c] = "every prediction is the same"
-    return out | {"note": np.array(notes), "relative_error": _mean(relative)}
+    return out | {"note": np.array(notes), "relative_error": nanmean(relative)}
 
 
 def _run(
     one: Classified | Valued, forward: Forward, params: Params, extra: Extra, batch: Batch
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Output [B K], truth, and which rows are no padding."""
+    """Output [B K], truth, and a mask of the non-padding rows."""
     if one.label not in batch:
         raise UserError(f"batches have {', '.join(sorted(batch))}; expected also {one.label!r}")
     given = {key: batch[key] for key in one.inputs if key in batch}
@@ -217,7 +221,7 @@ def _run(
 
 
 class _Rows:
-    """Arrays that grow by the labelled rows of each batch."""
+    """Arrays of the labelled rows, collected batch by batch."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[np.ndarray]] = {}
@@ -239,7 +243,7 @@ class _Rows:
 
 
 def _spread(value: np.ndarray) -> np.ndarray:
-    """The deviation of each target over the rows that have it; 1 where that is nothing."""
+    """Standard deviation of each target over the rows that have it; 1 where it is 0."""
     deviations = np.array([float(np.std(v[~np.isnan(v)])) if (~np.isnan(v)).any() else 0.0 for v in value.T])
     return np.where(deviations > 0, deviations, 1.0)
 
@@ -253,13 +257,12 @@ def _labelled(label: np.ndarray) -> np.ndarray:
 def _probabilities(logits: np.ndarray, labels: int) -> np.ndarray:
     """Softmax of one class a row (labels 1-D), or the sigmoid of each label (2-D); [N K]."""
     if labels == 2:
-        return 0.5 * (1 + np.tanh(0.5 * logits))
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+        return expit(logits)
+    return softmax(logits, axis=1)
 
 
 def _certainty(probabilities: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How certain each answer is, and whether it is right (all labelled findings of a row, where there are several)."""
+    """Confidence of each prediction, and whether it is correct (for several findings: all labelled ones)."""
     if label.ndim == 1:
         return probabilities.max(1), probabilities.argmax(1) == label
     wrong = ((probabilities >= 0.5) != (label > 0.5)) & ~np.isnan(label)
@@ -269,10 +272,5 @@ def _certainty(probabilities: np.ndarray, label: np.ndarray) -> tuple[np.ndarray
 def _floats(found: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
     out = {name: float(found[name]) for name in MEANS if name in found and not np.isnan(found[name])}
     for name in PER_CLASS:
-        out |= {f"{name}/{k}": float(v) for k, v in zip(classes, found[name], strict=True) if not np.isnan(v)}
+        out |= named(name, classes, found[name])
     return out
-
-
-def _mean(values: np.ndarray) -> float:
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if len(present) else float("nan")

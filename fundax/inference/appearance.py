@@ -15,7 +15,7 @@ import numpy as np
 
 from fundax.encoders.pixels import normalize
 from fundax.encoders.vit import ViT
-from fundax.interop.load import read_objective
+from fundax.interop.read import read_objective
 from fundax.objectives.vector_quantize import GRID, VectorQuantize, grid_means
 from fundax.runtime.checkpoint import load_params
 from fundax.types import UserError

@@ -11,8 +11,7 @@ from types import ModuleType
 from fundax.inference import eyes as predict_ret_clip
 from fundax.inference import labels, landmarks, segmentation
 from fundax.inference import reports as predict_report
-from fundax.interop.exchange import import_folder
-from fundax.interop.load import is_run, read_objective
+from fundax.interop.read import is_run, load, read_objective
 from fundax.types import UserError
 
 PREDICTORS: tuple[ModuleType, ...] = (
@@ -29,7 +28,7 @@ def predictor_of(path: str | Path) -> ModuleType:
 
     Raises UserError where there is no model, or none that predictions of one image are written for.
     """
-    objective = read_objective(path) if is_run(path) else import_folder(path).objective
+    objective = read_objective(path) if is_run(path) else load(path).objective
     for module in PREDICTORS:
         if isinstance(objective, module.OBJECTIVE):
             return module

@@ -21,9 +21,10 @@ from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.transforms.steps import preprocess
 from fundax.encoders.backbone import normalized, tower_of
 from fundax.encoders.vit import ViT, attention_maps, rollout
-from fundax.interop.bundle import fresh_folder, read_json
-from fundax.interop.load import is_run, read_objective
+from fundax.interop.folder import fresh_folder
+from fundax.interop.read import is_run, read_objective
 from fundax.runtime.checkpoint import load_params, resolve, saved_steps
+from fundax.runtime.workdir import read_optional_json
 from fundax.types import Params, UserError
 
 Maps = dict[str, np.ndarray]  # mean and rollout f32 [r c], heads f32 [H r c]
@@ -56,11 +57,11 @@ class Looker:
 def read_looker(run: str | Path, checkpoint: int | str = "latest", modality: str = "CFP") -> Looker:
     """The ViT of a run's checkpoint. Raises UserError for a run without one."""
     if not is_run(run):
-        raise UserError(f"{run} is no run of fundax: it has no checkpoints")
+        raise UserError(f"{run} is not a run of fundax: it has no checkpoints")
     objective, step = read_objective(run), resolve(run, checkpoint)
     tower, weights = tower_of(objective, *load_params(run, step))
-    stored = Path(run) / "preprocessing.json"
-    fitting = {"image_size": tower.image_size} | (read_json(stored) if stored.is_file() else {})
+    stored = read_optional_json(Path(run) / "preprocessing.json")
+    fitting = {"image_size": tower.image_size} | stored
     return Looker(objective, tower, weights, fitting, step, MODALITIES.index(modality_name(modality)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 from rich.table import Table
+from scipy.special import softmax
 
 from data_pipelines import images as files
 from data_pipelines.language.prompts import prompts
 from data_pipelines.transforms.steps import preprocess
+from fundax.evals.features import class_features
 from fundax.inference.model import Image, Model, load
 from fundax.objectives.ret_clip import IMAGE, LEVELS, SUFFIX, RetCLIP
 from fundax.types import UserError
@@ -79,8 +81,7 @@ def predict_eyes(
         if f"{IMAGE[level]}_features" in out:
             heads = _class_features(model, classes, level, language)
             logits = out[f"{IMAGE[level]}_features"][0] @ heads.T * out[f"logit_scale{SUFFIX[level]}"]
-            odds = np.exp(logits - logits.max())
-            probabilities[level] = (odds / odds.sum()).astype(np.float32)
+            probabilities[level] = softmax(logits).astype(np.float32)
     return EyePrediction(tuple(classes), probabilities, _note(tuple(given)))
 
 
@@ -119,15 +120,13 @@ def _class_features(model: Model, classes: Sequence[str], level: str, language: 
     if model.tokenizer is None:
         raise UserError("this model came without a tokenizer, so it takes no class names; add its files to the folder")
     said = [prompts(name, level, language) for name in classes]
-    tokens = model.tokenizer([prompt for wordings in said for prompt in wordings])
-    features = _outputs(model.objective, model.params, {"text": tokens})[f"text_features{SUFFIX[level]}"]
-    ends = np.cumsum([len(wordings) for wordings in said])[:-1]
-    means = np.stack([part.mean(0) for part in np.split(features, ends)])
-    return means / np.linalg.norm(means, axis=1, keepdims=True)
+    tokens = [np.asarray(model.tokenizer(wordings)) for wordings in said]
+    encode = partial(_outputs, model.objective, model.params)
+    return class_features(encode, tokens, sum(map(len, tokens)), key=f"text_features{SUFFIX[level]}")
 
 
-def _outputs(objective: RetCLIP, params: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value) for name, value in _forward(objective, params, batch).items()}
+def _outputs(objective: RetCLIP, params: Any, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in _forward(objective, params, dict(batch)).items()}
 
 
 @partial(jax.jit, static_argnums=0)

@@ -16,11 +16,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import softmax
 
 from data_pipelines import images as files
 from data_pipelines.language import knowledge, tokenizers
 from data_pipelines.transforms.flair import flair_pixels
-from fundax.evals.zero_shot import softmax
 from fundax.interop.flair import to_fundax
 from fundax.interop.weights import read_state
 from fundax.objectives.flair import FLAIR
@@ -65,7 +65,7 @@ class FLAIRModel:
             features = self._features("text", self.tokens([self.known.prompt(name) for name in texts]))
         scale = np.asarray(_forward(self.objective, self.params, self.extra, {})["logit_scale"])
         logits = scale * self.image_features([image]) @ features.T
-        return softmax(logits), logits
+        return softmax(logits, axis=1), logits
 
     def image_features(self, images: Sequence[files.ImageLike]) -> np.ndarray:
         """Unit features f32 [N E] of N images."""

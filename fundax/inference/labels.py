@@ -16,8 +16,8 @@ from rich.table import Table
 from data_pipelines.images import load
 from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.transforms.steps import preprocess
-from fundax.interop.bundle import Bundle
-from fundax.interop.exchange import read_run
+from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.read import read_run
 from fundax.objectives.classify import Classify, MultiModality
 from fundax.objectives.forecast import Forecast
 from fundax.objectives.regress import Regress
@@ -57,7 +57,7 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
     return _table(first, names, rows)
 
 
-def names_of(bundle: Bundle) -> tuple[str, ...]:
+def names_of(bundle: Checkpoint) -> tuple[str, ...]:
     """Of the columns: classes, findings or values."""
     objective = bundle.objective
     names = tuple(objective.names if isinstance(objective, Regress) else objective.classes)
@@ -67,7 +67,7 @@ def names_of(bundle: Bundle) -> tuple[str, ...]:
     return names or tuple(str(k) for k in range(count))
 
 
-def predicted(bundle: Bundle, image: str | Path, modality: int = 0, days: float | None = None) -> np.ndarray:
+def predicted(bundle: Checkpoint, image: str | Path, modality: int = 0, days: float | None = None) -> np.ndarray:
     """f32 [K]: probabilities, or values in their units. Raises DataError naming an image that cannot be read."""
     seen = preprocess(load(Path(image)), bundle.preprocessing)
     batch: dict[str, Any] = {"image": seen[None], "modality": np.array([modality], np.int32)}

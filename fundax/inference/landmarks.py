@@ -17,8 +17,8 @@ from rich.table import Table
 from data_pipelines.sources.csv import wrap
 from data_pipelines.transforms.dense import Prepared
 from fundax.evals.original_grid import original_points
-from fundax.interop.bundle import Bundle
-from fundax.interop.exchange import read_run
+from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.read import read_run
 from fundax.objectives.dense import Landmark
 from fundax.runtime.checkpoint import load_params
 from fundax.types import Extra, UserError
@@ -27,7 +27,7 @@ OBJECTIVE = Landmark  # what launch.py predict hands to this file
 
 
 def points(
-    bundle: Bundle, extra: Extra, images: Iterable[str | Path], read: str = "points"
+    bundle: Checkpoint, extra: Extra, images: Iterable[str | Path], read: str = "points"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each photograph, f64 [n 2] (x, y) in its pixels, and f32 [n], the probability of the model's highest pixel.
 

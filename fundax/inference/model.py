@@ -10,15 +10,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import softmax
 
 from data_pipelines import images as files
 from data_pipelines.transforms.steps import preprocess
 from fundax.encoders.layers import LayerNorm
 from fundax.encoders.pixels import normalize
-from fundax.evals.zero_shot import class_features, softmax
-from fundax.interop.bundle import preprocessing_of
-from fundax.interop.exchange import import_folder, read_run
-from fundax.interop.load import is_run
+from fundax.evals.features import class_features
+from fundax.interop.checkpoint import preprocessing_of
+from fundax.interop.read import load as load_checkpoint
 from fundax.types import Params, UserError
 
 Image = files.ImageLike  # a path, encoded bytes, or u8 [H W 3]
@@ -33,7 +33,7 @@ def load(path: str | Path, checkpoint: int | str = "latest", batch: int = 32) ->
     Raises:
         UserError: nothing of the kind at `path`, or a part of it missing or damaged.
     """
-    bundle = read_run(path, checkpoint) if is_run(path) else import_folder(path)
+    bundle = load_checkpoint(path, checkpoint)
     if not hasattr(bundle.objective, "encode"):
         raise UserError(f"{path} holds {type(bundle.objective).__name__}; expected an image-text model")
     params = jax.tree.map(jax.numpy.asarray, bundle.params)
@@ -89,7 +89,7 @@ class Model:
         heads = class_features(self._forward, prompts, min(self.batch, _power(sum(map(len, prompts)))))  # [K E]
         scales = self._forward({})
         logits = self.encode_image(images) @ heads.T * scales["logit_scale"] + scales.get("logit_bias", 0)
-        return softmax(logits)  # [N K]
+        return softmax(logits, axis=1)  # [N K]
 
     def similarity_map(self, image: Image, text: str) -> np.ndarray:
         """Cosine of each patch with a text, f32 [h w] on the grid of patches, row 0 at the top of the image.

@@ -15,8 +15,8 @@ from rich.text import Text
 from data_pipelines import images as files
 from data_pipelines.language.findings import vocabulary
 from data_pipelines.transforms.steps import preprocess
-from fundax.interop.bundle import Bundle
-from fundax.interop.exchange import read_run
+from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.read import read_run
 from fundax.objectives.report import Report
 from fundax.runtime.checkpoint import load_params
 from fundax.types import Extra, UserError
@@ -36,7 +36,7 @@ class WrittenReport:
 
 
 def write_reports(
-    bundle: Bundle, extra: Extra, images: list[files.ImageLike], beams: int | None = None
+    bundle: Checkpoint, extra: Extra, images: list[files.ImageLike], beams: int | None = None
 ) -> list[WrittenReport]:
     """One report for each of N images: paths, encoded bytes, or u8 [H W 3] of any size.
 

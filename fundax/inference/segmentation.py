@@ -19,8 +19,8 @@ from data_pipelines.transforms.dense import Prepared
 from fundax.evals.original_grid import original_map, slide
 from fundax.evals.pictures import COLOURS
 from fundax.evals.segmentation import decided
-from fundax.interop.bundle import Bundle
-from fundax.interop.exchange import read_run
+from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.read import read_run
 from fundax.objectives.dense import Segment
 from fundax.runtime.checkpoint import load_params
 from fundax.types import Extra, UserError
@@ -29,7 +29,7 @@ OBJECTIVE = Segment  # what launch.py predict hands to this file
 
 
 def masks(
-    bundle: Bundle, extra: Extra, images: Iterable[str | Path], threshold: float = 0.5, overlap: float = 0.5
+    bundle: Checkpoint, extra: Extra, images: Iterable[str | Path], threshold: float = 0.5, overlap: float = 0.5
 ) -> Iterator[np.ndarray]:
     """For each photograph, bool [H W K]: which of its pixels belong to each of the model's classes.
 

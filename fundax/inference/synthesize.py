@@ -20,13 +20,13 @@ from data_pipelines.language.conditions import FINDINGS
 from data_pipelines.pipeline import Data
 from data_pipelines.records import MODALITIES, modality_name
 from fundax.evals.denoising import Denoising
-from fundax.interop.bundle import fresh_folder, read_json, write_json
-from fundax.interop.load import read_objective
+from fundax.interop.folder import fresh_folder
+from fundax.interop.read import read_objective
 from fundax.metrics.generative import draw_pairs, memorised, nearest
 from fundax.objectives.diffusion import Diffusion
 from fundax.recipe import Recipe, load
 from fundax.runtime.checkpoint import load_params, resolve
-from fundax.runtime.workdir import read_config
+from fundax.runtime.workdir import read_config, read_optional_json, write_json
 from fundax.types import UserError
 
 MARK = "synthetic"
@@ -75,8 +75,7 @@ def read_generator(run: str | Path, checkpoint: int | str = "latest") -> Generat
         raise UserError(f"{run} holds {type(objective).__name__}; expected a run of configs/diffusion.py")
     step = resolve(run, checkpoint)
     average = jax.tree.map(jax.numpy.asarray, load_params(run, step)[1]["average"])
-    stored = Path(run) / "preprocessing.json"
-    modality = read_json(stored).get("modality", "") if stored.is_file() else ""
+    modality = read_optional_json(Path(run) / "preprocessing.json").get("modality", "")
     return Generator(Path(run).resolve().name, step, objective, average, modality)
 
 

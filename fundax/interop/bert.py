@@ -1,9 +1,7 @@
-"""BERT as Hugging Face lays it out: rows for every checkpoint family that holds a BertModel under some prefix.
-
-Hugging Face's BertForMaskedLM, both ways: a text tower with the head that names hidden words.
+"""The Hugging Face BertForMaskedLM format, and the rows of any checkpoint that holds a BertModel under some prefix.
 
 Key names are those of the files that transformers' public repository reads and writes. KeepFIT V2's successor
-(github.com/lxirich/RetiXfer) starts its text tower from such a file: `bert.` is taken, `cls.` dropped."""
+(github.com/lxirich/RetiXfer) starts its text encoder from such a file: `bert.` is taken, `cls.` dropped."""
 
 from __future__ import annotations
 
@@ -16,16 +14,18 @@ import numpy as np
 
 from fundax.encoders import layers
 from fundax.encoders.bert import BERT
-from fundax.interop import bundle as folder
-from fundax.interop import keymap
-from fundax.interop.bundle import Bundle
+from fundax.interop import folder, keymap
+from fundax.interop.checkpoint import Checkpoint, Format
 from fundax.interop.keymap import Row
-from fundax.interop.weights import State, read_state
+from fundax.interop.weights import State, folder_of
+from fundax.objectives.flair import FLAIR
 from fundax.objectives.masked_text import MaskedText
+from fundax.objectives.ret_clip import RetCLIP
 from fundax.params import flatten, unstack_blocks
-from fundax.types import Params, UserError
+from fundax.runtime.workdir import read_json, write_json
+from fundax.types import Extra, Params, UserError
 
-_POSITION_IDS = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")  # used by none of our models
+UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")  # used by none of our models
 
 
 def bert_rows(ours: str, theirs: str, depth: int) -> list[Row]:
@@ -42,8 +42,7 @@ def bert_rows(ours: str, theirs: str, depth: int) -> list[Row]:
 def _block(ours: str, theirs: str) -> list[Row]:
     qkv = [f"{theirs}.attention.self.{name}" for name in ("query", "key", "value")]
     return [
-        Row(f"{ours}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), keymap.SPLIT_KERNEL),
-        Row(f"{ours}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), keymap.SPLIT_BIAS),
+        *keymap.split_attention(f"{ours}/attention", qkv),
         *keymap.linear(f"{ours}/attention/out", f"{theirs}.attention.output.dense"),
         *keymap.norm(f"{ours}/norm1", f"{theirs}.attention.output.LayerNorm"),
         *keymap.linear(f"{ours}/mlp/fc1", f"{theirs}.intermediate.dense"),
@@ -53,26 +52,12 @@ def _block(ours: str, theirs: str) -> list[Row]:
 
 
 NAME = "Hugging Face BertForMaskedLM"
-
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
 PREFIXES = ("bert", "text_model.model", "model", "")  # BertForMaskedLM, FLAIR, RetiXfer, a bare BertModel
-
-
 HEAD = "cls.predictions"
-
-
 TIED = {f"{HEAD}.decoder.weight": "bert.embeddings.word_embeddings.weight", f"{HEAD}.decoder.bias": f"{HEAD}.bias"}
-
-
-IGNORED = (*_POSITION_IDS, *TIED, "cls.seq_relationship.weight", "cls.seq_relationship.bias")
-
-
+IGNORED = (*UNUSED, *TIED, "cls.seq_relationship.weight", "cls.seq_relationship.bias")
 ACTIVATIONS = {"gelu": layers.gelu_exact, "gelu_new": layers.gelu_tanh, "gelu_pytorch_tanh": layers.gelu_tanh}
-
-
 USAGE = """
 from transformers import pipeline
 
@@ -82,8 +67,13 @@ print(guess("moderate diabetic [MASK]"))
 
 
 def detect(state: State) -> bool:
-    """Whether these are the keys of a BertForMaskedLM."""
-    return "bert.embeddings.word_embeddings.weight" in state and f"{HEAD}.bias" in state
+    """Whether these are the keys of a BertModel, with or without the head that names hidden words."""
+    return _prefix(state) is not None
+
+
+def _prefix(state: State) -> str | None:
+    ends = "embeddings.word_embeddings.weight"
+    return next((p for p in PREFIXES if ".".join(filter(None, (p, ends))) in state), None)
 
 
 def to_fundax(state: State, config: Mapping[str, Any], **fields: Any) -> tuple[MaskedText, Params]:
@@ -102,7 +92,7 @@ def from_fundax(objective: MaskedText, params: Params) -> State:
 
 
 def rows(objective: MaskedText) -> list[Row]:
-    """Every parameter of ours with their key and layout."""
+    """The table of every parameter."""
     return [
         *bert_rows("text", "bert", objective.text.depth),
         *keymap.linear("masked/dense", f"{HEAD}.transform.dense"),
@@ -111,13 +101,20 @@ def rows(objective: MaskedText) -> list[Row]:
     ]
 
 
-def read_tower(state: State, tower: BERT, source: str) -> Params:
-    """Parameters of a text tower out of any state dict that holds a BertModel under one of PREFIXES.
+def read_as(objective: Any, state: State, source: str) -> tuple[Params, Extra]:
+    """The text encoder of `objective` from any file with a BertModel, and the masked head where both have one."""
+    if isinstance(objective, MaskedText) and f"{HEAD}.bias" in state:
+        shapes = keymap.stored_positions(rows(objective), state, keymap.shapes_of(objective))
+        return keymap.read(rows(objective), state, shapes, source, IGNORED), {}
+    return {"text": read_text(state, objective.text, source)}, {}
 
-    Positions beyond the tower's are cut. Raises UserError where there is none, or naming keys that do not fit.
+
+def read_text(state: State, tower: BERT, source: str) -> Params:
+    """Parameters of a text encoder out of any state dict that holds a BertModel under one of PREFIXES.
+
+    Positions beyond the encoder's are cut. Raises UserError where there is none, or naming keys that do not fit.
     """
-    ends = "embeddings.word_embeddings.weight"
-    prefix = next((p for p in PREFIXES if ".".join(filter(None, (p, ends))) in state), None)
+    prefix = _prefix(state)
     if prefix is None:
         raise UserError(f"{source}: holds no BERT; it has {', '.join(sorted(state)[:5])}, ...")
     start = f"{prefix}." if prefix else ""
@@ -184,27 +181,31 @@ def config_of(objective: MaskedText) -> dict[str, Any]:
     }
 
 
-def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> None:
-    """The folder that transformers' AutoModelForMaskedLM and AutoTokenizer open.
+def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
+    """Write the folder that transformers' AutoModelForMaskedLM and AutoTokenizer open.
 
     Raises UserError for another objective, and for a folder that is there and not empty.
     """
-    if not isinstance(bundle.objective, MaskedText):
-        raise UserError(f"{NAME} holds a text tower and its head, not {type(bundle.objective).__name__}")
-    state = {k: v for k, v in from_fundax(bundle.objective, bundle.params).items() if k not in TIED}
+    if not isinstance(model.objective, MaskedText):
+        raise UserError(f"{NAME} holds a text encoder and its head, not {type(model.objective).__name__}")
+    state = {k: v for k, v in from_fundax(model.objective, model.params).items() if k not in TIED}
     with folder.fresh_folder(out, overwrite) as temporary:
-        folder.write_model(temporary, WEIGHTS, state, bundle, {})
-        folder.write_json(temporary / CONFIG, config_of(bundle.objective))
-        folder.write_card(temporary, bundle, "transformers", USAGE, "fill-mask")
+        folder.write_model(temporary, WEIGHTS, state, model, {})
+        write_json(temporary / CONFIG, config_of(model.objective))
+        folder.write_card(temporary, model, "transformers", USAGE, "fill-mask")
 
 
-def read_folder(path: str | Path) -> Bundle:
-    """The model of a folder with config.json and its weights. Raises UserError for anything missing or damaged."""
-    objective, params = to_fundax(read_state(path), folder.read_json(Path(path) / CONFIG))
-    return Bundle(objective, params, {})
+def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
+    """The model of weights with config.json in their folder. Raises UserError for anything missing or damaged."""
+    if f"{HEAD}.bias" not in state:
+        raise UserError(
+            f"{path}: a BERT without its masked-word head is no model by itself; it can start a text encoder"
+        )
+    objective, params = to_fundax(state, read_json(folder_of(path) / CONFIG))
+    return Checkpoint(objective, params, {})
 
 
-def difference(path: str | Path, bundle: Bundle) -> float | None:
+def difference(path: str | Path, model: Checkpoint) -> float | None:
     """Largest difference of the words' log-probabilities between the folder in transformers and here; None without torch."""
     try:
         import torch
@@ -213,15 +214,21 @@ def difference(path: str | Path, bundle: Bundle) -> float | None:
     except ImportError:
         return None
     logging.disable_progress_bar()
-    objective = bundle.objective
+    objective = model.objective
     ids = np.random.default_rng(0).integers(1, objective.text.vocab, (2, min(16, objective.context)), np.int32)
-    theirs, report = AutoModelForMaskedLM.from_pretrained(str(path), dtype=torch.float32, output_loading_info=True)
+    program, report = AutoModelForMaskedLM.from_pretrained(str(path), dtype=torch.float32, output_loading_info=True)
     if any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         raise UserError(f"{path}: transformers does not find its keys: {report}")
     with torch.no_grad():
-        logits = theirs.eval()(input_ids=torch.from_numpy(ids).long()).logits
-    tokens = objective.text.apply({"params": bundle.params["text"]}, ids)["tokens"]
-    table = bundle.params["text"]["word"]["embedding"]
-    ours = objective.head.apply({"params": bundle.params["masked"]}, tokens, jax.numpy.asarray(table))
+        logits = program.eval()(input_ids=torch.from_numpy(ids).long()).logits
+    tokens = objective.text.apply({"params": model.params["text"]}, ids)["tokens"]
+    table = model.params["text"]["word"]["embedding"]
+    ours = objective.head.apply({"params": model.params["masked"]}, tokens, jax.numpy.asarray(table))
     both = (jax.nn.log_softmax(ours), torch.log_softmax(logits, -1).numpy())
     return float(np.abs(np.asarray(both[0]) - both[1]).max())
+
+
+FORMAT = Format(
+    "bert", NAME, (MaskedText,), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
+    configured=True, read_as=read_as, fills=(MaskedText, FLAIR, RetCLIP), difference=difference,
+)  # fmt: skip

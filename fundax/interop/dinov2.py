@@ -1,4 +1,4 @@
-"""Hugging Face's Dinov2Model, both ways: the class that holds DINO's, iBOT's and VisionFM's ViTs exactly.
+"""The Hugging Face Dinov2Model format, which holds the ViTs of DINO, iBOT and VisionFM exactly.
 
 A ViT without layer scales is written with scales of 1. Key names are those of the files that transformers reads and writes."""
 
@@ -13,21 +13,18 @@ import numpy as np
 from fundax.encoders import layers
 from fundax.encoders.backbone import Encoder
 from fundax.encoders.vit import ViT, init_dino
-from fundax.interop import bundle as folder
-from fundax.interop import encoder, keymap, vit
-from fundax.interop.bundle import Bundle
+from fundax.interop import folder, keymap, vit
+from fundax.interop.checkpoint import Checkpoint, Format
 from fundax.interop.keymap import Row
-from fundax.interop.weights import State, read_state
+from fundax.interop.weights import State, folder_of
+from fundax.objectives.ibot import IBOT
 from fundax.params import unstack_blocks
 from fundax.runtime import serialize
+from fundax.runtime.workdir import read_json, read_optional_json, write_json
 from fundax.types import Params, UserError
 
 NAME = "Hugging Face Dinov2Model"
-
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
 USAGE = """
 from transformers import AutoImageProcessor, AutoModel
 
@@ -36,7 +33,7 @@ model, process = AutoModel.from_pretrained("FOLDER"), AutoImageProcessor.from_pr
 
 
 def rows(tower: ViT) -> list[Row]:
-    """The table of a tower without its layer scales."""
+    """The table of an encoder."""
     found = [
         Row("class_token", ("embeddings.cls_token",), vit.TWO),
         Row("position", ("embeddings.position_embeddings",), vit.ONE),
@@ -49,23 +46,20 @@ def rows(tower: ViT) -> list[Row]:
         qkv = [f"{there}.attention.attention.{name}" for name in ("query", "key", "value")]
         found += [
             *keymap.norm(f"{here}/norm1", f"{there}.norm1"),
-            Row(f"{here}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), keymap.SPLIT_KERNEL),
-            Row(f"{here}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), keymap.SPLIT_BIAS),
+            *keymap.split_attention(f"{here}/attention", qkv),
             *keymap.linear(f"{here}/attention/out", f"{there}.attention.output.dense"),
             *keymap.norm(f"{here}/norm2", f"{there}.norm2"),
             *keymap.linear(f"{here}/mlp/fc1", f"{there}.mlp.fc1"),
             *keymap.linear(f"{here}/mlp/fc2", f"{there}.mlp.fc2"),
         ]
         if tower.layer_scale is not None:
-            found += [
-                Row(f"{here}/layer_scale{n}/gamma", (f"{there}.layer_scale{n}.lambda1",), keymap.SAME) for n in "12"
-            ]
+            found += keymap.layer_scale(here, f"{there}.layer_scale{{n}}.lambda1")
     return found
 
 
 def from_fundax(objective: Encoder, params: Params) -> State:
-    """The state dict (fp32). Raises UserError for a tower that Dinov2Model cannot hold."""
-    tower = encoder.bare(objective.image)
+    """The state dict (fp32). Raises UserError for an encoder that Dinov2Model cannot hold."""
+    tower = vit.bare(objective.image)
     _check(tower)
     tree = {name: leaf for name, leaf in unstack_blocks(params["image"]).items() if name != "mask_token"}
     state = keymap.write(rows(tower), tree, NAME) | {"embeddings.mask_token": np.zeros((1, tower.width), np.float32)}
@@ -107,28 +101,30 @@ def preprocessor_of(objective: Encoder) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> None:
-    """The folder that transformers' AutoModel opens with no code of ours.
+def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
+    """Write the folder that transformers' AutoModel opens without fundax.
 
     Raises UserError for a model Dinov2Model cannot hold, and for a folder that is there and not empty.
     """
-    state = from_fundax(bundle.objective, bundle.params)
+    state = from_fundax(model.objective, model.params)
     with folder.fresh_folder(out, overwrite) as temporary:
-        folder.write_model(temporary, WEIGHTS, state, bundle, {})
-        folder.write_json(temporary / CONFIG, config_of(bundle.objective))
-        folder.write_json(temporary / "preprocessor_config.json", preprocessor_of(bundle.objective))
-        folder.write_card(temporary, bundle, "transformers", USAGE, "image-feature-extraction")
+        folder.write_model(temporary, WEIGHTS, state, model, {})
+        write_json(temporary / CONFIG, config_of(model.objective))
+        write_json(temporary / "preprocessor_config.json", preprocessor_of(model.objective))
+        folder.write_card(temporary, model, "transformers", USAGE, "image-feature-extraction")
 
 
-def detect_folder(path: str | Path) -> bool:
-    """Whether a folder holds such a model."""
-    config = Path(path) / CONFIG
-    return config.is_file() and folder.read_json(config).get("model_type") == "dinov2"
+def detect(state: State) -> bool:
+    """Whether these are the keys of a Dinov2Model."""
+    return {"embeddings.cls_token", "encoder.layer.0.attention.attention.query.weight"} <= state.keys()
 
 
-def read_folder(path: str | Path) -> Bundle:
-    """The model of a folder. Layer scales that are all 1 are none. Raises UserError for what is missing or does not fit."""
-    config, state = folder.read_json(Path(path) / CONFIG), dict(read_state(path))
+def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
+    """The encoder of weights with config.json in their folder; layer scales that are all 1 are left out.
+
+    Raises UserError for anything missing or that does not fit.
+    """
+    config, state = read_json(folder_of(path) / CONFIG), dict(state)
     state.pop("embeddings.mask_token", None)
     gammas = [key for key in state if key.endswith(".lambda1")]
     plain = all(np.all(state[key] == 1) for key in gammas)
@@ -144,32 +140,39 @@ def read_folder(path: str | Path) -> Bundle:
     except KeyError as error:
         raise UserError(f"{path}/{CONFIG}: {error} is missing") from error
     params = keymap.read(rows(tower), state, vit.shapes_of(tower), str(path))
-    return Bundle(replace(_recorded(path), image=tower), {"image": params}, {"image_size": tower.image_size})
+    return Checkpoint(
+        replace(_recorded(folder_of(path)), image=tower), {"image": params}, {"image_size": tower.image_size}
+    )
 
 
-def _recorded(path: str | Path) -> Encoder:
-    """Normalisation: of our record, else of preprocessor_config.json, else ImageNet's."""
-    record, processor = Path(path) / folder.RECORD, Path(path) / "preprocessor_config.json"
-    if record.is_file():
-        return serialize.from_json(folder.read_json(record)["objective"])
+def _recorded(path: Path) -> Encoder:
+    """An encoder with the normalisation of our record, else of preprocessor_config.json, else ImageNet's."""
+    if record := read_optional_json(path / folder.RECORD):
+        return serialize.from_json(record["objective"])
     tower = ViT(16, 16, 8, 1, 1)  # replaced by the caller
-    if not processor.is_file():
+    facts = read_optional_json(path / "preprocessor_config.json")
+    if not facts:
         return Encoder(tower)
-    facts = folder.read_json(processor)
     return Encoder(tower, (tuple(facts["image_mean"]),), (tuple(facts["image_std"]),))
 
 
-def difference(path: str | Path, bundle: Bundle) -> float | None:
+def difference(path: str | Path, model: Checkpoint) -> float | None:
     """The largest difference of unit features between transformers and fundax; None where torch is not installed."""
     try:
         import torch
         from transformers import AutoModel
     except ImportError:
         return None
-    model = AutoModel.from_pretrained(str(path)).eval()
+    program = AutoModel.from_pretrained(str(path)).eval()
 
     def pooled(image: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return model(torch.from_numpy(image)).pooler_output.numpy()
+            return program(torch.from_numpy(image)).pooler_output.numpy()
 
-    return encoder.unit_difference(bundle, pooled)
+    return vit.unit_difference(model, pooled)
+
+
+FORMAT = Format(
+    "huggingface", NAME, (Encoder, IBOT), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
+    configured=True, select=vit.encoder_of, difference=difference,
+)  # fmt: skip

@@ -1,11 +1,13 @@
-"""FLAIR's and KeepFIT's checkpoints, both ways; RetiXfer's ResNet ones are read too.
+"""The format of FLAIR and KeepFIT; RetiXfer's checkpoints with a ResNet are read too.
 
 Key names are those of the public repositories jusiro/FLAIR, lxirich/MM-Retinal and lxirich/RetiXfer."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,29 +15,33 @@ import numpy as np
 
 from fundax.encoders.bert import BERT
 from fundax.encoders.resnet import ResNet
-from fundax.interop import bert, keymap
+from fundax.interop import bert, folder, keymap
+from fundax.interop.checkpoint import Checkpoint, Format
 from fundax.interop.keymap import Row
-from fundax.interop.weights import State, read_state
+from fundax.interop.weights import State, folder_of, write_torch
 from fundax.objectives.flair import FLAIR, POOL_LAYERS
-from fundax.params import flatten, stack_blocks, unflatten, unstack_blocks
+from fundax.objectives.keepfit import KeepFIT
+from fundax.params import flatten, unflatten, unstack_blocks
+from fundax.runtime import serialize
+from fundax.runtime.workdir import read_optional_json
 from fundax.types import Extra, Params, UserError
 
 NAME = "FLAIR"
+WEIGHTS = "flair.pth"
+USAGE = """
+import torch
+
+state = torch.load("FOLDER/flair.pth", weights_only=True)
+model.load_state_dict(state)  # FLAIR's or KeepFIT's own class, with the same sizes
+"""
 
 
 VISION, TEXT = "vision_model", "text_model"
-
-
-IGNORED = bert._POSITION_IDS
-
-
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
+IGNORED = bert.UNUSED
+_log = logging.getLogger("fundax")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _RETIXFER = {f"{tower}.projection_head.": f"{tower}.projection_head_{word}."
              for tower, word in ((VISION, "vision"), (TEXT, "text"))}  # fmt: skip
-
-
 _ATTENTION = re.compile(r"(attention|atte_TD2KD|atte_KD2TD)\.W_[qkvo]\.weight")
 
 
@@ -53,9 +59,9 @@ def to_fundax(
     fusion, which only training uses, are left out: `read_attention` gives them.
 
     Args:
-        state: as `fundax.weights.read_state` gives it.
-        image_size: side of the images; the tower takes any.
-        text_heads: where they are not width / 64.
+        state: as `weights.read_state` gives it.
+        image_size: side of the images; the encoder takes any.
+        text_heads: the number of attention heads, where it is not width / 64.
         fields: of FLAIR.
     Raises:
         UserError: missing or unknown keys, by name.
@@ -68,29 +74,30 @@ def to_fundax(
 def from_fundax(objective: FLAIR, params: Params, extra: Extra) -> State:
     """FLAIR's state dict: fp32, counters int64. KeepFIT loads it strictly once `attention_state` is added.
 
-    BERT's pooler, which those programs have and do not use, is written as zeros.
+    BERT's pooler, which those programs have and never use, is written as zeros.
     Raises UserError for parameters it has no place for.
     """
     _check(objective)
-    flat = flatten(extra)
-    moments = unflatten({path: leaf for path, leaf in flat.items() if not path.endswith("/count")})
-    state = keymap.write(table(objective), params, NAME) | keymap.write(_moments(objective), moments, NAME)
-    for norm, key in _norms(objective.image):
-        state[f"{key}.num_batches_tracked"] = np.asarray(flat[f"image/{norm}/count"]).astype(np.int64)
+    state = keymap.write(table(objective), params, NAME) | write_statistics(objective.image, extra)
     width = objective.text.width
     pooler = f"{TEXT}.model.pooler.dense"
     return state | {f"{pooler}.weight": np.zeros((width, width), np.float32),
                     f"{pooler}.bias": np.zeros((width,), np.float32)}  # fmt: skip
 
 
+def write_statistics(tower: ResNet | Any, extra: Extra) -> State:
+    """The state dict of a ResNet's batch statistics: fp32, counters int64."""
+    flat = flatten({"image": extra["image"]})
+    moments = unflatten({path: leaf for path, leaf in flat.items() if not path.endswith("/count")})
+    state = keymap.write(_moments(tower), moments, NAME)
+    for norm, key in _norms(tower):
+        state[f"{key}.num_batches_tracked"] = np.asarray(flat[f"image/{norm}/count"]).astype(np.int64)
+    return state
+
+
 def write_checkpoint(objective: FLAIR, params: Params, extra: Extra, path: str | Path) -> None:
-    """A .pth of the bare state dict, as both programs save and load it; needs torch."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path}: writing a .pth file needs torch: pip install 'fundax[torch]'") from error
-    state = from_fundax(objective, params, extra)
-    torch.save({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, path)
+    """Write a .pth of the bare state dict, as both programs save and load it; needs torch."""
+    write_torch(from_fundax(objective, params, extra), path)
 
 
 def read(objective: FLAIR, state: State, source: str) -> tuple[Params, Extra]:
@@ -98,13 +105,16 @@ def read(objective: FLAIR, state: State, source: str) -> tuple[Params, Extra]:
     _check(objective)
     state = canonical(state)
     shapes = keymap.shapes_of(objective)
-    weights = {k: v for k, v in state.items() if not k.endswith(_STATISTICS) and not _ATTENTION.fullmatch(k)}
-    params = keymap.read(table(objective), weights, shapes, source, IGNORED)
-    return params, _read_statistics(objective, state, shapes, source)
+    return _read_params(objective, state, shapes, source), read_statistics(objective.image, state, shapes, source)
+
+
+def _read_params(objective: FLAIR, state: State, shapes: keymap.Shapes, source: str) -> Params:
+    weights = {k: v for k, v in state.items() if not k.endswith(STATISTICS) and not _ATTENTION.fullmatch(k)}
+    return keymap.read(table(objective), weights, shapes, source, IGNORED)
 
 
 def table(objective: FLAIR) -> list[Row]:
-    """Every parameter of ours with the peer's key and layout."""
+    """The table of every parameter."""
     rows = [Row("log_scale", ("logit_scale",), keymap.SAME)]
     rows += resnet_rows("image", f"{VISION}.model", cast(ResNet, objective.image))
     rows += bert.bert_rows("text", f"{TEXT}.model", objective.text.depth)
@@ -183,19 +193,20 @@ def _norms(tower: ResNet | Any, theirs: str = f"{VISION}.model") -> Iterator[tup
             yield f"{path}/shortcut_norm", f"{theirs}.{key}.downsample.1"
 
 
-def _moments(objective: FLAIR) -> list[Row]:
+def _moments(tower: ResNet | Any) -> list[Row]:
     return [
         Row(f"image/{path}/{ours}", (f"{key}.running_{ours}",), keymap.SAME)
-        for path, key in _norms(objective.image)
+        for path, key in _norms(tower)
         for ours in ("mean", "var")
     ]
 
 
-def _read_statistics(objective: FLAIR, state: State, shapes: keymap.Shapes, source: str) -> Extra:
-    moments = {k: v for k, v in state.items() if k.endswith(_STATISTICS[:2])}
-    wanted = {row.path: shapes[re.sub("(mean|var)$", "scale", row.path)] for row in _moments(objective)}
-    flat = flatten(keymap.read(_moments(objective), moments, wanted, source))
-    for path, key in _norms(objective.image):
+def read_statistics(tower: ResNet | Any, state: State, shapes: keymap.Shapes, source: str) -> Extra:
+    """Batch statistics of a ResNet, {"image": ...}; `shapes` are those of its parameters."""
+    moments = {k: v for k, v in state.items() if k.endswith(STATISTICS[:2])}
+    wanted = {row.path: shapes[re.sub("(mean|var)$", "scale", row.path)] for row in _moments(tower)}
+    flat = flatten(keymap.read(_moments(tower), moments, wanted, source))
+    for path, key in _norms(tower):
         count = state.get(f"{key}.num_batches_tracked", np.zeros((), np.int64))  # old files have none
         flat[f"image/{path}/count"] = np.asarray(count, np.int32).reshape(())
     return unflatten(flat)
@@ -209,22 +220,18 @@ def _check(objective: Any) -> None:
 def _objective(
     state: Mapping[str, np.ndarray], image_size: int, text_heads: int | None, fields: Mapping[str, Any]
 ) -> FLAIR:
-    """What the shapes of a state dict say, and what they do not say from the arguments."""
+    """The objective that the shapes of a state dict show, with what they do not show from the arguments."""
     embeddings, first = f"{TEXT}.model.embeddings", f"{TEXT}.model.encoder.layer.0.intermediate.dense.weight"
     tables = [f"{embeddings}.{name}_embeddings.weight" for name in ("word", "position", "token_type")]
     needed = [f"{VISION}.model.conv1.weight", f"{VISION}.model.layer1.0.conv1.weight", *tables, first]
     if missing := [key for key in needed if key not in state]:
         raise UserError(f"{NAME}: the checkpoint lacks {', '.join(missing)}")
-    stages = [
-        _count(state, rf"{VISION}\.model\.layer{stage}\.(\d+)\.")
-        for stage in range(1, 1 + _count(state, rf"{VISION}\.model\.layer(\d+)\.") - 1)
-    ]
     vocab, width = state[tables[0]].shape
     positions, types = len(state[tables[1]]), len(state[tables[2]])
     text = BERT(vocab, positions, width, _count(state, rf"{TEXT}\.model\.encoder\.layer\.(\d+)\."),
                 text_heads or max(width // 64, 1), len(state[first]), types,
                 pool="unmasked_mean", pool_layers=POOL_LAYERS)  # fmt: skip
-    image = ResNet(image_size, state[needed[0]].shape[0], tuple(stages))
+    image = ResNet(image_size, state[needed[0]].shape[0], stages_of(state))
     head = state.get(f"{VISION}.projection_head_vision.projection.weight")
     given = {"project": head is not None, "context": min(77, positions)}
     if head is not None:
@@ -232,30 +239,86 @@ def _objective(
     return FLAIR(image, text, **given | dict(fields))
 
 
+def stages_of(state: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """The number of bottlenecks in every stage of the ResNet in a state dict."""
+    last = _count(state, rf"{VISION}\.model\.layer(\d+)\.") - 1
+    return tuple(_count(state, rf"{VISION}\.model\.layer{stage}\.(\d+)\.") for stage in range(1, last + 1))
+
+
 def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
-    """1 + the largest number that stands in the keys."""
+    """1 + the largest number in the keys that match."""
     found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
     return 1 + max(found, default=-1)
 
 
-def initial(path: str | Path) -> Callable[[Params], Params]:
-    """A step of Recipe.init_from: towers, projections and log scale from a FLAIR, KeepFIT or RetiXfer checkpoint.
+# ------------------------------------------------------------------------------------------------------- folders
 
-    KeepFIT's attention is taken where the model has one and the file too. Batch statistics start anew and are those of
-    the new images after some fifty steps. Raises UserError (when called) for parameters of another shape, by path.
+
+def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
+    """Write a folder with flair.pth, the state dict that FLAIR and KeepFIT save and load; needs torch.
+
+    Of a KeepFIT, what only its training uses and its program does not have (the decoder of reports, a reference by
+    cosine) is left out; the record lists it. Raises UserError for another model, and for a folder that is not empty.
     """
+    base = getattr(model.objective, "base", model.objective)
+    _check(base)
+    if (base.mean, base.std) != (FLAIR.mean, FLAIR.std):
+        raise UserError(
+            f"{NAME} divides images by 255 and nothing more; this model has mean {base.mean}, std {base.std}"
+        )
+    if base.text.pool != "unmasked_mean":
+        _log.warning("%s's program averages padding into a text's features; this model was trained without", NAME)
+    shared, attention, left_out = parts_of(model.params)
+    state = from_fundax(base, shared, model.extra) | attention_state(attention)
+    with folder.fresh_folder(out, overwrite) as temporary:
+        write_torch(state, temporary / WEIGHTS)
+        folder.write_record(temporary, state, model, left_out)
+        folder.write_card(temporary, model, "fundax", USAGE)
 
-    def fill(params: Params) -> Params:
-        state = read_state(path)
-        found = to_fundax(state)[1] | read_attention(state)
-        ours = flatten(unstack_blocks(params))
-        loaded = {key: leaf for key, leaf in flatten(found).items() if key.split("/")[0] in params}
-        wrong = [key for key, leaf in loaded.items() if key not in ours or np.shape(ours[key]) != leaf.shape]
-        towers = [key for key in ours if key.split("/")[0] in ("image", "text", "project") and key not in loaded]
-        if wrong or towers:
-            raise UserError(f"{path}: does not fit the model: {', '.join((wrong + towers)[:5])}")
-        filled = unflatten(ours | loaded)
-        return {name: stack_blocks(tree) if isinstance(tree, dict) and "blocks" in params[name] else tree
-                for name, tree in filled.items()}  # fmt: skip
 
-    return fill
+def parts_of(params: Params) -> tuple[Params, Params, dict[str, Any]]:
+    """FLAIR's parameters, KeepFIT's attention modules, and path -> shape of what the format has no place for."""
+    shared = {name: tree for name, tree in params.items() if name in ("image", "text", "project", "log_scale")}
+    attention = {name: params[name] for name in ATTENTION if "query" in params.get(name, {})}
+    others = {name: tree for name, tree in params.items() if name not in (*shared, *attention)}
+    shapes = {path: list(np.shape(leaf)) for path, leaf in flatten(unstack_blocks(others)).items()}
+    return shared, attention, shapes
+
+
+def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
+    """The model of a state dict. A folder that fundax wrote has a record, which says what shapes do not show.
+
+    Without it a KeepFIT file is read as the FLAIR that it holds. Raises UserError naming keys that do not fit.
+    """
+    record = read_optional_json(folder_of(path) / folder.RECORD)
+    if not record:
+        objective, params, extra = to_fundax(state)
+        facts = {"image_size": objective.image.image_size, "interpolation": "bilinear"}
+        return Checkpoint(objective, params, facts, extra=extra)
+    objective = serialize.from_json(record["objective"])
+    params, extra = read(getattr(objective, "base", objective), state, str(path))
+    left_out = {key.split("/")[0] for key in record.get("left_out", {})}
+    without = {"caption": "caption", "reference": "reference"}
+    objective = replace(objective, **{field: None for part, field in without.items() if part in left_out})
+    return Checkpoint(objective, params | read_attention(state), record["preprocessing"], extra=extra)
+
+
+def read_as(objective: Any, state: State, source: str) -> tuple[Params, Extra]:
+    """Parameters and batch statistics of a FLAIR or KeepFIT of the same sizes; KeepFIT's attention where there is one."""
+    base, state = getattr(objective, "base", objective), canonical(state)
+    _check(base)
+    shapes = keymap.stored_positions(table(base), state, keymap.shapes_of(base))
+    params = _read_params(base, state, shapes, source) | read_attention(state)
+    return params, read_statistics(base.image, state, shapes, source)
+
+
+FORMAT = Format(
+    "flair", NAME, (FLAIR, KeepFIT), (WEIGHTS, folder.RECORD), detect, read_model, write_folder, USAGE, read_as=read_as,
+)  # fmt: skip
+
+
+def initial(path: str | Path) -> Any:
+    """Former name of `warm_start`."""
+    from fundax.interop.initial import warm_start
+
+    return warm_start(path, None).init_from[0]

@@ -1,4 +1,4 @@
-"""Hugging Face's CLIPModel, both ways (transformers 4 and 5): state dicts, config.json and whole folders.
+"""The Hugging Face CLIPModel format (transformers 4 and 5): state dicts, config.json and whole folders.
 
 Key names are those of the files that transformers' public repository reads and writes."""
 
@@ -14,37 +14,25 @@ import numpy as np
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
-from fundax.interop import bundle as folder
-from fundax.interop import keymap
-from fundax.interop.bundle import Bundle
+from fundax.interop import folder, keymap
+from fundax.interop.checkpoint import Checkpoint, Format, largest_difference, preprocessing_of, probe
 from fundax.interop.keymap import Row
-from fundax.interop.weights import State, read_state
+from fundax.interop.weights import State, folder_of
 from fundax.losses import contrastive
 from fundax.objectives.clip import CLIP, MEAN, STD
-from fundax.types import Params, UserError
+from fundax.runtime.workdir import read_json, read_optional_json, write_json
+from fundax.types import Extra, Params, UserError
 
 NAME = "Hugging Face CLIPModel"
-
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
 IGNORED = ("embeddings.position_ids",)  # buffers in files of transformers 4
-
-
 ACTIVATIONS = {
     "quick_gelu": layers.quick_gelu,
     "gelu": layers.gelu_exact,
     "gelu_pytorch_tanh": layers.gelu_tanh,
 }
-
-
 _LEGACY_EOS = 2  # in old configs: pool at the highest id, wherever it is
-
-
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
-
-
 USAGE = """
 from transformers import pipeline
 
@@ -78,18 +66,19 @@ def from_fundax(objective: CLIP, params: Params) -> State:
 
 def read(objective: CLIP, state: State, source: str) -> Params:
     """Parameters for `objective` from a state dict whose model it fits. Raises UserError naming keys that do not."""
-    return keymap.read(table(objective, state), state, keymap.shapes_of(objective), source, IGNORED)
-
-
-def table(objective: CLIP, state: State) -> list[Row]:
-    """The rows that fit a state dict. Raises UserError for a model that CLIPModel cannot hold."""
-    del state
     check(objective)
-    return rows(objective)
+    return keymap.read(rows(objective), state, keymap.shapes_of(objective), source, IGNORED)
+
+
+def read_as(objective: CLIP, state: State, source: str) -> tuple[Params, Extra]:
+    """The same and no extra state, with position tables as long as they are stored."""
+    check(objective)
+    shapes = keymap.stored_positions(rows(objective), state, keymap.shapes_of(objective))
+    return keymap.read(rows(objective), state, shapes, source, IGNORED), {}
 
 
 def rows(objective: CLIP) -> list[Row]:
-    """The table of an objective: every parameter of ours with CLIPModel's key and layout."""
+    """The table of every parameter: its path with CLIPModel's key and layout."""
     vision, text = "vision_model", "text_model"
     return [
         Row("log_scale", ("logit_scale",), keymap.SAME),
@@ -115,8 +104,7 @@ def _blocks(ours: str, theirs: str, depth: int) -> list[Row]:
         qkv = [f"{there}.self_attn.{name}_proj" for name in "qkv"]
         found += [
             *keymap.norm(f"{here}/norm1", f"{there}.layer_norm1"),
-            Row(f"{here}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), keymap.SPLIT_KERNEL),
-            Row(f"{here}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), keymap.SPLIT_BIAS),
+            *keymap.split_attention(f"{here}/attention", qkv),
             *keymap.linear(f"{here}/attention/out", f"{there}.self_attn.out_proj"),
             *keymap.norm(f"{here}/norm2", f"{there}.layer_norm2"),
             *keymap.linear(f"{here}/mlp/fc1", f"{there}.mlp.fc1"),
@@ -217,20 +205,20 @@ def _shared_config(tower: ViT | TextTransformer, embed: int) -> dict[str, Any]:
 
 
 def check(objective: CLIP) -> None:
-    """UserError naming what of a model CLIPModel does not have."""
+    """Raise UserError naming what CLIPModel does not have."""
     if not isinstance(objective, CLIP):
         raise UserError(f"{NAME} holds CLIP models, not {type(objective).__name__}")
     image, text = objective.image, objective.text
     known = list(ACTIVATIONS.values())
     wrong = {
-        "an image tower without class token": not image.class_token,
+        "an image encoder without class token": not image.class_token,
         "a patch embedding with bias": image.patch_bias,
         "attention without bias": not image.qkv_bias,
-        "an image tower without a norm before its blocks": not image.pre_norm,
+        "an image encoder without a norm before its blocks": not image.pre_norm,
         f"image pooling by {image.pool}": image.pool != "token",
         "layer scale": image.layer_scale is not None or text.layer_scale is not None,
         "another activation": image.activation not in known or text.activation not in known,
-        "a text tower that looks ahead": not text.causal,
+        "a text encoder without causal mask": not text.causal,
         f"text pooling by {text.pool}": text.pool not in ("argmax", "eot"),
         "a text projection with bias": objective.text_bias,
     }
@@ -241,50 +229,45 @@ def check(objective: CLIP) -> None:
 # ------------------------------------------------------------------------------------------- folders
 
 
-def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> None:
-    """The folder that transformers' AutoModel, AutoProcessor and pipelines open with no code of ours.
+def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
+    """Write the folder that transformers' AutoModel, AutoProcessor and pipelines open without fundax.
 
     Raises UserError for a model that CLIPModel cannot hold, and for a folder that is there and not empty.
     """
-    config, preprocessor = config_of(bundle.objective, bundle.tokenizer), preprocessor_of(bundle)
-    state = from_fundax(bundle.objective, bundle.params)
-    bias = bundle.params.get("logit_bias")
+    config, preprocessor = config_of(model.objective, model.tokenizer), preprocessor_of(model)
+    state = from_fundax(model.objective, model.params)
+    bias = model.params.get("logit_bias")
     with folder.fresh_folder(out, overwrite) as temporary:
         left_out = {} if bias is None else {"logit_bias": float(bias)}
-        folder.write_model(temporary, WEIGHTS, state, bundle, left_out)
-        folder.write_json(temporary / CONFIG, config)
-        folder.write_json(temporary / "preprocessor_config.json", preprocessor)
-        folder.write_card(temporary, bundle, "transformers", USAGE)
+        folder.write_model(temporary, WEIGHTS, state, model, left_out)
+        write_json(temporary / CONFIG, config)
+        write_json(temporary / "preprocessor_config.json", preprocessor)
+        folder.write_card(temporary, model, "transformers", USAGE)
 
 
-def read_folder(path: str | Path) -> Bundle:
-    """The model of a folder with config.json and its weights; the tokenizer's files are left to the caller.
+def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
+    """The model of weights with config.json in their folder; the tokenizer's files are left to the caller.
 
-    Parameters that fundax had to leave out when it wrote the folder come back from its record.
+    Parameters that fundax left out when it wrote the folder come back from its record.
     Raises UserError for anything missing, damaged or of another model.
     """
-    return bundle_of(read_state(path), path)
-
-
-def bundle_of(state: State, path: str | Path) -> Bundle:
-    """The model of a state dict whose configuration lies in the folder `path`. Raises UserError as read_folder."""
-    path = Path(path)
-    objective, params = to_fundax(state, folder.read_json(path / CONFIG))
-    preprocessor = path / "preprocessor_config.json"
-    preprocessing = read_preprocessor(folder.read_json(preprocessor)) if preprocessor.is_file() else {}
+    path = folder_of(path)
+    objective, params = to_fundax(state, read_json(path / CONFIG))
+    preprocessor = read_optional_json(path / "preprocessor_config.json")
+    preprocessing = read_preprocessor(preprocessor) if preprocessor else {}
     mean, std = preprocessing.get("mean", MEAN), preprocessing.get("std", STD)
-    left_out = folder.read_json(path / folder.RECORD).get("left_out", {}) if (path / folder.RECORD).is_file() else {}
+    left_out = read_optional_json(path / folder.RECORD).get("left_out", {})
     bias = left_out.get("logit_bias")
     changes: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)}
     if bias is not None:
         params["logit_bias"] = np.float32(bias).reshape(())
         changes |= {"init_logit_bias": float(bias), "contrast": contrastive.sigmoid_contrastive}
-    return Bundle(dataclasses.replace(objective, **changes), params, preprocessing)
+    return Checkpoint(dataclasses.replace(objective, **changes), params, preprocessing)
 
 
-def preprocessor_of(bundle: Bundle) -> dict[str, Any]:
+def preprocessor_of(model: Checkpoint) -> dict[str, Any]:
     """preprocessor_config.json. Raises UserError for a resize that CLIPImageProcessor does not have."""
-    facts = folder.preprocessing_of(bundle)
+    facts = preprocessing_of(model)
     size, resize, resample = int(facts["image_size"]), facts["resize"], facts["interpolation"]
     if resize not in ("squash", "shortest") or resample not in _RESAMPLE:
         raise UserError(f"CLIPImageProcessor has no resize '{resize}' with interpolation '{resample}'")
@@ -319,7 +302,7 @@ def read_preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def difference(path: str | Path, bundle: Bundle) -> float | None:
+def difference(path: str | Path, model: Checkpoint) -> float | None:
     """Largest difference of unit features between the folder in transformers and the model here; None without torch."""
     try:
         import torch
@@ -328,11 +311,17 @@ def difference(path: str | Path, bundle: Bundle) -> float | None:
     except ImportError:
         return None
     logging.disable_progress_bar()
-    image, text = folder.probe(bundle)
-    theirs, report = AutoModel.from_pretrained(str(path), dtype=torch.float32, output_loading_info=True)
+    image, text = probe(model)
+    program, report = AutoModel.from_pretrained(str(path), dtype=torch.float32, output_loading_info=True)
     if any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         raise UserError(f"{path}: transformers does not find its keys: {report}")
     pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())  # [B 3 h w]
     with torch.no_grad():
-        found = theirs.eval()(pixel_values=pixels, input_ids=torch.from_numpy(text).long())
-    return folder.largest_difference(bundle, image, text, found.image_embeds.numpy(), found.text_embeds.numpy())
+        found = program.eval()(pixel_values=pixels, input_ids=torch.from_numpy(text).long())
+    return largest_difference(model, image, text, found.image_embeds.numpy(), found.text_embeds.numpy())
+
+
+FORMAT = Format(
+    "huggingface", NAME, (CLIP,), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
+    configured=True, read_as=read_as, difference=difference,
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""A trained image-text model to build on: its objective, preprocessing, where its tokenizer is, how a run of it starts."""
+"""Former names, until the configs use `interop.load` (fundax/interop/read.py)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
-from fundax.interop.bundle import read_json
-from fundax.interop.load import is_run, read_objective
+from fundax.interop.read import is_run, read_objective
 from fundax.objectives.clip import CLIP, MEAN, STD
 from fundax.runtime.checkpoint import load_params
+from fundax.runtime.workdir import read_json
 from fundax.types import Params, UserError
 
 
 @dataclass(frozen=True)
 class ImageText:
-    """tokenizer: its folder, "" for the bundled one. init_from, init_extra: for a Recipe; () are fresh weights."""
+    """An image-text model, its preprocessing, and the steps that fill it."""
 
-    objective: Any  # an Objective with `embed`, the width of its features
+    objective: Any
     facts: dict[str, Any]
     tokenizer: str = ""
     init_from: tuple[Callable[[Params], Params], ...] = ()
@@ -28,11 +28,7 @@ class ImageText:
 
 
 def opened(model: str, checkpoint: int | str = "latest") -> ImageText:
-    """The model of a run or an import. Its weights are read when a run of it starts.
-
-    Raises UserError for a folder that is no run, a model of pairs of eyes, and one without a tokenizer: classes are
-    told to it by name.
-    """
+    """The image-text model of a run."""
     if not model:
         raise UserError("--model is missing: a run, or an import of weights")
     run = Path(model)
@@ -43,13 +39,12 @@ def opened(model: str, checkpoint: int | str = "latest") -> ImageText:
     objective = read_objective(run)
     if not {"image", "text"} <= set(objective.batch_spec(1)):
         raise UserError(f"{model} holds {type(objective).__name__}; expected a model of single images and texts")
-    facts, tokenizer = read_json(run / "preprocessing.json"), str(run / "tokenizer")
     start = (lambda fresh: load_params(model, checkpoint)[0],), (lambda fresh: load_params(model, checkpoint)[1],)
-    return ImageText(objective, facts, tokenizer, *start)
+    return ImageText(objective, read_json(run / "preprocessing.json"), str(run / "tokenizer"), *start)
 
 
 def tiny(vocabulary: int, context: int) -> ImageText:
-    """Fresh weights, for --smoke, with a text tower for so many tokens."""
+    """Fresh weights."""
     towers = ViT(32, 8, 32, 1, 2), TextTransformer(vocabulary, context, 32, 1, 2)
     facts = {"image_size": 32, "mean": MEAN, "std": STD, "resize": "squash", "interpolation": "bicubic"}
     return ImageText(CLIP(*towers, embed=32), facts)

@@ -1,4 +1,4 @@
-"""open_clip's CLIP and CustomTextCLIP with its own ViT and text transformer, both ways (open_clip 2.30 to 3.3).
+"""The open_clip format: CLIP and CustomTextCLIP with open_clip's own ViT and text transformer (open_clip 2.30 to 3.3).
 
 Key names and the meaning of open_clip_config.json are those of the public repository mlfoundations/open_clip."""
 
@@ -13,56 +13,36 @@ from typing import Any
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
-from fundax.interop import bundle as folder
-from fundax.interop import keymap
-from fundax.interop.bundle import Bundle
+from fundax.interop import folder, keymap
+from fundax.interop.checkpoint import Checkpoint, Format, largest_difference, preprocessing_of, probe
 from fundax.interop.keymap import Row
-from fundax.interop.weights import State, read_state
+from fundax.interop.weights import State, folder_of
 from fundax.losses import contrastive
 from fundax.objectives.clip import CLIP, MEAN, STD
-from fundax.types import Params, UserError
+from fundax.runtime.workdir import read_json, write_json
+from fundax.types import Extra, Params, UserError
 
 NAME = "open_clip"
-
-
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-
-
 CLIP_VOCABULARY = 49408
-
-
 IGNORED = ("attn_mask",)  # a buffer of older versions
-
-
 _RESIZE, _INTERPOLATION = ("squash", "shortest", "longest"), ("bicubic", "bilinear")
-
-
 _POOL = {"tok": "token", "avg": "mean"}
-
-
 _TEXT_POOL = {"argmax": "argmax", "eos": "eot", "last": "last", "first": "first"}
-
-
 # Fields of open_clip's configuration that are read here, and those that change no number of the model.
 _VISION = {
     *("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "pool_type", "final_ln_after_pool"),
     *("no_ln_pre", "ls_init_value", "patch_dropout", "norm_kwargs", "act_kwargs", "output_tokens"),
 }
-
-
 _TEXT = {
     *("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "no_causal_mask"),
     *("proj_bias", "ls_init_value", "norm_kwargs", "act_kwargs", "eos_id", "bos_id", "pad_id", "output_tokens"),
     *("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "final_ln_after_pool"),
 }
-
-
 _MODEL = {
     *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"),
     *("nonscalar_logit_scale", "output_dict", "cast_dtype"),
 }
-
-
 USAGE = """
 import open_clip
 
@@ -72,15 +52,16 @@ tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
 
 
 def detect(state: State) -> bool:
-    """Whether these are the keys of an open_clip model with a ViT of its own."""
-    return "visual.conv1.weight" in state and "visual.transformer.resblocks.0.ln_1.weight" in state
+    """Whether these are the keys of an open_clip model with open_clip's own ViT and text transformer."""
+    needed = {"visual.conv1.weight", "visual.transformer.resblocks.0.ln_1.weight"}
+    return needed <= state.keys() and bool({"token_embedding.weight", "text.token_embedding.weight"} & state.keys())
 
 
 def to_fundax(state: State, config: Mapping[str, Any]) -> tuple[CLIP, Params]:
     """The objective that `config` describes and its parameters (fp32).
 
     Args:
-        state: open_clip's state dict, its text tower at the top or under "text.".
+        state: open_clip's state dict, its text encoder at the top or under "text.".
         config: open_clip_config.json, or its "model_cfg" alone.
     Raises:
         UserError: a field of `config` that has no counterpart here; keys or shapes that do not fit it.
@@ -104,6 +85,13 @@ def read(objective: CLIP, state: State, source: str) -> Params:
     return keymap.read(table(objective, state), state, keymap.shapes_of(objective), source, IGNORED)
 
 
+def read_as(objective: CLIP, state: State, source: str) -> tuple[Params, Extra]:
+    """The same and no extra state, with position tables as long as they are stored."""
+    found = table(objective, state)
+    shapes = keymap.stored_positions(found, state, keymap.shapes_of(objective))
+    return keymap.read(found, state, shapes, source, IGNORED), {}
+
+
 def table(objective: CLIP, state: State) -> list[Row]:
     """The rows that fit a state dict. Raises UserError for a model that open_clip cannot hold."""
     check(objective)
@@ -111,7 +99,7 @@ def table(objective: CLIP, state: State) -> list[Row]:
 
 
 def rows(objective: CLIP, custom_text: bool) -> list[Row]:
-    """The table of an objective: every parameter of ours with open_clip's key and layout."""
+    """The table of every parameter: its path with open_clip's key and layout."""
     image, text, prefix = objective.image, objective.text, "text." if custom_text else ""
     found = [
         Row("log_scale", ("logit_scale",), keymap.SAME),
@@ -138,18 +126,9 @@ def _blocks(ours: str, theirs: str, tower: ViT | TextTransformer) -> list[Row]:
     found = []
     for i in range(tower.depth):
         here, there = f"{ours}/block_{i}", f"{theirs}transformer.resblocks.{i}"
-        found += [
-            *keymap.norm(f"{here}/norm1", f"{there}.ln_1"),
-            Row(f"{here}/attention/qkv/kernel", (f"{there}.attn.in_proj_weight",), keymap.PACKED_KERNEL),
-            Row(f"{here}/attention/qkv/bias", (f"{there}.attn.in_proj_bias",), keymap.PACKED_BIAS),
-            *keymap.linear(f"{here}/attention/out", f"{there}.attn.out_proj"),
-            *keymap.norm(f"{here}/norm2", f"{there}.ln_2"),
-            *keymap.linear(f"{here}/mlp/fc1", f"{there}.mlp.c_fc"),
-            *keymap.linear(f"{here}/mlp/fc2", f"{there}.mlp.c_proj"),
-        ]
+        found += keymap.clip_block(here, there)
         if tower.layer_scale is not None:
-            for n in (1, 2):
-                found.append(Row(f"{here}/layer_scale{n}/gamma", (f"{there}.ls_{n}.gamma",), keymap.SAME))
+            found += keymap.layer_scale(here, f"{there}.ls_{{n}}.gamma")
     return found
 
 
@@ -159,7 +138,7 @@ def _blocks(ours: str, theirs: str, tower: ViT | TextTransformer) -> list[Row]:
 def objective_of(config: Mapping[str, Any]) -> CLIP:
     """The objective of an open_clip_config.json, or of its "model_cfg" alone.
 
-    Raises UserError for a field that is missing or has no counterpart here: ResNet, timm and Hugging Face towers.
+    Raises UserError for a field that is missing or has no counterpart here: ResNet, timm and Hugging Face encoders.
     """
     preprocess, config = config.get("preprocess_cfg", {}), config.get("model_cfg", config)
     for part in ("vision_cfg", "text_cfg", "embed_dim"):
@@ -185,7 +164,7 @@ def objective_of(config: Mapping[str, Any]) -> CLIP:
 
 def _image_tower(cfg: Mapping[str, Any], activation: layers.Activation) -> ViT:
     if not isinstance(cfg.get("layers", 12), int):
-        raise UserError("vision_cfg.layers is a list: ResNet towers of open_clip are not supported, only ViTs")
+        raise UserError("vision_cfg.layers is a list: ResNet encoders of open_clip are not supported, only ViTs")
     sizes = cfg.get("image_size", 224)
     sizes = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
     if len(set(sizes)) != 1:
@@ -304,18 +283,18 @@ def needs_custom_text(objective: CLIP) -> bool:
 
 
 def check(objective: CLIP) -> None:
-    """UserError naming what of a model open_clip's own towers do not have."""
+    """Raise UserError naming what open_clip's own encoders do not have."""
     if not isinstance(objective, CLIP):
         raise UserError(f"{NAME} holds CLIP models, not {type(objective).__name__}")
     image, text = objective.image, objective.text
     known = (layers.quick_gelu, layers.gelu_exact, layers.gelu_tanh)
     wrong = {
-        "an image tower without class token": not image.class_token,
+        "an image encoder without class token": not image.class_token,
         "a patch embedding with bias": image.patch_bias,
         "attention without bias": not image.qkv_bias,
         f"pooling by {image.pool}": image.pool not in _POOL.values(),
         "another activation": image.activation not in known or text.activation not in known,
-        "QuickGELU in one tower only": (image.activation is known[0]) != (text.activation is known[0]),
+        "QuickGELU in one encoder only": (image.activation is known[0]) != (text.activation is known[0]),
     }
     if any(wrong.values()):
         raise UserError(f"{NAME} cannot hold {', '.join(words for words, yes in wrong.items() if yes)}")
@@ -324,33 +303,28 @@ def check(objective: CLIP) -> None:
 # ------------------------------------------------------------------------------------------- folders
 
 
-def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> None:
-    """The folder that `open_clip.create_model_from_pretrained("local-dir:OUT")` opens.
+def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
+    """Write the folder that `open_clip.create_model_from_pretrained("local-dir:OUT")` opens.
 
     Raises UserError for a model that open_clip cannot hold, and for a folder that is there and not empty.
     """
-    config = {"model_cfg": config_of(bundle.objective), "preprocess_cfg": _preprocess_config(bundle)}
-    state = from_fundax(bundle.objective, bundle.params)
+    config = {"model_cfg": config_of(model.objective), "preprocess_cfg": _preprocess_config(model)}
+    state = from_fundax(model.objective, model.params)
     with folder.fresh_folder(out, overwrite) as temporary:
-        folder.write_model(temporary, WEIGHTS, state, bundle, {})
-        if bundle.tokenizer is not None and not _is_clip_vocabulary(temporary):
+        folder.write_model(temporary, WEIGHTS, state, model, {})
+        if model.tokenizer is not None and not _is_clip_vocabulary(temporary):
             # any name makes open_clip read the tokenizer beside the weights instead of CLIP's own byte pairs
             config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "fundax"
-        folder.write_json(temporary / CONFIG, config)
-        folder.write_card(temporary, bundle, "open_clip", USAGE)
+        write_json(temporary / CONFIG, config)
+        folder.write_card(temporary, model, "open_clip", USAGE)
 
 
-def read_folder(path: str | Path) -> Bundle:
-    """The model of a folder with open_clip_config.json; the tokenizer's files are left to the caller.
+def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
+    """The model of weights with open_clip_config.json in their folder; the tokenizer's files are left to the caller.
 
     Raises UserError for anything missing, damaged or without a counterpart here.
     """
-    return bundle_of(read_state(path), path)
-
-
-def bundle_of(state: State, path: str | Path) -> Bundle:
-    """The model of a state dict whose configuration lies in the folder `path`. Raises UserError as read_folder."""
-    config = folder.read_json(Path(path) / CONFIG)
+    config = read_json(folder_of(path) / CONFIG)
     objective, params = to_fundax(state, config)
     stored = config.get("preprocess_cfg", {})
     preprocessing = {
@@ -360,10 +334,10 @@ def bundle_of(state: State, path: str | Path) -> Bundle:
         "resize": stored.get("resize_mode", "shortest"),
         "interpolation": stored.get("interpolation", "bicubic"),
     }
-    return Bundle(objective, params, preprocessing)
+    return Checkpoint(objective, params, preprocessing)
 
 
-def difference(path: str | Path, bundle: Bundle) -> float | None:
+def difference(path: str | Path, model: Checkpoint) -> float | None:
     """Largest difference of unit features between the folder in open_clip and the model here; None without open_clip."""
     try:
         import torch
@@ -371,16 +345,16 @@ def difference(path: str | Path, bundle: Bundle) -> float | None:
         open_clip = importlib.import_module("open_clip")  # this file has the same name
     except ImportError:
         return None
-    image, text = folder.probe(bundle)
-    theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{Path(path).absolute()}")
+    image, text = probe(model)
+    program, _ = open_clip.create_model_from_pretrained(f"local-dir:{Path(path).absolute()}")
     with torch.no_grad():
         pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())  # [B 3 h w]
-        features = theirs.eval()(pixels, torch.from_numpy(text).long())[:2]
-    return folder.largest_difference(bundle, image, text, features[0].numpy(), features[1].numpy())
+        features = program.eval()(pixels, torch.from_numpy(text).long())[:2]
+    return largest_difference(model, image, text, features[0].numpy(), features[1].numpy())
 
 
-def _preprocess_config(bundle: Bundle) -> dict[str, Any]:
-    facts = folder.preprocessing_of(bundle)
+def _preprocess_config(model: Checkpoint) -> dict[str, Any]:
+    facts = preprocessing_of(model)
     if facts["resize"] not in _RESIZE or facts["interpolation"] not in _INTERPOLATION:
         raise UserError(f"{NAME} has no resize '{facts['resize']}' with interpolation '{facts['interpolation']}'")
     return {
@@ -394,6 +368,12 @@ def _preprocess_config(bundle: Bundle) -> dict[str, Any]:
 
 def _is_clip_vocabulary(path: Path) -> bool:
     """Whether the tokenizer saved there is the one open_clip has built in."""
-    stored = folder.read_json(path / "tokenizer_config.json").get("tokenizer_class", "")
-    vocabulary = folder.read_json(path / "tokenizer.json").get("model", {}).get("vocab", {})
+    stored = read_json(path / "tokenizer_config.json").get("tokenizer_class", "")
+    vocabulary = read_json(path / "tokenizer.json").get("model", {}).get("vocab", {})
     return str(stored).startswith("CLIP") and len(vocabulary) == CLIP_VOCABULARY
+
+
+FORMAT = Format(
+    "open_clip", NAME, (CLIP,), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
+    configured=True, read_as=read_as, difference=difference,
+)  # fmt: skip

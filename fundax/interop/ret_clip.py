@@ -1,13 +1,12 @@
-"""RET-CLIP's checkpoints, both ways, and Chinese-CLIP's as initial weights.
+"""The RET-CLIP format, and Chinese-CLIP's as initial weights.
 
 Key names are those of the public repositories sStonemason/RET-CLIP and OFA-Sys/Chinese-CLIP."""
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,46 +16,32 @@ import numpy as np
 from fundax.encoders.bert import BERT
 from fundax.encoders.positions import aligned_corners, resize_positions
 from fundax.encoders.vit import ViT
-from fundax.interop import bundle as folder
-from fundax.interop import keymap
-from fundax.interop.bundle import Bundle
+from fundax.interop import folder, keymap
+from fundax.interop.bert import bert_rows
+from fundax.interop.checkpoint import Checkpoint, Format, preprocessing_of
 from fundax.interop.keymap import Row
-from fundax.interop.weights import State, read_state
+from fundax.interop.weights import State, folder_of, write_torch
 from fundax.objectives.ret_clip import LEVELS, SUFFIX, RetCLIP
-from fundax.params import flatten, stack_blocks, unstack_blocks
-from fundax.types import Params, UserError
+from fundax.runtime.workdir import read_optional_json, write_json
+from fundax.types import Extra, Params, UserError
 
 NAME = "RET-CLIP"
-
-
-CONFIG, WEIGHTS = "ret_clip.json", "ret_clip.pt"  # the peer has no configuration file: ours says what shapes do not
-
-
-CONFIG_OPTIONAL = True
-
-
+CONFIG, WEIGHTS = "ret_clip.json", "ret_clip.pt"  # RET-CLIP has no configuration file: ours says what shapes do not
 USAGE = """
 import torch
 
 state = torch.load("FOLDER/ret_clip.pt", weights_only=True)  # flat, every key begins with "module."
-model.load_state_dict(state)  # the peer's model, wrapped in DistributedDataParallel as its own script does
+model.load_state_dict(state)  # RET-CLIP's model, wrapped in DistributedDataParallel as its own script does
 """
 
 
-IGNORED = ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "position_ids")  # used by nothing there
-
-
-_HEAD_WIDTHS = {1280: 80}  # of ViT-H/14; every other tower of the peer has heads of 64
-
-
-# Fields that shapes do not show, whose defaults are the peer's.
+IGNORED = ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "position_ids")  # unused by RET-CLIP
+_HEAD_WIDTHS = {1280: 80}  # of ViT-H/14; all its other encoders have heads of width 64
+# Fields that shapes do not show, whose defaults are those of RET-CLIP's code.
 _MEANING = {
     "image": ("activation", "epsilon", "pool", "norm_after_pool"),
     "text": ("activation", "epsilon", "pool", "pool_layers"),
 }
-
-
-_log = logging.getLogger("fundax")
 
 
 def detect(state: State) -> bool:
@@ -75,9 +60,9 @@ def to_fundax(
     """The objective and its parameters (fp32, layers unstacked) from a state dict without its "module." prefixes.
 
     Args:
-        state: as `fundax.weights.read_state` gives it, from the released flat file or a training checkpoint. Left
+        state: as `weights.read_state` gives it, from the released flat file or a training checkpoint. Left
             and right text heads may be numbered 0, 2 or 2, 4; with 2, 4 a warning is given.
-        image_size: another one than the checkpoint's resizes the positions by the peer's rule.
+        image_size: another one than the checkpoint's resizes the positions by RET-CLIP's rule.
         head_width, text_heads: where they are not the published sizes' (64, or 80 at width 1280; width / 64).
         fields: of RetCLIP.
     Raises:
@@ -91,38 +76,31 @@ def to_fundax(
 def from_fundax(objective: RetCLIP, params: Params) -> State:
     """RET-CLIP's state dict (fp32), without prefix.
 
-    Raises UserError for parameters it has no place for, and for a model that the peer's code would compute otherwise.
+    Raises UserError for parameters it has no place for, and for a model that RET-CLIP's code would compute differently.
     """
-    rows = table(objective, {})
+    rows = table(objective)
     for tower, module, plain in (("image", objective.image, ViT), ("text", objective.text, BERT)):
         for name in _MEANING[tower]:
             ours, theirs = getattr(module, name), getattr(plain, name)
             if ours != theirs:
-                said = [getattr(value, "__name__", value) for value in (ours, theirs)]
-                raise UserError(f"{NAME} cannot hold this model: {tower}.{name} is {said[0]}, there it is {said[1]}")
+                names = [getattr(value, "__name__", value) for value in (ours, theirs)]
+                raise UserError(f"{NAME} cannot hold this model: {tower}.{name} is {names[0]}, there it is {names[1]}")
     return keymap.write(rows, params, NAME)
 
 
 def write_checkpoint(objective: RetCLIP, params: Params, path: str | Path) -> None:
-    """The flat .pt with "module." before every key, as released and as the peer's --resume reads it; needs torch."""
-    state = from_fundax(objective, params)
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path}: writing a .pt file needs torch: pip install 'fundax[torch]'") from error
-    torch.save({f"module.{key}": torch.from_numpy(value.copy()) for key, value in state.items()}, path)
+    """The flat .pt with "module." before every key, as released and as RET-CLIP's --resume reads it; needs torch."""
+    write_torch({f"module.{key}": value for key, value in from_fundax(objective, params).items()}, path)
 
 
 def read(objective: RetCLIP, state: State, source: str) -> Params:
     """Parameters for `objective`, positions resized to its image size. Raises UserError naming keys that do not fit."""
     state, shapes = canonical(state), keymap.shapes_of(objective)
-    rows = table(objective, state)
-    return keymap.read(rows, fit_positions(state, shapes["image/position"][0]), shapes, source, IGNORED)
+    return keymap.read(table(objective), fit_positions(state, shapes["image/position"][0]), shapes, source, IGNORED)
 
 
-def table(objective: RetCLIP, state: State) -> list[Row]:
-    """Every parameter of ours with the peer's key and layout."""
-    del state  # one layout only
+def table(objective: RetCLIP) -> list[Row]:
+    """The table of every parameter, but for the decoder of a reconstruction branch."""
     if not isinstance(objective, RetCLIP):
         raise UserError(f"{NAME} checkpoints hold RetCLIP models, not {type(objective).__name__}")
     rows = tower_rows(objective.image.depth, objective.text.depth)
@@ -137,48 +115,17 @@ def table(objective: RetCLIP, state: State) -> list[Row]:
 
 
 def tower_rows(image_depth: int, text_depth: int) -> list[Row]:
-    """The two towers, which Chinese-CLIP has too."""
+    """The rows of the two encoders, which Chinese-CLIP has too."""
     rows = [
         Row("image/class_token", ("visual.class_embedding",), keymap.SAME),
         Row("image/position", ("visual.positional_embedding",), keymap.SAME),
         Row("image/patch/kernel", ("visual.conv1.weight",), keymap.CONV),
         *keymap.norm("image/pre_norm", "visual.ln_pre"),
         *keymap.norm("image/norm", "visual.ln_post"),
-        *keymap.norm("text/embed_norm", "bert.embeddings.LayerNorm"),
     ]
-    for name in ("word", "position", "token_type"):
-        keys = (f"bert.embeddings.{name}_embeddings.weight",)
-        rows.append(Row(f"text/{name}/embedding", keys, keymap.SAME))
     for i in range(image_depth):
-        rows += _image_block(f"image/block_{i}", f"visual.transformer.resblocks.{i}")
-    for i in range(text_depth):
-        rows += _text_block(f"text/block_{i}", f"bert.encoder.layer.{i}")
-    return rows
-
-
-def _image_block(ours: str, theirs: str) -> list[Row]:
-    return [
-        *keymap.norm(f"{ours}/norm1", f"{theirs}.ln_1"),
-        Row(f"{ours}/attention/qkv/kernel", (f"{theirs}.attn.in_proj_weight",), keymap.PACKED_KERNEL),
-        Row(f"{ours}/attention/qkv/bias", (f"{theirs}.attn.in_proj_bias",), keymap.PACKED_BIAS),
-        *keymap.linear(f"{ours}/attention/out", f"{theirs}.attn.out_proj"),
-        *keymap.norm(f"{ours}/norm2", f"{theirs}.ln_2"),
-        *keymap.linear(f"{ours}/mlp/fc1", f"{theirs}.mlp.c_fc"),
-        *keymap.linear(f"{ours}/mlp/fc2", f"{theirs}.mlp.c_proj"),
-    ]
-
-
-def _text_block(ours: str, theirs: str) -> list[Row]:
-    qkv = [f"{theirs}.attention.self.{name}" for name in ("query", "key", "value")]
-    return [
-        Row(f"{ours}/attention/qkv/kernel", tuple(f"{key}.weight" for key in qkv), keymap.SPLIT_KERNEL),
-        Row(f"{ours}/attention/qkv/bias", tuple(f"{key}.bias" for key in qkv), keymap.SPLIT_BIAS),
-        *keymap.linear(f"{ours}/attention/out", f"{theirs}.attention.output.dense"),
-        *keymap.norm(f"{ours}/norm1", f"{theirs}.attention.output.LayerNorm"),
-        *keymap.linear(f"{ours}/mlp/fc1", f"{theirs}.intermediate.dense"),
-        *keymap.linear(f"{ours}/mlp/fc2", f"{theirs}.output.dense"),
-        *keymap.norm(f"{ours}/norm2", f"{theirs}.output.LayerNorm"),
-    ]
+        rows += keymap.clip_block(f"image/block_{i}", f"visual.transformer.resblocks.{i}")
+    return rows + bert_rows("text", "bert", text_depth)
 
 
 # ------------------------------------------------------------------------------- other forms of the same keys
@@ -232,7 +179,7 @@ def _renumbered(state: State) -> State:
 
 
 def fit_positions(state: State, rows: int) -> State:
-    """The same tensors with the image's position table moved to `rows` rows by the peer's rule (corners aligned)."""
+    """The same tensors with the image's position table moved to `rows` rows by RET-CLIP's rule (corners aligned)."""
     key = "visual.positional_embedding"
     if key not in state:
         return state
@@ -242,16 +189,16 @@ def fit_positions(state: State, rows: int) -> State:
 # ------------------------------------------------------------------------------------------------------- folders
 
 
-def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> None:
-    """A folder with the flat ret_clip.pt, what its shapes do not say (ret_clip.json), and the tokenizer; needs torch.
+def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
+    """Write a folder with the flat ret_clip.pt, what its shapes do not say (ret_clip.json), and the tokenizer; needs torch.
 
     Raises UserError for another model than RET-CLIP, and for a folder that is there and not empty.
     """
-    objective = bundle.objective
+    objective = model.objective
     with folder.fresh_folder(out, overwrite) as temporary:
-        write_checkpoint(objective, bundle.params, temporary / WEIGHTS)
-        if bundle.tokenizer is not None:
-            bundle.tokenizer.save(temporary)
+        write_checkpoint(objective, model.params, temporary / WEIGHTS)
+        if model.tokenizer is not None:
+            model.tokenizer.save(temporary)
         facts = {
             "head_width": objective.image.width // objective.image.heads,
             "text_heads": objective.text.heads,
@@ -259,77 +206,54 @@ def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> No
             "dropout": objective.text.dropout,
             "pad_id": objective.text.pad_id,
         }
-        folder.write_json(temporary / CONFIG, facts | {"preprocessing": folder.preprocessing_of(bundle)})
-        folder.write_card(temporary, bundle, "fundax", USAGE)
+        write_json(temporary / CONFIG, facts | {"preprocessing": preprocessing_of(model)})
+        folder.write_card(temporary, model, "fundax", USAGE)
 
 
-def read_folder(path: str | Path) -> Bundle:
-    """The model of a folder that write_folder wrote. Raises UserError for anything missing or damaged."""
-    return bundle_of(read_state(Path(path) / WEIGHTS), Path(path))
-
-
-def bundle_of(state: State, path: Path) -> Bundle:
+def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     """The model of a state dict, with ret_clip.json of its folder where there is one: a released file has none."""
-    facts = folder.read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    facts = read_optional_json(folder_of(path) / CONFIG)
     preprocessing = facts.get("preprocessing", {})
     fields: dict[str, Any] = {name: tuple(preprocessing[name]) for name in ("mean", "std") if name in preprocessing}
     fields |= {name: facts[name] for name in ("context",) if name in facts}
     heads = {name: facts[name] for name in ("head_width", "text_heads") if name in facts}
     objective, params = to_fundax(state, **heads, **fields)
     text = {name: facts[name] for name in ("dropout", "pad_id") if name in facts}
-    return Bundle(replace(objective, text=objective.text.clone(**text)), params, preprocessing)
+    return Checkpoint(replace(objective, text=objective.text.clone(**text)), params, preprocessing)
 
 
-def difference(path: str | Path, bundle: Bundle) -> float | None:
-    """None: the peer's code is no package that could be installed; golden vectors hold the layout instead."""
-    return None
+def read_as(objective: RetCLIP, state: State, source: str) -> tuple[Params, Extra]:
+    """Parameters of `objective` with position tables as long as they are stored, from a file without ret_clip.json."""
+    state = canonical(state)
+    found = table(objective)
+    shapes = {path: shape for path, shape in keymap.shapes_of(objective).items() if not path.startswith("decoder/")}
+    return keymap.read(found, state, keymap.stored_positions(found, state, shapes), source, IGNORED), {}
 
 
-# --------------------------------------------------------------------------------------------- initial weights
+# ------------------------------------------------------------------------------------------------- Chinese-CLIP
 
 
-def initial(path: str | Path, objective: RetCLIP) -> Callable[[Params], Params]:
-    """A step of Recipe.init_from: all of a RET-CLIP checkpoint, or the towers of a Chinese-CLIP one.
+def detect_chinese_clip(state: State) -> bool:
+    """Whether these are the keys of a Chinese-CLIP model."""
+    return {"visual.conv1.weight", "bert.embeddings.word_embeddings.weight"} <= state.keys()
 
-    Raises UserError (when called) naming keys that are missing, unknown or of another shape.
+
+def read_chinese_clip(path: Path, state: State, modality: str = "") -> Checkpoint:
+    """Raises UserError: fundax has no objective for Chinese-CLIP; its encoders start a RET-CLIP."""
+    raise UserError(f"{path}: Chinese-CLIP is no model of fundax; its encoders can start a RET-CLIP (--init)")
+
+
+def read_chinese_clip_as(objective: RetCLIP, state: State, source: str) -> tuple[Params, Extra]:
+    """Both encoders and the image projection; the nine heads and the scales of RET-CLIP have no counterpart there.
+
+    Raises UserError naming keys that are missing or of another shape.
     """
-
-    def fill(params: Params) -> Params:
-        state = read_state(path)
-        if not detect(state):
-            return chinese_clip(path)(params)
-        loaded = read(objective, state, str(path))
-        return {name: stack_blocks(tree) if "blocks" in params[name] else tree for name, tree in loaded.items()}
-
-    return fill
-
-
-def chinese_clip(path: str | Path) -> Callable[[Params], Params]:
-    """A step of Recipe.init_from: both towers and the image projection from a Chinese-CLIP (or RET-CLIP) checkpoint.
-
-    The nine heads and the scales stay as they are: Chinese-CLIP has none that fit. Image positions are resized by
-    the peer's rule, text positions beyond the model's are cut.
-    Raises UserError (when called) naming keys that are missing or of another shape.
-    """
-
-    def fill(params: Params) -> Params:
-        ours = unstack_blocks(params)
-        depths = [sum(name.startswith("block_") for name in ours[tower]) for tower in ("image", "text")]
-        rows = [*tower_rows(*depths), Row("project/image/kernel", ("visual.proj",), keymap.SAME)]
-        shapes = {path: np.shape(leaf) for path, leaf in flatten(ours).items()}
-        state = fit_positions(canonical(read_state(path)), shapes["image/position"][0])
-        wanted = {key for row in rows for key in row.keys}
-        state = {key: value for key, value in state.items() if key in wanted}
-        table = "bert.embeddings.position_embeddings.weight"
-        if table in state:
-            state[table] = state[table][: shapes["text/position/embedding"][0]]
-        towers = {row.path: shapes[row.path] for row in rows}
-        loaded = ours | keymap.read(rows, state, towers, str(path))
-        loaded["project"] = ours["project"] | loaded["project"]
-        _log.info("%s: towers loaded; heads and scales are new", path)
-        return {name: stack_blocks(tree) if "blocks" in params[name] else tree for name, tree in loaded.items()}
-
-    return fill
+    depths = objective.image.depth, objective.text.depth
+    found = [*tower_rows(*depths), Row("project/image/kernel", ("visual.proj",), keymap.SAME)]
+    wanted = {key for row in found for key in row.keys}
+    state = {key: value for key, value in canonical(state).items() if key in wanted}
+    shapes = keymap.stored_positions(found, state, keymap.shapes_of(objective))
+    return keymap.read(found, state, {row.path: shapes[row.path] for row in found}, source), {}
 
 
 def _objective(
@@ -339,7 +263,7 @@ def _objective(
     text_heads: int | None,
     fields: Mapping[str, Any],
 ) -> RetCLIP:
-    """What the shapes of a state dict say, and what they do not say from the arguments."""
+    """The objective that the shapes of a state dict show, with what they do not show from the arguments."""
     needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "visual.class_embedding",
               "bert.embeddings.word_embeddings.weight", "bert.embeddings.position_embeddings.weight",
               "bert.embeddings.token_type_embeddings.weight", "bert.encoder.layer.0.intermediate.dense.weight")  # fmt: skip
@@ -371,3 +295,19 @@ def _objective(
 
 def _depth(state: Mapping[str, np.ndarray], prefix: str) -> int:
     return 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix))
+
+
+FORMAT = Format(
+    "ret_clip", NAME, (RetCLIP,), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE, read_as=read_as
+)
+CHINESE_CLIP = Format(
+    "chinese_clip", "Chinese-CLIP", (), (), detect_chinese_clip, read_chinese_clip, None,
+    read_as=read_chinese_clip_as, fills=(RetCLIP,),
+)  # fmt: skip
+
+
+def initial(path: str | Path, objective: Any) -> Any:
+    """Former name of `warm_start`."""
+    from fundax.interop.initial import warm_start
+
+    return warm_start(path, objective).init_from[0]

@@ -1,29 +1,39 @@
-"""VisionFM's decoders of maps under its key names, both ways: the UNETR head with its running statistics, the linear head.
+"""The format of VisionFM's segmentation and landmark models: the UNETR or linear decoder, and the encoder it reads.
 
-Layout: github.com/ABILab-CUHK/VisionFM. A transposed convolution lies there as [in out size size]."""
+Layout: github.com/ABILab-CUHK/VisionFM, where a transposed convolution is stored as [in out size size]."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fundax.encoders.backbone import Encoder
 from fundax.encoders.unetr import UNETR, Linear
-from fundax.interop import keymap
+from fundax.interop import folder, keymap, vit
+from fundax.interop.checkpoint import Checkpoint, Format
 from fundax.interop.keymap import Layout, Row
-from fundax.interop.weights import State
+from fundax.interop.weights import State, folder_of, read_state, write_torch
+from fundax.objectives.dense import Landmark, Segment
 from fundax.params import flatten
+from fundax.runtime import serialize
+from fundax.runtime.workdir import read_json
 from fundax.types import Params, UserError
 
 NAME = "VisionFM's decoder"
+WEIGHTS, ENCODER = "visionfm_decoder.pth", "visionfm_encoder.pth"
+USAGE = """
+import torch
+
+decoder = torch.load("FOLDER/visionfm_decoder.pth", weights_only=True)["state_dict"]
+encoder = torch.load("FOLDER/visionfm_encoder.pth", weights_only=True)["teacher"]
+"""
 
 
 DECONV = Layout(lambda t: t[0].transpose(0, 2, 3, 1), lambda x: [x.transpose(0, 3, 1, 2)])
-
-
 POINT = Layout(lambda t: t[0][:, :, 0, 0].T, lambda x: [x.T[:, :, None, None]])
-
-
 COUNT = "num_batches_tracked"
 
 
@@ -81,7 +91,7 @@ def read(decoder: UNETR | Linear, state: State, width: int, theirs: str = "") ->
 def write(decoder: UNETR | Linear, params: Params, statistics: Params, theirs: str = "") -> State:
     """The state dict of a decoder (fp32; counts int64): the inverse of `read`.
 
-    Raises UserError for a UNETR whose patch is not 16: the layout has no place for other enlargements.
+    Raises UserError for a UNETR whose patch is not 16: the format has no place for other enlargements.
     """
     if isinstance(decoder, UNETR) and decoder.first != 2:
         raise UserError(f"{NAME} is for a patch of 16, this one is for {decoder.patch}")
@@ -96,3 +106,46 @@ def shapes(decoder: UNETR | Linear, width: int) -> keymap.Shapes:
     image = jax.ShapeDtypeStruct((1, decoder.patch, decoder.patch, 3), jnp.float32)
     tree = jax.eval_shape(decoder.init, jax.random.key(0), tokens, image)
     return {path: tuple(leaf.shape) for path, leaf in flatten(dict(tree)).items()}
+
+
+# ------------------------------------------------------------------------------------------- whole models
+
+
+def detect(state: State) -> bool:
+    """Whether these are the keys of one of VisionFM's decoders of maps."""
+    return "d1.deconv.weight" in state or "conv_seg.weight" in state
+
+
+def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
+    """The model of a folder that write_folder wrote: the decoder's state dict, the encoder's file and the record.
+
+    Raises UserError for anything missing, damaged or that does not fit.
+    """
+    record = read_json(folder_of(path) / folder.RECORD)
+    objective = serialize.from_json(record["objective"])
+    image = vit.read(vit.bare(objective.image), vit.encoder_state(read_state(folder_of(path) / ENCODER)), ENCODER)
+    params, statistics = read(objective.decoder, state, objective.image.width)
+    extra = {"batch_stats": statistics} if statistics else {}
+    return Checkpoint(objective, {"image": image, "decoder": params}, record["preprocessing"], extra=extra)
+
+
+def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
+    """Write a folder with the decoder and the encoder in the two files that VisionFM's scripts open; needs torch.
+
+    Raises UserError for an encoder or a decoder that the format cannot hold, and for a folder that is not empty.
+    """
+    objective, params = model.objective, model.params
+    encoder = Encoder(objective.image, (objective.mean,), (objective.std,))
+    image = vit.from_fundax(encoder, {"image": params["image"]})
+    decoder = write(objective.decoder, params["decoder"], model.extra.get("batch_stats", {}))
+    with folder.fresh_folder(out, overwrite) as temporary:
+        write_torch({"state_dict": {f"module.{key}": value for key, value in decoder.items()}}, temporary / WEIGHTS)
+        write_torch({"teacher": {f"backbone.{key}": value for key, value in image.items()}}, temporary / ENCODER)
+        folder.write_record(temporary, image | decoder, model, {})
+        folder.write_card(temporary, model, "fundax", USAGE, "image-segmentation")
+
+
+FORMAT = Format(
+    "visionfm", NAME, (Segment, Landmark), (WEIGHTS, folder.RECORD), detect, read_model, write_folder, USAGE,
+    configured=True,
+)  # fmt: skip

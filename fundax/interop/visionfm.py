@@ -1,12 +1,11 @@
-"""VisionFM's and iBOT's pretraining checkpoints, both ways: student, teacher, their heads, and the centers.
+"""The format of VisionFM's and iBOT's pretraining checkpoints: student, teacher, their heads, and the centers.
 
-Layout: github.com/ABILab-CUHK/VisionFM and bytedance/ibot. A flat state dict here has the parts before the keys:
+Layout: github.com/ABILab-CUHK/VisionFM and bytedance/ibot. A flat state dict has the part before each key:
 "student.backbone.cls_token", "teacher.head.mlp.0.weight", "ibot_loss.center"."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.sources.modality_folders import moments
 from fundax.encoders.heads import IBOTHead
-from fundax.encoders.vit import ViT
-from fundax.interop import bundle as folder
-from fundax.interop import keymap, vit
-from fundax.interop.bundle import Bundle
+from fundax.interop import folder, keymap, vit
+from fundax.interop.checkpoint import Checkpoint, Format
 from fundax.interop.keymap import Layout, Row
-from fundax.interop.weights import State, load_torch, write_torch
+from fundax.interop.weights import State, write_torch
 from fundax.objectives.ibot import IBOT
 from fundax.params import flatten
 from fundax.types import Extra, Params, UserError
 
 NAME = "VisionFM"
-
-
 WEIGHTS = "visionfm.pth"
-
-
 USAGE = """
 import torch
 
@@ -39,44 +33,18 @@ state = torch.load("FOLDER/visionfm.pth", weights_only=True)["teacher"]
 
 
 PARTS = ("student", "teacher", "ibot_loss")
-
-
-DROPPED = ("optimizer", "epoch", "args", "fp16_scaler")  # of the file; all else that is unknown is an error
-
-
-_WEIGHT = {"original0": "weight_g", "original1": "weight_v"}  # newer torch's names of a weight-normalised layer
-
-
+_WEIGHT = {
+    "original0": "weight_g",
+    "original1": "weight_v",
+}  # names of a weight-normalised layer in newer versions of torch
 _PARAMETRIZED = re.compile(r"parametrizations\.weight\.(original[01])$")
-
-
 COLUMN = Layout(lambda t: t[0][:, 0], lambda x: [x[:, None]])
 
 
 def detect(state: State) -> bool:
-    """Whether a flat state dict is one of these checkpoints."""
-    return all(f"{part}.backbone.cls_token" in state for part in ("student", "teacher"))
-
-
-def read_state(path: str | Path) -> State:
-    """The flat state dict of a .pth of these programs, read by an unpickler that knows tensors and plain values only.
-
-    Raises UserError for a damaged file, and for a part that is neither in PARTS nor in DROPPED.
-    """
-    return flat_state(load_torch(path), str(path))
-
-
-def flat_state(loaded: Mapping[str, Any], source: str) -> State:
-    """The parts of a checkpoint as one dict; prefixes left by DistributedDataParallel and torch's new names are mended.
-
-    Raises UserError for a part that is missing, or neither in PARTS nor in DROPPED.
-    """
-    if unknown := sorted(set(loaded) - set(PARTS) - set(DROPPED)):
-        raise UserError(f"{source}: unknown parts {', '.join(unknown)}; a checkpoint of {NAME} has {', '.join(PARTS)}")
-    if missing := [part for part in PARTS if part not in loaded]:
-        raise UserError(f"{source}: no '{missing[0]}' in it; a checkpoint of {NAME} has {', '.join(PARTS)}")
-    state = {f"{part}.{key}": np.asarray(value) for part in PARTS for key, value in loaded[part].items()}
-    return {_plain(key): value for key, value in state.items()}
+    """Whether these are the keys of one of these checkpoints."""
+    keys = {key.replace("module.", "") for key in state}
+    return {"student.backbone.cls_token", "teacher.backbone.cls_token", "ibot_loss.center"} <= keys
 
 
 def _plain(key: str) -> str:
@@ -84,15 +52,16 @@ def _plain(key: str) -> str:
 
 
 def to_fundax(state: State, heads: int | None = None, **fields: Any) -> tuple[IBOT, Params, Extra]:
-    """The objective whose shapes a flat state dict has, the student's parameters, and teacher and centers.
+    """The objective that the shapes of a flat state dict show, the student's parameters, and teacher and centers.
 
     Args:
-        state: see read_state.
+        state: as `weights.read_state` gives it.
         heads: of attention; None takes 64 channels in each, as all published sizes have.
         fields: of IBOT that no tensor shows (steps, epoch_steps, crops, temperatures, ...).
     Raises:
         UserError: keys that are missing or unknown, and tensors of other shapes, by name.
     """
+    state = {_plain(key): value for key, value in state.items()}
     tower = vit.tower_of(state, NAME, "student.backbone.", heads)
     objective = IBOT(**{"image": tower, "head": head_of(state, "student.head."), "steps": 2, "epoch_steps": 1} | fields)
     tree = keymap.read(rows(objective, state), state, _shapes(objective), NAME)
@@ -100,49 +69,39 @@ def to_fundax(state: State, heads: int | None = None, **fields: Any) -> tuple[IB
 
 
 def from_fundax(objective: IBOT, params: Params, extra: Extra) -> State:
-    """The flat state dict (fp32), without optimizer. Raises UserError for a head the layout cannot hold."""
+    """The flat state dict (fp32), without optimizer. Raises UserError for a head the format cannot hold."""
     if objective.head.split:
         raise UserError(f"{NAME} has one MLP for class token and patches, this head has two")
     tree = {"student": params, "teacher": extra["teacher"], "center": extra["center"]}
     return keymap.write(rows(objective, {}), tree, NAME)
 
 
-def write_folder(bundle: Bundle, out: str | Path, overwrite: bool = False) -> None:
-    """A folder with visionfm.pth as the peer's own script saves it, but for the optimizer; needs torch.
+def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
+    """Write a folder with visionfm.pth as VisionFM's script saves it, without the optimizer; needs torch.
 
-    Raises UserError for another objective or a head the layout cannot hold, and for a folder that is not empty.
+    Raises UserError for another objective or a head the format cannot hold, and for a folder that is not empty.
     """
-    if not isinstance(bundle.objective, IBOT):
-        raise UserError(f"{NAME}'s layout holds a pretraining (student, teacher, heads), not an encoder by itself")
-    state = from_fundax(bundle.objective, bundle.params, dict(bundle.extra))
+    if not isinstance(model.objective, IBOT):
+        raise UserError(f"{NAME}'s format holds a pretraining (student, teacher, heads), not an encoder by itself")
+    state = from_fundax(model.objective, model.params, dict(model.extra))
     parts: dict[str, State] = {part: {} for part in PARTS}
     for key, value in state.items():
         part, _, rest = key.partition(".")
         parts[part][f"module.{rest}" if part == "student" else rest] = value
     with folder.fresh_folder(out, overwrite) as temporary:
         write_torch(parts, temporary / WEIGHTS)
-        folder.write_card(temporary, bundle, "fundax", USAGE, "image-feature-extraction")
+        folder.write_card(temporary, model, "fundax", USAGE, "image-feature-extraction")
 
 
-def read_folder(path: str | Path) -> Bundle:
-    """The pretraining in a folder that write_folder wrote. Raises UserError for anything missing, damaged or unknown."""
-    return bundle_of(read_state(Path(path) / WEIGHTS))
-
-
-def bundle_of(state: State, **fields: Any) -> Bundle:
-    """A flat state dict as a model; `fields` as for to_fundax."""
+def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
+    """The pretraining of a flat state dict, whose images are normalised as those of `modality`, "" as ImageNet's."""
+    fields = dict(zip(("mean", "std"), moments((modality,)), strict=True)) if modality else {}
     objective, params, extra = to_fundax(state, **fields)
-    return Bundle(objective, params, {"image_size": objective.image.image_size}, extra=extra)
-
-
-def difference(path: str | Path, bundle: Bundle) -> float | None:
-    """None: the peer's code is no package that could be installed; golden vectors hold the layout instead."""
-    del path, bundle
-    return None
+    return Checkpoint(objective, params, {"image_size": objective.image.image_size}, extra=extra)
 
 
 def rows(objective: IBOT, state: State) -> list[Row]:
-    """The table of the whole state; `state` shows which of two names a layer scale has there."""
+    """The table of the whole state; `state` shows which of two names a layer scale has."""
     bare = objective.image.clone(mask_token=False)
     found = [
         Row("center/token", ("ibot_loss.center",), vit.ONE),
@@ -217,7 +176,4 @@ def _shapes(objective: IBOT) -> keymap.Shapes:
     return {path: tuple(leaf.shape) for path, leaf in flatten(jax.eval_shape(tree)).items()}
 
 
-def tower_from(state: State, part: str = "teacher", heads: int | None = None) -> tuple[ViT, Params]:
-    """The encoder alone of the `part` "teacher" or "student". Raises UserError as to_fundax."""
-    tower = vit.tower_of(state, NAME, f"{part}.backbone.", heads)
-    return tower, vit.read(tower, state, NAME, f"{part}.backbone.")
+FORMAT = Format("visionfm", NAME, (IBOT,), (WEIGHTS,), detect, read_model, write_folder, USAGE)

@@ -1,4 +1,4 @@
-"""ViTs under timm's key names, which DINO, iBOT, VisionFM and RETFound share: the table, and a tower read off shapes.
+"""ViTs under timm's key names, which DINO, iBOT, VisionFM and RETFound share: the table, and encoders read off shapes.
 
 Source: the layouts in the public repositories huggingface/pytorch-image-models, facebookresearch/dino, bytedance/ibot."""
 
@@ -6,39 +6,43 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fundax.encoders import layers
+from fundax.encoders.backbone import Encoder
 from fundax.encoders.positions import pixel_centres, resize_positions
 from fundax.encoders.vit import ViT, init_dino
 from fundax.interop import keymap
+from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.keymap import Layout, Row, Shapes
-from fundax.interop.weights import State
-from fundax.params import flatten
+from fundax.interop.weights import State, strip_prefixes
+from fundax.params import flatten, unstack_blocks
 from fundax.types import Params, UserError
 
-ONE = Layout(lambda t: t[0][0], lambda x: [x[None]])  # a leading axis of 1 there
-
-
+NAME = "timm"
+ONE = Layout(lambda t: t[0][0], lambda x: [x[None]])  # stored with a leading axis of 1
 TWO = Layout(lambda t: t[0][0, 0], lambda x: [x[None, None]])
-
-
-GAMMA = ("gamma_1", "ls1.gamma")  # how iBOT calls a layer scale, and timm and DINOv2
-
-
+GAMMA = ("gamma_1", "ls1.gamma")  # names of a layer scale in iBOT, and in timm and DINOv2
+PARTS = ("teacher", "student", "model")  # where pretraining programs keep an encoder, the better one first
 _NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
+# Left out when an encoder is read: heads of the pretraining or of a fine-tuning, MAE's decoder, mask tokens.
+DROPPED = ("head.", "dino_head.", "ibot_head.", "decoder_", "mask_token", "masked_embed")
+_RENAMED = (("mlp.w12.", "mlp.fc1."), ("mlp.w3.", "mlp.fc2."))  # as RETFound's loader of its DINOv2 variant
 
 
 def detect(state: State) -> bool:
-    """Whether a bare state dict holds a ViT of this layout at its top."""
-    return all(key in state for key in _NEEDED)
+    """Whether a flat state dict holds a ViT under these names, at its top or in one of PARTS."""
+    return set(_NEEDED) <= encoder_state(state).keys()
 
 
 def rows(tower: ViT, ours: str = "", theirs: str = "", gamma: str = GAMMA[0]) -> list[Row]:
-    """The table of a tower. `ours` and `theirs` go before every path and key ("image/", "backbone."); `gamma`: of GAMMA."""
+    """The table of an encoder. `ours` and `theirs` go before every path and key ("image/", "backbone."); `gamma`: of GAMMA."""
     found = [
         Row(f"{ours}class_token", (f"{theirs}cls_token",), TWO),
         Row(f"{ours}position", (f"{theirs}pos_embed",), ONE),
@@ -51,17 +55,14 @@ def rows(tower: ViT, ours: str = "", theirs: str = "", gamma: str = GAMMA[0]) ->
     for i in range(tower.depth):
         found += _block(f"{ours}block_{i}", f"{theirs}blocks.{i}")
         if tower.layer_scale is not None:
-            for n in "12":
-                key = f"{theirs}blocks.{i}.{gamma.replace('1', n)}"
-                found.append(Row(f"{ours}block_{i}/layer_scale{n}/gamma", (key,), keymap.SAME))
+            found += keymap.layer_scale(f"{ours}block_{i}", f"{theirs}blocks.{i}.{gamma.replace('1', '{n}')}")
     return found
 
 
 def _block(here: str, there: str) -> list[Row]:
     return [
         *keymap.norm(f"{here}/norm1", f"{there}.norm1"),
-        Row(f"{here}/attention/qkv/kernel", (f"{there}.attn.qkv.weight",), keymap.PACKED_KERNEL),
-        Row(f"{here}/attention/qkv/bias", (f"{there}.attn.qkv.bias",), keymap.PACKED_BIAS),
+        *keymap.packed_attention(f"{here}/attention", f"{there}.attn", "qkv."),
         *keymap.linear(f"{here}/attention/out", f"{there}.attn.proj"),
         *keymap.norm(f"{here}/norm2", f"{there}.norm2"),
         *keymap.linear(f"{here}/mlp/fc1", f"{there}.mlp.fc1"),
@@ -70,7 +71,7 @@ def _block(here: str, there: str) -> list[Row]:
 
 
 def gamma_of(state: State, theirs: str = "") -> str | None:
-    """Which of GAMMA the layer scales of a state dict are called, or None where it has none."""
+    """The name out of GAMMA of a state dict's layer scales, or None where it has none."""
     return next((name for name in GAMMA if f"{theirs}blocks.0.{name}" in state), None)
 
 
@@ -101,14 +102,14 @@ def tower_of(state: State, source: str, theirs: str = "", heads: int | None = No
 
 
 def shapes_of(tower: ViT, ours: str = "") -> Shapes:
-    """Path -> shape of a tower's parameters, layers unstacked; nothing is computed."""
+    """Path -> shape of an encoder's parameters, layers unstacked; nothing is computed."""
     image = jax.ShapeDtypeStruct((1, tower.image_size, tower.image_size, 3), jnp.float32)
     params = jax.eval_shape(tower.clone(scan=False).init, jax.random.key(0), image)["params"]
     return {f"{ours}{path}": tuple(leaf.shape) for path, leaf in flatten(params).items()}
 
 
 def read(tower: ViT, state: State, source: str, theirs: str = "") -> Params:
-    """The tower's parameters from the keys that begin with `theirs`; positions are moved to its grid (pixel_centres).
+    """The encoder's parameters from the keys that begin with `theirs`; positions are moved to its grid (pixel_centres).
 
     Raises UserError for keys that are missing or unknown and for other shapes, by name.
     """
@@ -124,3 +125,77 @@ def fit_positions(state: State, rows: int, theirs: str = "") -> State:
     if key not in state or state[key].ndim != 3:
         return state
     return state | {key: resize_positions(state[key][0], rows, pixel_centres)[None]}
+
+
+# ------------------------------------------------------------------------------------------------ encoders alone
+
+
+def encoder_state(state: Mapping[str, Any]) -> State:
+    """The tensors of an encoder: of the first of PARTS that there is, without prefixes of wrappers and keys of DROPPED."""
+    part = next((f"{name}." for name in PARTS if any(key.startswith(f"{name}.") for key in state)), "")
+    state = {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
+    found: State = {}
+    for key, value in strip_prefixes(state).items():
+        key = key.replace("module.", "").removeprefix("backbone.")
+        for old, new in _RENAMED:
+            key = key.replace(old, new)
+        if not key.startswith(DROPPED):
+            found[key] = np.asarray(value)
+    return found
+
+
+def to_fundax(state: State, source: str, heads: int | None = None, **fields: Any) -> tuple[Encoder, Params]:
+    """The encoder whose shapes a state dict has, and its parameters; `fields` are Encoder's.
+
+    heads: of attention; None takes 64 channels in each, as all published sizes have.
+    Raises UserError naming keys that are missing or unknown, and tensors of another shape.
+    """
+    state = encoder_state(state)
+    tower = tower_of(state, source, heads=heads)
+    return Encoder(tower, **fields), {"image": read(tower, state, source)}
+
+
+def from_fundax(objective: Encoder, params: Params) -> State:
+    """The bare state dict (fp32). Raises UserError for a ViT of another kind (pre_norm, no biases, ...)."""
+    tower = bare(objective.image)
+    _check(tower)
+    tree = {name: leaf for name, leaf in unstack_blocks(params["image"]).items() if name != "mask_token"}
+    return keymap.write(rows(tower, gamma=GAMMA[1]), tree, NAME)  # named as in timm
+
+
+def encoder_of(model: Checkpoint) -> Checkpoint:
+    """The encoder of a pretraining: its teacher's. An encoder by itself is returned as it is."""
+    objective = model.objective
+    if isinstance(objective, Encoder):
+        return model
+    encoder = Encoder(bare(objective.image), objective.mean, objective.std)
+    return replace(model, objective=encoder, params={"image": model.extra["teacher"]["image"]}, extra={})
+
+
+def bare(tower: ViT) -> ViT:
+    """An encoder as it computes features: no mask token, nothing dropped, layers not stacked."""
+    return tower.clone(mask_token=False, drop_path=0.0, scan=False)
+
+
+def _check(tower: ViT) -> None:
+    wanted = {"pre_norm": False, "patch_bias": True, "qkv_bias": True, "class_token": True}
+    for name, value in wanted.items():
+        if getattr(tower, name) != value:
+            raise UserError(f"{NAME}'s ViT has {name} = {value}, this one {getattr(tower, name)}")
+    if tower.activation.__name__ != "gelu_exact" or tower.pool not in ("token", "mean"):
+        raise UserError(f"{NAME}'s ViT has exact GELU and pools the class token or the mean; this one differs")
+
+
+def unit_difference(model: Checkpoint, program: Callable[[np.ndarray], np.ndarray]) -> float:
+    """The largest difference of unit vectors between our features and those of another program.
+
+    `program` takes normalised images f32 [2 3 h w], as torch lays them out, to features [2 D].
+    """
+    side = model.objective.image.image_size
+    image = np.random.default_rng(0).standard_normal((2, side, side, 3), np.float32)
+    theirs = program(np.ascontiguousarray(image.transpose(0, 3, 1, 2)))
+    objective = replace(model.objective, image=bare(model.objective.image).clone(dtype="float32"))
+    params = {"image": {k: v for k, v in unstack_blocks(model.params["image"]).items() if k != "mask_token"}}
+    ours = np.asarray(jax.jit(objective.forward)(params, {}, {"image": image})["image_raw"])
+    ours, theirs = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (ours, theirs))
+    return float(np.abs(ours - theirs).max())

@@ -1,4 +1,4 @@
-"""Tensors in files of any of the field's formats: a flat dict of names to numpy arrays, both ways."""
+"""Read and write files of tensors (safetensors, npz, PyTorch) as flat dicts of names to numpy arrays."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ import numpy as np
 
 from fundax.types import UserError
 
-State = dict[str, np.ndarray]  # a state dict: the checkpoint's own key names
-
-
-# What a folder of weights is called, in the order of preference; a folder holds one model.
+State = dict[str, np.ndarray]  # a state dict, under the checkpoint's own key names
+# File names of weights in a folder, in the order of preference; a folder holds one model.
 FILE_NAMES = (
     "open_clip_model.safetensors",
     "model.safetensors",
@@ -28,18 +26,16 @@ FILE_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "ret_clip.pt",
+    "flair.pth",
+    "visionfm.pth",
+    "retfound.pth",
+    "captioner.pth",
+    "visionfm_decoder.pth",
 )
-
-
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
-
-
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # training programs put the tensors one level down
-
-
+SELF_DISTILLED = ("student", "teacher", "ibot_loss")  # DINO, iBOT and VisionFM keep these dicts of tensors
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
-
-
 _SAFETENSORS = {
     "F64": np.float64,
     "F32": np.float32,
@@ -67,11 +63,17 @@ def find_file(path: str | Path) -> Path:
     raise UserError(f"{path}: the folder has no weights; expected one of {', '.join(FILE_NAMES)}")
 
 
+def folder_of(path: str | Path) -> Path:
+    """The folder in which the configuration of the weights at `path` would lie."""
+    return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
 def read_state(path: str | Path) -> State:
     """The tensors of a .safetensors, .npz, .pt, .pth or .bin file, or of a folder that holds one.
 
     A dict wrapped in "state_dict" is unwrapped and a prefix "module." on every key is dropped; dtypes stay as
-    stored. PyTorch files are read with `weights_only=True`, so that a pickle can run no code.
+    stored. A pretraining by self-distillation keeps "student.", "teacher." and "ibot_loss." before its keys.
+    PyTorch files are read with `weights_only=True`, so that a pickle can run no code.
 
     Raises:
         UserError: no such file, unknown suffix, damaged file, a pickle of more than tensors, or torch absent.
@@ -91,7 +93,7 @@ def read_state(path: str | Path) -> State:
 
 
 def strip_prefixes(state: Mapping[str, np.ndarray]) -> State:
-    """The same tensors with the prefixes that wrappers of a model put before every key taken off."""
+    """The same tensors without the prefixes that wrappers of a model put before every key."""
     names = list(state)
     for prefix in PREFIXES:
         if names and all(name.startswith(prefix) for name in names):
@@ -167,9 +169,9 @@ def _read_npz(path: Path) -> State:
 
 
 def load_torch(path: str | Path) -> Any:
-    """What a PyTorch file holds, as torch.save had it; by an unpickler that makes tensors and plain values only.
+    """The content of a PyTorch file, read by an unpickler that makes tensors and plain values only.
 
-    An argparse Namespace, which training programs put beside the weights, counts as a plain value.
+    An argparse Namespace, which training programs store with the weights, counts as a plain value.
 
     Raises:
         UserError: torch absent, a damaged file, or a pickle of anything else.
@@ -194,10 +196,7 @@ def _tensors(path: Path, loaded: Any) -> State:
     """Unwrap {"state_dict": ...} and turn tensors into arrays."""
     import torch
 
-    for key in WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
+    loaded = _unwrapped(loaded)
     expected = f"expected names to tensors, possibly under {', '.join(WRAPPERS)}"
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path}: not a state dict but a {type(loaded).__name__}; {expected}")
@@ -205,6 +204,15 @@ def _tensors(path: Path, loaded: Any) -> State:
         if not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: not a state dict; '{name}' is of type {type(value).__name__}; {expected}")
     return {str(name): _array(tensor, torch) for name, tensor in loaded.items()}
+
+
+def _unwrapped(loaded: Any) -> Any:
+    """The tensors of a training program's file. Those of self-distillation keep their part before the key."""
+    if not isinstance(loaded, Mapping):
+        return loaded
+    if parts := [part for part in SELF_DISTILLED if isinstance(loaded.get(part), Mapping)]:
+        return {f"{part}.{key}": value for part in parts for key, value in strip_prefixes(loaded[part]).items()}
+    return next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
 
 
 def _array(tensor: Any, torch: Any) -> np.ndarray:

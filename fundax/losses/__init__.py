@@ -12,6 +12,7 @@ with _epy.lazy_api_imports(globals()):
         contrastive_accuracy,
         label_aware,
         matching_targets,
+        mean_over_devices,
         sigmoid_contrastive,
         similarity,
         softmax_contrastive,
@@ -31,34 +32,21 @@ with _epy.lazy_api_imports(globals()):
         spatial_log_softmax,
     )
     from fundax.losses.diffusion import (
-        cosine_level,
+        cosine_logsnr,
         ddim_step,
         ddpm_step,
-        denoised,
-        linear_level,
+        dynamic_threshold,
+        linear_logsnr,
         min_snr,
         noise_of_velocity,
-        noised,
         posterior,
+        predict_x0,
+        q_sample,
+        sample_loop,
         signal_and_noise,
-        thresholded,
-        walk,
     )
     from fundax.losses.distillation import centered, entropy, koleo, patch_loss, sinkhorn, token_loss, update_center
-    from fundax.losses.nearest import Best
-    from fundax.losses.ring import (
-        Ring,
-        Side,
-        Tally,
-        block_logits,
-        go_round,
-        make_ring,
-        mapped,
-        paired,
-        sigmoid,
-        softmax,
-        softmax_pairs,
-    )
+    from fundax.losses.ring import Ring, make_ring, sigmoid, softmax, softmax_pairs
     from fundax.losses.supervised import (
         binary_cross_entropy,
         class_targets,

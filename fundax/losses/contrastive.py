@@ -1,17 +1,14 @@
-"""Losses as pure functions on global arrays: under jit a sharded batch gives the loss of the whole batch, on any mesh.
+"""Contrastive losses of image and text features: softmax (CLIP), sigmoid (SigLIP) and label-aware (FLAIR, KeepFIT).
 
-Which form of a contrastive loss is computed: plain on global arrays, or a ring without any B x B array.
+These are pure functions on global arrays. Under jit a batch that is sharded over any mesh gives the loss of the whole
+batch. `negatives` chooses the examples to compare with, and the implementation:
 
-Both give the same numbers. Objectives say whose negatives they want and call the functions here.
+    global   the whole batch; a ring above RING_ABOVE examples, "plain" up to that size
+    plain    the whole batch, with arrays [B B]
+    ring     the whole batch, as a ring without any [B B] array (losses/ring.py)
+    local    only the examples on the same device, as data-parallel training without gathering does
 
-    global   all of the batch; a ring above RING_ABOVE examples, plain up to it
-    plain    all of the batch, on global arrays: [B B] arrays, the oracle of the ring
-    ring     all of the batch, as a ring
-    local    each device's own share (the objectives that offer it do it themselves)
-
-Contrastive loss whose right answers are all pairs of one category, as FLAIR and KeepFIT train (arXiv:2308.07898, eq. 2-3).
-
-Level 1, so that both objectives share it: what counts as the same, among whom, and a log scale kept in bounds."""
+The first three give the same numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from fundax.losses import nearest, ring
+from fundax.losses import ring
 from fundax.optim import MAX_LOG_SCALE
 from fundax.runtime.mesh import batch_axes, batch_parts
 from fundax.types import UserError
@@ -32,7 +29,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 
 def spread(logits: jax.Array) -> jax.Array:
-    """Shards [B B]: rows as the batch, columns over "model", where a mesh is set and divides it; else as it is."""
+    """Shard logits [B B]: rows as the batch and columns over "model", if a mesh is set and its sizes divide B."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or "model" not in mesh.axis_names:
         return logits
@@ -42,7 +39,7 @@ def spread(logits: jax.Array) -> jax.Array:
 
 
 def similarity(image: jax.Array, text: jax.Array) -> jax.Array:
-    """Inner products of every image [B E] with every text [B E], fp32 [B B], rows are images."""
+    """Inner products of all images [B E] with all texts [B E]; fp32 [B B] with a row per image."""
     image, text = image.astype(jnp.float32), text.astype(jnp.float32)
     return spread(jnp.einsum("be,ce->bc", image, text, precision=_EXACT))
 
@@ -55,7 +52,7 @@ def _mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def _hide(logits: jax.Array, mask: jax.Array | None, axis: int = 1) -> jax.Array:
-    """Along `axis`, absent examples can win nothing."""
+    """Set the logits of absent examples along `axis` to the lowest number, so that they have no probability."""
     if mask is None:
         return logits
     there = jnp.broadcast_to(jnp.expand_dims(mask, 1 - axis), logits.shape)
@@ -65,8 +62,11 @@ def _hide(logits: jax.Array, mask: jax.Array | None, axis: int = 1) -> jax.Array
 def _cross_entropy(
     logits: jax.Array, own: jax.Array, weights: jax.Array | None, mask: jax.Array | None, axis: int
 ) -> jax.Array:
-    """Mean over the other axis of logsumexp_i - sum_j w_ij logits_ij, j along `axis`; without `weights`, w is the identity,
-    its sum `own` [B]; else weights normalised. Not by way of log_softmax, which would keep two more [B B] arrays."""
+    """Mean over the other axis of logsumexp_i - sum_j w_ij logits_ij, with j along `axis`.
+
+    weights are normalised along `axis`; without them w is the identity, and the sum over j is `own` [B]. log_softmax
+    would be shorter, but its gradient stores two more arrays [B B].
+    """
     total = jax.nn.logsumexp(_hide(logits, mask, axis), axis=axis)
     if weights is None:
         return _mean(total - own, mask)
@@ -80,17 +80,20 @@ def softmax_contrastive(
     image: jax.Array, text: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array | None = None,
     *, mask: jax.Array | None = None, targets: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
-    """The mean of both cross-entropies of matching B images with B texts (arXiv:2103.00020, figure 3).
+    """CLIP's loss: mean of the image-to-text and text-to-image cross-entropies (arXiv:2103.00020, figure 3); fp32 ().
 
-    image, text [B E], L2-normalised; logit_scale () multiplies their inner products. mask bool [B]: pairs that are there;
-    the others are neither examples nor negatives. targets f32 [B B], not negative: how much text j is a right answer to
-    image i; normalised over texts for images and over images for texts; None is the identity. Returns fp32 ().
-    logit_bias is accepted and has no effect: a softmax does not see a constant.
+    Args:
+        image, text: [B E], L2-normalised.
+        logit_scale: (), multiplies the inner products.
+        logit_bias: ignored, because a softmax does not depend on a constant. Accepted so that both losses have the same
+            arguments.
+        mask: bool [B], False for pairs that are neither examples nor negatives.
+        targets: f32 [B B] >= 0, how much text j matches image i; normalised over texts for each image and over images
+            for each text. None is the identity.
     """
-    del logit_bias
     image, text = image.astype(jnp.float32), text.astype(jnp.float32)
-    logits = similarity(logit_scale * image, text)  # the scale on [B E]: a [B B] array fewer
-    own = jnp.diagonal(logits)  # not summed anew from [B E]: rounding must cancel where the loss is small
+    logits = similarity(logit_scale * image, text)  # scaling [B E] instead of [B B] saves an array
+    own = jnp.diagonal(logits)  # the very numbers that are in the logsumexp, so that rounding cancels in a small loss
     return 0.5 * (_cross_entropy(logits, own, targets, mask, 1) + _cross_entropy(logits, own, targets, mask, 0))
 
 
@@ -98,10 +101,10 @@ def sigmoid_contrastive(
     image: jax.Array, text: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array | float = 0.0,
     *, mask: jax.Array | None = None, targets: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
-    """-sum_ij log sigmoid(z_ij (scale x_i.y_j + bias)) / B, z = 1 for a match and -1 else (arXiv:2303.15343, algorithm 1).
+    """SigLIP's loss: -sum_ij log sigmoid(z_ij (scale x_i.y_j + bias)) / B, z = 1 for a match, else -1; fp32 ().
 
-    image, text [B E], L2-normalised; mask bool [B] as for softmax_contrastive, the sum then divided by the pairs present;
-    targets [B B] > 0 where text j matches image i, None is the identity. Returns fp32 ().
+    Arguments are those of softmax_contrastive. Text j matches image i where targets > 0, and the sum is divided by the
+    number of pairs in the mask. Source: arXiv:2303.15343, algorithm 1.
     """
     logits = logit_scale * similarity(image, text) + logit_bias
     match = jnp.eye(len(logits), dtype=bool) if targets is None else targets > 0
@@ -113,16 +116,16 @@ def sigmoid_contrastive(
 
 
 def matching_targets(category: jax.Array) -> jax.Array:
-    """category i32 [B] to f32 [B B]: 1 where two examples' texts mean the same; for `targets` above."""
+    """Targets f32 [B B] from category i32 [B]: 1 where two examples have the same category."""
     return (category[:, None] == category[None, :]).astype(jnp.float32)
 
 
 def contrastive_accuracy(
     image: jax.Array, text: jax.Array, mask: jax.Array | None = None, group: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """How often the nearest text of an image is its own, and the nearest image of a text; image, text [B E], fp32 ().
+    """Image-to-text and text-to-image accuracy: how often the nearest example is the own one; fp32 () each.
 
-    With group i32 [B], the nearest one of the same group is right too.
+    image, text [B E]. With group i32 [B], a nearest example of the same group counts as correct.
     """
     logits = similarity(image, text)
     group = jnp.arange(len(logits)) if group is None else group
@@ -132,22 +135,14 @@ def contrastive_accuracy(
 
 
 Negatives = Literal["global", "plain", "ring", "local"]
-
-
 Loss = Callable[..., jax.Array]
-
-
-RING_ABOVE = 8192  # measured: docs/performance.md, the contrastive loss
-
-
+RING_ABOVE = 8192  # batch size above which the ring is worth its time; measured in docs/performance.md
 FORMS = ("global", "plain", "ring")
-
-
 NEGATIVES = (*FORMS, "local")
 
 
 def as_ring(batch: int, negatives: Negatives) -> bool:
-    """Whether a loss over so many examples is computed as a ring."""
+    """Whether a loss over a batch of this size is computed as a ring."""
     return negatives == "ring" or (negatives == "global" and batch > RING_ABOVE)
 
 
@@ -161,11 +156,17 @@ def contrast(
     group: jax.Array | None = None,
     negatives: Negatives = "global",
 ) -> jax.Array:
-    """One of losses' two contrastive functions, in the form that `negatives` says, fp32 ().
+    """Compute `loss` with the implementation that `negatives` names; fp32 ().
 
-    image, text [B E]; scales: logit_scale and, for some, logit_bias; mask bool [B]; group i32 [B]: texts of one group
-    are right answers for each other's images. Any other `loss` is called as it is, on global arrays.
-    Raises UserError for negatives="ring" with such a loss, and for an unknown form.
+    Args:
+        loss: softmax_contrastive, sigmoid_contrastive or a function with the same arguments; only the two have a ring.
+        image, text: [B E].
+        scales: logit_scale and, if the loss has one, logit_bias.
+        mask: bool [B], see softmax_contrastive.
+        group: i32 [B]; texts of one group match each other's images.
+        negatives: global, plain or ring.
+
+    Raises UserError for unknown `negatives`, and for "ring" with a loss that has none.
     """
     if negatives not in FORMS:
         raise UserError(f"negatives is {negatives!r}; expected one of {', '.join(FORMS)}")
@@ -191,7 +192,7 @@ def contrast_pairs(
     group: jax.Array | None = None,
     negatives: Negatives = "global",
 ) -> list[jax.Array]:
-    """`contrast` of several pairs of [B E] over one batch. As a ring of softmax they share one: one trip for all texts."""
+    """`contrast` of several image-text pairs of one batch. A softmax ring passes all their texts around together."""
     if not as_ring(len(images[0]), negatives) or loss is not softmax_contrastive:
         each = zip(images, texts, scales, masks, strict=True)
         return [contrast(loss, i, t, (s,), mask=m, group=group, negatives=negatives) for i, t, s, m in each]
@@ -210,10 +211,10 @@ def accuracy(
     group: jax.Array | None = None,
     negatives: Negatives = "global",
 ) -> tuple[jax.Array, jax.Array]:
-    """How often the nearest text of an image is its own (with `group`: of its group), and the nearest image of a text."""
+    """contrastive_accuracy with the implementation that `negatives` names; no gradient."""
     image, text = jax.lax.stop_gradient((image, text))
     if as_ring(len(image), negatives):
-        return nearest.accuracy(image, text, group=group, present=mask)
+        return ring.accuracy(image, text, group=group, present=mask)
     return contrastive_accuracy(image, text, mask, group)
 
 
@@ -222,9 +223,9 @@ Targets = Callable[[jax.Array], jax.Array]  # category i32 [B] -> f32 [B B]
 
 @dataclass(frozen=True)
 class Similarity:
-    """Soft targets out of a symmetric table of how alike two categories are, [K K] from 0 to 1, rows as tuples.
+    """Soft targets from a symmetric table of similarities of categories: rows of a [K K] matrix, from 0 to 1.
 
-    Raises UserError where the table is not square and symmetric.
+    Raises UserError if the table is not square and symmetric.
     """
 
     table: tuple[tuple[float, ...], ...]
@@ -235,15 +236,15 @@ class Similarity:
             raise UserError("Similarity: the table must be square and symmetric")
 
     def __call__(self, category: jax.Array) -> jax.Array:
-        """category i32 [B], indices of the table, to f32 [B B]."""
+        """category i32 [B], indices into the table, to f32 [B B]."""
         table = jnp.asarray(self.table, jnp.float32)
         return table[category][:, category]
 
 
 def bounded(log_scale: jax.Array) -> jax.Array:
-    """log_scale clamped to [0, MAX_LOG_SCALE]; the gradient passes as if it were not clamped.
+    """Clamp log_scale to [0, MAX_LOG_SCALE] with an identity gradient (straight-through).
 
-    The peer clamps the parameter itself before each use, which autograd does not see.
+    FLAIR clamps the parameter itself before each use, which autograd does not see.
     """
     return log_scale + jax.lax.stop_gradient(jnp.clip(log_scale, 0.0, MAX_LOG_SCALE) - log_scale)
 
@@ -258,22 +259,29 @@ def label_aware(
     targets: Targets = matching_targets,
     negatives: Negatives = "global",
 ) -> jax.Array:
-    """Symmetric cross-entropy whose targets are shared among examples of one category, fp32 ().
+    """FLAIR's loss: contrastive cross-entropy in which all pairs with the same category are positives; fp32 ().
 
     Args:
-        image, text: f32 [B E]. logit_scale: (), multiplies their inner products.
-        category: i32 [B]; None makes every example a category of its own (CLIP's loss).
-        mask: bool [B], pairs that are there.
-        targets: category to f32 [B B], symmetric; equality by default.
-        negatives: see fundax.contrast; the ring knows equality only, so that "global" with other `targets` is plain, and
-            "local" is the mean over the shares of the devices that split the batch, which is what the peers train with.
+        image, text: f32 [B E].
+        logit_scale: (), multiplies the inner products.
+        category: i32 [B]; None gives every example its own category, which is CLIP's loss.
+        mask: bool [B], see softmax_contrastive.
+        targets: maps categories to f32 [B B], symmetric. The default compares for equality, the only form the ring has:
+            with other targets "global" means "plain".
+        negatives: see the top of this file. FLAIR and KeepFIT train with "local", the mean of each device's own loss.
+
     Raises:
-        UserError: unknown negatives, another `targets` with the ring, a batch that does not divide.
+        UserError: unknown negatives, other targets with the ring, or a batch that does not divide among the devices.
+    Source: arXiv:2308.07898, equations 2 and 3.
     """
     if negatives not in NEGATIVES:
         raise UserError(f"negatives is {negatives!r}; expected one of {', '.join(NEGATIVES)}")
     if negatives == "local":
-        return _local(image, text, logit_scale, category, mask, targets)
+
+        def one(i: Any, t: Any, c: jax.Array | None, m: jax.Array | None) -> jax.Array:
+            return label_aware(i, t, logit_scale, c, mask=m, targets=targets, negatives="plain")
+
+        return mean_over_devices(one, image, text, category, mask)
     if category is None or targets is matching_targets:
         loss, scales = softmax_contrastive, (logit_scale,)
         return contrast(loss, image, text, scales, mask=mask, group=category, negatives=negatives)
@@ -282,23 +290,15 @@ def label_aware(
     return softmax_contrastive(image, text, logit_scale, mask=mask, targets=targets(category))
 
 
-def _local(
-    image: jax.Array,
-    text: jax.Array,
-    logit_scale: jax.Array,
-    category: jax.Array | None,
-    mask: jax.Array | None,
-    targets: Targets,
-) -> jax.Array:
+def mean_over_devices(loss: Callable[..., jax.Array], *arrays: jax.Array | None) -> jax.Array:
+    """Mean of `loss` over each device's share of the arrays [B ...]: negatives="local". None is passed on.
+
+    Raises UserError if the batch does not divide among the devices.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     groups = 1 if mesh.empty else batch_parts(mesh)
-    if len(image) % groups:
-        raise UserError(f"negatives='local': a batch of {len(image)} does not divide by {groups} devices")
-
-    def split(x: jax.Array | None) -> jax.Array | None:
-        return None if x is None else x.reshape(groups, -1, *x.shape[1:])
-
-    def one(i: Any, t: Any, c: jax.Array | None, m: jax.Array | None) -> jax.Array:
-        return label_aware(i, t, logit_scale, c, mask=m, targets=targets, negatives="plain")
-
-    return jax.vmap(one)(split(image), split(text), split(category), split(mask)).mean()
+    size = next(len(x) for x in arrays if x is not None)
+    if size % groups:
+        raise UserError(f"negatives='local': a batch of {size} does not divide by {groups} devices")
+    shares = jax.tree.map(lambda x: x.reshape(groups, size // groups, *x.shape[1:]), arrays)
+    return jax.vmap(loss)(*shares).mean()

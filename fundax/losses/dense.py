@@ -1,4 +1,6 @@
-"""Losses of maps: Dice and focal for masks, likelihood of landmarks. Pure functions, fp32, means over the global batch."""
+"""Losses of dense predictions: Dice and focal loss for masks, spatial cross-entropy for landmarks.
+
+Results are fp32 and means over the global batch."""
 
 from __future__ import annotations
 
@@ -9,7 +11,10 @@ SMOOTH = 1e-5
 
 
 def one_hot(mask: jax.Array, outputs: int) -> jax.Array:
-    """Classes i32 [B h w] to f32 [B h w K]; with one output, 1 where the class is not 0. Channels [B h w K] only change type."""
+    """Masks of classes i32 [B h w] to f32 [B h w K]; with one output, 1 where the class is not 0.
+
+    A mask that has channels already, [B h w K], is only cast.
+    """
     if mask.ndim == 4:
         return mask.astype(jnp.float32)
     if outputs == 1:
@@ -18,16 +23,16 @@ def one_hot(mask: jax.Array, outputs: int) -> jax.Array:
 
 
 def probabilities(logits: jax.Array, exclusive: bool) -> jax.Array:
-    """[B h w K] to f32: softmax over classes of which a pixel has one, else a sigmoid each."""
+    """Softmax over the classes if they are exclusive, else a sigmoid of each; f32 [B h w K]."""
     logits = logits.astype(jnp.float32)
     return jax.nn.softmax(logits, -1) if exclusive else jax.nn.sigmoid(logits)
 
 
 def dice_loss(logits: jax.Array, target: jax.Array, exclusive: bool) -> jax.Array:
-    """1 - (2 sum p y + 1e-5) / (sum p + sum y + 1e-5) for each image and class, background among them; the mean, fp32 ().
+    """Dice loss, 1 - (2 sum p y + 1e-5) / (sum p + sum y + 1e-5), averaged over images and classes; fp32 ().
 
-    logits, target [B h w K]; p: see probabilities.
-    Source: V-Net (arXiv:1606.04797, section 3) in the form of MONAI 1.2's DiceLoss as VisionFM calls it.
+    logits, target [B h w K]; p are the `probabilities`. The background counts as a class.
+    Source: V-Net (arXiv:1606.04797, section 3), with the options of MONAI 1.2's DiceLoss that VisionFM uses.
     """
     p, y = probabilities(logits, exclusive), target.astype(jnp.float32)
     both, total = (p * y).sum((1, 2)), (p + y).sum((1, 2))
@@ -35,32 +40,32 @@ def dice_loss(logits: jax.Array, target: jax.Array, exclusive: bool) -> jax.Arra
 
 
 def focal_loss(logits: jax.Array, target: jax.Array, gamma: float = 2.0) -> jax.Array:
-    """(1 - q)^gamma times the binary cross-entropy of each class, q the probability of the truth; the mean, fp32 ().
+    """Focal loss: binary cross-entropy of each class times (1 - q)^gamma, q the probability of the target; fp32 ().
 
-    Always a sigmoid for each class, exclusive classes too. logits, target [B h w K].
-    Source: arXiv:1708.02002, equation 4, without alpha, as MONAI 1.2's DiceFocalLoss has it.
+    logits, target [B h w K]. Every class gets a sigmoid, even if the classes are exclusive.
+    Source: arXiv:1708.02002, equation 4, without alpha, as in MONAI 1.2's DiceFocalLoss.
     """
     signed = logits.astype(jnp.float32) * (2 * target.astype(jnp.float32) - 1)
     return (-(jax.nn.sigmoid(-signed) ** gamma) * jax.nn.log_sigmoid(signed)).mean()
 
 
 def dice_focal(logits: jax.Array, target: jax.Array, exclusive: bool) -> dict[str, jax.Array]:
-    """Both losses by name, and `loss`, their sum: VisionFM's loss of a segmentation. See dice_loss and focal_loss."""
+    """VisionFM's segmentation loss: dice_loss plus focal_loss. Returns `loss` and the two terms by name."""
     parts = {"dice_loss": dice_loss(logits, target, exclusive), "focal_loss": focal_loss(logits, target)}
     return {"loss": parts["dice_loss"] + parts["focal_loss"], **parts}
 
 
 def spatial_log_softmax(logits: jax.Array) -> jax.Array:
-    """[B h w n] to f32: for each landmark the log probability of every pixel, which add up to one over the map."""
+    """Log-softmax over the pixels of each landmark's map; f32 [B h w n]."""
     flat = logits.astype(jnp.float32).reshape(len(logits), -1, logits.shape[-1])
     return jax.nn.log_softmax(flat, 1).reshape(logits.shape)
 
 
 def heat_maps(points: jax.Array, height: int, width: int, sigma: float) -> jax.Array:
-    """Points f32 [B n 2], (x, y) in pixels, to f32 [B h w n] that add up to one over each map, 0 where there is no point.
+    """Target maps f32 [B h w n] of landmarks f32 [B n 2], (x, y) in pixels. Each map sums to one.
 
-    A Gaussian of `sigma` pixels about the point itself, which need not be a whole number; with sigma 0 the one pixel
-    nearest to it. A point that is NaN or outside the image has no map.
+    A map is a Gaussian of `sigma` pixels around the exact position, or with sigma 0 the one nearest pixel. The map of a
+    point that is NaN or outside the image is zero.
     """
     there = inside(points, height, width)[:, None, None]
     x, y = (jnp.where(there[:, 0, 0], points[..., i], 0.0)[:, None, None] for i in range(2))  # [B 1 1 n]
@@ -68,24 +73,24 @@ def heat_maps(points: jax.Array, height: int, width: int, sigma: float) -> jax.A
     rows = jnp.arange(height, dtype=jnp.float32).reshape(1, -1, 1, 1)
     if sigma == 0:
         column, row = (jnp.clip(jnp.round(v), 0, size - 1) for v, size in ((x, width), (y, height)))
-        found = ((columns == column) & (rows == row)).astype(jnp.float32)
+        maps = ((columns == column) & (rows == row)).astype(jnp.float32)
     else:
-        found = jnp.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * sigma**2))
-        found = found / jnp.maximum(found.sum((1, 2), keepdims=True), 1e-12)
-    return found * there
+        maps = jnp.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * sigma**2))
+        maps = maps / jnp.maximum(maps.sum((1, 2), keepdims=True), 1e-12)
+    return maps * there
 
 
 def inside(points: jax.Array, height: int, width: int) -> jax.Array:
-    """Which points [B n 2] lie on a pixel of the image; bool [B n]. NaN does not."""
+    """Whether points [B n 2] lie on a pixel of the image; False for NaN. # bool [B n]"""
     x, y = points[..., 0], points[..., 1]
     return (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
 
 
 def landmark_loss(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """-sum over pixels of target * log p, the mean over images and landmarks that have a map; fp32 ().
+    """Cross-entropy over pixels, -sum target * log p, averaged over the images and landmarks with a target; fp32 ().
 
-    logits, target [B h w n], the target of a landmark without a place all 0; p: see spatial_log_softmax.
-    Source: VisionFM's landmark detection, whose softmax subtracts no maximum; this one cannot overflow.
+    logits, target [B h w n]; p is the spatial softmax. A landmark whose target map is all zero is left out.
+    Source: VisionFM's landmark detection, which computes the softmax without subtracting the maximum.
     """
     each = -(target.astype(jnp.float32) * spatial_log_softmax(logits)).sum((1, 2))  # [B n]
     known = target.sum((1, 2)) > 0
@@ -93,13 +98,13 @@ def landmark_loss(logits: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def peaks(logits: jax.Array) -> jax.Array:
-    """The pixel with the highest value of each map [B h w n], as (x, y); f32 [B n 2]. The first of equal ones, by rows."""
+    """Position (x, y) of the largest pixel of each map [B h w n]; the first one in row order if tied. # f32 [B n 2]"""
     flat = logits.reshape(len(logits), -1, logits.shape[-1]).argmax(1)
     return jnp.stack([flat % logits.shape[2], flat // logits.shape[2]], -1).astype(jnp.float32)
 
 
 def expected_points(logits: jax.Array) -> jax.Array:
-    """The mean place under the spatial softmax of each map [B h w n], as (x, y) between pixels; f32 [B n 2].
+    """Expected position (x, y) under the spatial softmax of each map [B h w n], with sub-pixel resolution. # f32 [B n 2]
 
     Source: arXiv:1504.00702, section 4.2 (spatial soft-argmax).
     """

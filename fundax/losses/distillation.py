@@ -1,7 +1,7 @@
-"""Losses of self-distillation: a student's views matched with the prototypes a teacher gives to other views.
+"""Self-distillation losses of DINO, iBOT and DINOv2: the student predicts the teacher's prototype assignments.
 
-Pure functions on global arrays, so means are over the whole batch on any mesh. Logits are fp32; q numbers the teacher's
-crops, v the student's, which begin with the same ones."""
+Arrays are global, so means are over the whole batch on any mesh. Logits are fp32. The teacher sees q crops and the
+student v >= q; the first q crops are the same."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 
 def centered(logits: jax.Array, center: jax.Array, temperature: jax.Array | float) -> jax.Array:
-    """The teacher's targets softmax((t - center) / temperature) (arXiv:2104.14294, section 3.1); [... K], center [K]."""
+    """Teacher targets softmax((logits - center) / temperature) (arXiv:2104.14294, section 3.1). # [... K], center [K]"""
     shape = (1,) * (logits.ndim - 1) + (-1,)
     return jax.nn.softmax((logits - center.reshape(shape)) / temperature, axis=-1)
 
 
 def sinkhorn(logits: jax.Array, temperature: jax.Array | float, rounds: int = 3) -> jax.Array:
-    """Targets by Sinkhorn-Knopp (arXiv:2006.09882, section 3.1): rows are distributions, prototypes about equally used.
+    """Teacher targets by Sinkhorn-Knopp (arXiv:2006.09882, section 3.1): prototypes are used about equally often.
 
-    logits [n K] of all examples of the global batch. In the logarithm, where sharp temperatures do not overflow.
+    logits [n K] of all examples of the global batch. Every row of the result is a distribution. Computed with
+    logarithms, so that low temperatures do not overflow.
     """
     log_q = logits / temperature
     for _ in range(rounds):
@@ -30,15 +31,15 @@ def sinkhorn(logits: jax.Array, temperature: jax.Array | float, rounds: int = 3)
 
 
 def update_center(center: jax.Array, logits: jax.Array, momentum: float) -> jax.Array:
-    """The running mean of the teacher's raw logits (arXiv:2104.14294, eq. 4); center [K], logits [... K]."""
+    """Moving average of the teacher's logits (arXiv:2104.14294, equation 4). # center [K], logits [... K]"""
     mean = logits.mean(tuple(range(logits.ndim - 1)))
     return momentum * center + (1 - momentum) * mean
 
 
 def token_loss(teacher: jax.Array, student: jax.Array, temperature: float = 0.1) -> jax.Array:
-    """Mean cross-entropy over all pairs of a teacher's crop and another crop of the student's (arXiv:2104.14294, eq. 3).
+    """Cross-entropy averaged over all pairs of a teacher crop and a different student crop; fp32 ().
 
-    teacher: probabilities [B q K]; student: logits [B v K], v >= q, both beginning with the same crops. Returns fp32 ().
+    teacher: probabilities [B q K]; student: logits [B v K]. Source: arXiv:2104.14294, equation 3.
     """
     log_p = jax.nn.log_softmax(student / temperature, axis=-1)
     pairs = -jnp.einsum("bqk,bvk->qv", teacher, log_p, precision=_EXACT) / len(teacher)
@@ -47,10 +48,10 @@ def token_loss(teacher: jax.Array, student: jax.Array, temperature: float = 0.1)
 
 
 def patch_loss(teacher: jax.Array, student: jax.Array, masked: jax.Array, temperature: float = 0.1) -> jax.Array:
-    """Cross-entropy of each crop's masked patches, mean over them, then over crops and images (arXiv:2111.07832, eq. 2).
+    """Cross-entropy of the masked patches, averaged over each crop's, then over crops and images; fp32 ().
 
     teacher: probabilities [B q N K]; student: logits [B q N K]; masked bool [B q N]. A crop without masked patches
-    counts as 0, as the peer has it. Returns fp32 ().
+    contributes 0, as in VisionFM's code. Source: arXiv:2111.07832, equation 2.
     """
     log_p = jax.nn.log_softmax(student / temperature, axis=-1)
     each = -(teacher * log_p).sum(-1)  # [B q N]
@@ -59,7 +60,10 @@ def patch_loss(teacher: jax.Array, student: jax.Array, masked: jax.Array, temper
 
 
 def koleo(features: jax.Array, epsilon: float = 1e-8) -> jax.Array:
-    """-mean log of the distance to the nearest other unit vector: spreads features [n D] (arXiv:1806.03198, eq. 3)."""
+    """KoLeo regulariser, -mean log distance to the nearest neighbour: spreads features [n D]; fp32 ().
+
+    Features are normalised first. Source: arXiv:1806.03198, equation 3.
+    """
     x = features.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), epsilon))
     near = jnp.einsum("nd,md->nm", x, x, precision=_EXACT) - 2 * jnp.eye(len(x))
@@ -69,6 +73,6 @@ def koleo(features: jax.Array, epsilon: float = 1e-8) -> jax.Array:
 
 
 def entropy(probabilities: jax.Array) -> jax.Array:
-    """Mean entropy in nats of distributions [... K]; 0 is one prototype for sure, log K is no knowledge."""
+    """Mean entropy of distributions [... K] in nats: 0 for a one-hot distribution, log K for a uniform one."""
     p = probabilities
     return -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1).mean()

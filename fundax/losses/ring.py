@@ -1,14 +1,17 @@
-"""Contrastive losses as a ring over the data axis: every negative of the global batch, no B x B array anywhere.
+"""Contrastive losses and retrieval accuracy over the global batch, computed as a ring: no B x B array on any device.
 
-Each device keeps its images; the texts travel from device to device, and with them what their columns have gathered so far.
-A block of logits is made row chunk by row chunk, used, and forgotten; the backward pass makes it again. Memory is O(B / devices).
-The permutation that fetches the next texts does not depend on the product with the present ones, so the two overlap.
+Each device keeps its images. The texts are passed from device to device, together with the sums gathered so far for
+their columns of the logits. A device computes its block of logits in chunks of rows, uses each chunk and discards it;
+the backward pass computes the chunks again. Memory per device is O(B E / devices).
+RET-CLIP contrasts three image-text pairs over one batch; they share one ring, along a leading pair axis R.
 
-Pairs: RET-CLIP contrasts three image-text pairs over one batch. They share one ring by a leading pair axis `R`.
-The same losses written plainly, on global arrays, are in losses.py: they are the oracle of tests/fundax/losses/test_ring.py."""
+The tests compare with the same losses on global arrays (contrastive.py). The gradients are written by hand: autodiff
+through the ring stores the texts of every hop. At batch 65,536 and width 512 on eight devices it takes 278 instead of
+145 MiB per device for the softmax loss, and 241 instead of 113 MiB and 1.45 times as long for the sigmoid loss."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,76 +23,88 @@ from jax.sharding import PartitionSpec as P
 
 from fundax.runtime.mesh import BATCH_AXES
 
-BLOCK_ELEMENTS = 2**22  # 16 MiB of fp32 logits at a time
-
-
-NEVER = -1e30  # the logit of a pair that does not count; finite, so that no inf - inf arises
+BLOCK_ELEMENTS = 2**22  # size of a chunk of logits: 16 MiB in fp32
+NEVER = -1e30  # logit of a pair that does not count; finite, because inf - inf is NaN
 
 
 @dataclass(frozen=True)
 class Ring:
-    """Where the batch is sharded: mesh axes, how many devices they span, rows of a block of logits."""
+    """How the batch is sharded: the mesh axes, the number of devices they span, and the rows of a chunk of logits."""
 
     axes: tuple[str, ...]
     devices: int
     rows: int
 
-    def turn(self, tree: Any) -> Any:
-        """Hand `tree` to the next device."""
+    def rotate(self, tree: Any) -> Any:
+        """Pass `tree` to the next device."""
         if self.devices == 1:
             return tree
         order = [(i, (i + 1) % self.devices) for i in range(self.devices)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axes, order), tree)
 
     def total(self, x: jax.Array) -> jax.Array:
-        """Sum over devices."""
+        """Sum over the devices."""
         return x if self.devices == 1 else jax.lax.psum(x, self.axes)
 
 
 class Side(NamedTuple):
-    """One side of the pairs on one device."""
+    """The images, or the texts, of one device."""
 
     features: jax.Array  # [R b E]
-    group: jax.Array | None  # i32 [b]; equal numbers are positives of each other. None: row i matches row i only
+    group: jax.Array | None  # i32 [b]; equal numbers are positives of each other. None: row i matches only row i
     present: jax.Array  # bool [R b]
 
 
-class Tally(NamedTuple):
-    """A running logsumexp: exp-sum `mass` relative to `peak`."""
+class LogSumExp(NamedTuple):
+    """A running logsumexp: the largest logit so far, and the sum of exp(logit - peak)."""
 
     peak: jax.Array  # [R b]
     mass: jax.Array  # [R b]
 
-    def add(self, logits: jax.Array, axis: int) -> Tally:
+    def add(self, logits: jax.Array, axis: int) -> LogSumExp:
         peak = jnp.maximum(self.peak, logits.max(axis))
         fresh = jnp.exp(logits - jnp.expand_dims(peak, axis)).sum(axis)
-        return Tally(peak, self.mass * jnp.exp(self.peak - peak) + fresh)
+        # the peak may have risen: scale the old sum down to the new one
+        return LogSumExp(peak, self.mass * jnp.exp(self.peak - peak) + fresh)
 
-    def logsumexp(self) -> jax.Array:
+    def value(self) -> jax.Array:
         return self.peak + jnp.log(self.mass)
 
+    @staticmethod
+    def empty(present: jax.Array) -> LogSumExp:
+        # `present * 0.0` instead of zeros: inside shard_map it differs between devices, as the loop's carry must
+        return LogSumExp(present * 0.0 + NEVER, present * 0.0)
 
-def _empty_tally(present: jax.Array) -> Tally:
-    zeros = present * 0.0  # carries the device-varying type of its input
-    return Tally(zeros + NEVER, zeros)
+
+class Nearest(NamedTuple):
+    """A running argmax: the largest cosine so far, and the group of the example that has it."""
+
+    cosine: jax.Array  # [R b]
+    group: jax.Array  # i32 [R b]
+
+    def add(self, cosine: jax.Array, group: jax.Array, axis: int) -> Nearest:
+        fresh, top = group[jnp.argmax(cosine, axis)], cosine.max(axis)
+        return Nearest(jnp.maximum(self.cosine, top), jnp.where(top > self.cosine, fresh, self.group))
 
 
-def block_logits(image: Side, text: Side, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """scale * cosine + bias, NEVER where either side is absent. # [R r b]"""
+def _block_logits(image: Side, text: Side, scale: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """scale * cosine + bias, and NEVER where either side is absent. # [R r b]"""
+    # "highest": on TPUs and GPUs the default precision rounds the features, and logits at scale 100 would be off by 0.1
     product = jnp.einsum("rie,rje->rij", image.features, text.features, precision="highest")
-    logits = scale[:, None, None] * product + bias[:, None, None]
+    logits = scale[:, None, None] * product
+    logits = logits if bias is None else logits + bias[:, None, None]
     return jnp.where(image.present[:, :, None] & text.present[:, None, :], logits, NEVER)
 
 
 def _positives(image: Side, text: Side) -> jax.Array:
-    """1.0 where both sides are present and of one group. # [R r b]"""
+    """1.0 where both sides are present and belong to one group. # [R r b]"""
     assert image.group is not None and text.group is not None
     same = image.group[:, None] == text.group[None, :]  # [r b]
     return (same[None] & image.present[:, :, None] & text.present[:, None, :]).astype(jnp.float32)
 
 
-def _chunked(ring: Ring, tree: Any) -> Any:
-    """[R b ...] -> [b/rows R rows ...] (and [b] -> [b/rows rows]) for a scan over row chunks."""
+def _chunk(ring: Ring, tree: Any) -> Any:
+    """[R b ...] to [b/rows R rows ...], and [b] to [b/rows rows], for a scan over chunks of rows."""
 
     def split(x: jax.Array) -> jax.Array:
         if x.ndim == 1:
@@ -99,30 +114,34 @@ def _chunked(ring: Ring, tree: Any) -> Any:
     return jax.tree.map(split, tree)
 
 
-def _joined(tree: Any) -> Any:
-    """Inverse of _chunked for [chunks R rows ...]."""
+def _unchunk(tree: Any) -> Any:
+    """The inverse of _chunk for [chunks R rows ...]."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), tree)
 
 
-def go_round(ring: Ring, visit: Callable, image: Any, text: Any, at_rows: Any, at_columns: Any) -> tuple[Any, Any]:
-    """Bring every text to every image. `visit(image_rows, text, row_state, column_state) -> (row_state, column_state)`
-    sees one chunk of rows; the column state travels with its texts and is home again at the end."""
+def _ring_scan(ring: Ring, visit: Callable, image: Any, text: Any, at_rows: Any, at_columns: Any) -> tuple[Any, Any]:
+    """Bring every text to every image and accumulate per-row and per-column state.
+
+    visit(image_rows, text, row_state, column_state) -> (row_state, column_state) sees one chunk of rows. The per-text
+    state is passed around the ring with its texts and returns to its device."""
 
     def block(rows: Any, text: Any, columns: Any) -> tuple[Any, Any]:
         def chunk(columns: Any, x: tuple) -> tuple[Any, Any]:
             row_state, columns = visit(x[0], text, x[1], columns)
             return columns, row_state
 
-        columns, rows = jax.lax.scan(chunk, columns, (_chunked(ring, image), _chunked(ring, rows)))
-        return _joined(rows), columns
+        columns, rows = jax.lax.scan(chunk, columns, (_chunk(ring, image), _chunk(ring, rows)))
+        return _unchunk(rows), columns
 
-    def stop(_: Any, carry: tuple) -> tuple:
+    def hop(_: Any, carry: tuple) -> tuple:
         text, rows, columns = carry
-        following = ring.turn(text)  # independent of the product below: they overlap
+        # The next texts do not depend on this hop's product, so XLA can overlap the transfer with it. The column state
+        # does depend on it and has to be sent afterwards; it is E times smaller.
+        following = ring.rotate(text)
         rows, columns = block(rows, text, columns)
-        return following, rows, ring.turn(columns)
+        return following, rows, ring.rotate(columns)
 
-    _, at_rows, at_columns = jax.lax.fori_loop(0, ring.devices, stop, (text, at_rows, at_columns))
+    _, at_rows, at_columns = jax.lax.fori_loop(0, ring.devices, hop, (text, at_rows, at_columns))
     return at_rows, at_columns
 
 
@@ -130,48 +149,47 @@ def go_round(ring: Ring, visit: Callable, image: Any, text: Any, at_rows: Any, a
 
 
 def _softmax_forward(ring: Ring, image: Side, text: Side, scale: jax.Array) -> tuple[jax.Array, tuple]:
-    """Loss [R] and what the backward pass needs: both logsumexp, positives per row, rows that count."""
-    no_bias = jnp.zeros_like(scale)
+    """Loss [R], and the residuals of the backward pass: both logsumexp, positives per row, number of rows that count."""
 
-    def visit(image: Side, text: Side, rows: tuple, columns: Tally) -> tuple[tuple, Tally]:
-        tally, matched, positives = rows
-        logits = block_logits(image, text, scale, no_bias)
+    def visit(image: Side, text: Side, rows: tuple, columns: LogSumExp) -> tuple[tuple, LogSumExp]:
+        running, matched, positives = rows
+        logits = _block_logits(image, text, scale)
         if image.group is not None:
             same = _positives(image, text)
             matched, positives = matched + (same * logits).sum(-1), positives + same.sum(-1)
-        return (tally.add(logits, -1), matched, positives), columns.add(logits, -2)
+        return (running.add(logits, -1), matched, positives), columns.add(logits, -2)
 
     zeros = image.present * 0.0
-    start = (_empty_tally(image.present), zeros, zeros)
-    (rows, matched, positives), columns = go_round(ring, visit, image, text, start, _empty_tally(text.present))
-    if image.group is None:
+    start = (LogSumExp.empty(image.present), zeros, zeros)
+    (rows, matched, positives), columns = _ring_scan(ring, visit, image, text, start, LogSumExp.empty(text.present))
+    if image.group is None:  # the positive of row i is text i, which is on the same device: no need to look for it
         matched = scale[:, None] * jnp.sum(image.features * text.features, -1)
         positives = jnp.ones_like(matched)
     count = ring.total(image.present.sum(-1).astype(jnp.float32))  # [R]
-    row_lse, column_lse = rows.logsumexp(), columns.logsumexp()
+    row_lse, column_lse = rows.value(), columns.value()
     each = jnp.where(image.present, 0.5 * (row_lse + column_lse) - matched / jnp.maximum(positives, 1), 0.0)
     loss = ring.total(each.sum(-1)) / jnp.maximum(count, 1)
     return loss, (row_lse, column_lse, positives, count)
 
 
 def _softmax_backward(ring: Ring, image: Side, text: Side, scale: jax.Array, kept: tuple, g: jax.Array) -> tuple:
-    """Gradients of sum_r g_r loss_r with respect to image features, text features, scale."""
+    """Gradients of sum_r g_r loss_r with respect to image features, text features and scale."""
     row_lse, column_lse, positives, count = kept
     weight = (g / jnp.maximum(count, 1))[:, None, None]
-    no_bias = jnp.zeros_like(scale)
     own = scale[:, None] * jnp.sum(image.features * text.features, -1)  # logits of the pairs themselves [R b]
 
     def visit(rows: tuple, columns: tuple, at_rows: tuple, d_text: jax.Array) -> tuple[tuple, jax.Array]:
         (image, row_lse, positives, own), (d_image, slope) = rows, at_rows
         text, column_lse, text_own = columns
-        logits = block_logits(image, text, scale, no_bias)
+        logits = _block_logits(image, text, scale)
         there = image.present[:, :, None] & text.present[:, None, :]
+        # With the stored logsumexp a probability is one exp, in any order of the blocks.
         to_text = jnp.where(there, 0.5 * jnp.exp(logits - row_lse[:, :, None]), 0.0)
         to_image = jnp.where(there, 0.5 * jnp.exp(logits - column_lse[:, None, :]), 0.0)
         pull = to_text + to_image
         if image.group is None:
-            # probabilities sum to one, so the scale's slope is a sum of differences from the own logit: where almost
-            # all probability is there already, nothing large cancels
+            # Probabilities sum to one, so the derivative by the scale is a sum of differences from the own logit. Late
+            # in training, where nearly all probability is on the own pair, no large terms cancel this way.
             slope = slope + (to_text * (logits - own[:, :, None]) + to_image * (logits - text_own[:, None, :])).sum(-1)
         else:
             pull = pull - _positives(image, text) / jnp.maximum(positives, 1)[:, :, None]
@@ -180,11 +198,11 @@ def _softmax_backward(ring: Ring, image: Side, text: Side, scale: jax.Array, kep
 
     start = image.features * 0.0, image.present * 0.0
     rows, columns = (image, row_lse, positives, own), (text, column_lse, own)
-    (d_image, slope), d_text = go_round(ring, visit, rows, columns, start, text.features * 0.0)
+    (d_image, slope), d_text = _ring_scan(ring, visit, rows, columns, start, text.features * 0.0)
     if image.group is None:
         d_image = d_image - jnp.where(image.present[..., None], text.features, 0.0)
         d_text = d_text - jnp.where(image.present[..., None], image.features, 0.0)
-    d_scale = ring.total(jnp.sum(weight[..., 0] * slope, -1)) / scale
+    d_scale = ring.total(jnp.sum(weight[..., 0] * slope, -1)) / scale  # slope holds logit, not cosine, terms
     weight = weight * scale[:, None, None]
     return weight * d_image, weight * d_text, d_scale
 
@@ -199,11 +217,11 @@ def _times(pull: jax.Array, features: jax.Array) -> jax.Array:
 def _sigmoid_both(
     ring: Ring, image: Side, text: Side, scale: jax.Array, bias: jax.Array, with_gradient: bool
 ) -> tuple[jax.Array, tuple]:
-    """Loss [R] and, in the same turn of the ring, its gradients: softplus needs no normaliser, so one pass is enough."""
+    """Loss [R] and, in the same pass, its gradients: softplus has no normaliser, so its gradient needs no second pass."""
 
     def visit(image: Side, text: Side, rows: tuple, d_text: Any) -> tuple[tuple, Any]:
         loss, pulls, d_image = rows
-        logits = block_logits(image, text, scale, bias)
+        logits = _block_logits(image, text, scale, bias)
         pull = jnp.where(logits > NEVER, jax.nn.sigmoid(logits), 0.0)
         loss = loss + jax.nn.softplus(logits).sum(-1)
         if image.group is not None:
@@ -216,9 +234,9 @@ def _sigmoid_both(
 
     zeros = image.present * 0.0
     start = (zeros, zeros, image.features * 0.0 if with_gradient else zeros)
-    travelling = text.features * 0.0 if with_gradient else zeros
-    (loss, pulls, d_image), d_text = go_round(ring, visit, image, text, start, travelling)
-    if image.group is None:
+    column_start = text.features * 0.0 if with_gradient else zeros
+    (loss, pulls, d_image), d_text = _ring_scan(ring, visit, image, text, start, column_start)
+    if image.group is None:  # the diagonal was summed as negatives: -log sigmoid(x) = softplus(x) - x
         there = image.present.astype(jnp.float32)
         diagonal = scale[:, None] * jnp.sum(image.features * text.features, -1) + bias[:, None]
         loss, pulls = loss - there * diagonal, pulls - there
@@ -234,10 +252,31 @@ def _sigmoid_both(
     return loss, (each * d_image, each * d_text, d_scale, ring.total(pulls.sum(-1)) / count)
 
 
-# --- on global arrays ---------------------------------------------------------------------------------------------
+# --- accuracy -----------------------------------------------------------------------------------------------------
 
 
-def mapped(ring: Ring, function: Callable, sharded: tuple, replicated: tuple, out: Any) -> Any:
+def _accuracy(ring: Ring, image: Side, text: Side) -> tuple[jax.Array, jax.Array]:
+    def visit(image: Side, text: Side, rows: Nearest, columns: Nearest) -> tuple[Nearest, Nearest]:
+        assert image.group is not None and text.group is not None
+        cosine = _block_logits(image, text, jnp.ones(len(image.features)))
+        return rows.add(cosine, text.group, -1), columns.add(cosine, image.group, -2)
+
+    def nobody(side: Side) -> Nearest:
+        return Nearest(side.present * 0.0 + 2 * NEVER, side.present * 0 - 1)
+
+    rows, columns = _ring_scan(ring, visit, image, text, nobody(image), nobody(text))
+    count = jnp.maximum(ring.total(image.present.sum(-1).astype(jnp.float32)), 1)
+    assert image.group is not None
+    own = image.group[None]  # an image and its text are in one group
+    right = [(nearest.group == own) & image.present for nearest in (rows, columns)]
+    to_text, to_image = (ring.total(hits.sum(-1).astype(jnp.float32)) / count for hits in right)
+    return to_text, to_image
+
+
+# --- on global arrays: the gradient rules lie outside shard_map, so gradients are sharded as the features ----------
+
+
+def _on_devices(ring: Ring, function: Callable, sharded: tuple, replicated: tuple, out: Any) -> Any:
     """Run `function(ring, *sharded, *replicated)` on each device's rows. Sharded arrays are [R B ...] or [B]."""
     if ring.devices == 1:
         return function(ring, *sharded, *replicated)
@@ -246,17 +285,14 @@ def mapped(ring: Ring, function: Callable, sharded: tuple, replicated: tuple, ou
     return jax.shard_map(partial(function, ring), in_specs=specs, out_specs=out, check_vma=False)(*sharded, *replicated)
 
 
-def _rows(ring: Ring) -> P:
-    return P(None, ring.axes)
-
-
-def _softmax_primal(ring: Ring, image: Any, text: Any, scale: Any, group: Any, present: Any) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _softmax(ring: Ring, image: Any, text: Any, scale: Any, group: Any, present: Any) -> jax.Array:
     return _softmax_fwd(ring, image, text, scale, group, present)[0]
 
 
 def _softmax_fwd(ring, image, text, scale, group, present):
-    rows, sides = _rows(ring), (Side(image, group, present), Side(text, group, present))
-    loss, kept = mapped(ring, _softmax_forward, sides, (scale,), (P(), (rows, rows, rows, P())))
+    rows, sides = P(None, ring.axes), (Side(image, group, present), Side(text, group, present))
+    loss, kept = _on_devices(ring, _softmax_forward, sides, (scale,), (P(), (rows, rows, rows, P())))
     return loss, (sides, scale, kept)
 
 
@@ -266,25 +302,23 @@ def _softmax_bwd(ring, residuals, g):
     def backward(ring, image, text, row_lse, column_lse, positives, scale, count, g):
         return _softmax_backward(ring, image, text, scale, (row_lse, column_lse, positives, count), g)
 
-    out = (_rows(ring), _rows(ring), P())
-    return *mapped(ring, backward, (*sides, *kept[:3]), (scale, kept[3], g), out), None, None
-
-
-_softmax = jax.custom_vjp(_softmax_primal, nondiff_argnums=(0,))
+    out = (P(None, ring.axes), P(None, ring.axes), P())
+    return *_on_devices(ring, backward, (*sides, *kept[:3]), (scale, kept[3], g), out), None, None
 
 
 _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 
 
-def _sigmoid_primal(ring: Ring, image: Any, text: Any, scale: Any, bias: Any, group: Any, present: Any) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sigmoid(ring: Ring, image: Any, text: Any, scale: Any, bias: Any, group: Any, present: Any) -> jax.Array:
     sides = Side(image, group, present), Side(text, group, present)
-    return mapped(ring, partial(_sigmoid_both, with_gradient=False), sides, (scale, bias), (P(), ()))[0]
+    return _on_devices(ring, partial(_sigmoid_both, with_gradient=False), sides, (scale, bias), (P(), ()))[0]
 
 
 def _sigmoid_fwd(ring, image, text, scale, bias, group, present):
     sides = Side(image, group, present), Side(text, group, present)
-    out = (P(), (_rows(ring), _rows(ring), P(), P()))
-    return mapped(ring, partial(_sigmoid_both, with_gradient=True), sides, (scale, bias), out)
+    out = (P(), (P(None, ring.axes), P(None, ring.axes), P(), P()))
+    return _on_devices(ring, partial(_sigmoid_both, with_gradient=True), sides, (scale, bias), out)
 
 
 def _sigmoid_bwd(ring, gradients, g):
@@ -293,21 +327,16 @@ def _sigmoid_bwd(ring, gradients, g):
     return each * d_image, each * d_text, g * d_scale, g * d_bias, None, None
 
 
-_sigmoid = jax.custom_vjp(_sigmoid_primal, nondiff_argnums=(0,))
-
-
 _sigmoid.defvjp(_sigmoid_fwd, _sigmoid_bwd)
 
 
 def make_ring(batch: int, pairs: int = 1, axes: tuple[str, ...] = BATCH_AXES, rows: int | None = None) -> Ring:
-    """The ring of the mesh in force (jax.set_mesh), or of one device where there is none.
+    """The ring of the current mesh (jax.set_mesh), or of one device if there is none.
 
     Raises ValueError if the batch does not divide among the devices."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in axes if axis in mesh.axis_names)
-    devices = 1
-    for axis in axes:
-        devices *= mesh.shape[axis]
+    devices = math.prod(mesh.shape[axis] for axis in axes)
     if batch % devices:
         raise ValueError(f"a batch of {batch} does not divide among {devices} devices (mesh axes {axes})")
     local = batch // devices
@@ -316,28 +345,22 @@ def make_ring(batch: int, pairs: int = 1, axes: tuple[str, ...] = BATCH_AXES, ro
     return Ring(axes, devices, fitting)
 
 
-def paired(image: jax.Array, text: jax.Array, present: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _prepare(image: jax.Array, text: jax.Array, present: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     image, text = jnp.asarray(image, jnp.float32), jnp.asarray(text, jnp.float32)
     present = jnp.ones(image.shape[:2], bool) if present is None else jnp.asarray(present, bool)
     return image, text, present
 
 
 def softmax_pairs(
-    image: jax.Array,
-    text: jax.Array,
-    logit_scale: jax.Array,
-    *,
-    group: jax.Array | None = None,
-    present: jax.Array | None = None,
-    axes: tuple[str, ...] = BATCH_AXES,
-    rows: int | None = None,
-) -> jax.Array:
-    """Symmetric InfoNCE of R pairs in one ring.
+    image: jax.Array, text: jax.Array, logit_scale: jax.Array, *, group: jax.Array | None = None,
+    present: jax.Array | None = None, axes: tuple[str, ...] = BATCH_AXES, rows: int | None = None,
+) -> jax.Array:  # fmt: skip
+    """Symmetric InfoNCE of R pairs in one ring; f32 [R].
 
-    image, text f32 [R B E], unit rows; logit_scale f32 [R], the factor itself; group i32 [B]: rows of one group are each
-    other's positives, weighted equally (FLAIR's label-aware targets); present bool [R B]: pairs left out of rows, columns
-    and the mean. Returns f32 [R]. Source: Radford et al. 2021 (CLIP), figure 3; the soft targets as jusiro/FLAIR."""
-    image, text, present = paired(image, text, present)
+    image, text f32 [R B E] with unit rows; logit_scale f32 [R], the factor itself. group i32 [B]: rows of one group are
+    positives of each other, weighted equally (FLAIR's label-aware targets). present bool [R B]: the other pairs are left
+    out as rows, columns and in the mean. Source: arXiv:2103.00020, figure 3; the soft targets: github.com/jusiro/FLAIR."""
+    image, text, present = _prepare(image, text, present)
     ring = make_ring(image.shape[1], image.shape[0], axes, rows)
     return _softmax(ring, image, text, logit_scale, group, present)
 
@@ -350,21 +373,28 @@ def softmax(image: jax.Array, text: jax.Array, logit_scale: jax.Array, **options
 
 
 def sigmoid(
-    image: jax.Array,
-    text: jax.Array,
-    logit_scale: jax.Array,
-    logit_bias: jax.Array,
-    *,
-    group: jax.Array | None = None,
-    present: jax.Array | None = None,
-    axes: tuple[str, ...] = BATCH_AXES,
-    rows: int | None = None,
-) -> jax.Array:
-    """Sigmoid loss over all pairs, divided by B.
+    image: jax.Array, text: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array, *, group: jax.Array | None = None,
+    present: jax.Array | None = None, axes: tuple[str, ...] = BATCH_AXES, rows: int | None = None,
+) -> jax.Array:  # fmt: skip
+    """Sum of the sigmoid losses of all pairs, divided by B; a scalar. Arguments are those of `softmax`.
 
-    image, text f32 [B E], unit rows; logit_scale, logit_bias (). Returns a scalar.
-    Source: Zhai et al. 2023 (SigLIP), algorithm 1."""
-    image, text, present = paired(image[None], text[None], None if present is None else present[None])
+    Source: arXiv:2303.15343, algorithm 1."""
+    image, text, present = _prepare(image[None], text[None], None if present is None else present[None])
     ring = make_ring(image.shape[1], 1, axes, rows)
     scale, bias = jnp.reshape(logit_scale, (1,)), jnp.reshape(logit_bias, (1,))
     return _sigmoid(ring, image, text, scale, bias, group, present)[0]
+
+
+def accuracy(
+    image: jax.Array, text: jax.Array, *, group: jax.Array | None = None, present: jax.Array | None = None,
+    axes: tuple[str, ...] = BATCH_AXES, rows: int | None = None,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Image-to-text and text-to-image accuracy of the nearest neighbour, as contrastive_accuracy; fp32 () each.
+
+    Arguments are those of `softmax`."""
+    image, text, there = _prepare(image[None], text[None], None if present is None else present[None])
+    ring = make_ring(image.shape[1], 1, axes, rows)
+    group = jnp.arange(image.shape[1], dtype=jnp.int32) if group is None else group
+    sides = Side(image, group, there), Side(text, group, there)
+    to_text, to_image = _on_devices(ring, _accuracy, sides, (), (P(), P()))
+    return to_text[0], to_image[0]

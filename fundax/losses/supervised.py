@@ -1,4 +1,4 @@
-"""Losses of labelled data, as pure functions of logits and targets; what is not labelled counts nothing."""
+"""Losses of labelled data: cross-entropy, focal, smooth L1 and VisionFM's graded loss. Unlabelled entries are ignored."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fundax.types import Array
 
 
 def class_targets(label: jax.Array, classes: int, smoothing: float = 0.0) -> jax.Array:
-    """i32 [B] to f32 [B K]: 1 - smoothing at the label and smoothing / K everywhere (arXiv:1512.00567, section 7).
+    """One-hot targets f32 [B K] of labels i32 [B], with label smoothing (arXiv:1512.00567, section 7).
 
-    A label outside 0 .. K-1 (not labelled) is a row of NaN.
+    A label outside 0 .. K-1 means unlabelled and gives a row of NaN.
     """
     hot = jax.nn.one_hot(label, classes, dtype=jnp.float32) * (1 - smoothing) + smoothing / classes
     known = (label >= 0) & (label < classes)
@@ -24,10 +24,12 @@ def class_targets(label: jax.Array, classes: int, smoothing: float = 0.0) -> jax
 def cross_entropy(
     logits: jax.Array, targets: jax.Array, weights: Sequence[float] = (), focal: float = 0.0
 ) -> jax.Array:
-    """Softmax cross-entropy f32 () of logits [B K] to probability vectors [B K]; rows with NaN are left out of the mean.
+    """Softmax cross-entropy of logits [B K] and target distributions [B K]; f32 ().
 
-    weights: of classes, (): all 1; the mean is by weight, as torch's. focal: the exponent gamma of (1 - p)^gamma
-    (arXiv:1708.02002, eq. 4, without alpha).
+    Args:
+        logits, targets: [B K]; rows of targets with NaN are left out.
+        weights: one per class, or () for equal weights. The result is a weighted mean, as in PyTorch.
+        focal: exponent gamma of the factor (1 - p)^gamma (arXiv:1708.02002, equation 4, without alpha).
     """
     known = ~jnp.isnan(targets).any(1)
     targets = jnp.where(known[:, None], targets, 0.0)
@@ -42,9 +44,12 @@ def cross_entropy(
 def binary_cross_entropy(
     logits: jax.Array, targets: jax.Array, weights: Sequence[float] = (), focal: float = 0.0
 ) -> jax.Array:
-    """Sigmoid cross-entropy f32 (), the mean over labelled cells of logits and targets [B K] (NaN: not labelled).
+    """Sigmoid cross-entropy averaged over the labelled entries; f32 ().
 
-    weights: of the positives of each label (torch's pos_weight). focal: as in `cross_entropy`.
+    Args:
+        logits, targets: [B K]; targets are 0, 1 or NaN for unlabelled.
+        weights: weight of the positives of each column (PyTorch's pos_weight), or ().
+        focal: as in cross_entropy.
     """
     known = ~jnp.isnan(targets)
     y = jnp.where(known, targets, 0.0)
@@ -57,32 +62,38 @@ def binary_cross_entropy(
 
 
 def smooth_l1(predicted: jax.Array, target: jax.Array) -> jax.Array:
-    """Half the square below an error of 1, else the error less a half; the mean over known cells [B K] (NaN: not known)."""
+    """Smooth L1 loss averaged over the known entries of target [B K] (NaN if unknown); f32 ().
+
+    e^2 / 2 for an error e below 1, else |e| - 1/2.
+    """
     known = ~jnp.isnan(target)
     error = jnp.abs(predicted - jnp.where(known, target, 0.0))
     cell = jnp.where(error < 1, 0.5 * error**2, error - 0.5)
     return jnp.where(known, cell, 0.0).sum() / jnp.maximum(known.sum(), 1)
 
 
-# VisionFM's thirteen: five grades (healthy, DR 1-4) that are one question, and eight findings that are each their own.
+# VisionFM's thirteen labels: one grading with five classes (healthy, DR 1-4), and eight independent findings.
 GRADES = 5
-
 
 LAYOUT = (
     *("healthy", "DR-1", "DR-2", "DR-3", "DR-4", "diabetic retinopathy", "glaucoma", "AMD", "cataract"),
     *("hypertensive retinopathy", "retinal vein occlusion", "myopia", "retinal detachment"),
 )
 
-
-_RARE = 9  # hypertensive retinopathy counts five times
+_RARE = 9  # hypertensive retinopathy, which VisionFM weights five times
 
 
 def graded_loss(logits: jax.Array, labels: jax.Array, grades: int = GRADES, weights: Sequence[float] = ()) -> jax.Array:
-    """5 CE(first `grades` logits) + the sum of each other column's BCE, f32 (); logits and labels [B K].
+    """VisionFM's multi-modality loss: 5 CE(grades) plus the sum of the other columns' binary cross-entropies; f32 ().
 
-    The first columns of the labels are a probability vector; a row of zeros there has no grade, and counts 0 in a mean
-    over all rows. NaN: not labelled, left out of its column's mean (grades: as no grade). weights: of the other columns;
-    () is VisionFM's, 1 each and 5 for hypertensive retinopathy, where there are 13 columns.
+    Args:
+        logits: [B K].
+        labels: [B K]. The first `grades` columns are a distribution, or all zero (or NaN) for a row without a grade,
+            which contributes 0 to the mean over all rows. The other columns are 0, 1 or NaN; a NaN is left out of its
+            column's mean.
+        grades: number of columns of the grading.
+        weights: one per other column. () gives VisionFM's weights: 5 for hypertensive retinopathy and 1 for the rest
+            if there are 13 columns, else all 1.
     Source: github.com/ABILab-CUHK/VisionFM, the multi-modality decoder.
     """
     if not weights:
@@ -100,8 +111,10 @@ def graded_loss(logits: jax.Array, labels: jax.Array, grades: int = GRADES, weig
 
 
 def inverse_frequencies(labels: Array, classes: int) -> tuple[float, ...]:
-    """Weights of classes by labels i32 [N]: N / (K n_k), 0 for a class without rows; or of the positives of several labels
-    f32 [N K]: negatives by positives, 1 where one of the two is missing.
+    """Class weights inversely proportional to frequency, for `weights` above.
+
+    labels i32 [N]: N / (K n_k), K the number of classes that occur, and 0 for the others. labels f32 [N K] of 0 and 1:
+    negatives / positives of each column, and 1 if it lacks either.
     """
     labels = np.asarray(labels)
     if labels.ndim == 2:

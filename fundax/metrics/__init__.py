@@ -4,9 +4,24 @@ from etils import epy as _epy
 
 with _epy.lazy_api_imports(globals()):
     from fundax.metrics.calibration import brier, reliability, temperature
-    from fundax.metrics.classification import best_threshold, by_horizon, kappa_f1, multi_label, quadratic_kappa
+    from fundax.metrics.classification import (
+        best_threshold,
+        by_horizon,
+        kappa_f1,
+        multi_label,
+        nanmean,
+        quadratic_kappa,
+    )
     from fundax.metrics.generative import Neighbours, draw_pairs, frechet, memorised, nearest
-    from fundax.metrics.operating_points import OperatingPoint, apply, at_sensitivity, at_specificity, read, write
+    from fundax.metrics.operating_points import (
+        OperatingPoint,
+        apply,
+        at_kappa_f1,
+        at_sensitivity,
+        at_specificity,
+        read,
+        write,
+    )
     from fundax.metrics.segmentation import hausdorff_95, scores
     from fundax.metrics.statistics import (
         Comparison,
@@ -15,12 +30,11 @@ with _epy.lazy_api_imports(globals()):
         auc_test,
         blank,
         bootstrap,
-        bootstrap_difference,
         bootstrap_weighted,
         holm,
         mcnemar,
         weighted_difference,
     )
-    from fundax.metrics.subgroups import Row, age_bands, aggregate, gaps, subgroup_table
+    from fundax.metrics.subgroups import Row, age_bands, gaps
     from fundax.metrics.text import all_scores, bleu, cider, meteor_like, rouge_l, words
-    from fundax.metrics.weighted import average_precision, class_aucs, mean, nanmean, pearson, r2, recalls
+    from fundax.metrics.weighted import average_precision, class_aucs, pearson, r2, recalls

@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say? Reliability, expected calibration error, Brier score, temperature scaling.
+"""Calibration of probabilities: reliability, expected calibration error, Brier score, temperature scaling.
 
 Probabilities are f32 [N K] with labels i32 [N], or those of the positive class [N] with labels 0/1 [N]."""
 
@@ -16,10 +16,10 @@ from fundax.types import UserError
 def reliability(
     labels: Any, probabilities: Any, *, bins: int = 15, equal_counts: bool = False
 ) -> dict[str, np.ndarray]:
-    """The reliability curve: per bin mean confidence f64, observed share f64 (NaN where empty), count i64, edges [b+1].
+    """The reliability curve: per bin mean confidence and observed frequency f64 (NaN where empty), count i64, edges [b+1].
 
-    Several classes: confidence of the predicted class against whether it is right. Two: probability of the positive
-    class against how often it is there. equal_counts: bins of as many rows each instead of equal widths; equal
+    For probabilities [N K]: confidence of the predicted class against its accuracy. For [N]: probability of the positive
+    class against its frequency. equal_counts: bins with equal numbers of rows instead of equal widths; equal
     probabilities stay together, so there may be fewer bins.
     """
     confidence, right = _confidence(labels, probabilities)
@@ -38,7 +38,7 @@ def reliability(
 
 
 def calibration_error(labels: Any, probabilities: Any, *, bins: int = 15, equal_counts: bool = False) -> Estimate:
-    """Expected calibration error: the mean over rows of |confidence - observed share| of their bin; no interval.
+    """Expected calibration error: the mean over rows of |confidence - observed frequency| of their bin.
 
     Source: Guo et al. 2017 (arXiv:1706.04599), equation 3.
     """
@@ -51,11 +51,11 @@ def calibration_error(labels: Any, probabilities: Any, *, bins: int = 15, equal_
 
 
 def brier(labels: Any, probabilities: Any) -> Estimate:
-    """Brier score: the mean squared difference to what happened (several classes: summed over them, 0 to 2).
+    """Brier score: the mean squared difference of probability and outcome (for several classes summed over them, 0 to 2).
 
     Source: Brier 1950, Monthly Weather Review 78:1; the two-class form is scikit-learn's.
     """
-    labels, probabilities = _checked(labels, probabilities)
+    labels, probabilities = _check_probabilities(labels, probabilities)
     if not len(labels):
         return blank("no rows")
     if probabilities.ndim == 1:
@@ -65,10 +65,10 @@ def brier(labels: Any, probabilities: Any) -> Estimate:
 
 
 def temperature(logits: Any, labels: Any) -> float:
-    """The T > 0 that makes softmax(logits / T) likeliest; fit it on validation, then divide the test's logits by it.
+    """Temperature T > 0 that maximises the likelihood of softmax(logits / T); fit it on validation, then divide logits by it.
 
-    logits: f32 [N K], or [N] of the positive class for a sigmoid. NaN where there are no rows or one class only: then
-    no T is best. Source: Guo et al. 2017 (arXiv:1706.04599), section 4.2.
+    logits: f32 [N K], or [N] of the positive class for a sigmoid. NaN without rows or with a single class, where no
+    temperature is best. Source: Guo et al. 2017 (arXiv:1706.04599), section 4.2.
     """
     from scipy.optimize import minimize_scalar
 
@@ -89,21 +89,21 @@ def temperature(logits: Any, labels: Any) -> float:
 
 
 def _confidence(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
-    labels, probabilities = _checked(labels, probabilities)
+    labels, probabilities = _check_probabilities(labels, probabilities)
     if probabilities.ndim == 1:
         return probabilities, labels == 1
     return probabilities.max(1, initial=0.0), probabilities.argmax(1) == labels
 
 
-def _checked(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Raises UserError where shapes differ, or probabilities are none."""
+def _check_probabilities(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Labels i64 and probabilities f64. Raises UserError for shapes that differ and numbers that are not probabilities."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
     if labels.ndim != 1 or len(labels) != len(probabilities) or probabilities.ndim > 2:
         raise UserError(f"labels {labels.shape} and probabilities {probabilities.shape}; expected [N] and [N] or [N K]")
     bad = ~np.isfinite(probabilities) | (probabilities < -1e-6) | (probabilities > 1 + 1e-6)
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
-        raise UserError(f"row {row}: {probabilities[row]} is no probability; expected numbers from 0 to 1")
+        raise UserError(f"row {row}: {probabilities[row]} is not a probability; expected numbers from 0 to 1")
     classes = 2 if probabilities.ndim == 1 else probabilities.shape[1]
     if len(labels) and not ((labels >= 0) & (labels < classes)).all():
         raise UserError(f"labels from {labels.min()} to {labels.max()}; expected 0 to {classes - 1}")

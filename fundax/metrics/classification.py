@@ -1,6 +1,6 @@
-"""Numbers of a classification, each NaN where it is not defined: recall, F1, specificity, AUC, AP, kappa, confusion.
+"""Classification metrics, NaN where undefined: recall, specificity, F1, AUC, average precision, kappa, confusion.
 
-Forecasts by how far ahead they look: AUC, F1 and calibration in bands of days."""
+`by_horizon` measures a forecast in bands of days ahead."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from fundax.metrics.calibration import calibration_error
 from fundax.types import UserError
 
 
 def classification(labels: Any, scores: Any, classes: Sequence[str] = ()) -> dict[str, Any]:
-    """labels i32 [N], scores f32 [N K] (probabilities or logits; the largest is the guess).
+    """Metrics of labels i32 [N] and scores f32 [N K] (probabilities or logits; the class with the highest is predicted).
 
     Per class f64 [K]: recall, specificity, precision, f1, auc and ap (one against the rest); count i64 [K]; confusion
     i64 [K K] (rows are the truth); note [K]. Floats: accuracy, balanced_accuracy (FLAIR's ACA), macro_f1, macro_auc,
-    macro_ap, kappa (quadratic weights, Cohen 1968). A class that is absent from the truth has NaN and a note, and is
-    left out of the means; so has the only class. Raises UserError for labels out of range and scores not finite.
+    macro_ap, kappa (quadratic weights, Cohen 1968). A class that is absent, and the only class of the labels, have NaN
+    with a note and are left out of the means. Raises UserError for labels out of range and scores that are not finite.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    labels, scores = _checked(labels, scores, classes)
+    labels, scores = _check_classes(labels, scores, classes)
     k = scores.shape[1]
     confusion = np.zeros((k, k), np.int64)
     np.add.at(confusion, (labels, scores.argmax(1)), 1)
@@ -34,15 +35,15 @@ def classification(labels: Any, scores: Any, classes: Sequence[str] = ()) -> dic
             ranked["auc"][c] = roc_auc_score(labels == c, scores[:, c])
             ranked["ap"][c] = average_precision_score(labels == c, scores[:, c])
         else:
-            notes[c] = "absent from these rows" if not count else "the only class of these rows"
+            notes[c] = "absent from the evaluation set" if not count else "the only class of the evaluation set"
     out |= ranked | {"confusion": confusion, "note": np.array(notes), "kappa": quadratic_kappa(confusion)}
     means = {"balanced_accuracy": "recall", "macro_f1": "f1", "macro_auc": "auc", "macro_ap": "ap"}
-    out |= {name: _mean(out[column]) for name, column in means.items()}
+    out |= {name: nanmean(out[column]) for name, column in means.items()}
     return out | {"accuracy": float(np.trace(confusion) / len(labels)) if len(labels) else float("nan")}
 
 
 def quadratic_kappa(confusion: np.ndarray) -> float:
-    """Cohen's kappa with quadratic weights from counts [K K]; NaN where chance agreement is already complete.
+    """Cohen's kappa with quadratic weights from counts [K K]; NaN where chance agreement is complete.
 
     Source: Cohen 1968, Psychological Bulletin 70:213.
     """
@@ -56,21 +57,24 @@ def quadratic_kappa(confusion: np.ndarray) -> float:
 
 
 def best_threshold(labels: Any, scores: Any) -> float:
-    """The score at which kappa + F1 of "score >= threshold" is largest (KeepFIT's AMD metrics; choose on validation).
+    """The score at which kappa + F1 of "score >= threshold" is largest; choose it on validation.
 
-    labels 0/1 [N], scores [N]; NaN where a class is absent. The peer chooses on the test set; here nothing does.
-    Source: github.com/lxirich/MM-Retinal, evaluation metrics of AMD.
+    labels 0/1 [N], scores [N]; NaN where a class is absent.
+    Source: github.com/lxirich/MM-Retinal, evaluation metrics of AMD, where it is chosen on the test set.
     """
     labels, scores = np.asarray(labels).astype(bool), np.asarray(scores, np.float64)
     if labels.all() or not labels.any():
         return float("nan")
     thresholds = np.unique(scores)
-    sums = [kappa + f1 for kappa, f1 in (kappa_f1(labels, scores >= t) for t in thresholds)]
-    return float(thresholds[int(np.argmax(sums))])
+    hit, false = (len(s) - np.searchsorted(np.sort(s), thresholds) for s in (scores[labels], scores[~labels]))
+    missed, rejected = labels.sum() - hit, (~labels).sum() - false
+    chance = (hit + false) * (false + rejected) + (hit + missed) * (missed + rejected)
+    kappa = 2 * (hit * rejected - false * missed) / chance
+    return float(thresholds[int(np.argmax(kappa + 2 * hit / (2 * hit + false + missed)))])
 
 
 def kappa_f1(labels: Any, called: Any) -> tuple[float, float]:
-    """Cohen's kappa and F1 of the positive class; labels and called bool [N]. NaN where not defined."""
+    """Cohen's kappa and F1 of the positive class; labels and predictions bool [N]. NaN where undefined."""
     counts = np.zeros((2, 2), np.int64)
     np.add.at(counts, (np.asarray(labels).astype(int), np.asarray(called).astype(int)), 1)
     return quadratic_kappa(counts), float(_shares(counts)["f1"][1])
@@ -82,17 +86,18 @@ def _shares(confusion: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = np.where(count, right / count, np.nan)
         precision = np.where(called, right / called, np.nan)
-        f1 = np.where(count, 2 * right / (count + called), np.nan)  # a class never called has F1 0, not a blank
+        f1 = np.where(count, 2 * right / (count + called), np.nan)  # a class that is never predicted has an F1 of 0
         specificity = np.where(total - count, 1 - (called - right) / (total - count), np.nan)
     return {"recall": recall, "precision": precision, "f1": f1, "specificity": specificity, "count": count}
 
 
-def _mean(values: np.ndarray) -> float:
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if len(present) else float("nan")
+def nanmean(values: Any) -> float:
+    """Mean of the values that are not NaN; NaN, without a warning, where there are none."""
+    values = np.asarray(values, np.float64)
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
-def _checked(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _check_classes(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     if scores.ndim != 2 or labels.shape != (len(scores),) or (classes and len(classes) != scores.shape[1]):
         raise UserError(f"labels {labels.shape}, scores {scores.shape}, {len(classes)} names; expected [N], [N K], K")
@@ -105,17 +110,17 @@ def _checked(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarr
 
 
 def multi_label(labels: Any, scores: Any, classes: Sequence[str] = (), threshold: float = 0.5) -> dict[str, Any]:
-    """labels f32 [N K] of 0, 1 and NaN (not labelled); scores f32 [N K] probabilities; a label is called from `threshold` on.
+    """Metrics of labels f32 [N K] of 0, 1 and NaN (not labelled) and probabilities f32 [N K], positive from `threshold` on.
 
     Per label f64 [K]: recall, specificity, precision, f1, auc, ap over its labelled rows; count i64 [K] (positives),
-    labelled i64 [K]; note [K]. Floats: accuracy (share of labelled cells called right), balanced_accuracy (mean of
-    recall and specificity over labels that have both), macro_f1, macro_auc, macro_ap. A label without a positive, or
-    without a negative, has NaN where that makes no sense, with a note, and is left out of the means. Raises UserError
-    for other values and shapes.
+    labelled i64 [K]; note [K]. Floats: accuracy (fraction of labelled cells that are correct), balanced_accuracy (mean of
+    recall and specificity over labels that have both), macro_f1, macro_auc, macro_ap. A label without positives or
+    without negatives has NaN where a metric is undefined, with a note, and is left out of the means. Raises UserError for
+    other values and shapes.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    labels, scores = _checked_labels(labels, scores, classes)
+    labels, scores = _check_labels(labels, scores, classes)
     k = scores.shape[1]
     out: dict[str, Any] = {n: np.full(k, np.nan) for n in ("recall", "specificity", "precision", "f1", "auc", "ap")}
     out |= {"count": np.zeros(k, np.int64), "labelled": np.zeros(k, np.int64)}
@@ -136,12 +141,12 @@ def multi_label(labels: Any, scores: Any, classes: Sequence[str] = (), threshold
     names = list(classes) or [f"label {c}" for c in range(k)]
     out |= {"note": np.array([note.format(name) for note, name in zip(notes, names, strict=True)])}
     both = (out["recall"] + out["specificity"]) / 2
-    out |= {"balanced_accuracy": _mean(both)} | {f"macro_{n}": _mean(out[n]) for n in ("f1", "auc", "ap")}
+    out |= {"balanced_accuracy": nanmean(both)} | {f"macro_{n}": nanmean(out[n]) for n in ("f1", "auc", "ap")}
     total = int(out["labelled"].sum())
     return out | {"accuracy": right / total if total else float("nan")}
 
 
-def _checked_labels(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _check_labels(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     labels, scores = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
     if labels.ndim != 2 or labels.shape != scores.shape or (classes and len(classes) != labels.shape[1]):
         raise UserError(f"labels {labels.shape}, scores {scores.shape}, {len(classes)} names; expected [N K] twice, K")
@@ -153,15 +158,15 @@ def _checked_labels(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[n
     return labels, scores
 
 
-BINS = 10  # of the expected calibration error
+BINS = 10  # bins of the calibration error of a band of horizons
 
 
 def by_horizon(labels: Any, probabilities: Any, days: Any, bands: int = 3) -> dict[str, np.ndarray]:
-    """labels 0/1 [N], probabilities [N] of the 1, days [N]: bands of about as many rows each, cut at quantiles of the days.
+    """Metrics of labels 0/1 [N] and probabilities [N] of class 1, in bands of days [N] with about equal numbers of rows.
 
-    Arrays [bands]: band_from and band_to (days, both included), band_rows, band_positives i64; band_auc, band_f1 (called
-    from 0.5 on), band_brier, band_ece f64, NaN where not defined, and band_note, the reason. Equal days stay together,
-    so there may be fewer bands. Raises UserError for shapes that differ.
+    Arrays [bands]: band_from and band_to (days, both included), band_rows, band_positives i64; band_auc, band_f1
+    (threshold 0.5), band_brier, band_ece f64, NaN where undefined, and band_note, the reason. Bands are cut at quantiles
+    of the days; equal days stay together, so there may be fewer bands. Raises UserError for shapes that differ.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -186,19 +191,9 @@ def by_horizon(labels: Any, probabilities: Any, days: Any, bands: int = 3) -> di
                 auc,
                 f1,
                 float(((q - y) ** 2).mean()),
-                calibration_error(y, q),
+                calibration_error(y, q, bins=BINS).value,
                 note,
             )
         )
     names = ("from", "to", "rows", "positives", "auc", "f1", "brier", "ece", "note")
     return {f"band_{name}": np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-
-
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error (arXiv:1706.04599, eq. 3) of probabilities of the 1, in equal bins of [0, 1]."""
-    place = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gaps = [
-        np.abs(labels[place == k].mean() - probabilities[place == k].mean()) * (place == k).sum()
-        for k in np.unique(place)
-    ]
-    return float(np.sum(gaps) / len(labels)) if len(labels) else float("nan")

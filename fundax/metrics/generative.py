@@ -1,6 +1,4 @@
-"""The nearest real image of every drawn one: whether a generative model repeats what it has learnt from.
-
-Frechet distance between the features of two sets of images (arXiv:1706.08500, eq. 6)."""
+"""Metrics of generated images: nearest training images (memorisation) and the Frechet distance (arXiv:1706.08500, eq. 6)."""
 
 from __future__ import annotations
 
@@ -16,9 +14,9 @@ from fundax.types import UserError
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """For each of n images: distance f32 [n] to its nearest, index i64 [n] and image u8 [n h w 3] of that one.
+    """Nearest neighbours of n images: distance f32 [n], and index i64 [n] and image u8 [n h w 3] of the neighbour.
 
-    A distance is the root mean square difference of the pixels in grey levels; a mirrored image counts as the same.
+    The distance is the root mean square difference of pixels in grey levels; mirrored images count as equal.
     """
 
     distance: np.ndarray
@@ -29,7 +27,7 @@ class Neighbours:
 def nearest(images: np.ndarray, others: Iterable[tuple[np.ndarray, np.ndarray]]) -> Neighbours:
     """The nearest of `others`, an iterable of (index i64 [m], images u8 [m h w 3]), to each of `images` u8 [n h w 3].
 
-    `others` passes once and is never held as a whole. Raises UserError for other sizes, or where there are none.
+    `others` is iterated once and never held in memory as a whole. Raises UserError for other sizes and for no images.
     """
     flat = images.reshape(len(images), -1).astype(np.float32)
     best = np.full(len(images), np.inf, np.float32)
@@ -44,16 +42,16 @@ def nearest(images: np.ndarray, others: Iterable[tuple[np.ndarray, np.ndarray]])
             best[closer] = far[closer, at[closer]]
             index[closer], found[closer] = rows[at[closer]], side[at[closer]]
     if len(images) and index.min() < 0:
-        raise UserError("there are no images to look for neighbours among")
+        raise UserError("there are no images among which to search neighbours")
     return Neighbours(np.sqrt(best / max(flat.shape[1], 1)), index, found)
 
 
 def memorised(samples: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
-    """How the distances [n] of samples to the training images compare with those [m] of images held out.
+    """Compare the distances [n] of samples to their nearest training images with those [m] of held-out images.
 
-    median_samples, median_unseen; closest_samples, closest_unseen; below_unseen: the share of samples that are closer
-    than the first percentile of the held-out ones, where chance alone gives 0.01; `copies`: of distance below half the
-    closest held-out one's, a number of images to look at.
+    median_samples, median_unseen; closest_samples, closest_unseen; below_unseen: fraction of samples that are closer
+    than the first percentile of the held-out images (0.01 by chance); copies: number of samples closer than half the
+    smallest held-out distance, which should be looked at.
     """
     return {
         "median_samples": float(np.median(samples)),
@@ -66,9 +64,9 @@ def memorised(samples: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
 
 
 def draw_pairs(images: np.ndarray, found: Neighbours, unseen: np.ndarray, path: str | Path, pairs: int = 8) -> Path:
-    """A PNG of the closest pairs and of pairs around the median, each a sample over its nearest training image.
+    """Write a PNG of the closest pairs and of pairs around the median, each a sample above its nearest training image.
 
-    unseen: the distances of held-out images, whose distribution is drawn beside that of the samples.
+    unseen: distances of held-out images; their distribution is drawn beside that of the samples.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -79,7 +77,7 @@ def draw_pairs(images: np.ndarray, found: Neighbours, unseen: np.ndarray, path: 
     FigureCanvasAgg(figure)
     parts: Any = figure.subfigures(3, 1, height_ratios=(2.6, 2.6, 2.2))
     for part, title, rows in zip(parts, ("Closest", "Around the median"), (order[:pairs], middle), strict=False):
-        part.suptitle(f"{title}: drawn image above, nearest training image below", fontsize=10, x=0.01, ha="left")
+        part.suptitle(f"{title}: generated image above, nearest training image below", fontsize=10, x=0.01, ha="left")
         grid = part.subplots(2, pairs, squeeze=False)
         for cell in grid.ravel():
             cell.set_axis_off()
@@ -90,7 +88,9 @@ def draw_pairs(images: np.ndarray, found: Neighbours, unseen: np.ndarray, path: 
     axes = parts[2].subplots()
     bins = np.linspace(0, max(found.distance.max(), unseen.max()), 41).tolist()
     axes.hist(unseen, bins, density=True, histtype="step", color="#0072B2", linewidth=1.6, label="held-out images")
-    axes.hist(found.distance, bins, density=True, histtype="step", color="#D55E00", linewidth=1.6, label="drawn images")
+    axes.hist(
+        found.distance, bins, density=True, histtype="step", color="#D55E00", linewidth=1.6, label="generated images"
+    )
     axes.set_xlabel("Distance to the nearest training image (root mean square, grey levels)", fontsize=9)
     axes.set_yticks([])
     axes.legend(frameon=False, fontsize=9)
@@ -107,9 +107,10 @@ def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def frechet(first: np.ndarray, second: np.ndarray) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of features f32 [n D] and [m D], computed in f64.
 
-    The trace of the square root is taken of the symmetric (C1^(1/2) C2 C1^(1/2)), which has the same eigenvalues as C1 C2
-    and stays real where there are fewer images than features. It is biased upwards for few images: compare sets of equal
-    size. Raises UserError for fewer than two images or features of unequal width.
+    The trace of the square root is that of the symmetric C1^(1/2) C2 C1^(1/2), which has the eigenvalues of C1 C2 and stays
+    real with fewer images than features. The distance is biased upwards for few images: compare sets of equal size.
+
+    Raises UserError for fewer than two images or features of unequal width.
     """
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise UserError(f"features {first.shape} and {second.shape}; expected [n D] and [m D]")

@@ -1,4 +1,4 @@
-"""Thresholds for use: sensitivity at a wanted specificity and the reverse, chosen on validation, applied to the test."""
+"""Operating points: thresholds for a given specificity or sensitivity, chosen on validation and applied to the test set."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from fundax.metrics.statistics import Estimate, blank
+from fundax.metrics.classification import best_threshold
+from fundax.metrics.statistics import Estimate, blank, check_binary
 from fundax.types import UserError
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A row is called positive when its score >= threshold; NaN, with a note, where no threshold can be chosen."""
+    """A row is predicted positive when score >= threshold; NaN, with a note, where no threshold can be chosen."""
 
     threshold: float
     chosen_for: str
@@ -24,7 +25,7 @@ class OperatingPoint:
 
 
 def at_specificity(labels: Any, scores: Any, wanted: float = 0.9) -> OperatingPoint:
-    """The lowest threshold whose specificity on these rows is at least `wanted`: the highest sensitivity it allows.
+    """The lowest threshold with a specificity of at least `wanted` on these rows, which has the highest sensitivity.
 
     labels 0/1 [N], scores [N]. Choose on validation, then `apply` to the test.
     """
@@ -32,30 +33,37 @@ def at_specificity(labels: Any, scores: Any, wanted: float = 0.9) -> OperatingPo
 
 
 def at_sensitivity(labels: Any, scores: Any, wanted: float = 0.9) -> OperatingPoint:
-    """The highest threshold whose sensitivity on these rows is at least `wanted`. See `at_specificity`."""
+    """The highest threshold with a sensitivity of at least `wanted` on these rows. See `at_specificity`."""
     return _choose(labels, scores, wanted, "sensitivity")
+
+
+def at_kappa_f1(labels: Any, scores: Any) -> OperatingPoint:
+    """The threshold with the largest Cohen's kappa + F1 on these rows, as KeepFIT reports AMD."""
+    labels, scores = _check(labels, scores)
+    threshold = best_threshold(labels, scores)
+    return OperatingPoint(threshold, "kappa + F1", "a class is absent" if math.isnan(threshold) else "")
 
 
 def apply(point: OperatingPoint, labels: Any, scores: Any, *, level: float = 0.95) -> dict[str, Estimate]:
     """sensitivity, specificity, ppv, npv of a point on other rows, with exact (Clopper-Pearson) intervals by scipy.
 
-    Each is blank where its denominator is empty. Rows count as independent: for several images of a patient,
-    bootstrap over patients.
+    Each is blank where its denominator is empty. Rows are taken as independent: with several images per patient,
+    bootstrap over patients instead.
     """
-    labels, scores = _checked(labels, scores)
+    labels, scores = _check(labels, scores)
     if math.isnan(point.threshold):
         return dict.fromkeys(("sensitivity", "specificity", "ppv", "npv"), blank(point.note))
     called = scores >= point.threshold
     return {
         "sensitivity": _share(called[labels], level, "no positive row"),
         "specificity": _share(~called[~labels], level, "no negative row"),
-        "ppv": _share(labels[called], level, "no row is called positive"),
-        "npv": _share(~labels[~called], level, "no row is called negative"),
+        "ppv": _share(labels[called], level, "no row is predicted positive"),
+        "npv": _share(~labels[~called], level, "no row is predicted negative"),
     }
 
 
 def write(points: dict[str, OperatingPoint], path: str | Path) -> None:
-    """Points by name (of a class, say) as JSON, to be read by another program; an undefined threshold is null."""
+    """Write points by name (of a class, for example) as JSON; an undefined threshold is null."""
     rows = {name: asdict(point) for name, point in points.items()}
     for row in rows.values():
         row["threshold"] = None if math.isnan(row["threshold"]) else row["threshold"]
@@ -63,7 +71,7 @@ def write(points: dict[str, OperatingPoint], path: str | Path) -> None:
 
 
 def read(path: str | Path) -> dict[str, OperatingPoint]:
-    """What `write` wrote. Raises UserError for another file."""
+    """Read points written by `write`. Raises UserError for any other file."""
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
         for row in rows.values():
@@ -74,12 +82,12 @@ def read(path: str | Path) -> dict[str, OperatingPoint]:
 
 
 def _choose(labels: Any, scores: Any, wanted: float, what: str) -> OperatingPoint:
-    labels, scores = _checked(labels, scores)
+    labels, scores = _check(labels, scores)
     name = f"{what} >= {wanted:g}"
     if not labels.any() or labels.all():
         absent = "positive" if not labels.any() else "negative"
-        return OperatingPoint(math.nan, name, f"no {absent} row to choose a threshold by")
-    # one candidate per distinct score, and one above all of them, where nothing is called positive
+        return OperatingPoint(math.nan, name, f"no {absent} row to choose a threshold on")
+    # one candidate per distinct score, and one above all of them, where no row is predicted positive
     candidates = np.append(np.unique(scores), np.nextafter(scores.max(), np.inf))
     if what == "specificity":
         below = np.searchsorted(np.sort(scores[~labels]), candidates, side="left") / np.sum(~labels)
@@ -97,10 +105,9 @@ def _share(hits: np.ndarray, level: float, empty: str) -> Estimate:
     return Estimate(float(hits.mean()), float(interval.low), float(interval.high))
 
 
-def _checked(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
-    if labels.shape != scores.shape or labels.ndim != 1:
-        raise UserError(f"labels {labels.shape} and scores {scores.shape}; expected [N] of both")
-    if not np.isin(labels, (0, 1)).all() or not np.isfinite(scores).all():
-        raise UserError("operating points need labels 0 and 1 and finite scores")
-    return labels.astype(bool), scores
+def _check(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Labels bool [N] and scores f64 [N]. Raises UserError for other shapes and labels, and scores that are not finite."""
+    labels, rows = check_binary(labels, scores)
+    if not np.isfinite(rows).all():
+        raise UserError("a score is not finite; operating points need finite scores")
+    return labels, rows[0]

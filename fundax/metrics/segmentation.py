@@ -1,6 +1,6 @@
-"""How well two masks agree: Dice, IoU, the 95th percentile of surface distances, sensitivity, specificity.
+"""Agreement of two masks: Dice, IoU, sensitivity, specificity, 95th percentile of surface distances.
 
-Pure functions of bool [H W] masks. What an empty mask leaves undefined is NaN, never an error."""
+Pure functions of bool [H W] masks. Metrics that an empty mask leaves undefined are NaN."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ NAMES = ("dice", "iou", "sensitivity", "specificity", "hd95")
 
 
 def scores(truth: np.ndarray, found: np.ndarray, inside: np.ndarray | None = None) -> dict[str, float]:
-    """All of NAMES for one structure of one image, counting pixels `inside` (a field of view) only.
+    """All of NAMES for one structure of one image, restricted to the pixels `inside` (a field of view).
 
-    Without a pixel of truth dice, iou, sensitivity and hd95 are NaN: there was nothing to find. Where truth is there and
-    nothing was found, hd95 is NaN (no distance exists) and the others are 0.
+    Where the true mask is empty, dice, iou, sensitivity and hd95 are NaN. Where only the predicted mask is empty, hd95 is NaN
+    (no distance exists) and dice, iou and sensitivity are 0.
     """
     if inside is not None:
         truth, found = truth & inside, found & inside
@@ -34,7 +34,7 @@ def scores(truth: np.ndarray, found: np.ndarray, inside: np.ndarray | None = Non
 def hausdorff_95(first: np.ndarray, second: np.ndarray) -> float:
     """The larger of the two 95th percentiles of distances between the surfaces, in pixels; NaN where one is empty.
 
-    The surface of a mask is its pixels with a side on the outside (or on the image's edge).
+    The surface of a mask consists of its pixels with a neighbour outside the mask (or outside the image).
     Source: Huttenlocher et al. 1993, IEEE TPAMI 15:850, with percentiles in place of maxima.
     """
     if not first.any() or not second.any():

@@ -1,8 +1,7 @@
-"""Intervals and tests for a paper: AUC by DeLong, any metric by a bootstrap over patients, McNemar, Holm.
+"""Confidence intervals and tests: AUC by DeLong, any metric by a bootstrap over patients, McNemar, Holm.
 
-An absent class, a single patient or a sample too small is no error: the result is blank and says why.
-
-A number with its interval, or a blank with the reason why there is none."""
+Undefined cases (an absent class, a single patient, a sample that is too small) return an empty estimate with a reason
+instead of raising."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ _NOTHING = 1e-18  # a variance of rounding errors only
 
 
 class Comparison(NamedTuple):
-    """difference: first minus second, with its interval; p of "no difference", two-sided (NaN: see the note there)."""
+    """difference: first minus second with its interval; p: two-sided p-value of no difference (NaN: see the note)."""
 
     difference: Estimate
     p: float
@@ -34,12 +33,12 @@ class Comparison(NamedTuple):
 def auc_interval(labels: Any, scores: Any, *, patients: Any = None, level: float = 0.95) -> Estimate:
     """Area under the ROC curve and its DeLong interval, cut to [0, 1].
 
-    labels: bool or 0/1 [N]; scores: f32 [N]. patients: [N] of anything; rows of one patient (two eyes, say) are then
-    not taken for independent. Blank where a class is absent, where the variance cannot be had, or a score is NaN.
+    labels: bool or 0/1 [N]; scores: f32 [N]. patients: identifiers [N]; rows of one patient (two eyes, for
+    example) are then not taken as independent. Blank where a class is absent or a score is NaN.
 
     Sources: DeLong et al. 1988, Biometrics 44:837; for clusters Obuchowski 1997, Biometrics 53:567.
     """
-    labels, scores = _checked(labels, scores)
+    labels, scores = check_binary(labels, scores)
     if reason := _no_auc(labels, scores):
         return blank(reason)
     area, covariance = _areas(labels, scores, patients)
@@ -51,7 +50,7 @@ def auc_test(labels: Any, first: Any, second: Any, *, patients: Any = None, leve
 
     Two models that rank every pair alike have no variance to test against: the difference is 0 and p is 1.
     """
-    labels, scores = _checked(labels, first, second)
+    labels, scores = check_binary(labels, first, second)
     if reason := _no_auc(labels, scores):
         return Comparison(blank(reason), math.nan)
     area, covariance = _areas(labels, scores, patients)
@@ -60,8 +59,8 @@ def auc_test(labels: Any, first: Any, second: Any, *, patients: Any = None, leve
 
 
 def auc(labels: Any, scores: Any) -> float:
-    """The area alone, for a bootstrap; NaN where a class is absent. Equal to scikit-learn's, and quicker."""
-    labels, scores = _checked(labels, scores)
+    """Area under the ROC curve without an interval; NaN where a class is absent. Equal to scikit-learn's, and faster."""
+    labels, scores = check_binary(labels, scores)
     return math.nan if _no_auc(labels, scores) else float(_areas(labels, scores, None)[0][0])
 
 
@@ -107,9 +106,9 @@ def bootstrap(
 ) -> Estimate:
     """`metric(*arrays)` with a percentile interval over resampled patients.
 
-    arrays: each [N ...], resampled together; patients: [N], whose rows are drawn as one (None: every row by itself).
-    A resample where the metric fails or is NaN (a class is absent there) does not count; the note says how many did.
-    Blank where the metric is not defined on the data itself, or there are fewer than two patients.
+    arrays: each [N ...], resampled together; patients: [N], whose rows are drawn together (None: every row by itself).
+    Resamples in which the metric fails or is NaN (a class is absent) do not count; the note gives the number that did.
+    Blank where the metric is undefined on the data itself; without an interval for fewer than two patients.
 
     Source: Efron & Tibshirani 1993, chapter 13 (percentile), with patients as the unit (Davison & Hinkley 1997, 3.8).
     """
@@ -121,35 +120,6 @@ def bootstrap(
         return Estimate(value, note="one patient: no interval")
     drawn = _resampled(metric, data, members, resamples, seed)
     return _percentiles(value, drawn, resamples, level)
-
-
-def bootstrap_difference(
-    metric: Metric,
-    labels: Any,
-    first: Any,
-    second: Any,
-    *,
-    patients: Any = None,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Comparison:
-    """metric(labels, first) - metric(labels, second), both on the same resampled patients. See `bootstrap`.
-
-    p is twice the smaller share of resamples on either side of no difference, at least 1 / (resamples + 1).
-    """
-    data, members = _data((labels, first, second), patients)
-
-    def difference(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-        return metric(labels, first) - metric(labels, second)
-
-    value = _tried(difference, data)
-    if isinstance(value, str):
-        return Comparison(blank(value), math.nan)
-    if len(members.counts) < 2:
-        return Comparison(Estimate(value, note="one patient: no interval"), math.nan)
-    drawn = _resampled(difference, data, members, resamples, seed)
-    return Comparison(_percentiles(value, drawn, resamples, level), _smaller_side(drawn))
 
 
 def bootstrap_weighted(
@@ -183,7 +153,10 @@ def weighted_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """first(weights) - second(weights), both on the same resampled patients. See `bootstrap_difference`."""
+    """first(weights) - second(weights) of two metrics on the same resampled patients, with a two-sided p. See `bootstrap`.
+
+    p is twice the smaller share of resamples on either side of no difference, at least 1 / (resamples + 1).
+    """
     value, drawn, count = _drawn(lambda w: first(w) - second(w), rows, patients, resamples, seed)
     if math.isnan(value):
         return Comparison(blank("no rows" if not rows else "not defined on these rows"), math.nan)
@@ -211,7 +184,7 @@ def _drawn(metric: Weighted, rows: int, patients: Any, resamples: int, seed: int
 
 
 def _smaller_side(drawn: np.ndarray) -> float:
-    """p: twice the smaller share of resamples on either side of no difference, at least 1 / (resamples + 1)."""
+    """The p-value of `weighted_difference`."""
     sides = [(np.sum(drawn <= 0) + 1) / (len(drawn) + 1), (np.sum(drawn >= 0) + 1) / (len(drawn) + 1)]
     return float(min(1.0, 2 * min(sides)))
 
@@ -241,7 +214,7 @@ def _data(arrays: Sequence[Any], patients: Any) -> tuple[list[np.ndarray], _Memb
 
 
 def _tried(metric: Metric, data: Sequence[np.ndarray]) -> float | str:
-    """The metric's value, or the reason why there is none."""
+    """The value of the metric, or the reason why it is undefined."""
     if not len(data[0]):
         return "no rows"
     try:
@@ -270,9 +243,9 @@ def _percentiles(value: float, drawn: np.ndarray, resamples: int, level: float) 
 
 
 def mcnemar(first: Any, second: Any, *, exact: bool | None = None) -> float:
-    """p of McNemar's test that two models are right equally often on the same rows; first, second: bool [N], right.
+    """p-value of McNemar's test that two models are equally accurate on the same rows; first, second: bool [N], correct.
 
-    exact: the binomial test; None takes it below 25 rows on which they differ, else chi-squared without continuity
+    exact: use the binomial test; None uses it below 25 rows on which they differ, else chi-squared without continuity
     correction. 1 where they never differ. Source: McNemar 1947, Psychometrika 12:153.
     """
     from scipy.stats import binomtest, chi2
@@ -289,7 +262,7 @@ def mcnemar(first: Any, second: Any, *, exact: bool | None = None) -> float:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's adjusted p-values f64, in the given order; NaN (a test that could not be made) stays and does not count.
+    """Holm's adjusted p-values f64, in the given order; NaN (an undefined test) is kept and does not count.
 
     Source: Holm 1979, Scand J Statist 6:65.
     """
@@ -302,7 +275,7 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def _checked(labels: Any, *scores: Any) -> tuple[np.ndarray, np.ndarray]:
+def check_binary(labels: Any, *scores: Any) -> tuple[np.ndarray, np.ndarray]:
     """labels bool [N], scores f64 [M N]. Raises UserError for lengths that differ and labels that are not 0 or 1."""
     raw = np.asarray(labels)
     if not np.isin(raw, (0, 1)).all():
@@ -314,7 +287,7 @@ def _checked(labels: Any, *scores: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _no_auc(labels: np.ndarray, scores: np.ndarray) -> str:
-    """Why there is no AUC, or an empty string."""
+    """Why the AUC is undefined; an empty string if it is defined."""
     if not len(labels):
         return "no rows"
     if labels.all() or not labels.any():
@@ -350,9 +323,9 @@ def _quantile(level: float) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """value with the interval from low to high; NaN where not defined, and then `note` says why.
+    """A value with its confidence interval from low to high; NaN where undefined, with the reason in `note`.
 
-    A note beside a value is a warning: an interval from few resamples, a group of few patients.
+    A note beside a value is a warning, such as an interval from few resamples.
     """
 
     value: float
@@ -373,5 +346,5 @@ class Estimate:
 
 
 def blank(note: str) -> Estimate:
-    """No value, for this reason."""
+    """An estimate without a value, and the reason."""
     return Estimate(math.nan, note=note)

@@ -1,6 +1,7 @@
-"""How like two reports are: BLEU (by sacrebleu), ROUGE-L, a METEOR without synonyms, CIDEr-D. One reference each.
+"""Similarity of generated and reference reports: BLEU (by sacrebleu), ROUGE-L, METEOR without synonyms, CIDEr-D.
 
-All take lists of texts. Words are compared in lower case, signs do not count, and a Chinese character is a word."""
+All take lists of texts with one reference each. Words are lower-cased, punctuation is ignored, and a Chinese character is
+a word."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ _SIGMA = 6.0  # words; CIDEr-D's penalty of another length
 
 
 def words(text: str) -> list[str]:
-    """What is counted: words, numbers, Chinese characters."""
+    """The tokens of a text: words, numbers, Chinese characters."""
     return _WORDS.findall(text.lower())
 
 
@@ -48,8 +49,8 @@ def rouge_l(written: Sequence[str], true: Sequence[str]) -> float:
 def meteor_like(written: Sequence[str], true: Sequence[str]) -> float:
     """Mean of 10PR/(R+9P) times 1 - 0.5 (chunks/matches)^3, 0 to 1.
 
-    Words match where they are equal but for a final s: the stems and synonyms of METEOR are left out, which need
-    dictionaries. Matches are taken from the longest common run of words to the shortest, a run being a chunk.
+    Words match if they are equal up to a final s; the stems and synonyms of METEOR, which need dictionaries, are left
+    out. Matches are taken from the longest common run of words to the shortest; a run is a chunk.
     Source: Banerjee and Lavie 2005, section 2.2.
     """
     return float(np.mean([_meteor(words(a), words(b)) for a, b in zip(written, true, strict=True)]))
@@ -58,7 +59,7 @@ def meteor_like(written: Sequence[str], true: Sequence[str]) -> float:
 def cider(written: Sequence[str], true: Sequence[str]) -> float:
     """CIDEr-D: 10 times the mean over n = 1..4 of the clipped TF-IDF cosine of n-grams, 0 to 10.
 
-    Document frequencies are those of `true`; with fewer than two different texts every weight is 0, and so is the score.
+    Document frequencies are those of `true`; with fewer than two different texts every weight and the score are 0.
     Source: Vedantam et al. 2015, equations 1 to 3 and section 5, as the COCO evaluation computes it.
     """
     pairs = [(words(a), words(b)) for a, b in zip(written, true, strict=True)]
@@ -73,7 +74,7 @@ def cider(written: Sequence[str], true: Sequence[str]) -> float:
 
 
 def all_scores(written: Sequence[str], true: Sequence[str]) -> dict[str, float]:
-    """bleu1 to bleu4, rouge_l, meteor_like and cider of N written reports against the N true ones."""
+    """bleu1 to bleu4, rouge_l, meteor_like and cider of N generated reports against N reference reports."""
     found = {f"bleu{n}": bleu(written, true, n) for n in (1, 2, 3, 4)}
     return found | {f.__name__: f(written, true) for f in (rouge_l, meteor_like, cider)}
 
@@ -123,12 +124,12 @@ def _grams(said: list[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def _weighted(grams: Mapping[_Gram, int], rarity: Mapping[_Gram, float], texts: int) -> dict[_Gram, float]:
-    """Counts times rarity; what no true text has is as rare as what one of the `texts` has."""
+    """Counts times inverse document frequency; an unseen n-gram has the frequency of one seen in a single text."""
     return {gram: count * rarity.get(gram, math.log(texts)) for gram, count in grams.items()}
 
 
 def _cosine(a: dict[_Gram, float], b: dict[_Gram, float]) -> float:
-    """Of two weighted counts, those of `a` clipped at those of `b`."""
+    """Cosine of two weighted counts, with those of `a` clipped at those of `b`."""
     norms = [math.sqrt(sum(v * v for v in side.values())) for side in (a, b)]
     if not all(norms):
         return 0.0

@@ -1,7 +1,6 @@
-"""Metrics under many sets of row weights at once: what a bootstrap over patients needs, without copying rows.
+"""Metrics under many sets of row weights at once, as a bootstrap over patients needs them, without copying rows.
 
-weights f64 [R n]: a draw with replacement is a set of whole weights. Every function gives f64 [R], NaN where the weights
-leave nothing to measure."""
+weights f64 [R n]: a resample is a set of integer weights. Every function returns f64 [R], NaN where undefined."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def recalls(labels: np.ndarray, called: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
-    """f64 [K R]: share of each class's rows that are called it; labels, called i [n]."""
+    """Recall of each class f64 [K R]; labels and predictions i [n]."""
     return np.stack(
         [mean((called == labels)[labels == k].astype(float), weights[:, labels == k]) for k in range(classes)]
     )
@@ -64,7 +63,7 @@ def pearson(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np
 
 
 def nanmean(values: np.ndarray) -> np.ndarray:
-    """Mean of [K R] over K of what is defined, [R]; NaN, without a warning, where nothing is."""
+    """Mean of [K R] over K, ignoring what is undefined, [R]; NaN, without a warning, where nothing is defined."""
     known = np.isfinite(values)
     return _share(np.where(known, values, 0).sum(0), known.sum(0).astype(np.float64))
 
@@ -75,7 +74,7 @@ def _known(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> tup
 
 
 def _variance(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Weighted covariance; the mean of everything is taken out first, so that large numbers cost nothing."""
+    """Weighted covariance; means are subtracted first, so that large numbers lose no precision."""
     a, b = (v - (v.mean() if len(v) else 0) for v in (a, b))
     total = w.sum(1)
     return _share(w @ (a * b), total) - _share(w @ a, total) * _share(w @ b, total)

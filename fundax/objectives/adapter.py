@@ -1,14 +1,14 @@
-"""Adapters of a contrastive model to few labelled images, on features taken once: CLIP-Adapter and Tip-Adapter(-F).
+"""CLIP-Adapter (arXiv:2110.04544) and Tip-Adapter(-F) (arXiv:2207.09519): few-shot adapters of an image-text model.
 
-CLIP-Adapter is arXiv:2110.04544, Tip-Adapter arXiv:2207.09519; the defaults and the two quirks are those of
-github.com/jusiro/FLAIR (Apache-2.0), held by golden tests."""
+They are trained on features computed once. The defaults and the two quirks are those of github.com/jusiro/FLAIR
+(Apache-2.0); golden tests compare with it."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +19,21 @@ from fundax import optim
 from fundax.encoders.layers import l2_normalize, uniform
 from fundax.types import Array, Batch, Extra, Metrics, Params
 
-# Class features, unit f32 [K E], and the exponent of the logit scale: what an adapter keeps of the pretrained model.
+# Unit class features `text` f32 [K E] and `log_scale`: what an adapter takes from the pretrained model.
 Heads = Mapping[str, Array]
 
 
 def heads(text: Array, log_scale: float) -> Extra:
-    """The `extra` of an adapter: `text` [K E] (unit class features) and `log_scale`."""
+    """The `extra` state of an adapter, from unit class features [K E] and the log of the logit scale."""
     return {"text": jnp.asarray(text, jnp.float32), "log_scale": jnp.asarray(log_scale, jnp.float32)}
 
 
 @dataclass(frozen=True)
 class ClipAdapter:
-    """x' = unit(ratio * relu(W2 relu(W1 x)) + (1 - ratio) * x), scored against the class features.
+    """Adapted features x' = normalise(ratio * relu(W2 relu(W1 x)) + (1 - ratio) * x), compared with class features.
 
-    Batches: feature f32 [B E] (unit), label i32 [B]. `extra` is `heads(...)`: init gives one of zeros to fill.
+    Batches have feature f32 [B E] of unit length and label i32 [B]. `extra` comes from `heads`; init fills it with zeros.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("feature", "label")
 
     width: int
     classes: int
@@ -48,8 +46,7 @@ class ClipAdapter:
         return {"feature": feature, "label": jax.ShapeDtypeStruct((batch,), jnp.int32)}
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Two matrices without bias, as torch's Linear."""
-        del batch
+        """Two kernels without bias, with PyTorch's initial values."""
         first, second = jax.random.split(rng)
         narrow = self.width // self.reduction
         params = {
@@ -59,7 +56,7 @@ class ClipAdapter:
         return params, heads(jnp.zeros((self.classes, self.width)), 0.0)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """image_features (adapted, unit f32 [B E]) and logits f32 [B K]."""
+        """image_features, adapted and of unit length, f32 [B E], and logits f32 [B K]."""
         x = jnp.asarray(batch["feature"])
         y = jax.nn.relu(jax.nn.relu(x @ params["fc1"]["kernel"]) @ params["fc2"]["kernel"])
         x = l2_normalize(self.ratio * y + (1 - self.ratio) * x)
@@ -69,19 +66,16 @@ class ClipAdapter:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Mean cross-entropy of the logits."""
-        del rng, step
         return _cross_entropy(self.forward(params, extra, batch)["logits"], batch["label"], extra)
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A ClipAdapter behind a frozen image-text model: trained on features taken once, used on images.
+    """A ClipAdapter after a frozen image-text model: trained on features computed once, applied to images.
 
-    Batches: feature f32 [B E] or image u8 [B h w 3]; label i32 [B]. Parameters: `model`, `adapter` and `heads` (see
-    `heads`), of which the loss moves the adapter alone; `told` gives the heads.
+    Batches have feature f32 [B E] or image u8 [B h w 3], and label i32 [B]. Parameters are `model`, `adapter` and
+    `heads`. The loss trains only the adapter; set the heads with `told`.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("feature", "label")
 
     model: Any
     adapter: ClipAdapter
@@ -96,7 +90,7 @@ class Adapted:
         return self.adapter.batch_spec(batch)
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Fresh parameters; `extra` is that of the model."""
+        """Initial parameters; `extra` is that of the model."""
         first, second = jax.random.split(rng)
         one = {key: jnp.zeros(s.shape, s.dtype) for key, s in self.model.batch_spec(1).items()}
         model, extra = self.model.init(first, one)
@@ -104,12 +98,12 @@ class Adapted:
         return {"model": model, "adapter": adapter, "heads": empty}, {"model": extra}
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """feature (of the model) f32 [B E], image_features (adapted), logits and probabilities f32 [B K]."""
+        """feature f32 [B E] of the model, image_features (adapted), logits and probabilities f32 [B K]."""
         if "feature" in batch:
             feature = jnp.asarray(batch["feature"])
         else:
-            seen = self.model.forward(params["model"], extra["model"], {"image": batch["image"]})
-            feature = seen["image_features"]
+            model = self.model.forward(params["model"], extra["model"], {"image": batch["image"]})
+            feature = model["image_features"]
         out = self.adapter.forward(params["adapter"], params["heads"], {"feature": feature})
         return {"feature": feature, "probabilities": jax.nn.softmax(out["logits"]), **out}
 
@@ -122,35 +116,33 @@ class Adapted:
         return loss, (extra, metrics)
 
     def told(self, params: Params, extra: Extra, class_features: Callable[..., Array]) -> Params:
-        """params with the heads of classes: class_features (encode) -> unit features f32 [K E]."""
-        said: dict[str, Any] = {}
+        """Set the heads: params with those of the classes that class_features(encode) -> unit f32 [K E] describes."""
+        outputs: dict[str, Any] = {}
 
         def encode(batch: Batch) -> dict[str, np.ndarray]:
             out = jax.device_get(_run(self.model, params["model"], extra["model"], dict(batch)))
-            said.update(out)
+            outputs.update(out)
             return out
 
         text = class_features(encode)
-        return {**params, "heads": heads(text, float(np.log(said["logit_scale"])))}
+        return {**params, "heads": heads(text, float(np.log(outputs["logit_scale"])))}
 
 
 @dataclass(frozen=True)
 class TipAdapter:
-    """The labelled images are a cache: logits = scale * x T' + alpha * exp(-beta (1 - x k')) one-hot(label).
+    """Labelled images as a cache: logits = scale * x T' + alpha * exp(-beta (1 - x k')) one-hot(label).
 
-    params: keys f32 [N E], the features of the labelled images: Tip-Adapter as they are, Tip-Adapter-F trains them.
-    values f32 [N K] (one-hot labels), text and log_scale are in `extra` (see `heads`).
+    The parameters are the keys k f32 [N E], features of the labelled images. Tip-Adapter uses them unchanged and
+    Tip-Adapter-F trains them. The values (one-hot labels) f32 [N K], text features T and log_scale are in `extra`.
 
-    fixed_scale: the scale of the prediction. None takes exp(log_scale); the peer predicts with 100.
-    peer_training: the peer trains its keys on another formula than it predicts with: scale exp(log_scale), and the
-        cache weighed by exp(log_scale) / N instead of alpha.
+    fixed_scale: logit scale of predictions. None: exp(log_scale). FLAIR's code predicts with 100.
+    peer_training: train as FLAIR's code does, which differs from its prediction: with scale exp(log_scale), and weight
+        exp(log_scale) / N of the cache instead of alpha.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("feature", "label")
 
     width: int
     classes: int
-    shots: int  # N, labelled images in all
+    shots: int  # N, the number of labelled images
     alpha: float = 1.0
     beta: float = 5.0
     fixed_scale: float | None = None
@@ -161,8 +153,7 @@ class TipAdapter:
         return ClipAdapter(self.width, self.classes).batch_spec(batch)
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Keys and values of zeros, to be filled by `remember`."""
-        del rng, batch
+        """Keys and values of zeros; `remember` gives the real ones."""
         return remember(jnp.zeros((self.shots, self.width)), np.zeros(self.shots, np.int32), self.classes)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
@@ -173,8 +164,7 @@ class TipAdapter:
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """Mean cross-entropy; a batch with `row` (i32 [B]) takes its features from the keys themselves: see `fit`."""
-        del rng, step
+        """Mean cross-entropy. If the batch has `row` i32 [B], its features are those rows of the keys: see `fit`."""
         x = jax.lax.stop_gradient(params["keys"])[batch["row"]] if "row" in batch else batch["feature"]
         scale = jnp.exp(extra["log_scale"])
         weight = scale / self.shots if self.peer_training else self.alpha
@@ -190,7 +180,7 @@ class TipAdapter:
 
 
 def remember(features: Array, labels: Array, classes: int, heads_of: Heads | None = None) -> tuple[Params, Extra]:
-    """A Tip-Adapter's params and extra: keys are the features [N E], values the one-hot labels [N K]."""
+    """Parameters and extra state of a TipAdapter: the keys are features [N E], the values one-hot labels [N K]."""
     features = jnp.asarray(features, jnp.float32)
     values = jax.nn.one_hot(jnp.asarray(labels), classes, dtype=jnp.float32)
     empty = heads(jnp.zeros((classes, features.shape[1])), 0.0)
@@ -210,11 +200,16 @@ def fit(
     eps: float = 1e-4,
     storage_quirk: bool = False,
 ) -> Params:
-    """Params after a step of AdamW for every batch of rows in `order` i32 [steps B]; one compiled loop.
+    """Train an adapter with AdamW, in one compiled loop; returns its parameters.
 
-    features f32 [N E], labels i32 [N]; rates: f32 [steps], learning rates; everything decays.
-    storage_quirk (Tip-Adapter-F only): the peer's keys share their memory with the features it trains on, so that the
-    "frozen" features move along with the keys.
+    Args:
+        objective, params, extra: the adapter and its state.
+        features, labels: f32 [N E] and i32 [N].
+        order: rows of each batch, i32 [steps B].
+        rates: learning rates f32 [steps].
+        weight_decay, eps: of AdamW; every parameter decays.
+        storage_quirk: for Tip-Adapter-F. In FLAIR's code the keys share memory with the training features, so the
+            "frozen" features change with the keys.
     """
     arrays = {"feature": jnp.asarray(features, jnp.float32), "label": jnp.asarray(labels, jnp.int32)}
     settings = (objective, weight_decay, eps, storage_quirk)
@@ -232,7 +227,7 @@ def _fit(
 ) -> Params:
     objective, weight_decay, eps, storage_quirk = settings
     optimizer = optim.adamw(lambda step: rates[step], eps=eps, weight_decay=weight_decay, decay=lambda path, leaf: True)
-    rng = jax.random.key(0)  # no randomness in either loss
+    rng = jax.random.key(0)  # unused: neither loss is random
 
     def step(carry: tuple[Any, Any], rows: jax.Array) -> tuple[tuple[Any, Any], None]:
         params, state = carry

@@ -1,16 +1,13 @@
-"""Classification from an encoder's features: one class of several, or several findings at once; frozen or fine-tuned.
+"""Classification of images: single-label, multi-label, and VisionFM's modality-agnostic decoder.
 
-The linear probe, VisionFM's decoder on a frozen encoder, and the fine-tuning of RETFound, VisionFM and RET-CLIP are this
-objective with other fields (configs/linear_probe.py, configs/finetune.py).
-
-VisionFM's modality-agnostic decoder: one decoder of features of several encoders or modalities, one layout of labels.
-
-It never sees which modality a feature came from. Some columns are grades of one question, some are findings of their own."""
+Linear probes, VisionFM's decoder on a frozen encoder and the fine-tuning of RETFound, VisionFM and RET-CLIP are
+`Classify` with different fields (configs/linear_probe.py, configs/finetune.py). `MultiModality` classifies features of
+several encoders with one head, without knowing the modality."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +24,17 @@ from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 @dataclass(frozen=True)
 class Classify:
-    """Logits f32 [B K] of images, or of features taken once.
+    """Single-label or multi-label classification of images, or of features computed earlier.
 
-    kind: `single`, `label` i32 [B] is one of K classes (softmax; with one output, of two: sigmoid); `several`, `label` f32
-    [B K] of 0, 1 and NaN (not labelled) is K answers (sigmoid each). A label below 0 is not labelled, and counts nothing.
-    weights: of the classes (several: of the positives); focal: its gamma; smoothing: of labels; mixup, cutmix: alphas, on
-    images alone. peer_softmax: the class probabilities go through another softmax in the loss, as RET-CLIP's authors
-    fine-tune. given: what training batches have, image or feature.
+    kind: "single": `label` i32 [B] is one of K classes, negative if unknown (softmax; sigmoid if there is one output for
+        two classes). "several": `label` f32 [B K] is 0, 1 or NaN if unknown (one sigmoid per label).
+    classes: names of the classes.
+    weights: class weights in the loss; for "several" the weights of the positives.
+    focal: gamma of the focal loss, 0 to disable. smoothing: label smoothing.
+    mixup, cutmix: alpha of the Beta distribution, 0 to disable; for image batches.
+    peer_softmax: apply a second softmax to the probabilities in the loss, as in RET-CLIP's fine-tuning code.
+    given: whether training batches have "image" or "feature".
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "label")
 
     tower: Backbone
     head: MLPHead
@@ -66,8 +64,7 @@ class Classify:
         return batch_spec(self.tower, self.given, batch) | {"label": jax.ShapeDtypeStruct(shape, kind)}
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Fresh parameters `image` and `head`; batch statistics in extra."""
-        del batch
+        """Initial parameters `image` and `head`; batch statistics in extra."""
         return init_head(self.tower, self.head, rng)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
@@ -84,8 +81,7 @@ class Classify:
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """The mean over labelled rows; `accuracy` is of the labels as they came."""
-        del step
+        """Mean loss of the labelled rows. `accuracy` compares with the labels before mixing."""
         mix, drop, path = jax.random.split(rng, 3)
         targets, pixels = self._targets(batch["label"]), None
         if (self.mixup or self.cutmix) and "image" in batch:
@@ -121,13 +117,15 @@ class Classify:
 
 @dataclass(frozen=True)
 class MultiModality:
-    """`label` f32 [B K]: the first `grades` columns are a probability vector of one graded question (zeros: no grade), the
-    others 0, 1 or NaN (not labelled). weights: of the other columns in the loss; () is VisionFM's.
+    """VisionFM's multi-modality classification: one grading and several independent findings.
 
-    names: of the columns; the default thirteen are VisionFM's.
+    `label` f32 [B K]: the first `grades` columns are a distribution over grades (zeros: no grade), the others 0, 1 or
+    NaN if unknown.
+
+    names: of the columns; the default is VisionFM's thirteen.
+    weights: of the findings in the loss; () gives VisionFM's weights.
+    given: whether training batches have "image" or "feature".
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "label")
 
     tower: Backbone
     head: MLPHead
@@ -152,12 +150,11 @@ class MultiModality:
         return batch_spec(self.tower, self.given, batch) | {"label": label}
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Fresh parameters `image` and `head`; batch statistics in extra."""
-        del batch
+        """Initial parameters `image` and `head`; batch statistics in extra."""
         return init_head(self.tower, self.head, rng)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """feature f32 [B C]; logits and probabilities f32 [B K] (softmax of the grades, a sigmoid of each other column)."""
+        """feature f32 [B C]; logits and probabilities f32 [B K]: softmax of the grades and sigmoid of each finding."""
         feature, _ = self.tower.features(params, extra, batch)
         logits, _ = apply_head(self.head, params, extra, feature)
         parts = jax.nn.softmax(logits[:, : self.grades]), jax.nn.sigmoid(logits[:, self.grades :])
@@ -166,8 +163,7 @@ class MultiModality:
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """5 CE of the grades and the sum of the columns' BCE (supervised_losses.graded_loss)."""
-        del step
+        """losses.graded_loss."""
         drop, path = jax.random.split(rng)
         feature, extra = self.tower.features(params, extra, batch, rng=path)
         logits, extra = apply_head(self.head, params, extra, feature, drop)

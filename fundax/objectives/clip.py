@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer, text_transformer
-from fundax.encoders.layers import l2_normalize
-from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, jittered, normalize
+from fundax.encoders.layers import apply, l2_normalize
+from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, jittered, normalize, standardize
 from fundax.encoders.vit import ViT, size_named, vit
 from fundax.losses import contrastive
 from fundax.losses.contrastive import accuracy, contrast
@@ -25,14 +25,16 @@ MEAN, STD = CLIP_MEAN, CLIP_STD
 
 @dataclass(frozen=True)
 class CLIP:
-    """Two towers, two projections to E, and a loss that matches images with texts.
+    """Contrastive pretraining of an image and a text encoder, each with a linear projection to E dimensions.
 
-    `contrast` is losses.softmax_contrastive or losses.sigmoid_contrastive, `negatives` the form it is computed in
-    (fundax.contrast); with `init_logit_bias` there is a learned logit_bias. Clamping log_scale is the optimizer's part
-    (optim.clip_params). `jitter` changes brightness and contrast of the images to learn from by these spans, on the device.
+    contrast: losses.softmax_contrastive (CLIP) or losses.sigmoid_contrastive (SigLIP).
+    negatives: implementation of the loss, see losses/contrastive.py.
+    text_bias: whether the text projection has a bias (SigLIP).
+    jitter: ranges of random brightness and contrast of training images, applied on the device.
+    init_logit_bias: initial value of a learned bias of the logits; None: no bias.
+
+    The optimizer clamps log_scale (optim.clip_params).
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "text")
 
     image: ViT
     text: TextTransformer
@@ -55,7 +57,7 @@ class CLIP:
         }
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Fresh parameters, distributed as open_clip's: see ViT, TextTransformer; projections N(0, 1/width), text bias 0."""
+        """Initial parameters with open_clip's distributions: projections N(0, 1/width), text bias 0."""
         keys = jax.random.split(rng, 4)
         image = normalize(batch["image"][:1], self.mean, self.std, self.image.dtype)
         normal = nn.initializers.normal
@@ -75,20 +77,21 @@ class CLIP:
         return params, {}
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """For the batch's `image` and/or `text`: *_features (unit, f32 [B E]), *_raw (before that); logit_scale, logit_bias."""
-        del extra
+        """For `image` and `text`, if in the batch: *_features of unit length and *_raw before normalising, f32 [B E].
+
+        Also logit_scale and, if there is one, logit_bias.
+        """
         return self._features(params, batch) | self._scales(params)
 
     def encode(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> dict[str, jax.Array]:
-        """image_features and text_features, f32 [B E]. `rng` drives FLIP masking (the ViT's mask_ratio) and the jitter."""
-        del extra, step
+        """image_features and text_features, f32 [B E]. `rng` is for FLIP masking (the ViT's mask_ratio) and the jitter."""
         features = self._features(params, batch, rng)
         return {name: features[name] for name in ("image_features", "text_features")}
 
     def compare(self, params: Params, features: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, Metrics]:
-        """The loss of a full batch of features, and its metrics; `valid` in the batch leaves examples out."""
+        """The loss of a full batch of features, and its metrics; examples that are not `valid` are left out."""
         image, text = features["image_features"], features["text_features"]
         scales = self._scales(params)
         mask = batch.get("valid")
@@ -100,7 +103,7 @@ class CLIP:
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """Needs `image` and `text`; the negatives are the whole global batch."""
+        """Contrastive loss of `image` and `text`; the negatives are the whole global batch."""
         loss, metrics = self.compare(params, self.encode(params, extra, batch, rng, step), batch)
         return loss, (extra, metrics)
 
@@ -109,19 +112,18 @@ class CLIP:
         if "image" in batch:
             image = self._pixels(batch["image"], rng)
             rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
-            seen: Any = self.image.apply({"params": params["image"]}, image, rngs=rngs)
-            out["image_raw"] = _project(seen["pooled"], params["project"]["image"])
+            visual = apply(self.image, params["image"], image, rngs=rngs)
+            out["image_raw"] = _project(visual["pooled"], params["project"]["image"])
         if "text" in batch:
-            read: Any = self.text.apply({"params": params["text"]}, batch["text"])
-            out["text_raw"] = _project(read["pooled"], params["project"]["text"])
+            text = apply(self.text, params["text"], batch["text"])
+            out["text_raw"] = _project(text["pooled"], params["project"]["text"])
         return out | {name.replace("raw", "features"): l2_normalize(raw) for name, raw in out.items()}
 
     def _pixels(self, image: Array, rng: jax.Array | None) -> jax.Array:
         if rng is None or not any(self.jitter) or image.dtype != jnp.uint8:
             return normalize(image, self.mean, self.std, self.image.dtype)
-        pixels = jittered(jnp.asarray(image), jax.random.fold_in(rng, 1), *self.jitter) / 255
-        mean, std = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, 3) for values in (self.mean, self.std))
-        return ((pixels - mean) / std).astype(self.image.dtype)
+        pixels = jittered(jnp.asarray(image), jax.random.fold_in(rng, 1), *self.jitter)
+        return standardize(pixels, self.mean, self.std, self.image.dtype)
 
     def _scales(self, params: Params) -> dict[str, jax.Array]:
         scales = {"logit_scale": jnp.exp(params["log_scale"])}

@@ -1,19 +1,17 @@
-"""Segmentation: which pixels belong to which structure. VisionFM's (arXiv:2310.04992), its encoder frozen or not.
+"""Segmentation and landmark detection with a ViT and a dense decoder, as in VisionFM (arXiv:2310.04992).
 
-Landmarks: the pixel of each, by a map of probabilities. VisionFM's (arXiv:2310.04992), but the truth is coordinates.
-
-The peer stores a landmark as a map with one pixel set, which a resize can lose; here points move as numbers, and maps
-are drawn after that."""
+VisionFM stores a landmark as a mask with one pixel set, which resizing can lose. Here landmarks are coordinates, and the
+target maps are drawn after all geometric transforms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from fundax.encoders import unetr
+from fundax.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, RGB
 from fundax.encoders.unetr import UNETR, Linear
 from fundax.encoders.vit import ViT
 from fundax.losses import dense as dense_losses
@@ -23,22 +21,21 @@ from fundax.types import Batch, Extra, Metrics, Params
 
 @dataclass(frozen=True)
 class Segment:
-    """A ViT and a decoder that gives every pixel its classes.
+    """Semantic segmentation.
 
-    classes: one name is a structure against all else, a sigmoid; several are exclusive, a softmax whose class 0 is the
-    background that the names leave out; with `overlapping` a pixel may have any of them, a sigmoid each.
-    The other fields are those of encoders.maps.Maps.
+    classes: names of the structures. One: a sigmoid. Several: exclusive, a softmax with the unnamed background as class
+        0. Several with `overlapping`: a pixel may have any of them, one sigmoid each.
+
+    The other fields are those of encoders.unetr.Maps.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "mask")
 
     image: ViT
     decoder: UNETR | Linear
     blocks: tuple[int, ...]
     classes: tuple[str, ...]
     overlapping: bool = False
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: RGB = IMAGENET_MEAN
+    std: RGB = IMAGENET_STD
     frozen: bool = False
 
     @property
@@ -55,51 +52,48 @@ class Segment:
         }
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Fresh parameters, and the decoder's batch statistics. Raises UserError where the parts do not fit."""
-        del batch
+        """Initial parameters, and the decoder's batch statistics. Raises UserError if the parts do not fit."""
         return unetr.init(self, rng)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """`logits` and `probability` f32 [B h w K]; with exclusive classes the background is channel 0."""
+        """logits and probability f32 [B h w K]; exclusive classes have the background as channel 0."""
         logits = unetr.logits(self, params, extra, batch["image"])
         return {"logits": logits, "probability": probabilities(logits, self.exclusive)}
 
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """Dice plus focal loss (dense_losses.dice_focal), and both by themselves."""
-        del step
+        """losses.dice_focal; both terms are logged."""
         logits, extra = unetr.training_logits(self, params, extra, batch["image"], rng)
         parts = dice_focal(logits, one_hot(jnp.asarray(batch["mask"]), self.decoder.outputs), self.exclusive)
         return parts["loss"], (extra, parts)
 
 
 def outputs(classes: tuple[str, ...], overlapping: bool) -> int:
-    """How many numbers per pixel a decoder needs for these classes; see Segment."""
+    """Number of outputs per pixel that a decoder needs for these classes; see Segment."""
     return len(classes) + (len(classes) > 1 and not overlapping)
 
 
 @dataclass(frozen=True)
 class Landmark:
-    """A ViT and a decoder with one output for each of `names`.
+    """Landmark detection: a map for each of `names`.
 
-    sigma: of the Gaussian, in pixels of the model's image, that a point is learnt as; 0 is the peer's single pixel.
-    The other fields are those of encoders.maps.Maps.
+    sigma: standard deviation of the target Gaussian in pixels; 0 gives a single pixel, as in VisionFM.
+
+    The other fields are those of encoders.unetr.Maps.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "points")
 
     image: ViT
     decoder: UNETR | Linear
     blocks: tuple[int, ...]
     names: tuple[str, ...]
     sigma: float = 0.0
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: RGB = IMAGENET_MEAN
+    std: RGB = IMAGENET_STD
     frozen: bool = False
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """image u8 [B s s 3]; points f32 [B n 2], (x, y) in its pixels, NaN where a landmark has no place."""
+        """image u8 [B s s 3]; points f32 [B n 2], (x, y) in its pixels, NaN if a landmark is missing."""
         side = self.image.image_size
         return {
             "image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8),
@@ -107,14 +101,12 @@ class Landmark:
         }
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Fresh parameters, and the decoder's batch statistics. Raises UserError where the parts do not fit."""
-        del batch
+        """Initial parameters, and the decoder's batch statistics. Raises UserError if the parts do not fit."""
         return unetr.init(self, rng)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """`logits` f32 [B h w n]; `points` (the highest pixel), `points_expected` (the mean place) f32 [B n 2].
-
-        `confidence` f32 [B n]: the probability of the highest pixel.
+        """logits f32 [B h w n]; points (the largest pixel) and points_expected (the expected position) f32 [B n 2];
+        confidence f32 [B n], the probability of the largest pixel.
         """
         logits = unetr.logits(self, params, extra, batch["image"])
         return {
@@ -127,13 +119,12 @@ class Landmark:
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """The likelihood of the points (dense_losses.landmark_loss), and the mean distance in pixels."""
-        del step
+        """losses.landmark_loss; the mean distance in pixels is logged."""
         logits, extra = unetr.training_logits(self, params, extra, batch["image"], rng)
         points = jnp.asarray(batch["points"], jnp.float32)
         height, width = logits.shape[1:3]
         loss = dense_losses.landmark_loss(logits, dense_losses.heat_maps(points, height, width, self.sigma))
         there = dense_losses.inside(points, height, width)
-        away = dense_losses.expected_points(jax.lax.stop_gradient(logits)) - jnp.where(there[..., None], points, 0)
-        distance = (jnp.linalg.norm(away, axis=-1) * there).sum() / jnp.maximum(there.sum(), 1)
+        offset = dense_losses.expected_points(jax.lax.stop_gradient(logits)) - jnp.where(there[..., None], points, 0)
+        distance = (jnp.linalg.norm(offset, axis=-1) * there).sum() / jnp.maximum(there.sum(), 1)
         return loss, (extra, {"loss": loss, "distance": distance})

@@ -1,21 +1,21 @@
-"""FLAIR (arXiv:2308.07898): photographs and categories of many public data sets, made one by texts of what experts know.
+"""FLAIR (arXiv:2308.07898): contrastive pretraining on fundus photographs with text descriptions of their categories.
 
-The computation is that of github.com/jusiro/FLAIR (Apache-2.0), held by golden tests. What is optional here and is not
-the peer's: negatives of the global batch, soft targets by a table of similarity, a ViT as image tower."""
+The computation is that of github.com/jusiro/FLAIR (Apache-2.0); golden tests compare with it. Extensions, all optional:
+negatives of the global batch, soft targets from a table of similarities, a ViT as image encoder."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from fundax.encoders import layers
+from fundax.encoders.backbone import apply_encoder
 from fundax.encoders.bert import BERT
-from fundax.encoders.layers import l2_normalize
+from fundax.encoders.layers import apply, l2_normalize
 from fundax.encoders.pixels import normalize
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
@@ -23,27 +23,27 @@ from fundax.losses import contrastive
 from fundax.losses.contrastive import NEGATIVES, Negatives, Targets, accuracy, bounded, label_aware
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
-CLINICAL_BERT_VOCAB = 28_996  # of emilyalsentzer/Bio_ClinicalBERT, FLAIR's text tower
-
-
-POOL_LAYERS = (1, 2, -1)  # the hidden states FLAIR averages
+CLINICAL_BERT_VOCAB = 28_996  # of emilyalsentzer/Bio_ClinicalBERT, FLAIR's text encoder
+POOL_LAYERS = (1, 2, -1)  # the hidden states that FLAIR averages
 
 
 @dataclass(frozen=True)
 class FLAIR:
-    """An image tower, BERT, two projections without bias, and a loss in which texts of one category are all right.
+    """Contrastive pretraining in which all texts of an image's category are positives.
 
-    project, normalize: FLAIR's two flags. Both: unit(unit(x) W); project alone: x W; without project: x as it is.
-    negatives: see fundax.contrast; targets: see fundax.label_aware. Batch statistics of a ResNet live in `extra`.
-    Images are divided by 255 and nothing more; so are the peer's.
+    context: tokens of a caption; BERT has text.context positions.
+    project, normalize: FLAIR's two flags. Both: normalise, project to `embed` dimensions, normalise again. Only
+        `project`: project. Without `project`: the encoders' outputs.
+    mean, std: of images. The default only divides by 255, as FLAIR's code does.
+    negatives, targets: see losses.label_aware.
+
+    Batch statistics of a ResNet are in `extra`.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "text", "category")
 
     image: ResNet | ViT
     text: BERT
     embed: int = 512
-    context: int = 77  # tokens of a caption; the tower has text.context positions
+    context: int = 77
     project: bool = True
     normalize: bool = True
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -66,7 +66,7 @@ class FLAIR:
         }
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Fresh parameters; projections as torch's Linear. `extra` is {"image": batch statistics}, or empty for a ViT."""
+        """Initial parameters; `extra` is {"image": batch statistics}, or empty for a ViT."""
         keys = jax.random.split(rng, 4)
         variables = self.image.init(keys[0], self._pixels(batch["image"][:1]))
         params: Params = {
@@ -83,8 +83,9 @@ class FLAIR:
         return params, ({"image": variables["batch_stats"]} if "batch_stats" in variables else {})
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """With running statistics, for `image` and/or `text`: visual [B D], as the tower pools it; *_raw and
-        *_features f32 [B E], before and after the norm; and logit_scale.
+        """For `image` and `text`, if in the batch: *_raw and *_features f32 [B E], before and after normalising.
+
+        Also visual [B D], the pooled output of the image encoder, and logit_scale. Uses running statistics.
         """
         out: dict[str, jax.Array] = {}
         if "image" in batch:
@@ -98,9 +99,9 @@ class FLAIR:
     def features(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
     ) -> tuple[dict[str, jax.Array], Extra]:
-        """For training: image_features and text_features f32 [B E], image_tokens [B N D]; and the next extra state.
+        """Training outputs: image_features and text_features f32 [B E], image_tokens [B N D]; and the next extra state.
 
-        Batch statistics are the batch's own, dropout is on.
+        Uses batch statistics and dropout.
         """
         keys = jax.random.split(rng)
         tower, extra = self._image(params, extra, batch["image"], keys[0])
@@ -112,15 +113,14 @@ class FLAIR:
     def encode(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> dict[str, jax.Array]:
-        """image_features and text_features, f32 [B E], as in training."""
-        del step
+        """image_features and text_features of training, f32 [B E]."""
         out, _ = self.features(params, extra, batch, rng)
         return {name: out[name] for name in ("image_features", "text_features")}
 
     def compare(self, params: Params, features: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, Metrics]:
         """The loss of a full batch of features, and its metrics.
 
-        Without `category` in the batch every text is right for its own image alone; `valid` leaves examples out.
+        Without `category` in the batch a text matches only its own image. Examples that are not `valid` are left out.
         """
         image, text = features["image_features"], features["text_features"]
         scale = jnp.exp(bounded(params["log_scale"]))
@@ -134,8 +134,7 @@ class FLAIR:
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """Needs `image`, `text` and `category`."""
-        del step
+        """losses.label_aware of `image`, `text` and `category`."""
         features, extra = self.features(params, extra, batch, rng)
         loss, metrics = self.compare(params, features, batch)
         return loss, (extra, metrics)
@@ -146,26 +145,17 @@ class FLAIR:
     def _image(
         self, params: Params, extra: Extra, image: jax.Array, rng: jax.Array | None
     ) -> tuple[dict[str, jax.Array], Extra]:
-        """The tower's outputs and the next extra state; `rng` says that this is training."""
-        pixels = self._pixels(image)
-        if isinstance(self.image, ViT):
-            rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
-            out: Any = self.image.apply({"params": params["image"]}, pixels, rngs=rngs)
-            return out, extra
-        variables = {"params": params["image"], "batch_stats": extra["image"]}
-        if rng is None:
-            out = self.image.apply(variables, pixels)
-            return out, extra
-        out, new = self.image.apply(variables, pixels, True, mutable=["batch_stats"])
-        return out, extra | {"image": new["batch_stats"]}
+        """Outputs of the image encoder, and the next extra state; `rng` is given in training."""
+        rngs = {"mask": rng} if rng is not None and getattr(self.image, "mask_ratio", 0) else None
+        pixels, train = self._pixels(image), rng is not None
+        return apply_encoder(self.image, params["image"], extra, pixels, train=train, rngs=rngs)
 
     def _text(self, params: Params, text: jax.Array, rng: jax.Array | None) -> jax.Array:
         rngs = {"dropout": rng} if rng is not None and self.text.dropout else {}
-        out: Any = self.text.apply({"params": params["text"]}, text, rngs=rngs)
-        return out["pooled"]
+        return apply(self.text, params["text"], text, rngs=rngs)["pooled"]
 
     def _projected(self, params: Params, name: str, pooled: jax.Array) -> dict[str, jax.Array]:
-        """`name`_raw and `name`_features out of what a tower pooled, [B D] to f32 [B E]."""
+        """`name`_raw and `name`_features f32 [B E] from the pooled output [B D] of an encoder."""
         raw = features = pooled.astype(jnp.float32)
         if self.project:
             kernel = params["project"][name]["kernel"]
@@ -175,5 +165,5 @@ class FLAIR:
 
 
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x f32 [B D] times kernel [D E] with no digit lost to fast matrix units: the peer's heads run in fp32."""
+    """x f32 [B D] times kernel [D E] in full fp32, as FLAIR's projections, which run outside mixed precision."""
     return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)

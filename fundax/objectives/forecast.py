@@ -1,15 +1,16 @@
-"""Forecasting from one or several visits: will it have happened so many days after the picture was taken."""
+"""Forecasting: whether a disease will have progressed a given number of days after one or several visits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from fundax.encoders.backbone import Backbone
 from fundax.encoders.heads import ForecastHead
+from fundax.encoders.layers import apply
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
 from fundax.losses.supervised import binary_cross_entropy
@@ -18,15 +19,18 @@ from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 @dataclass(frozen=True)
 class Forecast:
-    """`label` i32 [B] is 1 where it happened; `days` f32 [B], or [B V], lie between each visit's image and the day asked about.
+    """Binary prediction of progression from images of V visits, as VisionFM's forecasting for one visit.
 
-    Images u8 [B h w 3], or [B V h w 3] of V visits with `present` bool [B V]; or their `feature` f32 [B C] or [B V C].
-    The head is VisionFM's: feature + encoding of the interval, then a line. `positive` is the weight of positives
-    (theirs: 10). The tower's feature `unnormalized` is what their code computes, `mean` what it means.
-    Several visits and features by modality do not go together: `modality` is of the row.
+    A batch has `image` u8 [B V h w 3] (or [B h w 3] for one visit) or `feature` f32 [B V C] (or [B C]); `days` f32 [B V]
+    (or [B]) from each visit to the date predicted for; `present` bool [B V]; and `label` i32 [B], 1 for progression and
+    negative if unknown. `modality` i32 [B] is shared by the visits of a row.
+
+    positive: weight of positives in the loss; VisionFM uses 10.
+    visits: V.
+    given: whether training batches have "image" or "feature".
+
+    VisionFM's code computes the backbone feature "unnormalized", although "mean" seems to be intended.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "days", "label")
 
     tower: Backbone
     head: ForecastHead
@@ -58,15 +62,14 @@ class Forecast:
         return {name: jax.ShapeDtypeStruct(shape, kind) for name, (shape, kind) in spec.items()}
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Fresh parameters `image` and `head`."""
-        del batch
+        """Initial parameters `image` and `head`."""
         first, second = jax.random.split(rng)
         params, extra = self.tower.init(first)
         blank = jnp.zeros((1, 1, self.tower.width), jnp.float32)
         return params | {"head": self.head.init(second, blank, jnp.zeros((1, 1), jnp.float32))["params"]}, extra
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """feature f32 [B V C], logits f32 [B 1]; and probabilities f32 [B 2] (stable, progression) where `days` are given."""
+        """feature f32 [B V C]; with `days` also logits f32 [B 1] and probabilities f32 [B 2] (stable, progression)."""
         feature, _ = self._features(params, extra, batch, None)
         if "days" not in batch:
             return {"feature": feature}
@@ -76,8 +79,7 @@ class Forecast:
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """Sigmoid cross-entropy, positives weighing `positive`; the mean over labelled rows."""
-        del step
+        """Sigmoid cross-entropy with positives weighted by `positive`, averaged over labelled rows."""
         feature, extra = self._features(params, extra, batch, rng)
         z = self._logit(params, feature, batch)
         label = jnp.asarray(batch["label"])
@@ -92,11 +94,10 @@ class Forecast:
         if days.shape != feature.shape[:2]:
             raise UserError(f"days {days.shape} for features {feature.shape}; expected one number per visit")
         present = jnp.asarray(batch["present"]) if "present" in batch else None
-        out: Any = self.head.apply({"params": params["head"]}, feature, days, present)
-        return out
+        return apply(self.head, params["head"], feature, days, present)
 
     def _features(self, params: Params, extra: Extra, batch: Batch, rng: jax.Array | None) -> tuple[jax.Array, Extra]:
-        """f32 [B V C]: visits are images like others to the encoder."""
+        """Features f32 [B V C]; the encoder sees the visits as separate images."""
         if "feature" in batch:
             feature = jnp.asarray(batch["feature"], jnp.float32)
             return (feature[:, None] if feature.ndim == 2 else feature), extra

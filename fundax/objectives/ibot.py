@@ -1,35 +1,30 @@
-"""iBOT (arXiv:2111.07832), as VisionFM (arXiv:2310.04992) pretrains with it: a student, and a teacher that follows it.
+"""iBOT self-distillation (arXiv:2111.07832), as in VisionFM's pretraining (arXiv:2310.04992).
 
-The computation is that of github.com/ABILab-CUHK/VisionFM, re-implemented from its description and held by golden
-tests to its losses, gradients, centers and two of its training steps."""
+Implemented from a description of github.com/ABILab-CUHK/VisionFM; golden tests compare losses, gradients, centers and
+two training steps with it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from fundax import optim
+from fundax.encoders.backbone import image_features
 from fundax.encoders.heads import IBOTHead
+from fundax.encoders.layers import apply
+from fundax.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
 from fundax.encoders.vit import ViT
 from fundax.losses import distillation
+from fundax.optim import cosine_schedule, ema_update
 from fundax.types import Batch, Extra, Metrics, Params, UserError
-
-Moments = tuple[tuple[float, float, float], ...]  # of RGB in [0, 1], a row for each modality
-
-
-IMAGENET_MEAN: Moments = ((0.485, 0.456, 0.406),)
-
-
-IMAGENET_STD: Moments = ((0.229, 0.224, 0.225),)
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """By epoch: from `start` to `end` in `epochs` equal steps, the ends among them, then `end`; `wait` epochs before it."""
+    """Temperature by epoch: `start` for `wait` epochs, then linear to `end` over `epochs` epochs, ends included."""
 
     start: float
     end: float
@@ -37,21 +32,25 @@ class Temperature:
     wait: int = 0
 
     def at(self, epoch: jax.Array | int) -> jax.Array:
-        """f32 (), the temperature of an epoch counted from 0."""
+        """Temperature f32 () of an epoch, counted from 0."""
         done = jnp.clip((jnp.asarray(epoch) - self.wait) / max(self.epochs - 1, 1), 0.0, 1.0)
         return self.start + (self.end - self.start) * (done if self.epochs > 1 else jnp.float32(epoch >= self.wait))
 
 
 @dataclass(frozen=True)
 class IBOT:
-    """Student (params) and teacher (extra) are each a ViT and a head; the teacher sees whole crops, the student masked ones.
+    """Self-distillation: a student with masked crops predicts the prototypes of a teacher, its moving average.
 
-    Defaults are VisionFM's. `mean` and `std` have a row for each modality that the batch's `modality` may name; a
-    single row is everyone's. `centering="sinkhorn"`, `koleo` > 0 and a head with `split` are DINOv2's
-    (arXiv:2304.07193, section 4). Epochs, which temperatures go by, are `epoch_steps` steps.
+    Student (params) and teacher (extra) are each a ViT and a head. The defaults are VisionFM's. `centering="sinkhorn"`,
+    `koleo` > 0 and a head with `split` are DINOv2's options (arXiv:2304.07193, section 4).
+
+    steps, epoch_steps: length of the training and of an epoch; the temperatures change by epoch.
+    global_crops, local_crops, local_size: number of crops of each kind, and pixels of a local crop.
+    mean, std: of RGB in [0, 1], one row or a row for each `modality` of a batch.
+    momentum: of the teacher at the first and the last step, along a cosine.
+    token_weight, patch_weight, koleo: weights of the terms of the loss.
+    mask_start: first epoch with masked patches.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("global", "masked")
 
     image: ViT
     head: IBOTHead
@@ -60,17 +59,17 @@ class IBOT:
     global_crops: int = 2
     local_crops: int = 0
     local_size: int = 96
-    mean: Moments = IMAGENET_MEAN
-    std: Moments = IMAGENET_STD
+    mean: tuple[RGB, ...] = (IMAGENET_MEAN,)
+    std: tuple[RGB, ...] = (IMAGENET_STD,)
     token_temperature: Temperature = Temperature(0.07, 0.04)
     patch_temperature: Temperature = Temperature(0.04, 0.07)
     student_temperature: float = 0.1
-    momentum: tuple[float, float] = (0.996, 1.0)  # of the teacher, along half a cosine
+    momentum: tuple[float, float] = (0.996, 1.0)
     center_momentum: float = 0.9
     patch_center_momentum: float = 0.9
     token_weight: float = 1.0
     patch_weight: float = 1.0
-    mask_start: int = 0  # the epoch from which patches are masked
+    mask_start: int = 0
     centering: Literal["mean", "sinkhorn"] = "mean"
     koleo: float = 0.0
 
@@ -80,12 +79,12 @@ class IBOT:
         if self.local_crops and not self.image.any_size:
             raise UserError("IBOT with local crops needs a ViT with any_size=True")
         if self.centering not in ("mean", "sinkhorn") or len(self.mean) != len(self.std):
-            raise UserError("IBOT: centering is 'mean' or 'sinkhorn', mean and std have a row for each modality")
+            raise UserError("IBOT: centering is 'mean' or 'sinkhorn'; mean and std have a row for each modality")
         if self.global_crops < 2:
-            raise UserError(f"IBOT compares at least two global crops, got {self.global_crops}")
+            raise UserError(f"IBOT needs at least two global crops, got {self.global_crops}")
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """global u8 [B q h w 3], masked bool [B q rows columns]; local u8 [B n s s 3] and modality i32 [B] where used."""
+        """global u8 [B q h w 3], masked bool [B q rows columns]; local u8 [B n s s 3] and modality i32 [B] if used."""
         size, small = self.image.image_size, self.local_size
         grid = size // self.image.patch
         shapes: dict[str, Any] = {
@@ -99,7 +98,7 @@ class IBOT:
         return {key: jax.ShapeDtypeStruct((batch, *shape), dtype) for key, (shape, dtype) in shapes.items()}
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """A fresh student, a teacher that is its copy (it has no mask token), and centers of 0."""
+        """Initial student, a copy of it without the mask token as the teacher, and centers of 0."""
         keys = jax.random.split(rng)
         image = self._normalized(batch["global"][:1, 0], batch["modality"][:1] if "modality" in batch else None)
         tokens = jnp.zeros((1, 2, self.image.width), jnp.float32)
@@ -112,31 +111,27 @@ class IBOT:
         return params, {"teacher": jax.tree.map(jnp.copy, teacher_part(params)), "center": center}
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """The teacher's pooled vector, f32 [B D] `image_raw`, and `tokens` [B N D], of `image` u8 [B h w 3].
+        """The teacher's image_raw f32 [B D] (pooled), tokens [B N D] and features f32 [B 2D] of `image` u8 [B h w 3].
 
-        `features` f32 [B 2D], for probes: class token and mean of the patches. The teacher is that of the last step's
-        loss: one update behind the student.
+        The teacher is the one of the last step's loss: one update behind the student.
         """
-        del params
         image = self._normalized(batch["image"], batch.get("modality"))
-        out: Any = self.image.apply({"params": extra["teacher"]["image"] | self._no_token()}, image)
-        tokens = out["tokens"].astype(jnp.float32)
-        features = jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(1)], axis=-1)
-        return {"image_raw": out["pooled"].astype(jnp.float32), "tokens": out["tokens"], "features": features}
+        return image_features(apply(self.image, extra["teacher"]["image"] | self._no_token(), image))
 
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """One step of both; first the teacher follows the student that the optimizer left, fully at step 0.
+        """Loss of a step. First the teacher is updated with the student that the last optimizer step produced.
 
-        That is the peer's update at the end of the step before, and it makes the teacher of a pretrained student its copy.
+        VisionFM's code does this update at the end of the step before. At step 0 the teacher becomes a copy of the
+        student, which may have been loaded from a checkpoint.
         """
         momentum = jnp.where(step == 0, 0.0, self.momentum_at(step - 1))
-        teacher = ema_update(extra["teacher"], params, momentum)
+        teacher = ema_update(extra["teacher"], teacher_part(params), momentum)
         masked = batch["masked"] & (step // self.epoch_steps >= self.mask_start)
-        seen = self._teacher(teacher, batch)
-        made, features = self._student(params, batch, masked, rng)
-        loss, center, metrics = self.compare(made, seen, extra["center"], masked, step // self.epoch_steps)
+        targets = self._teacher(teacher, batch)
+        predictions, features = self._student(params, batch, masked, rng)
+        loss, center, metrics = self.compare(predictions, targets, extra["center"], masked, step // self.epoch_steps)
         if self.koleo:
             metrics["koleo"] = sum(distillation.koleo(features[:, q]) for q in range(self.global_crops))
             loss = loss + self.koleo * metrics["koleo"]
@@ -147,7 +142,9 @@ class IBOT:
         self, student: Mapping[str, Any], teacher: Mapping[str, Any], center: Params, masked: jax.Array,
         epoch: jax.Array | int,
     ) -> tuple[jax.Array, Params, Metrics]:  # fmt: skip
-        """Loss, next centers and metrics of logits: `token` [B v K] and [B q K], `patch` [B q N K]; masked [B q ...]."""
+        """Loss, next centers and metrics. The student's and the teacher's logits are `token` [B v K] and [B q K], and
+        `patch` [B q N K]; masked is [B q ...].
+        """
         teacher = jax.tree.map(jax.lax.stop_gradient, dict(teacher))
         masked = masked.reshape(*masked.shape[:2], -1)
         token, patch = self._targets(teacher, center, epoch)
@@ -162,89 +159,70 @@ class IBOT:
             "loss_token": self.token_weight * token_loss,
             "loss_patch": self.patch_weight * patch_loss,
             "teacher_entropy": distillation.entropy(token),
-            "prototype_entropy": distillation.entropy(token.mean((0, 1))),  # 0: all images fell on one prototype
+            "prototype_entropy": distillation.entropy(token.mean((0, 1))),  # 0: collapse to one prototype
             "agreement": agree.astype(jnp.float32).mean(),
         }
         return metrics["loss_token"] + metrics["loss_patch"], moved, metrics
 
     def momentum_at(self, step: jax.Array | int) -> jax.Array:
-        """f32 (), the momentum by which the teacher follows the student of this step."""
-        return optim.cosine_schedule(*self.momentum, self.steps)(step)
+        """Momentum f32 () of the teacher's update with the student of this step."""
+        return cosine_schedule(*self.momentum, self.steps)(step)
 
     def _targets(
         self, teacher: Mapping[str, Any], center: Params, epoch: jax.Array | int
     ) -> tuple[jax.Array, jax.Array]:
-        found = []
+        targets = []
         for name, temperature in (("token", self.token_temperature), ("patch", self.patch_temperature)):
             logits, heat = teacher[name], temperature.at(epoch)
             if self.centering == "mean":
-                found.append(distillation.centered(logits, center[name], heat))
+                targets.append(distillation.centered(logits, center[name], heat))
             else:
                 flat = logits.reshape(-1, logits.shape[-1])
-                found.append(distillation.sinkhorn(flat, heat).reshape(logits.shape))
-        return found[0], found[1]
+                targets.append(distillation.sinkhorn(flat, heat).reshape(logits.shape))
+        return targets[0], targets[1]
 
     def _teacher(self, teacher: Params, batch: Batch) -> dict[str, jax.Array]:
         tower = self.image.clone(drop_path=0.0)
-        variables = {"params": teacher["image"] | self._no_token()}
-        tokens = _by_crop(tower, variables, self._crops(batch, "global"))["tokens"]
+        tokens = _by_crop(tower, teacher["image"] | self._no_token(), self._crops(batch, "global"))["tokens"]
         return self._logits(teacher["head"], tokens)
 
     def _student(
         self, params: Params, batch: Batch, masked: jax.Array, rng: jax.Array
     ) -> tuple[dict[str, jax.Array], jax.Array]:
-        """Logits, `token` of global and local crops, and the global crops' class tokens [B q D]."""
-        keys, variables = jax.random.split(rng), {"params": params["image"]}
-        rngs = [{"drop_path": key} if self.image.drop_path else {} for key in keys]
-        crops = self._crops(batch, "global")
-        tokens = _by_crop(self.image, variables, crops, masked=masked.reshape(-1, *masked.shape[2:]), rngs=rngs[0])[
-            "tokens"
-        ]
+        """Logits, with `token` of global and local crops, and the class tokens of the global crops [B q D]."""
+        rngs = [{"drop_path": key} if self.image.drop_path else {} for key in jax.random.split(rng)]
+        crops, flat = self._crops(batch, "global"), masked.reshape(-1, *masked.shape[2:])
+        tokens = _by_crop(self.image, params["image"], crops, masked=flat, rngs=rngs[0])["tokens"]
         out = self._logits(params["head"], tokens)
         if self.local_crops:
-            small = _by_crop(self.image, variables, self._crops(batch, "local"), rngs=rngs[1])["tokens"]
-            more: Any = self.head.apply({"params": params["head"]}, small[:, :, 0], method="token")
+            small = _by_crop(self.image, params["image"], self._crops(batch, "local"), rngs=rngs[1])["tokens"]
+            more = apply(self.head, params["head"], small[:, :, 0], method="token")
             out["token"] = jnp.concatenate([out["token"], more], axis=1)
         return out, tokens[:, :, 0]
 
     def _logits(self, head: Params, tokens: jax.Array) -> dict[str, jax.Array]:
-        """tokens [B q 1+N D] to `token` [B q K] and `patch` [B q N K']."""
-        out: Any = self.head.apply({"params": head}, tokens.reshape(-1, *tokens.shape[2:]))
+        """Logits `token` [B q K] and `patch` [B q N K'] of tokens [B q 1+N D]."""
+        out = apply(self.head, head, tokens.reshape(-1, *tokens.shape[2:]))
         return {name: x.reshape(*tokens.shape[:2], *x.shape[1:]) for name, x in out.items()}
 
     def _crops(self, batch: Batch, key: str) -> jax.Array:
         return self._normalized(batch[key], batch.get("modality"))
 
     def _normalized(self, image: Any, modality: Any) -> jax.Array:
-        """u8 [B ... 3] by the mean and deviation of each image's modality, i32 [B]; floating images are normalised already."""
-        if jnp.issubdtype(image.dtype, jnp.floating):
-            return jnp.asarray(image, self.image.dtype)
-        if modality is None and len(self.mean) > 1:
-            raise UserError(
-                f"the batch has no 'modality', and this IBOT normalises {len(self.mean)} of them differently"
-            )
-        row = jnp.zeros(len(image), jnp.int32) if len(self.mean) == 1 else modality
-        shape = (len(image), *(1,) * (image.ndim - 2), 3)
-        mean, std = (jnp.asarray(table, jnp.float32)[row].reshape(shape) for table in (self.mean, self.std))
-        return ((image.astype(jnp.float32) / 255 - mean) / std).astype(self.image.dtype)
+        return normalize(image, self.mean, self.std, self.image.dtype, modality)
 
     def _no_token(self) -> Params:
-        """A mask token for a teacher, which never uses it."""
+        """A mask token for the teacher, which never uses it."""
         return {"mask_token": jnp.zeros(self.image.width)}
 
 
 def teacher_part(params: Params) -> Params:
-    """What of a student its teacher has too: all but the mask token."""
+    """The student's parameters that the teacher has too: all but the mask token."""
     return params | {"image": {name: leaf for name, leaf in params["image"].items() if name != "mask_token"}}
 
 
-def ema_update(teacher: Params, params: Params, momentum: jax.Array | float) -> Params:
-    """The teacher moved towards the student: m t + (1 - m) s (arXiv:2104.14294, section 3.1); equal values stay equal."""
-    student = jax.tree.map(jax.lax.stop_gradient, teacher_part(params))
-    return jax.tree.map(lambda t, s: s + momentum * (t - s), teacher, student)
-
-
-def _by_crop(tower: ViT, variables: Params, crops: jax.Array, **given: Any) -> dict[str, jax.Array]:
-    """The tower on [B q h w 3], crops side by side in their image's place, so that a sharded batch stays where it is."""
-    out: Any = tower.apply(variables, crops.reshape(-1, *crops.shape[2:]), **given)
+def _by_crop(tower: ViT, params: Params, crops: jax.Array, **given: Any) -> dict[str, jax.Array]:
+    """Outputs [B q ...] of the ViT for crops [B q h w 3]."""
+    # the crops of an image stay neighbours, so that a sharded batch need not move between devices
+    out = apply(tower, params, crops.reshape(-1, *crops.shape[2:]), **given)
     return {name: x.reshape(*crops.shape[:2], *x.shape[1:]) for name, x in out.items()}

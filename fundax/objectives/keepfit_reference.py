@@ -1,7 +1,7 @@
-"""What elite reports say about a public image: KeepFIT's image-similarity-guided reference for a text (arXiv:2405.11338).
+"""KeepFIT's cross-modal reference loss (arXiv:2405.11338): the texts of similar elite images guide a public image's text.
 
-V1 is the published model's computation, held by golden tests. The rest, which mixes similarity of meaning with
-similarity of appearance, is our design: the formula of KeepFIT V2 (arXiv:2501.15798) is not public."""
+V1 is the published computation; golden tests compare with it. V2, which also uses similarity of appearance, is our
+design: the formula of KeepFIT V2 (arXiv:2501.15798) is not public."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from fundax.encoders.layers import l2_normalize, uniform
 from fundax.types import Params, UserError
 
 _EXACT = jax.lax.Precision.HIGHEST
-
-
 CHOICES = {"similarity": ("attention", "cosine"), "softmax": ("keys", "heads"), "loss": ("mse", "cosine")}
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Multi-head attention of B queries over K examples, without biases.
+    """Multi-head attention of B queries to K examples, without biases.
 
-    softmax: "keys" weighs the examples against each other; "heads" is the published model's, whose softmax runs over
-        the heads, so that the weights of a query's examples do not add up to 1 (with one head each of them is 1).
+    softmax: "keys" normalises over the examples, as usual. "heads" normalises over the heads, as the published code
+        does: the weights of a query's examples do not sum to 1, and with one head all of them are 1.
+    dropout: of the weights, if a random key is given.
     """
 
     heads: int = 2
     softmax: Literal["keys", "heads"] = "keys"
-    dropout: float = 0.5  # of the weights, where a key is given
+    dropout: float = 0.5
 
     def init(self, rng: jax.Array, width: int) -> Params:
-        """Kernels [E E] of query, key, value and out, as torch's Linear starts them."""
+        """Kernels [E E] of query, key, value and out, with PyTorch's initial values."""
         names = ("query", "key", "value", "out")
         draw = uniform(width**-0.5)
         return {
@@ -42,13 +41,13 @@ class Attention:
         }
 
     def logits(self, params: Params, query: jax.Array, key: jax.Array) -> jax.Array:
-        """query f32 [B E], key f32 [K E] to f32 [H B K]."""
+        """Logits f32 [H B K] of query f32 [B E] and key f32 [K E]."""
         q = self._split(matmul(query, params["query"]["kernel"]))  # [B H d]
         k = self._split(matmul(key, params["key"]["kernel"]))
         return jnp.einsum("bhd,khd->hbk", q, k, precision=_EXACT) * q.shape[-1] ** -0.5
 
     def weigh(self, logits: jax.Array, mask: jax.Array | None = None, rng: jax.Array | None = None) -> jax.Array:
-        """Weights f32 [H B K] of logits; mask bool [B K] is True where an example may be used."""
+        """Weights f32 [H B K] of logits; mask bool [B K] is True for examples that may be used."""
         weights = jax.nn.softmax(hide(logits, mask), axis=0 if self.softmax == "heads" else -1)
         if mask is not None:
             weights = weights * mask[None]
@@ -58,7 +57,7 @@ class Attention:
         return weights * keep / (1 - self.dropout)
 
     def combine(self, params: Params, weights: jax.Array, value: jax.Array) -> jax.Array:
-        """weights [H B K], value f32 [K E] to f32 [B E]."""
+        """Output f32 [B E] of weights [H B K] and value f32 [K E]."""
         v = self._split(matmul(value, params["value"]["kernel"]))
         y = jnp.einsum("hbk,khd->bhd", weights, v, precision=_EXACT)
         return matmul(y.reshape(len(y), -1), params["out"]["kernel"])
@@ -66,7 +65,7 @@ class Attention:
     def __call__(
         self, params: Params, query: jax.Array, key: jax.Array, value: jax.Array, rng: jax.Array | None = None
     ) -> jax.Array:
-        """query [B E], key and value [K E] to f32 [B E]."""
+        """Output f32 [B E] of query [B E], key and value [K E]."""
         return self.combine(params, self.weigh(self.logits(params, query, key), None, rng), value)
 
     def _split(self, x: jax.Array) -> jax.Array:
@@ -77,13 +76,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class Reference:
-    """A text R for every public image out of elite texts, and how far the image's own text T may be from it.
+    """A reference text R for every public image, a weighted mean of elite texts, and its distance from the image's text T.
 
-    Logits are lam times the similarity of meaning plus (1 - lam) times that of appearance, cosine / tau_appearance.
-    similarity: of meaning. "attention": learned queries and keys of the image features, in heads, values too. "cosine":
-        that of the features over tau_semantic, no gradient to the elite image, and R = unit(W_o sum_j w_j T'_j).
-    loss: "mse", mean over all B E entries; "cosine", 1 - cos(T, R). weight: of the loss in the total.
-    stop_gradient: R is a fixed target then.
+    The logits of the weights are lam * semantic similarity + (1 - lam) * cosine of appearances / tau_appearance.
+
+    similarity: the semantic one. "attention": learned queries, keys and values of the image features, in heads.
+        "cosine": cosine of the features / tau_semantic, without gradient to the elite image, and
+        R = normalise(W_o sum_j w_j T'_j).
+    attention: used for "attention"; its softmax and dropout for both.
+    loss: "mse", the mean over all B E entries, or "cosine", 1 - cos(T, R).
+    weight: of the loss in the total.
+    stop_gradient: treat R as a constant.
     """
 
     similarity: Literal["attention", "cosine"] = "cosine"
@@ -103,7 +106,7 @@ class Reference:
             raise UserError(f"Reference: lam is {self.lam}; expected 0 to 1")
 
     def init(self, rng: jax.Array, width: int) -> Params:
-        """Kernels [E E]; with "cosine" only that of out, which starts as the identity."""
+        """Kernels [E E]; "cosine" only has `out`, which starts as the identity."""
         if self.similarity == "attention":
             return self.attention.init(rng, width)
         return {"out": {"kernel": jnp.eye(width, dtype=jnp.float32)}}
@@ -121,12 +124,15 @@ class Reference:
         """R f32 [B E].
 
         Args:
-            image: f32 [B E]. elite: image and text features, f32 [K E] each.
-            appearance: cosines of the appearance of public and elite images, f32 [B K]; needed unless lam is 1.
-            mask: bool [B K], True where an elite example may speak for the image.
+            params: see init.
+            image: features of public images, f32 [B E].
+            elite: image and text features of the elite examples, f32 [K E] each.
+            appearance: cosines of the appearances of public and elite images, f32 [B K]; needed unless lam is 1.
+            mask: bool [B K], True where the elite example may be used as a reference for the image.
+            rng: for dropout.
         """
         if self.lam < 1 and appearance is None:
-            raise UserError("a reference with lam < 1 compares appearances; the batch has none")
+            raise UserError("a reference with lam < 1 compares appearances, but the batch has none")
         images, texts = elite
         if self.similarity == "attention":
             logits = self.attention.logits(params, image, images)
@@ -140,7 +146,7 @@ class Reference:
         return l2_normalize(matmul(matmul(weights[0], texts), params["out"]["kernel"]))
 
     def distance(self, text: jax.Array, reference: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """The unweighted loss of T against R, f32 [B E] each, fp32 (); mask bool [B] leaves rows out."""
+        """The unweighted loss of T and R, f32 [B E] each; fp32 (). mask: bool [B], the rows that count."""
         if self.stop_gradient:
             reference = jax.lax.stop_gradient(reference)
         if self.loss == "mse":
@@ -153,27 +159,25 @@ class Reference:
 
 
 V1 = Reference("attention", Attention(2, "heads", 0.5), lam=1.0, loss="mse", weight=100.0)  # the published KeepFIT
-
-
-V2 = Reference()  # our design after the abstract of its successor
+V2 = Reference()  # our design after the abstract of KeepFIT V2
 
 
 def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x [B D] y [D E] in full fp32."""
+    """Matrix product in full fp32."""
     return jnp.matmul(x, y, precision=_EXACT)
 
 
 def hide(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """logits [H B K] with those of forbidden examples, mask bool [B K] False, out of reach."""
+    """Set logits [H B K] to the lowest number where mask bool [B K] is False."""
     if mask is None:
         return logits
     return jnp.where(jnp.broadcast_to(mask[None], logits.shape), logits, jnp.finfo(jnp.float32).min)
 
 
 def agreeing(status: jax.Array, elite: jax.Array) -> jax.Array:
-    """bool [B K]: False where one of two images is known as normal and the other as abnormal.
+    """False where one image is known to be normal and the other abnormal. # bool [B K]
 
-    status i32 [B], elite i32 [K]: 0 normal, 1 abnormal, anything below 0 unknown.
+    status i32 [B], elite i32 [K]: 0 normal, 1 abnormal, negative unknown.
     """
     known = (status >= 0)[:, None] & (elite >= 0)[None, :]
     return ~known | (status[:, None] == elite[None, :])

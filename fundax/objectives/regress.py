@@ -1,10 +1,10 @@
-"""Regression of several values from an image: VisionFM's biomarker decoder, on targets that are standardised by default."""
+"""Regression of several values from an image, as VisionFM's biomarker prediction, with standardised targets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,14 @@ from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 @dataclass(frozen=True)
 class Regress:
-    """`value` f32 [B K] in the units of the data, NaN where not known; outputs come in these units too.
+    """Regression of `value` f32 [B K], NaN if unknown. Values and outputs are in the units of the data.
 
-    The decoder learns (value - mean) / std, which the parameters `target/mean` and `target/std` [K] hold: `standardize`
-    sets them from the training data, the optimizer must leave them alone (optim.frozen), and 0 and 1, their first values,
-    are the authors' raw targets.
+    The head learns (value - mean) / std with the parameters `target/mean` and `target/std` [K]. Set them from the
+    training data with `standardize`, and freeze them in the optimizer (optim.freeze). Their initial values 0 and 1 give
+    VisionFM's raw targets.
+
+    names: of the values. given: whether training batches have "image" or "feature".
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "value")
 
     tower: Backbone
     head: MLPHead
@@ -45,14 +45,13 @@ class Regress:
         return batch_spec(self.tower, self.given, batch) | {"value": value}
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Fresh parameters `image`, `head` and `target`; batch statistics in extra."""
-        del batch
+        """Initial parameters `image`, `head` and `target`; batch statistics in extra."""
         params, extra = init_head(self.tower, self.head, rng)
         k = self.head.outputs
         return params | {"target": {"mean": jnp.zeros(k, jnp.float32), "std": jnp.ones(k, jnp.float32)}}, extra
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """feature f32 [B C] and value f32 [B K], in the units of the data."""
+        """feature f32 [B C] and value f32 [B K] in the units of the data."""
         feature, _ = self.tower.features(params, extra, batch)
         out, _ = apply_head(self.head, params, extra, feature)
         return {"feature": feature, "value": out * params["target"]["std"][None] + params["target"]["mean"][None]}
@@ -60,8 +59,7 @@ class Regress:
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """Smooth L1 of the standardised values, the mean over known cells; `mae` in the units of the data."""
-        del step
+        """Smooth L1 of the standardised values, averaged over known entries; `mae` is in the units of the data."""
         drop, path = jax.random.split(rng)
         target = jax.lax.stop_gradient(params["target"])
         value = (jnp.asarray(batch["value"]) - target["mean"][None]) / target["std"][None]
@@ -74,10 +72,10 @@ class Regress:
 
 
 def standardize(values: Callable[[], np.ndarray]) -> Callable[[Params], Params]:
-    """A step of Recipe.init_from: `target` from the training values f32 [N K] (NaN left out), read when it is applied.
+    """A step of Recipe.init_from that sets `target` from the training values f32 [N K], with NaN if unknown.
 
-    A target that is the same in every row keeps the deviation 1. Raises UserError (when applied) for one that is never
-    known.
+    `values` is called when the step is applied. A constant target gets the deviation 1. Raises UserError (when applied)
+    for a target that is never known.
     """
 
     def fill(params: Params) -> Params:
@@ -87,7 +85,7 @@ def standardize(values: Callable[[], np.ndarray]) -> Callable[[Params], Params]:
             raise UserError(f"target {int(np.argmin(known.any(0)))} is known in no training row")
         columns = [rows[k, c] for c, k in enumerate(known.T)]
         std = np.array([column.std() for column in columns])
-        found = {"mean": np.array([c.mean() for c in columns]), "std": np.where(std > 1e-9, std, 1.0)}
-        return params | {"target": {name: array.astype(np.float32) for name, array in found.items()}}
+        target = {"mean": np.array([c.mean() for c in columns]), "std": np.where(std > 1e-9, std, 1.0)}
+        return params | {"target": {name: array.astype(np.float32) for name, array in target.items()}}
 
     return fill

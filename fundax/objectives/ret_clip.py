@@ -1,6 +1,6 @@
-"""RET-CLIP (arXiv:2405.14137): left eye, right eye and patient, each matched with one clinical report.
+"""RET-CLIP (arXiv:2405.14137): contrastive pretraining at the levels of left eye, right eye and patient.
 
-The computation is that of github.com/sStonemason/RET-CLIP (Apache-2.0), held by golden tests; the optional
+The computation is that of github.com/sStonemason/RET-CLIP (Apache-2.0); golden tests compare with it. The optional
 reconstruction branch follows github.com/sStonemason/RET-CLIP-PLUS."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -16,33 +16,31 @@ import jax.numpy as jnp
 
 from fundax.encoders import autoencoder, layers
 from fundax.encoders.bert import BERT, bert
-from fundax.encoders.layers import l2_normalize
+from fundax.encoders.layers import apply, l2_normalize
 from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, normalize
 from fundax.encoders.vit import ViT, kept_patches, size_named, vit
 from fundax.losses import contrastive
-from fundax.losses.contrastive import NEGATIVES, Negatives, accuracy, contrast, contrast_pairs
-from fundax.runtime.mesh import batch_parts
+from fundax.losses.contrastive import NEGATIVES, Negatives, accuracy, contrast, contrast_pairs, mean_over_devices
+from fundax.optim import MAX_LOG_SCALE as MAX_LOG_SCALE  # the bound of the log scales, for configs
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 LEVELS = ("patient", "left", "right")
 
 
-# A level's words in outputs: left_features, text_features_left, logit_scale_left; the patient's are a plain CLIP's.
+# Names of the outputs of a level: left_features, text_features_left, logit_scale_left. The patient level has CLIP's names.
 IMAGE = {"patient": "image", "left": "left", "right": "right"}
-
-
 SUFFIX = {"patient": "", "left": "_left", "right": "_right"}
-
-
-MAX_LOG_SCALE = 4.6052  # the peer clamps all three log scales to [0, this] after every step
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A masked-autoencoder branch beside the contrastive loss, as RET-CLIP-PLUS has it.
+    """RET-CLIP-PLUS's masked-autoencoder branch.
 
-    From step `start` the loss gains `weight` times the pixel loss; from step `flow` the contrastive features are
-    those of the reconstructed images (its "VisionFlow"). The peer's stages begin at epochs 2 and 5.
+    ratio: part of the patches that is masked.
+    weight, start: from step `start`, `weight` times the pixel loss is added.
+    flow: from this step the contrastive loss uses the reconstructed images ("VisionFlow"); None: never.
+
+    The original stages start at epochs 2 and 5.
     """
 
     decoder: autoencoder.MaskedDecoder
@@ -54,21 +52,24 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class RetCLIP:
-    """One ViT for both eyes, BERT, three image mappings, three text heads, three scales; total = their sum or mean.
+    """Contrastive losses of the left eye, the right eye and the patient with one report each.
 
-    negatives: "global" contrasts over the whole batch of all devices (see fundax.contrast for "plain" and "ring");
-        "local" within each device's share, which is what the peer trains with.
-    presence: honour `left_present` and `right_present` where the batch has them: a missing eye drops out of its
-        level's loss, as example and as negative, and the patient feature uses the eye there is. False is the peer.
-    soft_targets: identical reports (equal `category`, else equal tokens) share the probability. False is the peer.
+    One ViT encodes both eyes. Every level has its own image mapping, text head and logit scale.
+
+    context: tokens of a report; BERT has text.context positions.
+    contrast: the loss of a level, see losses/contrastive.py.
+    negatives: see losses/contrastive.py; the original code trains with "local".
+    total: "sum" or "mean" of the three losses.
+    presence: use `left_present` and `right_present`: a missing eye is left out of its level's loss, as example and as
+        negative, and the patient feature uses the other eye. False: as the original code.
+    soft_targets: identical reports (equal `category`, or else equal tokens) share the target probability. False: as the
+        original code.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("left", "right", "text")
 
     image: ViT
     text: BERT
     embed: int
-    context: int = 100  # tokens of a report; the tower has text.context positions
+    context: int = 100
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     contrast: Callable[..., jax.Array] = contrastive.softmax_contrastive
@@ -93,7 +94,7 @@ class RetCLIP:
         return {"left": eye, "right": eye, "text": text, **present}
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Fresh parameters, distributed as the peer's: heads' matrices N(0, 1/width), mappings as torch's Linear."""
+        """Initial parameters with the original distributions: heads N(0, 1/width), mappings as PyTorch's Linear."""
         keys = jax.random.split(rng, 6)
         image = self._normalized(batch["left"][:1])
         params: Params = {
@@ -109,14 +110,16 @@ class RetCLIP:
         return params, {}
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """Outputs for whichever keys are there; *_features are unit vectors f32 [B E], *_raw are before that.
+        """Outputs for the inputs in the batch: *_features are unit vectors f32 [B E], *_raw are before normalising.
 
-        left, right (one may be absent): visual_left/right (of the ViT, before any mapping), left_/right_ raw and
-            features, and the patient's image_raw, image_features; a missing eye is replaced by the other one.
-        image (one photograph, side unknown): visual, image_raw, image_features: it stands for both eyes.
-        text: text_raw, text_features, and the same with _left and _right. Always: logit_scale, _left, _right.
+        left, right: visual_left and visual_right (of the ViT, before the mappings), left_raw, left_features, right_raw,
+            right_features, and image_raw and image_features of the patient. If one eye is missing, the patient features
+            use the other eye twice.
+        image, a photograph of an unknown side: visual, image_raw and image_features; it is used as both eyes.
+        text: text_raw and text_features, also with _left and _right.
+
+        Always: logit_scale, logit_scale_left, logit_scale_right.
         """
-        del extra
         visual = {
             name: self._visual(params, self._normalized(batch[key]))
             for key, name in (("left", "visual_left"), ("right", "visual_right"), ("image", "visual"))
@@ -130,13 +133,12 @@ class RetCLIP:
     def encode(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> dict[str, jax.Array]:
-        """The six unit features, f32 [B E]; `reconstruction` [B], weighted, where there is that branch.
+        """The six unit features f32 [B E]; with that branch also the weighted `reconstruction` loss [B].
 
-        `rng` drives BERT's dropout, FLIP masking where the ViT has a mask_ratio, and the branch's masks.
+        `rng` is for BERT's dropout, FLIP masking (the ViT's mask_ratio) and the masks of the reconstruction branch.
         """
-        del extra
         keys = jax.random.split(rng, 3)
-        # Eyes side by side in the patient's row, not one batch after the other: a sharded batch then stays in place.
+        # The eyes of a patient stay neighbours, so that a sharded batch need not move between devices.
         eyes = jnp.stack([batch["left"], batch["right"]], axis=1)  # [B 2 h w 3]
         images, out = self._normalized(eyes.reshape(-1, *eyes.shape[2:])), {}
         if self.reconstruction:
@@ -148,9 +150,9 @@ class RetCLIP:
         return _features(raw) | out
 
     def compare(self, params: Params, features: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, Metrics]:
-        """The loss of a full batch of features, its three parts, and the patient level's accuracy.
+        """The loss of a full batch of features, the three losses, and the accuracy of the patient level.
 
-        `valid` in the batch leaves examples out.
+        Examples that are not `valid` are left out.
         """
         scales, masks = self._scales(params), self._masks(batch)
         group = _same_report(batch) if self.soft_targets else None
@@ -169,7 +171,7 @@ class RetCLIP:
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """Needs `left`, `right` and `text`; see the class for which negatives there are."""
+        """Contrastive loss of `left`, `right` and `text`."""
         loss, metrics = self.compare(params, self.encode(params, extra, batch, rng, step), batch)
         return loss, (extra, metrics)
 
@@ -177,13 +179,13 @@ class RetCLIP:
         return normalize(image, self.mean, self.std, self.image.dtype)
 
     def _visual(self, params: Params, image: jax.Array, rng: jax.Array | None = None) -> jax.Array:
-        """Normalised images [B h w 3] to f32 [B E], before any level's mapping."""
-        rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
-        out: Any = self.image.apply({"params": params["image"]}, image, rngs=rngs)
-        return out["pooled"].astype(jnp.float32) @ params["project"]["image"]["kernel"]
+        """Projected features f32 [B E] of normalised images [B h w 3], before the mapping of a level."""
+        rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else None
+        pooled = apply(self.image, params["image"], image, rngs=rngs)["pooled"]
+        return pooled.astype(jnp.float32) @ params["project"]["image"]["kernel"]
 
     def _image_levels(self, params: Params, visual: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        """The mapped features of every level that the given images allow, f32 [B E]."""
+        """The mapped features f32 [B E] of every level that can be computed from the given images."""
         project, out = params["project"], {}
         left, right = visual.get("visual_left"), visual.get("visual_right")
         for eye, features in (("left", left), ("right", right)):
@@ -193,17 +195,16 @@ class RetCLIP:
         if left is None or right is None:
             left = right = visual.get("visual")
         elif self.presence and "left_present" in batch and "right_present" in batch:
-            here = batch["left_present"][:, None], batch["right_present"][:, None]
-            left, right = jnp.where(here[0], left, right), jnp.where(here[1], right, left)
+            present = batch["left_present"][:, None], batch["right_present"][:, None]
+            left, right = jnp.where(present[0], left, right), jnp.where(present[1], right, left)
         if left is not None and right is not None:
             out["image_raw"] = jnp.concatenate([left, right], axis=-1) @ project["patient"]["kernel"]
         return out
 
     def _text_levels(self, params: Params, text: jax.Array, rng: jax.Array | None) -> dict[str, jax.Array]:
-        """Token ids i32 [B L] to the three text features, f32 [B E]."""
-        rngs = {"dropout": rng} if rng is not None and self.text.dropout else {}
-        out: Any = self.text.apply({"params": params["text"]}, text, rngs=rngs)
-        pooled = out["pooled"].astype(jnp.float32)
+        """The three text features f32 [B E] of ids i32 [B L]."""
+        rngs = {"dropout": rng} if rng is not None and self.text.dropout else None
+        pooled = apply(self.text, params["text"], text, rngs=rngs)["pooled"].astype(jnp.float32)
         heads = {SUFFIX[level]: params["project"][f"text_{level}"] for level in LEVELS}
         return {f"text_raw{suffix}": _text_head(pooled, head) for suffix, head in heads.items()}
 
@@ -211,7 +212,7 @@ class RetCLIP:
         return {f"logit_scale{SUFFIX[level]}": jnp.exp(params["log_scale"][level]) for level in LEVELS}
 
     def _masks(self, batch: Batch) -> dict[str, jax.Array | None]:
-        """Which examples count at each level; None where all do."""
+        """The examples that count at each level, bool [B]; None: all."""
         valid = batch.get("valid")
         if not self.presence or "left_present" not in batch or "right_present" not in batch:
             return dict.fromkeys(LEVELS, valid)
@@ -226,31 +227,26 @@ class RetCLIP:
         masks: Mapping[str, jax.Array | None],
         group: jax.Array | None,
     ) -> list[jax.Array]:
-        """Each level's loss: over the global batch, or the mean of each device's own (which is what DDP trains)."""
+        """The loss of each level."""
         images = [features[f"{IMAGE[level]}_features"] for level in LEVELS]
         texts = [features[f"text_features{SUFFIX[level]}"] for level in LEVELS]
         factors, rows = [scales[f"logit_scale{SUFFIX[level]}"] for level in LEVELS], [masks[level] for level in LEVELS]
         if self.negatives != "local":
             options: dict[str, Any] = {"masks": rows, "group": group, "negatives": self.negatives}
             return contrast_pairs(self.contrast, images, texts, factors, **options)
-        groups, size = _devices(), len(images[0])
-        if size % groups:
-            raise UserError(f"negatives='local': a batch of {size} does not divide by {groups} devices")
 
-        def split(x: jax.Array | None) -> jax.Array | None:
-            return None if x is None else x.reshape(groups, size // groups, *x.shape[1:])
+        def local(image: jax.Array, text: jax.Array, scale: jax.Array, mask: jax.Array | None) -> jax.Array:
+            def one(i: Any, t: Any, m: jax.Array | None, g: jax.Array | None) -> jax.Array:
+                return contrast(self.contrast, i, t, (scale,), mask=m, group=g, negatives="plain")
 
-        def mean(image: jax.Array, text: jax.Array, scale: jax.Array, mask: jax.Array | None) -> jax.Array:
-            options: dict[str, Any] = {"negatives": "plain"}
-            one = jax.vmap(lambda i, t, m, g: contrast(self.contrast, i, t, (scale,), mask=m, group=g, **options))
-            return one(split(image), split(text), split(mask), split(group)).mean()
+            return mean_over_devices(one, image, text, mask, group)
 
-        return [mean(*level) for level in zip(images, texts, factors, rows, strict=True)]
+        return [local(*level) for level in zip(images, texts, factors, rows, strict=True)]
 
     def _reconstructed(
         self, params: Params, images: jax.Array, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """The images the contrastive part sees, and the weighted pixel loss of each, f32 [B]."""
+        """Images for the contrastive losses, and the weighted pixel loss of each, f32 [B]."""
         branch = self.reconstruction
         assert branch is not None
         patch, noise = self.image.patch, jax.random.uniform(rng, (len(images), self.image.patches))
@@ -258,18 +254,18 @@ class RetCLIP:
 
         def run() -> tuple[jax.Array, jax.Array]:
             kept = kept_patches(noise, branch.ratio)
-            seen: Any = tower.apply({"params": params["image"]}, images, noise)
-            predicted: Any = branch.decoder.apply({"params": params["decoder"]}, seen["tokens"], kept)
+            tokens = apply(tower, params["image"], images, noise)["tokens"]
+            predicted = apply(branch.decoder, params["decoder"], tokens, kept)
             error = branch.weight * autoencoder.pixel_loss(predicted, images, kept, patch)
             return autoencoder.reconstruct(predicted, images, kept, patch), error
 
         def skip() -> tuple[jax.Array, jax.Array]:
             return images, jnp.zeros(len(images), jnp.float32)
 
-        painted, error = jax.lax.cond(step >= branch.start, run, skip)
+        reconstructed, error = jax.lax.cond(step >= branch.start, run, skip)
         if branch.flow is None:
             return images, error
-        return jnp.where(step >= branch.flow, painted, images), error
+        return jnp.where(step >= branch.flow, reconstructed, images), error
 
 
 def _features(raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -298,24 +294,18 @@ def _initial_heads(rng: jax.Array, width: int, hidden: int, embed: int) -> Param
 
 
 def _same_report(batch: Batch) -> jax.Array:
-    """i32 [B]: equal numbers where two patients' reports are the same, by `category` or else word for word."""
+    """Numbers i32 [B] that are equal for equal reports: `category`, or else by comparing the tokens."""
     if "category" in batch:
         return jnp.asarray(batch["category"])
     text = jnp.asarray(batch["text"])
     return jnp.unique(text, axis=0, size=len(text), return_inverse=True)[1].reshape(-1).astype(jnp.int32)
 
 
-def _devices() -> int:
-    """Shares of a batch in the mesh in force: the size of its data axis, 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else batch_parts(mesh)
-
-
 def ret_clip(size: str, text: str = "base", *, vocab: int = 21128, dropout: float = 0.1, **fields: Any) -> RetCLIP:
-    """RET-CLIP with an image tower of encoders.vit.SIZES and a text tower of encoders.bert.SIZES.
+    """RET-CLIP with an image encoder of encoders.vit.SIZES and a text encoder of encoders.bert.SIZES.
 
-    `fields` named scan, remat and dtype go to both towers, the others to RetCLIP. The published model is B/16, base.
-    Raises UserError for an unknown size.
+    The published model is B/16 and base. Of `fields`, scan, remat and dtype go to both encoders and the others to
+    RetCLIP. Raises UserError for an unknown size.
     """
     towers = {name: fields.pop(name) for name in ("scan", "remat", "dtype") if name in fields}
     image = vit(size, image_size=fields.pop("image_size", size_named(size).image_size), **towers)

@@ -1,37 +1,32 @@
-"""A vector-quantised autoencoder of eyes (arXiv:1711.00937): what KeepFIT V2 compares appearances by.
+"""Vector-quantised autoencoder (VQ-VAE, arXiv:1711.00937), with which KeepFIT V2 compares the appearance of images.
 
-V2's successor uses a frozen codebook of the VQGAN family; its weights and its training are not public, so this one is
-ours, trained on eyes: a codebook by moving averages (appendix A.1 of the paper), unused codes brought back to life."""
+KeepFIT V2 uses a frozen codebook of the VQGAN family, whose weights and training are not public. This one is our own:
+the codebook is a moving average (appendix A.1 of the paper), and dead codes are re-initialised."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from fundax.encoders.autoencoder import ImageDecoder, ImageEncoder
-from fundax.encoders.layers import l2_normalize
+from fundax.encoders.layers import apply, l2_normalize
 from fundax.encoders.pixels import normalize
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
-GRID = 4  # an appearance is the mean of GRID x GRID fields
-
-
+GRID = 4  # an appearance vector has the mean codes of GRID x GRID regions
 _HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
 class VectorQuantize:
-    """loss = mean |x - y| + mean (x - y)^2 + commitment * mean (z - code)^2, in images from -1 to 1.
+    """loss = mean |x - y| + mean (x - y)^2 + commitment * mean (z - code)^2, for images x from -1 to 1.
 
-    A field of the map takes the nearest of `codes` vectors; gradients pass it as if it had not (straight through).
-    `extra` holds the codebook: every code is the moving average (`decay`) of the vectors that chose it. A code chosen
-    less than `dead` times as often as it would be if all were alike is put on a vector drawn from the batch.
+    Every position of the encoder's map is replaced by the nearest of `codes` vectors, with a straight-through gradient.
+    The codebook is in `extra`: a code is the moving average, with momentum `decay`, of the vectors assigned to it. Codes
+    that are used less than `dead` times the average are re-initialised with vectors of the batch.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("image",)
 
     encoder: ImageEncoder
     decoder: ImageDecoder
@@ -48,7 +43,7 @@ class VectorQuantize:
 
     @property
     def factor(self) -> int:
-        """Pixels along the side of a field."""
+        """Pixels per position of the map, along one side."""
         return 2 ** len(self.encoder.widths)
 
     @property
@@ -61,8 +56,10 @@ class VectorQuantize:
         return {"image": jax.ShapeDtypeStruct((batch, self.image_size, self.image_size, 3), jnp.uint8)}
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Parameters {"encoder", "decoder"}, and in `extra` the codebook; no code has been chosen, so all are dead: the
-        first step puts them on vectors of its batch."""
+        """Initial parameters {"encoder", "decoder"}, and the codebook in `extra`.
+
+        No code has been used, so all count as dead: the first step initialises them with vectors of its batch.
+        """
         keys = jax.random.split(rng, 3)
         width = self.encoder.embed
         pixels = normalize(batch["image"][:1], _HALF, _HALF, self.encoder.dtype)
@@ -75,8 +72,8 @@ class VectorQuantize:
         return params, {"codebook": vectors, "count": zeros, "sum": jnp.zeros_like(vectors)}
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """For `image`: codes i32 [B h w], quantized f32 [B h w D], appearance f32 [B A] of unit length, and rebuilt,
-        f32 [B H W 3] from 0 to 1.
+        """For `image`: codes i32 [B h w], quantized f32 [B h w D], appearance f32 [B A] of unit length, and rebuilt, the
+        reconstruction f32 [B H W 3] from 0 to 1.
         """
         _, index, quantized = self._quantized(params, extra, batch["image"])
         rebuilt = self._rebuilt(params, quantized) / 2 + 0.5
@@ -86,28 +83,29 @@ class VectorQuantize:
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """Needs `image`; the codebook in the extra state it returns has moved."""
-        del step
+        """Loss of `image`; the returned extra state has the updated codebook."""
         z, index, quantized = self._quantized(params, extra, batch["image"])
         straight = z + jax.lax.stop_gradient(quantized - z)
         target = normalize(batch["image"], _HALF, _HALF)
         error = self._rebuilt(params, straight) - target
-        rebuilding = jnp.abs(error).mean() + jnp.square(error).mean()
-        apart = jnp.square(z - jax.lax.stop_gradient(quantized)).mean()
+        reconstruction = jnp.abs(error).mean() + jnp.square(error).mean()
+        commitment = jnp.square(z - jax.lax.stop_gradient(quantized)).mean()
         vectors = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1])
-        extra, used = self.moved(extra, vectors, index.reshape(-1), rng)
-        loss = rebuilding + self.commitment * apart
-        return loss, (extra, {"loss": loss, "rebuilding": rebuilding, "commitment": apart} | used)
+        extra, used = self.update_codebook(extra, vectors, index.reshape(-1), rng)
+        loss = reconstruction + self.commitment * commitment
+        return loss, (extra, {"loss": loss, "reconstruction": reconstruction, "commitment": commitment} | used)
 
-    def moved(self, extra: Extra, vectors: jax.Array, index: jax.Array, rng: jax.Array) -> tuple[Extra, Metrics]:
-        """The codebook after vectors f32 [N D] have chosen codes i32 [N], and how it was used."""
+    def update_codebook(
+        self, extra: Extra, vectors: jax.Array, index: jax.Array, rng: jax.Array
+    ) -> tuple[Extra, Metrics]:
+        """The codebook after vectors f32 [N D] were assigned to codes i32 [N], and metrics of its use."""
         chosen = jnp.zeros((self.codes,), jnp.float32).at[index].add(1.0)
         total = jnp.zeros((self.codes, vectors.shape[1]), jnp.float32).at[index].add(vectors)
         count = self.decay * extra["count"] + (1 - self.decay) * chosen
         summed = self.decay * extra["sum"] + (1 - self.decay) * total
         least = self.dead * len(vectors) / self.codes
         dead = count < least
-        count = jnp.where(dead, 2 * least, count)  # it lives some steps before it may die again
+        count = jnp.where(dead, 2 * least, count)  # enough to survive a few steps without being used
         drawn = vectors[jax.random.randint(rng, (self.codes,), 0, len(vectors))]
         summed = jnp.where(dead[:, None], drawn * count[:, None], summed)
         share = chosen / len(vectors)
@@ -116,27 +114,26 @@ class VectorQuantize:
         return {"codebook": summed / count[:, None], "count": count, "sum": summed}, used
 
     def _quantized(self, params: Params, extra: Extra, image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Vectors f32 [B h w D], the nearest codes i32 [B h w], and these codes' vectors."""
+        """Vectors f32 [B h w D] of the encoder, the nearest codes i32 [B h w], and their vectors."""
         pixels = normalize(image, _HALF, _HALF, self.encoder.dtype)
-        z: Any = self.encoder.apply({"params": params["encoder"]}, pixels)
+        z = apply(self.encoder, params["encoder"], pixels)
         book = extra["codebook"]
-        # |z|^2 is the same for all codes
+        # squared distances without |z|^2, which is the same for all codes
         distance = jnp.square(book).sum(1)[None, :] - 2 * z.reshape(-1, z.shape[-1]) @ book.T
         index = jnp.argmin(distance, axis=1).astype(jnp.int32).reshape(z.shape[:-1])
         return z, index, book[index]
 
     def _rebuilt(self, params: Params, quantized: jax.Array) -> jax.Array:
-        found: Any = self.decoder.apply({"params": params["decoder"]}, quantized)
-        return found
+        return apply(self.decoder, params["decoder"], quantized)
 
 
 def grid_means(fields: jax.Array, side: int = GRID) -> jax.Array:
-    """A map [B h w D] to means over side x side fields, one vector f32 [B side*side*D] of unit length.
+    """Mean of a map [B h w D] over side x side regions, as unit vectors f32 [B side*side*D].
 
-    Raises UserError where the map does not divide.
+    Raises UserError if the map does not divide into the regions.
     """
     b, h, w, d = fields.shape
     if h % side or w % side:
-        raise UserError(f"a map of {h} x {w} does not divide into {side} x {side} fields")
+        raise UserError(f"a map of {h} x {w} does not divide into {side} x {side} regions")
     means = fields.astype(jnp.float32).reshape(b, side, h // side, side, w // side, d).mean((2, 4))
     return l2_normalize(means.reshape(b, -1))

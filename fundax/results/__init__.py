@@ -1,14 +1,12 @@
-"""Figures, tables and the report page of a run."""
+"""Figures, console tables and the report page of a run."""
 
 from etils import epy as _epy
 
 with _epy.lazy_api_imports(globals()):
-    from fundax.results.cases import draw_cases
-    from fundax.results.figures import draw_run
-    from fundax.results.html import Html, Section, captioned, joined, number, picture, plain, table, tag, write
+    from fundax.results.evaluation import Evaluation
+    from fundax.results.figures import confusion, curves, pairs, roc, scatter, shots
+    from fundax.results.finished import draw_run, show
+    from fundax.results.kinds import KINDS, Kind, evaluations
     from fundax.results.page import report
-    from fundax.results.read import Cases, Judged, Run, read_run
-    from fundax.results.reports import draw_reports
-    from fundax.results.scores import binary, positives
-    from fundax.results.svg import Frame, Line, key, panel
-    from fundax.results.tables import zero_shot_table
+    from fundax.results.read import Run, read_curves, read_result, read_run
+    from fundax.results.scores import compare, headline, subgroups

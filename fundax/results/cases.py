@@ -1,46 +1,142 @@
-"""A sheet of the images an evaluation went worst and best on, out of the pictures it kept."""
+"""Cases of an evaluation: the thumbnails it kept, with the truth and the prediction; on the page and as a PNG sheet."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from fundax.evals.kinds import Cases
+from fundax.results.blocks import Case, Gallery, picture
+from fundax.results.evaluation import Evaluation
 from fundax.types import UserError
 
-KEYS = ("pictures", "picture_index", "picture_score")  # u8 [T h w 3], i [T], f [T]: ascending scores
+MOST = 16  # thumbnails of one evaluation of one run
 
 
-def draw_cases(workdir: str | Path) -> list[Path]:
-    """figures/NAME_cases.png for every evals/NAME.npz with KEYS (segmentation, landmarks). Returns the paths written."""
-    written = []
-    for file in sorted((Path(workdir) / "evals").glob("[!.]*.npz")):
-        with np.load(file, allow_pickle=False) as stored:
-            if set(KEYS) <= set(stored):
-                pictures, index, score = (stored[key] for key in KEYS)
-                written.append(cases(pictures, index, score, Path(workdir) / "figures" / f"{file.stem}_cases.png"))
-    return written
+class View(NamedTuple):
+    """How the cases of a kind are shown. caption: (evaluation, row) -> title and words; goodness: (evaluation, rows [T]) ->
+    f64 [T], higher for better cases.
+    """
+
+    caption: Callable[[Evaluation, int], tuple[str, str]]
+    goodness: Callable[[Evaluation, np.ndarray], np.ndarray]
 
 
-def cases(pictures: np.ndarray, index: np.ndarray, score: np.ndarray, path: str | Path) -> Path:
-    """Pictures two in a row, each with its row of the data (from 0) and its score. Returns the path written.
+def gallery(one: Evaluation, cases: Cases, view: View, more: Mapping[str, np.ndarray]) -> Gallery | None:
+    """Thumbnails with truth and prediction, from the kinds of cases an evaluation kept or from best to worst.
 
-    Raises UserError for pictures that are none.
+    more: further overlays by name, u8 [T h w 3]. None where no thumbnail is of a row of the evaluation.
+    """
+    inside = np.flatnonzero((cases.picture_row >= 0) & (cases.picture_row < one.rows))
+    if not len(inside):
+        return None
+    shown = {} if cases.picture_overlay is None else {"overlay": cases.picture_overlay}
+    shown |= more
+    goodness = view.goodness(one, cases.picture_row[inside])
+    order = [int(k) for k in inside[np.argsort(-goodness, kind="stable")]]
+    if cases.picture_kind is not None:
+        kinds = dict.fromkeys(str(cases.picture_kind[k]) for k in order)
+        split = {kind: [k for k in order if str(cases.picture_kind[k]) == kind] for kind in kinds}
+    else:
+        half = len(order) // 2
+        split = {"best": order[:half], "worst": order[::-1][: len(order) - half]}
+    each = max(1, MOST // max(len(split), 1))
+    groups = [
+        (f"{one.run}: {kind}", [_case(one, cases, view, shown, k) for k in chosen[:each]])
+        for kind, chosen in split.items() if chosen
+    ]  # fmt: skip
+    height, width = cases.pictures.shape[1:3]
+    return Gallery(groups, width > 1.4 * height, f"Below each image: {', '.join(shown)}." if shown else "")
+
+
+def _case(one: Evaluation, cases: Cases, view: View, shown: Mapping[str, np.ndarray], k: int) -> Case:
+    row = int(cases.picture_row[k])
+    images = [(picture(cases.pictures[k]), f"row {row}")]
+    images += [(picture(overlay[k]), f"row {row}, {name}") for name, overlay in shown.items()]
+    title, words = view.caption(one, row)
+    return Case(images, title, words, f"row {row}" if one.index is None else f"index {one.index[row]}")
+
+
+def class_caption(one: Evaluation, row: int) -> tuple[str, str]:
+    """The true class, and the predicted one with its probability."""
+    assert one.truth is not None
+    truth, scores = int(one.truth[row]), one.scores[row]
+    best = int(scores.argmax())
+    if best == truth:
+        return one.names[truth], f"predicted correctly ({scores[best]:.2f})"
+    return one.names[truth], f"predicted as {one.names[best]} ({scores[best]:.2f}); true class {scores[truth]:.2f}"
+
+
+def label_caption(one: Evaluation, row: int) -> tuple[str, str]:
+    """The findings that are present, and those predicted wrongly."""
+    assert one.truth is not None
+    truth, scores = one.truth[row], one.scores[row]
+    known = np.flatnonzero(np.isfinite(truth))
+    present = [one.names[k] for k in known if truth[k] > 0.5]
+    wrong = [k for k in known if (scores[k] >= 0.5) != (truth[k] > 0.5)]
+    said = ", ".join(f"{'+' if scores[k] >= 0.5 else '−'} {one.names[k]} ({scores[k]:.2f})" for k in wrong[:4])
+    return ", ".join(present) or "no finding", said or "all correct"
+
+
+def value_caption(one: Evaluation, row: int) -> tuple[str, str]:
+    """Predicted and true values."""
+    assert one.truth is not None
+    rows = zip(one.names, one.scores[row], one.truth[row], strict=True)
+    return "", "; ".join([f"{name} {predicted:.3g} (true {true:.3g})" for name, predicted, true in rows][:4])
+
+
+def measure_caption(one: Evaluation, row: int) -> tuple[str, str]:
+    """The measures of the case."""
+    parts = [f"{name} {value:.3g}" for name, value in zip(one.names, one.scores[row], strict=True)]
+    return parts[0], ", ".join(parts[1:4])
+
+
+def class_goodness(one: Evaluation, rows: np.ndarray) -> np.ndarray:
+    """Probability of the true class."""
+    assert one.truth is not None
+    return one.scores[rows, one.truth[rows]]
+
+
+def error_goodness(one: Evaluation, rows: np.ndarray) -> np.ndarray:
+    """Minus the mean absolute difference of scores and truth."""
+    assert one.truth is not None
+    return -np.nan_to_num(np.abs(one.scores - one.truth)[rows]).mean(1)
+
+
+def score_goodness(one: Evaluation, rows: np.ndarray) -> np.ndarray:
+    """The first measure, such as Dice: higher is better."""
+    return np.nan_to_num(one.scores[rows, 0])
+
+
+def distance_goodness(one: Evaluation, rows: np.ndarray) -> np.ndarray:
+    """Minus the first measure, such as a distance: lower is better."""
+    return -np.nan_to_num(one.scores[rows, 0])
+
+
+def sheet(cases: Cases, index: np.ndarray | None, path: str | Path) -> Path:
+    """A PNG of the thumbnails in two columns, each with its row of the data and its score. Returns the path.
+
+    Raises UserError for arrays that are no thumbnails.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if pictures.ndim != 4 or not len(pictures):
-        raise UserError(f"pictures {pictures.shape}; expected [T h w 3]")
+    pictures, score = cases.pictures, cases.picture_score
+    if pictures.ndim != 4 or not len(pictures) or score is None:
+        raise UserError(f"pictures {pictures.shape}; expected [T h w 3] with a score each")
     rows, aspect = math.ceil(len(pictures) / 2), pictures.shape[2] / pictures.shape[1]
     figure = Figure(figsize=(9.4, (4.6 / aspect + 0.3) * rows), layout="constrained")
     FigureCanvasAgg(figure)
     for at, axes in enumerate(figure.subplots(rows, 2, squeeze=False).ravel()):
         axes.set_axis_off()
         if at < len(pictures):
+            row = cases.picture_row[at]
             axes.imshow(pictures[at])
-            axes.set_title(f"row {index[at]}: {score[at]:.3g}", loc="left", fontsize=9)
+            axes.set_title(f"row {row if index is None else index[row]}: {score[at]:.3g}", loc="left", fontsize=9)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.1)
     return Path(path)

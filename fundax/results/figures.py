@@ -1,47 +1,21 @@
-"""Figures of a run: confusion matrix, ROC curves, training curves. Matplotlib is imported on the first call.
+"""Figures of a run as PNG files: confusion matrix, ROC curves, training curves, few-shot results, regression.
 
-Every function writes one PNG without a display (Agg), and leaves no figure and no setting behind."""
+Every function writes one PNG and returns its path."""
 
 from __future__ import annotations
 
-import json
 import math
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fundax.results.panels import COLOURS, Frame, Line, panel, plain, png, style
+from fundax.results.read import read_curves
 from fundax.types import UserError
 
-# Okabe and Ito's colours, told apart with any colour vision; more classes than colours change the line style.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
-DASHES = ("-", "--", ":", "-.")
-
-
-CJK_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Noto Sans SC",
-    "Source Han Sans SC",
-    "Source Han Sans CN",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "PingFang SC",
-    "Hiragino Sans GB",
-    "Heiti SC",
-    "Microsoft YaHei",
-    "SimHei",
-    "Droid Sans Fallback",
-    "Arial Unicode MS",
-)
-
-
-# what is drawn together, on an axis from 0 to 1
+# metrics that are drawn together, on an axis from 0 to 1
 HIGHER = (
     *("macro_auc", "macro_ap", "macro_accuracy", "accuracy", "balanced_accuracy", "macro_f1", "kappa", "r2", "pearson"),
     *("mean_dice", "mean_iou", "mean_sensitivity", "within_half"),
@@ -61,7 +35,7 @@ def confusion(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], pa
     totals = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(totals, 1)
     side = max(4.5, 0.62 * k + 2.6)
-    with _figure(path, (side + 0.8, side), classes) as (figure, names):
+    with png(path, (side + 0.8, side), classes) as (figure, names):
         axes = figure.subplots()
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for row, column in zip(*np.nonzero(counts), strict=True):
@@ -77,7 +51,7 @@ def confusion(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], pa
         axes.tick_params(which="both", length=0)
         axes.set(xlabel="Predicted", ylabel="True")
         right = counts.trace() / max(len(labels), 1)
-        axes.set_title(f"Confusion matrix: {counts.trace()} of {len(labels)} right ({100 * right:.1f} %)", loc="left")
+        axes.set_title(f"Confusion matrix: {counts.trace()} of {len(labels)} correct ({100 * right:.1f} %)", loc="left")
         bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, ticks=[0, 0.25, 0.5, 0.75, 1])
         bar.ax.set_yticklabels(["0 %", "25 %", "50 %", "75 %", "100 %"])
         bar.set_label("Share of the true class")
@@ -86,9 +60,9 @@ def confusion(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], pa
 
 
 def roc(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: str | Path) -> Path:
-    """One-vs-rest ROC curves, a panel for each class with its AUC, and the mean of those present first.
+    """One-vs-rest ROC curves, a panel for each class with its AUC, after a panel with the mean of the classes present.
 
-    A dozen curves on one axis cannot be told apart: each panel shows its own in colour over the others in grey.
+    A dozen curves on one axis are hard to distinguish: each panel shows its own in colour over the others in grey.
     labels: i [N], or f [N K] of 0, 1 and NaN for several findings at once; scores: f [N K], higher is more likely. The
     macro curve is the mean sensitivity at equal false positive rates. Returns the path written. Raises UserError where
     the shapes do not fit.
@@ -99,9 +73,10 @@ def roc(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: st
         labels = (labels[:, None] == np.arange(len(classes))[None]).astype(np.float32)
     away = np.linspace(0, 1, 501)
     found = _roc_curves(labels, scores, away)  # class to (curve, AUC)
+    others = [Line(away, curve, -1) for curve, _ in found.values()]
     columns = min(4, len(classes) + 1)
     rows = math.ceil((len(classes) + 1) / columns)
-    with _figure(path, (2.6 * columns, 2.75 * rows + 0.3), classes) as (figure, names):
+    with png(path, (2.6 * columns, 2.75 * rows + 0.3), classes) as (figure, names):
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for at, axes in enumerate(grid):
             axes.set_visible(at <= len(classes))
@@ -109,14 +84,14 @@ def roc(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: st
         if found:
             mean = np.mean([curve for curve, _ in found.values()], axis=0)
             area = np.mean([value for _, value in found.values()])
-            _roc_panel(grid[0], "Macro average", away, found, mean, f"AUC {area:.3f}\n{len(found)} classes")
+            _roc_panel(grid[0], "Macro average", away, others, mean, f"AUC {area:.3f}\n{len(found)} classes")
         for k, axes in enumerate(grid[1 : len(classes) + 1]):
             count = (labels[:, k] == 1).sum()
             if k in found:
-                _roc_panel(axes, names[k], away, found, found[k][0], f"AUC {found[k][1]:.3f}\nn = {count}")
+                _roc_panel(axes, names[k], away, others, found[k][0], f"AUC {found[k][1]:.3f}\nn = {count}")
             else:
                 why = "no other class" if count else "absent"
-                _roc_panel(axes, names[k], away, found, None, f"{why}\nn = {count}")
+                _roc_panel(axes, names[k], away, others, None, f"{why}\nn = {count}")
         figure.supxlabel("False positive rate (1 - specificity)")
         figure.supylabel("True positive rate (sensitivity)")
         figure.suptitle(f"ROC, each class against the rest: {len(labels)} images", fontweight="bold", fontsize=11)
@@ -128,13 +103,15 @@ def curves(metrics: str | Path, path: str | Path) -> Path:
 
     Each panel has one unit. Returns the path written. Raises UserError where the file has no rows to draw.
     """
-    series = _series(Path(metrics))
-    panels = _panels(series)
+    if not Path(metrics).is_file():
+        raise UserError(f"{metrics}: expected the metrics.jsonl of a run")
+    series = read_curves(Path(metrics))
+    panels = panels_of(series)
     if not panels:
-        raise UserError(f"{metrics}: no rows to draw; expected names such as train/loss beside step")
+        raise UserError(f"{metrics}: no rows to draw; expected names such as train/loss with their step")
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with _figure(path, (4.3 * columns, 3.2 * rows), []) as (figure, _):
+    with png(path, (4.3 * columns, 3.2 * rows), []) as (figure, _):
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (title, names) in zip(grid, panels.items(), strict=False):
             _panel(axes, title, {name: series[name] for name in names})
@@ -143,13 +120,13 @@ def curves(metrics: str | Path, path: str | Path) -> Path:
     return Path(path)
 
 
-def pairs(pictures: np.ndarray, rebuilt: np.ndarray, path: str | Path) -> Path:
-    """Pictures above what a model made of them, u8 [N H W 3] each. Returns the path written."""
-    if pictures.shape != rebuilt.shape or pictures.ndim != 4 or not len(pictures):
-        raise UserError(f"pictures {pictures.shape} and rebuilt {rebuilt.shape}; expected [N H W 3] twice")
-    with _figure(path, (1.7 * len(pictures) + 0.4, 3.7), []) as (figure, _):
+def pairs(pictures: np.ndarray, reconstruction: np.ndarray, path: str | Path) -> Path:
+    """Images above their reconstructions, u8 [N H W 3] each. Returns the path written."""
+    if pictures.shape != reconstruction.shape or pictures.ndim != 4 or not len(pictures):
+        raise UserError(f"images {pictures.shape} and reconstructions {reconstruction.shape}; expected [N H W 3] twice")
+    with png(path, (1.7 * len(pictures) + 0.4, 3.7), []) as (figure, _):
         grid = figure.subplots(2, len(pictures), squeeze=False)
-        for row, (title, images) in enumerate((("Image", pictures), ("Rebuilt", rebuilt))):
+        for row, (title, images) in enumerate((("Image", pictures), ("Reconstruction", reconstruction))):
             for axes, image in zip(grid[row], images, strict=True):
                 axes.imshow(image, interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
@@ -158,40 +135,41 @@ def pairs(pictures: np.ndarray, rebuilt: np.ndarray, path: str | Path) -> Path:
 
 
 def shots(table: Mapping[str, np.ndarray], path: str | Path) -> Path:
-    """Few-shot results: a line per method over images per class, mean and standard deviation of the draws.
+    """Few-shot results: a line per method over images per class, with mean and standard deviation of the draws.
 
-    table: method, shots, balanced_accuracy and macro_auc [rows], a row per draw, as a few-shot eval keeps them; shots
-    0 (nothing labelled) is a level line. Returns the path written.
+    table: method, shots, balanced_accuracy and macro_auc [draws], as in FewShotResult; zero shots are a horizontal line.
+    Returns the path written.
     """
     method, count = np.asarray(table["method"]), np.asarray(table["shots"])
     ticks = sorted({int(n) for n in count if n})
-    with _figure(path, (9.4, 3.9), []) as (figure, _):
-        for axes, (key, title) in zip(figure.subplots(1, 2), _SHOWN.items(), strict=True):
+    titles = {"balanced_accuracy": "Balanced accuracy", "macro_auc": "Macro AUC"}
+    with png(path, (9.4, 3.9), []) as (figure, _):
+        for axes, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
             for k, name in enumerate(dict.fromkeys(method)):
                 draws = {n: table[key][(method == name) & (count == n)] for n in np.unique(count[method == name])}
-                label, style = str(name).replace("_", " "), _style(k)
+                label, shown = str(name).replace("_", " "), style(k)
                 if list(draws) == [0]:
-                    axes.axhline(draws[0].mean(), label=label, **style)
+                    axes.axhline(draws[0].mean(), label=label, **shown)
                     continue
                 means, spread = (
                     [d.mean() for d in draws.values()],
                     [d.std(ddof=min(1, len(d) - 1)) for d in draws.values()],
                 )
-                axes.errorbar(list(draws), means, spread, label=label, marker="o", markersize=3.5, capsize=2.5, **style)
+                axes.errorbar(list(draws), means, spread, label=label, marker="o", markersize=3.5, capsize=2.5, **shown)
             axes.set_xscale("log", base=2)
             axes.set_xticks(ticks, [str(n) for n in ticks], minor=False)
             axes.set(xlabel="Labelled images per class")
             axes.set_title(title, loc="left")
-            _plain(axes)
+            plain(axes)
         figure.axes[0].legend(frameon=False, fontsize=8, loc="best")
     return Path(path)
 
 
 def scatter(truth: np.ndarray, predicted: np.ndarray, names: Any, path: str | Path) -> Path:
-    """Predicted over true values, f [N K] each, a panel per target with the line where they agree. Returns the path."""
+    """Predicted over true values, f [N K] each, a panel per target with the line of agreement. Returns the path."""
     columns = min(4, len(names))
     rows = math.ceil(len(names) / columns)
-    with _figure(path, (2.9 * columns, 3.0 * rows), [str(name) for name in names]) as (figure, shown):
+    with png(path, (2.9 * columns, 3.0 * rows), [str(name) for name in names]) as (figure, shown):
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for k, axes in enumerate(grid):
             axes.set_visible(k < len(names))
@@ -203,88 +181,10 @@ def scatter(truth: np.ndarray, predicted: np.ndarray, names: Any, path: str | Pa
             if len(y):
                 ends = float(min(y.min(), p.min())), float(max(y.max(), p.max()))
                 axes.plot(ends, ends, color="#9a9a9a", linewidth=0.8, linestyle=(0, (2, 3)))
-            _plain(axes)
+            plain(axes)
         figure.supxlabel("True")
         figure.supylabel("Predicted")
     return Path(path)
-
-
-_SHOWN = {"balanced_accuracy": "Balanced accuracy", "macro_auc": "Macro AUC"}
-
-
-def draw_run(workdir: str | Path) -> list[Path]:
-    """Draw what a workdir has into figures/: training curves; the matrix and the ROC of a classification; rebuilt images;
-    few-shot results; predicted beside true values.
-
-    Reads metrics.jsonl and evals/*.npz (with labels, classes and logits; pictures and rebuilt; value and predicted).
-    Returns the paths written.
-    Raises UserError where there is nothing to draw.
-    """
-    workdir = Path(workdir)
-    folder = workdir / "figures"
-    written = []
-    metrics = workdir / "metrics.jsonl"
-    if metrics.exists() and _panels(_series(metrics)):  # a run of evaluations alone has no curves
-        written.append(curves(workdir / "metrics.jsonl", folder / "training_curves.png"))
-    for file in sorted((workdir / "evals").glob("[!.]*.npz")):
-        with np.load(file, allow_pickle=False) as stored:
-            if {"pictures", "rebuilt"} <= set(stored):
-                written.append(pairs(stored["pictures"], stored["rebuilt"], folder / f"{file.stem}_pictures.png"))
-            if {"method", "shots", *_SHOWN} <= set(stored):
-                written.append(shots({key: stored[key] for key in stored}, folder / f"{file.stem}_shots.png"))
-            if {"value", "predicted", "names"} <= set(stored):
-                written.append(
-                    scatter(stored["value"], stored["predicted"], stored["names"], folder / f"{file.stem}_scatter.png")
-                )
-            if not {"labels", "classes", "logits"} <= set(stored):
-                continue
-            labels, classes, logits = (stored[key] for key in ("labels", "classes", "logits"))
-        classes = [str(name) for name in classes]
-        if labels.ndim == 1:  # several findings per image are no row of a confusion matrix
-            written.append(confusion(labels, logits, classes, folder / f"{file.stem}_confusion.png"))
-        written.append(roc(labels, logits, classes, folder / f"{file.stem}_roc.png"))
-    if not written and not metrics.exists():
-        raise UserError(f"{workdir}: neither metrics.jsonl nor evals/*.npz; expected the folder of a run")
-    return written
-
-
-def cjk_font() -> str | None:
-    """Name of an installed font with Chinese characters, or None."""
-    from matplotlib import font_manager
-
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return next((name for name in CJK_FONTS if name in installed), None)
-
-
-@contextmanager
-def _figure(path: str | Path, size: tuple[float, float], names: Sequence[str]) -> Iterator[tuple[Any, list[str]]]:
-    """A figure saved on leaving, and the names as they can be written with the fonts at hand."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    font = cjk_font()
-    foreign = [not name.isascii() and any(sign >= "\u2e80" for sign in name) for name in names]
-    shown = [f"class {k}" if font is None and foreign[k] else name for k, name in enumerate(names)]
-    lost = shown != list(names)
-    shown = [textwrap.fill(name, 26) for name in shown]
-    settings = {
-        "font.family": ["DejaVu Sans", *([font] if font else [])],
-        "font.size": 9,
-        "axes.titlesize": 10.5,
-        "axes.titleweight": "bold",
-        "axes.edgecolor": "#808080",
-        "text.parse_math": False,
-    }
-    with matplotlib.rc_context(settings):  # type: ignore[arg-type]  # the keys are rcParams'
-        figure = Figure(figsize=size, layout="constrained")  # without pyplot nothing is kept and nothing is closed
-        FigureCanvasAgg(figure)
-        yield figure, shown
-        if lost:
-            note = "No font with Chinese characters is installed: classes are numbered in their order, from 0."
-            figure.text(0.01, -0.02, note, fontsize=7.5, color="#606060", va="top")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
 
 
 def _checked(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -314,51 +214,16 @@ def _roc_curves(labels: np.ndarray, scores: np.ndarray, away: np.ndarray) -> dic
 
 
 def _roc_panel(
-    axes: Any, title: str, away: np.ndarray, found: Mapping[int, Any], curve: np.ndarray | None, note: str
+    axes: Any, title: str, away: np.ndarray, others: Sequence[Line], curve: np.ndarray | None, note: str
 ) -> None:
-    axes.plot([0, 1], [0, 1], color="#9a9a9a", linewidth=0.8, linestyle=(0, (2, 3)))
-    for other, _ in found.values():
-        axes.plot(away, other, color="#d4d4d4", linewidth=0.7)
-    if curve is not None:
-        axes.plot(away, curve, color=COLOURS[0], linewidth=2)
-    axes.text(0.97, 0.06, note, ha="right", va="bottom", transform=axes.transAxes, fontsize=9)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    """One class in colour over the others in grey."""
+    lines = [*others] if curve is None else [*others, Line(away, curve)]
+    panel(axes, lines, Frame(diagonal=True), (note,))
+    axes.set(aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     axes.set_title(title, fontsize=8.5, loc="left")
-    _plain(axes)
 
 
-def _style(k: int) -> dict[str, Any]:
-    return {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k // len(COLOURS) % len(DASHES)], "linewidth": 1.6}
-
-
-def _plain(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _series(path: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Name to steps and values. A step that was run again after a restart counts once, the later time."""
-    found: dict[str, dict[float, float]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: expected the metrics.jsonl of a run: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            step = row.pop("step")
-        except (ValueError, KeyError, AttributeError) as error:
-            if number == len(lines):  # a run that is being written to, or was killed
-                break
-            raise UserError(f"{path} line {number}: {line[:60]!r}; expected JSON with a step") from error
-        for name, value in row.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                found.setdefault(name, {})[step] = value
-    return {name: (sorted(rows), [rows[step] for step in sorted(rows)]) for name, rows in found.items()}
-
-
-def _panels(series: Mapping[str, Any]) -> dict[str, list[str]]:
+def panels_of(series: Mapping[str, Any]) -> dict[str, list[str]]:
     """Panel titles to the names drawn there, the loss first."""
     panels: dict[str, list[str]] = {}
     for name in series:
@@ -377,11 +242,11 @@ def _panels(series: Mapping[str, Any]) -> dict[str, list[str]]:
     return {title: panels[title] for title in order}
 
 
-def _panel(axes: Any, title: str, series: Mapping[str, tuple[list[float], list[float]]]) -> None:
+def _panel(axes: Any, title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     for k, (name, (steps, values)) in enumerate(series.items()):
         marker = "o" if len(steps) < 25 else ""
         label = name if title == "Loss" else name.rpartition("/")[2]
-        axes.plot(steps, values, label=label, marker=marker, markersize=3, **_style(k))
+        axes.plot(steps, values, label=label, marker=marker, markersize=3, **style(k))
     axes.set_xlabel("Step")
     axes.set_title(title, loc="left")
     if title == "Entropy (nats)":
@@ -392,4 +257,6 @@ def _panel(axes: Any, title: str, series: Mapping[str, tuple[list[float], list[f
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=False)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=7, loc="best")
-    _plain(axes)
+    elif title not in ("Loss", "Learning rate"):
+        axes.set_ylabel(next(iter(series)).rpartition("/")[2])
+    plain(axes)

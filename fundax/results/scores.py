@@ -1,19 +1,19 @@
-"""Numbers of a report: every metric of one evaluation with its interval, by class and by group, and runs compared."""
+"""Statistics of a report: metrics with confidence intervals, overall, by class and by subgroup, and tests between runs."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from fundax.evals.kinds import FewShotResult
 from fundax.metrics import weighted
 from fundax.metrics.calibration import brier, calibration_error
-from fundax.metrics.operating_points import OperatingPoint, apply, at_sensitivity, at_specificity
+from fundax.metrics.operating_points import OperatingPoint, apply, at_kappa_f1, at_sensitivity, at_specificity
 from fundax.metrics.statistics import (
     Comparison,
     Estimate,
@@ -27,15 +27,9 @@ from fundax.metrics.statistics import (
     weighted_difference,
 )
 from fundax.metrics.subgroups import Row, age_bands, gaps
-from fundax.results.read import Judged
+from fundax.results.evaluation import Evaluation
 
 LEAST = 10  # patients of a group, below which its metric is left blank
-
-
-SMALLER = ("MAE", "Brier score", "ECE")  # better when smaller, with names that begin with one of LESS
-
-
-LESS = ("error", "hd95", "distance", "mae")
 
 
 class Test(NamedTuple):
@@ -50,101 +44,93 @@ class Test(NamedTuple):
     adjusted: float = math.nan
 
 
-def binary(judged: Judged) -> bool:
-    """Two classes, of which the second is what is looked for."""
-    return judged.kind == "classes" and len(judged.names) == 2
-
-
-def positives(judged: Judged) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+def positives(one: Evaluation) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """(name, rows [N] bool that count, truth bool, ranks) of every yes-or-no question that the evaluation asks."""
-    if judged.truth is None or judged.kind not in ("classes", "labels"):
+    if one.truth is None or one.kind not in ("classification", "multi_label"):
         return []
     out = []
-    for k in [1] if binary(judged) else range(len(judged.names)):
-        truth = judged.truth == k if judged.kind == "classes" else judged.truth[:, k]
+    for k in [1] if one.binary else range(len(one.names)):
+        truth = one.truth == k if one.kind == "classification" else one.truth[:, k]
         known = np.isfinite(truth.astype(np.float64))
-        out.append((judged.names[k], known, truth[known] > 0.5, judged.ranks[known, k]))
+        out.append((one.names[k], known, truth[known] > 0.5, one.ranks[known, k]))
     return out
 
 
-def metrics(judged: Judged) -> dict[str, Weighted]:
-    """Name to a function of row weights f64 [R N] that gives the metric f64 [R]."""
-    return _METRICS[judged.kind](judged)
-
-
-def headline(judged: Judged, resamples: int) -> dict[str, Estimate]:
+def headline(one: Evaluation, resamples: int) -> dict[str, Estimate]:
     """Each metric with its interval: bootstrap over patients; DeLong for the AUC of two classes; ECE has none."""
     found = {}
-    for name, metric in metrics(judged).items():
-        if name == "AUC" and judged.truth is not None:
-            truth, scores = judged.truth == 1, judged.ranks[:, 1]
-            found[name] = auc_interval(truth, scores, patients=judged.patients)
+    for name, metric in one.metrics().items():
+        if name == "AUC" and one.truth is not None:
+            truth, scores = one.truth == 1, one.ranks[:, 1]
+            found[name] = auc_interval(truth, scores, patients=one.patients)
         else:
-            found[name] = bootstrap_weighted(metric, judged.rows, patients=judged.patients, resamples=resamples)
-    if judged.kind == "classes":
-        found["ECE"] = calibration_error(judged.truth, judged.scores[:, 1] if binary(judged) else judged.scores)
+            found[name] = bootstrap_weighted(metric, one.rows, patients=one.patients, resamples=resamples)
+    if one.kind == "classification":
+        found["ECE"] = calibration_error(one.truth, one.scores[:, 1] if one.binary else one.scores)
     return found
 
 
-def by_class(judged: Judged) -> list[tuple[str, int, dict[str, Estimate], str]]:
+def by_class(one: Evaluation) -> list[tuple[str, int, dict[str, Estimate], str]]:
     """(name, positives, AUC with DeLong's interval, AP, sensitivity, specificity, precision, F1; why a number is absent)."""
     out = []
-    for k, (name, known, truth, scores) in enumerate(positives(judged)):
-        patients = None if judged.patients is None else judged.patients[known]
+    for k, (name, known, truth, scores) in enumerate(positives(one)):
+        patients = None if one.patients is None else one.patients[known]
         area = auc_interval(truth, scores, patients=patients)
-        called = scores >= 0.5 if judged.kind == "labels" else judged.scores.argmax(1) == (1 if binary(judged) else k)
+        called = scores >= 0.5 if one.kind == "multi_label" else one.scores.argmax(1) == (1 if one.binary else k)
         found = {"AUC": area} | _shares(truth, called)
-        one = np.ones((1, len(truth)))
-        precision = weighted.average_precision(truth, scores, one)[0] if area.defined else math.nan
+        precision = weighted.average_precision(truth, scores, np.ones((1, len(truth))))[0] if area.defined else math.nan
         found["AP"] = Estimate(float(precision), note="" if area.defined else area.note)
         out.append((name, int(truth.sum()), found, "" if area.defined else area.note))
     return out
 
 
-def operating(judged: Judged, chosen_on: Judged | None) -> list[tuple[str, OperatingPoint, dict[str, Estimate]]]:
-    """For each class: sensitivity at 90 % specificity, and the reverse; thresholds from `chosen_on` (validation) or here."""
+def operating(one: Evaluation, chosen_on: Evaluation | None) -> list[tuple[str, OperatingPoint, dict[str, Estimate]]]:
+    """For each class: sensitivity at 90 % specificity and the reverse, and of two classes the best kappa + F1.
+
+    Thresholds are chosen on `chosen_on` (validation), or on these rows where it is None.
+    """
     out = []
-    source = positives(chosen_on if chosen_on is not None else judged)
-    for (name, _, truth, scores), (_, _, truth_0, scores_0) in zip(positives(judged), source, strict=True):
-        for choose in (at_specificity, at_sensitivity):
+    source = positives(chosen_on if chosen_on is not None else one)
+    for (name, _, truth, scores), (_, _, truth_0, scores_0) in zip(positives(one), source, strict=True):
+        for choose in (at_specificity, at_sensitivity, *((at_kappa_f1,) if one.binary else ())):
             point = choose(truth_0, scores_0) if len(truth_0) else OperatingPoint(math.nan, "", "no rows")
             found = apply(point, truth, scores) if len(truth) else {}
             out.append((name, point, found))
     return out
 
 
-def probability_scores(judged: Judged) -> dict[str, Estimate]:
+def probability_scores(one: Evaluation) -> dict[str, Estimate]:
     """Brier score and ECE of the probabilities; of several labels each by itself."""
-    if judged.kind == "classes":
-        scores = judged.scores[:, 1] if binary(judged) else judged.scores
-        return {"Brier score": brier(judged.truth, scores), "ECE": calibration_error(judged.truth, scores)}
+    if one.kind == "classification":
+        scores = one.scores[:, 1] if one.binary else one.scores
+        return {"Brier score": brier(one.truth, scores), "ECE": calibration_error(one.truth, scores)}
     return {
         f"{what}, {name}": f(truth.astype(int), scores)
-        for name, _, truth, scores in positives(judged)
+        for name, _, truth, scores in positives(one)
         for what, f in (("Brier score", brier), ("ECE", calibration_error))
     }
 
 
-def main_metric(judged: Judged) -> str:
+def main_metric(one: Evaluation) -> str:
     """The metric that groups and runs are compared by."""
-    return next(iter(metrics(judged)))
+    return next(iter(one.metrics()))
 
 
-def subgroups(judged: Judged, resamples: int) -> tuple[str, list[Row], dict[str, Estimate]]:
+def subgroups(one: Evaluation, resamples: int) -> tuple[str, list[Row], dict[str, Estimate]]:
     """The main metric's name, its value in every group with an interval, and the gaps between groups."""
-    name = main_metric(judged)
-    table = [_group(judged, "all", "all", np.ones(judged.rows, bool), name, resamples, 0)]
-    for attribute, column in judged.columns.items():
+    name = main_metric(one)
+    table = [_group(one, "all", "all", np.ones(one.rows, bool), name, resamples, 0)]
+    for attribute, column in one.columns.items():
         years = attribute == "age" and column.dtype.kind in "fiu"
-        bands = [*map(_told, age_bands(column) if years else column)]
+        bands = [*map(_group_name, age_bands(column) if years else column)]
         for group in sorted(set(bands), key=lambda g: (g == "unknown", not g.startswith("under"), g)):
             chosen = np.array([g == group for g in bands])
-            table.append(_group(judged, attribute, group, chosen, name, resamples, LEAST))
+            table.append(_group(one, attribute, group, chosen, name, resamples, LEAST))
     return name, table, gaps(table)
 
 
-def comparable(first: Judged, second: Judged) -> str:
-    """Why two evaluations cannot be paired row by row, or an empty string."""
+def comparable(first: Evaluation, second: Evaluation) -> str:
+    """Why two evaluations cannot be paired row by row; an empty string if they can."""
     if first.kind != second.kind or first.names != second.names:
         return f"{first.run} and {second.run} have other classes or names"
     if first.rows != second.rows:
@@ -155,7 +141,7 @@ def comparable(first: Judged, second: Judged) -> str:
     return ""
 
 
-def compare(group: Sequence[Judged], resamples: int) -> tuple[list[Test], list[str]]:
+def compare(group: Sequence[Evaluation], resamples: int) -> tuple[list[Test], list[str]]:
     """Paired tests of every two runs on the same rows, with Holm's correction over all; and why a pair is left out."""
     tests, reasons = [], []
     for first, second in itertools.combinations(group, 2):
@@ -169,20 +155,20 @@ def compare(group: Sequence[Judged], resamples: int) -> tuple[list[Test], list[s
     return [test._replace(adjusted=float(p)) for test, p in zip(tests, adjusted, strict=True)], reasons
 
 
-def _tests(first: Judged, second: Judged, resamples: int) -> list[Test]:
+def _tests(first: Evaluation, second: Evaluation, resamples: int) -> list[Test]:
     names, patients = (first.run, second.run), first.patients if first.patients is not None else second.patients
     out = []
-    if binary(first) and first.truth is not None:
+    if first.binary and first.truth is not None:
         found = auc_test(first.truth == 1, first.ranks[:, 1], second.ranks[:, 1], patients=patients)
         out.append(Test("AUC", *names, "DeLong, paired", *found))
     else:
         what = main_metric(first)
-        pair = metrics(first)[what], metrics(second)[what]
+        pair = first.metrics()[what], second.metrics()[what]
         found: Comparison = weighted_difference(*pair, first.rows, patients=patients, resamples=resamples)
         unit = "rows" if patients is None else "patients"
         out.append(Test(what, *names, f"bootstrap over {unit}, paired", *found))
-    if first.kind == "classes":
-        right = [one.scores.argmax(1) == one.truth for one in (first, second)]
+    if first.kind == "classification":
+        right = [each.scores.argmax(1) == each.truth for each in (first, second)]
         change = Estimate(float(right[0].mean() - right[1].mean())) if first.rows else blank("no rows")
         said = "McNemar" + ("" if patients is None else ", rows taken as independent")
         out.append(Test("accuracy", *names, said, change, mcnemar(*right) if first.rows else math.nan))
@@ -190,31 +176,31 @@ def _tests(first: Judged, second: Judged, resamples: int) -> list[Test]:
 
 
 def _group(
-    judged: Judged, attribute: str, group: str, chosen: np.ndarray, name: str, resamples: int, least: int
+    one: Evaluation, attribute: str, group: str, chosen: np.ndarray, name: str, resamples: int, least: int
 ) -> Row:
-    part = judged.part(chosen)
+    part = one.part(chosen)
     count = len(np.unique(part.patients)) if part.patients is not None else part.rows
     found = 0
-    if part.truth is not None and part.kind == "classes":
-        found = int((part.truth == 1).sum()) if binary(part) else part.rows
+    if part.truth is not None and part.kind == "classification":
+        found = int((part.truth == 1).sum()) if part.binary else part.rows
     if count < least:
-        return Row(attribute, group, part.rows, count, found, blank(f"{count} patients; at least {least} are wanted"))
+        return Row(attribute, group, part.rows, count, found, blank(f"{count} patients; at least {least} are required"))
     if name == "AUC" and part.truth is not None:
         estimate = auc_interval(part.truth == 1, part.ranks[:, 1], patients=part.patients)
     else:
-        estimate = bootstrap_weighted(metrics(part)[name], part.rows, patients=part.patients, resamples=resamples)
+        estimate = bootstrap_weighted(part.metrics()[name], part.rows, patients=part.patients, resamples=resamples)
     return Row(attribute, group, part.rows, count, found, estimate)
 
 
-def _told(value: object) -> str:
+def _group_name(value: object) -> str:
     said = str(value).strip()
     return said if said and said.lower() != "nan" and value is not None else "unknown"
 
 
-def _of_classes(judged: Judged) -> dict[str, Weighted]:
-    truth, scores, ranks = judged.truth, judged.scores, judged.ranks
+def of_classes(one: Evaluation) -> dict[str, Weighted]:
+    truth, scores, ranks = one.truth, one.scores, one.ranks
     assert truth is not None
-    called, k = scores.argmax(1), len(judged.names)
+    called, k = scores.argmax(1), len(one.names)
     squares = ((scores - np.eye(k)[truth]) ** 2).sum(1) / (2 if k == 2 else 1)
     both = {
         "accuracy": partial(weighted.mean, (called == truth).astype(float)),
@@ -235,12 +221,12 @@ def _of_classes(judged: Judged) -> dict[str, Weighted]:
     } | both
 
 
-def _of_labels(judged: Judged) -> dict[str, Weighted]:
-    questions = positives(judged)
-    truth = judged.truth
+def of_labels(one: Evaluation) -> dict[str, Weighted]:
+    questions = positives(one)
+    truth = one.truth
     assert truth is not None
-    wrong = np.where(np.isnan(truth), np.nan, (judged.scores >= 0.5) != (truth > 0.5))
-    squares = np.where(np.isnan(truth), np.nan, (judged.scores - truth) ** 2)
+    wrong = np.where(np.isnan(truth), np.nan, (one.scores >= 0.5) != (truth > 0.5))
+    squares = np.where(np.isnan(truth), np.nan, (one.scores - truth) ** 2)
     return {
         name: lambda w, f=f: weighted.nanmean(np.stack([f(t, s, w[:, rows]) for _, rows, t, s in questions]))
         for name, f in (("macro AUC", weighted.auc), ("macro AP", weighted.average_precision))
@@ -250,10 +236,10 @@ def _of_labels(judged: Judged) -> dict[str, Weighted]:
     }
 
 
-def _of_values(judged: Judged) -> dict[str, Weighted]:
-    truth, scores = judged.truth, judged.scores
+def of_values(one: Evaluation) -> dict[str, Weighted]:
+    truth, scores = one.truth, one.scores
     assert truth is not None
-    columns = range(len(judged.names))
+    columns = range(len(one.names))
 
     def over(f: Callable[..., np.ndarray]) -> Weighted:
         return lambda w: weighted.nanmean(np.stack([f(truth[:, c], scores[:, c], w) for c in columns]))
@@ -262,39 +248,30 @@ def _of_values(judged: Judged) -> dict[str, Weighted]:
     return found | {"MAE": over(lambda t, s, w: weighted.mean(np.abs(t - s), w))}
 
 
-def _of_measures(judged: Judged) -> dict[str, Weighted]:
-    return {name: partial(weighted.mean, judged.scores[:, k]) for k, name in enumerate(judged.names)}
+def of_measures(one: Evaluation) -> dict[str, Weighted]:
+    return {name: partial(weighted.mean, one.scores[:, k]) for k, name in enumerate(one.names)}
 
 
-_METRICS: Mapping[str, Callable[[Judged], dict[str, Weighted]]] = {
-    "classes": _of_classes,
-    "labels": _of_labels,
-    "values": _of_values,
-    "measures": _of_measures,
-}
-
-
-def targets(judged: Judged, resamples: int) -> list[tuple[str, int, dict[str, Estimate]]]:
+def targets(one: Evaluation, resamples: int) -> list[tuple[str, int, dict[str, Estimate]]]:
     """(name, rows, R2, Pearson, MAE) of each target of a regression, with intervals."""
     out = []
-    for k, name in enumerate(judged.names):
-        assert judged.truth is not None
-        one = replace(judged, names=(name,), scores=judged.scores[:, [k]], truth=judged.truth[:, [k]])
-        known = int(np.isfinite(judged.truth[:, k]).sum())
-        out.append((name, known, headline(one, resamples)))
+    for k, name in enumerate(one.names):
+        assert one.truth is not None
+        out.append((name, int(np.isfinite(one.truth[:, k]).sum()), headline(one.column(k), resamples)))
     return out
 
 
-def over_draws(arrays: Mapping[str, np.ndarray], name: str, resamples: int = 200) -> Estimate:
-    """Macro AUC of few-shot probabilities [draws N K], mean over draws, with an interval over the test set's patients."""
-    labels, found = arrays.get("labels"), arrays.get(name)
-    if labels is None or found is None or found.ndim != 3 or found.shape[1] != len(labels):
+def over_draws(result: FewShotResult, draws: np.ndarray, resamples: int = 200) -> Estimate:
+    """Macro AUC of few-shot probabilities, mean over the chosen `draws`, with an interval over the test set's patients."""
+    labels, found = result.labels, result.probabilities
+    if labels is None or found is None:
         return blank("the evaluation kept no probabilities")
 
     def metric(weights: np.ndarray) -> np.ndarray:
-        return weighted.nanmean(np.stack([weighted.nanmean(weighted.class_aucs(labels, p, weights)) for p in found]))
+        areas = [weighted.nanmean(weighted.class_aucs(labels, p, weights)) for p in found[draws]]
+        return weighted.nanmean(np.stack(areas))
 
-    return bootstrap_weighted(metric, len(labels), patients=arrays.get("patient"), resamples=resamples)
+    return bootstrap_weighted(metric, len(labels), patients=result.patient, resamples=resamples)
 
 
 def _cells(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

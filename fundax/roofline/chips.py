@@ -1,4 +1,4 @@
-"""What a chip can do: one table, by the names JAX and the topology strings use, with its source."""
+"""Peak numbers of accelerators, by the names that JAX and topology strings use, with their sources."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """Peak numbers of one chip, as its maker states them."""
+    """Peak numbers of one chip, as stated by its manufacturer."""
 
     name: str
     flops: float  # bf16 FLOP/s, dense
     memory: float  # bytes
-    bandwidth: float  # bytes/s to that memory
-    links: float  # bytes/s to other chips, both directions together
+    bandwidth: float  # bytes/s of that memory
+    links: float  # bytes/s to other chips, sum of both directions
     source: str
 
 
 _CLOUD = "cloud.google.com/tpu/docs, read in November 2026"
-
-
 _NVIDIA = "NVIDIA data sheet of the SXM part, read in November 2026"
-
 
 CHIPS = {
     "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 600e9, f"{_CLOUD}: v4"),
@@ -36,7 +33,6 @@ CHIPS = {
     "H100": Chip("NVIDIA H100", 989e12, 80e9, 3350e9, 900e9, _NVIDIA),
     "H200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 900e9, _NVIDIA),
 }
-
 
 _KINDS = {
     "TPU v4": "v4",
@@ -49,14 +45,14 @@ _KINDS = {
 
 
 def chip_named(name: str) -> Chip:
-    """The row of a topology's first part ("v5p" of "v5p:2x4x4"). Raises UserError for a chip that is not in the table."""
+    """The chip with this name, such as "v5p" of "v5p:2x4x4". Raises UserError if it is not in the table."""
     if name not in CHIPS:
         raise UserError(f"chip {name!r} is not in the table; expected one of {', '.join(CHIPS)}")
     return CHIPS[name]
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The row of a device that JAX reports, or None: a CPU, or a chip nobody has added."""
+    """The chip of a device kind that JAX reports, or None if it is not in the table."""
     if device_kind in _KINDS:
         return CHIPS[_KINDS[device_kind]]
     return next((chip for name, chip in CHIPS.items() if name in device_kind.replace("-", " ").split()), None)

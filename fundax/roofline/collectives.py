@@ -1,4 +1,4 @@
-"""The communication of a compiled program, read from its HLO text: kind, bytes, mesh axis, times it runs."""
+"""Communication of a compiled program, parsed from its HLO text: kind, bytes, mesh axes and count of the collectives."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-
-
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
 
 
@@ -20,38 +18,28 @@ _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 
 
 _SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
-
-
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-
-
 _CALLED = re.compile(r"(?:body|calls|to_apply|condition)=%?([\w.\-]+)")
-
-
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-
-
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-
-
 _TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of communication over one set of mesh axes."""
+    """All collectives of one kind over one set of mesh axes."""
 
     kind: str
-    axes: tuple[str, ...]  # () where no set of mesh axes forms its groups
-    count: int  # times per step
-    moved: int  # bytes that leave one device in all of them, by the ring algorithm
+    axes: tuple[str, ...]  # () if no set of mesh axes forms the groups
+    count: int  # per step
+    moved: int  # bytes that one device sends in all of them, with the ring algorithm
     group: int  # devices in a group
 
 
 def collectives(hlo: str, mesh: Mesh) -> list[Collective]:
-    """Every collective of a compiled module, those of one kind and axes together, the largest first.
+    """The collectives of a compiled module, summed by kind and axes, the largest first.
 
-    Loops count as often as their known trip count says."""
+    Collectives in loops are multiplied by the loop's trip count if it is known."""
     bodies = _computations(hlo)
     runs = _runs(bodies)
     by_groups = _axes_of_groups(mesh)
@@ -83,7 +71,7 @@ def _computations(hlo: str) -> dict[str, list[str]]:
 
 
 def _runs(bodies: dict[str, list[str]]) -> dict[str, int]:
-    """How often each computation runs in one call of the entry."""
+    """Number of times each computation runs in one call of the entry."""
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for name, lines in bodies.items():
         for line in lines:
@@ -102,7 +90,7 @@ def _runs(bodies: dict[str, list[str]]) -> dict[str, int]:
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """Turns of a while loop: as XLA states them, else the one integer its condition compares with; 1 if unknown."""
+    """Trip count of a while loop: stated by XLA, else the only integer in its condition; 1 if unknown."""
     stated = _TRIPS.search(line)
     if stated:
         return int(stated[1])
@@ -118,7 +106,8 @@ def _read(line: str, by_groups: dict, mesh: Mesh) -> Collective | None:
         return None
     shapes = [_size(*shape) for shape in _SHAPE.findall(match[1])]
     kind, started = match[2], bool(match[3])
-    # an asynchronous start returns (operands, results, ...): the result is the larger of a gather, the same of a reduce
+    # An asynchronous start returns operands and results. The result of a gather is the largest of them, and that of a
+    # reduction has the size of its operand.
     result = max(shapes) if started or kind == "all-gather" else sum(shapes)
     if kind == "collective-permute":
         axes, size = _permuted(line, mesh)
@@ -135,7 +124,7 @@ def _size(dtype: str, dims: str) -> int:
 
 
 def _groups(line: str, devices: int) -> np.ndarray:
-    """replica_groups as rows of device positions, in each of XLA's spellings: {{0,1},{2,3}}, [2,2]<=[2,2]T(1,0), and
+    """replica_groups as rows of device positions. XLA writes {{0,1},{2,3}}, [2,2]<=[2,2]T(1,0) or
     mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}."""
     listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line)
     if listed:
@@ -171,20 +160,20 @@ def _key(groups: np.ndarray) -> frozenset:
 
 
 def _axes_of_groups(mesh: Mesh) -> dict[frozenset, tuple[str, ...]]:
-    """For every set of mesh axes, the groups of device positions that vary along them; small sets win."""
+    """The groups of device positions that vary along each set of mesh axes; smaller sets take precedence."""
     positions = np.arange(mesh.size).reshape(mesh.devices.shape)
     names = [name for name in mesh.axis_names if mesh.shape[name] > 1]
-    found: dict[frozenset, tuple[str, ...]] = {}
+    groups: dict[frozenset, tuple[str, ...]] = {}
     for count in range(1, len(names) + 1):
         for axes in itertools.combinations(names, count):
             last = [mesh.axis_names.index(a) for a in axes]
             moved = np.moveaxis(positions, last, range(-len(last), 0))
-            found.setdefault(_key(moved.reshape(-1, int(np.prod([mesh.shape[a] for a in axes])))), axes)
-    return found
+            groups.setdefault(_key(moved.reshape(-1, int(np.prod([mesh.shape[a] for a in axes])))), axes)
+    return groups
 
 
 def _permuted(line: str, mesh: Mesh) -> tuple[tuple[str, ...], int]:
-    """The axes along which a permutation's sources and targets differ."""
+    """The axes along which sources and targets of a permutation differ."""
     text = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", line)
     pairs = [tuple(int(x) for x in p.split(",")) for p in re.findall(r"\{(\d+,\d+)\}", text[1] if text else "")]
     if not pairs:

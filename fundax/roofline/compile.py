@@ -1,7 +1,7 @@
-"""The real train step compiled for machines that are not there: does it fit, what goes over the wires, how fast can it be.
+"""Ahead-of-time compilation of a training step for TPU topologies: memory, communication and roofline time.
 
-A TPU slice is described by libtpu (extra `tpu`) and needs no TPU. Nothing is run. The times are a roofline: what the chip's
-peak numbers allow at best, each resource by itself; a real step takes longer."""
+libtpu (extra `tpu`) describes a TPU slice without any TPU, and nothing is run. The times are a roofline: the minimum that
+the peak numbers of the chip allow, for each resource separately. A real step takes longer."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from fundax.roofline.collectives import Collective, collectives
 from fundax.runtime import mesh as meshes
 from fundax.types import UserError
 
-# libtpu must not look for a machine, nor for another process that holds one; the slice is the topology's, whatever the
-# last two say, but without them it complains of what it did not find
+# libtpu must not search for a TPU or for another process that uses one. The last two variables have no effect on the
+# topology, but without them libtpu prints warnings.
 QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -39,24 +39,24 @@ QUIET = {
 
 
 @dataclass(frozen=True)
-class Report:
-    """What compiling says of one step. Bytes are per device, FLOPs and images of all devices together."""
+class CompiledStep:
+    """Result of compiling one step. Bytes are per device; FLOPs and images are totals over all devices."""
 
     topology: str
     chip: Chip | None
     mesh: dict[str, int]
     batch: int
-    images: int  # in a step: two for a patient with two eyes
+    images: int  # per step; two for a patient with two eyes
     parameters: int
     state: int  # bytes: parameters, optimizer state and extra state
     arguments: int  # bytes: the state and the batch
-    temporaries: int | None  # bytes: activations, gradients; None where the compiler refused or was not asked
+    temporaries: int | None  # bytes: activations, gradients; None if the compiler refused or was not run
     communication: tuple[Collective, ...]
-    model_flops: int  # of the step, without what remat repeats
-    done_flops: int  # the same with it
-    moved: int  # bytes that matrix products read and write, of all devices together
+    model_flops: int  # of the step, without rematerialisation
+    done_flops: int  # including rematerialisation
+    moved: int  # bytes that matrix products read and write, total over all devices
     seconds_to_compile: float
-    refused: str = ""  # the compiler's words, where the program does not fit
+    refused: str = ""  # the compiler's message, if the program does not fit
 
     @property
     def devices(self) -> int:
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def fits(self) -> bool | None:
-        """None where the chip is unknown, or nothing was compiled and the arguments alone fit."""
+        """None if the chip is unknown, or if nothing was compiled and the arguments alone fit."""
         if self.refused:
             return False
         if self.chip is None:
@@ -74,10 +74,10 @@ class Report:
         return self.arguments + self.temporaries <= self.chip.memory
 
     def roofline(self) -> dict[str, float]:
-        """Seconds by resource; empty where the chip is unknown or the program does not fit.
+        """Seconds by resource; empty if the chip is unknown or the program does not fit.
 
-        Memory: products read and write their operands once, the state is read and written once. Interconnect: what
-        leaves a device, over all its links in one direction; only a compiled program says what does.
+        Memory: matrix products read and write their operands once, and the state is read and written once. Interconnect:
+        the bytes that a device sends, over all its links in one direction; known only after compilation.
         """
         if self.chip is None or self.fits is False:
             return {}
@@ -90,20 +90,24 @@ class Report:
         return seconds
 
     def mfu(self, seconds: float) -> float:
-        """Model FLOPs of a step of so many seconds, over what the chips could do in them."""
+        """Model FLOPs utilisation of a step that takes this many seconds."""
         assert self.chip is not None
         return self.model_flops / self.devices / self.chip.flops / seconds
 
 
-def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = True) -> Report:
-    """Compile `recipe`'s train step for a slice such as "v5p:4x8x8" ("v5e:4x4*2" for two slices), or for the devices here.
+def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = True) -> CompiledStep:
+    """Compile the training step of a recipe for a TPU slice or for the local devices.
 
-    Without `compiling`, in seconds instead of minutes, only what needs no compiler: the state's memory and FLOPs.
+    Args:
+        recipe: see Recipe.
+        topology: such as "v5p:4x8x8", or "v5e:4x4*2" for two slices; None: the local devices.
+        compiling: False takes seconds instead of minutes and gives only the memory of the state, and FLOPs.
+
     Raises UserError without libtpu, for an unknown topology, and for a batch or mesh that does not divide.
     """
     mesh, chip = target(recipe, topology)
     train.check_batch(recipe, mesh)
-    state = train.layout(recipe, mesh)
+    state = train.abstract_state(recipe, mesh)
     spec = recipe.objective.batch_spec(recipe.batch)
     rows = meshes.batch_sharding(mesh)
     batch = {key: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for key, s in spec.items()}
@@ -116,7 +120,7 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
         model = flops.training_flops(recipe.objective.loss, state.params, state.extra, batch, rng, now)
         done, moved = (count(step, state, batch) for count in (flops.forward_flops, flops.product_bytes))
     stored = _bytes(state)
-    return Report(
+    return CompiledStep(
         topology=topology or f"{mesh.devices.flat[0].device_kind}, as here",
         chip=chip,
         mesh=dict(mesh.shape),
@@ -136,7 +140,7 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
 
 
 def _compile(step: Any, state: Any, batch: Any, mesh: Mesh) -> tuple[Any, tuple[Collective, ...], str, float]:
-    """Memory and communication, or why the compiler refused; and the seconds it took."""
+    """Memory and communication, or the reason why the compiler refused; and the seconds it took."""
     lowered = step.lower(state, batch)
     start = time.perf_counter()
     try:
@@ -150,7 +154,7 @@ def _compile(step: Any, state: Any, batch: Any, mesh: Mesh) -> tuple[Any, tuple[
 
 
 def _bytes(tree: Any) -> int:
-    """Of one device's share of abstract arrays."""
+    """Bytes of one device's share of abstract arrays."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
@@ -164,7 +168,7 @@ def _first(error: Exception) -> str:
 
 
 def target(recipe: Recipe, topology: str | None) -> tuple[Mesh, Chip | None]:
-    """The mesh of a slice that need not be there, or of the devices here; and the chip, where it is in the table."""
+    """The mesh of a described slice or of the local devices, and its chip if that is in the table."""
     if topology is None:
         mesh = meshes.make_mesh(recipe.mesh)
         return mesh, chip_of(mesh.devices.flat[0].device_kind)
@@ -179,7 +183,9 @@ def target(recipe: Recipe, topology: str | None) -> tuple[Mesh, Chip | None]:
 
 def _devices(topology: str) -> Sequence[Any]:
     if CHIPS[topology.split(":")[0]].name.startswith("NVIDIA"):
-        raise UserError(f"topology {topology!r}: only TPU slices can be described without them; run this on the GPUs")
+        raise UserError(
+            f"topology {topology!r}: only TPU slices can be described without hardware; run this on the GPUs"
+        )
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if importlib.util.find_spec("libtpu") is None:
@@ -190,62 +196,63 @@ def _devices(topology: str) -> Sequence[Any]:
     options = {"num_slices": int(slices)} if slices.isdigit() else {}
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-    except Exception as error:  # jaxlib has no one class for it
+    except Exception as error:  # jaxlib raises several types
         expected = "expected such as v5e:4x4, v5p:2x4x4, v6e:16x16"
         raise UserError(f"topology {topology!r}: {_first(error)}; {expected}") from None
 
 
-# --- for people ---------------------------------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------------------------
 
 
-def tables(report: Report) -> Group:
-    """The report as two tables, and a line on what it cannot know."""
-    mesh = ", ".join(f"{name} {size}" for name, size in report.mesh.items())
-    title = f"{report.topology}: {report.devices} devices ({mesh}), batch {report.batch:,}"
+def tables(compiled: CompiledStep) -> Group:
+    """A compiled step as two tables, with a line about its limits."""
+    mesh = ", ".join(f"{name} {size}" for name, size in compiled.mesh.items())
+    title = f"{compiled.topology}: {compiled.devices} devices ({mesh}), batch {compiled.batch:,}"
     top = Table("per device", "", title=title, min_width=min(len(title), 100))
-    for name, value in (*_memory(report), *_speed(report)):
+    for name, value in (*_memory(compiled), *_speed(compiled)):
         top.add_row(name, value)
     parts: list[Any] = [top]
-    if report.communication:
-        wires = Table("collective", "over", "devices", "times", "MiB leaving a device", title="communication of a step")
-        for c in report.communication[:12]:
+    if compiled.communication:
+        wires = Table("collective", "axes", "devices", "count", "MiB sent per device", title="communication per step")
+        for c in compiled.communication[:12]:
             over = " x ".join(c.axes) or "other"
             wires.add_row(c.kind, over, str(c.group), str(c.count), f"{c.moved / 2**20:,.1f}")
         parts.append(wires)
-    return Group(*parts, _caveat(report))
+    return Group(*parts, _caveat(compiled))
 
 
-def _memory(report: Report) -> list[tuple[str, str]]:
+def _memory(compiled: CompiledStep) -> list[tuple[str, str]]:
     rows = [
-        ("parameters, of all devices", f"{report.parameters / 1e6:,.1f} M"),
-        ("parameters and optimizer state", f"{report.state / GIB:.2f} GiB"),
-        ("arguments (these and the batch)", f"{report.arguments / GIB:.2f} GiB"),
+        ("parameters, all devices", f"{compiled.parameters / 1e6:,.1f} M"),
+        ("parameters and optimizer state", f"{compiled.state / GIB:.2f} GiB"),
+        ("arguments (state and batch)", f"{compiled.arguments / GIB:.2f} GiB"),
     ]
-    if report.temporaries is not None:
-        total, of = report.arguments + report.temporaries, ""
-        if report.chip:
-            of = f" of {report.chip.memory / GIB:.1f} GiB ({100 * total / report.chip.memory:.0f} %)"
-        rows += [("temporaries", f"{report.temporaries / GIB:.2f} GiB"), ("memory", f"{total / GIB:.2f} GiB{of}")]
-    unknown = "unknown: nothing was compiled" if report.chip else "unknown"
-    verdict = {True: "fits", False: "does not fit", None: unknown}[report.fits]
-    return [*rows, ("verdict", f"{verdict}: {report.refused}" if report.refused else verdict)]
+    if compiled.temporaries is not None:
+        total, of = compiled.arguments + compiled.temporaries, ""
+        if compiled.chip:
+            of = f" of {compiled.chip.memory / GIB:.1f} GiB ({100 * total / compiled.chip.memory:.0f} %)"
+        rows += [("temporaries", f"{compiled.temporaries / GIB:.2f} GiB"), ("memory", f"{total / GIB:.2f} GiB{of}")]
+    unknown = "unknown: nothing was compiled" if compiled.chip else "unknown"
+    verdict = {True: "fits", False: "does not fit", None: unknown}[compiled.fits]
+    return [*rows, ("verdict", f"{verdict}: {compiled.refused}" if compiled.refused else verdict)]
 
 
-def _speed(report: Report) -> list[tuple[str, str]]:
+def _speed(compiled: CompiledStep) -> list[tuple[str, str]]:
     rows = [
-        ("model FLOPs of a step, of all devices", f"{report.model_flops:.3e}"),
-        ("with what remat repeats", f"{report.done_flops:.3e}"),
+        ("model FLOPs per step, all devices", f"{compiled.model_flops:.3e}"),
+        ("including rematerialisation", f"{compiled.done_flops:.3e}"),
     ]
-    if report.seconds_to_compile:
-        rows.append(("compiled in", f"{report.seconds_to_compile:.0f} s"))
-    seconds = report.roofline()
+    if compiled.seconds_to_compile:
+        rows.append(("compiled in", f"{compiled.seconds_to_compile:.0f} s"))
+    seconds = compiled.roofline()
     if not seconds:
         return rows
     rows += [(f"roofline, {name}", _ms(value)) for name, value in seconds.items()]
     for words, step in (("all overlapped", max(seconds.values())), ("nothing overlapped", sum(seconds.values()))):
-        images = report.images / step / report.devices
-        said = f"{_ms(step)}, MFU {100 * report.mfu(step):.0f} %, {images:,.0f} images/s/chip"
-        rows.append((f"step, {words}", said))
+        images = compiled.images / step / compiled.devices
+        rows.append(
+            (f"step, {words}", f"{_ms(step)}, MFU {100 * compiled.mfu(step):.0f} %, {images:,.0f} images/s/chip")
+        )
     return rows
 
 
@@ -253,24 +260,22 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:,.1f} ms" if seconds < 1 else f"{1000 * seconds:,.0f} ms"
 
 
-def _caveat(report: Report) -> str:
-    if report.chip is None:
+def _caveat(compiled: CompiledStep) -> str:
+    if compiled.chip is None:
         return (
-            f"{report.topology}: not in the table of chips (fundax/roofline/chips.py), so neither whether it fits nor how fast "
-            "it would be is known; memory is what XLA counts for this device. --topology v5e:4x4 asks about a TPU slice."
+            f"{compiled.topology} is not in the table of chips (fundax/roofline/chips.py), so neither whether it fits nor its "
+            "speed is known. Memory is XLA's count for this device. For a TPU slice pass --topology, such as v5e:4x4."
         )
     between = (
-        " Traffic between slices is counted as if it went over the links within one." if "*" in report.topology else ""
+        " Traffic between slices is counted as traffic over the links of one slice." if "*" in compiled.topology else ""
     )
-    return (
-        f"Nothing was run: the times are what {report.chip.name}'s peak numbers allow ({report.chip.source}).{between}"
-    )
+    return f"Nothing was run: the times follow from the peak numbers of {compiled.chip.name} ({compiled.chip.source}).{between}"
 
 
 def shardings_table(recipe: Recipe, mesh: Mesh) -> Table:
-    """Every leaf of the state: its shape, how it is split, its share on one device."""
+    """Table of the leaves of the state: shape, sharding and memory on one device."""
     table = Table("path", "shape", "split", "MiB per device", title=f"state on a mesh of {dict(mesh.shape)}")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(train.layout(recipe, mesh)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(train.abstract_state(recipe, mesh)):
         sharding: NamedSharding = leaf.sharding
         split = ", ".join(str(axis or "-") for axis in sharding.spec) if any(sharding.spec) else "whole"
         table.add_row(path_string(path), str(tuple(leaf.shape)), split, f"{_bytes(leaf) / 2**20:.2f}")

@@ -1,6 +1,7 @@
-"""What a function costs, counted from its jaxpr: products and convolutions, and the memory they move; loops times their length.
+"""FLOPs and memory traffic of the matrix products and convolutions of a function, counted from its jaxpr.
 
-XLA's own `cost_analysis` counts the body of a scan once, so a model of 32 scanned layers looks like one of a single layer."""
+The body of a loop counts as often as it runs. XLA's `cost_analysis` counts it once, so a model of 32 scanned layers
+looks like one with a single layer."""
 
 from __future__ import annotations
 
@@ -15,27 +16,27 @@ PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def forward_flops(function: Callable, *arguments: Any) -> int:
-    """2 x multiply-adds of every dot_general and convolution that one call makes; arguments may be abstract.
+    """Two FLOPs per multiply-add of the matrix products and convolutions in one call; arguments may be abstract.
 
-    A while loop of unknown length counts as one turn. Elementwise work, softmax and norms are left out, as is usual
-    for model FLOPs (Chowdhery et al. 2022, appendix B)."""
+    A while loop of unknown length counts once. Elementwise operations, softmax and norms are left out, as usual for
+    model FLOPs (Chowdhery et al. 2022, appendix B)."""
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr, _flops)
 
 
 def training_flops(loss: Callable, *arguments: Any) -> int:
-    """Model FLOPs of one training step: the forward pass and twice that backward. What remat repeats is not counted."""
+    """Model FLOPs of one training step: the forward pass, and twice that for the backward pass; without rematerialisation."""
     return 3 * forward_flops(loss, *arguments)
 
 
 def product_bytes(function: Callable, *arguments: Any) -> int:
-    """Bytes that the products of one call read and write: operands and results once each, in their own dtypes.
+    """Bytes that the matrix products of one call read and write: operands and results once each, in their dtypes.
 
-    Everything elementwise is taken to be fused with them, so this is less than a real program moves."""
+    Elementwise operations are assumed to be fused, so a real program moves more."""
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr, _bytes)
 
 
 def _count(jaxpr: Jaxpr, cost: Callable[[Any], int]) -> int:
-    """Of the equations that a result depends on: under jit the others are never run."""
+    """Total cost of the equations that a result depends on; jit removes the others."""
     needed, total = {id(v) for v in jaxpr.outvars}, 0
     for equation in reversed(jaxpr.eqns):
         if any(id(v) in needed for v in equation.outvars) or equation.effects:
@@ -51,7 +52,7 @@ def _equation(equation: Any, cost: Callable[[Any], int]) -> int:
     if name == "cond":
         return max(_count(branch.jaxpr, cost) for branch in equation.params["branches"])
     times = equation.params["length"] if name == "scan" else 1
-    if name == "shard_map":  # its body is what one device does
+    if name == "shard_map":  # its body runs on every device
         times = equation.params["mesh"].size
     return times * sum(_count(inner, cost) for inner in _inner(equation.params))
 
@@ -66,14 +67,14 @@ def _bytes(equation: Any) -> int:
 
 
 def _inner(params: dict[str, Any]) -> list[Jaxpr]:
-    found = []
+    jaxprs = []
     for value in params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(part, ClosedJaxpr):
-                found.append(part.jaxpr)
+                jaxprs.append(part.jaxpr)
             elif isinstance(part, Jaxpr):
-                found.append(part)
-    return found
+                jaxprs.append(part)
+    return jaxprs
 
 
 def _dot(equation: Any) -> int:

@@ -1,4 +1,4 @@
-"""Running a program: devices, processes, checkpoints, run directories, logging and JSON."""
+"""Running a program: mesh, processes, accumulation, prefetching, checkpoints, run directories, logging and JSON."""
 
 from etils import epy as _epy
 
@@ -9,4 +9,5 @@ with _epy.lazy_api_imports(globals()):
     from fundax.runtime.mesh import batch_axes, batch_parts, batch_sharding, make_mesh
     from fundax.runtime.preemption import Preemption
     from fundax.runtime.prefetch import Prefetcher
+    from fundax.runtime.process import configure_orbax, exit_at_once, ignore_abandoned_reads
     from fundax.runtime.workdir import read_config, write_json

@@ -1,8 +1,8 @@
-"""Gradients of a batch that does not fit at once, in micro-batches, with nothing of the full batch lost.
+"""Gradient accumulation over micro-batches that gives the gradient of the full batch, also for contrastive losses.
 
-A contrastive loss compares every row with every other, so a mean over micro-batches would drop negatives. There the
-features are computed first and kept, the loss is taken over all of them, and each micro-batch is encoded again to
-carry its share of the gradient back (GradCache, arXiv 2101.06983)."""
+A contrastive loss compares all examples with each other, so averaging over micro-batches would lose negatives. Instead
+the features of all micro-batches are computed first, the loss is computed from all of them, and each micro-batch is
+encoded again to backpropagate its part of the gradient (GradCache, arXiv:2101.06983)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ValueAndGrad = Callable[[Params, Extra, Batch, jax.Array, jax.Array], tuple[tupl
 
 
 def value_and_grad(objective: Objective, micro_batches: int = 1) -> ValueAndGrad:
-    """The loss and its gradient, in `micro_batches` passes; the result is that of the full batch.
+    """A function for the loss and its gradient in `micro_batches` passes, equal to those of the full batch.
 
-    Contrastive objectives keep all negatives; any other loss is taken as a mean over examples, so that the mean over
-    equal micro-batches is exact. Raises UserError when the batch is not divisible.
+    Contrastive objectives keep all negatives. Any other loss must be a mean over examples, so that the mean over
+    micro-batches of equal size is exact. Raises UserError if the batch does not divide.
     """
     if micro_batches == 1:
         return jax.value_and_grad(objective.loss, has_aux=True)
@@ -32,7 +32,7 @@ def value_and_grad(objective: Objective, micro_batches: int = 1) -> ValueAndGrad
 
 
 def split(batch: Batch, n: int) -> dict[str, jax.Array]:
-    """[B ...] -> [n B/n ...]; row r goes to micro-batch r mod n, so that every device keeps the rows it holds."""
+    """[B ...] to [n B/n ...]. Row r goes to micro-batch r mod n, so that rows need not move between devices."""
     size = len(next(iter(batch.values())))
     if size % n:
         raise UserError(f"a batch of {size} does not divide into {n} micro-batches; change --batch or accumulate")
@@ -40,14 +40,14 @@ def split(batch: Batch, n: int) -> dict[str, jax.Array]:
 
 
 def join(parts: Any) -> Any:
-    """The inverse of `split` for a tree of features: [n B/n ...] -> [B ...]."""
+    """The inverse of `split` for a tree of features: [n B/n ...] to [B ...]."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def _cached(objective: Contrastive, n: int) -> ValueAndGrad:
     def run(params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array) -> Any:
         if jax.tree.leaves(extra):
-            raise UserError("accumulating a contrastive objective that carries extra state is not supported")
+            raise UserError("gradient accumulation does not support a contrastive objective with extra state")
         parts, rngs = split(batch, n), jax.random.split(rng, n)
 
         def encode(params: Params, part: Batch, rng: jax.Array) -> dict[str, jax.Array]:

@@ -1,16 +1,15 @@
-"""Which processes run together: read from the environment by a pure function, before JAX starts.
+"""Multi-process training: find the cluster from the environment, before JAX starts, and join its processes.
 
-JAX finds its cluster by itself on TPU. Elsewhere its guesses cost people days: under SLURM and Open MPI it takes one
-device per process, so a task with eight GPUs trains on one; `WORLD_SIZE` and `RANK` it does not read at all. Here every
-platform ends in one explicit `Cluster`, and the run prints how many of its local devices it uses.
+On TPUs JAX detects the cluster itself. Elsewhere its detection has pitfalls: under SLURM and Open MPI it uses one device
+per process, so that a task with eight GPUs trains on one of them, and it does not read the variables of torchrun. Here a
+pure function turns the environment into one explicit `Cluster`, and the run prints how many local devices it uses.
 
-Precedence: flags, then FUNDAX_* and JAX_*, then torchrun-style variables, XPK/GKE, Open MPI, SLURM, TPU, then one process."""
+Precedence: flags, FUNDAX_* and JAX_* variables, torchrun's variables, XPK/GKE, Open MPI, SLURM, TPU, a single process."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import re
 import sys
 import threading
@@ -19,26 +18,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fundax.runtime.process import exit_at_once
 from fundax.types import UserError
 
-PORTS = 2**12  # a job id picks a port in the last 4,096, as JAX does, so that two jobs on one node do not meet
+PORTS = 2**12  # the job id selects one of the last 4,096 ports, as in JAX, so that two jobs on a node do not collide
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What jax.distributed.initialize is told. `processes` None: JAX finds out (TPU); 1: it is not called."""
+    """Arguments of jax.distributed.initialize. processes: None: JAX detects the cluster (TPU); 1: it is not called."""
 
     platform: str
     coordinator: str | None = None  # host:port
     processes: int | None = 1
     process: int | None = 0
-    local_devices: tuple[int, ...] | None = None  # None: every visible device
-    gpus: int | None = None  # how many this process should find, where the environment says
+    local_devices: tuple[int, ...] | None = None  # None: all visible devices
+    gpus: int | None = None  # number of GPUs of this process according to the environment
 
 
 @dataclass(frozen=True)
 class Flags:
-    """The command line's say. `platform`: auto, off, or one of PLATFORMS by name."""
+    """Command-line flags. platform: "auto", "off" or the name of one of PLATFORMS."""
 
     platform: str = "auto"
     coordinator: str | None = None
@@ -47,27 +47,17 @@ class Flags:
 
 
 ONE = Cluster("one process")
-
-
 TPU = Cluster("tpu", processes=None, process=None)
-
-
 TPU_VM = Cluster("tpu vm", processes=None, process=None)
-
-
 NO_STEP = Cluster("one process: the SLURM job has more tasks, but srun did not start this one")
-
-
 ALONE = Flags()
-
-
 FLAGS = ("--coordinator", "--num-processes", "--process-id")
 
 
 def resolve_distributed(env: Mapping[str, str], flags: Flags = ALONE, *, tpu: bool = False) -> Cluster:
-    """The cluster that `env` and `flags` describe; `tpu` says that this machine has TPU chips (has_tpu).
+    """The cluster that the environment and the flags describe; `tpu`: this machine has TPU chips (has_tpu).
 
-    Raises UserError, naming the variable, where they contradict themselves or leave out what is needed.
+    Raises UserError, naming the variable, if something is missing or contradictory.
     """
     if flags.platform == "off":
         return ONE
@@ -77,23 +67,23 @@ def resolve_distributed(env: Mapping[str, str], flags: Flags = ALONE, *, tpu: bo
     if flags.platform != "auto":
         if flags.platform not in PLATFORMS:
             raise UserError(f"--distributed {flags.platform}: expected auto, off, or one of {', '.join(PLATFORMS)}")
-        found = PLATFORMS[flags.platform](env)
-        if found is None:
+        cluster = PLATFORMS[flags.platform](env)
+        if cluster is None:
             raise UserError(f"--distributed {flags.platform}: its variables are not set in this environment")
-        return found
-    found = next((found for read in PLATFORMS.values() if (found := read(env))), None)
-    # The hosts of a Cloud TPU VM learn of each other from the metadata server, not from their environment.
-    return found or (TPU_VM if tpu else ONE)
+        return cluster
+    detected = next((cluster for read in PLATFORMS.values() if (cluster := read(env))), None)
+    # The hosts of a Cloud TPU VM find each other through the metadata server, not through their environment.
+    return detected or (TPU_VM if tpu else ONE)
 
 
 def has_tpu() -> bool:
-    """Whether this machine has TPU chips and the library that drives them; JAX is not touched."""
+    """Whether this machine has TPU chips and libtpu, without initialising JAX."""
     chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def _explicit(platform: str, values: tuple, names: tuple[str, str, str]) -> Cluster:
-    """All three or an error; checked for sense."""
+    """A cluster from coordinator, number of processes and process id; UserError if one is missing or wrong."""
     missing = [name for name, value in zip(names, values, strict=True) if value is None]
     if missing:
         raise UserError(f"{platform}: {' and '.join(missing)} missing; {', '.join(names)} go together")
@@ -120,7 +110,7 @@ def _need(env: Mapping[str, str], platform: str, *names: str) -> list[str]:
     return [env[name] for name in names]
 
 
-# --- one reader per platform: None where it is not that platform ------------------------------------------------------
+# --- one reader per platform, which returns None on other platforms ---------------------------------------------------
 
 
 def _own(env: Mapping[str, str]) -> Cluster | None:
@@ -141,12 +131,12 @@ def _torchrun(env: Mapping[str, str]) -> Cluster | None:
     if processes == 1:
         return ONE
     host, given = _need(env, "torchrun variables", "MASTER_ADDR", "MASTER_PORT")
-    # torchrun itself, where it is the one that set these, listens on that port
+    # torchrun itself listens on MASTER_PORT, unless another launcher set these variables
     port = _number(given, "MASTER_PORT") + (env.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
     names = ("MASTER_ADDR:MASTER_PORT", "WORLD_SIZE", "RANK")
-    found = _explicit("torchrun", (f"{host}:{port}", processes, process), names)
+    cluster = _explicit("torchrun", (f"{host}:{port}", processes, process), names)
     tasks = _number(env.get("LOCAL_WORLD_SIZE", "1"), "LOCAL_WORLD_SIZE")
-    return _with_devices(found, env, tasks, _number(env.get("LOCAL_RANK", "0"), "LOCAL_RANK"), None)
+    return _with_devices(cluster, env, tasks, _number(env.get("LOCAL_RANK", "0"), "LOCAL_RANK"), None)
 
 
 def _xpk(env: Mapping[str, str]) -> Cluster | None:
@@ -170,21 +160,21 @@ def _open_mpi(env: Mapping[str, str]) -> Cluster | None:
         return ONE
     (rank,) = _need(env, "Open MPI", "OMPI_COMM_WORLD_RANK")
     names = ("FUNDAX_COORDINATOR", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
-    found = _explicit("openmpi", (_mpi_coordinator(env), processes, rank), names)
+    cluster = _explicit("openmpi", (_mpi_coordinator(env), processes, rank), names)
     tasks = _number(env.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"), "OMPI_COMM_WORLD_LOCAL_SIZE")
     local = _number(env.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"), "OMPI_COMM_WORLD_LOCAL_RANK")
-    return _with_devices(found, env, tasks, local, None)
+    return _with_devices(cluster, env, tasks, local, None)
 
 
 def _mpi_coordinator(env: Mapping[str, str]) -> str:
-    """host:port. Open MPI 4 names the launching host and the job in one variable; Open MPI 5 no longer does."""
+    """host:port. Open MPI 4 has the launching host and the job in one variable; Open MPI 5 has neither."""
     if env.get("FUNDAX_COORDINATOR"):
         return env["FUNDAX_COORDINATOR"]
     uri = env.get("OMPI_MCA_orte_hnp_uri", "")  # "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"
     match = re.match(r"(\d+)\.\d+;tcp://([^,:;]+)", uri)
     if not match:
         raise UserError(
-            "Open MPI: OMPI_MCA_orte_hnp_uri not set (Open MPI 5 has none); set FUNDAX_COORDINATOR=host:port"
+            "Open MPI: OMPI_MCA_orte_hnp_uri not set (Open MPI 5 does not set it); set FUNDAX_COORDINATOR=host:port"
         )
     return f"{match[2]}:{_port(int(match[1]))}"
 
@@ -192,7 +182,7 @@ def _mpi_coordinator(env: Mapping[str, str]) -> str:
 def _slurm(env: Mapping[str, str]) -> Cluster | None:
     if "SLURM_JOB_ID" not in env:
         return None
-    if not env.get("SLURM_STEP_NODELIST"):  # sbatch and salloc shells have a job but no step
+    if not env.get("SLURM_STEP_NODELIST"):  # in sbatch and salloc shells there is a job but no step
         return NO_STEP if env.get("SLURM_NTASKS", "1") != "1" else None
     tasks = _number(env.get("SLURM_STEP_NUM_TASKS") or _need(env, "SLURM", "SLURM_NTASKS")[0], "SLURM_NTASKS")
     if tasks == 1:
@@ -200,11 +190,11 @@ def _slurm(env: Mapping[str, str]) -> Cluster | None:
     job, process = _need(env, "SLURM", "SLURM_JOB_ID", "SLURM_PROCID")
     host = first_host(env["SLURM_STEP_NODELIST"])
     coordinator = env.get("FUNDAX_COORDINATOR") or f"{host}:{_port(_number(job, 'SLURM_JOB_ID'))}"
-    found = _explicit("slurm", (coordinator, tasks, process), ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"))
+    cluster = _explicit("slurm", (coordinator, tasks, process), ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"))
     here = _tasks_here(env)
     local = _number(env.get("SLURM_LOCALID", "0"), "SLURM_LOCALID")
     on_node = _number(env["SLURM_GPUS_ON_NODE"], "SLURM_GPUS_ON_NODE") if env.get("SLURM_GPUS_ON_NODE") else None
-    return _with_devices(found, env, here, local, on_node)
+    return _with_devices(cluster, env, here, local, on_node)
 
 
 def _tpu(env: Mapping[str, str]) -> Cluster | None:
@@ -235,7 +225,7 @@ def _port(job: int) -> int:
 
 
 def first_host(nodes: str) -> str:
-    """First host of a SLURM node list: "gpu[007-010,12],x1" -> "gpu007"."""
+    """First host of a SLURM node list: "gpu[007-010,12],x1" gives "gpu007"."""
     match = re.match(r"([^,\[]+)(?:\[([^\]]+)\])?([^,]*)", nodes)
     if not match:
         raise UserError(f"SLURM_STEP_NODELIST is {nodes!r}; expected host names such as gpu[01-04]")
@@ -243,7 +233,7 @@ def first_host(nodes: str) -> str:
 
 
 def _tasks_here(env: Mapping[str, str]) -> int:
-    """Tasks on this node, from "2(x3),1" at SLURM_NODEID."""
+    """Number of tasks on this node, from a list such as "2(x3),1" and SLURM_NODEID."""
     counts: list[int] = []
     for part in (env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE") or "1").split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
@@ -254,34 +244,32 @@ def _tasks_here(env: Mapping[str, str]) -> int:
     return counts[min(node, len(counts) - 1)]
 
 
-def _with_devices(found: Cluster, env: Mapping[str, str], tasks: int, local: int, on_node: int | None) -> Cluster:
-    """All local GPUs of this task. Where every task sees the whole node they are dealt out evenly, in order."""
+def _with_devices(cluster: Cluster, env: Mapping[str, str], tasks: int, local: int, on_node: int | None) -> Cluster:
+    """Add the local GPUs of this task. If every task sees all GPUs of the node, they are divided evenly, in order."""
     visible = [d for d in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if d] or list(range(on_node or 0))
-    bound = on_node is not None and len(visible) < on_node  # the scheduler gave each task its own
-    if found is ONE or not visible:
-        return found
+    bound = on_node is not None and len(visible) < on_node  # the scheduler assigned GPUs to each task
+    if cluster is ONE or not visible:
+        return cluster
     if tasks == 1 or bound or len(visible) == 1:
-        return replace(found, gpus=len(visible))
+        return replace(cluster, gpus=len(visible))
     if len(visible) % tasks:
-        raise UserError(f"{found.platform}: {len(visible)} GPUs do not divide among {tasks} tasks on this node")
+        raise UserError(f"{cluster.platform}: {len(visible)} GPUs do not divide among {tasks} tasks on this node")
     each = len(visible) // tasks
     mine = tuple(range(local * each, (local + 1) * each))
-    return replace(found, local_devices=mine, gpus=each)
+    return replace(cluster, local_devices=mine, gpus=each)
 
 
-# --- meeting ------------------------------------------------------------------------------------------------------
+# --- joining ------------------------------------------------------------------------------------------------------
 
-LOST_S = 60  # seconds without a sign of life until a process counts as dead and the others end
-
-
-COMPILE_S = 1800  # seconds that the slowest process may compile after the fastest
+LOST_S = 60  # seconds without a heartbeat after which a process counts as dead and the others exit
+COMPILE_S = 1800  # seconds that the slowest process may compile longer than the fastest
 
 
 def initialize(cluster: Cluster, timeout_s: int = 300) -> str:
-    """Join the other processes and say so: "using 8 of 8 local devices, 4 processes". Call before any other use of JAX.
+    """Join the other processes; returns a line such as "using 8 of 8 local devices, 4 processes".
 
-    Does nothing a second time. Where the others are not met within `timeout_s` the process ends with one line and
-    exit code 2: JAX itself would abort it.
+    Call it before any other use of JAX. A second call does nothing. If the other processes cannot be reached within
+    `timeout_s`, the process prints one line and exits with code 2; JAX itself would abort it.
     """
     import jax
 
@@ -294,8 +282,8 @@ def initialize(cluster: Cluster, timeout_s: int = 300) -> str:
         finally:
             late.cancel()
         if jax.process_count() > 1 and jax.default_backend() == "cpu":
-            # Only process 0 keeps compiled programs, and one that it reads back runs its collectives in another order
-            # than the same program freshly compiled in the others (jax 0.10.2): Gloo then aborts.
+            # Only process 0 caches compiled programs. A cached program runs its collectives in another order than the
+            # same program compiled afresh in the other processes (jax 0.10.2), and then Gloo aborts.
             jax.config.update("jax_enable_compilation_cache", False)
     mine, processes = jax.local_device_count(), jax.process_count()
     there = max(mine, cluster.gpus or 0) if jax.default_backend() == "gpu" else mine
@@ -305,12 +293,11 @@ def initialize(cluster: Cluster, timeout_s: int = 300) -> str:
 def _give_up(cluster: Cluster, timeout_s: int) -> None:
     where = f"process {cluster.process} of {cluster.processes}, coordinator {cluster.coordinator}"
     print(
-        f"error: {cluster.platform}: the other processes were not met within {timeout_s} s ({where}): are all of them "
-        "started, is the coordinator's port reachable from every node, and no firewall between?",
+        f"error: {cluster.platform}: the other processes did not connect within {timeout_s} s ({where}). Check that all "
+        "of them were started and that every node can reach the coordinator's port.",
         file=sys.stderr,
-        flush=True,
     )
-    os._exit(2)
+    exit_at_once(2)  # this is a timer's thread: the main one is waiting in JAX
 
 
 def _join(cluster: Cluster, timeout_s: int) -> None:
@@ -318,7 +305,7 @@ def _join(cluster: Cluster, timeout_s: int) -> None:
 
     limits: dict[str, Any] = {"initialization_timeout": timeout_s, "heartbeat_timeout_seconds": LOST_S}
     if cluster.processes is None:
-        # a TPU host that no metadata server speaks for is alone
+        # a TPU VM without a metadata server is a single host, for which JAX raises ValueError
         with contextlib.suppress(*[ValueError] if cluster == TPU_VM else []):
             jax.distributed.initialize(**limits)
     elif cluster.processes > 1:
@@ -333,14 +320,14 @@ def _join(cluster: Cluster, timeout_s: int) -> None:
 
 
 def compile_together(program: Any, *arguments: Any) -> None:
-    """Compile a jitted function in every process, then wait for the slowest; alone it does nothing.
+    """Compile a jitted function in every process, then wait for the slowest; nothing for a single process.
 
-    Gloo, which joins CPUs, gives up on a collective after 30 s, and one process may compile for longer than another.
+    Gloo, which connects CPUs, gives up on a collective after 30 s, and the compile times of processes may differ more.
     """
     import jax
 
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
-        program.lower(*arguments).compile()  # the call that follows finds it
+        program.lower(*arguments).compile()  # the next call finds it in jit's cache
         multihost.get_barrier_sync_fn()(key="fundax_compiled", timeout_ms=COMPILE_S * 1000)

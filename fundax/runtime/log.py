@@ -1,4 +1,4 @@
-"""What a run says: a progress line for people, `metrics.jsonl` for programs, TensorBoard or W&B where asked for."""
+"""Logging: console progress, metrics.jsonl, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from fundax.types import UserError
 
 
 class Writer(Protocol):
-    """Where rows go beside metrics.jsonl."""
+    """Another destination of the rows of metrics.jsonl."""
 
     def write(self, step: int, row: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
 
 class Log:
-    """Flat rows of floats, each with its `step`. Only process 0 writes; the others keep silent.
+    """Writes rows of named floats with their step. Only process 0 writes.
 
-    A run that goes on from `step` writes the rows past it again, so opening drops those; a run that was not
-    `restored` starts an empty file; one with nothing left to train (`step` >= `steps`) only adds.
+    A run that resumes from `step` writes the later rows again, so these are removed first. A run that was not `restored`
+    starts an empty file. If training is complete (`step` >= `steps`), rows are only appended.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class Log:
                 writer.close()
 
     def info(self, text: str) -> None:
-        """One line to the console."""
+        """Print one line to the console."""
         self.console.print(text, markup=False, highlight=False)
 
     def start_clock(self, step: int) -> None:
-        """From here on steps count for images/s; call it after a pause (compilation, evaluation, saving)."""
+        """Start measuring images/s at this step; call it after a pause such as compilation, evaluation or saving."""
         self._since = (step, time.monotonic(), self.waited())
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A row of training metrics with images/s and the share of time waited for data since the last, and the progress line."""
+        """Write training metrics, with images/s and the share of time spent waiting for data; update the progress."""
         row = {f"train/{name}": float(value) for name, value in metrics.items()}
         before = self._since
         self.start_clock(step)
@@ -94,7 +94,7 @@ class Log:
         self._show(step, row)
 
     def row(self, step: int, row: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, on disk when this returns."""
+        """Append one line to metrics.jsonl and flush it."""
         if not self._leads:
             return
         flat = {"step": step, "time": round(time.time(), 3), **{k: float(v) for k, v in row.items()}}
@@ -104,7 +104,7 @@ class Log:
             writer.write(step, row)
 
     def evaluation(self, step: int, row: Mapping[str, float]) -> None:
-        """A row of evaluation results, in place of earlier ones of the same step: a line, at the end a table."""
+        """Write evaluation results, replacing earlier ones of the same step; print a line, or a table at the end."""
         if self._leads and row:
             self._file.close()
             _keep_rows(self._path, lambda old: old["step"] != step or not (old.keys() & row.keys()))
@@ -119,7 +119,7 @@ class Log:
             self.start_clock(step)
 
     def table(self, title: str, row: Mapping[str, float]) -> None:
-        """Numbers for people."""
+        """Print a table of metrics."""
         table = Table("metric", "value", title=title, title_justify="left")
         for name, value in _summary(row).items():
             table.add_row(name, f"{value:.4f}")
@@ -140,12 +140,12 @@ class Log:
 
 
 def _summary(row: Mapping[str, float]) -> dict[str, float]:
-    """Without the numbers of single classes, which are named eval/number/class."""
+    """The metrics without those of single classes, which are named eval/metric/class."""
     return {name: value for name, value in row.items() if name.count("/") < 2}
 
 
 def _keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Rewrite a metrics file with the rows to keep; a last line that a crash cut short goes in any case."""
+    """Rewrite a metrics file with the rows to keep. A last line that a crash cut short is removed."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -174,7 +174,7 @@ def _progress(console: Console) -> Progress:
 
 
 def to_console(level: int = logging.INFO) -> None:
-    """Show this package's own log lines; for the command line, not for a library."""
+    """Show the log messages of this package on the console; for command-line programs."""
     handler = RichHandler(console=Console(stderr=True, soft_wrap=True), show_path=False, show_time=False)
     logger = logging.getLogger("fundax")
     logger.handlers[:] = [handler]
@@ -194,7 +194,7 @@ class _TensorBoard:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            raise UserError("TensorBoard was asked for: pip install 'fundax[tensorboard]'") from None
+            raise UserError("the writer tensorboard needs tensorboardX: pip install 'fundax[tensorboard]'") from None
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
@@ -210,7 +210,7 @@ class _WandB:
         try:
             import wandb
         except ImportError:
-            raise UserError("Weights & Biases was asked for: pip install 'fundax[wandb]'") from None
+            raise UserError("the writer wandb needs wandb: pip install 'fundax[wandb]'") from None
         self._run: Any = wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow")
 
     def write(self, step: int, row: Mapping[str, float]) -> None:

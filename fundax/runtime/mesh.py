@@ -1,12 +1,14 @@
-"""Where arrays live: the device mesh, the tables of rules that shard parameters by their path, and batch placement.
+"""Sharding: the device mesh, rules that shard parameters by their path, and the placement of batches.
 
-A model file never mentions devices. The mesh has three axes, and a mesh of one device is the same program:
+Models do not mention devices. The mesh has three axes, and a mesh of one device runs the same program:
 
-    data    the batch is split over it, parameters are copies
-    fsdp    the batch is split over it too, and so is every large parameter with its moments: memory falls, traffic grows
-    model   (tensor parallelism) heads, hidden units and vocabularies are split over it; the batch is not
+    data    data parallelism: the batch is split, parameters are replicated
+    fsdp    fully sharded data parallelism: the batch is split, and so is every large parameter with its optimizer state.
+            This saves memory and adds communication.
+    model   tensor parallelism: heads, hidden units and vocabularies are split; the batch is not
 
-The sizes choose: (8, 1, 1) replicates, (1, 8, 1) is FSDP, (1, 4, 2) is FSDP + tensor, with one table of rules for all."""
+One table of rules serves all meshes: (8, 1, 1) is data parallelism, (1, 8, 1) is FSDP, (1, 4, 2) is FSDP with tensor
+parallelism."""
 
 from __future__ import annotations
 
@@ -25,22 +27,17 @@ from fundax.params import path_string
 from fundax.types import Batch, UserError
 
 AXES = ("data", "fsdp", "model")
-
-
-BATCH_AXES = ("data", "fsdp")  # what the rows of a batch are split over
-
-
-LARGEST = P("largest")  # in a rule: its largest axis over fsdp, whichever of those that divide
-
-
+BATCH_AXES = ("data", "fsdp")  # the axes that split the rows of a batch
+LARGEST = P("largest")  # in a rule: split the parameter's largest axis that the fsdp axis divides
 Rules = Sequence[tuple[str, P]]
-
-
 REPLICATED: Rules = ()
 
 
-# First match wins. Optimizer moments follow their parameter, because their paths end in the parameter's path.
-# A layer's first product is split by column and its second by row: one all-reduce per attention and per MLP.
+# The first match wins. Optimizer moments are sharded as their parameter, because their paths end in its path.
+#
+# Tensor parallelism splits the first product of a layer by column and the second by row. Each device then computes its
+# own heads, or hidden units, without communication, and the second product gives partial sums: one all-reduce for each
+# attention and each MLP. Heads are in the last axis of the packed [D 3 D] kernel, so splitting it splits by head.
 TENSOR: Rules = (
     (r"attention/qkv/kernel$", P(None, None, "model")),  # [D 3 D]
     (r"attention/qkv/bias$", P(None, "model")),  # [3 D]
@@ -51,9 +48,8 @@ TENSOR: Rules = (
     (r"(token|word)/embedding$", P("model", None)),  # [V D]
 )
 
-
-FSDP: Rules = ((r"(kernel|embedding|position)$", LARGEST),)  # biases, norms, statistics are too small to be worth it
-
+# Biases, norms and statistics are too small for sharding to be worth its communication.
+FSDP: Rules = ((r"(kernel|embedding|position)$", LARGEST),)
 
 FSDP_TENSOR: Rules = (
     (r"attention/qkv/kernel$", P("fsdp", None, "model")),
@@ -66,20 +62,17 @@ FSDP_TENSOR: Rules = (
     *FSDP,
 )
 
-
-RULES: Rules = FSDP_TENSOR  # on a mesh whose fsdp or model axis is 1, that part of it says nothing
-
-
-_STACKED = re.compile(r"(^|/)blocks/")  # scan over layers: one leading [layers] axis, never split
-
-
+RULES: Rules = FSDP_TENSOR  # the part of an axis has no effect on a mesh where that axis has size 1
+# Layers stacked for scan have a leading layer axis. It is never split: the scan reads one layer at a time, and with a
+# split layer axis every step would need the layer of another device.
+_STACKED = re.compile(r"(^|/)blocks/")
 _log = logging.getLogger("fundax")
 
 
 def mesh_sizes(shape: Sequence[int], devices: int) -> tuple[int, int, int]:
-    """(data, fsdp, model) with its -1 filled in. Two numbers are (data, model).
+    """(data, fsdp, model) from a shape in which one size may be -1. Two numbers mean (data, model).
 
-    Raises UserError where there is more than one -1, or the devices do not suffice or are left over.
+    Raises UserError for more than one -1, and if the sizes do not fit the number of devices.
     """
     if len(shape) not in (2, 3) or list(shape).count(-1) > 1 or any(n == 0 or n < -1 for n in shape):
         raise UserError(
@@ -94,10 +87,10 @@ def mesh_sizes(shape: Sequence[int], devices: int) -> tuple[int, int, int]:
 
 
 def make_mesh(shape: Sequence[int] = (-1, 1)) -> Mesh:
-    """A ("data", "fsdp", "model") mesh of (data, model) or (data, fsdp, model); one -1 means "the devices that are left".
+    """A mesh with the axes data, fsdp and model, of shape (data, model) or (data, fsdp, model).
 
-    A shape smaller than the machine uses its first devices. Raises UserError where the devices do not suffice, or
-    where the model axis would cross processes unevenly.
+    One size may be -1, for all remaining devices. A smaller shape uses the first devices of a single process. Raises
+    UserError if the devices do not suffice, or if the model axis does not divide the devices of a process.
     """
     devices = jax.devices()
     sizes = mesh_sizes(shape, len(devices))
@@ -106,55 +99,59 @@ def make_mesh(shape: Sequence[int] = (-1, 1)) -> Mesh:
         raise UserError(
             f"mesh {tuple(shape)} does not fit {len(devices)} devices; expected a product of {len(devices)}"
         )
+    # Tensor parallelism communicates in every layer: its groups must lie within the fast links of one process.
     if jax.process_count() > 1 and jax.local_device_count() % sizes[2]:
         raise UserError(f"mesh {tuple(shape)}: the model axis must divide the {jax.local_device_count()} local devices")
+    # Auto: XLA propagates the shardings through the program from those of its inputs and the constraints in it.
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:used])
 
 
 def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """The axes of this mesh that a batch is split over."""
+    """The axes of this mesh that split a batch."""
     return tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
 
 
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts a batch is split: 1 without a mesh."""
+    """Number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES, warn: bool = True) -> Any:
-    """A NamedSharding for every leaf of a (possibly abstract) tree: parameters, optimizer state or extra.
+    """A NamedSharding for every leaf of a tree, which may be abstract: parameters, optimizer state or extra state.
 
-    An axis of an array that its mesh axis does not divide stays whole; `warn` lists such leaves in one log line.
+    An axis that the mesh does not divide is not split; `warn` logs one line with such leaves.
     """
-    unequal: list[str] = []
+    indivisible: list[str] = []
 
     def place_leaf(path: Sequence[Any], leaf: Any) -> NamedSharding:
         name = path_string(path)
         spec, fits = _fit(spec_of(name, leaf.ndim, rules), leaf.shape, mesh, bool(_STACKED.search(name)))
         if not fits:
-            unequal.append(f"{name} {tuple(leaf.shape)}")
+            indivisible.append(f"{name} {tuple(leaf.shape)}")
         return NamedSharding(mesh, spec)
 
     placed = jax.tree_util.tree_map_with_path(place_leaf, tree)
-    if unequal and warn:
-        more = f" and {len(unequal) - 3} more" if len(unequal) > 3 else ""
-        _log.warning("replicated, not divisible by the mesh %s: %s%s", dict(mesh.shape), ", ".join(unequal[:3]), more)
+    if indivisible and warn:
+        names, more = ", ".join(indivisible[:3]), f" and {len(indivisible) - 3} more" if len(indivisible) > 3 else ""
+        _log.warning("replicated, not divisible by the mesh %s: %s%s", dict(mesh.shape), names, more)
     return placed
 
 
 def spec_of(name: str, ndim: int, rules: Rules = RULES) -> P:
-    """The PartitionSpec of a path: the first rule whose pattern is found in it, else replicated."""
+    """The PartitionSpec of the first rule whose pattern is found in the path; replicated if there is none."""
     for pattern, spec in rules:
         if re.search(pattern, name):
             if spec == LARGEST:
                 return spec
             spec = P(None, *spec) if _STACKED.search(name) else spec
-            return spec if len(spec) <= ndim else P()  # a factored moment has fewer axes than its parameter
+            return (
+                spec if len(spec) <= ndim else P()
+            )  # factored optimizer moments have fewer axes than their parameter: replicate them
     return P()
 
 
 def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, stacked: bool) -> tuple[P, bool]:
-    """The spec without mesh axes of one device and without those that do not divide; whether all did."""
+    """The spec without mesh axes of size 1 and without those that do not divide; and whether all divide."""
     if spec == LARGEST:
         return _largest(shape, mesh.shape.get("fsdp", 1), stacked), True
     sizes = [1 if axis is None else mesh.shape.get(axis, 1) for axis in spec]
@@ -171,8 +168,10 @@ def _largest(shape: tuple[int, ...], parts: int, stacked: bool) -> P:
     return P(*("fsdp" if i == axis else None for i in range(len(shape))))
 
 
-def keep(tree: Any, rules: Rules = RULES) -> Any:
-    """Inside jit: gradients or state where the rules put them, so that what one step splits the next finds split."""
+def constrain(tree: Any, rules: Rules = RULES) -> Any:
+    """Inside jit: constrain gradients or state to the shardings of the rules."""
+    # Without it XLA may choose another sharding for the new state than the old state has: the next step would be compiled
+    # again, and the donated memory could not be reused.
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return tree
@@ -180,34 +179,35 @@ def keep(tree: Any, rules: Rules = RULES) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First axis over "data" and "fsdp"."""
+    """The sharding of a batch: the first axis over "data" and "fsdp"."""
     return NamedSharding(mesh, P(batch_axes(mesh)))
 
 
-def place(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch out of every process's own rows [B/processes ...], first axis over "data" and "fsdp"."""
+def shard_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+    """The global batch from each process's own rows [B/processes ...], sharded over "data" and "fsdp"."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
 
 
-def place_whole(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """A batch that every process holds in full (evaluation): split where it divides, else replicated.
+def shard_full_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+    """A batch that every process has in full, as in evaluation: sharded if it divides, else replicated.
 
-    Text columns are left behind: they are for people.
+    Columns of strings are left out.
     """
     arrays = {k: np.asarray(v) for k, v in batch.items()}
-    return {k: _put(v, mesh) for k, v in arrays.items() if v.dtype.kind not in "OUS"}
+    return {k: _shard(v, mesh) for k, v in arrays.items() if v.dtype.kind not in "OUS"}
 
 
-def _put(array: np.ndarray, mesh: Mesh) -> jax.Array:
+def _shard(array: np.ndarray, mesh: Mesh) -> jax.Array:
     array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
     split = array.ndim > 0 and array.shape[0] % batch_parts(mesh) == 0
     sharding = batch_sharding(mesh) if split else NamedSharding(mesh, P())
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def put(tree: Any, placed: Any) -> Any:
-    """Host arrays, the same on every process, onto their shardings."""
+def device_put(tree: Any, placed: Any) -> Any:
+    """Put host arrays, equal on all processes, on the devices with the shardings `placed`."""
+    # jax.device_put with several processes would also check that the arrays are equal, with one broadcast per array.
 
     def put_leaf(value: Any, sharding: NamedSharding) -> jax.Array:
         array = np.asarray(value)
@@ -217,7 +217,7 @@ def put(tree: Any, placed: Any) -> Any:
 
 
 def gather(tree: Mapping[str, Any]) -> Any:
-    """Every leaf as a full numpy array on every process."""
+    """Every leaf as a full NumPy array on every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM end a run after the step under way instead of in the middle of one.
+"""Stop at Ctrl-C or SIGTERM after the current step, so that a checkpoint can be saved.
 
-Where several processes run together SIGTERM is left to JAX's preemption service (Orbax asks it by reached_preemption):
-one process is told, and all of them agree on one step without asking each other at every step."""
+With several processes SIGTERM is handled by JAX's preemption service, which Orbax queries with reached_preemption: if one
+process receives the signal, all stop at the same step without communicating at every step."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 0}  # a scheduler that asks us to go is no failure
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 0}  # exit 0: preemption by the scheduler is not a failure
 
 
 class Preemption:
-    """A context in which SIGINT and SIGTERM set `signal`; a second Ctrl-C stops at once.
+    """A context in which SIGINT and SIGTERM set `signal`; a second Ctrl-C stops immediately.
 
-    `preempted(step)`: whether the processes have agreed to stop at this step; asked at every one of them.
-    Outside the main thread signals cannot be caught, and nothing changes.
+    preempted(step): whether the processes have agreed to stop at this step; called at every step.
+
+    Only the main thread can handle signals; in another thread the context has no effect.
     """
 
     def __init__(self, preempted: Callable[[int], bool] = lambda step: False) -> None:
@@ -40,7 +41,7 @@ class Preemption:
             signal.signal(number, handler)
 
     def agreed(self, step: int, every: int) -> bool:
-        """Whether any process was asked to stop. Of Ctrl-C several processes ask each other, every `every` steps."""
+        """Whether any process should stop. With several processes, Ctrl-C is communicated every `every` steps."""
         if self._preempted(step):
             self.signal = signal.SIGTERM
         if jax.process_count() == 1 or self.signal == signal.SIGTERM:

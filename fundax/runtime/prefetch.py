@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -17,10 +18,10 @@ from jax.sharding import Mesh
 from fundax.runtime import mesh as meshes
 from fundax.types import Batch, Data, DataIterator, UserError
 
-POLL_S = 0.002  # while waiting: how often to look whether the device is still busy
+_log = logging.getLogger("fundax")
 
-
-IN_FLIGHT = 2  # steps handed to the device before the host waits for it; each holds a batch
+POLL_S = 0.002  # how often to check whether the device is still busy while waiting for a batch
+IN_FLIGHT = 2  # steps dispatched to the device before the host waits; each holds a batch in memory
 
 
 class Prefetcher:
@@ -30,14 +31,16 @@ class Prefetcher:
 
     Args:
         data: the training data of a recipe.
-        spec: shapes and dtypes of this process's batch, `objective.spec(batch // processes)`.
+        spec: shapes and dtypes of this process's batch, `objective.batch_spec(batch // processes)`.
         mesh: the devices.
-        position: data position to start from, as `state` gave it; None starts at the beginning.
+        position: data position to start from, a former `state`; None: the beginning.
         first, last: the last step already taken, and the last step to prepare a batch for.
         bad_records: file for the unreadable images that are skipped, if the data does not have one of its own.
 
-    `state` is the data position after the last batch taken, however many batches have been read ahead. An error in
-    the data is raised by the `take` that would have returned the batch, so it does not depend on the thread's progress.
+    `state` is the data position after the last batch taken, no matter how many batches have been read ahead. An error in
+    the data is raised by the `take` that would have returned that batch, so it does not depend on timing.
+
+    Keys of the data that are not in `spec` are not passed to the loss; one log line names them.
     """
 
     def __init__(
@@ -70,14 +73,14 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        close = getattr(self._data, "close", None)  # worker processes, where it has some
+        close = getattr(self._data, "close", None)  # ends the worker processes, if there are any
         if close:
             close()
 
     def take(self, running: Any) -> dict[str, jax.Array]:
-        """The next batch, arrays [B ...] split over "data"; `running`: any output of the step before, or None.
+        """The next batch, arrays [B ...] on the mesh. `running`: any output of the previous step, or None.
 
-        Raises what reading it raised, and UserError for a batch that is not what the objective takes.
+        Raises the error of reading it, and UserError for a batch that does not match `spec`.
         """
         if running is not None:
             self._running.append(running)
@@ -90,11 +93,11 @@ class Prefetcher:
         return batch
 
     def waited(self) -> float:
-        """Seconds so far in which the devices had nothing to do because no batch was there."""
+        """Total seconds in which the devices were idle because no batch was ready."""
         return self._waited
 
     def counts(self) -> dict[str, int]:
-        """`skipped`: unreadable images this process has left out so far, where there are any."""
+        """`skipped`: number of unreadable images that this process has skipped, if any."""
         skipped = getattr(self._data, "skipped", 0)
         return {"skipped": skipped} if skipped else {}
 
@@ -114,9 +117,12 @@ class Prefetcher:
         try:
             for step in self._steps:
                 batch = check(self._data, self._spec, step)
-                if not self._put((meshes.place(batch, self._mesh), self._data.get_state())):
+                if step == self._steps[0] and (unused := sorted(batch.keys() - self._spec.keys() - {"index"})):
+                    _log.info("keys of the data that the objective does not use: %s", ", ".join(unused))
+                batch = {key: batch[key] for key in self._spec}
+                if not self._put((meshes.shard_batch(batch, self._mesh), self._data.get_state())):
                     return
-        except BaseException as problem:  # whatever it is, the training thread is to raise it
+        except BaseException as problem:  # raised again by `take`, in the training thread
             self._put(problem)
 
     def _put(self, item: Any) -> bool:
@@ -130,7 +136,7 @@ class Prefetcher:
 
 
 def check(data: DataIterator, wanted: Mapping[str, jax.ShapeDtypeStruct], step: int) -> Batch:
-    """The next batch of this process, with the keys the loss reads and in the shapes it was promised."""
+    """The next batch of this process. Raises UserError if a key, a shape or a dtype of `wanted` differs."""
     try:
         batch = next(data)
     except StopIteration:
@@ -141,4 +147,4 @@ def check(data: DataIterator, wanted: Mapping[str, jax.ShapeDtypeStruct], step: 
         shape, dtype = np.shape(batch[key]), np.asarray(batch[key]).dtype
         if shape != spec.shape or dtype != spec.dtype:
             raise UserError(f"the batch's {key!r} is {dtype} {shape}; the objective expects {spec.dtype} {spec.shape}")
-    return {key: batch[key] for key in wanted}
+    return batch

@@ -8,7 +8,7 @@ Null, booleans, numbers, strings, lists and dicts are written as they are; anyth
 A name is a room of fundax and a public name of that room, so files can move within a room. Runs made before the rooms
 existed hold module paths ("fundax.encoders.vit:ViT"); BEFORE_ROOMS translates them.
 
-The file may come from a stranger: only public names of the three ROOMS are resolved, and only dataclasses are called.
+The file may come from an untrusted source: only public names of the three ROOMS are resolved, and only dataclasses are called.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from fundax.optim import adamw, clip_leaves, cosine_schedule, freeze, peer_visio
 from fundax.params import path_string
 from fundax.recipe import Intervals, Recipe
 from fundax.runtime.checkpoint import load_params
-from fundax.runtime.mesh import make_mesh, place, put
-from fundax.train import TrainState, fit, layout, train_step
+from fundax.runtime.mesh import device_put, make_mesh, shard_batch
+from fundax.train import TrainState, abstract_state, fit, train_step
 
 BATCH, STEPS = 8, 3
 TOWER = dino_vit("B/16", mask_token=True).clone(image_size=8, patch=4, width=8, depth=1, heads=2)
@@ -93,10 +93,10 @@ def fresh():
 def run(shape, fresh):
     mesh, one, data, losses = make_mesh(shape), recipe(), Rows(), []
     with jax.set_mesh(mesh):
-        state = put(fresh, jax.tree.map(lambda x: x.sharding, layout(one, mesh)))
+        state = device_put(fresh, jax.tree.map(lambda x: x.sharding, abstract_state(one, mesh)))
         step = train_step(one)
         for _ in range(STEPS):
-            state, metrics = step(state, place(next(data), mesh))
+            state, metrics = step(state, shard_batch(next(data), mesh))
             losses.append(float(metrics["loss"]))
     return losses, jax.device_get((state.params, state.extra))
 

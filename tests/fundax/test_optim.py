@@ -68,7 +68,7 @@ def test_schedules_at_their_corners():
     assert float(cosine(1.0, 20, 10)(15)) == pytest.approx(0.5) and float(cosine(1.0, 20)(20)) == pytest.approx(0)
     assert float(cooldown(1.0, 10, cool=4, end=0.2)(8)) == pytest.approx(0.6)
     assert float(cooldown(1.0, 10, cool=4, end=0.2)(25)) == pytest.approx(0.2)
-    with pytest.raises(UserError, match="cosine schedule: 10 steps leave no room"):
+    with pytest.raises(UserError, match="cosine: 10 steps are not more than"):
         cosine(1.0, 10, 10)
 
 
@@ -114,7 +114,7 @@ def test_a_chain_without_a_remembered_rate():
     assert rate_of(optax.sgd(0.1).init(PARAMS)) is None
 
 
-def test_annealed_at_its_corners():
+def test_cosine_schedule_at_its_ends():
     schedule = cosine_schedule(1.0, 0.2, 14, warmup=4)
     np.testing.assert_allclose([schedule(i) for i in (0, 3, 4, 9, 14)], [0, 1, 1, 0.6, 0.2], rtol=1e-6, atol=1e-7)
 

@@ -13,7 +13,7 @@ from tiny_objective import Linear, Rows, recipe
 from fundax.recipe import Intervals
 from fundax.runtime.checkpoint import Checkpoints, load_params
 from fundax.runtime.mesh import make_mesh
-from fundax.train import TrainState, fit, layout, train_step
+from fundax.train import TrainState, abstract_state, fit, train_step
 from fundax.types import UserError
 
 
@@ -109,7 +109,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves(tmp_path, capsys, number, c
     with pytest.raises(SystemExit) as stopped:
         fit(recipe(steps=6, intervals=Intervals(0, 0, 0), train=at_three), tmp_path)
     assert stopped.value.code == code
-    assert re.search("stopped after step [123] of 6", capsys.readouterr().err)  # data is read ahead
+    assert re.search("Stopped at step [123]/6", capsys.readouterr().err)  # data is read ahead
     equal(fit(recipe(steps=6), tmp_path), fit(recipe(steps=6), tmp_path.with_name("whole")))
 
 
@@ -146,7 +146,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         def init(self, rng, batch):
             return {"head": {"kernel": jnp.zeros((5, 1)), "weight": jnp.zeros(3)}}, {"seen": jnp.zeros(())}
 
-    with pytest.raises(UserError, match=r"lacks head/weight; it has besides head/bias; .*\(4, 1\) here \(5, 1\)"):
+    with pytest.raises(UserError, match=r"lacks head/weight; it also has head/bias; .*\(4, 1\) instead of \(5, 1\)"):
         fit(recipe(objective=Wider(), evals={}), tmp_path)
 
 
@@ -155,15 +155,17 @@ def test_randomness_is_a_function_of_seed_and_step():
     batch = next(Rows(8, 0, 1))
     batch.pop("index")
 
+    steps = {seed: train_step(replace(run, seed=seed)) for seed in (0, 1)}
+
     def loss_at(step, seed):
         params, extra = Linear().init(jax.random.key(0), None)
         state = (jnp.int32(step), params, extra, run.optimizer.init(params))
-        return float(train_step(replace(run, seed=seed))(TrainState(*state), batch)[1]["loss"])
+        return float(steps[seed](TrainState(*state), batch)[1]["loss"])
 
     assert loss_at(1, 0) == loss_at(1, 0) and len({loss_at(1, 0), loss_at(2, 0), loss_at(1, 1)}) == 3
 
 
 def test_layout_allocates_nothing_and_follows_the_rules():
-    state = layout(recipe(), make_mesh((8, 1)))
+    state = abstract_state(recipe(), make_mesh((8, 1)))
     assert {type(x) for x in jax.tree.leaves(state)} == {jax.ShapeDtypeStruct}
     assert state.opt[1][0].mu["head"]["kernel"].shape == (4, 1)

@@ -9,6 +9,7 @@ from fundax.evals import few_shot
 from fundax.objectives.adapter import ClipAdapter, TipAdapter, fit, heads, remember
 from fundax.optim import cosine
 
+pytestmark = pytest.mark.vectors("flair")
 EPOCHS = 40
 
 

@@ -8,6 +8,7 @@ import pytest
 from data_pipelines.transforms.flair import FlairAugment, fitted, flair_pixels, foreground, jittered, turned
 from data_pipelines.transforms.steps import apply
 
+pytestmark = pytest.mark.vectors("flair")
 TOLERANCE = 3e-6
 
 

@@ -17,6 +17,9 @@ from fundax.objectives.flair import FLAIR
 from fundax.objectives.keepfit import KeepFIT
 from fundax.objectives.keepfit_reference import V1, V2, Attention, Reference
 
+pytestmark = pytest.mark.vectors("keepfit")
+
+README = 1.4e-6  # of losses and gradients; 1e-5 of attention
 VARIANTS = ("ek_ref", "mixed", "keepfit", "keepfit_catKD", "keepfit_fusion")
 # the peer's parameter, our batch key, the array of the vectors
 FEATURES = (
@@ -104,12 +107,12 @@ def test_the_second_version_reduced_to_the_first_is_the_published_loss(arrays, c
     batch = {ours: jnp.asarray(arrays[key]) for _, ours, key in FEATURES}
     batch |= {
         "category": jnp.asarray(arrays["cat"], jnp.int32),
-        "appearance": jnp.eye(6),
-        "elite/appearance": jnp.eye(6),
+        "appearance": jnp.eye(len(arrays["cat"])),
+        "elite/appearance": jnp.eye(len(arrays["cat"])),
     }
     params = {"log_scale": jnp.asarray(arrays["logit_scale"])} | jax.tree.map(jnp.asarray, read_attention(arrays))
-    value, _ = objective.loss(params, {}, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
-    close(value, arrays["keepfit_loss"], 1e-6)
+    value, _ = jax.jit(objective.loss)(params, {}, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
+    close(value, arrays["keepfit_loss"], README * max(1, arrays["keepfit_loss"]))
 
 
 @pytest.mark.parametrize("softmax", ["heads", "keys"])
@@ -124,19 +127,20 @@ def test_attention_by_heads_and_by_keys(golden, config, softmax):
         attention = Attention(heads, softmax)
         out = attention(params, img, kd_img, kd_txt)
         if softmax == "heads":
-            close(attention.weigh(attention.logits(params, img, kd_img)), given[f"h{heads}_weights"], 1e-6)
+            close(attention.weigh(attention.logits(params, img, kd_img)), given[f"h{heads}_weights"], 1e-5)
             close(out, given[f"h{heads}_out"][0], 1e-5)
         else:
             close(out, given[f"h{heads}_ALT_softmax_over_keys_out"], 1e-5)
 
 
-def test_a_reference_of_attention_is_the_attention(arrays):
+def test_a_reference_of_attention_is_the_attention(arrays, config):
     params = jax.tree.map(jnp.asarray, read_attention(arrays))["reference"]
     img, kd_img, kd_txt = (jnp.asarray(arrays[key]) for key in ("img", "kd_img", "kd_txt"))
-    guided = Reference("attention", Attention(2, "heads", 0.0), lam=1.0, loss="mse")
+    heads = config["losses_heads"]["attention"]
+    guided = Reference("attention", Attention(heads, "heads", 0.0), lam=1.0, loss="mse")
     text = guided.text(params, img, (kd_img, kd_txt))
-    close(text, Attention(2, "heads")(params, img, kd_img, kd_txt), 1e-6)
-    close(guided.distance(jnp.asarray(arrays["txt"]), text), arrays["parts_keepfit"][2], 1e-6)
+    close(text, Attention(heads, "heads")(params, img, kd_img, kd_txt), 1e-6)
+    close(guided.distance(jnp.asarray(arrays["txt"]), text), arrays["parts_keepfit"][2], README)
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +177,8 @@ def test_report_log_probabilities_loss_and_gradients(captioner, report):
 
     (value, log_p), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     # the peer is given pooled features as well, and reads none of them: these are not the mean of the others
-    assert np.abs(report["fc_feats"] - report["att_feats"].mean(1)).max() > 1
-    close(log_p, report["logprobs"], 2e-6)
+    assert np.abs(report["fc_feats"] - report["att_feats"].mean(1)).max() > 1e-3
+    close(log_p, report["logprobs"], 2e-6 * max(1, np.abs(report["logprobs"]).max() / 8.5))  # 2 units in the last place
     close(value, report["loss"], 1e-6)
     ours = decoder_from_fundax(decoder, jax.tree.map(np.asarray, grads))
     close(ours["logit.weight"], report["grad_logit_w"], 2e-6)
@@ -184,11 +188,11 @@ def test_report_log_probabilities_loss_and_gradients(captioner, report):
 def test_every_array_of_the_vectors_is_read(golden):
     """losses: see FEATURES and the gradients, all of a variant's; the rest by name. metrics_amd is of the transfer tests."""
     read = {
-        "attention.npz": r"(img|txt|kd_img|kd_txt)|h\d_(out|weights|W_[qkvo]\.weight|ALT_softmax_over_keys_out)",
+        "attention.npz": r"(img|txt|kd_img|kd_txt)|h\d+_(out|weights|W_[qkvo]\.weight|ALT_softmax_over_keys_out)",
         "losses.npz": r"(img|txt|kd_img|kd_txt|cat|kd_cat_flair|logit_scale|parts_keepfit)|(attention|atte_\w+)\.W_.*"
         rf"|({'|'.join(VARIANTS)})_(loss|grad:.*)",
         # fc_feats, a mean of att_feats, is handed to the peer's decoder, which does not use it
-        "ffa_report_io.npz": r"att_feats|fc_feats|ids|mask|logprobs|loss|beam3_seq|greedy_seq|grad_\w+|pe_first16",
+        "ffa_report_io.npz": r"att_feats|fc_feats|ids|mask|logprobs|loss|beam\d+_seq|greedy_seq|grad_\w+|pe_first\d+",
     }
     for file, pattern in read.items():
         names = np.load(golden / "keepfit" / file).files
@@ -196,7 +200,8 @@ def test_every_array_of_the_vectors_is_read(golden):
 
 
 def test_positions(report):
-    expected = report["pe_first16"][0]
+    (name,) = (name for name in report if name.startswith("pe_first"))
+    expected = report[name][0]
     close(sinusoid(*expected.shape), expected, 1e-6)
 
 
@@ -206,8 +211,8 @@ def test_greedy_and_beam_sequences(captioner, report, config):
     ids, _ = jax.jit(lambda p, x: greedy(decoder, p, x))(params, tokens)
     assert np.asarray(ids).tolist() == report["greedy_seq"].tolist()
     ids, _ = jax.jit(lambda p, x: beam_search(decoder, p, x, config["ffa"]["beam"]))(params, tokens)
-    assert np.asarray(ids).tolist() == report["beam3_seq"].tolist()
+    assert np.asarray(ids).tolist() == report[f"beam{config['ffa']['beam']}_seq"].tolist()
 
 
 def close(ours, theirs, bound, name=""):
-    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=bound, err_msg=name)
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=bound, equal_nan=False, err_msg=name)

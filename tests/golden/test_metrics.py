@@ -27,7 +27,9 @@ def table(golden):
 CASES = [("flair", "metrics.npz", ""), ("flair", "metrics.npz", "bin_"), ("keepfit", "metrics_amd.npz", "")]
 
 
-@pytest.mark.parametrize(("peer", "name", "prefix"), CASES)
+@pytest.mark.parametrize(
+    ("peer", "name", "prefix"), [pytest.param(*case, marks=pytest.mark.vectors(case[0])) for case in CASES]
+)
 def test_classification_metrics(table, peer, name, prefix):
     """The peers round to three decimals, and average the rounded numbers of classes."""
     arrays = table(peer, name)
@@ -43,6 +45,7 @@ def test_classification_metrics(table, peer, name, prefix):
         assert np.round(ours[key], 3).mean() == pytest.approx(arrays[f"{prefix}m_{theirs}"], abs=1e-12), theirs
 
 
+@pytest.mark.vectors("keepfit")
 def test_keepfits_own_metrics_of_amd_and_taop(table):
     arrays = table("keepfit", "metrics_amd.npz")
     labels, scores = arrays["refs"], arrays["preds"][:, 1]
@@ -53,6 +56,7 @@ def test_keepfits_own_metrics_of_amd_and_taop(table):
     assert classification(labels, arrays["preds"])["accuracy"] == pytest.approx(arrays["m_TAOP_acc"], abs=1e-12)
 
 
+@pytest.mark.vectors("visionfm")
 def test_visionfms_metrics(table):
     arrays = table("visionfm", "metrics.npz")
     assert quadratic_kappa(arrays["confusion"]) == pytest.approx(arrays["quadratic_weighted_kappa"], abs=1e-12)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from fundax.interop import open_clip
 from fundax.losses import contrastive
 
+pytestmark = pytest.mark.vectors("openclip")
 MODELS = ("clip_quickgelu", "clip_gelu", "customtext", "customtext_siglip")
 KEY, STEP = jax.random.key(0), jnp.int32(0)
 
@@ -56,9 +57,9 @@ def test_intermediates(peer):
     close(image[after], expected["inter.visual.ln_post"], 2e-5, "ln_post")
     for tower, name in ((image, "visual"), (text, "text")):
         blocks = [key for key in expected if key.startswith(f"inter.{name}.resblocks.")]
-        assert len(blocks) == len(tower["hidden"])
-        for i, hidden in enumerate(tower["hidden"]):
-            close(hidden, expected[f"inter.{name}.resblocks.{i}"], 2e-5, f"{name} block {i}")
+        assert blocks  # not all need be there
+        for key in blocks:
+            close(tower["hidden"][int(key.rsplit(".", 1)[1])], expected[key], 2e-5, key)
     close(text["tokens"], expected["inter.text.ln_final"], 2e-5, "ln_final")
 
 

@@ -7,6 +7,8 @@ from fundax.interop.open_clip import objective_of, rows
 from fundax.optim import peer_open_clip
 from fundax.params import path_string
 
+pytestmark = pytest.mark.vectors("openclip")
+
 
 @pytest.mark.parametrize("tag", ["clip_quickgelu", "clip_gelu", "customtext", "customtext_siglip"])
 def test_decay_groups_are_the_peers(golden, tag):

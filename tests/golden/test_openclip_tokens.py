@@ -3,8 +3,11 @@
 import json
 
 import numpy as np
+import pytest
 
 from data_pipelines.language import tokenizers
+
+pytestmark = pytest.mark.vectors("openclip")
 
 
 def _cases(path):

@@ -10,6 +10,8 @@ import pytest
 from data_pipelines.geometry import Crop, Resize, Rotate
 from data_pipelines.transforms import steps as transforms
 
+pytestmark = pytest.mark.vectors("openclip")
+
 
 @pytest.fixture(scope="module")
 def vectors(golden):

@@ -5,6 +5,8 @@ import pytest
 
 from fundax.evals import zero_shot
 
+pytestmark = pytest.mark.vectors("openclip")
+
 
 @pytest.fixture
 def stored(golden):

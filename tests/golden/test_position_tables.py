@@ -5,8 +5,10 @@ import pytest
 
 from fundax.encoders.positions import aligned_corners, antialiased, resize_positions
 
+RULES = [("openclip", antialiased), ("retclip", aligned_corners)]
 
-@pytest.mark.parametrize(("peer", "rule"), [("openclip", antialiased), ("retclip", aligned_corners)])
+
+@pytest.mark.parametrize(("peer", "rule"), [pytest.param(*rule, marks=pytest.mark.vectors(rule[0])) for rule in RULES])
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_peers_resize(golden, peer, rule, way):
     with np.load(golden / peer / "schedule_posembed.npz") as vectors:

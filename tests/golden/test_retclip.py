@@ -13,13 +13,13 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
-from data_pipelines.language.tokenizers import wordpiece
 from fundax import optim
 from fundax.encoders.positions import aligned_corners, resize_positions
 from fundax.interop.ret_clip import from_fundax, to_fundax
 from fundax.objectives.ret_clip import MAX_LOG_SCALE
 from fundax.params import flatten
 
+pytestmark = pytest.mark.vectors("retclip")
 FEATURES = 2e-5
 RAW = {
     "raw.visual_left": "visual_left",
@@ -123,13 +123,17 @@ def test_intermediate_arrays(peer):
         conv = arrays[f"inter.visual.conv1.{eye}"]
         close(out["patches"], conv.reshape(*conv.shape[:2], -1).swapaxes(1, 2))
         close(out["embedded"], arrays[f"inter.visual.ln_pre.{eye}"])
-        for i, x in enumerate(out["hidden"]):
-            close(x, arrays[f"inter.visual.resblocks.{i}.{eye}"])
+        stored = [key for key in arrays if re.fullmatch(rf"inter\.visual\.resblocks\.\d+\.{eye}", key)]
+        assert stored  # not all blocks need be there
+        for key in stored:
+            close(out["hidden"][int(key.split(".")[3])], arrays[key])
         close(out["pooled"], arrays[f"inter.visual.ln_post.{eye}"])
     out = tower(objective.text, peer.params["text"], peer.batch["text"])
     close(out["embedded"], arrays["inter.bert.embeddings"])
-    for i, x in enumerate(out["hidden"]):
-        close(x, arrays[f"inter.bert.layer.{i}"])
+    stored = [key for key in arrays if key.startswith("inter.bert.layer.")]
+    assert stored
+    for key in stored:
+        close(out["hidden"][int(key.rsplit(".", 1)[1])], arrays[key])
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [*RAW.items(), *OUT.items()])
@@ -225,12 +229,16 @@ def test_flip_masking_with_the_peers_noise(peer):
 
 def test_schedule(golden):
     with np.load(golden / "retclip" / "schedule_posembed.npz") as file:
-        (name,) = (name for name in file.files if name.startswith("cosine_lr_"))
-        expected = file[name]
-    mantissa, exponent, warmup = (int(n) for n in re.findall(r"base(\d+)e(\d+)_warm(\d+)", name)[0])
-    schedule = optim.cosine(mantissa * 10.0**-exponent, len(expected), warmup=warmup)
-    ours = np.array([schedule(step) for step in range(len(expected))])
-    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-12)
+        curves = {name: file[name] for name in file.files if not name.startswith("pos_")}
+    assert curves
+    for name, expected in curves.items():
+        # cosine_lr_base3e5_warm50_steps400: to 3e-5 in 50 steps, and to 0 in 400
+        mantissa, exponent, warmup, steps = re.fullmatch(
+            r"cosine_lr_base([\d.]+)e(\d+)_warm(\d+)_steps(\d+)", name
+        ).groups()
+        schedule = optim.cosine(float(f"{mantissa}e-{exponent}"), int(steps), warmup=int(warmup))
+        ours = np.array([schedule(step) for step in range(len(expected))])
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
@@ -240,16 +248,10 @@ def test_positions_resized_by_the_peers_rule(golden, direction):
     np.testing.assert_allclose(resize_positions(table, len(expected), aligned_corners), expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("context", [100, 52])
-def test_token_ids_of_every_string(golden, shared_data, context):
-    tokenizer = wordpiece(shared_data / "tokenizers" / "chinese_bert_vocab.txt", context)
-    cases = json.loads((golden / "retclip" / "tokenizer.json").read_text(encoding="utf-8"))["cases"]
-    ids = tokenizer([case["text"] for case in cases])
-    np.testing.assert_array_equal(ids, [case[f"ids{context}"] for case in cases])
-
-
 def close(ours, theirs):
-    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=FEATURES)
+    """Within FEATURES; of arrays with numbers above 5, relative to the largest of them."""
+    bound = FEATURES * max(1.0, float(np.abs(theirs).max()) / 5)
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=bound)
 
 
 def to_ours(peer, state):

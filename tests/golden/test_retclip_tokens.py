@@ -7,6 +7,8 @@ import pytest
 
 from data_pipelines.language import tokenizers
 
+pytestmark = pytest.mark.vectors("retclip")
+
 
 def _cases(path):
     stored = json.loads(path.read_text(encoding="utf-8"))

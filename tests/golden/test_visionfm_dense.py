@@ -14,6 +14,7 @@ from fundax.interop import unetr as peer
 from fundax.losses import dense as losses
 from fundax.params import flatten
 
+pytestmark = pytest.mark.vectors("visionfm")
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # the README's independent implementation: 9e-6 at worst
 
 
@@ -22,7 +23,7 @@ def files(golden):
     config = json.loads((golden / "visionfm" / "config.json").read_text())
     with np.load(golden / "visionfm" / "unetr.npz") as stored:
         arrays = dict(stored)
-    parts = [load_file(golden / "visionfm" / f"unetr_part{i}.safetensors") for i in range(2)]
+    parts = [load_file(path) for path in (golden / "visionfm").glob("unetr_part*.safetensors")]
     return config["unetr"], arrays, {k: v.astype(np.float32) for part in parts for k, v in part.items()}
 
 
@@ -81,7 +82,7 @@ def test_linear_head(golden):
     module = Linear(config["num_classes"], config["patch_dim"])
     params, _ = peer.read(module, state, config["dim"], "linseg.")
     image = jnp.zeros((feats.shape[1], config["img_dim"], config["img_dim"], 3))
-    out = module.apply({"params": params}, tuple(jnp.asarray(z) for z in feats), image)
+    out = jax.jit(module.apply)({"params": params}, tuple(jnp.asarray(z) for z in feats), image)
     np.testing.assert_allclose(out, last(wanted), **TOLERANCE)
 
 

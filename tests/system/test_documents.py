@@ -245,6 +245,7 @@ def arguments():
                                    for p in (REPO / d).rglob("*.py"))]  # fmt: skip
     for path in files:
         text = path.read_text(encoding="utf-8")
+        found |= {f"--{name}" for name in re.findall(r'arg\(name="(\w+)"', text)}
         found |= set(re.findall(r"--[a-z][\w-]+", "".join(re.findall(r"add_argument\(([^)]*)", text))))
         for node in ast.walk(ast.parse(text)):
             names = []

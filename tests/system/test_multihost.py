@@ -187,9 +187,9 @@ def test_preemption_and_death_of_one_process_and_going_on_with_fewer(tmp_path):
     runs[1].send_signal(signal.SIGTERM)  # one is told, both save at the same step and leave
     said = [run.communicate(timeout=120)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
-    assert "using 1 of 1 local devices, 2 processes (flags)" in said[0] and "stopped after step" in said[0]
+    assert "using 1 of 1 local devices, 2 processes (flags)" in said[0] and "Stopped at step" in said[0]
     first = saved(tmp_path)
-    assert 3 < first < 60 and f"stopped after step {first} of 60" in said[0]
+    assert 3 < first < 60 and f"Stopped at step {first}/60" in said[0]
 
     runs = launched(tmp_path, 2)
     wait_for(runs, lambda: saved(tmp_path) > first and steps_done(tmp_path) > saved(tmp_path) + 1)

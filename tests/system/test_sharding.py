@@ -12,8 +12,8 @@ from fundax.objectives.clip import CLIP
 from fundax.optim import adamw, clip_params, constant, peer_open_clip
 from fundax.params import path_string
 from fundax.recipe import Recipe
-from fundax.runtime.mesh import RULES, make_mesh, place, put, shardings
-from fundax.train import TrainState, layout, train_step
+from fundax.runtime.mesh import RULES, device_put, make_mesh, shard_batch, shardings
+from fundax.train import TrainState, abstract_state, train_step
 
 BATCH, STEPS = 16, 5
 
@@ -55,11 +55,11 @@ def start(recipe):
 def run(shape, recipe, fresh):
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
-        placed = jax.tree.map(lambda x: x.sharding, layout(recipe, mesh))
-        state = put(fresh, placed)
+        placed = jax.tree.map(lambda x: x.sharding, abstract_state(recipe, mesh))
+        state = device_put(fresh, placed)
         step, losses = train_step(recipe), []
         for batch in batches():
-            state, metrics = step(state, place(batch, mesh))
+            state, metrics = step(state, shard_batch(batch, mesh))
             losses.append(float(metrics["loss"]))
     return losses, state
 

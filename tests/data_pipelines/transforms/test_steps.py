@@ -206,7 +206,7 @@ def test_tokenize_and_keep():
     with pytest.raises(DataError, match="Tokenize: the example has no text"):
         Tokenize(tokenizer)({}, rng())
     assert set(Select(("text",))(out | {"image": NOISE}, rng())) == {"text"}
-    with pytest.raises(DataError, match="Keep: the example has no label, mask, only image, text"):
+    with pytest.raises(DataError, match="Select: the example has no label, mask, only image, text"):
         Select(("label", "mask"))({"text": 0, "image": 0}, rng())
 
 

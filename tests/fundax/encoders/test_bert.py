@@ -75,6 +75,7 @@ def from_peer(state, depth):
     return tables | blocks | {"embed_norm": norm("embeddings")}
 
 
+@pytest.mark.vectors("retclip")
 def test_hidden_states_equal_the_peers(peer):
     module, params, arrays = peer
     out = run(module, params, jnp.asarray(arrays["in.tokens"]))
@@ -85,6 +86,7 @@ def test_hidden_states_equal_the_peers(peer):
     np.testing.assert_array_equal(out["tokens"], out["hidden"][-1])
 
 
+@pytest.mark.vectors("retclip")
 def test_pooling_of_chosen_layers(peer):
     module, params, arrays = peer
     tokens = jnp.asarray(arrays["in.tokens"])

@@ -1,5 +1,7 @@
 """The text transformer: what causal means, and where each pooling looks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +18,15 @@ def small(**fields) -> TextTransformer:
     return TextTransformer(**{"vocab": 10, "context": 5, "width": 8, "depth": 2, "heads": 2} | fields)
 
 
+@partial(jax.jit, static_argnums=0)
+def apply(model, params, text):
+    return model.apply(params, text)
+
+
 @pytest.fixture(scope="module")
 def params():
     """The same for every pooling and mask; larger than fresh ones, so that positions matter."""
-    return jax.tree.map(lambda leaf: 3 * leaf + 0.1, small().init(KEY, TEXT))
+    return jax.tree.map(lambda leaf: 3 * leaf + 0.1, jax.device_get(jax.jit(small().init)(KEY, TEXT)))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +40,7 @@ def params():
     ],
 )
 def test_pooled_row(params, fields, rows):
-    out = small(**fields).apply(params, TEXT)
+    out = apply(small(**fields), params, TEXT)
     np.testing.assert_allclose(out["pooled"], out["tokens"][np.arange(2), rows], rtol=1e-5, atol=1e-6)
 
 
@@ -42,12 +49,12 @@ def test_later_tokens_matter_only_without_the_causal_mask(params, causal):
     changed = TEXT.copy()
     changed[:, 4] = 7
     model = small(causal=causal)
-    a, b = (np.asarray(model.apply(params, text)["tokens"][:, :4]) for text in (TEXT, changed))
+    a, b = (np.asarray(apply(model, params, text)["tokens"][:, :4]) for text in (TEXT, changed))
     assert (np.abs(a - b).max() < 1e-6) == causal
 
 
 def test_a_shorter_text_is_the_causal_prefix(params):
-    whole, part = small().apply(params, TEXT), small().apply(params, TEXT[:, :3])
+    whole, part = apply(small(), params, TEXT), apply(small(), params, TEXT[:, :3])
     np.testing.assert_allclose(part["tokens"], whole["tokens"][:, :3], rtol=1e-5, atol=1e-6)
 
 

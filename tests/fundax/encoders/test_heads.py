@@ -1,5 +1,7 @@
 """The prototype layer by hand, and which parameters each kind of iBOT head has."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,8 @@ def test_prototypes_are_unit_directions_times_their_scale():
 def test_a_frozen_scale_gets_no_gradient():
     for frozen in (True, False):
         layer = PrototypeLayer(3, frozen)
-        params = layer.init(jax.random.key(0), TOKENS)
-        grads = jax.grad(lambda p, layer=layer: layer.apply(p, TOKENS).sum())(params)["params"]
+        params = jax.jit(layer.init)(jax.random.key(0), TOKENS)
+        grads = jax.jit(jax.grad(lambda p, layer=layer: layer.apply(p, TOKENS).sum()))(params)["params"]
         assert bool(jnp.any(grads["scale"] != 0)) is not frozen
 
 
@@ -34,7 +36,9 @@ def test_a_frozen_scale_gets_no_gradient():
 )
 def test_parts_and_shapes(fields, parts):
     head = IBOTHead(6, hidden=8, bottleneck=4, **fields)
-    out, params = head.init_with_output(jax.random.key(0), TOKENS)
+    out, params = jax.jit(head.init_with_output)(jax.random.key(0), TOKENS)
     assert set(params["params"]) == parts
     assert out["token"].shape == (2, 6) and out["patch"].shape == (2, 4, fields.get("patch_prototypes", 6))
-    np.testing.assert_allclose(head.apply(params, TOKENS[:, 0], method="token"), out["token"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(partial(head.apply, method="token"))(params, TOKENS[:, 0]), out["token"], rtol=1e-5, atol=1e-6
+    )

@@ -39,8 +39,9 @@ def test_clip_jitters_what_it_learns_from_and_nothing_else():
     model = CLIP(ViT(16, 8, 16, 1, 2), TextTransformer(20, 4, 16, 1, 2), embed=16, jitter=(0.2, 0.2))
     image = jax.random.randint(jax.random.key(0), (2, 16, 16, 3), 0, 256).astype(jnp.uint8)
     batch = {"image": image, "text": jnp.ones((2, 4), jnp.int32)}
-    params, extra = model.init(jax.random.key(1), batch)
-    still = model.forward(params, extra, batch)["image_features"]
-    moved = [model.encode(params, extra, batch, jax.random.key(k), jnp.int32(0))["image_features"] for k in (1, 1, 2)]
+    params, extra = jax.jit(model.init)(jax.random.key(1), batch)
+    still = jax.jit(model.forward)(params, extra, batch)["image_features"]
+    encode = jax.jit(model.encode)
+    moved = [encode(params, extra, batch, jax.random.key(k), jnp.int32(0))["image_features"] for k in (1, 1, 2)]
     assert np.array_equal(moved[0], moved[1])
     assert not np.allclose(moved[0], moved[2]) and not np.allclose(moved[0], still)

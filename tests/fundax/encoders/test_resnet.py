@@ -63,7 +63,7 @@ def test_a_stride_pads_both_sides():
 
 def test_statistics_are_those_of_the_global_batch():
     model, image = tiny(), jax.random.normal(jax.random.key(1), (8, 32, 32, 3))
-    variables = model.init(jax.random.key(0), image[:1])
+    variables = jax.jit(model.init)(jax.random.key(0), image[:1])
 
     @jax.jit
     def step(variables, image):
@@ -79,7 +79,7 @@ def test_statistics_are_those_of_the_global_batch():
 
 def test_compute_in_bfloat16_keeps_fp32_parameters_and_statistics():
     model = tiny(dtype="bfloat16")
-    variables = model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype("float32")}
     out = jax.eval_shape(model.apply, variables, jnp.ones((1, 32, 32, 3)))
     assert out["map"].dtype == jnp.bfloat16 and out["pooled"].dtype == jnp.float32

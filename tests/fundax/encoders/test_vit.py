@@ -1,5 +1,7 @@
 """The ViT's flags: shapes by eval_shape, patches and masking by hand, each pooling against its definition."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,11 @@ def small(**fields) -> ViT:
     return ViT(**{"image_size": 9, "patch": 3, "width": 8, "depth": 1, "heads": 2} | fields)
 
 
+@partial(jax.jit, static_argnums=0, static_argnames="hidden")
+def run(model, params, image, noise=None, **how):
+    return model.apply(params, image, noise, **how)
+
+
 def test_patches_row_by_row():
     image = np.arange(2 * 5 * 4 * 1).reshape(2, 5, 4, 1)
     out = patches(image, 2)  # the fifth row of pixels is left out
@@ -32,22 +39,22 @@ def test_kept_patches_by_hand():
 
 def test_masked_tokens_are_those_kept():
     model = small(mask_ratio=0.5, depth=1)
-    params = model.init(KEY, IMAGE)
+    params = jax.jit(model.init)(KEY, IMAGE)
     noise = np.random.default_rng(1).random((2, 9)).astype(np.float32)
-    full, few = model.apply(params, IMAGE, hidden=True), model.apply(params, IMAGE, noise, hidden=True)
+    full, few = run(model, params, IMAGE, hidden=True), run(model, params, IMAGE, noise, hidden=True)
     kept = np.argsort(noise, 1)[:, :4] + 1
     rows = np.concatenate([np.zeros((2, 1), int), kept], 1)
     expected = np.take_along_axis(np.asarray(full["embedded"]), rows[:, :, None], 1)
     np.testing.assert_allclose(few["embedded"], expected, rtol=1e-5, atol=1e-6)
-    drawn = model.apply(params, IMAGE, rngs={"mask": KEY})
+    drawn = run(model, params, IMAGE, rngs={"mask": KEY})
     assert drawn["tokens"].shape == (2, 5, 8)
 
 
 @pytest.mark.parametrize("norm_after_pool", [False, True])
 def test_mean_pooling(norm_after_pool):
     model = small(pool="mean", norm_after_pool=norm_after_pool)
-    params = model.init(KEY, IMAGE)
-    out = model.apply(params, IMAGE)
+    params = jax.jit(model.init)(KEY, IMAGE)
+    out = run(model, params, IMAGE)
     mean = np.asarray(out["tokens"])[:, 1:].mean(1)
     norm = layers.LayerNorm().apply({"params": params["params"]["norm"]}, mean)
     np.testing.assert_allclose(out["pooled"], norm if norm_after_pool else mean, rtol=1e-5, atol=1e-6)
@@ -55,7 +62,7 @@ def test_mean_pooling(norm_after_pool):
 
 def test_token_pooling_is_the_class_row():
     model = small(depth=2)
-    out = model.apply(model.init(KEY, IMAGE), IMAGE, hidden=True)
+    out = run(model, jax.jit(model.init)(KEY, IMAGE), IMAGE, hidden=True)
     np.testing.assert_allclose(out["pooled"], out["tokens"][:, 0], rtol=1e-5, atol=1e-6)
     assert [x.shape for x in out["hidden"]] == [(2, 10, 8)] * 2
 
@@ -63,19 +70,19 @@ def test_token_pooling_is_the_class_row():
 def test_siglip_flags():
     """No class token, no ln_pre, patch bias, and an attention head that does not care for the order of tokens."""
     model = small(class_token=False, pre_norm=False, patch_bias=True, pool="attention", activation=layers.gelu_tanh)
-    params = model.init(KEY, IMAGE)["params"]
+    params = jax.jit(model.init)(KEY, IMAGE)["params"]
     assert set(params) == {"patch", "position", "block_0", "norm", "pool"}
     assert params["position"].shape == (9, 8) and params["patch"]["bias"].shape == (8,)
     assert set(params["pool"]) == {"probe", "attention", "norm", "mlp"}
     flat = params | {"position": jnp.zeros((9, 8))}
     swapped = IMAGE.reshape(2, 3, 3, 3, 3, 3)[:, ::-1].reshape(IMAGE.shape)  # rows of patches, in another order
-    a, b = (model.apply({"params": flat}, x)["pooled"] for x in (IMAGE, swapped))
+    a, b = (run(model, {"params": flat}, x)["pooled"] for x in (IMAGE, swapped))
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_layer_scale_of_zero_leaves_the_blocks_input():
     model = small(layer_scale=0.0)
-    out = model.apply(model.init(KEY, IMAGE), IMAGE, hidden=True)
+    out = run(model, jax.jit(model.init)(KEY, IMAGE), IMAGE, hidden=True)
     np.testing.assert_array_equal(out["hidden"][0], out["embedded"])
 
 
@@ -124,16 +131,20 @@ def test_unknown_size():
 
 def test_a_masked_patch_is_the_token_at_its_place():
     model = small(mask_token=True)
-    params = model.init(KEY, IMAGE)["params"] | {"mask_token": jnp.arange(8.0)}
+    params = jax.jit(model.init)(KEY, IMAGE)["params"] | {"mask_token": jnp.arange(8.0)}
     masked = np.zeros((2, 3, 3), bool)
     masked[1, 0, 2] = True
-    plain = model.apply({"params": params}, IMAGE, hidden=True)["embedded"]
-    other = model.apply({"params": params}, IMAGE, hidden=True, masked=masked)["embedded"]
+    plain = run(model, {"params": params}, IMAGE, hidden=True)["embedded"]
+    other = run(model, {"params": params}, IMAGE, hidden=True, masked=masked)["embedded"]
     same = np.ones((2, 10), bool)
     same[1, 3] = False
     np.testing.assert_array_equal(np.asarray(plain)[same], np.asarray(other)[same])
-    bare = model.clone(pre_norm=False).apply(
-        {"params": {k: v for k, v in params.items() if k != "pre_norm"}}, IMAGE, hidden=True, masked=masked
+    bare = run(
+        model.clone(pre_norm=False),
+        {"params": {k: v for k, v in params.items() if k != "pre_norm"}},
+        IMAGE,
+        hidden=True,
+        masked=masked,
     )
     np.testing.assert_allclose(bare["embedded"][1, 3], params["position"][3] + jnp.arange(8.0), rtol=1e-6)
 
@@ -142,23 +153,23 @@ def test_stochastic_depth_drops_whole_examples_of_a_block():
     """One block at a rate cannot be dropped (the first has rate 0); the second is 0 or doubled at one half."""
     model = small(depth=2, drop_path=0.5, pre_norm=False)
     image = np.tile(IMAGE[:1], (64, 1, 1, 1))
-    params = model.init(KEY, image[:1])
-    still = model.apply(params, image, hidden=True)["hidden"]
-    drawn = model.apply(params, image, hidden=True, rngs={"drop_path": KEY})["hidden"]
+    params = jax.jit(model.init)(KEY, image[:1])
+    still = run(model, params, image, hidden=True)["hidden"]
+    drawn = run(model, params, image, hidden=True, rngs={"drop_path": KEY})["hidden"]
     np.testing.assert_allclose(drawn[0], still[0], rtol=1e-5, atol=1e-6)
     unchanged = np.isclose(np.asarray(drawn[1]), np.asarray(still[0]), atol=1e-6).all((1, 2))
     assert 6 <= unchanged.sum() <= 28  # both branches dropped: a quarter of 64
     scanned = model.clone(scan=True)
     stacked = {"params": stack_blocks(params["params"])}
-    out = scanned.apply(stacked, image, rngs={"drop_path": KEY})
+    out = run(scanned, stacked, image, rngs={"drop_path": KEY})
     assert not np.allclose(out["tokens"][0], out["tokens"][1]) or not np.allclose(out["tokens"][0], out["tokens"][2])
-    np.testing.assert_allclose(scanned.apply(stacked, image)["tokens"], model.apply(params, image)["tokens"], atol=1e-5)
+    np.testing.assert_allclose(run(scanned, stacked, image)["tokens"], run(model, params, image)["tokens"], atol=1e-5)
 
 
 def test_other_sizes_need_any_size():
     model = small(any_size=True)
-    params = model.init(KEY, IMAGE)
-    out = model.apply(params, IMAGE[:, :6, :3])
+    params = jax.jit(model.init)(KEY, IMAGE)
+    out = run(model, params, IMAGE[:, :6, :3])
     assert out["tokens"].shape == (2, 3, 8)
     with pytest.raises(UserError, match=r"this ViT takes \(9, 9, 3\)"):
-        small().apply(params, IMAGE[:, :6])
+        run(small(), params, IMAGE[:, :6])

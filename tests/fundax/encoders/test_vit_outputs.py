@@ -1,5 +1,7 @@
 """Attention maps and rollout against hand-made numbers; the last layers against the tower's own tokens."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +14,12 @@ from fundax.types import UserError
 IMAGE = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32)
 TOWER = ViT(image_size=4, patch=2, width=8, depth=2, heads=2, pre_norm=False)
 
+maps_of = jax.jit(attention_maps, static_argnums=0, static_argnames="last")
+
 
 @pytest.fixture(scope="module")
 def params():
-    return TOWER.init(jax.random.key(0), IMAGE)["params"]
+    return jax.jit(TOWER.init)(jax.random.key(0), IMAGE)["params"]
 
 
 def test_attention_of_equal_keys_is_even(params):
@@ -24,21 +28,22 @@ def test_attention_of_equal_keys_is_even(params):
         "block_1": params["block_1"]
         | {"attention": params["block_1"]["attention"] | {"qkv": qkv | {"kernel": qkv["kernel"] * 0}}}
     }
-    (maps,) = attention_maps(TOWER, silent, IMAGE)
+    (maps,) = maps_of(TOWER, silent, IMAGE)
     np.testing.assert_allclose(maps, np.full((2, 2, 5, 5), 0.2), rtol=1e-6)
 
 
 def test_maps_of_scanned_blocks_are_the_same(params):
-    maps = attention_maps(TOWER, params, IMAGE, last=2)
-    scanned = attention_maps(TOWER.clone(scan=True), stack_blocks(params), IMAGE, last=2)
+    maps = maps_of(TOWER, params, IMAGE, last=2)
+    scanned = maps_of(TOWER.clone(scan=True), stack_blocks(params), IMAGE, last=2)
     for ours, theirs in zip(maps, scanned, strict=True):
         np.testing.assert_allclose(ours.sum(-1), np.ones((2, 2, 5)), rtol=1e-5)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_the_last_layer_is_the_towers_output(params):
-    tokens = TOWER.apply({"params": params}, IMAGE)["tokens"]
-    np.testing.assert_allclose(intermediate_layers(TOWER, params, IMAGE, 2)[1], tokens, rtol=1e-5, atol=1e-6)
+    tokens = jax.jit(TOWER.apply)({"params": params}, IMAGE)["tokens"]
+    layers = jax.jit(partial(intermediate_layers, TOWER, last=2))(params, IMAGE)
+    np.testing.assert_allclose(layers[1], tokens, rtol=1e-5, atol=1e-6)
 
 
 def test_rollout_by_hand():

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from fundax.evals.features import Epochs, Frozen, one_epoch
-from fundax.metrics.classification import by_horizon, calibration_error
+from fundax.metrics.calibration import calibration_error
+from fundax.metrics.classification import by_horizon
 from fundax.types import UserError
 
 
@@ -76,4 +77,4 @@ def test_horizons_by_hand():
     np.testing.assert_allclose(found["band_brier"], [0.04, (0.36 + 0.16 + 0.81) / 3])
     alone = by_horizon(np.zeros(3, int), np.full(3, 0.3), np.arange(3), 1)
     assert np.isnan(alone["band_auc"][0]) and alone["band_note"][0] == "no row progressed"
-    assert calibration_error(labels[:4], p[:4]) == pytest.approx((0.2 + 0.2 + 2 * 0.1) / 4)
+    assert calibration_error(labels[:4], p[:4], bins=10).value == pytest.approx((0.2 + 0.2 + 2 * 0.1) / 4)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fundax.evals.probe import FrozenProbe, class_aucs, difference, summary
+from fundax.evals.probe import FrozenProbe, difference, summary
+from fundax.metrics.weighted import class_aucs
 from fundax.types import UserError
 
 RNG = np.random.default_rng(0)
@@ -68,7 +69,7 @@ def test_the_interval_tells_a_gain_from_none():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(UserError, match="wants the feature 'pooled'"):
+    with pytest.raises(UserError, match="expected the feature 'pooled'"):
         FrozenProbe(data=Rows(), classes=("a", "b"), feature="pooled")(forward, {}, {})
     with pytest.raises(UserError, match="5 folds need at least as many patients, got 2"):
         FrozenProbe(data=Rows(4), classes=("a", "b"))(forward, {}, {})

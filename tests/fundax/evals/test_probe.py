@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fundax.evals.probe import Probe, extract, macro_auc_ap
+from fundax.evals.probe import Probe, macro_auc_ap
 from fundax.types import UserError
 
 RNG = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def test_probe_learns_linear_labels_and_reports_arrays():
     result = probe(forward, {"gain": 1.0}, {})
     assert result["macro_auc"] > 0.97
     assert result["test_macro_auc"] > 0.95
-    assert result["test_scores"].shape == result["test_labels"].shape == (41, 3)  # padding rows are gone
+    assert result["logits"].shape == result["labels"].shape == (41, 3)  # padding rows are gone
     assert probe(forward, {"gain": 1.0}, {})["epoch"] == result["epoch"]
     assert probe(forward, {"gain": 0.0}, {})["macro_auc"] == pytest.approx(0.5)
 
@@ -80,10 +80,13 @@ def test_a_first_step_by_hand():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(UserError, match=r"feature 'nope', the model gives \['visual'\]"):
-        extract(forward, {"gain": 1.0}, {}, split(4, 0), "nope")
+    def probe(train, feature="visual"):
+        return Probe(train=train, valid=split(4, 1), feature=feature)(forward, {"gain": 1.0}, {})
+
+    with pytest.raises(UserError, match="the model gives visual; expected the feature 'nope'"):
+        probe(split(4, 0), "nope")
     labels = {"image": np.zeros((2, 6), np.float32), "label": np.array([0, 1])}
-    with pytest.raises(UserError, match=r"zeros and ones \[B K\], found shape \(2,\)"):
-        extract(forward, {"gain": 1.0}, {}, lambda: iter([labels]), "visual")
-    with pytest.raises(UserError, match="without a single batch"):
-        extract(forward, {"gain": 1.0}, {}, lambda: iter([]), "visual")
+    with pytest.raises(UserError, match=r"zeros and ones \[B K\], got shape \(2,\)"):
+        probe(lambda: iter([labels]))
+    with pytest.raises(UserError, match="the data set has no rows"):
+        probe(lambda: iter([]))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fundax.evals.reports import WrittenReports, compare_findings
-from fundax.results.reports import draw_reports, page
+from fundax.evals.reports import WrittenReports, finding_counts, finding_metrics
+from fundax.results.finished import draw_run
+from fundax.results.read import read_result
 from fundax.types import UserError
 
 TEXTS = ["drusen <b>", "drusen, hole", "cup", "padding"]
@@ -36,33 +37,34 @@ def test_findings_by_hand(result):
     assert result["findings_recall"] == pytest.approx(3 / 4)
     assert result["findings_f1"] == pytest.approx(6 / 9)
     assert result["findings_chance"] == pytest.approx(2 * 3 / (2 * 3 + 2 + 1))  # true ones moved by one
-    assert dict(zip(result["findings"], result["findings_count"].tolist(), strict=True)) == {
+    assert dict(zip(result["finding"], result["finding_count"].tolist(), strict=True)) == {
         "cup": [0, 0, 1],
         "drusen": [2, 1, 0],
         "hole": [1, 1, 0],
     }
-    assert result["findings_true"].tolist() == ["drusen", "drusen; hole"]
+    assert result["true_findings"].tolist() == ["drusen", "drusen; hole"]
 
 
 def test_no_finding_anywhere_leaves_out_what_is_undefined():
-    found = compare_findings("x", [set()], [set()])
-    assert set(found) == {"x", "x_count"} and found["x_count"].shape == (0, 3)
+    assert finding_metrics("x", [set()], [set()]) == {}
+    assert finding_counts([], [set()], [set()]).shape == (0, 3)
 
 
 def test_page_and_sheet(result, tmp_path):
     (tmp_path / "evals").mkdir()
-    np.savez(tmp_path / "evals" / "reports.npz", **{k: v for k, v in result.items() if np.ndim(v)})
+    np.savez(tmp_path / "evals" / "reports.npz", **result.arrays())
     np.savez(tmp_path / "evals" / "zero_shot.npz", labels=np.zeros(3))
-    paths = draw_reports(tmp_path)
+    paths = draw_run(tmp_path)
     assert [path.name for path in paths] == ["reports.html", "reports.png"]
     text = paths[0].read_text()
-    assert text.count("data:image/png;base64,") == 2 and "drusen &lt;b&gt;" in text
+    assert text.count("data:image/jpeg;base64,") == 2 and "drusen &lt;b&gt;" in text
     assert not re.search(r'(src|href)="?http', text)  # it asks for nothing
     assert "+ hole" in text and "✓ drusen" in text
     with Image.open(paths[1]) as drawn:
         assert min(drawn.size) > 200
-    with pytest.raises(UserError, match="no written, true"):
-        page({"image": result["image"]}, tmp_path / "x.html")
+    np.savez(tmp_path / "x.npz", kind=np.array("reports"), image=result["image"])
+    with pytest.raises(UserError, match=r"x\.npz: .*kind reports has kind, image; expected image, written, true"):
+        read_result(tmp_path / "x.npz")
 
 
 def test_no_rows_and_no_text_are_named():

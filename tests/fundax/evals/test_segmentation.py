@@ -80,7 +80,12 @@ def test_exclusive_classes_and_padding():
     out = evaluate(forward, {}, {})
     assert out["mean_dice_disc"] == pytest.approx(2 / 3) and out["mean_dice_cup"] == pytest.approx(2 / 3)
     assert out["mean_dice_with_background"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
-    assert out["dice"].shape == (1, 2) and out["index"].tolist() == [3] and out["patient"].tolist() == [5]
+    assert (
+        out.kind == "segmentation"
+        and out["dice"].shape == (1, 2)
+        and out["index"].tolist() == [3]
+        and out["patient"].tolist() == [5]
+    )
     assert out["pictures"].shape == (1, 256, 3 * 256 + 8, 3) and out["pictures"].dtype == np.uint8
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from fundax.evals.supervised import Classified, Valued, regression
 from fundax.metrics.classification import multi_label
-from fundax.results.figures import draw_run
+from fundax.results.finished import draw_run
 from fundax.types import UserError
 
 LOGITS = np.log(np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]], np.float32))
@@ -82,7 +82,7 @@ def test_pictures_are_of_the_most_and_least_certain(tmp_path):
     later = {"feature": LOGITS[:1] * 3, "label": np.array([0]), "image": images[:1] + 9}
     found = run(Classified(data=passes(one, later), classes=("a", "b", "c"), pictures=4))
     assert found["pictures"].shape == (4, 96, 96, 3)
-    assert list(found["picture_index"]) == [4, 1, 2, 2]
+    assert list(found["picture_row"]) == [4, 1, 2, 2]
     assert [int(p[0, 0, 0]) for p in found["pictures"]] == [9, 1, 2, 2]
 
 
@@ -99,6 +99,5 @@ def test_regression_by_hand(tmp_path):
     assert kept["r2"] == kept["r2/x"] == pytest.approx(0.2) and "r2/y" not in kept
     assert kept["target_r2"].shape == (3,) and list(kept["names"]) == ["x", "y", "z"]
     (tmp_path / "evals").mkdir()
-    arrays = {key: value for key, value in kept.items() if np.ndim(value)}
-    np.savez(tmp_path / "evals" / "test.npz", **arrays)
+    np.savez(tmp_path / "evals" / "test.npz", **kept.arrays())
     assert [path.name for path in draw_run(tmp_path)] == ["test_scatter.png"]

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
-from fundax.evals.zero_shot import class_features, class_rows, parity_scores, softmax, zero_shot
+from fundax.evals.zero_shot import class_features, class_rows, parity_scores, zero_shot
 from fundax.types import UserError
 
 CLASSES = ["normal", "glaucoma", "macular hole"]
@@ -120,7 +121,7 @@ def test_parity_ties_go_to_the_first_class():
     assert scores[0, 0] == scores[0, 1]
     assert scores.argmax() == 0
     np.testing.assert_allclose(scores[0, 2], 1 / (1 + 2 * np.e), rtol=1e-6)
-    assert softmax(np.array([[17.5, 20.5, -200.0]])).argmax() == 1
+    assert softmax([[17.5, 20.5, -200.0]], axis=1).argmax() == 1
 
 
 def test_parity_leaves_out_classes_of_recall_0():
@@ -181,5 +182,5 @@ def test_rows_patients_and_telling_pictures_are_kept():
     assert found["index"].tolist() == [5, 6, 7]
     assert found["patient"].tolist() == [1, 1, 2]
     assert found["pictures"].shape[1:] == (96, 96, 3)
-    wrong = found["picture_index"][np.char.startswith(found["picture_kind"], "wrong")]
+    wrong = found["picture_row"][np.char.startswith(found["picture_kind"], "wrong")]
     assert set(wrong) == {2}

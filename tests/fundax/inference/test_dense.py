@@ -11,8 +11,8 @@ from PIL import Image
 from data_pipelines.images import load_mask
 from fundax.encoders.unetr import Linear
 from fundax.inference import landmarks, segmentation
-from fundax.interop.bundle import Bundle
-from fundax.interop.open_encoder import new_encoder
+from fundax.interop.backbones import backbone
+from fundax.interop.checkpoint import Checkpoint
 from fundax.objectives.dense import Landmark, Segment
 from fundax.types import UserError
 
@@ -21,7 +21,7 @@ FACTS = {"image_size": 32, "resize": "longest"}
 
 @pytest.fixture(scope="module")
 def tower():
-    return new_encoder("smoke", 16).tower
+    return backbone("smoke", image_size=16).image
 
 
 def model(objective, monkeypatch, module):
@@ -29,7 +29,7 @@ def model(objective, monkeypatch, module):
     shapes = jax.eval_shape(lambda: objective.init(jax.random.key(0), {}))[0]
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     params["decoder"]["out"]["bias"][:] = [3.0, -3.0][: objective.decoder.outputs]
-    monkeypatch.setattr(module, "read_run", lambda path, checkpoint: Bundle(objective, params, FACTS, extra={}))
+    monkeypatch.setattr(module, "read_run", lambda path, checkpoint: Checkpoint(objective, params, FACTS, extra={}))
     monkeypatch.setattr(module, "load_params", lambda path, checkpoint: (params, {}))
 
 

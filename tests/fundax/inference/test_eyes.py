@@ -12,9 +12,9 @@ from fundax.encoders.bert import BERT
 from fundax.encoders.vit import ViT
 from fundax.inference.eyes import predict_eyes
 from fundax.inference.model import Model, load
-from fundax.interop import exchange
+from fundax.interop import exchange, read
 from fundax.interop import ret_clip as interop
-from fundax.interop.bundle import Bundle
+from fundax.interop.checkpoint import Checkpoint
 from fundax.objectives.ret_clip import RetCLIP
 from fundax.types import UserError
 
@@ -71,8 +71,9 @@ def test_a_probability_from_the_features(model, eyes):
 
     image = preprocess(read(eyes[0]), model.preprocessing)[None]
     tokens = [TOKENIZER(prompts(name, "left")) for name in CLASSES]
-    eye = SMALL.forward(model.params, {}, {"left": image})
-    heads = [np.asarray(SMALL.forward(model.params, {}, {"text": t})["text_features_left"]).mean(0) for t in tokens]
+    forward = jax.jit(SMALL.forward)
+    eye = forward(model.params, {}, {"left": image})
+    heads = [np.asarray(forward(model.params, {}, {"text": t})["text_features_left"]).mean(0) for t in tokens]
     logits = np.array([h / np.linalg.norm(h) for h in heads]) @ np.asarray(eye["left_features"])[0] * 90
     expected = np.exp(logits - logits.max())
     np.testing.assert_allclose(found.probabilities["left"], expected / expected.sum(), atol=1e-4)
@@ -100,9 +101,9 @@ def test_mistakes_are_named(model, eyes):
 
 def test_a_folder_written_read_and_predicted_from_the_command_line(model, eyes, tmp_path, capsys):
     pytest.importorskip("torch", reason="the extra `torch` is not installed")
-    bundle = Bundle(SMALL, jax.tree.map(np.asarray, model.params), {"image_size": 16}, TOKENIZER)
+    bundle = Checkpoint(SMALL, jax.tree.map(np.asarray, model.params), {"image_size": 16}, TOKENIZER)
     interop.write_folder(bundle, tmp_path / "out")
-    again = interop.read_folder(tmp_path / "out")
+    again = read.load(tmp_path / "out")
     assert again.objective == SMALL
     assert exchange.digest_of(again.params) == exchange.digest_of(bundle.params)
     exchange.import_run(tmp_path / "out", tmp_path / "run")

@@ -12,12 +12,12 @@ from fundax.encoders.backbone import Backbone
 from fundax.encoders.heads import ForecastHead, MLPHead
 from fundax.encoders.vit import dino_vit
 from fundax.inference.dispatch import predictor_of
-from fundax.interop.bundle import write_json
 from fundax.objectives.classify import Classify
 from fundax.objectives.forecast import Forecast
 from fundax.objectives.regress import Regress
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import Checkpoints
+from fundax.runtime.workdir import write_json
 
 TOWER = Backbone(dino_vit("S/16").clone(image_size=8, patch=8, width=8, depth=1, heads=1), feature="pooled")
 HEAD = MLPHead(2, layers=1, norm=False)

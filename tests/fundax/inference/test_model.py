@@ -13,7 +13,7 @@ from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.inference.model import Model, load
 from fundax.interop import huggingface, keymap
-from fundax.interop.bundle import Bundle
+from fundax.interop.checkpoint import Checkpoint
 from fundax.objectives.clip import CLIP
 from fundax.params import unflatten
 from fundax.types import UserError
@@ -33,7 +33,7 @@ def numbers(objective: CLIP):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("predict") / "model"
-    huggingface.write_folder(Bundle(OBJECTIVE, numbers(OBJECTIVE), {}, TOKENIZER), path)
+    huggingface.write_folder(Checkpoint(OBJECTIVE, numbers(OBJECTIVE), {}, TOKENIZER), path)
     return path
 
 

@@ -12,10 +12,10 @@ from data_pipelines.language import tokenizers
 from fundax.encoders.report_decoder import ReportDecoder
 from fundax.encoders.vit import ViT
 from fundax.inference.dispatch import PREDICTORS, predictor_of
-from fundax.interop.bundle import write_json
 from fundax.objectives.report import Report
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import Checkpoints
+from fundax.runtime.workdir import write_json
 from fundax.types import UserError
 
 TOKENIZER = tokenizers.bundled(9)

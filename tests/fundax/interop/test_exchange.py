@@ -11,12 +11,14 @@ from data_pipelines.language import tokenizers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.interop import exchange, huggingface, keymap, open_clip
-from fundax.interop.bundle import write_json
+from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.read import load, read_run
 from fundax.interop.weights import write_safetensors
 from fundax.objectives.clip import CLIP, MEAN, STD
 from fundax.params import unflatten
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.runtime.serialize import to_json
+from fundax.runtime.workdir import write_json
 from fundax.types import UserError
 
 TOKENIZER = tokenizers.bundled(context=6)
@@ -54,30 +56,30 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("to", ["huggingface", "open_clip"])  # ret_clip holds another model: test_predict_ret_clip
 def test_out_and_in_again_is_the_same_bits(run, to, tmp_path):
-    said = exchange.export_run(run, to, tmp_path / "out", checkpoint=10)
+    said = exchange.export(run, to, tmp_path / "out", checkpoint=10)
     assert "step 10; parameters read back bit for bit" in said
     params = numbers(OBJECTIVE, seed=10)
-    bundle = exchange.import_folder(tmp_path / "out")
+    bundle = load(tmp_path / "out")
     same(bundle.params, params)
     assert bundle.objective == OBJECTIVE
     assert dict(bundle.preprocessing) == FACTS
     np.testing.assert_array_equal(bundle.tokenizer(["eye"]), TOKENIZER(["eye"]))
-    exchange.import_run(tmp_path / "out", tmp_path / "again")
-    again = exchange.read_run(tmp_path / "again")
+    exchange.import_checkpoint(tmp_path / "out", tmp_path / "again")
+    again = read_run(tmp_path / "again")
     same(again.params, params)
     assert again.objective == OBJECTIVE
     assert dict(again.preprocessing) == FACTS
     np.testing.assert_array_equal(again.tokenizer(["eye"]), TOKENIZER(["eye"]))
     # and an import is exported like a run, to the same tensors
-    exchange.export_run(tmp_path / "again", to, tmp_path / "twice")
+    exchange.export(tmp_path / "again", to, tmp_path / "twice")
     records = [json.loads((tmp_path / name / "fundax_export.json").read_text()) for name in ("out", "twice")]
     assert records[0]["tensors_sha256"] == records[1]["tensors_sha256"]
     assert records[0]["source"]["name"] == "tiny"
 
 
 def test_the_latest_checkpoint_is_the_default(run, tmp_path):
-    assert exchange.read_run(run).source["step"] == 20
-    assert "step 20" in exchange.export_run(run, "open_clip", tmp_path / "out")
+    assert read_run(run).source["step"] == 20
+    assert "step 20" in exchange.export(run, "open_clip", tmp_path / "out")
 
 
 def test_a_scanned_model_is_exported_like_a_plain_one(run, tmp_path):
@@ -85,35 +87,41 @@ def test_a_scanned_model_is_exported_like_a_plain_one(run, tmp_path):
 
     scanned = dataclasses.replace(OBJECTIVE, image=dataclasses.replace(OBJECTIVE.image, scan=True))
     params = numbers(OBJECTIVE)
-    bundle = exchange.Bundle(scanned, {**params, "image": stack_blocks(params["image"])}, FACTS, TOKENIZER)
+    bundle = Checkpoint(scanned, {**params, "image": stack_blocks(params["image"])}, FACTS, TOKENIZER)
     open_clip.write_folder(bundle, tmp_path / "out")
-    same(exchange.import_folder(tmp_path / "out").params, params)
-    assert "bit for bit" in exchange.compare(open_clip, tmp_path / "out", bundle)
+    same(load(tmp_path / "out").params, params)
+    assert "bit for bit" in exchange.compare(open_clip.FORMAT, tmp_path / "out", bundle)
 
 
 def test_an_export_that_differs_from_the_other_program_is_an_error(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface, "difference", lambda path, bundle: 0.5)
+    monkeypatch.setattr(
+        exchange, "writer", lambda to, model: dataclasses.replace(huggingface.FORMAT, difference=lambda *_: 0.5)
+    )
     with pytest.raises(UserError, match=r"features differ by 0\.5 .*expected < 0\.0001"):
-        exchange.export_run(run, "huggingface", tmp_path / "out")
-    monkeypatch.setattr(huggingface, "difference", lambda path, bundle: None)
-    assert "not installed" in exchange.export_run(run, "huggingface", tmp_path / "two")
+        exchange.export(run, "huggingface", tmp_path / "out")
+    monkeypatch.setattr(
+        exchange, "writer", lambda to, model: dataclasses.replace(huggingface.FORMAT, difference=lambda *_: None)
+    )
+    assert "not installed" in exchange.export(run, "huggingface", tmp_path / "two")
 
 
 def test_mistakes_of_export(run, tmp_path):
-    with pytest.raises(UserError, match="cannot export to 'onnx'; expected huggingface, open_clip"):
-        exchange.export_run(run, "onnx", tmp_path / "out")
-    with pytest.raises(UserError, match="RET-CLIP checkpoints hold RetCLIP models, not CLIP"):
-        exchange.export_run(run, "ret_clip", tmp_path / "out")
+    with pytest.raises(UserError, match="cannot export to 'onnx'; expected ret_clip, open_clip, huggingface, "):
+        exchange.export(run, "onnx", tmp_path / "out")
+    with pytest.raises(
+        UserError, match="RET-CLIP cannot hold a CLIP: cannot export to 'ret_clip'; expected open_clip, huggingface"
+    ):
+        exchange.export(run, "ret_clip", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="is no run of fundax"):
-        exchange.export_run(tmp_path, "open_clip", tmp_path / "out")
+    with pytest.raises(UserError, match="is not a run of fundax"):
+        exchange.export(tmp_path, "open_clip", tmp_path / "out")
     with pytest.raises(UserError, match="has no checkpoint 15"):
-        exchange.export_run(run, "open_clip", tmp_path / "out", checkpoint=15)
+        exchange.export(run, "open_clip", tmp_path / "out", checkpoint=15)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="not empty"):
-        exchange.export_run(run, "open_clip", tmp_path / "full")
-    exchange.export_run(run, "open_clip", tmp_path / "full", overwrite=True)
+        exchange.export(run, "open_clip", tmp_path / "full")
+    exchange.export(run, "open_clip", tmp_path / "full", overwrite=True)
     assert not (tmp_path / "full" / "file").exists()
 
 
@@ -121,24 +129,24 @@ def test_a_file_without_configuration_needs_a_size(tmp_path):
     params = numbers(OBJECTIVE)
     write_safetensors(open_clip.from_fundax(OBJECTIVE, params), tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=r"no open_clip_config\.json beside .*or a size: .*H/14-378"):
-        exchange.import_run(tmp_path / "x.safetensors", tmp_path / "run")
+        exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / "run")
     with pytest.raises(UserError, match="size is 'B/15'"):
-        exchange.import_run(tmp_path / "x.safetensors", tmp_path / "run", like="B/15")
+        exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / "run", like="B/15")
     with pytest.raises(UserError, match="B/32: the keys do not fit"):
-        exchange.import_run(tmp_path / "x.safetensors", tmp_path / "run", like="B/32")
+        exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / "run", like="B/32")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_file_that_was_named_is_the_one_that_is_read(run, tmp_path):
-    exchange.export_run(run, "open_clip", tmp_path / "out")
+    exchange.export(run, "open_clip", tmp_path / "out")
     other = numbers(OBJECTIVE, seed=5)
     write_safetensors(open_clip.from_fundax(OBJECTIVE, other), tmp_path / "out" / "epoch_5.safetensors")
-    same(exchange.import_folder(tmp_path / "out" / "epoch_5.safetensors").params, other)
+    same(load(tmp_path / "out" / "epoch_5.safetensors").params, other)
 
 
 def test_an_import_without_tokenizer_says_so(tmp_path):
-    open_clip.write_folder(exchange.Bundle(OBJECTIVE, numbers(OBJECTIVE), FACTS), tmp_path / "out")
-    said = exchange.import_run(tmp_path / "out", tmp_path / "run")
+    open_clip.write_folder(Checkpoint(OBJECTIVE, numbers(OBJECTIVE), FACTS), tmp_path / "out")
+    said = exchange.import_checkpoint(tmp_path / "out", tmp_path / "run")
     assert "no tokenizer there" in said
     count = sum(np.prod(shape, dtype=int) for shape in keymap.shapes_of(OBJECTIVE).values())
     assert f"{count:,} parameters" in said

@@ -13,7 +13,8 @@ from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.interop import huggingface, keymap
-from fundax.interop.bundle import Bundle
+from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.read import load
 from fundax.losses import contrastive
 from fundax.objectives.clip import CLIP
 from fundax.params import unflatten
@@ -85,7 +86,7 @@ def test_old_files_repeat_their_configuration():
         (tiny(image={"pre_norm": False}), "without a norm before its blocks"),
         (tiny(image={"pool": "mean"}), "image pooling by mean"),
         (tiny(text={"pool": "last"}), "text pooling by last"),
-        (tiny(text={"causal": False}), "looks ahead"),
+        (tiny(text={"causal": False}), "without causal mask"),
         (tiny(text_bias=True), "text projection with bias"),
         (tiny(image={"layer_scale": 0.1}), "layer scale"),
     ],
@@ -113,22 +114,22 @@ def test_preprocessing_there_and_back(resize):
         "resize": resize,
         "interpolation": "bilinear",
     }
-    bundle = Bundle(tiny(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1)), {}, facts)
+    bundle = Checkpoint(tiny(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1)), {}, facts)
     assert huggingface.read_preprocessor(huggingface.preprocessor_of(bundle)) == facts
 
 
 def test_preprocessing_that_contradicts_the_model():
     for wrong, words in (({"image_size": 9}, "model takes 8 pixels"), ({"resize": "longest"}, "no resize 'longest'")):
         with pytest.raises(UserError, match=words):
-            huggingface.preprocessor_of(Bundle(tiny(), {}, wrong))
+            huggingface.preprocessor_of(Checkpoint(tiny(), {}, wrong))
 
 
 def test_folder_there_and_back_with_a_bias_it_has_no_place_for(tmp_path):
     objective = tiny(init_logit_bias=-10.0, contrast=contrastive.sigmoid_contrastive)
-    bundle = Bundle(objective, numbers(objective), {}, source={"name": "tiny", "step": 7})
+    bundle = Checkpoint(objective, numbers(objective), {}, source={"name": "tiny", "step": 7})
     huggingface.write_folder(bundle, tmp_path / "out")
     assert "logit_bias" not in load_file(tmp_path / "out" / "model.safetensors")
-    found = huggingface.read_folder(tmp_path / "out")
+    found = load(tmp_path / "out")
     same(found.params, bundle.params)
     bias = float(bundle.params["logit_bias"])
     assert found.objective == dataclasses.replace(objective, init_logit_bias=bias)
@@ -149,7 +150,7 @@ def exported(tmp_path_factory):
         TextTransformer(tokenizer.vocab_size, tokenizer.context, **towers),
         embed=20,
     )
-    bundle = Bundle(objective, numbers(objective), {}, tokenizer)
+    bundle = Checkpoint(objective, numbers(objective), {}, tokenizer)
     bundle.params["log_scale"] = np.float32(2).reshape(())
     path = tmp_path_factory.mktemp("huggingface") / "out"
     huggingface.write_folder(bundle, path)
@@ -166,7 +167,7 @@ def test_transformers_own_files_are_read_back(exported, tmp_path):
 
     path, bundle = exported
     CLIPModel.from_pretrained(path).save_pretrained(tmp_path / "again")
-    found = huggingface.read_folder(tmp_path / "again")
+    found = load(tmp_path / "again")
     same(found.params, bundle.params)
     assert found.objective.text == bundle.objective.text
     assert found.objective.image == bundle.objective.image

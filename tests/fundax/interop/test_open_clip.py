@@ -13,7 +13,9 @@ from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.interop import keymap, open_clip
-from fundax.interop.bundle import Bundle
+from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.read import load
+from fundax.interop.weights import read_state
 from fundax.losses import contrastive
 from fundax.objectives.clip import CLIP, clip
 from fundax.params import stack_blocks, unflatten
@@ -49,6 +51,7 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.vectors("openclip")
 @pytest.mark.parametrize("model", MODELS)
 def test_the_peers_tensors_there_and_back(golden, model):
     state = load_file(golden / "openclip" / f"{model}_state_dict.safetensors")
@@ -59,6 +62,7 @@ def test_the_peers_tensors_there_and_back(golden, model):
     assert open_clip.objective_of(open_clip.config_of(objective)) == objective
 
 
+@pytest.mark.vectors("openclip")
 def test_layouts_by_hand(golden):
     """Single numbers, found in the two files by their meaning."""
     state = load_file(golden / "openclip" / "clip_gelu_state_dict.safetensors")
@@ -116,7 +120,7 @@ def test_errors_name_the_keys():
         (tiny(image={"class_token": False, "pool": "mean"}), "without class token"),
         (tiny(image={"patch_bias": True}), "patch embedding with bias"),
         (tiny(image={"pool": "attention"}), "pooling by attention"),
-        (tiny(text={"activation": layers.gelu_exact}), "QuickGELU in one tower only"),
+        (tiny(text={"activation": layers.gelu_exact}), "QuickGELU in one encoder only"),
     ],
 )
 def test_what_open_clip_cannot_hold_is_named(objective, words):
@@ -159,9 +163,9 @@ def test_the_base_model_of_mm_fundus_clip():
 
 @pytest.mark.parametrize("objective", [tiny(), SIGLIP], ids=["clip", "siglip"])
 def test_folder_there_and_back(tmp_path, objective):
-    bundle = Bundle(objective, numbers(objective), {"resize": "squash"}, source={"name": "tiny"})
+    bundle = Checkpoint(objective, numbers(objective), {"resize": "squash"}, source={"name": "tiny"})
     open_clip.write_folder(bundle, tmp_path / "out")
-    found = open_clip.read_folder(tmp_path / "out")
+    found = load(tmp_path / "out")
     same(found.params, bundle.params)
     assert found.objective == objective
     assert found.preprocessing["resize"] == "squash"
@@ -182,15 +186,15 @@ class OtherVocabulary:
 
 def test_open_clip_is_told_to_read_a_tokenizer_that_is_not_its_own(tmp_path):
     objective = tiny()
-    open_clip.write_folder(Bundle(objective, numbers(objective), {}, OtherVocabulary()), tmp_path / "out")
+    open_clip.write_folder(Checkpoint(objective, numbers(objective), {}, OtherVocabulary()), tmp_path / "out")
     config = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())
     assert config["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
-    assert open_clip.read_folder(tmp_path / "out").objective == objective
+    assert open_clip.read_model(tmp_path / "out", read_state(tmp_path / "out")).objective == objective
 
 
 def test_folder_is_written_whole_or_not_at_all(tmp_path):
     objective = tiny()
-    bundle = Bundle(objective, numbers(objective), {})
+    bundle = Checkpoint(objective, numbers(objective), {})
     (tmp_path / "out").mkdir()
     open_clip.write_folder(bundle, tmp_path / "out")  # an empty folder is fine
     with pytest.raises(UserError, match="not empty"):
@@ -214,6 +218,7 @@ def test_folder_is_written_whole_or_not_at_all(tmp_path):
         open_clip.write_folder(bundle, tmp_path / "out" / "README.md")
 
 
+@pytest.mark.vectors("openclip")
 def test_features_are_those_of_the_golden_model(golden):
     """One of the four end to end; tests/golden holds them all, with gradients."""
     files = {part: golden / "openclip" / f"clip_gelu_{part}.safetensors" for part in ("state_dict", "forward")}

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from fundax.encoders.positions import aligned_corners, resize_positions
-from fundax.interop.ret_clip import chinese_clip, detect, from_fundax, initial, to_fundax, write_checkpoint
+from fundax.interop.initial import warm_start
+from fundax.interop.ret_clip import detect, from_fundax, to_fundax, write_checkpoint
 from fundax.interop.weights import read_state, write_safetensors
 from fundax.params import stack_blocks, unstack_blocks
 from fundax.types import UserError
@@ -21,6 +22,10 @@ HEADS = {"head_width": 16, "text_heads": 4}  # of the vectors beside these tests
 @pytest.fixture(scope="module")
 def state():
     return load_file(Path(__file__).parents[2] / "golden" / "retclip" / "state_dict.safetensors")
+
+
+def initial(path, objective):
+    return warm_start(path, objective).init_from[0]
 
 
 def same(a, b):
@@ -114,7 +119,7 @@ def test_keys_that_do_not_fit_are_named(state):
         to_fundax({}, **HEADS)
 
 
-def test_a_model_the_peer_would_compute_otherwise_is_not_exported(state):
+def test_a_model_that_ret_clip_computes_differently_is_not_exported(state):
     objective, params = to_fundax(state, **HEADS)
     mean = replace(objective, text=objective.text.clone(pool="mean"))
     with pytest.raises(UserError, match=r"cannot hold this model: text\.pool is mean, there it is cls"):
@@ -124,7 +129,7 @@ def test_a_model_the_peer_would_compute_otherwise_is_not_exported(state):
         from_fundax(exact, params)
 
 
-def test_another_image_size_moves_positions_by_the_peers_rule(state):
+def test_another_image_size_moves_positions_by_ret_clips_rule(state):
     objective, params = to_fundax(state, image_size=48, **HEADS)
     assert objective.image.image_size == 48
     table = state["visual.positional_embedding"]
@@ -141,14 +146,14 @@ def test_chinese_clip_fills_the_towers_only(state, tmp_path):
     extra |= {"bert.pooler.dense.weight": np.zeros((32, 32), np.float32)}
     tensors = {f"module.{key}": torch.from_numpy(np.array(value)) for key, value in (towers | extra).items()}
     torch.save({"epoch": 15, "name": "x", "state_dict": tensors}, tmp_path / "cn_clip.pt")
-    filled = chinese_clip(tmp_path / "cn_clip.pt")(fresh)
+    filled = initial(tmp_path / "cn_clip.pt", objective)(fresh)
     same({name: filled[name] for name in ("image", "text")}, {name: params[name] for name in ("image", "text")})
     same(filled["project"]["image"], params["project"]["image"])
     for level in ("left", "right", "patient", "text_left", "text_right", "text_patient"):
         same(filled["project"][level], fresh["project"][level])
     same(filled["log_scale"], fresh["log_scale"])
     scanned = {name: stack_blocks(tree) if name in ("image", "text") else tree for name, tree in fresh.items()}
-    again = chinese_clip(tmp_path / "cn_clip.pt")(scanned)
+    again = initial(tmp_path / "cn_clip.pt", objective)(scanned)
     same(again["text"], stack_blocks(params["text"]))
     assert objective.image.depth == 2
 
@@ -171,10 +176,10 @@ def test_initial_weights_are_all_of_ret_clip_or_the_towers_of_chinese_clip(state
 
 def test_chinese_clip_names_what_is_missing(state, tmp_path):
     torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
-    _, params = to_fundax(state, **HEADS)
+    objective, params = to_fundax(state, **HEADS)
     towers = {
         k: torch.from_numpy(v) for k, v in state.items() if k.startswith(("visual.", "bert.")) and "ln_pre" not in k
     }
     torch.save(towers, tmp_path / "short.pt")
     with pytest.raises(UserError, match=r"missing visual\.ln_pre\.bias, visual\.ln_pre\.weight"):
-        chinese_clip(tmp_path / "short.pt")(params)
+        initial(tmp_path / "short.pt", objective)(params)

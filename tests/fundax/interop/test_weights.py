@@ -116,7 +116,7 @@ def test_missing_torch_names_the_extra(tmp_path):
         archive.writestr("x/data.pkl", b"")
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from fundax.weights import read_state\n"
+        "from fundax.interop.weights import read_state\n"
         "try: read_state(sys.argv[1])\n"
         "except ValueError as error: print(type(error).__name__, error)"
     )

@@ -10,7 +10,7 @@ import pytest
 from fundax.encoders.bert import BERT
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
-from fundax.losses import contrastive, nearest
+from fundax.losses import contrastive, ring
 from fundax.losses import contrastive as forms
 from fundax.losses.contrastive import accuracy, as_ring, contrast, contrast_pairs
 from fundax.objectives.clip import CLIP
@@ -65,8 +65,8 @@ def test_a_loss_of_ones_own_has_no_ring():
 
 def test_accuracy_by_hand_and_against_the_plain_one():
     image, text = jnp.eye(3), jnp.eye(3)[jnp.array([2, 1, 0])]  # image 0 is nearest to text 2
-    assert nearest.accuracy(image, text) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
-    assert nearest.accuracy(image, text, group=jnp.array([5, 1, 5])) == (1.0, 1.0)
+    assert ring.accuracy(image, text) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert ring.accuracy(image, text, group=jnp.array([5, 1, 5])) == (1.0, 1.0)
     image, mask = l2_normalize(B, E), jnp.arange(B) < 13
     text = image + 0.8 * l2_normalize(B, E, seed=1)
     group = jnp.arange(B, dtype=jnp.int32) // 2

@@ -28,7 +28,7 @@ def mesh(data, model):
 
 def agree(ours, oracle, arguments, meshes=((4, 2),)):
     """Loss to 1e-6, every gradient to 1e-5 of its maximum."""
-    wanted, wanted_gradients = jax.value_and_grad(oracle, range(len(arguments)))(*arguments)
+    wanted, wanted_gradients = jax.jit(jax.value_and_grad(oracle, range(len(arguments))))(*arguments)
     step = jax.jit(jax.value_and_grad(ours, range(len(arguments))))
     results = [step(*arguments)]
     for shape in meshes:
@@ -77,7 +77,8 @@ def test_three_pairs_share_one_ring(pair):
     image, text = pair
     images, texts = jnp.stack([image, -image, image[::-1]]), jnp.stack([text, text[::-1], text])
     scales = jnp.float32([5.0, 10.0, 20.0])
-    one_by_one = [contrastive.softmax_contrastive(i, t, s) for i, t, s in zip(images, texts, scales, strict=True)]
+    alone = jax.jit(contrastive.softmax_contrastive)
+    one_by_one = [alone(i, t, s) for i, t, s in zip(images, texts, scales, strict=True)]
     with jax.set_mesh(mesh(4, 2)):
         together = jax.jit(ring.softmax_pairs)(images, texts, scales)
     np.testing.assert_allclose(together, jnp.stack(one_by_one), rtol=1e-6)
@@ -86,9 +87,9 @@ def test_three_pairs_share_one_ring(pair):
 def test_by_hand():
     """Two orthogonal pairs at scale ln 3: every row is log(1 + 1/3)."""
     eye = jnp.eye(2, dtype=jnp.float32)
-    np.testing.assert_allclose(ring.softmax(eye, eye, jnp.log(3.0)), np.log(4 / 3), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(ring.softmax)(eye, eye, jnp.log(3.0)), np.log(4 / 3), rtol=1e-6)
     # sigmoid: matches log(1 + 1/3), the others log 2, both twice, over B = 2
-    loss = ring.sigmoid(eye, eye, jnp.log(3.0), jnp.float32(0.0))
+    loss = jax.jit(ring.sigmoid)(eye, eye, jnp.log(3.0), jnp.float32(0.0))
     np.testing.assert_allclose(loss, np.log(4 / 3) + np.log(2), rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Calibration by hand, thresholds by hand, subgroups, and images joined to patients."""
+"""Calibration by hand, thresholds by hand, and subgroups."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import brier_score_loss
 
 from fundax.metrics import calibration, operating_points, subgroups
-from fundax.metrics.statistics import auc_interval
+from fundax.metrics.statistics import Estimate, blank
 from fundax.types import UserError
 
 
@@ -48,7 +48,7 @@ def test_temperature_is_found():
 
 
 def test_bad_probabilities_are_named():
-    with pytest.raises(UserError, match=r"row 1: 1\.5 is no probability"):
+    with pytest.raises(UserError, match=r"row 1: 1\.5 is not a probability"):
         calibration.brier([0, 1], [0.5, 1.5])
     with pytest.raises(UserError, match="labels from 0 to 5; expected 0 to 2"):
         calibration.brier([0, 5], np.full((2, 3), 1 / 3))
@@ -66,10 +66,13 @@ def test_operating_points_by_hand(tmp_path):
     assert sensitive.threshold == 8
     assert operating_points.apply(sensitive, labels, scores)["sensitivity"].value == pytest.approx(0.8)
     none = operating_points.at_specificity(np.zeros(4, int), np.arange(4.0))
-    assert (math.isnan(none.threshold), none.note) == (True, "no positive row to choose a threshold by")
+    assert (math.isnan(none.threshold), none.note) == (True, "no positive row to choose a threshold on")
     assert operating_points.apply(none, labels, scores)["ppv"].note == none.note
     above_all = operating_points.at_specificity([0, 1], [1.0, 0.0], 1.0)
-    assert operating_points.apply(above_all, [0, 1], [1.0, 0.0])["ppv"].note == "no row is called positive"
+    assert operating_points.apply(above_all, [0, 1], [1.0, 0.0])["ppv"].note == "no row is predicted positive"
+    best = operating_points.at_kappa_f1([0, 0, 1, 1], [0.1, 0.6, 0.5, 0.9])
+    assert (best.threshold, best.chosen_for) == (0.5, "kappa + F1")  # kappa 1/2, F1 4/5; at 0.9 it is 1/2 and 2/3
+    assert operating_points.at_kappa_f1([1, 1], [0.1, 0.2]).note == "a class is absent"
     points = {"glaucoma": point, "absent": none}
     operating_points.write(points, tmp_path / "points.json")
     again = operating_points.read(tmp_path / "points.json")
@@ -87,47 +90,22 @@ def test_exact_intervals_of_shares():
     assert found["specificity"].note == "no negative row"
 
 
-def metric(labels, scores, patients):
-    return auc_interval(labels, scores, patients=patients)
+def test_gaps_between_known_groups():
+    def row(attribute, group, estimate):
+        return subgroups.Row(attribute, group, 9, 9, 3, estimate)
 
-
-def test_subgroups_and_gaps():
-    rng = np.random.default_rng(0)
-    labels = np.tile([0, 1], 40)
-    scores = rng.normal(size=80) + labels
-    sex = ["f"] * 40 + ["m"] * 36 + [None] * 3 + [math.nan]
-    only = ["a"] * 79 + ["b"]
-    table = subgroups.subgroup_table(metric, labels, scores, {"sex": sex, "device": only})
-    rows = {(row.attribute, row.group): row for row in table}
-    assert rows["all", "all"].rows == 80
-    assert rows["sex", "f"].estimate == auc_interval(labels[:40], scores[:40])
-    assert rows["sex", "f"].positives == 20
-    assert rows["sex", "unknown"].rows == 4
-    assert rows["device", "b"].estimate.note == "1 patients; at least 10 are wanted"
-    found = subgroups.gaps(table)
-    f, m = (rows["sex", g].estimate.value for g in "fm")
-    assert found["sex"].value == pytest.approx(abs(f - m))
-    assert not found["device"].defined
-    one_class = subgroups.subgroup_table(metric, labels, scores, {"y": [str(k) for k in labels]})
-    assert one_class[1].estimate.note == "every row is negative: nothing to rank against"
-    with pytest.raises(UserError, match="attribute 'sex' has 2 rows"):
-        subgroups.subgroup_table(metric, labels, scores, {"sex": ["f", "m"]})
+    rows = [
+        row("all", "all", Estimate(0.7)),
+        row("sex", "f", Estimate(0.9)), row("sex", "m", Estimate(0.6)), row("sex", "unknown", Estimate(0.1)),
+        row("device", "a", Estimate(0.8)), row("device", "b", blank("1 patients; at least 10 are required")),
+    ]  # fmt: skip
+    found = subgroups.gaps(rows)
+    assert found["sex"].value == pytest.approx(0.3) and found["sex"].note == "f over m"
+    assert not found["device"].defined and "fewer than two groups" in found["device"].note
+    assert set(found) == {"sex", "device"}
 
 
 def test_age_bands():
     assert subgroups.age_bands([12, 40, 54.9, 55, 70, math.nan]) == [
         *("under 40", "40-54", "40-54", "55-69", "70 and over", ""),
     ]
-
-
-def test_images_become_eyes_and_patients():
-    images = ["p1 left", "p1 left", "p1 right", "p2 left"]
-    names, scores, labels = subgroups.aggregate(images, [0.2, 0.4, 0.9, 0.1], [0, 0, 1, 0], label="same")
-    assert names.tolist() == ["p1 left", "p1 right", "p2 left"]
-    np.testing.assert_allclose(scores, [0.3, 0.9, 0.1])
-    names, scores, labels = subgroups.aggregate([n.split()[0] for n in names], scores, labels, how="max")
-    assert (names.tolist(), scores.tolist(), labels.tolist()) == (["p1", "p2"], [0.9, 0.1], [1, 0])
-    with pytest.raises(UserError, match="p1: its rows have different labels"):
-        subgroups.aggregate(["p1", "p1"], [0.1, 0.2], [0, 1], label="same")
-    matrix = subgroups.aggregate(["a", "b", "a"], [[0, 1], [2, 3], [4, 5]])[1]
-    np.testing.assert_allclose(matrix, [[2, 3], [2, 3]])

@@ -21,12 +21,12 @@ def test_equal_to_scikit_learn():
 def test_absent_and_only_classes_are_blanks():
     ours = classification([0, 0, 1], [[0.9, 0.1, 0], [0.8, 0.2, 0], [0.1, 0.1, 0.8]])
     assert np.isnan([ours[key][2] for key in ("recall", "f1", "auc", "ap")]).all()
-    assert ours["note"].tolist() == ["", "", "absent from these rows"]
+    assert ours["note"].tolist() == ["", "", "absent from the evaluation set"]
     assert (ours["recall"][1], ours["f1"][1]) == (0, 0)
     assert ours["balanced_accuracy"] == 0.5
     assert ours["specificity"][2] == pytest.approx(2 / 3)
     only = classification([1, 1], [[0.2, 0.8], [0.6, 0.4]])
-    assert (only["note"][1], only["recall"][1]) == ("the only class of these rows", 0.5)
+    assert (only["note"][1], only["recall"][1]) == ("the only class of the evaluation set", 0.5)
     assert np.isnan(only["macro_auc"])
     nothing = classification(np.zeros(0, int), np.zeros((0, 3)))
     assert np.isnan([nothing["accuracy"], nothing["kappa"], nothing["macro_f1"]]).all()

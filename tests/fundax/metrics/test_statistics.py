@@ -1,12 +1,13 @@
 """Intervals and tests against slow direct forms, published examples, and a simulation of their coverage."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fundax.metrics import statistics
+from fundax.metrics import statistics, weighted
 from fundax.metrics.statistics import Estimate, blank
 from fundax.types import UserError
 
@@ -111,12 +112,13 @@ def test_the_bootstrap_equals_a_slow_one_and_delong():
 
 def test_paired_bootstrap_agrees_with_delong():
     labels, scores = drawn(300, shift=1.2, rounded=False)
-    ours = statistics.bootstrap_difference(roc_auc_score, labels, *scores, resamples=600)
+    first, second = (partial(weighted.auc, np.asarray(labels) == 1, one) for one in scores)
+    ours = statistics.weighted_difference(first, second, len(labels), resamples=600)
     exact = statistics.auc_test(labels, *scores)
     assert ours.difference.value == pytest.approx(exact.difference.value)
     assert ours.difference.low == pytest.approx(exact.difference.low, abs=0.02)
     assert ours.p == pytest.approx(exact.p, abs=0.03)
-    same = statistics.bootstrap_difference(roc_auc_score, labels, scores[0], scores[0], resamples=50)
+    same = statistics.weighted_difference(first, first, len(labels), resamples=50)
     assert (same.difference.value, same.p) == (0.0, 1.0)
 
 

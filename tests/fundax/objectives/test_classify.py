@@ -13,7 +13,7 @@ from fundax.objectives.classify import Classify
 from fundax.objectives.forecast import Forecast
 from fundax.objectives.regress import Regress, standardize
 from fundax.runtime import serialize
-from fundax.runtime.mesh import make_mesh, place
+from fundax.runtime.mesh import make_mesh, shard_batch
 from fundax.types import UserError
 
 VIT = dino_vit("S/16").clone(image_size=16, patch=8, width=8, depth=1, heads=2)
@@ -127,7 +127,7 @@ def test_sharded_equals_unsharded():
     for devices in (1, 2):
         mesh = make_mesh((devices, 1))
         with jax.set_mesh(mesh):
-            (loss, (new, _)), grads = gradients(objective, params, extra, place(batch, mesh))
+            (loss, (new, _)), grads = gradients(objective, params, extra, shard_batch(batch, mesh))
         found.append(jax.device_get((loss, new["head"]["norm"]["var"], grads["image"]["patch"]["kernel"])))
     for one, two in zip(*found, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)

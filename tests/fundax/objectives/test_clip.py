@@ -59,7 +59,7 @@ def test_spec_is_what_init_and_loss_take():
 
 
 def test_fresh_scales():
-    params, _ = tiny(**SIGLIP).init(
+    params, _ = jax.jit(tiny(**SIGLIP).init)(
         KEY, {"image": np.zeros((1, 8, 8, 3), np.uint8), "text": np.zeros((1, 5), np.int32)}
     )
     assert (float(params["log_scale"]), float(params["logit_bias"])) == (2.0, -9.0)
@@ -100,7 +100,7 @@ def test_loss_is_compare_of_encode_and_its_metrics(started, batch):
 def test_padding_rows_do_not_count(started, batch):
     model, params = started
     compare = jax.jit(model.compare)
-    features = model.encode(params, {}, batch, KEY, STEP)
+    features = jax.jit(model.encode)(params, {}, batch, KEY, STEP)
     valid = {"valid": np.array([True, True, True, False])}
     first = {name: x[:3] for name, x in features.items()}
     assert compare(params, features, valid)[0] == pytest.approx(float(compare(params, first, {})[0]), rel=1e-6)

@@ -8,14 +8,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fundax.encoders.unetr import UNETR, ConvNorm, Linear
-from fundax.interop.open_encoder import new_encoder
+from fundax.interop.backbones import backbone
 from fundax.objectives.dense import Landmark, Segment, outputs
 from fundax.runtime import serialize
 from fundax.runtime.mesh import make_mesh
 from fundax.types import UserError
 
 BLOCKS = (0, 1, 2, 3)
-TOWER = new_encoder("smoke", 16).tower
+TOWER = backbone("smoke", image_size=16).image
 BATCH = {
     "image": np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8),
     "mask": (np.arange(2 * 256).reshape(2, 16, 16) % 3 == 0).astype(np.int32),
@@ -85,5 +85,5 @@ def test_statistics_of_a_sharded_batch_are_those_of_the_whole():
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="the encoder has patches of 8, the decoder of 16"):
         Segment(TOWER, Linear(1, 16), BLOCKS, ("disc",)).init(KEY, {})
-    with pytest.raises(UserError, match="reads block 4, the encoder has 0 to 3"):
+    with pytest.raises(UserError, match="reads block 4, but the encoder has 0 to 3"):
         Segment(TOWER, Linear(1, 8), (0, 1, 2, 4), ("disc",)).init(KEY, {})

@@ -1,4 +1,4 @@
-"""Diffusion's loss, average and samples on 8 small eyes; the arithmetic below it is in test_noising."""
+"""Diffusion's loss, average and samples on 8 small eyes; the schedules and samplers are tested in losses/test_diffusion."""
 
 import dataclasses
 
@@ -12,7 +12,8 @@ from data_pipelines.synthetic.sources import Eyes
 from fundax.encoders.unet import UNet, waves
 from fundax.interop import keymap
 from fundax.losses import diffusion as noising
-from fundax.objectives.diffusion import Diffusion, ema_update, pixels
+from fundax.objectives.diffusion import Diffusion, pixels
+from fundax.optim import ema_update
 from fundax.params import unflatten
 from fundax.types import UserError
 
@@ -40,7 +41,7 @@ def learnt():
         updates, opt = optimizer.update(grads, opt, params)
         return (optax.apply_updates(params, updates), extra, opt), loss
 
-    carry, losses = (params, extra, optimizer.init(params)), []
+    carry, losses = (params, extra, jax.jit(optimizer.init)(params)), []
     for number in range(120):
         carry, loss = step(carry, jnp.int32(number))
         losses.append(float(loss))
@@ -73,7 +74,7 @@ def test_a_model_of_velocity_loses_the_error_of_velocity(learnt):
     loss, (_, metrics) = jax.jit(model.loss)(blank, extra, {"image": IMAGES}, jax.random.key(0), jnp.int32(0))
     keys = jax.random.split(jax.random.key(0), 5)  # the draws of loss()
     time = jax.random.uniform(keys[0], (len(IMAGES),), maxval=noising.LAST)
-    alpha, sigma = (x[:, None, None, None] for x in noising.signal_and_noise(noising.cosine_level(time)))
+    alpha, sigma = (x[:, None, None, None] for x in noising.signal_and_noise(noising.cosine_logsnr(time)))
     noise = jax.random.normal(keys[1], IMAGES.shape)
     velocity = alpha * noise - sigma * pixels(IMAGES)
     np.testing.assert_allclose(loss, (velocity**2).mean(), rtol=1e-4)
@@ -83,7 +84,7 @@ def test_a_model_of_velocity_loses_the_error_of_velocity(learnt):
 def test_the_average_follows(learnt):
     params, extra, _ = learnt
     kernel = lambda tree: np.asarray(tree["unet"]["first"]["kernel"])  # noqa: E731
-    moved = ema_update(extra["average"], params, 0.25)
+    moved = jax.jit(ema_update)(extra["average"], params, 0.25)
     np.testing.assert_allclose(kernel(moved), 0.25 * kernel(extra["average"]) + 0.75 * kernel(params), atol=1e-6)
     # 0 at the first step, then at most (1 + step) / (10 + step), then 0.999
     np.testing.assert_allclose(
@@ -116,7 +117,7 @@ def test_a_conditioned_super_resolution_stage():
 
 def test_the_low_resolution_image_is_the_mean_of_its_pixels():
     clean = pixels(IMAGES)
-    lowered, level = FULL._lowered(clean, jax.random.key(0), jnp.full(8, 0.0))
+    lowered, level = jax.jit(FULL._low)(clean, jax.random.key(0), jnp.full(8, 0.0))
     np.testing.assert_allclose(level, -np.log(np.expm1(1e-4)), rtol=1e-4)  # SNR 10,000: noise of 0.01
     np.testing.assert_allclose(lowered[:, 0, 0], np.asarray(clean)[:, :2, :2].mean((1, 2)), atol=0.06)
     np.testing.assert_allclose(lowered[:, 0, 0], lowered[:, 1, 1], atol=0.1)
@@ -136,10 +137,10 @@ def test_noise_levels_are_told_apart():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: Diffusion(TINY, 8, low_size=3), "no multiple"),
+        (lambda: Diffusion(TINY, 8, low_size=3), "not a multiple"),
         (lambda: Diffusion(TINY, 8, low_size=4), "needs low=True"),
         (lambda: dataclasses.replace(PLAIN, findings=3), "condition=4"),
-        (lambda: UNet(8, (1, 2), (1,))._check(jnp.zeros((1, 8, 8, 3)), None, None), "an entry for each level"),
+        (lambda: UNet(8, (1, 2), (1,))._check(jnp.zeros((1, 8, 8, 3)), None, None), "one entry for each level"),
         (lambda: TINY._check(jnp.zeros((1, 7, 6, 3)), None, None), "multiples of 2"),
         (lambda: TINY._check(jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 2)), None), "condition is of width 2"),
     ],

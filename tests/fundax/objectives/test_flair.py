@@ -1,5 +1,7 @@
 """FLAIR as an objective: shapes, statistics carried in extra, a ViT in place of the ResNet, what other programs write."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from fundax.encoders.bert import BERT
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
-from fundax.interop.flair import from_fundax, initial, to_fundax, write_checkpoint
+from fundax.interop.flair import from_fundax, to_fundax, write_checkpoint
+from fundax.interop.initial import warm_start
 from fundax.interop.weights import read_state, write_safetensors
 from fundax.objectives.flair import FLAIR
 from fundax.runtime import serialize
@@ -49,7 +52,8 @@ def test_a_step_moves_the_statistics_and_evaluation_uses_them(started):
     assert np.isfinite(loss) and metrics["loss"] == loss
     assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["project"]))
     assert after["image"]["norm1"]["count"] == 1 and extra["image"]["norm1"]["count"] == 0
-    before, now = (objective.forward(params, e, {"image": batch["image"]})["visual"] for e in (extra, after))
+    forward = jax.jit(objective.forward)
+    before, now = (forward(params, e, {"image": batch["image"]})["visual"] for e in (extra, after))
     assert before.shape == (4, objective.image.width) and not np.allclose(before, now)
 
 
@@ -57,8 +61,9 @@ def test_loss_is_compare_of_encode(started):
     objective, batch, params, extra = started
     assert isinstance(objective, Contrastive)
     args = (params, extra, batch, jax.random.key(1), jnp.zeros((), jnp.int32))
-    features = objective.encode(*args)
-    np.testing.assert_allclose(objective.compare(params, features, batch)[0], objective.loss(*args)[0], rtol=1e-5)
+    features = jax.jit(objective.encode)(*args)
+    compared = jax.jit(objective.compare)(params, features, batch)[0]
+    np.testing.assert_allclose(compared, jax.jit(objective.loss)(*args)[0], rtol=1e-5)
 
 
 def test_a_vit_has_no_statistics():
@@ -94,13 +99,16 @@ def test_a_pth_file_and_back(started, tmp_path):
 def test_a_checkpoint_to_start_from(started, tmp_path):
     objective, _, params, extra = started
     write_safetensors(from_fundax(objective, params, extra), tmp_path / "flair.safetensors")
+    start = warm_start(tmp_path / "flair.safetensors", objective)
     fresh = jax.tree.map(jnp.zeros_like, params) | {"reference": {"out": {"kernel": jnp.ones((5, 5))}}}
-    filled = initial(tmp_path / "flair.safetensors")(fresh)
+    filled = start.init_from[0](fresh)
     kernels = (tree["text"]["block_1"]["mlp"]["fc1"]["kernel"] for tree in (filled, params))
     np.testing.assert_array_equal(*kernels)
     np.testing.assert_array_equal(filled["reference"]["out"]["kernel"], 1)
-    with pytest.raises(UserError, match="does not fit the model: project/image/kernel"):
-        initial(tmp_path / "flair.safetensors")(fresh | {"project": {"image": {"kernel": jnp.ones((2, 2))}}})
+    statistics = start.init_extra[0](jax.tree.map(jnp.zeros_like, extra))
+    np.testing.assert_array_equal(statistics["image"]["norm1"]["var"], extra["image"]["norm1"]["var"])
+    with pytest.raises(UserError, match=r"vision_model.projection_head_vision.* has the shape .* expected \(6, 32\)"):
+        warm_start(tmp_path / "flair.safetensors", replace(objective, embed=6)).init_from[0](fresh)
 
 
 def test_retixfer_names_and_unknown_keys(started):

@@ -46,8 +46,8 @@ def test_without_elite_images_it_says_so(started):
     objective, batch, params, extra = started
     public = {name: value for name, value in batch.items() if not name.startswith("elite/")}
     with pytest.raises(UserError, match="no elite/image"):
-        objective.loss(params, extra, public, jax.random.key(1), jnp.zeros((), jnp.int32))
-    out = objective.forward(params, extra, public)
+        jax.eval_shape(objective.loss, params, extra, public, jax.random.key(1), jnp.zeros((), jnp.int32))
+    out = jax.jit(objective.forward)(params, extra, public)
     assert out["image_features"].shape == (4, 4) and objective.embed == 4
 
 

@@ -17,15 +17,17 @@ from data_pipelines.transforms.word_masks import MaskWords
 from fundax.encoders.bert import BERT
 from fundax.evals.masked_text import masked_words, unigram_loss
 from fundax.interop import bert
-from fundax.interop.bundle import Bundle
-from fundax.interop.load import text_from
+from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.initial import warm_start
+from fundax.interop.read import load
 from fundax.interop.weights import write_safetensors
 from fundax.objectives.masked_text import MaskedText
 from fundax.runtime import serialize
-from fundax.runtime.mesh import make_mesh, place
+from fundax.runtime.mesh import make_mesh, shard_batch
 from fundax.types import UserError
 
 
+@pytest.mark.vectors("flair")
 def test_whole_words_of_byte_pairs_and_word_pieces(golden):
     words = tokenizers.bundled(16)
     mask = MaskWords(words)
@@ -92,7 +94,7 @@ def test_texts_come_from_files_captions_and_knowledge(tmp_path):
     assert not set(learn.texts) & set(test.texts)
     told = {line.split(": ", 1)[1] for line in test.texts}
     assert told and not any(t in line for t in told for line in learn.texts)
-    said = {tokenizers for finding in known.findings.values() for text in finding.en}
+    said = {text for finding in known.findings.values() for text in finding.en}
     assert {line.split(": ", 1)[-1] for line in (*learn.texts, *test.texts)} >= said
 
 
@@ -111,8 +113,9 @@ def started():
 
 def test_the_loss_by_hand(started):
     objective, batch, params, extra = started
-    loss, (_, metrics) = objective.loss(params, extra, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
-    tokens = np.asarray(objective.forward(params, extra, batch)["text_tokens"], np.float64)
+    loss_of = jax.jit(objective.loss)
+    loss, (_, metrics) = loss_of(params, extra, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
+    tokens = np.asarray(jax.jit(objective.forward)(params, extra, batch)["text_tokens"], np.float64)
     head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["masked"])
     x = tokens @ head["dense"]["kernel"] + head["dense"]["bias"]
     from scipy.special import erf, log_softmax
@@ -124,18 +127,19 @@ def test_the_loss_by_hand(started):
     expected = -np.mean([log_p[0, 1, 5], log_p[0, 3, 7], log_p[1, 2, 9]])
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     valid = batch | {"valid": np.array([True, False])}
-    loss, _ = objective.loss(params, extra, valid, jax.random.key(0), jnp.zeros((), jnp.int32))
+    loss, _ = loss_of(params, extra, valid, jax.random.key(0), jnp.zeros((), jnp.int32))
     np.testing.assert_allclose(loss, -np.mean([log_p[0, 1, 5], log_p[0, 3, 7]]), rtol=1e-5)
     few = replace(objective, guesses=2)  # the same numbers out of fewer logits
     np.testing.assert_allclose(
-        few.loss(params, extra, batch, jax.random.key(0), jnp.zeros((), jnp.int32))[0], expected, rtol=1e-5
+        jax.jit(few.loss)(params, extra, batch, jax.random.key(0), jnp.zeros((), jnp.int32))[0], expected, rtol=1e-5
     )
     np.testing.assert_allclose(
-        few.forward(params, extra, batch)["word_log_p"],
+        jax.jit(few.forward)(params, extra, batch)["word_log_p"],
         np.where(batch["hidden"], np.take_along_axis(log_p, batch["original"][..., None], 2)[..., 0], 0),
         atol=1e-5,
     )
-    assert np.isnan(replace(objective, guesses=1).forward(params, extra, batch)["word_log_p"]).sum() == 1
+    one = jax.jit(replace(objective, guesses=1).forward)(params, extra, batch)
+    assert np.isnan(one["word_log_p"]).sum() == 1
     assert metrics["word_right"].shape == () and serialize.from_json(serialize.to_json(objective)) == objective
 
 
@@ -145,7 +149,7 @@ def test_sharded_equals_unsharded(started):
     rest = (jax.random.key(0), jnp.zeros((), jnp.int32))
     mesh = make_mesh((2, 1))
     with jax.set_mesh(mesh):
-        there = step(params, extra, place(batch, mesh), *rest)[0]
+        there = step(params, extra, shard_batch(batch, mesh), *rest)[0]
     np.testing.assert_allclose(there, step(params, extra, batch, *rest)[0], rtol=1e-5)
 
 
@@ -163,8 +167,8 @@ def test_names_of_hugging_face_both_ways(started, tmp_path):
         *("cls.predictions.bias", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
     }
     assert bert.detect(state)
-    bert.write_folder(Bundle(objective, params, {}, tokenizers.bundled(8)), tmp_path / "out")
-    again = bert.read_folder(tmp_path / "out")
+    bert.write_folder(Checkpoint(objective, params, {}, tokenizers.bundled(8)), tmp_path / "out")
+    again = load(tmp_path / "out")
     assert again.objective.text == objective.text.clone(context=8)
     jax.tree.map(np.testing.assert_array_equal, again.params, jax.tree.map(np.asarray, params))
     with pytest.raises(UserError, match="model_type 'clip'"):
@@ -174,7 +178,7 @@ def test_names_of_hugging_face_both_ways(started, tmp_path):
 def test_transformers_computes_the_same(started, tmp_path):
     pytest.importorskip("torch", reason="transformers' BERT needs torch")
     objective, _, params, _ = started
-    bundle = Bundle(objective, params, {}, tokenizers.bundled(8))
+    bundle = Checkpoint(objective, params, {}, tokenizers.bundled(8))
     bert.write_folder(bundle, tmp_path / "out")
     assert (bert.difference(tmp_path / "out", bundle) or 0.0) < 1e-5
 
@@ -183,14 +187,16 @@ def test_a_tower_starts_from_a_bert(started, tmp_path):
     objective, _, params, _ = started
     write_safetensors(bert.from_fundax(objective, params), tmp_path / "bert.safetensors")
     fresh = jax.tree.map(jnp.zeros_like, params) | {"image": jnp.ones(2)}
-    filled = text_from(tmp_path / "bert.safetensors", objective.text)(fresh)
+    filled = warm_start(tmp_path / "bert.safetensors", objective, ("text",)).init_from[0](fresh)
     jax.tree.map(np.testing.assert_array_equal, filled["text"], params["text"])
     assert filled["image"] is fresh["image"]
     with pytest.raises(UserError, match="shape"):
-        text_from(tmp_path / "bert.safetensors", objective.text.clone(width=4))(fresh)
+        warm_start(tmp_path / "bert.safetensors", MaskedText(objective.text.clone(width=4)), ("text",)).init_from[0](
+            fresh
+        )
     write_safetensors({"a": np.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="holds no BERT"):
-        text_from(tmp_path / "other.safetensors", objective.text)(fresh)
+    with pytest.raises(UserError, match=r"the keys are not those of .*BertForMaskedLM; it has a"):
+        warm_start(tmp_path / "other.safetensors", objective).init_from[0](fresh)
 
 
 def test_the_eval_and_its_baseline(started):
@@ -198,13 +204,14 @@ def test_the_eval_and_its_baseline(started):
     counts = np.zeros(13, np.int64)
     counts[[5, 7, 9]] = 2, 1, 1
     evaluate = masked_words(lambda: iter([batch]), lambda: counts)
-    out = evaluate(lambda p, e, b: jax.device_get(objective.forward(p, e, b)), params, extra)
+    forward = jax.jit(objective.forward)
+    out = evaluate(lambda p, e, b: jax.device_get(forward(p, e, b)), params, extra)
     assert out["words"] == 3 and out["below_unigram"] == pytest.approx(out["unigram"] - out["loss"])
     assert unigram_loss(np.array([5, 5, 7, 9]), counts) == pytest.approx(1.5 * np.log(2), abs=0.05)
     nothing = batch | {"hidden": np.zeros_like(batch["hidden"])}
     with pytest.raises(UserError, match="no hidden word"):
         masked_words(lambda: iter([nothing]), lambda: counts)(
-            lambda p, e, b: jax.device_get(objective.forward(p, e, b)), params, extra
+            lambda p, e, b: jax.device_get(forward(p, e, b)), params, extra
         )
 
 

@@ -70,7 +70,7 @@ def test_fresh_scales_and_spec(params):
     for level in LEVELS:
         assert float(jnp.exp(params["log_scale"][level])) == pytest.approx(90, rel=1e-6)
     assert SMALL.batch_spec(4)["left_present"].shape == (4,)
-    assert set(replace(SMALL, presence=False).batch_spec(4)) == set(SMALL.needs)
+    assert set(replace(SMALL, presence=False).batch_spec(4)) == {"left", "right", "text"}
     assert serialize.from_json(serialize.to_json(SMALL)) == SMALL
     with pytest.raises(UserError, match="negatives is one of global"):
         replace(SMALL, negatives="far")
@@ -150,7 +150,7 @@ def test_the_patient_feature_of_one_eye_is_that_eye_twice(params):
 
 
 def test_text_alone_and_nothing(params):
-    out = SMALL.forward(params, {}, {"text": batch_of(2)["text"]})
+    out = jax.jit(SMALL.forward)(params, {}, {"text": batch_of(2)["text"]})
     for suffix in ("", "_left", "_right"):
         np.testing.assert_allclose(jnp.linalg.norm(out[f"text_features{suffix}"], axis=1), 1, atol=1e-6)
     assert not [name for name in out if name.startswith(("image", "left", "right"))]
@@ -170,10 +170,13 @@ def test_local_negatives_are_each_devices_own(features):
     """On 4 shares of a batch of 8 the local loss is the mean of 4 losses of 2 patients, and is smaller."""
     params = {"log_scale": {level: jnp.log(5.0) for level in LEVELS}}
     local = replace(SMALL, negatives="local")
-    everyone = SMALL.compare(params, features, {})[0]
-    np.testing.assert_allclose(local.compare(params, features, {})[0], everyone, atol=1e-6)  # one device: the same
+    compare = jax.jit(SMALL.compare)
+    everyone = compare(params, features, {})[0]
+    np.testing.assert_allclose(
+        jax.jit(local.compare)(params, features, {})[0], everyone, atol=1e-6
+    )  # one device: the same
     shares = [{name: x[at : at + 2] for name, x in features.items()} for at in range(0, 8, 2)]
-    expected = np.mean([SMALL.compare(params, share, {})[0] for share in shares])
+    expected = np.mean([compare(params, share, {})[0] for share in shares])
     with jax.set_mesh(make_mesh((4, 2))):
         on_mesh = jax.jit(lambda f: (local.compare(params, f, {})[0], SMALL.compare(params, f, {})[0]))(features)
     np.testing.assert_allclose(on_mesh[0], expected, atol=1e-5)
@@ -185,21 +188,22 @@ def test_local_negatives_are_each_devices_own(features):
 
 def test_identical_reports_share_the_probability(features):
     soft = replace(SMALL, soft_targets=True)
+    compare = jax.jit(soft.compare)
     params = {"log_scale": {level: jnp.log(5.0) for level in LEVELS}}
     text = np.arange(16).reshape(8, 2)
     distinct, same = {"text": text}, {"text": np.concatenate([text[:4], text[:4]])}
     np.testing.assert_allclose(
-        soft.compare(params, features, distinct)[0], SMALL.compare(params, features, distinct)[0], atol=1e-6
+        compare(params, features, distinct)[0], jax.jit(SMALL.compare)(params, features, distinct)[0], atol=1e-6
     )
-    by_text = soft.compare(params, features, same)[0]
-    by_category = soft.compare(params, features, distinct | {"category": np.array([0, 1, 2, 3] * 2)})[0]
+    by_text = compare(params, features, same)[0]
+    by_category = compare(params, features, distinct | {"category": np.array([0, 1, 2, 3] * 2)})[0]
     np.testing.assert_allclose(by_text, by_category, atol=1e-6)
     # by hand for one level: half of the probability at the patient's own report, half at the one that is the same
     logits = np.asarray(features["left_features"] @ features["text_features_left"].T) * 5
     both = [z - np.log(np.exp(z).sum(1, keepdims=True)) for z in (logits, logits.T)]
     rows = np.arange(8)
     expected = np.mean([-(p[rows, rows] + p[rows, (rows + 4) % 8]).mean() / 2 for p in both])
-    np.testing.assert_allclose(soft.compare(params, features, same)[1]["loss_left"], expected, rtol=1e-5)
+    np.testing.assert_allclose(compare(params, features, same)[1]["loss_left"], expected, rtol=1e-5)
     local = replace(soft, negatives="local")
     with jax.set_mesh(make_mesh((4, 2))):  # the same reports are on different devices: nothing to share
         shared = jax.jit(lambda f: local.compare(params, f, same)[0])(features)

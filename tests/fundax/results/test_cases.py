@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fundax.evals.kinds import Cases
 from fundax.evals.pictures import COLOURS, masks_over, points_over
-from fundax.results.cases import cases, draw_cases
+from fundax.results.cases import sheet
+from fundax.results.finished import draw_run
 from fundax.types import UserError
 
 
@@ -25,7 +27,7 @@ def test_overlays_by_hand():
         and at(65, 65) == COLOURS[0]
         and at(17, 17) == COLOURS[1]
     )
-    with pytest.raises(UserError, match="a picture is u8"):
+    with pytest.raises(UserError, match=r"expected an image u8 \[H W 3\], got float32"):
         masks_over(image.astype(np.float32), mask, mask)
 
 
@@ -33,10 +35,11 @@ def test_the_sheet_is_drawn_of_what_an_evaluation_kept(tmp_path):
     (tmp_path / "evals").mkdir()
     pictures = np.full((3, 20, 60, 3), 90, np.uint8)
     kept = {"pictures": pictures, "picture_index": np.array([4, 0, 2]), "picture_score": np.array([0.1, 0.5, 0.9])}
+    kept |= {"index": np.arange(5), "dice": np.linspace(0, 1, 5)}
     np.savez(tmp_path / "evals" / "val.npz", **kept)
     np.savez(tmp_path / "evals" / "other.npz", pictures=pictures)
-    (path,) = draw_cases(tmp_path)
-    with Image.open(path) as sheet:
-        assert path.name == "val_cases.png" and sheet.size[0] > 1000
+    (path,) = draw_run(tmp_path)
+    with Image.open(path) as drawn:
+        assert path.name == "val_cases.png" and drawn.size[0] > 1000
     with pytest.raises(UserError, match=r"expected \[T h w 3\]"):
-        cases(pictures[0], np.array([0]), np.array([0.0]), tmp_path / "x.png")
+        sheet(Cases(pictures=pictures[0], picture_row=np.array([0])), None, tmp_path / "x.png")

@@ -13,8 +13,10 @@ from PIL import Image
 from rich.console import Console
 
 from fundax.evals.zero_shot import class_rows
-from fundax.results import figures
-from fundax.results.tables import zero_shot_table
+from fundax.results import figures, panels
+from fundax.results.finished import draw_run, show
+from fundax.results.read import read_result
+from fundax.results.tables import by_class
 from fundax.types import UserError
 
 CLASSES = ["normal", "glaucoma", "neovascular age-related macular degeneration"]
@@ -51,7 +53,7 @@ def test_confusion_counts_and_row_percent(drawn, tmp_path):
     assert _is_picture(path)
     assert sorted(_texts(drawn[0])) == sorted(["2\n67 %", "1\n33 %", "1\n50 %", "1\n50 %"])
     axes = drawn[0].axes[0]
-    assert axes.get_title(loc="left") == "Confusion matrix: 3 of 5 right (60.0 %)"
+    assert axes.get_title(loc="left") == "Confusion matrix: 3 of 5 correct (60.0 %)"
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         "normal (n=3)",
         "glaucoma (n=2)",
@@ -108,7 +110,7 @@ def test_curves_name_a_bad_file(tmp_path):
 
 
 def test_chinese_names_without_a_font_are_numbered(drawn, tmp_path):
-    with mock.patch.object(figures, "CJK_FONTS", ()):
+    with mock.patch.object(panels, "CJK_FONTS", ()):
         figures.confusion(LABELS, SCORES, ["正常", "glaucoma", "黄斑裂孔"], tmp_path / "c.png")
     labels = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
     assert labels == ["class 0", "glaucoma", "class 2"]
@@ -116,12 +118,12 @@ def test_chinese_names_without_a_font_are_numbered(drawn, tmp_path):
 
 
 def test_first_installed_font_is_taken():
-    with mock.patch.object(figures, "CJK_FONTS", ("No Such Font", "DejaVu Serif", "DejaVu Sans")):
-        assert figures.cjk_font() == "DejaVu Serif"
+    with mock.patch.object(panels, "CJK_FONTS", ("No Such Font", "DejaVu Serif", "DejaVu Sans")):
+        assert panels.cjk_font() == "DejaVu Serif"
 
 
 def test_chinese_names_with_a_font_stay(drawn, tmp_path):
-    if figures.cjk_font() is None:
+    if panels.cjk_font() is None:
         pytest.skip("no font with Chinese characters is installed")
     figures.confusion(LABELS, SCORES, ["正常", "glaucoma", "黄斑裂孔"], tmp_path / "c.png")
     labels = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
@@ -153,12 +155,12 @@ def _workdir(folder):
 
 
 def test_draw_run_draws_what_is_there(tmp_path):
-    paths = figures.draw_run(_workdir(tmp_path))
+    paths = draw_run(_workdir(tmp_path))
     names = ["training_curves.png", "zero_shot_confusion.png", "zero_shot_roc.png"]
     assert [path.name for path in paths] == names
     assert all(path.parent == tmp_path / "figures" and path.stat().st_size for path in paths)
     with pytest.raises(UserError, match=r"neither metrics\.jsonl nor evals"):
-        figures.draw_run(tmp_path / "nothing")
+        draw_run(tmp_path / "nothing")
 
 
 def test_few_shot_results(drawn, tmp_path):
@@ -168,7 +170,7 @@ def test_few_shot_results(drawn, tmp_path):
     table |= {"balanced_accuracy": [0.4, 0.3, 0.5, 0.6], "macro_auc": [0.7, 0.6, 0.8, 0.9]}
     np.savez(tmp_path / "evals" / "few_shot.npz", **{key: np.array(value) for key, value in table.items()})
     _metrics(tmp_path / "metrics.jsonl", [{"step": 0, "few_shot/linear_1_macro_auc": 0.7}])
-    assert [path.name for path in figures.draw_run(tmp_path)] == ["few_shot_shots.png"]
+    assert [path.name for path in draw_run(tmp_path)] == ["few_shot_shots.png"]
     left = drawn[0].axes[0]
     assert left.containers[0].lines[0].get_ydata().tolist() == [0.4, 0.6]
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["zero shot", "linear"]
@@ -181,12 +183,13 @@ def test_shapes_and_labels_are_checked(labels, tmp_path):
 
 
 def test_import_does_not_load_matplotlib():
-    code = "import sys, fundax.evals.figures; sys.exit('matplotlib' in sys.modules or 'sklearn' in sys.modules)"
+    heavy = "{'matplotlib', 'sklearn', 'jinja2'} & set(sys.modules)"
+    code = f"import sys, fundax.results.figures, fundax.results.page; sys.exit(bool({heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_table_has_rows_averages_and_reasons(tmp_path):
-    table = zero_shot_table(_workdir(tmp_path) / "evals" / "zero_shot.npz")
+    table = by_class(read_result(_workdir(tmp_path) / "evals" / "zero_shot.npz"), "zero_shot")
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(table)
@@ -198,8 +201,24 @@ def test_table_has_rows_averages_and_reasons(tmp_path):
     assert lines[3][4] == "0.583"  # mean of 2/3 and 1/2
 
 
-def test_table_names_a_wrong_file(tmp_path):
-    with pytest.raises(UserError, match="no classes, count, auc, ap, recall, note"):
-        zero_shot_table(_workdir(tmp_path) / "evals" / "retrieval.npz")
-    with pytest.raises(UserError, match=r"gone\.npz: expected the \.npz of a zero-shot eval"):
-        zero_shot_table(tmp_path / "gone.npz")
+def test_an_evaluation_without_metrics_by_class_has_no_table(tmp_path):
+    np.savez(tmp_path / "one.npz", labels=LABELS, logits=SCORES)
+    assert by_class(read_result(tmp_path / "one.npz"), "one") is None
+    with pytest.raises(UserError, match=r"gone\.npz: cannot be read"):
+        read_result(tmp_path / "gone.npz")
+
+
+def test_a_finished_run_prints_its_table_and_its_figures(tmp_path, capsys):
+    show(_workdir(tmp_path))
+    text = capsys.readouterr().out
+    assert "zero_shot: 5 images" in text and "macro average" in text
+    assert all(name in text.replace("\n", "") for name in ("training_curves.png", "zero_shot_roc.png"))
+
+
+def test_a_panel_of_the_page_is_small_reproducible_and_has_no_names():
+    line = panels.Line(np.linspace(0, 1, 1000), np.linspace(0, 1, 1000) ** 2)
+    first, again = (panels.svg(lambda axes: panels.panel(axes, [line], panels.Frame(), ["AUC 0.833"])) for _ in "ab")
+    assert first == again and first.startswith("<svg") and first.endswith("</svg>")
+    assert len(first) < 6000 and ">AUC 0.833</text>" in first and "font-family" not in first
+    x, y = panels.thin(line.x, line.y)
+    assert len(x) <= panels.POINTS + 2 and (x[0], x[-1], y[-1]) == (0, 1, 1)

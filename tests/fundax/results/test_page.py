@@ -6,7 +6,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fundax.results.html import Html, Section, number, page, picture, table, tag
+from fundax.evals.kinds import (
+    Cases,
+    LandmarkResult,
+    ReconstructionResult,
+    ReportResult,
+    RetrievalResult,
+    Scores,
+    SegmentationResult,
+)
+from fundax.metrics.statistics import Estimate, blank
+from fundax.results.blocks import (
+    Beside,
+    Case,
+    Cell,
+    Gallery,
+    Heading,
+    Matrix,
+    Panels,
+    Reports,
+    Section,
+    Table,
+    Text,
+    number,
+    page,
+    picture,
+)
+from fundax.results.kinds import evaluations
 from fundax.results.page import report
 from fundax.results.read import read_run
 from fundax.results.scores import compare, headline, operating, subgroups
@@ -47,6 +73,11 @@ def run(folder: Path, *, curves=True, **evals) -> Path:
     return folder
 
 
+def rows_of(folder):
+    """The evaluations of a run that have rows."""
+    return evaluations(read_run(folder))[0]
+
+
 def test_one_page_of_three_runs_of_every_kind(tmp_path):
     rng = np.random.default_rng(0)
     labels = (rng.random((40, 3)) < 0.4).astype(np.float32)
@@ -73,7 +104,7 @@ def test_one_page_of_three_runs_of_every_kind(tmp_path):
     assert len(text) < 500_000
     assert "<script" not in text
     assert "<img src=http" not in text
-    assert "&lt;script&gt;alert(&quot;x&quot;)" in text
+    assert "&lt;script&gt;alert(&#34;x&#34;)" in text
     assert text.count("data:image/jpeg") == 4 + 4 + 4 + 2 * 2
     for said in ("Comparison", "McNemar", "DeLong, paired", "only c has it", ">test, a</h2>", "Holm",
                  "sex: f", "age: 40-54", "eye: right",
@@ -88,7 +119,7 @@ def test_numbers_are_those_of_the_evaluation_and_groups_add_up(tmp_path):
     from sklearn.metrics import roc_auc_score
 
     arrays = classified(np.random.default_rng(1))
-    judged = read_run(run(tmp_path / "a", test=arrays)).judged[0]
+    judged = rows_of(run(tmp_path / "a", test=arrays))[0]
     found = headline(judged, 50)
     assert found["AUC"].value == pytest.approx(roc_auc_score(arrays["labels"], arrays["probabilities"][:, 1]))
     right = arrays["logits"].argmax(1) == arrays["labels"]
@@ -114,18 +145,18 @@ def test_what_an_evaluation_ranked_by_is_kept(tmp_path):
 
     arrays = {"labels": labels, "logits": logits, "probabilities": shares, "classes": np.array(["a", "b", "c"])}
     rows = class_rows(logits, labels, ["a", "b", "c"])
-    judged = read_run(run(tmp_path / "a", zero=arrays | rows)).judged[0]
+    judged = rows_of(run(tmp_path / "a", zero=arrays | rows))[0]
     assert headline(judged, 20)["macro AUC"].value == pytest.approx(np.mean(rows["auc"]))
-    assert judged.ranked is not None
-    assert read_run(run(tmp_path / "b", zero=arrays)).judged[0].ranked is None
+    np.testing.assert_array_equal(judged.ranks, logits)
+    np.testing.assert_array_equal(rows_of(run(tmp_path / "b", zero=arrays))[0].ranks, shares)
 
 
 def test_runs_are_paired_on_the_same_rows_only(tmp_path):
     rng = np.random.default_rng(0)
     good, bad = classified(rng, skill=4.0), classified(rng, skill=0.0)
     other = classified(rng, seed=4)
-    runs = [read_run(run(tmp_path / name, test=a)) for name, a in (("a", good), ("b", bad), ("c", other))]
-    tests, reasons = compare([r.judged[0] for r in runs], 50)
+    runs = [rows_of(run(tmp_path / name, test=a))[0] for name, a in (("a", good), ("b", bad), ("c", other))]
+    tests, reasons = compare(runs, 50)
     assert [t.what for t in tests] == ["AUC", "accuracy"]
     assert tests[0].difference.value > 0.2
     assert tests[0].p < 0.01
@@ -140,9 +171,9 @@ def test_a_missing_class_is_a_blank_with_its_reason(tmp_path):
     folder = run(
         tmp_path / "a", test=arrays, other=classified(rng, names=("a", "b", "c")) | {"labels": np.ones(60, int)}
     )
-    judged = read_run(folder).judged
-    assert "nothing to rank" in headline(next(j for j in judged if j.eval == "test"), 20)["AUC"].note
-    assert all(point.note for _, point, _ in operating(next(j for j in judged if j.eval == "test"), None))
+    judged = rows_of(folder)
+    assert "nothing to rank" in headline(next(j for j in judged if j.name == "test"), 20)["AUC"].note
+    assert all(point.note for _, point, _ in operating(next(j for j in judged if j.name == "test"), None))
     report([folder], tmp_path / "page.html", resamples=20)
     assert "nothing to rank against" in (tmp_path / "page.html").read_text()
 
@@ -177,13 +208,55 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         report([empty, empty], tmp_path / "p.html")
 
 
-def test_markup_escapes_what_is_not_markup():
-    assert tag("a", "<b>", href='"x"', class_="k") == '<a href="&quot;x&quot;" class="k">&lt;b&gt;</a>'
-    assert tag("p", Html("<i>1</i>")) == "<p><i>1</i></p>"
-    assert "&lt;u&gt;" in table(("<u>",), [("a",)])
-    from fundax.metrics.statistics import Estimate, blank
+def test_every_block_escapes_what_it_shows():
+    """No name from a file becomes markup, wherever it stands; the numbers stand as a journal prints them."""
+    case = Case([(picture(np.zeros((2, 2, 3), np.uint8)), HOSTILE)], HOSTILE, HOSTILE, HOSTILE, [(HOSTILE, HOSTILE)])
+    blocks = [
+        *(Heading(HOSTILE), Text(HOSTILE), Beside([Text(HOSTILE)]), Reports([case])),
+        Table(
+            (HOSTILE,),
+            [(HOSTILE, Cell(HOSTILE, HOSTILE), number(Estimate(0.5, 0.4, 0.6)), number(blank("a < b")))],
+            HOSTILE,
+        ),
+        Gallery([(HOSTILE, [case])], note=HOSTILE),
+        Panels([(HOSTILE, "<svg/>", HOSTILE)], [(HOSTILE, "border-top-color:#000")]),
+        Matrix(HOSTILE, [HOSTILE], [[(3, 0.75, "#fff", "#000")]]),
+    ]
+    text = page(HOSTILE, HOSTILE, [Section(HOSTILE, blocks)])
+    assert "<script" not in text and "<img src=http" not in text and text.count("&lt;script&gt;") > 25
+    assert "<b>0.500</b><small>0.400 to 0.600</small>" in text and "a &lt; b" in text
+    assert ">3<small" in text and ">75</small>" in text and "<svg/>" in text
+    assert text.count('<img src="data:image/jpeg;base64,') == 2
+    assert text.startswith("<!doctype html>") and "default-src 'none'" in text
 
-    assert number(Estimate(0.5, 0.4, 0.6)) == "<b>0.500</b><small>0.400 to 0.600</small>"
-    assert "a &lt; b" in number(blank("a < b"))
-    assert picture(np.zeros((2, 2, 3), np.uint8), "x").startswith('<img src="data:image/jpeg;base64,')
-    assert "&lt;t&gt;" in page("<t>", "", [Section("<s>", Html(""))])
+
+def test_a_page_is_the_same_every_time_and_chinese_names_stay(tmp_path):
+    folder = run(tmp_path / "a", test=classified(np.random.default_rng(0), names=("正常", "青光眼")))
+    first, again = (report([folder], tmp_path / name, resamples=5).read_bytes() for name in ("x.html", "y.html"))
+    assert first == again
+    assert "青光眼" in first.decode() and "&#" not in first.decode().split("<body>")[1].split("青光眼")[0][-40:]
+
+
+def test_results_of_this_version_are_shown_by_their_kind(tmp_path):
+    """Every kind has its part of the page, with the metrics it declares."""
+    rng = np.random.default_rng(0)
+    pictures = np.zeros((2, 8, 8, 3), np.uint8)
+    metrics = {"mean_dice": 0.625, "auc/normal": 0.5}
+    cases = Cases(pictures=pictures, picture_row=np.array([4, 1]), picture_score=np.array([0.1, 0.9]))
+    results = {
+        "masks": SegmentationResult(metrics=metrics, dice=rng.random((5, 1)), classes=np.array(["disc"]), cases=cases),
+        "points": LandmarkResult(metrics=metrics, error=rng.random((5, 2)), names=np.array(["fovea", "disc"])),
+        "pairs": RetrievalResult(
+            metrics={"image_to_text_R@1": 0.375}, image_to_text_rank=np.ones(3), text_to_image_rank=np.ones(3)
+        ),
+        "again": ReconstructionResult(metrics={"psnr": 31.5}, pictures=pictures, reconstruction=pictures),
+        "texts": ReportResult(metrics={"cider": 1.25}, image=pictures, written=np.array(["a", "b"]), true=np.array(["c", "d"])),
+        "alone": Scores(metrics={"spread": 0.0625}),
+    }  # fmt: skip
+    folder = run(tmp_path / "a", **{name: result.arrays() for name, result in results.items()})
+    text = report([folder], tmp_path / "page.html", resamples=5).read_text(encoding="utf-8")
+    for said in ("As logged: a", "0.6250", "0.3750", "31.5000", "1.250", "0.0625", "a: best", "a: worst", "row 4",
+                 "pairs, a", "Below: reconstruction", "generated", "error fovea"):  # fmt: skip
+        assert said in text, said
+    assert "auc/normal" not in text
+    assert text.count("data:image/jpeg") == 2 + 4 + 2

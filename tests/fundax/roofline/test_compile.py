@@ -20,7 +20,7 @@ def report(**fields):
         "parameters": 10, "state": 2 * GIB, "arguments": 3 * GIB, "temporaries": 4 * GIB, "communication": (),
         "model_flops": int(4 * 197e12), "done_flops": int(6 * 197e12), "moved": 0, "seconds_to_compile": 1.0,
     }  # fmt: skip
-    return aot.Report(**(given | fields))
+    return aot.CompiledStep(**(given | fields))
 
 
 def printed(report):
@@ -113,6 +113,6 @@ def test_mistakes(monkeypatch):
 
 def test_spec_of_a_state_is_what_the_mesh_says():
     mesh, _ = aot.target(recipe(mesh=(1, 4, 1)), None)
-    from fundax.train import layout
+    from fundax.train import abstract_state
 
-    assert layout(recipe(), mesh).params["head"]["kernel"].sharding.spec == P("fsdp", None)
+    assert abstract_state(recipe(), mesh).params["head"]["kernel"].sharding.spec == P("fsdp", None)

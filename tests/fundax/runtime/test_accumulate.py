@@ -29,7 +29,7 @@ def pairs(n):
 @pytest.mark.parametrize(("contrast", "bias"), [(softmax_contrastive, None), (sigmoid_contrastive, -10.0)])
 def test_two_passes_equal_the_full_batch_with_all_its_negatives(contrast, bias):
     objective, batch = tiny(contrast, bias), pairs(12)
-    params, extra = objective.init(RNG, batch)
+    params, extra = jax.jit(objective.init)(RNG, batch)
     (loss, (_, metrics)), grads = jax.jit(value_and_grad(objective, 1))(params, extra, batch, RNG, STEP)
     (loss_3, (_, metrics_3)), grads_3 = jax.jit(value_and_grad(objective, 3))(params, extra, batch, RNG, STEP)
     np.testing.assert_allclose(loss_3, loss, rtol=1e-6)
@@ -40,17 +40,18 @@ def test_two_passes_equal_the_full_batch_with_all_its_negatives(contrast, bias):
 
 def test_a_mean_of_micro_batches_would_be_another_loss():
     objective, batch = tiny(), pairs(12)
-    params, extra = objective.init(RNG, batch)
-    parts = [objective.loss(params, extra, {k: v[i::3] for k, v in batch.items()}, RNG, STEP)[0] for i in range(3)]
-    assert abs(float(np.mean(parts)) - float(objective.loss(params, extra, batch, RNG, STEP)[0])) > 0.1
+    params, extra = jax.jit(objective.init)(RNG, batch)
+    loss = jax.jit(objective.loss)
+    parts = [loss(params, extra, {k: v[i::3] for k, v in batch.items()}, RNG, STEP)[0] for i in range(3)]
+    assert abs(float(np.mean(parts)) - float(loss(params, extra, batch, RNG, STEP)[0])) > 0.1
 
 
 def test_any_other_loss_is_the_mean_and_extra_passes_through_every_part():
     objective = Linear(drop=0.0)
     rng = np.random.default_rng(0)
     batch = {"image": rng.normal(size=(8, 4)).astype("f4"), "value": rng.normal(size=8).astype("f4")}
-    params, extra = objective.init(RNG, batch)
-    (loss, (_, _)), grads = value_and_grad(objective)(params, extra, batch, RNG, STEP)
+    params, extra = jax.jit(objective.init)(RNG, batch)
+    (loss, (_, _)), grads = jax.jit(value_and_grad(objective))(params, extra, batch, RNG, STEP)
     (loss_4, (extra_4, _)), grads_4 = jax.jit(value_and_grad(objective, 4))(params, extra, batch, RNG, STEP)
     np.testing.assert_allclose(loss_4, loss, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), grads_4, grads)

@@ -1,15 +1,17 @@
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fundax.runtime import checkpoint
+from fundax.runtime import process
 from fundax.runtime.checkpoint import Checkpoints, load_params, partial, resolve
 from fundax.runtime.mesh import make_mesh
 from fundax.types import UserError
@@ -118,7 +120,7 @@ def test_a_step_without_its_parameters_is_damaged(run):
 def test_only_orbaxs_abandoned_reads_are_kept_quiet(monkeypatch):
     reported = []
     monkeypatch.setattr("sys.unraisablehook", reported.append)
-    checkpoint._expect_leftovers.__wrapped__()
+    process.ignore_abandoned_reads.__wrapped__()
 
     async def ours():
         pass
@@ -126,7 +128,9 @@ def test_only_orbaxs_abandoned_reads_are_kept_quiet(monkeypatch):
     async def theirs():
         pass
 
-    theirs.__code__ = theirs.__code__.replace(co_filename=f"{checkpoint._ORBAX}/_src/serialization/serialization.py")
+    theirs.__code__ = theirs.__code__.replace(
+        co_filename=f"{Path(ocp.__file__).parent}/_src/serialization/serialization.py"
+    )
     mine, left = ours(), theirs()
     closed, other = RuntimeError("Event loop is closed"), RuntimeError("other")
     for error, thing in ((closed, None), (other, None), (other, mine), (other, left)):
@@ -151,9 +155,9 @@ def test_partial_takes_a_subtree(run):
     assert taken["log_scale"] == 7 and np.all(taken["image"]["mlp"]["kernel"] == 3)
     assert np.all(fresh["image"]["mlp"]["kernel"] == 0)
     assert partial(str(run))(fresh)["log_scale"] == 4
-    with pytest.raises(UserError, match=r"no parameters 'text'; at 'text' it has \['image', 'log_scale'\]"):
+    with pytest.raises(UserError, match=r"no parameters 'text'; instead of 'text' it has \['image', 'log_scale'\]"):
         partial(f"{run}:text")(fresh)
-    with pytest.raises(UserError, match=r"mlp/kernel \(40, 6\) here \(41, 6\)"):
+    with pytest.raises(UserError, match=r"mlp/kernel \(40, 6\) instead of \(41, 6\)"):
         partial(f"{run}:image")({"image": {"mlp": {"kernel": np.zeros((41, 6))}}})
 
 
@@ -167,3 +171,14 @@ def test_what_is_not_there(tmp_path, checkpoint, message):
         kept.save(1, items(1.0), {}, {})
     with pytest.raises(UserError, match=message):
         load_params(tmp_path, checkpoint)
+
+
+def test_the_lowest_value_can_be_the_best(tmp_path):
+    with Checkpoints(tmp_path, keep=1, best=("e/error", "min")) as kept:
+        for step, error in enumerate((0.4, 0.2, 0.3), start=1):
+            kept.save(step, items(float(step)), {"step": step}, {"e/error": error})
+            kept.wait()
+        assert kept.steps() == [2, 3]
+    assert resolve(tmp_path, "best") == 2
+    with pytest.raises(UserError, match=r'expected a metric, \(metric, "min"\) or \(metric, "max"\)'):
+        Checkpoints(tmp_path, best=("e/error", "lowest"))

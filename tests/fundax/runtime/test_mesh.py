@@ -16,11 +16,11 @@ from fundax.runtime.mesh import (
     FSDP_TENSOR,
     REPLICATED,
     TENSOR,
+    device_put,
     gather,
     make_mesh,
-    place,
-    place_whole,
-    put,
+    shard_batch,
+    shard_full_batch,
     shardings,
     spec_of,
 )
@@ -132,15 +132,15 @@ def test_a_factored_moment_with_fewer_axes_is_replicated():
 
 def test_place_splits_the_batch_and_place_whole_what_it_can():
     mesh = make_mesh((4, 2))
-    placed = place({"image": np.arange(8)}, mesh)["image"]
+    placed = shard_batch({"image": np.arange(8)}, mesh)["image"]
     assert placed.sharding.spec == P(("data", "fsdp")) and placed.addressable_shards[0].data.shape == (2,)
-    whole = place_whole({"text": np.zeros((6, 3), np.int64), "name": np.array(["a"] * 6)}, mesh)
+    whole = shard_full_batch({"text": np.zeros((6, 3), np.int64), "name": np.array(["a"] * 6)}, mesh)
     assert set(whole) == {"text"} and whole["text"].sharding.spec == P() and whole["text"].dtype == jnp.int32
 
 
 def test_put_and_gather_are_inverse():
     mesh = make_mesh((4, 2))
     tree = {"mlp": {"fc1": {"kernel": np.arange(12.0, dtype=np.float32).reshape(3, 4)}}}
-    placed = put(tree, shardings(tree, mesh))
+    placed = device_put(tree, shardings(tree, mesh))
     assert placed["mlp"]["fc1"]["kernel"].addressable_shards[0].data.shape == (3, 2)
     np.testing.assert_array_equal(gather(placed)["mlp"]["fc1"]["kernel"], tree["mlp"]["fc1"]["kernel"])

@@ -8,9 +8,10 @@ from safetensors.numpy import load_file
 
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
-from fundax.interop import bundle as folder
-from fundax.interop.bundle import Bundle
+from fundax.interop import folder
+from fundax.interop.checkpoint import Checkpoint, preprocessing_of, probe
 from fundax.objectives.clip import CLIP, MEAN, STD
+from fundax.runtime.workdir import read_json
 from fundax.types import UserError
 
 OBJECTIVE = CLIP(ViT(8, 4, 8, 1, 2), TextTransformer(11, 5, 8, 1, 2), embed=6)
@@ -39,13 +40,15 @@ def test_an_existing_folder_is_replaced_only_when_asked_and_only_at_the_end(tmp_
 def test_others_may_read_what_is_written(tmp_path):
     (tmp_path / "plain").touch()
     with folder.fresh_folder(tmp_path / "out") as temporary:
-        folder.write_model(temporary, "x.safetensors", {"w": np.zeros(2, np.float32)}, Bundle(OBJECTIVE, {}, {}), {})
+        folder.write_model(
+            temporary, "x.safetensors", {"w": np.zeros(2, np.float32)}, Checkpoint(OBJECTIVE, {}, {}), {}
+        )
     mode = (tmp_path / "plain").stat().st_mode
     assert all(path.stat().st_mode == mode for path in (tmp_path / "out").iterdir())
 
 
 def test_record_and_card(tmp_path):
-    bundle = Bundle(OBJECTIVE, {}, {"image_size": 8}, source={"name": "my-run", "step": 3})
+    bundle = Checkpoint(OBJECTIVE, {}, {"image_size": 8}, source={"name": "my-run", "step": 3})
     state = {"w": np.arange(6, dtype=np.float32).reshape(2, 3).T}
     folder.write_model(tmp_path, "x.safetensors", state, bundle, {"logit_bias": -10.0})
     folder.write_card(tmp_path, bundle, "transformers", "print('use')")
@@ -60,26 +63,26 @@ def test_record_and_card(tmp_path):
 
 
 def test_preprocessing_has_defaults_and_agrees_with_the_model():
-    assert folder.preprocessing_of(Bundle(OBJECTIVE, {}, {})) == {
+    assert preprocessing_of(Checkpoint(OBJECTIVE, {}, {})) == {
         "image_size": 8, "mean": list(MEAN), "std": list(STD), "resize": "squash", "interpolation": "bicubic",
     }  # fmt: skip
     with pytest.raises(UserError, match="image_size is 9, but the model takes 8"):
-        folder.preprocessing_of(Bundle(OBJECTIVE, {}, {"image_size": 9}))
+        preprocessing_of(Checkpoint(OBJECTIVE, {}, {"image_size": 9}))
     with pytest.raises(UserError, match=r"preprocessing\.std is \[1, 1, 1\]"):
-        folder.preprocessing_of(Bundle(OBJECTIVE, {}, {"std": [1, 1, 1]}))
+        preprocessing_of(Checkpoint(OBJECTIVE, {}, {"std": [1, 1, 1]}))
 
 
 def test_json_files(tmp_path):
     for content, words in (("{", "not JSON"), ("[1]", "expected a JSON object, got list")):
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(UserError, match=rf"x\.json: {words}"):
-            folder.read_json(tmp_path / "x.json")
+            read_json(tmp_path / "x.json")
     with pytest.raises(UserError, match="no such file"):
-        folder.read_json(tmp_path / "absent.json")
+        read_json(tmp_path / "absent.json")
 
 
 def test_probe_ends_every_text_and_is_the_same_every_time():
-    image, text = folder.probe(Bundle(OBJECTIVE, {}, {}), count=8)
+    image, text = probe(Checkpoint(OBJECTIVE, {}, {}), count=8)
     assert image.shape == (8, 8, 8, 3) and image.dtype == np.float32
     assert (text.max(1) == 10).all()  # the highest id of the vocabulary closes a text
-    np.testing.assert_array_equal(text, folder.probe(Bundle(OBJECTIVE, {}, {}), count=8)[1])
+    np.testing.assert_array_equal(text, probe(Checkpoint(OBJECTIVE, {}, {}), count=8)[1])

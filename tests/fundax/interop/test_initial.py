@@ -12,13 +12,14 @@ from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.interop import huggingface, keymap, open_clip
-from fundax.interop.bundle import Bundle, write_json
-from fundax.interop.load import init_from
+from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.initial import warm_start
 from fundax.interop.weights import write_safetensors
 from fundax.objectives.clip import CLIP
 from fundax.params import stack_blocks, unflatten, unstack_blocks
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.runtime.serialize import to_json
+from fundax.runtime.workdir import write_json
 from fundax.types import UserError
 
 
@@ -32,6 +33,10 @@ def numbers(objective: CLIP, seed=0):
     shapes = keymap.shapes_of(objective)
     rng = np.random.default_rng(seed)
     return unflatten({path: rng.standard_normal(shape, np.float32) for path, shape in shapes.items()})
+
+
+def init_from(path, objective):
+    return warm_start(path, objective).init_from[0]
 
 
 def same(a, b):
@@ -48,7 +53,7 @@ def write(kind, path, objective, params):
         with Checkpoints(path) as checkpoints:
             checkpoints.save(3, {"params": params, "extra": {}, "opt": {}}, {}, {})
     else:
-        {"open_clip": open_clip, "huggingface": huggingface}[kind].write_folder(Bundle(objective, params, {}), path)
+        {"open_clip": open_clip, "huggingface": huggingface}[kind].write_folder(Checkpoint(objective, params, {}), path)
 
 
 KINDS = ("open_clip", "huggingface", "run")
@@ -127,7 +132,7 @@ def test_a_bare_file_is_taken_with_a_warning(tmp_path, caplog):
     assert "no open_clip_config.json beside the weights" in caplog.text
 
 
-def test_a_training_checkpoint_of_the_peer(tmp_path):
+def test_a_training_checkpoint_of_open_clip(tmp_path):
     """{epoch, state_dict: {module.…}}, as open_clip's trainer saves it and MM-Fundus-CLIP was released."""
     torch = pytest.importorskip("torch", reason="reading PyTorch files needs torch")
     params = numbers(tiny())

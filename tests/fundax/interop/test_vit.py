@@ -1,7 +1,6 @@
-"""VisionFM, timm, RETFound and Dinov2Model layouts: in, out again with the same bits, and what a broken file says."""
+"""VisionFM, timm, RETFound and Dinov2Model formats: in, out again with the same bits, and what a broken file says."""
 
 import argparse
-import dataclasses
 import json
 import pickle
 
@@ -13,11 +12,11 @@ from safetensors.numpy import load_file, save_file
 from fundax.encoders.backbone import Encoder
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import dino_vit
-from fundax.interop import encoder as encoder_layout
-from fundax.interop import timm, visionfm
-from fundax.interop.bundle import Bundle
-from fundax.interop.exchange import export_run, import_run
-from fundax.interop.exchange_vit import encoder_of
+from fundax.interop import visionfm, vit
+from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.exchange import export, import_checkpoint
+from fundax.interop.initial import warm_start
+from fundax.interop.read import load
 from fundax.interop.weights import write_torch
 from fundax.objectives.ibot import IBOT
 from fundax.params import unflatten
@@ -51,8 +50,8 @@ def encoder(pretraining):
 def through(state, path, to, tmp_path):
     """Import, export; the folder."""
     save_file({key: np.ascontiguousarray(value) for key, value in state.items()}, path)
-    import_run(path, tmp_path / "run", modality="oct")
-    said = export_run(tmp_path / "run", to, tmp_path / "out")
+    import_checkpoint(path, tmp_path / "run", modality="oct")
+    said = export(tmp_path / "run", to, tmp_path / "out")
     assert "read back bit for bit" in said
     return tmp_path / "out"
 
@@ -71,9 +70,9 @@ def test_timm_round_trip(encoder, tmp_path):
     config = json.loads((out / "config.json").read_text())
     assert config["model_args"]["embed_dim"] == 8 and config["pretrained_cfg"]["input_size"] == [3, 8, 8]
     assert config["pretrained_cfg"]["mean"][0] == 0.21091926  # of OCT
-    again = timm.read_folder(out)
+    again = load(out)
     assert again.objective.mean == ((0.21091926, 0.21091926, 0.21091919),)
-    import_run(out, tmp_path / "again")
+    import_checkpoint(out, tmp_path / "again")
     assert serialize.from_json(json.loads((tmp_path / "again/config.json").read_text())["objective"]) == again.objective
 
 
@@ -84,12 +83,12 @@ def test_mean_pooled_and_layer_scaled(tmp_path):
         params = jax.jit(lambda rng, image, tower=tower: tower.init(rng, image)["params"])(
             jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32)
         )
-        state = encoder_layout.from_fundax(Encoder(tower), {"image": params})
+        state = vit.from_fundax(Encoder(tower), {"image": params})
         assert ("fc_norm.weight" in state) == ("pool" in fields)
         assert ("blocks.0.ls1.gamma" in state) == ("layer_scale" in fields)
-        objective, again = encoder_layout.to_fundax(state, "x")
+        objective, again = vit.to_fundax(state, "x")
         assert objective.image.pool == tower.pool and objective.image.norm_after_pool == tower.norm_after_pool
-        same(encoder_layout.from_fundax(objective, again), state)
+        same(vit.from_fundax(objective, again), state)
 
 
 def test_dinov2_round_trip(encoder, tmp_path):
@@ -99,22 +98,25 @@ def test_dinov2_round_trip(encoder, tmp_path):
     np.testing.assert_array_equal(
         written["encoder.layer.0.attention.attention.key.weight"], encoder["blocks.0.attn.qkv.weight"][8:16]
     )
-    import_run(out, tmp_path / "back")
-    export_run(tmp_path / "back", "timm", tmp_path / "timm")
+    import_checkpoint(out, tmp_path / "back")
+    export(tmp_path / "back", "timm", tmp_path / "timm")
     same(load_file(tmp_path / "timm" / "model.safetensors"), encoder)
 
 
 def test_a_pretraining_gives_its_teachers_encoder(pretraining, encoder, tmp_path):
     out = through(pretraining, tmp_path / "v.safetensors", "timm", tmp_path)
     same(load_file(out / "model.safetensors"), encoder)
-    with pytest.raises(UserError, match="cannot be written as 'open_clip'; expected visionfm, timm"):
-        export_run(tmp_path / "run", "open_clip", tmp_path / "o")
+    with pytest.raises(
+        UserError,
+        match="open_clip cannot hold a IBOT: cannot export to 'open_clip'; expected visionfm, huggingface, timm",
+    ):
+        export(tmp_path / "run", "open_clip", tmp_path / "o")
 
 
 def test_visionfm_state_round_trip(pretraining):
     objective, params, extra = visionfm.to_fundax(pretraining)
     same(visionfm.from_fundax(objective, params, extra), pretraining)
-    bundle = encoder_of(Bundle(objective, params, {}, extra=extra))
+    bundle = vit.encoder_of(Checkpoint(objective, params, {}, extra=extra))
     assert "mask_token" not in bundle.params["image"] and not bundle.objective.image.mask_token
 
 
@@ -131,8 +133,8 @@ def test_pth_round_trip(layout_name, pretraining, encoder, tmp_path):
     retfound = {"model": {k: torch.from_numpy(np.array(v)) for k, v in encoder.items()} | decoder, "epoch": 1}
     file = tmp_path / "in.pth"
     torch.save(parts | more if layout_name == "visionfm" else retfound, file)
-    import_run(file, tmp_path / "run")
-    assert "bit for bit" in export_run(tmp_path / "run", layout_name, tmp_path / "out")
+    import_checkpoint(file, tmp_path / "run")
+    assert "bit for bit" in export(tmp_path / "run", layout_name, tmp_path / "out")
     written = torch.load(tmp_path / "out" / f"{layout_name}.pth", weights_only=True)
     expected = parts if layout_name == "visionfm" else {"model": retfound["model"]}
     for part, tensors in written.items():
@@ -142,11 +144,11 @@ def test_pth_round_trip(layout_name, pretraining, encoder, tmp_path):
     cut = tmp_path / "cut.pth"
     cut.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"cut.pth: (damaged|refused)"):
-        import_run(cut, tmp_path / "none")
+        import_checkpoint(cut, tmp_path / "none")
     evil = tmp_path / "evil.pth"
     evil.write_bytes(pickle.dumps({"student": Evil(), "teacher": {}}, protocol=2))
     with pytest.raises(UserError, match="refused"):
-        import_run(evil, tmp_path / "none")
+        import_checkpoint(evil, tmp_path / "none")
 
 
 class Evil:
@@ -163,11 +165,11 @@ def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
 def test_broken_files_name_the_first_key(encoder, pretraining, tmp_path):
     wrong = encoder | {"blocks.1.mlp.fc1.weight": np.zeros((32, 9), np.float32)}
     with pytest.raises(UserError, match=r"'blocks.1.mlp.fc1.weight' has the shape \(32, 9\), expected \(32, 8\)"):
-        encoder_layout.to_fundax(wrong, "x")
+        vit.to_fundax(wrong, "x")
     with pytest.raises(UserError, match=r"unknown blocks\.0\.attn\.bias_k"):
-        encoder_layout.to_fundax(encoder | {"blocks.0.attn.bias_k": np.zeros(8)}, "x")
+        vit.to_fundax(encoder | {"blocks.0.attn.bias_k": np.zeros(8)}, "x")
     with pytest.raises(UserError, match=r"missing norm.bias"):
-        encoder_layout.to_fundax({k: v for k, v in encoder.items() if k != "norm.bias"}, "x")
+        vit.to_fundax({k: v for k, v in encoder.items() if k != "norm.bias"}, "x")
     key = "teacher.head.mlp.2.weight"
     with pytest.raises(UserError, match=rf"'{key}' has the shape \(8, 3\), expected \(8, 8\)"):
         visionfm.to_fundax(pretraining | {key: np.zeros((8, 3), np.float32)})
@@ -175,7 +177,7 @@ def test_broken_files_name_the_first_key(encoder, pretraining, tmp_path):
     save_file({k: np.ascontiguousarray(v) for k, v in encoder.items()}, file)
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(UserError, match=r"x\.safetensors: damaged"):
-        import_run(file, tmp_path / "none")
+        import_checkpoint(file, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -186,12 +188,12 @@ def test_initial_weights_fit_another_image_size(encoder, pretraining, tmp_path):
     objective = IBOT(tower, IBOTHead(6, None, 8, 4), steps=2, epoch_steps=1)
     batch = {key: np.zeros(s.shape, s.dtype) for key, s in objective.batch_spec(1).items()}
     fresh, _ = jax.jit(objective.init)(jax.random.key(0), batch)
-    filled = timm.initial(file, objective)(fresh)
+    filled = warm_start(file, objective).init_from[0](fresh)
     assert jax.tree.map(np.shape, filled) == jax.tree.map(np.shape, fresh)
     np.testing.assert_array_equal(filled["image"]["position"][0], encoder["pos_embed"][0, 0])
     np.testing.assert_array_equal(filled["image"]["blocks"]["mlp"]["fc2"]["bias"][1], encoder["blocks.1.mlp.fc2.bias"])
     save_file({k: np.ascontiguousarray(v) for k, v in pretraining.items()}, file)
-    import_run(file, tmp_path / "run")
-    whole = timm.initial(tmp_path / "run", dataclasses.replace(objective))(fresh)  # a run gives its heads too
+    import_checkpoint(file, tmp_path / "run")
+    whole = warm_start(tmp_path / "run", objective).init_from[0](fresh)  # a run gives its heads too
     np.testing.assert_array_equal(whole["head"]["mlp"]["fc1"]["bias"], pretraining["student.head.mlp.0.bias"])
     np.testing.assert_array_equal(whole["image"]["mask_token"], pretraining["student.backbone.masked_embed"][0])

@@ -1,0 +1,226 @@
+"""Image encoders to build on: `backbone` opens one from a run, a folder, a file, or makes a fresh one of a named size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.records import MODALITIES, modality_name
+from data_pipelines.sources.modality_folders import moments
+from fundax.encoders import resnet, vit
+from fundax.encoders.backbone import Backbone
+from fundax.encoders.positions import pixel_centres
+from fundax.encoders.resnet import ResNet
+from fundax.encoders.vit import ViT
+from fundax.interop.initial import fit_positions, own_state, same_shapes, taken_extra
+from fundax.interop.read import is_run, load, read_objective
+from fundax.params import stack_blocks, unflatten
+from fundax.runtime.checkpoint import load_params
+from fundax.runtime.workdir import read_optional_json
+from fundax.types import Extra, Params, UserError
+
+IMAGENET = (Backbone.mean, Backbone.std)  # the defaults of the dataclass
+_RESNET_PIXELS = {"resnet-smoke": 32, "resnet-tiny": 96}  # of fresh ones; published sizes have 224
+
+
+@dataclass(frozen=True)
+class ImageBackbone:
+    """An image encoder with its preprocessing, and the steps of a Recipe that fill it (() for a fresh one).
+
+    Attributes:
+        backbone: the encoder, the normalisation of its images, and what of it is an image's feature.
+        preprocessing: image_size, mean, std, resize and interpolation; of a run also what else it stored.
+        init_from, init_extra: for `Recipe`. They fill the part `image`, and `decoder` where the checkpoint has one of
+            the same shapes.
+    """
+
+    backbone: Backbone
+    preprocessing: dict[str, Any]
+    init_from: tuple[Callable[[Params], Params], ...] = ()
+    init_extra: tuple[Callable[[Extra], Extra], ...] = ()
+
+    @property
+    def image(self) -> ViT | ResNet:
+        """The encoder itself."""
+        return self.backbone.image
+
+
+def backbone(
+    path_or_size: str | Path | Mapping[int, str],
+    *,
+    checkpoint: int | str = "latest",
+    modality: str = "",
+    image_size: int = 0,
+    feature: Any = "token",
+    blocks: int = 4,
+    frozen: bool = True,
+    **fields: Any,
+) -> ImageBackbone:
+    """An image encoder out of anything that `load` opens, or a fresh one of a size.
+
+    Of a self-distilled pretraining it is the teacher's encoder. Weights are read when a run starts; of files, shapes are
+    read here.
+
+    Args:
+        path_or_size: a run, an exported folder, a file of weights, or a size: a name of encoders.vit.SIZES ("smoke",
+            "tiny", "B/16", ...) or encoders.resnet.SIZES ("resnet-tiny", "resnet50", ...). A mapping of modality numbers
+            to such names gives an encoder for each; all must have one architecture.
+        checkpoint: which checkpoint of a run: "latest", "best" or a step.
+        modality: the modality of the images ("oct"). A run of several normalisations then uses this modality's; a file
+            VisionFM's for it; "" is the run's own, or ImageNet's.
+        image_size: side of the images in pixels; 0 takes the encoder's own. Positions are resized to it.
+        feature: what the feature of an image is, see `encoders.Backbone`; a ResNet's is always pooled.
+        blocks: how many last blocks the feature `token` reads; more than there are mean all.
+        frozen: the encoder is not trained.
+        fields: fields of ViT or ResNet: drop_path, dtype, remat, attention, ...
+    Raises:
+        UserError: neither a size nor a checkpoint, a checkpoint without a ViT or ResNet, patches that do not fill the
+            image; when a run starts: tensors that do not fit.
+    """
+    options = {"feature": feature, "blocks": blocks, "frozen": frozen}
+    if isinstance(path_or_size, Mapping):
+        shared = {"checkpoint": checkpoint, "image_size": image_size, **options, **fields}
+        return _several({n: backbone(path, **shared) for n, path in path_or_size.items()}, path_or_size)
+    name = str(path_or_size)
+    if name in vit.SIZES or name in resnet.SIZES:
+        return _fresh(name, modality, image_size, options, fields)
+    if not Path(name).exists():
+        sizes = ", ".join((*vit.SIZES, *resnet.SIZES))
+        raise UserError(f"{name!r} is neither a run, a folder or a file of weights nor a size; sizes are {sizes}")
+    objective, stored = _described(name, modality)
+    image = getattr(objective, "image", None)
+    if not isinstance(image, ViT | ResNet) or getattr(getattr(objective, "tower", None), "modalities", ()):
+        raise UserError(f"{name} holds {_kind(objective)}; expected a model with one ViT or ResNet")
+    sized = _sized(name, image, image_size, fields)
+    mean, std = _moments(objective, modality)
+    defaults = {"resize": "squash", "interpolation": "bicubic", "mean": mean, "std": std}
+    chosen = {"mean": mean, "std": std} if modality else {}
+    preprocessing = defaults | stored | chosen | {"image_size": sized.image_size}
+    fill, fill_extra = _filling(name, checkpoint, sized)
+    return ImageBackbone(_backbone(sized, mean, std, options), preprocessing, (fill,), (fill_extra,))
+
+
+def _fresh(name: str, modality: str, image_size: int, options: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
+    if name in resnet.SIZES:
+        known = {key: value for key, value in fields.items() if key in ResNet.__dataclass_fields__}
+        image: Any = resnet.resnet(name, image_size=image_size or _RESNET_PIXELS.get(name, 224), **known)
+    else:
+        image = vit.dino_vit(name, **{"scan": True, **fields})
+        image = image.clone(image_size=image_size or image.image_size)
+        _check_patches(name, image)
+    mean, std = moments((modality,)) if modality else IMAGENET
+    facts = {"image_size": image.image_size, "resize": "squash", "interpolation": "bicubic", "mean": mean, "std": std}
+    return ImageBackbone(_backbone(image, mean, std, options), facts)
+
+
+def _described(path: str, modality: str) -> tuple[Any, dict[str, Any]]:
+    """The objective and the preprocessing of a checkpoint."""
+    if is_run(path):
+        return read_objective(path), read_optional_json(Path(path) / "preprocessing.json")
+    model = load(path, modality=modality)
+    return model.objective, dict(model.preprocessing)
+
+
+def _sized(path: str, image: ViT | ResNet, image_size: int, fields: Mapping[str, Any]) -> ViT | ResNet:
+    size = {"image_size": image_size or image.image_size}
+    if isinstance(image, ResNet):
+        return image.clone(**size, **{key: value for key, value in fields.items() if key in image.__dataclass_fields__})
+    sized = image.clone(**{"mask_token": False, "mask_ratio": 0.0, "drop_path": 0.0, **fields, **size})
+    _check_patches(path, sized)
+    return sized
+
+
+def _check_patches(path: str, image: ViT) -> None:
+    if image.image_size % image.patch:
+        raise UserError(f"{path} has patches of {image.patch} pixels, which do not fill an image of {image.image_size}")
+
+
+def _kind(objective: Any) -> str:
+    image = getattr(objective, "image", None)
+    encoder = "no image encoder" if image is None else f"an image encoder of type {type(image).__name__}"
+    if getattr(getattr(objective, "tower", None), "modalities", ()):
+        encoder = "an image encoder for each modality"
+    return f"{type(objective).__name__}, {encoder}"
+
+
+def _moments(objective: Any, modality: str) -> tuple[Any, Any]:
+    """Rows of means and deviations: one for all images or one for each modality."""
+    holder = getattr(objective, "tower", getattr(objective, "model", objective))  # below a decoder or an adapter
+    mean, std = (
+        _rows(getattr(holder, name, None), default) for name, default in zip(("mean", "std"), IMAGENET, strict=True)
+    )
+    if modality and len(mean) > 1:
+        row = MODALITIES.index(modality_name(modality))
+        if row >= len(mean):
+            raise UserError(f"the encoder normalises {len(mean)} modalities, and {modality} is none of them")
+        mean, std = (mean[row],), (std[row],)
+    return mean, std
+
+
+def _rows(found: Any, default: Any) -> Any:
+    if found is None:
+        return default
+    return tuple(map(tuple, found)) if isinstance(found[0], tuple | list) else (tuple(found),)
+
+
+def _backbone(image: ViT | ResNet, mean: Any, std: Any, options: Mapping[str, Any]) -> Backbone:
+    wanted = dict(options)
+    if isinstance(image, ResNet) and wanted["feature"] not in ("mean", "pooled"):
+        wanted["feature"] = "pooled"
+    return Backbone(image, mean, std, **wanted | {"blocks": min(wanted["blocks"], getattr(image, "depth", 1))})
+
+
+def _filling(
+    path: str, checkpoint: int | str, image: ViT | ResNet
+) -> tuple[Callable[[Params], Params], Callable[[Extra], Extra]]:
+    """Steps of init_from and init_extra: the encoder of a checkpoint on the grid of `image`."""
+
+    def fill(params: Params) -> Params:
+        owner, whole, _ = _weights(path, checkpoint)
+        tree = {"image": {name: leaf for name, leaf in owner["image"].items() if name != "mask_token"}}
+        state = own_state(tree)
+        if isinstance(image, ViT):
+            shapes = {"image/position": (image.patches + int(image.class_token), image.width)}
+            shapes |= {"image/class_token": (image.width,)} if image.class_token else {}
+            state = fit_positions(state, shapes, pixel_centres)
+        found = unflatten(state)["image"]
+        filled = {**params, "image": stack_blocks(found) if "blocks" in params["image"] else found}
+        fits = "decoder" in params and "decoder" in whole and same_shapes(whole["decoder"], params["decoder"])
+        return {**filled, "decoder": whole["decoder"]} if fits else filled
+
+    def fill_extra(extra: Extra) -> Extra:
+        return taken_extra(_weights(path, checkpoint)[2], extra, ("image", "decoder")) if extra else extra
+
+    return fill, fill_extra
+
+
+def _weights(path: str, checkpoint: int | str) -> tuple[Params, Params, Extra]:
+    """The parameters that hold the encoder, all parameters, and the extra state."""
+    if is_run(path):
+        params, extra = load_params(path, checkpoint)
+    else:
+        model = load(path)
+        params, extra = model.params, model.extra
+    owner = extra.get("teacher", params.get("model", params))  # "model": behind an adapter
+    return owner, params, extra.get("model", extra)
+
+
+def _several(starts: dict[int, ImageBackbone], names: Mapping[int, str]) -> ImageBackbone:
+    """One backbone with an encoder for each modality."""
+    number, first = next(iter(starts.items()))
+    for other, one in starts.items():
+        if one.image != first.image:
+            raise UserError(f"{names[other]} has another encoder than {names[number]}; expected one architecture")
+
+    def fill(params: Params) -> Params:
+        image = dict(params["image"])
+        for other, one in starts.items():
+            held = {"image": image[f"m{other}"]}
+            for step in one.init_from:
+                held = step(held)
+            image[f"m{other}"] = held["image"]
+        return {**params, "image": image}
+
+    return ImageBackbone(replace(first.backbone, modalities=tuple(starts)), first.preprocessing, (fill,))

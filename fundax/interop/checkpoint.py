@@ -1,0 +1,130 @@
+"""A model read from disk (`Checkpoint`), and what a file format of another program consists of (`Format`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fundax.interop.weights import State
+from fundax.types import Extra, Params, UserError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with everything that is needed to use it.
+
+    Attributes:
+        objective: the frozen dataclass of `fundax.objectives` (or `encoders.Encoder`) that computes with the parameters.
+        params: nested fp32 parameters, layers stacked or not.
+        preprocessing: image_size, mean, std, resize ("squash", "shortest" or "longest"), interpolation; also classes,
+            names or findings where the model has them.
+        tokenizer: texts to ids i32 [N L], with `save(folder)`; None where the checkpoint has none.
+        source: where the parameters came from, for the record (name, step, config_sha256, format).
+        extra: arrays that are not trained by gradients: batch statistics, EMA teacher, centers.
+        origin: the source in words, such as "run step 500" or "open_clip".
+    """
+
+    objective: Any
+    params: Params
+    preprocessing: Mapping[str, Any]
+    tokenizer: Any = None
+    source: Mapping[str, Any] = field(default_factory=dict)
+    extra: Extra = field(default_factory=dict)
+    origin: str = ""
+
+
+def whole(checkpoint: Checkpoint) -> Checkpoint:
+    """The `select` of a format that writes all of a model."""
+    return checkpoint
+
+
+def never_compared(path: str | Path, checkpoint: Checkpoint) -> float | None:
+    """The `difference` of a format whose program is not a package that could be installed: golden tests hold it."""
+    del path, checkpoint
+    return None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format of another program, in both directions.
+
+    Attributes:
+        name: as in `launch.py export --to NAME`; formats of one program that hold different models share a name.
+        title: the format's name in messages.
+        holds: classes of objectives that can be exported; () for a format that only gives initial weights.
+        files: the weights' file name in a folder, then the configuration's where there is one.
+        detect: whether a flat state dict has this format's keys.
+        read: (path of the file or folder, its state dict, modality of the images) to the model.
+        write: (model, folder, overwrite): write the folder; None where a format is only read.
+        usage: Python code that opens the folder in the other program, for the model card.
+        configured: whether shapes alone do not say which model it is, so that the configuration is needed.
+        read_as: (objective, state dict, source) to the parameters and the extra state of a given objective, with position
+            tables as long as they are stored: for files without configuration. None where `read` needs none.
+        fills: classes of objectives that `read_as` gives parameters of, where they are not those that it holds.
+        select: the part of a model that is written, such as the teacher's encoder of a pretraining.
+        difference: largest difference of features between the other program and ours; None where it is not installed.
+    """
+
+    name: str
+    title: str
+    holds: tuple[type, ...]
+    files: tuple[str, ...]
+    detect: Callable[[State], bool]
+    read: Callable[[Path, State, str], Checkpoint]
+    write: Callable[[Checkpoint, str | Path, bool], None] | None
+    usage: str = ""
+    configured: bool = False
+    read_as: Callable[[Any, State, str], tuple[Params, Extra]] | None = None
+    fills: tuple[type, ...] = ()
+    select: Callable[[Checkpoint], Checkpoint] = whole
+    difference: Callable[[str | Path, Checkpoint], float | None] = never_compared
+
+
+def preprocessing_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's preprocessing with its defaults filled in. Raises UserError where it contradicts the model."""
+    objective = checkpoint.objective
+    found = {
+        "image_size": objective.image.image_size,
+        "mean": list(objective.mean),
+        "std": list(objective.std),
+        "resize": "squash",
+        "interpolation": "bicubic",
+    } | dict(checkpoint.preprocessing)
+    if int(found["image_size"]) != objective.image.image_size:
+        size = objective.image.image_size
+        raise UserError(f"preprocessing.image_size is {found['image_size']}, but the model takes {size} pixels")
+    for name in ("mean", "std"):
+        if not np.array_equal(np.asarray(found[name], float), np.asarray(getattr(objective, name), float)):
+            raise UserError(f"preprocessing.{name} is {found[name]}, but the model has {getattr(objective, name)}")
+    return found
+
+
+def probe(checkpoint: Checkpoint, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Noise to compare two programs with: normalised images f32 [B h w 3] and texts i32 [B L]."""
+    objective, rng = checkpoint.objective, np.random.default_rng(0)
+    size, text = objective.image.image_size, objective.text
+    end = text.eot_id if text.eot_id is not None else getattr(checkpoint.tokenizer, "end", text.vocab - 1)
+    image = rng.standard_normal((count, size, size, 3), np.float32)
+    ids = rng.integers(1, max(end, 2), (count, text.context), dtype=np.int32)
+    for row, length in zip(ids, rng.integers(1, text.context, count), strict=True):
+        row[length:] = 0
+        row[length - 1] = end
+    return image, ids
+
+
+def largest_difference(
+    checkpoint: Checkpoint, image: np.ndarray, text: np.ndarray, image_features: np.ndarray, text_features: np.ndarray
+) -> float:
+    """The largest absolute difference of unit features [B E] between another program's and ours in fp32."""
+    objective = checkpoint.objective
+    towers = {name: dataclasses.replace(getattr(objective, name), dtype="float32") for name in ("image", "text")}
+    objective = dataclasses.replace(objective, **towers)
+    ours = jax.jit(objective.forward)(checkpoint.params, {}, {"image": image, "text": text})
+    theirs = {"image_features": image_features, "text_features": text_features}
+    return max(float(np.abs(np.asarray(ours[name]) - value).max()) for name, value in theirs.items())

@@ -1,0 +1,115 @@
+"""Folders for other programs: atomic writing, model card and provenance record, shared by all formats."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import fundax
+from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.weights import State, digests, write_safetensors
+from fundax.runtime import serialize
+from fundax.runtime.workdir import write_json
+from fundax.types import UserError
+
+RECORD = "fundax_export.json"
+
+
+@contextlib.contextmanager
+def fresh_folder(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes `out` when the block ends without an error, so that `out` is never half written.
+
+    Raises UserError if `out` is a file, or is not empty and `overwrite` is False.
+    """
+    out = Path(out).absolute()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; expected a folder to write")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UserError(f"{out} is not empty; name another folder, or ask for it to be overwritten")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield temporary
+        _readable(temporary)
+        if out.is_dir():
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+            os.replace(out, old)
+            os.replace(temporary, out)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_model(folder: Path, weights: str, state: State, model: Checkpoint, left_out: Mapping[str, Any]) -> None:
+    """Write what every folder with safetensors has: weights (file name `weights`), tokenizer and record."""
+    write_safetensors(state, folder / weights)
+    write_record(folder, state, model, left_out)
+
+
+def write_record(folder: Path, state: State, model: Checkpoint, left_out: Mapping[str, Any]) -> None:
+    """Write the tokenizer, and fundax_export.json: source, objective, digests of the tensors.
+
+    left_out: values of parameters that the format has no place for, or their shapes where they are large.
+    """
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder)
+    objective = serialize.to_json(model.objective)
+    record = {
+        "fundax": fundax.__version__,
+        "source": dict(model.source),
+        "objective": objective,
+        "objective_sha256": hashlib.sha256(json.dumps(objective, sort_keys=True).encode()).hexdigest(),
+        "preprocessing": dict(model.preprocessing),
+        "left_out": dict(left_out),
+        "tensors_sha256": digests(state),
+    }
+    write_json(folder / RECORD, record)
+
+
+def write_card(
+    folder: Path, model: Checkpoint, library: str, usage: str, tag: str = "zero-shot-image-classification"
+) -> None:
+    """Write README.md with the front matter that model hubs read; `usage` is a Python snippet."""
+    facts = {name: value for name, value in {**model.preprocessing, **model.source}.items() if value is not None}
+    rows = "\n".join(f"| {name} | `{value}` |" for name, value in facts.items())
+    card = f"""---
+library_name: {library}
+pipeline_tag: {tag}
+tags: [ophthalmology, fundus, retina, clip, fundax]
+---
+
+# {model.source.get("name", "A model of the eye")}
+
+Trained or converted with fundax {fundax.__version__}. Fill in before you share it: the licence, the data it was
+trained on, and for whom it works and for whom it does not. It is a research model and no medical device.
+
+| | |
+|---|---|
+{rows}
+
+## Use
+
+```python
+{usage.strip()}
+```
+
+`{RECORD}` names the source and the SHA-256 of every tensor.
+"""
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _readable(folder: Path) -> None:
+    """Give the usual permissions of new files: mkdtemp and safetensors make theirs readable by the owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

@@ -1,0 +1,133 @@
+"""Open a model: `load` reads a run, an exported folder or a file of weights in any format; `tokenizer` its tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.language import tokenizers
+from fundax.encoders.vit import SIZES
+from fundax.interop.checkpoint import Checkpoint, Format
+from fundax.interop.formats import format_of
+from fundax.interop.weights import State, folder_of, read_state
+from fundax.objectives.clip import CLIP, clip
+from fundax.runtime import serialize
+from fundax.runtime.checkpoint import load_params, resolve
+from fundax.runtime.workdir import read_json, read_optional_json
+from fundax.types import UserError
+
+
+def load(path: str | Path, checkpoint: int | str = "latest", like: str = "", modality: str = "") -> Checkpoint:
+    """The model at `path`: a run, an exported folder, or a file of weights of another program.
+
+    Args:
+        path: a run of fundax or an import (its folder), a folder of a format in `FORMATS`, or one of its weights files
+            (.safetensors, .pt, .pth, .bin, .npz).
+        checkpoint: which checkpoint of a run: "latest", "best" or a step.
+        like: the size ("H/14-378", a name of encoders.vit.SIZES) of a CLIP file without configuration beside it.
+        modality: the modality of the images ("oct") whose mean and deviation an image encoder normalises by, where the
+            file does not say; "" takes ImageNet's.
+    Returns:
+        The model with fp32 parameters, which are bit-identical to those that were exported.
+    Raises:
+        UserError: nothing at `path`, an unknown format, a damaged or incomplete file; the message names the keys.
+    """
+    path = Path(path)
+    if is_run(path):
+        return read_run(path, checkpoint)
+    state = read_state(path)
+    found, folder = format_of(state, str(path)), folder_of(path)
+    if like:
+        model = _of_size(found, state, like)
+    elif found.configured and not has_configuration(found, path):
+        sizes = f", or a size: {', '.join(SIZES)}" if found.read_as is not None and CLIP in found.holds else ""
+        raise UserError(f"{path}: no {found.files[1]} beside the weights; expected it there{sizes}")
+    else:
+        model = found.read(path, state, modality)
+    source = {"name": path.resolve().name, "format": found.title}
+    words = _tokenizer_beside(folder, model.objective)
+    return dataclasses.replace(model, tokenizer=words, source=source, origin=found.title)
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether `path` is a workdir of fundax, or an imported model in the same form."""
+    return (Path(path) / "checkpoints").is_dir()
+
+
+def read_run(run: str | Path, checkpoint: int | str = "latest") -> Checkpoint:
+    """The model of a run or an import. Raises UserError where a part is missing or damaged."""
+    run = Path(run)
+    if not is_run(run):
+        raise UserError(f"{run} is not a run of fundax: it has no checkpoints")
+    objective, step = read_objective(run), resolve(run, checkpoint)
+    params, extra = load_params(run, step)
+    words = tokenizers.load(run / "tokenizer") if (run / "tokenizer").is_dir() else None
+    digest = hashlib.sha256((run / "config.json").read_bytes()).hexdigest()
+    source = {"name": run.resolve().name, "step": step, "config_sha256": digest}
+    preprocessing = read_optional_json(run / "preprocessing.json")
+    return Checkpoint(objective, params, preprocessing, words, source, extra, f"run step {step}")
+
+
+def read_objective(run: str | Path) -> Any:
+    """The objective that a run's config.json holds. Raises UserError where it holds none."""
+    path = Path(run) / "config.json"
+    described = read_json(path).get("objective")
+    if described is None:
+        raise UserError(f"{path} holds no objective, so the run opens only with its config file")
+    return serialize.from_json(described)
+
+
+def tokenizer(
+    path: str | Path, default: tokenizers.Tokenizer | None = None, context: int | None = None
+) -> tokenizers.Tokenizer:
+    """The tokenizer of a checkpoint: text encoders read no other tokenizer's ids.
+
+    Args:
+        path: a run, an exported folder, a file of weights with a tokenizer beside it, a tokenizer's own folder, BERT's
+            vocab.txt (or its folder), or OpenAI's merges file; "" takes `default`.
+        default: the tokenizer of a model that starts from nothing.
+        context: length of a text in tokens, where it is not the stored one (BERT's: 512).
+    Raises:
+        UserError: there is no tokenizer at `path`.
+    """
+    if not str(path) and default is not None:
+        return default
+    path = Path(path)
+    if path.is_file() and path.suffix in (".txt", ".gz"):
+        if path.name.startswith("vocab"):
+            return tokenizers.wordpiece(path, context or 512)
+        return tokenizers.clip_bpe(path, context or 77)
+    for folder in (path / "tokenizer", folder_of(path)):
+        if (folder / "tokenizer_config.json").is_file():
+            return tokenizers.load(folder, context)
+        if (folder / "vocab.txt").is_file():
+            return tokenizers.wordpiece(folder, context or 512)
+    raise UserError(f"{path} holds no tokenizer; give --tokenizer with the folder or merges file its ids come from")
+
+
+def has_configuration(found: Format, path: Path) -> bool:
+    """Whether the format's configuration lies beside the weights at `path`."""
+    return len(found.files) > 1 and (folder_of(path) / found.files[1]).is_file()
+
+
+def _of_size(found: Format, state: State, like: str) -> Checkpoint:
+    """The weights of a known size; QuickGELU, as OpenAI's, DFN's and MM-Fundus-CLIP's have it."""
+    if found.read_as is None or CLIP not in found.holds:
+        raise UserError(f"{found.title} needs no size: --like is for CLIP files without configuration")
+    objective = clip(like)
+    return Checkpoint(objective, found.read_as(objective, state, like)[0], {})
+
+
+def _tokenizer_beside(folder: Path, objective: Any) -> tokenizers.Tokenizer | None:
+    """The tokenizer in the folder of an image-text model's weights, or None."""
+    text = getattr(objective, "text", None)
+    if text is None:
+        return None
+    context = getattr(objective, "context", text.context)
+    if (folder / "tokenizer_config.json").is_file():
+        return tokenizers.load(folder, context)
+    if (folder / "vocab.txt").is_file():  # BERT's, beside a RET-CLIP file
+        return tokenizers.wordpiece(folder, context)
+    return None

@@ -1,0 +1,132 @@
+"""How each kind of evaluation is shown: its statistics, its part of the report page, its cases and its figures.
+
+`KINDS` is the one table from a result's kind to all of these; a new kind of evaluation adds one entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines.records import EYES, MODALITIES
+from fundax.evals.kinds import ClassificationResult, ReconstructionResult, RegressionResult, Result
+from fundax.metrics.statistics import Weighted
+from fundax.results import cases, evaluation, figures, reports, scores, sections
+from fundax.results.blocks import Block
+from fundax.results.cases import View
+from fundax.results.evaluation import Evaluation
+from fundax.results.read import Run
+from fundax.results.sections import Context
+from fundax.results.tables import by_class
+
+WORDS = {"modality": MODALITIES, "eye": tuple(eye or "unknown" for eye in EYES), "sex": ("female", "male")}
+
+
+class Kind(NamedTuple):
+    """One kind of evaluation.
+
+    rows: the result as rows of predictions, with the metrics that are computed from them (None: it has no rows).
+    page: blocks of the page, for the evaluations of several runs that belong together.
+    alone: blocks of a result without rows.
+    cases: captions and order of its thumbnails.
+    figures: the PNG files it draws, each name's suffix with a function (result, path).
+    console: what a finished run prints of it.
+    """
+
+    rows: Callable[[Any], evaluation.View] | None = None
+    scores: Callable[[Evaluation], dict[str, Weighted]] | None = None
+    page: Callable[[Sequence[Evaluation], Context], list[Block]] | None = None
+    alone: Callable[[Any], list[Block]] | None = None
+    cases: View | None = None
+    figures: Mapping[str, Callable[[Any, Path], Path]] = {}
+    console: Callable[[Any, str], Any] | None = None
+
+
+def _draw_confusion(result: ClassificationResult, path: Path) -> Path:
+    return figures.confusion(result.labels, result.ranks, list(map(str, result.classes)), path)
+
+
+def _draw_roc(result: ClassificationResult, path: Path) -> Path:
+    return figures.roc(result.labels, result.ranks, list(map(str, result.classes)), path)
+
+
+def _draw_cases(result: Any, path: Path) -> Path:
+    return cases.sheet(result.cases, result.rows.index if result.rows else None, path)
+
+
+def _draw_scatter(result: RegressionResult, path: Path) -> Path:
+    return figures.scatter(result.value, result.predicted, result.names, path)
+
+
+def _draw_pairs(result: ReconstructionResult, path: Path) -> Path:
+    return figures.pairs(result.pictures, result.reconstruction, path)
+
+
+_MEASURES = Kind(
+    rows=evaluation.of_measures,
+    scores=scores.of_measures,
+    page=sections.measures,
+    cases=View(cases.measure_caption, cases.score_goodness),
+    figures={"_cases.png": _draw_cases},
+)
+
+KINDS: dict[str, Kind] = {
+    "scores": Kind(alone=sections.arrays),
+    "classification": Kind(
+        rows=evaluation.of_classes,
+        scores=scores.of_classes,
+        page=sections.classification,
+        cases=View(cases.class_caption, cases.class_goodness),
+        figures={"_confusion.png": _draw_confusion, "_roc.png": _draw_roc},
+        console=by_class,
+    ),
+    "multi_label": Kind(
+        rows=evaluation.of_classes,
+        scores=scores.of_labels,
+        page=sections.classification,
+        cases=View(cases.label_caption, cases.error_goodness),
+        figures={"_roc.png": _draw_roc},
+        console=by_class,
+    ),
+    "regression": Kind(
+        rows=evaluation.of_values,
+        scores=scores.of_values,
+        page=sections.regression,
+        cases=View(cases.value_caption, cases.error_goodness),
+        figures={"_scatter.png": _draw_scatter},
+    ),
+    "segmentation": _MEASURES,
+    "landmarks": _MEASURES._replace(cases=View(cases.measure_caption, cases.distance_goodness)),
+    "retrieval": Kind(alone=sections.retrieval),
+    "few_shot": Kind(alone=sections.few_shot, figures={"_shots.png": figures.shots}),
+    "reports": Kind(alone=reports.blocks, figures={".html": reports.page, ".png": reports.sheet}),
+    "reconstruction": Kind(alone=sections.reconstruction, figures={"_pictures.png": _draw_pairs}),
+}
+
+
+def evaluations(run: Run) -> tuple[list[Evaluation], dict[str, str]]:
+    """The evaluations of a run that have rows of predictions, and by name why others of such a kind have none."""
+    found, reasons = [], {}
+    for name, result in run.results.items():
+        kind = KINDS[result.kind]
+        if kind.rows is None or kind.scores is None:
+            continue
+        try:
+            names, values, truth, ranks = kind.rows(result)
+        except ValueError as error:
+            reasons[name] = str(error)
+            continue
+        more: Any = evaluation.row_columns(getattr(result, "rows", None), len(values), WORDS)
+        found.append(Evaluation(run.name, name, result, names, values, truth, ranks, kind.scores, **more))
+    return found, reasons
+
+
+def draw(result: Result, folder: Path, name: str) -> list[Path]:
+    """The figures of one result; the paths written. An evaluation without thumbnails has no sheet of them."""
+    wanted = KINDS[result.kind].figures
+    there = {suffix: f for suffix, f in wanted.items() if suffix != "_cases.png" or _has_scores(result)}
+    return [function(result, folder / f"{name}{suffix}") for suffix, function in there.items()]
+
+
+def _has_scores(result: Any) -> bool:
+    return result.cases is not None and result.cases.picture_score is not None

@@ -1,0 +1,195 @@
+"""The part of the report page about one kind of evaluation, as blocks: tables, plots and the reasons for what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fundax.evals.kinds import FewShotResult, ReconstructionResult, Result, RetrievalResult
+from fundax.metrics.statistics import Estimate
+from fundax.results import plots, scores
+from fundax.results.blocks import (
+    Beside,
+    Block,
+    Case,
+    Cell,
+    Gallery,
+    Heading,
+    Table,
+    Text,
+    number,
+    picture,
+    plain,
+)
+from fundax.results.evaluation import Evaluation
+
+_PER_CLASS = ("AUC", "AP", "sensitivity", "specificity", "precision", "F1")
+
+
+class Context(NamedTuple):
+    """What a section may ask for: the number of resamples, and the validation rows that thresholds are chosen on."""
+
+    resamples: int
+    validation: Callable[[Evaluation], Evaluation | None]
+
+
+def classification(group: Sequence[Evaluation], context: Context) -> list[Block]:
+    """Curves, calibration, confusion, metrics by class, operating points and horizons of a classification."""
+    out: list[Block] = [*plots.curves_of_classes(group), _probabilities(group)]
+    if group[0].kind == "classification":
+        out += [Heading("Confusion"), Beside([plots.confusion(one) for one in group])]
+    for one in group:
+        out += [*_classes(one), *_operating(one, context.validation(one)), *_horizons(one)]
+    return out
+
+
+def regression(group: Sequence[Evaluation], context: Context) -> list[Block]:
+    """Predicted against true values, and the metrics of each target."""
+    return [*plots.predicted_and_true(group), *(_targets(one, context.resamples) for one in group)]
+
+
+def measures(group: Sequence[Evaluation], context: Context) -> list[Block]:
+    """The metrics that an evaluation of masks or landmarks logged."""
+    out: list[Block] = []
+    for one in group:
+        out += [Heading(f"As logged: {one.run}"), *logged(one.result)] if one.result.metrics else []
+    return out
+
+
+def logged(result: Result) -> list[Block]:
+    """The metrics of a result, without those of single classes."""
+    rows = [(name, plain(value, 4)) for name, value in result.metrics.items() if "/" not in name]
+    return [Table(("metric", "value"), rows)] if rows else []
+
+
+def arrays(result: Any) -> list[Block]:
+    """The metrics of a result without figures, and the shapes of further arrays."""
+    listed = ", ".join(f"{key} {list(array.shape)}" for key, array in result.other.items())
+    return [*logged(result), *([Text(f"Not shown: {listed}.")] if listed else [])]
+
+
+def retrieval(result: RetrievalResult) -> list[Block]:
+    """Recall at k and ranks in both directions."""
+    return logged(result)
+
+
+def reconstruction(result: ReconstructionResult) -> list[Block]:
+    """Images with their reconstructions below."""
+    shown = [
+        Case([(picture(image), f"image {k + 1}"), (picture(again), f"reconstruction {k + 1}")], "", "")
+        for k, (image, again) in enumerate(zip(result.pictures, result.reconstruction, strict=True))
+    ]
+    return [*logged(result), Gallery([("", shown)], note="Above: image. Below: reconstruction.")]
+
+
+def few_shot(result: FewShotResult) -> list[Block]:
+    """Macro AUC and balanced accuracy by method and number of images per class."""
+    rows = []
+    for method, shots in dict.fromkeys(zip(map(str, result.method), map(int, result.shots), strict=True)):
+        mine = (result.method == method) & (result.shots == shots)
+        cells = [_over_draws(values[mine]) for values in (result.macro_auc, result.balanced_accuracy)]
+        rows.append((method.replace("_", " "), shots, int(mine.sum()), number(scores.over_draws(result, mine)), *cells))
+    caption = (
+        "Means over draws of the training images. The first column of macro AUC has an interval over the patients of the "
+        "test set (200 resamples); the others have the standard deviation over draws."
+    )
+    head = ("method", "images per class", "draws", "macro AUC, interval", "macro AUC", "balanced accuracy")
+    return [Table(head, rows, caption)]
+
+
+def subgroups(one: Evaluation, resamples: int) -> list[Block]:
+    """The main metric by subgroup, and the gaps between groups."""
+    if not one.columns:
+        return [
+            Heading("Subgroups"),
+            Text(f"{one.run}: no column of this evaluation (sex, age, device, modality, eye) has two values."),
+        ]
+    name, found, gaps = scores.subgroups(one, resamples)
+    head = ("group", "rows", "patients", *(("positives",) if one.binary else ()), name)
+    rows = []
+    for r in found:
+        group = "all" if r.attribute == "all" else f"{r.attribute}: {r.group}"
+        rows.append((group, r.rows, r.patients, *((r.positives,) if one.binary else ()), number(r.estimate)))
+    gap_rows = [(attribute, plain(gap.value), gap.note) for attribute, gap in gaps.items()]
+    return [
+        Heading(f"Subgroups: {one.run}"),
+        Table(head, rows),
+        Table(("largest gap", name, "between"), gap_rows, kind="words"),
+    ]
+
+
+def _probabilities(group: Sequence[Evaluation]) -> Table:
+    found = {one.run: scores.probability_scores(one) for one in group}
+    names = next(iter(found.values()))
+    if len(names) <= 2:
+        return Table(("run", *names), [(run, *(number(each[n]) for n in names)) for run, each in found.items()])
+    return Table(("", *found), [(n, *(number(each[n]) for each in found.values())) for n in names])
+
+
+def _classes(one: Evaluation) -> list[Block]:
+    rows = []
+    for name, count, found, why in scores.by_class(one):
+        cells = [number(found[key]) if found[key].defined else _dash(found[key], why) for key in _PER_CLASS]
+        rows.append((name, count, *cells))
+    where = "at probability 0.5" if one.kind == "multi_label" else "of the most probable class"
+    by_logit = " Rows are ranked by the logit of the class." if _ranked_by_logits(one) else ""
+    caption = f"{one.run}: AUC with DeLong's interval; sensitivity to F1 {where}.{by_logit}"
+    return [Heading("By class"), Table(("class", "n", *_PER_CLASS), rows, caption)]
+
+
+def _ranked_by_logits(one: Evaluation) -> bool:
+    return one.ranks is not one.scores and not np.array_equal(one.ranks, one.scores)
+
+
+def _operating(one: Evaluation, chosen_on: Evaluation | None) -> list[Block]:
+    rows = []
+    for name, point, found in scores.operating(one, chosen_on):
+        keys = ("sensitivity", "specificity", "ppv", "npv")
+        cells = [number(found[key]) if key in found and not point.note else Cell("–", kind="blank") for key in keys]
+        threshold = Cell("–", point.note, "blank") if point.note else plain(point.threshold)
+        rows.append((f"{name}, {_short(point.chosen_for)}", threshold, *cells))
+    where = (
+        f"on {chosen_on.name}" if chosen_on is not None else "on these very rows, which makes the numbers optimistic"
+    )
+    caption = f"{one.run}: thresholds are chosen {where}. Exact (Clopper-Pearson) intervals, rows taken as independent."
+    head = ("class, chosen for", "threshold", "sensitivity", "specificity", "PPV", "NPV")
+    return [Heading("Operating points"), Table(head, rows, caption)]
+
+
+def _horizons(one: Evaluation) -> list[Block]:
+    bands = getattr(one.result, "horizons", None)
+    if bands is None:
+        return []
+    titles = {"rows": "rows", "positives": "positives", "auc": "AUC", "f1": "F1", "brier": "Brier score", "ece": "ECE"}
+    columns = {titles[key]: a for key in titles if (a := getattr(bands, key)) is not None}
+    notes = [""] * len(bands.from_) if bands.note is None else list(map(str, bands.note))
+    rows = []
+    for k, note in enumerate(notes):
+        cells = [plain(float(a[k])) if a.dtype.kind == "f" else str(a[k]) for a in columns.values()]
+        rows.append((f"{bands.from_[k]:g} to {bands.to[k]:g}", *cells, note))
+    return [Heading(f"By horizon: {one.run}"), Table(("horizon, days", *columns, ""), rows)]
+
+
+def _targets(one: Evaluation, resamples: int) -> Table:
+    found = scores.targets(one, resamples)
+    rows = [(name, count, *map(number, values.values())) for name, count, values in found]
+    return Table(("target", "rows", *found[0][2]), rows, f"{one.run}: each target in its own unit.")
+
+
+def _short(chosen_for: str) -> str:
+    short = chosen_for.replace("sensitivity", "sens.").replace("specificity", "spec.").replace(">=", "≥")
+    return short or "no threshold"
+
+
+def _dash(estimate: Estimate, why: str) -> Cell:
+    """A dash; with the reason only where it is not that of the AUC, which stands in the same row."""
+    return Cell("–", "" if why and estimate.note == why else estimate.note, "blank")
+
+
+def _over_draws(values: Iterable[float]) -> Cell:
+    known = np.array([value for value in values if np.isfinite(value)])
+    if not len(known):
+        return number(Estimate(float("nan")))
+    return Cell(f"{known.mean():.3f}", f"± {known.std(ddof=1):.3f}" if len(known) > 1 else "one draw", "value")
