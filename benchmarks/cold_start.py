@@ -71,8 +71,8 @@ def main(repeats: int = 3, keep: bool = True) -> None:
                 "--smoke",
                 "--steps",
                 "1",
-                "--val-fraction",
-                "0",
+                "--fractions",
+                "1",
             ]
             return seconds([*words, "--workdir", f"{scratch}/{next(runs)}"], cache)
 

@@ -67,7 +67,7 @@ def main() -> None:
     synthetic = csv_source(own.images / "manifest.csv", columns={"modality": "modality"})
     if len(synthetic) < max(RATIOS) * own.real:
         raise UserError(f"{own.images} has {len(synthetic)} images; 1:{max(RATIOS)} needs {max(RATIOS) * own.real}")
-    argv = ["--preset", "laptop", "--modality", own.modality, "--patients", str(own.real), *rest]
+    argv = ["--preset", "laptop", "--modalities", own.modality, "--patients", str(own.real), *rest]
     batches = max(own.real // load("configs/visionfm.py", argv)[0].batch, 1)
     argv += ["--epochs", str(-(-own.steps // batches))]
     found = {}

@@ -6,6 +6,7 @@ The functions most programs need:
     fundax.fit                train a recipe in a run directory; an interrupted run resumes
     fundax.load_recipe        build the recipe of a config file from command-line arguments
     fundax.Recipe             the objective, data, optimizer and evaluations of a run
+    fundax.Run                the settings that every run has: batch, steps, mesh, dtype, seed, ...
     fundax.Intervals          how often a run logs, saves and evaluates
     fundax.export             write a run in another program's format
     fundax.import_checkpoint  turn another program's checkpoint into a run
@@ -47,10 +48,10 @@ with _epy.lazy_api_imports(globals()):
         roofline,
         runtime,
     )
+    from fundax.config import load as load_recipe
     from fundax.inference.model import load
     from fundax.interop.exchange import export, import_checkpoint
-    from fundax.recipe import Intervals, Recipe
-    from fundax.recipe import load as load_recipe
+    from fundax.recipe import Intervals, Recipe, Run
     from fundax.results.page import report
     from fundax.train import fit
     from fundax.types import UserError

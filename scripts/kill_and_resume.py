@@ -32,7 +32,7 @@ KINDS = ("any time", "in a save", "after a save")
 
 def command(workdir: Path, steps: int, save_every: int = 2) -> list[str]:
     """The command of a small quickstart run."""
-    given = f"--steps {steps} --patients 64 --width 32 --depth 1 --image-size 32 --batch 8 --save-every {save_every}"
+    given = f"--smoke --steps {steps} --patients 64 --save-every {save_every}"
     return [sys.executable, str(REPO / "launch.py"), "train", str(REPO / "configs" / "quickstart.py"),
             "--workdir", str(workdir), *given.split()]  # fmt: skip
 
