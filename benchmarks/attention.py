@@ -60,11 +60,11 @@ def main(
     for n in tokens:
         made = {path: step(path, (batch, n, heads, width), dtype) for path in PATHS}
         seconds = medians({name: run for name, run in made.items() if run}, repeats)
-        said = [
+        cells = [
             f"{1000 * seconds[p]:.1f} ({seconds[p] / seconds['plain']:.2f})" if p in seconds else "not here"
             for p in PATHS
         ]
-        rows.append([str(n), *said])
+        rows.append([str(n), *cells])
     title = f"Forward and backward, ms (ratio to plain): batch {batch}, {heads} heads of {width}, {dtype}"
     record("attention", [Table(title, ("tokens", *PATHS), rows)], keep=keep)
 

@@ -126,21 +126,21 @@ def batches(public: Eyesight, elite: Eyesight, captions: dict[str, np.ndarray], 
     while True:
         order = rng.permutation(len(public.image))
         for at in range(0, len(order) - size + 1, size):
-            rows, told = order[at : at + size], rng.integers(len(elite.image), size=size)
-            said = [captions[public.category[row]] for row in rows]
+            rows, chosen = order[at : at + size], rng.integers(len(elite.image), size=size)
+            phrasings = [captions[public.category[row]] for row in rows]
             image = public.image[rows].copy()
             mirrored = rng.random(size) < 0.5
             image[mirrored] = image[mirrored, :, ::-1]
             yield {
                 "image": image,
-                "text": np.stack([ways[rng.integers(len(ways))] for ways in said]),
+                "text": np.stack([ways[rng.integers(len(ways))] for ways in phrasings]),
                 "category": ids[rows],
                 "status": healthy[0][rows],
                 "appearance": public.appearance[rows],
-                "elite/image": elite.image[told],
-                "elite/text": elite.report[told],
-                "elite/status": healthy[1][told],
-                "elite/appearance": elite.appearance[told],
+                "elite/image": elite.image[chosen],
+                "elite/text": elite.report[chosen],
+                "elite/status": healthy[1][chosen],
+                "elite/appearance": elite.appearance[chosen],
             }
 
 

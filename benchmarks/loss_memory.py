@@ -82,8 +82,8 @@ def time_table(chosen: dict, batches: tuple[int, ...], width: int, repeats: int,
             arguments = (*pair, *(jnp.float32(x) for x in (20.0, -10.0)[:numbers]))
             steps = [compiled(f, numbers, batch, width, mesh) for f in (plain, ringed)]
             first, second = seconds(steps, arguments, repeats)
-            said = [f"{b / a:.2f} = {b:.2f} s / {a:.2f} s" for a, b in zip(first, second, strict=True)]
-            rows.append([name, f"{batch:,}", *said])
+            cells = [f"{b / a:.2f} = {b:.2f} s / {a:.2f} s" for a, b in zip(first, second, strict=True)]
+            rows.append([name, f"{batch:,}", *cells])
     title = f"Time of loss and gradients, width {width}, {mesh.size} devices, medians of {repeats}: ring / plain"
     return Table(title, ("loss", "batch", "wall", "processor"), rows)
 

@@ -41,7 +41,7 @@ SETS = {  # label column, class names by value, modality, whether classes are gr
     "hrf": ("category", ("h", "dr", "g"), "CFP", False),
     "kermany_oct_samples": ("class", ("CNV", "DME", "DRUSEN", "NORMAL"), "OCT", False),
 }
-# what a run of each method is given beside its data
+# config and arguments of each method
 METHODS = {
     "linear": ("linear_probe.py", ["--epochs", "60", "--copies", "4", "--lr", "4e-3", "--batch", "64"]),
     "finetune": ("finetune.py", []),

@@ -170,15 +170,15 @@ def main() -> None:
         objective = replace(objective, text=objective.text.clone(depth=options.text_depth))
     batch = batch_of(objective, options.batch)
     run, compiled = fundax_step(objective, batch)
-    steps, peers = {"fundax": run}, ""
+    steps, versions = {"fundax": run}, ""
     if not options.no_torch:
         steps["torch eager"] = torch_step(objective, batch, compiled=False)
-        peers = "; " + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+        versions = "; " + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
         if not options.no_compile:
             steps["torch.compile"] = torch_step(objective, batch, compiled=True)
     words = ", ".join(f"{name} {value}" for name, value in fields.items())
     title = f"{options.size}, {objective.text.depth} text layers, batch {options.batch}, {words}"
-    title += f"; fundax compiled in {compiled:.0f} s{peers}"
+    title += f"; fundax compiled in {compiled:.0f} s{versions}"
     chip = chip_of(jax.devices()[0].device_kind)
     peak = 1e12 * options.peak_tflops if options.peak_tflops else (chip.flops if chip else None)
     times = alternate(steps, options.rounds)
