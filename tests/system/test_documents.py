@@ -101,9 +101,10 @@ def workspace(tmp_path, monkeypatch, trained):
 
 
 def check_recipe(recipe, run, trained):
-    """In place of training: one batch has the keys of the objective; the run is a copy of a trained one."""
-    if recipe.steps:
-        assert set(recipe.objective.batch_spec(recipe.batch)) <= set(next(iter(recipe.train(0, 1))))
+    """In place of training: a batch has the keys of the objective; the run is a copy of a trained one."""
+    wanted = set(recipe.objective.batch_spec(recipe.batch))
+    if recipe.steps and "feature" not in wanted:  # computing features would compile an encoder
+        assert wanted <= set(next(iter(recipe.train(0, 1))))
     own = "linear_probe" if "linear_probe" in str(recipe.source["config"]) else "quickstart"
     if not run.startswith("gs:"):
         copy_run(trained / own, Path(run))
@@ -132,7 +133,7 @@ def write_inputs(folder):
     (folder / "visits.csv").write_text("\n".join(["image,patient,eye,day,label", *visits]), encoding="utf-8")
     public = folder / "DIR"
     shutil.copytree(folder / "photos", public / "photos")
-    built = [f"photos/{n},{k % 4},{k % 3},{('train', 'test')[k % 2]}" for k, n in enumerate(names[:8])]
+    built = [f"photos/{n},{k % 4},{k % 3},train" for k, n in enumerate(names)]
     (public / "labels.csv").write_text("\n".join(["image,label,risk_of_macular_edema,split", *built]), encoding="utf-8")
 
 
