@@ -101,7 +101,7 @@ def recipe(
         parts = split_by(named(data).source, fractions={"train": 0.9, "val": 0.1}, seed=seed)
         source, test = parts["train"], parts["val"]
     see = (Squash(256), RandomResizedCrop(side, (0.7, 1.0))) if published else (Squash(side),)
-    names = tuple(sorted(vocabulary().told)) if data else (*FINDINGS, *CONDITIONS[1:])
+    names = tuple(sorted(vocabulary().reported)) if data else (*FINDINGS, *CONDITIONS[1:])
     tell, keys = ((TellFindings(names),), ("findings",)) if use["findings"] else ((), ())
     learn = (SingleView(), Flip(), *see, ColorJitter(), *tell, Tokenize(tokenizer), Select(("image", "text", *keys)))
     shown = (SingleView(), Squash(side), Tokenize(tokenizer), Select(("image", "text")))

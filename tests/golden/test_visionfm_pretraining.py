@@ -106,7 +106,7 @@ def test_positions_by_both_rules(tiny):
     table = params["position"]
     for key in (k for k in arrays if k.startswith("pos_")):
         height, width = (int(n) // tower.patch for n in key.removeprefix("pos_").split("x"))
-        close(tower._moved(table, (height, width))[None], arrays[key], name=key)
+        close(tower._interpolated(table, (height, width))[None], arrays[key], name=key)
     for key in (k for k in arrays if k.startswith("resize_pos_embed_")):
         rows = int(key.rsplit("_", 1)[1]) ** 2 + 1
         close(resize_positions(table, rows, pixel_centres)[None], arrays[key], name=key)

@@ -38,7 +38,7 @@ def as_it_was(monkeypatch):
             ("train", "configs/quickstart.py", "--workdir", "x", "--log-to", "tensorbord"),
             "argument --log-to: invalid choice: 'tensorbord'",
         ),
-        (("eval", "nowhere"), "error: nowhere is no run: it has no config.json"),
+        (("eval", "nowhere"), "error: nowhere is not a run: it has no config.json"),
         (("export", "nowhere", "--to", "onnyx", "out"), "cannot export to 'onnyx'"),
         (("export", "nowhere", "--to", "open_clip"), "the following arguments are required: out"),
         (

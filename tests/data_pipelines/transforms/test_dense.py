@@ -54,7 +54,7 @@ def test_random_steps_are_functions_of_their_draws():
         one, two = (step(spot(size=(24, 24)), rng()) for _ in range(2))
         np.testing.assert_array_equal(one["image"], two["image"])
     assert RandomCrop(8)(spot(), rng())["mask"].shape == (8, 8)
-    with pytest.raises(DataError, match="a crop of 32 pixels of an image of 24 x 16"):
+    with pytest.raises(DataError, match="a crop of 32 pixels does not fit in an image of 24 x 16"):
         RandomCrop(32)(spot(), rng())
 
 

@@ -108,7 +108,7 @@ def test_mistakes_leave_nothing_behind(run, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="expected n and batch"):
         synthesize(run, out, 0)
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a run"):
         synthesize(tmp_path, out, 1)
     with pytest.raises(UserError, match="takes no base"):
         synthesize(run, out, 1, base=run)
