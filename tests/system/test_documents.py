@@ -38,6 +38,7 @@ SHORT = {
     "report": {},
 }
 MORE = {"train": ["--smoke"], "compile": ["--smoke", "--count"], "report": ["--resamples", "20"]}
+LAUNCH = ("workdir", "log_to", "help", "topology", "shardings", "count")  # arguments of train and compile themselves
 CLUSTER = ("mpirun", "torchrun", "gcloud", "sbatch", "scripts/xpk.sh")
 
 
@@ -227,6 +228,20 @@ def test_named_files_arguments_and_objects_exist(document):
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (REPO / document).parent.joinpath(target).exists() or target.endswith("reference/index.md"), target
     assert not {flag for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", text) if flag not in arguments()}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_configs_have_the_arguments_of_training_commands(document):
+    """Also of the methods and measurements, whose commands do not run here."""
+    from fundax.config import arguments_of
+
+    text = (REPO / document).read_text(encoding="utf-8")
+    code = "\n".join([*(body for _, body in FENCE.findall(text)), *re.findall(r"`(python launch.py [^`]+)`", text)])
+    for line in code.replace("\\\n", " ").splitlines():
+        if found := re.search(r"launch.py (?:train|compile) (configs/\w+.py)(.*)", line):
+            known = {*arguments_of(REPO / found[1]), *LAUNCH}
+            flags = {flag.replace("-", "_").removeprefix("no_") for flag in re.findall(r" --([\w-]+)", found[2])}
+            assert flags <= known, f"{found[1]} has no {', '.join(sorted(flags - known))}: {line}"
 
 
 @functools.cache
