@@ -1,1 +1,15 @@
-"""Visits of patients in, batches of arrays out. Never imports JAX or fundax."""
+"""Data sets of ophthalmic images and reports as batches of numpy arrays. Never imports JAX or fundax.
+
+records          Record, View and Source: what a data set is made of
+sources          CSV files, class folders, shards, FLAIR, RET-CLIP, VisionFM, and patient-wise splits
+datasets         public data sets by name
+synthetic        synthetic patients: fundus photographs, angiograms and OCT scans with reports
+open             one function that opens any of these from a string
+transforms       steps from a record to an example: resize, augmentation, crops, captions
+language         tokenizers, prompts, expert knowledge, findings in reports
+pipeline         train, mix and one_epoch: sources and steps to batches, with worker processes
+tasks            data of whole tasks: labelled sets, follow-up visits, modality mixes
+convert          any source to ArrayRecord shards of small images
+contact_sheet    the images of a source in one PNG
+images, geometry, collate, bad_records, workers    decoding, geometric transforms, stacking, unreadable files, processes
+"""

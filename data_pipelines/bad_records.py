@@ -1,4 +1,4 @@
-"""The list of images nobody could read: JSON lines of file, row and reason, each row once."""
+"""The list of unreadable images, as JSON lines with file, row and reason. Each row is listed once."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from data_pipelines.records import DataError, Record
 
 
 class Bad(NamedTuple):
-    """One unreadable image: its file (or what the record says it came from), the data row counted from 1, why."""
+    """One unreadable image: its file (or the record's `where`), its data row from 1, and the reason."""
 
     file: str
     row: int
     reason: str
 
     def message(self) -> str:
-        """One line."""
+        """Describe the image in one line."""
         return f"{self.file} (row {self.row}): {self.reason}"
 
 
 def find(record: Record, row: int) -> Bad | None:
-    """The first image (or mask) of a record that cannot be read, or None: then its trouble is another one."""
+    """The first image or mask of a record that cannot be read; None if all can be read."""
     masks = [record.targets["mask"]] if "mask" in record.targets else []
     readings = [(images.load, view.image) for view in record.views] + [(images.load_mask, mask) for mask in masks]
     for read, image in readings:
@@ -39,7 +39,7 @@ def find(record: Record, row: int) -> Bad | None:
 
 
 def append(path: Path, rows: Iterable[Bad]) -> None:
-    """Adds the rows that `path` does not have yet. Safe among processes that share the file: it is locked."""
+    """Append the rows that `path` does not have yet. The file is locked, so that several processes can share it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file, _locked(file):
         file.seek(0)

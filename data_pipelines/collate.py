@@ -1,4 +1,4 @@
-"""Examples to a batch."""
+"""Stack examples into a batch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Batch = dict[str, np.ndarray]
 
 
 def stack(rows: Sequence[Mapping[str, Any]]) -> Batch:
-    """Every key stacked along a first axis [B]; texts that no step made into tokens become an array of str.
+    """Stack each key along a first axis [B]. Texts that were not tokenized become an array of str.
 
-    Raises DataError where the examples differ in keys, shapes or types; each has its `index` for the message.
+    Raises DataError if the examples differ in keys, shapes or types. Each example needs `index` for the message.
     """
     first = rows[0]
     for row in rows[1:]:
@@ -25,7 +25,7 @@ def stack(rows: Sequence[Mapping[str, Any]]) -> Batch:
     batch = {}
     for key in first:
         values = [np.asarray(row[key]) for row in rows]
-        kinds = [(v.shape, v.dtype if v.dtype.kind != "U" else str) for v in values]  # texts of any length are alike
+        kinds = [(v.shape, v.dtype if v.dtype.kind != "U" else str) for v in values]  # texts may differ in length
         odd = next((kind for kind in kinds if kind != kinds[0]), None)
         if odd is not None:
             raise DataError(

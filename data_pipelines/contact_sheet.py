@@ -1,4 +1,4 @@
-"""Labelled contact sheets: what a source holds, as one picture."""
+"""Contact sheets: the images of a source with captions, in one PNG."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from data_pipelines.records import DataError, Record, Source, View
 def contact_sheet(
     source: Source, out: str | Path, count: int = 24, columns: int = 6, cell: int = 224, start: int = 0
 ) -> Path:
-    """Writes a PNG of `count` records of a source from `start` on, every view a cell with a caption under it.
+    """Write a PNG of `count` records of a source, starting at row `start`; each view is a cell with a caption below.
 
-    Cells are `cell` pixels wide; a record's views stand beside each other. Returns the path. Raises DataError when the
+    Cells are `cell` pixels wide, and the views of a record are adjacent. Returns the path. Raises DataError if the
     source has no rows or a view cannot be read.
     """
     if not len(source):
@@ -42,7 +42,7 @@ def _pixels(record: Record, view: View, row: int) -> np.ndarray:
 
 
 def _label(record: Record, view: View, classes: tuple[str, ...]) -> str:
-    """The class of the view's eye where the record knows it, else of the record."""
+    """The class of the view's eye if the record has one, otherwise the class of the record."""
     value: Any = record.targets.get(f"label_{view.eye}", record.targets.get("label"))
     if value is None or np.ndim(value):
         return ""
@@ -57,7 +57,7 @@ def _words(record: Record, k: int, row: int, classes: tuple[str, ...]) -> str:
 
 
 def _fit(text: str, width: int, lines: int) -> str:
-    """Text broken into lines of `width` columns (a Chinese character takes two), the rest cut off."""
+    """Wrap text into at most `lines` lines of `width` columns; a Chinese character takes two columns."""
     out: list[str] = []
     for part in text.split("\n"):
         line, used = "", 0
@@ -74,7 +74,7 @@ def _fit(text: str, width: int, lines: int) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """Words with their trailing space; Chinese characters stand alone."""
+    """Split text into words with their trailing space, and Chinese text into characters."""
     out = [""]
     for c in text:
         if ord(c) > 0x2E80:
@@ -98,7 +98,7 @@ _CHINESE = (
 
 
 def _fonts() -> list[str]:
-    """Names of fonts to draw with: matplotlib's own, then whichever of the usual Chinese fonts the machine has."""
+    """Fonts to draw with: matplotlib's own, then those of the usual Chinese fonts that are installed."""
     from matplotlib import font_manager
 
     known = {f.name for f in font_manager.fontManager.ttflist}
@@ -106,7 +106,7 @@ def _fonts() -> list[str]:
 
 
 def _legible(text: str, fonts: list[str]) -> str:
-    """The text, or where there is no font for it a line that says so: boxes for characters tell nobody anything."""
+    """Replace Chinese lines by a note if no Chinese font is installed; avoids rendering missing glyphs as boxes."""
     if len(fonts) > 1 or not any(ord(c) > 0x2E80 for c in text):
         return text
     kept = [line for line in text.split("\n") if not any(ord(c) > 0x2E80 for c in line)]

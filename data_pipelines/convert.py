@@ -1,4 +1,4 @@
-"""Any source as shards of images that are ready to train on: decoded, shrunk and encoded once instead of every epoch."""
+"""Convert a source to shards of small images, which are then decoded and resized once instead of every epoch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from data_pipelines.workers import death
 
 @dataclass(frozen=True)
 class Sizing:
-    """Images whose shorter side is longer than `size` are shrunk to it; "jpeg" at `quality`, or "png" without loss."""
+    """Shrink images so that the shorter side is at most `size`; encode as "jpeg" with `quality`, or as lossless "png"."""
 
     size: int
     images: str = "jpeg"
@@ -39,13 +39,13 @@ class Sizing:
             raise DataError("size is 1 or more, quality 1 to 100, images jpeg or png")
 
     def __call__(self, record: Record) -> Record:
-        """The record with encoded images; mask, masks and points follow the images to their size.
+        """Return the record with encoded images, and with masks and points resized with them.
 
-        A JPEG that is small enough and upright keeps its bytes. Raises DataError naming the record.
+        The bytes of a JPEG that is small enough and upright are kept. Raises DataError naming the record.
         """
         try:
             views, moves = zip(*(self._view(view) for view in record.views), strict=True)
-            targets = {name: _follow(name, value, moves) for name, value in record.targets.items()}
+            targets = {name: _resize_target(name, value, moves) for name, value in record.targets.items()}
         except DataError as error:
             message = str(error)
             raise DataError(message if record.where in message else f"{record.where}: {message}") from None
@@ -55,12 +55,12 @@ class Sizing:
         array, size = load_sized(view.image, self.size)
         short = min(size)
         if short <= self.size:
-            return replace(view, image=self._encoded(view.image, array)), None
+            return replace(view, image=self._encode(view.image, array)), None
         height, width = (max(round(side * self.size / short), 1) for side in size)
         move = Resize(height, width, "bicubic")
-        return replace(view, image=self._encoded(None, move.pixels(array))), (move, size)
+        return replace(view, image=self._encode(None, move.pixels(array))), (move, size)
 
-    def _encoded(self, original: Any, array: np.ndarray) -> bytes:
+    def _encode(self, original: Any, array: np.ndarray) -> bytes:
         if self.images == "png":
             buffer = io.BytesIO()
             Image.fromarray(array).save(buffer, "PNG")
@@ -74,8 +74,8 @@ class Sizing:
 _Moves = Sequence[tuple[Move, tuple[int, int]] | None]
 
 
-def _follow(name: str, value: Any, moves: _Moves) -> Any:
-    """A target at the new size of the images: of one view, or one per view along the first axis."""
+def _resize_target(name: str, value: Any, moves: _Moves) -> Any:
+    """Resize a target with its image. It belongs to a single view, or has one entry per view on its first axis."""
     if name in ("mask", "fov") and isinstance(value, tuple):
         raise DataError(f"{len(value)} masks of one image cannot be converted; train from the CSV itself")
     if name in ("mask", "fov") and not isinstance(value, np.ndarray):
@@ -83,32 +83,38 @@ def _follow(name: str, value: Any, moves: _Moves) -> Any:
     if name not in ("mask", "masks", "fov", "points") or not any(moves):
         return value
     if isinstance(value, tuple | list):
-        return tuple(_moved(name, one, move) for one, move in zip(value, moves, strict=True))
+        return tuple(_apply(name, one, move) for one, move in zip(value, moves, strict=True))
     if isinstance(value, np.ndarray) and value.ndim == 3:
-        parts = [_moved(name, one, move) for one, move in zip(value, moves, strict=True)]
+        parts = [_apply(name, one, move) for one, move in zip(value, moves, strict=True)]
         if len({part.shape for part in parts}) > 1:
             raise DataError(f"target {name!r} is one array for views of different sizes; shrink them beforehand")
         return np.stack(parts)
     if len(moves) > 1:
-        raise DataError(f"target {name!r} belongs to one of {len(moves)} views, and nobody knows to which")
-    return _moved(name, value, moves[0])
+        raise DataError(f"target {name!r} belongs to one of {len(moves)} views, but it is not known to which one")
+    return _apply(name, value, moves[0])
 
 
-def _moved(name: str, value: Any, move: tuple[Move, tuple[int, int]] | None) -> Any:
+def _apply(name: str, value: Any, move: tuple[Move, tuple[int, int]] | None) -> Any:
     if move is None:
         return value
     if isinstance(value, Mapping):
-        return {key: _moved(name, inner, move) for key, inner in value.items()}
+        return {key: _apply(name, inner, move) for key, inner in value.items()}
     if name == "points":
         return move[0].points(np.asarray(value, np.float32), move[1])
     return move[0].pixels(value.astype(np.int32), nearest=True).astype(value.dtype)
 
 
 def convert(source: Source, out: str | Path, sizing: Sizing, *, shard: int = 1024, workers: int = 0) -> Path:
-    """Write every record of `source` to ArrayRecord files of `shard` records in `out`; returns the folder.
+    """Write every record of `source` to ArrayRecord files in `out`, and return that folder.
 
-    `workers`: processes, each of which writes whole files. Shows progress. The folder appears when all is written:
-    a mistake leaves nothing. Raises DataError for one, for a worker that died, and where `out` exists.
+    Args:
+        source: the records.
+        out: folder to create. It appears only when everything is written; an error leaves nothing behind.
+        sizing: size and encoding of the images.
+        shard: records per file.
+        workers: processes, each of which writes whole files; 0 writes in this process.
+
+    Raises DataError for bad data, a worker that died, and an `out` that exists. Shows progress on a terminal.
     """
     out = Path(out)
     if out.exists():
@@ -150,7 +156,7 @@ def _write(source: Source, folder: Path, sizing: Sizing, shard: int, workers: in
 
 
 def _in_processes(jobs: Sequence[tuple[Any, ...]], workers: int, done: Callable[[int], None]) -> list[str]:
-    """The patients of all jobs, which worker processes write. Raises DataError if one of the processes dies."""
+    """Run all jobs in worker processes and return their patients. Raises DataError if a process dies."""
     before = multiprocessing.active_children()
     started: list[BaseProcess] = []
     patients: list[str] = []

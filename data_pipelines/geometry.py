@@ -1,7 +1,8 @@
-"""Moves of an image that take its mask and its points along: crop, resize, rotate, mirror.
+"""Geometric transforms of an image together with its mask and points: crop, resize, rotate, flip.
 
-Points are (x, y) in pixels, and whole numbers are the centres of pixels: the point (3, 2) lies in the middle of
-mask[2, 3]. A move maps points exactly (they stay fractions, and may leave the image); masks take the nearest pixel."""
+Points are (x, y) in pixels. Whole numbers are pixel centres: the point (3, 2) is the centre of mask[2, 3]. Points are
+transformed exactly, so they may become fractions or leave the image; masks take the nearest pixel.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ INTERPOLATIONS = {
 
 
 class Move(Protocol):
-    """`pixels` takes u8 [H W 3] or a mask [H W] (then `nearest`); `points` f32 [n 2] of an image of `size` (H, W)."""
+    """A transform of pixels, u8 [H W 3] or a mask [H W] with `nearest`, and of points f32 [n 2] in an image of `size`."""
 
     def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray: ...
     def points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray: ...
@@ -30,7 +31,7 @@ class Move(Protocol):
 
 @dataclass(frozen=True)
 class Crop:
-    """The box from (top, left); what lies outside the image is 0, so a crop can also pad."""
+    """Cut out the box at (top, left). Pixels outside the image are 0, so a crop can also pad."""
 
     top: int
     left: int
@@ -55,7 +56,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Resize:
-    """To (height, width) exactly as Pillow's resize does (its filters are antialiased when shrinking)."""
+    """Resize to (height, width) with Pillow, whose filters are antialiased."""
 
     height: int
     width: int
@@ -74,9 +75,9 @@ class Resize:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Clockwise by degrees about the middle, nearest pixel, 0 outside, same canvas.
+    """Rotate clockwise by degrees around the centre: nearest pixel, 0 outside, same canvas.
 
-    Source: torchvision's `functional.affine` on a Pillow image (angle only): its inverse matrix about (W/2, H/2).
+    Source: the inverse matrix around (W/2, H/2) of torchvision's `functional.affine` for a Pillow image.
     """
 
     degrees: float
@@ -89,22 +90,22 @@ class Rotate:
     def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
         height, width = array.shape[:2]
         inverse = self._inverse(height, width)
-        turned = Image.fromarray(array).transform(
+        rotated = Image.fromarray(array).transform(
             (width, height), Image.Transform.AFFINE, inverse, INTERPOLATIONS["nearest"], fillcolor=0
         )
-        return np.asarray(turned)
+        return np.asarray(rotated)
 
     def points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         cos, sin, _, _, _, _ = self._inverse(*size)
         middle = np.asarray([size[1] - 1, size[0] - 1], np.float32) / 2
         x, y = np.moveaxis(points - middle, -1, 0)
-        turned = np.stack([cos * x - sin * y, sin * x + cos * y], -1)
-        return (turned + middle).astype(np.float32)
+        rotated = np.stack([cos * x - sin * y, sin * x + cos * y], -1)
+        return (rotated + middle).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """Left and right exchanged."""
+    """Flip horizontally."""
 
     def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
         return array[:, ::-1]
@@ -115,7 +116,7 @@ class Mirror:
 
 @dataclass(frozen=True)
 class FlipRows:
-    """Up and down exchanged."""
+    """Flip vertically."""
 
     def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
         return array[::-1]
@@ -126,7 +127,7 @@ class FlipRows:
 
 @dataclass(frozen=True)
 class Transpose:
-    """Rows and columns exchanged: with the mirrors, turns by right angles, which lose no pixel."""
+    """Exchange rows and columns. Together with the flips it gives lossless rotations by right angles."""
 
     def pixels(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
         return array.swapaxes(0, 1)
@@ -137,7 +138,7 @@ class Transpose:
 
 @dataclass(frozen=True)
 class Affine:
-    """About the middle: clockwise by degrees, larger by `scale`, then moved by (right, down) pixels; 0 outside, bilinear."""
+    """Rotate clockwise by degrees around the centre, scale, then shift by (right, down) pixels; bilinear, 0 outside."""
 
     degrees: float
     scale: float = 1.0
@@ -161,14 +162,12 @@ class Affine:
         return (moved + middle).astype(np.float32)
 
 
-MASKS = ("mask", "fov")  # of `image`: classes [H W], or [H W K] of 0 and 1
-
-
+MASKS = ("mask", "fov")  # keys that are transformed with `image`: classes [H W], or [H W K] of 0 and 1
 POINTS = ("points", "frame")
 
 
 def move(example: dict[str, Any], key: str, moves: Iterable[Move]) -> dict[str, Any]:
-    """The example with the image under `key` moved; what belongs to `image` (MASKS, POINTS) goes along."""
+    """Transform the image under `key`; for "image", also the MASKS and POINTS of the example."""
     out = dict(example)
     for step in moves:
         size = out[key].shape[:2]
@@ -183,16 +182,17 @@ def move(example: dict[str, Any], key: str, moves: Iterable[Move]) -> dict[str, 
 
 
 def _classes(step: Move, mask: np.ndarray) -> np.ndarray:
-    """A mask moved, nearest pixels; Pillow takes the channels of [H W K] one at a time."""
+    """Transform a mask with nearest pixels; Pillow takes the channels of [H W K] one at a time."""
     if mask.ndim == 2:
         return np.ascontiguousarray(step.pixels(mask, nearest=True))
     return np.stack([step.pixels(np.ascontiguousarray(m), nearest=True) for m in np.moveaxis(mask, -1, 0)], -1)
 
 
 def resize_moves(size: tuple[int, int], to: int, mode: str, interpolation: str = "bicubic") -> tuple[Move, ...]:
-    """From (H, W) to a square of `to` pixels: squash, shortest (crop the middle) or longest (pad with 0).
+    """The transforms from size (H, W) to a square of `to` pixels.
 
-    Source: open_clip 2.30 `image_transform` (torchvision truncates the longer side; `longest` rounds both).
+    `mode` is "squash" (ignore the aspect ratio), "shortest" (crop the centre) or "longest" (pad with 0). Source:
+    open_clip 2.30 `image_transform`; torchvision truncates the longer side, and `longest` rounds both.
     """
     height, width = size
     if mode == "squash":

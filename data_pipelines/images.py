@@ -1,4 +1,4 @@
-"""Any image file to RGB bytes: JPEG by simplejpeg at a reduced scale, everything else by Pillow."""
+"""Decode image files to u8 RGB arrays: JPEG with simplejpeg at a reduced scale, other formats with Pillow."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from data_pipelines.records import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".webp")
 
+MAX_PIXELS = 178_956_970  # 13,377 x 13,377: Pillow's limit for a decompression bomb
 
-MAX_PIXELS = 178_956_970  # what Pillow calls a decompression bomb: 13,377 x 13,377
+BIT_DEPTHS = (8, 10, 12, 14, 16)  # true depths of cameras and OCT devices that write 16-bit files
 
-
-BIT_DEPTHS = (8, 10, 12, 14, 16)  # of the cameras and OCT devices that write 16-bit files
-
-
-# what Pillow and simplejpeg raise for broken files; warnings are among them where a user made them errors
+# what Pillow and simplejpeg raise for broken files; Warning is for users who turn warnings into errors
 UNREADABLE = (ValueError, OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, Warning)
 
+ORIENTATION = 0x0112  # EXIF tag
+_HEADER = 2**16  # bytes at the start of a JPEG that hold its EXIF block, which comes first or after a JFIF block
 
 ImageLike = np.ndarray | bytes | Path | str
 
 
 def load(image: ImageLike, at_least: int | None = None) -> np.ndarray:
-    """One image as u8 [H W 3] RGB, upright by its EXIF orientation.
+    """Load one image as u8 [H W 3] RGB, upright according to its EXIF orientation.
 
-    `at_least`: a JPEG may be decoded at a smaller scale (n/8) as long as both sides stay at least this long:
-    several times faster. None decodes every pixel, and equals what Pillow reads.
-    Grey becomes three equal channels, alpha is laid over black (the background of a fundus photograph),
-    palettes and CMYK are resolved, of several frames the first is taken. Grey of more than 8 bits is divided by
-    the smallest of the bit depths 8, 10, 12, 14, 16 that holds its maximum, so that its range becomes 0..255.
-    Raises DataError, naming the file, where there is no readable image.
+    With `at_least`, a JPEG may be decoded at a smaller scale (n/8) whose sides are both at least this long, which is
+    several times faster. None decodes every pixel and gives what Pillow reads.
+
+    Grey becomes three equal channels. Alpha is composited onto black, the background of a fundus photograph. Palettes
+    and CMYK are converted, and only the first of several frames is read. Grey of more than 8 bits is shifted down from
+    the smallest of the depths 8, 10, 12, 14 and 16 bits that holds its maximum, so that it covers 0..255.
+
+    Raises DataError naming the file if the image cannot be read.
     """
     return load_sized(image, at_least)[0]
 
 
 def load_sized(image: ImageLike, at_least: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
-    """As `load`, with the (height, width) the image has at its full scale: where points and masks live."""
+    """As `load`, together with the (height, width) at full scale, which the coordinates of points and masks refer to."""
     if isinstance(image, np.ndarray):
         array = _from_array(image)
         return array, (array.shape[0], array.shape[1])
@@ -55,9 +56,9 @@ def load_sized(image: ImageLike, at_least: int | None = None) -> tuple[np.ndarra
 
 
 def load_mask(mask: ImageLike) -> np.ndarray:
-    """Classes of pixels as i32 [H W]: palette indices, grey values as stored, or 0/1 of a 1-bit image.
+    """Load the class of each pixel as i32 [H W]: the palette index, the stored grey value, or 0/1 for 1-bit images.
 
-    Raises DataError for a colour image, whose classes nobody can know.
+    Raises DataError for a colour image, which does not define classes.
     """
     if isinstance(mask, np.ndarray):
         if mask.ndim != 2 or mask.dtype.kind not in "biu":
@@ -105,7 +106,7 @@ def _decode(data: bytes, at_least: int | None) -> tuple[np.ndarray, tuple[int, i
 
 
 def _decode_jpeg(data: bytes, at_least: int | None) -> tuple[np.ndarray, tuple[int, int]] | None:
-    """None where Pillow shall try: four inks, or what libjpeg warns of and Pillow's check of the end tells apart."""
+    """Decode a JPEG; None if Pillow has to: for CMYK, and for data libjpeg warns about, which Pillow may still accept."""
     side = at_least or 0
     try:
         header: Any = simplejpeg.decode_jpeg_header(data)
@@ -116,9 +117,9 @@ def _decode_jpeg(data: bytes, at_least: int | None) -> tuple[np.ndarray, tuple[i
         array = simplejpeg.decode_jpeg(data, "RGB", min_height=side, min_width=side)
     except ValueError:
         return None
-    turn = exif_orientation(data)
-    size = (width, height) if turn >= 5 else (height, width)
-    return _upright(array, turn), size
+    orientation = exif_orientation(data)
+    size = (width, height) if orientation >= 5 else (height, width)
+    return _upright(array, orientation), size
 
 
 def _guard(height: int, width: int) -> None:
@@ -127,37 +128,19 @@ def _guard(height: int, width: int) -> None:
 
 
 def exif_orientation(data: bytes) -> int:
-    """The EXIF orientation (1..8) of a JPEG's bytes; 1 where it has none. Reads the headers only.
-
-    Source: EXIF 2.32 section 4.5 (APP1) and TIFF 6.0 section 2 (IFD), tag 274.
-    """
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            return _tiff_orientation(data[at + 10 : at + 2 + length])
-        if marker == 0xDA:  # the pixels begin
-            return 1
-        at += 2 + length
-    return 1
-
-
-def _tiff_orientation(tiff: bytes) -> int:
-    order = "<" if tiff[:2] == b"II" else ">"
-    try:
-        (first,) = struct.unpack_from(order + "I", tiff, 4)
-        (entries,) = struct.unpack_from(order + "H", tiff, first)
-        for entry in range(entries):
-            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, first + 2 + 12 * entry)
-            if tag == 274 and kind == 3:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:  # cut short: cameras write such blocks, and the pixels are sound
+    """The EXIF orientation (1..8) of a JPEG; 1 if it has none or its EXIF block is damaged. Decodes no pixels."""
+    if b"Exif\0\0" not in data[:_HEADER]:  # most images: opening them again would cost time
         return 1
-    return 1
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            value = picture.getexif().get(ORIENTATION, 1)
+    except UNREADABLE:  # some cameras write a damaged EXIF block with sound pixels
+        return 1
+    return int(value) if value in range(1, 9) else 1
 
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation: bits of (orientation - 1) say turned by 180, mirrored, transposed."""
+    """Undo an EXIF orientation by a transposition, a horizontal flip and a vertical flip."""
     if orientation == 1:
         return array
     if orientation >= 5:
@@ -186,7 +169,7 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
-    """u8 RGB of an array [H W], [H W 1], [H W 3] or [H W 4] of any number type."""
+    """Convert an array [H W], [H W 1], [H W 3] or [H W 4] of any number type to u8 [H W 3]."""
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:

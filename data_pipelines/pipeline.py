@@ -1,9 +1,10 @@
-"""Sources in, batches out: endless training streams, single passes for evaluation, mixes. The only file that speaks Grain.
+"""Batches from sources: endless training streams, mixes of sources, and single passes for evaluation.
 
-What comes at which place is arithmetic, not the state of a queue: position p of the global stream is a pure
-function of (seed, p); global batch g is the positions [g*B, (g+1)*B); process k of n takes its contiguous slice
-of each. So the state of an iterator is {"step": g}, and a run goes on bit by bit the same with another number
-of threads, workers or processes. Grain brings the threads, the worker processes and the shared memory."""
+The example at position p of the global stream is a pure function of (seed, p). Global batch g has the positions
+[g*B, (g+1)*B), and process k of n takes its contiguous slice of each batch. So the state of an iterator is {"step": g},
+and a run resumes bit-exactly with any number of threads, workers or processes. Grain provides the threads, the worker
+processes and the shared memory; no other module uses it.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +28,10 @@ from data_pipelines.records import DataError, Record, Source
 from data_pipelines.transforms.steps import Step, apply
 from data_pipelines.workers import death, initialize, protected
 
-_ENDLESS, _REPLACEMENTS = 2**31, 64  # steps (Grain wants a length); unreadable rows in a row before `skip` gives up
-
-
+_ENDLESS = 2**31  # steps of an endless stream, since Grain needs a length
+_REPLACEMENTS = 64  # consecutive unreadable rows before on_bad_image="skip" gives up
 _WHEEL = 10_000  # slots of a mix whose weights are not whole numbers
-
-
-_SORTED = 2**16  # rows up to which an epoch's order is a sorted array; Grain's index_shuffle walks long below
+_SORTED = 2**16  # up to this many rows, an epoch's order is a sorted array; Grain's index_shuffle is slow for few rows
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,13 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
-    """How examples are read; changes the speed and never the batches, `on_bad_image="skip"` excepted."""
+    """How examples are read. Only `on_bad_image="skip"` can change the batches; the other options affect the speed."""
 
-    workers: int = 0  # processes; 0 decodes in threads of this one
-    threads: int = 0  # of each process; 0: as many as cores without workers, else 1
-    prefetch: int = 2  # finished batches that wait, in each worker
+    workers: int = 0  # worker processes; 0 decodes in threads of this process
+    threads: int = 0  # threads per process; 0 means one per core without workers, else 1
+    prefetch: int = 2  # finished batches to keep ready, in each worker
     on_bad_image: str = "error"  # or "skip"
-    bad_records: Path | None = None  # JSON lines of what was skipped
+    bad_records: Path | None = None  # JSON lines file that lists skipped images
 
     def __post_init__(self) -> None:
         if self.on_bad_image not in ("error", "skip"):
@@ -65,12 +63,15 @@ class LoaderOptions:
 
 
 def train(source: Source, transforms: Sequence[Step], *, batch: int, seed: int = 0, **reading: Any) -> Data:
-    """An endless stream of `source`, every epoch in another order.
+    """An endless stream of batches from `source`, shuffled differently in each epoch.
 
-    `reading` holds the fields of LoaderOptions: workers, threads, prefetch, on_bad_image, bad_records. With
-    `on_bad_image="skip"` the place of an unreadable row is taken by a row drawn from (seed, position, attempt),
-    so the stream stays a function of (seed, position) and the other places keep their rows.
-    Batches: the keys of the examples stacked, `index` i64 [B] the row, `valid` bool [B]. Raises DataError.
+    Args:
+        transforms: steps applied to each record.
+        batch: rows of a global batch, over all processes.
+        **reading: the fields of LoaderOptions. With `on_bad_image="skip"`, an unreadable row is replaced by one drawn
+            from (seed, position, attempt), so that all other positions keep their rows.
+
+    A batch has the keys of the examples, stacked, and `index` i64 [B], the row, and `valid` bool [B]. Raises DataError.
     """
     return mix([Part(source, tuple(transforms))], batch=batch, seed=seed, **reading)
 
@@ -78,10 +79,10 @@ def train(source: Source, transforms: Sequence[Step], *, batch: int, seed: int =
 def mix(
     parts: Sequence[Part | tuple[Source, Sequence[Step], float]], *, batch: int, seed: int = 0, **reading: Any
 ) -> Data:
-    """An endless stream of several sources, each with its own steps, in the proportion of their weights.
+    """An endless stream of batches from several sources, each with its own steps, in proportion to their weights.
 
-    Whole weights are kept exactly: of any sum(weights) consecutive positions, weight_i come from part i, spread evenly
-    (1:3 is b a b b, b a b b); so are multiples of the smallest weight. Others are rounded to 1/10000. Otherwise as `train`.
+    Whole weights, and whole multiples of the smallest weight, are exact: among any sum(weights) consecutive positions,
+    weight_i come from part i, evenly spread (1:3 is b a b b, b a b b). Other weights are rounded to 1/10000. See `train`.
     """
     parts = tuple(p if isinstance(p, Part) else Part(p[0], tuple(p[1]), p[2]) for p in parts)
     if not parts or any(p.weight <= 0 or not math.isfinite(p.weight) for p in parts):
@@ -93,19 +94,19 @@ def mix(
 
 
 def one_epoch(source: Source, transforms: Sequence[Step], *, batch: int, **reading: Any) -> Data:
-    """One pass over `source` in its order, for evaluation: nothing is shuffled and nothing is ever skipped.
+    """One pass over `source` for evaluation, without shuffling and without skipping images.
 
-    Every process gets the same number of batches; the last is filled with copies of the last row, whose `valid`
-    is False. `reading`: workers, threads, prefetch. Raises DataError at the first unreadable image.
+    All processes get the same number of batches. The last batch is padded with copies of the last row, whose `valid` is
+    False. `reading` may hold workers, threads and prefetch. Raises DataError at the first unreadable image.
     """
     if reading.keys() & {"on_bad_image", "bad_records"}:
-        raise DataError("an evaluation never skips an image: `once` takes no on_bad_image and no bad_records")
+        raise DataError("an evaluation never skips images: one_epoch does not take on_bad_image or bad_records")
     return Data(_Pass(source, tuple(transforms)), batch, LoaderOptions(**reading))
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a recipe holds: (shard, shards) -> the batches of that process. Building one opens no file."""
+    """The data of a recipe: a function of (shard, shards) that returns the batches of one process. Opens no file."""
 
     examples: _Stream | _Pass
     batch: int  # of all processes together
@@ -116,23 +117,25 @@ class Data:
             raise DataError(f"batch is 1 or more, got {self.batch}")
 
     def __call__(self, shard: int = 0, shards: int = 1) -> Batches:
-        """The iterator of process `shard`; each batch has batch / shards rows."""
+        """The batches of process `shard` of `shards`; each has batch / shards rows. Raises DataError."""
         if not 0 <= shard < shards:
             raise DataError(f"process {shard} of {shards} does not exist")
         if self.batch % shards:
-            raise DataError(f"a batch of {self.batch} does not divide among {shards} processes")
+            raise DataError(f"a batch of {self.batch} cannot be divided among {shards} processes")
         return Batches(_Slots(self.examples, self.batch, shard, shards), self.reading)
 
     def passes(self) -> tuple[Data, ...]:
-        """One pass over each source of a training stream by its own steps: to look at all it learns from."""
+        """One pass over each source of a training stream with its own steps, to evaluate on all training data."""
         if isinstance(self.examples, _Pass):
             return (self,)
         return tuple(one_epoch(part.source, part.steps, batch=self.batch) for part in self.examples.parts)
 
 
 class Batches:
-    """The batches of one process. Its state is {"step": batches taken}; `skipped` counts the rows left out, which
-    `bad_records` lists: a path that who takes the batches may still set."""
+    """The batches of one process. Its state is {"step": number of batches taken}.
+
+    `skipped` counts the skipped rows. `bad_records` is the file that lists them; it may be set after construction.
+    """
 
     def __init__(self, slots: _Slots, reading: LoaderOptions) -> None:
         self.skipped, self.bad_records = 0, reading.bad_records
@@ -161,12 +164,12 @@ class Batches:
         return {"step": self._step}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on at batch state["step"], on whatever workers and processes this iterator has."""
+        """Continue at batch state["step"], with any number of workers and processes."""
         self.close()
         self._step = int(state["step"])
 
     def close(self) -> None:
-        """Ends worker processes and threads; the next batch starts them again."""
+        """Stop the worker processes and threads; the next batch starts them again."""
         if self._grain is not None:
             self._grain.close()
             self._grain = None
@@ -176,9 +179,9 @@ class Batches:
             if self._grain is not None:
                 return next(self._grain)
             self._grain = iter(_read(self._slots, self._step, self._reading))
-            first = functools.partial(next, self._grain)  # starts the workers, all of them
+            first = functools.partial(next, self._grain)  # starts all workers
             return protected(first) if self._reading.workers else first()
-        except (RuntimeError, BrokenPipeError) as error:  # the second where one died before it was told what to read
+        except (RuntimeError, BrokenPipeError) as error:  # BrokenPipeError if a worker died before it got its task
             code = re.search(r"Worker process .* exit code (-?\d+)", str(error))
             if code is None and not isinstance(error, BrokenPipeError):
                 raise
@@ -194,7 +197,7 @@ class Batches:
 
 
 class _Made(NamedTuple):
-    """An example, or why there is none. Errors travel as values: a worker process never dies of bad data."""
+    """An example, or the reason why it is missing. Errors are values, so that bad data cannot end a worker process."""
 
     example: dict[str, Any] | None
     bad: tuple[bad.Bad, ...] = ()
@@ -203,7 +206,7 @@ class _Made(NamedTuple):
 
 @dataclass(frozen=True)
 class _Stream:
-    """Position of the endless global stream -> example."""
+    """Maps positions of the endless global stream to examples."""
 
     parts: tuple[Part, ...]
     seed: int
@@ -219,11 +222,11 @@ class _Stream:
         return _wheel([part.weight for part in self.parts])
 
     def row(self, position: int, attempt: int = 0) -> tuple[int, int]:
-        """The part that fills `position`, and the row of it."""
+        """The part at `position` and its row."""
         owner, rank, share = self.wheel
         turn, slot = divmod(position, len(owner))
         part = int(owner[slot])
-        nth = turn * int(share[part]) + int(rank[slot])  # this part's own position
+        nth = turn * int(share[part]) + int(rank[slot])  # position within the stream of this part
         length = _length(self.parts[part].source)
         if attempt:
             return part, _derive(self.seed, position, attempt) % length
@@ -239,15 +242,13 @@ class _Stream:
             if not made.bad:
                 return made._replace(bad=tuple(skipped))
             skipped.extend(made.bad)
-        last = skipped[-1]
-        return _Made(
-            None, error=("data", f"{_REPLACEMENTS} unreadable images one after the other, last {last.message()}")
-        )
+        reason = f"{_REPLACEMENTS} consecutive unreadable images, last {skipped[-1].message()}"
+        return _Made(None, error=("data", reason))
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """Row of a source -> example, with copies of the last one beyond the end."""
+    """Maps rows of a source to examples; positions after the end repeat the last row."""
 
     source: Source
     transforms: tuple[Step, ...]
@@ -265,7 +266,7 @@ class _Pass:
 
 @dataclass(frozen=True)
 class _Slots:
-    """One process's examples in order: what Grain reads, from any place."""
+    """The examples of one process in order, for Grain, which can start at any of them."""
 
     examples: _Stream | _Pass
     batch: int
@@ -296,11 +297,11 @@ def _derive(seed: int, *words: int) -> int:
 
 
 def _shuffled(place: int, length: int, seed: int) -> int:
-    """What a permutation of `length` rows has at `place`; without an array of them where there are many."""
+    """The row at `place` of a permutation of `length` rows, without an array for large lengths."""
     if length <= _SORTED:
         return int(_order(length, seed)[place])
     last = length - 1
-    last += last & (last - 1) == 0  # Grain 0.2.18 is no permutation where the last index is a power of four
+    last += last & (last - 1) == 0  # Grain 0.2.18 does not permute correctly if the last index is a power of four
     while True:
         place = grain.experimental.index_shuffle(place, max_index=last, seed=seed, rounds=4)
         if place < length:
@@ -309,12 +310,12 @@ def _shuffled(place: int, length: int, seed: int) -> int:
 
 @functools.lru_cache(maxsize=16)
 def _order(length: int, seed: int) -> np.ndarray:
-    # raw bits, because NumPy may change its permutation() between versions but not its bit generators
+    # NumPy guarantees the raw bits of its generators across versions, but not permutation()
     return np.argsort(np.random.Philox(key=seed).random_raw(length), kind="stable").astype(np.int32)
 
 
 def _wheel(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(owner [S], rank among its owner's slots [S], slots of each part): the weights as evenly spread slots."""
+    """Spread the parts evenly over slots: (owner [S], rank among the owner's slots [S], number of slots per part)."""
     times = np.asarray(weights, np.float64) / min(weights)  # 1/6 and 5/6 are 1:5, to the last bit of a float
     if all(float(w).is_integer() for w in weights):
         whole = np.array([int(w) for w in weights])
@@ -324,7 +325,7 @@ def _wheel(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray
         exact = np.asarray(weights, np.float64) / math.fsum(weights) * _WHEEL
         whole = np.maximum(np.floor(exact + 1e-9).astype(np.int64), 1)
         for part in np.argsort(whole - exact, kind="stable")[: max(0, _WHEEL - int(whole.sum()))]:
-            whole[part] += 1  # the largest remainders take what flooring left
+            whole[part] += 1  # the largest remainders get the slots that rounding down left over
     share = whole // np.gcd.reduce(whole)
     owner = np.repeat(np.arange(len(share)), share)
     rank = np.concatenate([np.arange(n) for n in share])
@@ -345,7 +346,7 @@ def _example(source: Source, steps: tuple[Step, ...], row: int, seed: int, posit
             return _Made(None, (unreadable,))
         message = str(error)
         return _Made(None, error=("data", message if where in message else f"{where}: {message}"))
-    except Exception:  # a step is wrong, not the data; as text, for not every exception survives a pickle
+    except Exception:  # an error in a step, not in the data; as text, because some exceptions cannot be pickled
         return _Made(None, error=("step", f"{where}: a step failed\n{traceback.format_exc()}"))
     return _Made({**example, "index": np.int64(row), "valid": np.bool_(True)})
 
@@ -363,7 +364,7 @@ def _collate(examples: Sequence[_Made]) -> dict[str, Any]:
 
 
 def _read(slots: _Slots, step: int, how: LoaderOptions) -> grain.IterDataset:
-    """The batches of one process from `step` on; what is in them does not depend on `how`."""
+    """The batches of one process from `step` on. `how` does not affect their content."""
     sequence: Any = slots
     examples = grain.MapDataset.source(sequence)
     if not how.workers:
@@ -371,7 +372,7 @@ def _read(slots: _Slots, step: int, how: LoaderOptions) -> grain.IterDataset:
         ahead = _ahead(threads, max(threads, slots.local))
         batches = examples[step * slots.local :].to_iter_dataset(ahead).batch(slots.local, batch_fn=_collate)
         return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=how.prefetch)
-    # Whole batches are dealt to the processes in turn, so that their number cannot change what is in a batch.
+    # Workers get whole batches in turn, so that their number cannot change the content of a batch.
     batches = examples.batch(slots.local, batch_fn=_collate)[step:].to_iter_dataset(_ahead(how.threads, how.threads))
     _parse_flags()
     return batches.mp_prefetch(
@@ -381,7 +382,7 @@ def _read(slots: _Slots, step: int, how: LoaderOptions) -> grain.IterDataset:
 
 
 def _ahead(threads: int, buffer: int) -> grain.ReadOptions:
-    """Read by this many threads; one is the thread that asks, which spares handing every example over."""
+    """Options to read with this many threads; a single one is the calling thread, without a handover."""
     return grain.ReadOptions(
         num_threads=threads if threads > 1 else 0, prefetch_buffer_size=buffer if threads > 1 else 0
     )
@@ -391,7 +392,7 @@ def _parse_flags() -> None:
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which only absl.app parses
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which only absl.app would parse
 
 
 def _start_worker(parent: int, worker: int, workers: int) -> None:

@@ -1,9 +1,9 @@
-"""A visit of a patient: views of the eyes, the report, the findings, the targets."""
+"""The record, one visit of a patient, and the names of modalities and eyes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +12,11 @@ import numpy as np
 
 
 def text_hash(text: bytes, seed: int = 0) -> int:
-    """64 bits of BLAKE2b of the seed and the text."""
+    """A hash of 64 bits (BLAKE2b) of the seed and the text, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little")
 
 
-# how a caption names a modality: {modality} and {modality_zh} of a prompt
+# the names of modalities in captions: {modality} and {modality_zh} of a prompt
 PHRASES = {
     "CFP": ("color fundus photograph", "彩色眼底照片"),
     "FFA": ("fundus fluorescein angiogram", "眼底荧光血管造影"),
@@ -34,20 +34,17 @@ PHRASES = {
 
 EYE_PHRASES = {"left": ("left eye", "左眼"), "right": ("right eye", "右眼"), "": ("eye", "眼")}
 
-
-# The eight modalities of VisionFM, in its order, then the ones the other systems add. An index into this
-# tuple is the `modality` of a batch: append, never reorder.
+# VisionFM's eight modalities in its order, then those of the other systems. The `modality` of a batch is an index into
+# this tuple: append, never reorder.
 MODALITIES = ("CFP", "FFA", "OCT", "SLIT_LAMP", "EXTERNAL", "B_ULTRASOUND", "UBM", "MRI", "UWF", "ICGA", "FAF")
 
-
-EYES = ("left", "right", "")  # "" where the source does not say
-
+EYES = ("left", "right", "")  # "" if unknown
 
 MODALITY_ALIASES = {
     "CFP": ("FUNDUS", "COLOR FUNDUS", "COLOUR FUNDUS", "COLOR FUNDUS PHOTOGRAPHY", "COLOUR FUNDUS PHOTOGRAPHY", "CF"),
     "FFA": ("FA", "FLUORESCEIN ANGIOGRAPHY", "FUNDUS FLUORESCEIN ANGIOGRAPHY"),
     "OCT": ("OPTICAL COHERENCE TOMOGRAPHY",),
-    "SLIT_LAMP": ("SLITLAMP", "SILT LAMP"),  # the second is the name of VisionFM's folder
+    "SLIT_LAMP": ("SLITLAMP", "SILT LAMP"),  # the second is the name of VisionFM's folder, including its typo
     "B_ULTRASOUND": ("ULTRASOUND", "B SCAN", "BULTRASOUND", "B MODE ULTRASOUND"),
     "EXTERNAL": ("EXTERNAL EYE", "EXTERNALEYE"),
     "UWF": ("ULTRA WIDEFIELD", "ULTRAWIDEFIELD", "ULTRA WIDE FIELD"),
@@ -60,12 +57,12 @@ EYE_ALIASES = {"left": ("l", "os", "o.s.", "左", "左眼"), "right": ("r", "od"
 
 
 class DataError(ValueError):
-    """Bad input: one line that names the file, row or key and what was expected. The command line exits with 2."""
+    """Bad input. The message is one line naming the file, row or key and what was expected; the exit status is 2."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One image: u8 [H W 3], encoded bytes, or a path decoded late."""
+    """One image: u8 [H W 3], encoded bytes, or a path that is read when the image is needed."""
 
     image: np.ndarray | bytes | Path
     modality: str = "CFP"
@@ -74,10 +71,10 @@ class View:
 
 @dataclass(frozen=True)
 class Record:
-    """One visit. `targets` holds arrays or scalars: label, mask, points, value, ...
+    """One visit of a patient. `targets` holds arrays or scalars such as label, mask, points and value.
 
-    `where` is what a message about this record names: "labels.csv row 7 (line 8)". Rows count data rows from 1,
-    as a user does who does not count the header; the line is that of the file, where an editor jumps to.
+    `where` is the record's name in messages, such as "labels.csv row 7 (line 8)". Rows are counted from 1 without the
+    header; the line is the one to open in an editor.
     """
 
     patient: str
@@ -90,20 +87,14 @@ class Record:
 
 
 class Source(Protocol):
-    """Anything with a length and items; rows are Record. Sources pickle, and are cheap to pickle."""
+    """Anything with a length and items that are Records. A source can be pickled, and its pickle is small."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Record: ...
 
 
-class HasLabels(Protocol):
-    """A source that knows its class names."""
-
-    classes: Sequence[str]
-
-
 def modality_name(name: str) -> str:
-    """The name in MODALITIES that is meant, whatever its case, hyphens or alias. Raises DataError."""
+    """The name in MODALITIES for any spelling or alias; case, hyphens and underscores do not matter. Raises DataError."""
     plain = " ".join(name.upper().replace("_", " ").replace("-", " ").split())
     for known in MODALITIES:
         if plain == known.replace("_", " ") or plain in MODALITY_ALIASES.get(known, ()):
@@ -112,7 +103,7 @@ def modality_name(name: str) -> str:
 
 
 def eye_name(name: str) -> str:
-    """One of EYES, from L/R, OS/OD, 左/右 in any case. Raises DataError."""
+    """The name in EYES for L/R, OS/OD, 左/右 in any case. Raises DataError."""
     plain = name.strip().lower()
     for known, aliases in EYE_ALIASES.items():
         if plain == known or plain in aliases or (known and plain == f"{known} eye"):

@@ -1,7 +1,7 @@
 """Worker processes: how they are protected from SIGINT and SIGTERM, and the error for one that died.
 
 Ctrl-C and a scheduler's SIGTERM go to all processes of a terminal or a job step at once. The parent handles them: it
-finishes its step and saves. Its workers must go on reading until it ends them.
+finishes its step and saves. Its workers must continue reading until it ends them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def protected(start: Callable[[], _T]) -> _T:
 
 
 def _start_resource_tracker() -> None:
-    """Start Python's process that frees shared memory which others leave behind; it does so without a warning.
+    """Start Python's process that frees shared memory left behind by other processes, and silence its warning.
 
     A run that ends early always leaves some, and what the user reads last should be the reason why it ended.
     """

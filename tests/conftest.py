@@ -9,7 +9,7 @@ os.environ["XLA_FLAGS"] = " ".join((
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
     # small programs that run once: compiling them is the suite's time, and machine code left unpolished halves it
     "--xla_backend_optimization_level=0",
-    # the older way to emit loops compiles a gradient in a third of the time, and computes the same
+    # the older way to emit loops compiles smoke runs in two thirds of the time; sums may round otherwise
     "--xla_cpu_use_fusion_emitters=false",
     os.environ.get("XLA_FLAGS", ""),  # what is given wins
 ))  # fmt: skip

@@ -1,6 +1,13 @@
-"""Public data sets by name: `build` writes one as TFDS ArrayRecord, `source` reads it back. No TensorFlow.
+"""Public data sets by name: `build` writes one as TFDS ArrayRecord, `source` reads it back. TensorFlow is not needed.
 
-To add one: a file with an EyeDataset (see idrid.py), its name in DATASETS, a small tree of files in the test."""
+    idrid          fundus photographs with grades of diabetic retinopathy and macular oedema
+    kermany_oct    OCT scans in four classes
+    rfmid          fundus photographs with 28 conditions, read from the publisher's folder without building
+    layouts        the description of a data set, and its folder layouts
+    builder        the TFDS builder
+
+To add a data set, write a file with an EyeDataset (see idrid.py), add it to DATASETS, and add a small folder to the test.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +23,14 @@ from data_pipelines.datasets.layouts import EyeDataset
 from data_pipelines.records import DataError, Record, View
 
 DATASETS = {dataset.name: dataset for dataset in (IDRID, KERMANY_OCT)}
-
-
 NAMES = tuple(DATASETS)
 
 
 def build(name: str, from_dir: str | Path, data_dir: str | Path) -> Path:
-    """Writes data set `name` from the folder it was unpacked to; returns the folder of the ArrayRecord files.
+    """Build data set `name` from the folder it was unpacked to, and return the folder of the ArrayRecord files.
 
-    `from_dir` has the publisher's layout, or a `labels.csv` beside the images. Raises DataError, before anything
-    is written, where the folder is neither, where a file is missing, and where the data set is built already.
+    `from_dir` has the publisher's layout, or images and a `labels.csv`. Raises DataError before anything is written if
+    the layout is unknown, a file is missing, or the data set is already built.
     """
     dataset = _known(name)
     target = builder.directory(name, Path(data_dir))
@@ -36,7 +41,7 @@ def build(name: str, from_dir: str | Path, data_dir: str | Path) -> Path:
 
 
 def source(name: str, split: str, data_dir: str | Path) -> Built:
-    """The records of one split of a built data set: a Source with `classes`. Raises DataError if it is not built."""
+    """The records of one split of a built data set. Raises DataError if it has not been built."""
     _known(name)
     target = builder.directory(name, Path(data_dir))
     if not target.is_dir():
@@ -46,7 +51,7 @@ def source(name: str, split: str, data_dir: str | Path) -> Built:
 
 @dataclass(frozen=True)
 class Built:
-    """One split of a built data set. Pickles as its name: every process opens the files for itself."""
+    """One split of a built data set. Its pickle holds only names; each process opens the files itself."""
 
     name: str
     split: str
@@ -62,7 +67,7 @@ class Built:
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} {self.split} has {len(self)} rows, none is {index}")
+            raise IndexError(f"{self.name} {self.split} has {len(self)} rows, no row {index}")
         row = self._rows[index]
         label, file = int(row["label"]), row["file"].decode()
         targets = {"label": label} | {key: int(row[key]) for key in DATASETS[self.name].targets}

@@ -1,4 +1,4 @@
-"""The TensorFlow Datasets builder, without TensorFlow: one configuration for each data set, written as ArrayRecord."""
+"""The TFDS builder of the public data sets, which needs no TensorFlow: one configuration per data set, as ArrayRecord."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import numpy as np
 
 from data_pipelines.datasets.layouts import EyeDataset, Row
 
-VERSION = "1.0.0"  # of what a row holds; raise it when features() changes
+VERSION = "1.0.0"  # increase it when features() changes
 
 
 def directory(name: str, data_dir: Path) -> Path:
-    """Where the built data set lies."""
+    """The folder of a built data set."""
     return data_dir / "eye_datasets" / name / VERSION
 
 
 def write(dataset: EyeDataset, datasets: Mapping[str, EyeDataset], from_dir: Path, data_dir: Path) -> Path:
-    """Builds `dataset` from the publisher's folder; TFDS writes beside the place and renames at the end."""
+    """Build `dataset` from the publisher's folder. TFDS writes to a temporary folder and renames it at the end."""
     import tensorflow_datasets as tfds
 
     builder = builder_class(tuple(datasets.values()))(config=dataset.name, data_dir=str(data_dir))
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    # it prints of downloads and makes a folder for them, and there are none
+    # TFDS prints about downloads and creates a folder for them, but nothing is downloaded
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
         builder.download_and_prepare(
             download_dir=downloads,
@@ -42,7 +42,7 @@ def write(dataset: EyeDataset, datasets: Mapping[str, EyeDataset], from_dir: Pat
 
 @functools.cache
 def builder_class(datasets: tuple[EyeDataset, ...]) -> Any:
-    """The TFDS builder class of these data sets (made here because importing TFDS takes a second)."""
+    """The TFDS builder class of these data sets, created on demand because importing TFDS takes a second."""
     import tensorflow_datasets as tfds
 
     entries = {dataset.name: dataset for dataset in datasets}
@@ -51,7 +51,7 @@ def builder_class(datasets: tuple[EyeDataset, ...]) -> Any:
         """Public ophthalmic data sets: encoded images with label, patient, modality and a caption."""
 
         VERSION = tfds.core.Version(VERSION)
-        BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own way to declare them)
+        BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS declares them this way)
             tfds.core.BuilderConfig(name=d.name, description=d.about) for d in datasets
         ]
         MANUAL_DOWNLOAD_INSTRUCTIONS = "Unpack the publisher's archive; build() says what it expects to find."
@@ -88,7 +88,7 @@ def builder_class(datasets: tuple[EyeDataset, ...]) -> Any:
 
 
 def features(dataset: EyeDataset, tfds: Any) -> dict[str, Any]:
-    """What a row holds; the image keeps its encoded bytes (paths go in, so TensorFlow is not needed)."""
+    """The TFDS features of a row. Images are given as paths and keep their encoded bytes, so no TensorFlow is needed."""
     return {
         "image": tfds.features.Image(shape=(None, None, None)),
         "file": tfds.features.Text(),

@@ -11,8 +11,6 @@ IMAGES, TABLES = "1. Original Images", "2. Groundtruths"
 
 
 GRADE, OEDEMA = "Retinopathy grade", "Risk of macular edema"
-
-
 SPLITS = {
     "train": ("a. Training Set", "a. IDRiD_Disease Grading_Training Labels.csv"),
     "test": ("b. Testing Set", "b. IDRiD_Disease Grading_Testing Labels.csv"),
@@ -41,7 +39,7 @@ CAPTIONS = (
 
 
 def published(folder: Path) -> list[Row] | None:
-    """The publisher's folders, `B. Disease Grading` or the folder around it."""
+    """The rows of the publisher's folder `B. Disease Grading` or its parent; None for another layout."""
     root = inside(folder, IMAGES, TABLES)
     if root is None:
         return None
@@ -49,7 +47,7 @@ def published(folder: Path) -> list[Row] | None:
     for split, (images, labels) in SPLITS.items():
         path = root / TABLES / labels
         if not path.is_file():
-            raise DataError(f"idrid: expected {path}, there is no such file")
+            raise DataError(f"idrid: no such file {path}")
         rows += [_row(root / IMAGES / images, split, *row) for row in table(path, "Image name", GRADE, OEDEMA)]
     return rows
 
@@ -59,7 +57,7 @@ def _row(images: Path, split: str, where: str, cells: dict[str, str]) -> Row:
     image = images / f"{cells['Image name']}.jpg"
     if not image.is_file():
         raise DataError(f"{where}: no such image file {image}")
-    # the numbers start again in the test set, so the split is part of the name
+    # the test set uses the same numbers again, so the split is part of the name
     return Row(image, split, grade, f"{split}/{cells['Image name']}", {"macular_edema_risk": oedema})
 
 

@@ -26,7 +26,7 @@ NAME = re.compile(r"(CNV|DME|DRUSEN|NORMAL)-(\d+)-(\d+)")
 
 
 def published(folder: Path) -> list[Row] | None:
-    """The publisher's folders train, val and test (later versions have no val) with a folder for each class."""
+    """The rows of the publisher's folders train, val (only in early versions) and test; None for another layout."""
     root = inside(folder, "train", "test")
     if root is None:
         return None

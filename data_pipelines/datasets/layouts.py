@@ -1,4 +1,4 @@
-"""What a public data set is to us, and the folder layouts it may come in."""
+"""The description of a public data set, and the folder layouts in which it may come."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_pipelines.records import DataError
 
 @dataclass(frozen=True)
 class Row:
-    """One image of a data set, as its publisher sorts and labels it."""
+    """One image of a data set, with the publisher's split and label."""
 
     image: Path
     split: str
@@ -25,17 +25,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way the files may lie. `rows(folder)` is None where a folder does not look like it at all, and raises
-    DataError where it does but something is missing or wrong."""
+    """One possible arrangement of the files.
 
-    expected: str  # for messages: what must be there
+    `rows(folder)` is None for a folder with another layout, and raises DataError if something is missing or wrong.
+    """
+
+    expected: str  # describes the layout in messages
     rows: Callable[[Path], list[Row] | None]
 
 
 @dataclass(frozen=True)
 class EyeDataset:
-    """One public data set: all that adding one takes. `codes` are the publisher's words for `classes`, in order;
-    `captions` are sentences of ours, one for each class; `targets` names further whole numbers of every row."""
+    """One public data set.
+
+    `codes` are the publisher's names of `classes`, in order. `captions` are this project's sentences, one per class.
+    `targets` names further integers of each row.
+    """
 
     name: str
     modality: str
@@ -50,34 +55,35 @@ class EyeDataset:
     targets: tuple[str, ...] = ()
 
     def rows(self, folder: Path) -> list[Row]:
-        """The rows of `folder` in whichever layout it has; DataError says what was expected and what is there."""
+        """The rows of `folder`, in any of the layouts. Raises DataError with what was expected and what was found."""
         if not folder.is_dir():
             raise DataError(f"{self.name}: {folder} is not a folder")
         for layout in self.layouts:
             rows = layout.rows(folder)
             if rows is not None:
-                return _checked(self.name, folder, rows)
+                _check_images(self.name, folder, rows)
+                return rows
         expected = " or ".join(layout.expected for layout in self.layouts)
         raise DataError(f"{self.name}: expected {expected} in {folder}, found {found(folder)}")
 
 
 def found(folder: Path) -> str:
-    """What a folder holds, shortly."""
+    """A short listing of a folder, for messages."""
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return (", ".join(names[:6]) + more) or "nothing"
 
 
 def inside(folder: Path, *names: str) -> Path | None:
-    """`folder`, or the one folder directly in it, that has all these entries: archives unpack into either."""
+    """`folder` or the subfolder that has all these entries; archives unpack into either. None if there is none."""
     children = sorted(p for p in folder.iterdir() if p.is_dir())
     return next((p for p in (folder, *children) if all((p / name).exists() for name in names)), None)
 
 
 def table(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """("file row n", its cells) of a CSV with a header; DataError where a column is missing.
+    """Yield ("file row n", cells by column) of a CSV with a header. Raises DataError if a column is missing.
 
-    Spaces around names and cells go, and so do columns without a name: spreadsheets leave both.
+    Spaces around names and cells are removed, and columns without a name are ignored; spreadsheets write both.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
@@ -92,7 +98,7 @@ def table(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def whole(text: str, where: str, column: str, below: int) -> int:
-    """A whole number in [0, below); DataError names row and column."""
+    """Parse a whole number in [0, below). Raises DataError naming row and column."""
     try:
         value = int(text)
     except ValueError:
@@ -108,10 +114,15 @@ def label_table(
     label: str,
     targets: Mapping[str, tuple[str, int]],
 ) -> Layout:
-    """A folder with `labels.csv`: `image` (a path in the folder) and `label`, or a column of the name given here.
+    """The layout of a folder with `labels.csv`, whose columns are `image` (a path in the folder) and a label.
 
-    The label is a class, the publisher's code of it, or its number. Optional columns: `split` (train where there is
-    none) and `patient` (else every image is one of its own). `targets`: name -> (column, number of values).
+    Args:
+        classes: class names.
+        codes: the publisher's names of the classes. A label is a class name, a code or a number.
+        label: name of the label's column; "label" is accepted as well.
+        targets: target name -> (column, number of values).
+
+    Optional columns are `split` (default train) and `patient` (default: each image is its own patient).
     """
 
     def rows(folder: Path) -> list[Row] | None:
@@ -143,12 +154,11 @@ def label_table(
     return Layout(f"labels.csv with the columns image and {label} (or label)", rows)
 
 
-def _checked(name: str, folder: Path, rows: list[Row]) -> list[Row]:
+def _check_images(name: str, folder: Path, rows: list[Row]) -> None:
     if not rows:
         raise DataError(f"{name}: {folder} has the right folders but no images in them")
     for row in rows:
         try:
-            Image.open(row.image).close()  # the header: what copies and downloads cut short or replace by HTML
+            Image.open(row.image).close()  # reads the header: finds truncated files and HTML error pages
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{name}: {row.image} is not an image ({row.image.stat().st_size} bytes)") from error
-    return rows

@@ -1,4 +1,4 @@
-"""RFMiD's label files (Pachade et al. 2021, doi:10.3390/data6020014): one photograph, several of 28 conditions."""
+"""RFMiD (Pachade et al. 2021, doi:10.3390/data6020014): fundus photographs with 28 conditions, several per image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.records import DataError, Record, View
 
-# The 27 conditions with enough examples; the challenge of the data set counts the other 18 columns as one, OTHER.
+# The 27 conditions with enough examples. The data set's challenge merges the other 18 columns into OTHER.
 CONDITIONS = (
     *("DR", "ARMD", "MH", "DN", "MYA", "BRVO", "TSLN", "ERM", "LS", "MS", "CSR", "ODC", "CRVO", "TV", "AH", "ODP"),
     *("ODE", "ST", "AION", "PT", "RT", "RS", "CRS", "EDN", "RPEC", "MHL", "RP"),
@@ -29,9 +29,9 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class RFMiD:
-    """A label file (ID, Disease_Risk, DR, ...) with the folder of its images, named by ID; target label f32 [28].
+    """A label file (ID, Disease_Risk, DR, ...) and the folder of its images, named by ID; the target is label f32 [28].
 
-    Raises DataError naming the file and the row or column; a missing image is named when it is asked for.
+    Raises DataError naming the file and the row or column. A missing image is reported when it is read.
     """
 
     labels: Path
@@ -58,7 +58,7 @@ class RFMiD:
 
     @cached_property
     def _rows(self) -> tuple[list[str], np.ndarray]:
-        """IDs, and bool [rows 28]."""
+        """The IDs, and the labels bool [rows 28]."""
         if not self.labels.is_file():
             raise DataError(f"no file {self.labels}")
         names, labels = [], []
@@ -77,17 +77,17 @@ class RFMiD:
 
 
 def rfmid(root: str | Path, split: str) -> RFMiD:
-    """A split (train, valid or test) in the publisher's layout: RFMiD_Training_Labels.csv and its images' folder.
+    """A split (train, valid or test) in the publisher's layout: RFMiD_Training_Labels.csv and a folder of images.
 
-    Raises DataError if there is no such label file under `root`, or no folder of images beside it.
+    Raises DataError if the label file is not found in `root`, or has no folder of images next to it.
     """
     if split not in SPLITS:
         raise DataError(f"RFMiD split {split!r}: expected one of {', '.join(SPLITS)}")
     name = f"RFMiD_{SPLITS[split]}_Labels.csv"
-    found = sorted(Path(root).rglob(name))
-    if len(found) != 1:
-        raise DataError(f"{root}: expected one {name} in it, found {len(found)}")
-    folders = [folder for folder in sorted(found[0].parent.iterdir()) if folder.is_dir()]
+    files = sorted(Path(root).rglob(name))
+    if len(files) != 1:
+        raise DataError(f"{root}: expected one {name} in it, found {len(files)}")
+    folders = [folder for folder in sorted(files[0].parent.iterdir()) if folder.is_dir()]
     if len(folders) != 1:
-        raise DataError(f"{found[0].parent}: expected one folder of images beside {name}, found {len(folders)}")
-    return RFMiD(found[0], folders[0])
+        raise DataError(f"{files[0].parent}: expected one folder of images next to {name}, found {len(folders)}")
+    return RFMiD(files[0], folders[0])

@@ -1,4 +1,4 @@
-"""The conditions, findings and biomarkers that a synthetic patient may have, with their names."""
+"""The names of the conditions, findings and biomarkers of synthetic patients."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PROMPTS = {
 }
 
 
-# A lesion's place in this tuple is its class in a mask, after MASK_CLASSES' first four.
+# A lesion's index in this tuple, plus four, is its class in a mask; see MASK_CLASSES.
 LESIONS = (
     "microaneurysm",
     "haemorrhage",
@@ -78,7 +78,7 @@ LAYERS = (
 )
 
 
-# What a report may say of an eye; `findings` of records and the columns of multi-label targets are of these.
+# Findings in reports. `findings` of records and the columns of multi-label targets use these names.
 FINDINGS = (
     *LESIONS[:13],
     "retinal detachment",
@@ -124,7 +124,7 @@ GRADES = ("none", "mild", "moderate", "severe", "proliferative")
 
 
 def grade_of(condition: str, load: float) -> int:
-    """0 for a normal eye, 1-4 for diabetic retinopathy by name, 1-3 (mild, moderate, severe) by load for the rest."""
+    """The grade of an eye: 0 if normal, 1-4 for diabetic retinopathy by name, 1-3 by disease load otherwise."""
     if condition == "normal":
         return 0
     if condition in RETINOPATHY:
@@ -133,7 +133,7 @@ def grade_of(condition: str, load: float) -> int:
 
 
 def condition_at(condition: str, load: float) -> str:
-    """The condition an eye has come to at a load; retinopathy counts 1..5, everything else 0..1 and beyond."""
+    """The condition of an eye at a disease load, which is 1..5 for diabetic retinopathy and from 0 up otherwise."""
     if condition in RETINOPATHY:
         return RETINOPATHY[min(3, max(0, int(load) - 1))]
     if condition == "dry age-related macular degeneration" and load >= 1:

@@ -1,7 +1,8 @@
-"""What experts know about findings of the eye, as texts: descriptions, synonyms, prompts, loaded from knowledge/eyes.json.
+"""Expert knowledge about findings of the eye: descriptions, synonyms and prompt templates, loaded from data/eyes.json.
 
-The categories that FLAIR's data sets name, and the findings of angiography (FFA) and OCT. All descriptions are the
-project's own."""
+It covers the categories of FLAIR's data sets and the findings of angiography (FFA) and OCT. All descriptions were
+written for this project.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +18,15 @@ import numpy as np
 from data_pipelines.records import DataError
 
 FILE = Path(__file__).with_name("data") / "eyes.json"
-
-
 LANGUAGES = ("en", "zh")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One category: its name, how else it is called, where it is seen, and what it looks like."""
+    """One category: its name, synonyms, location, and descriptions of its appearance in English and Chinese."""
 
     name: str
-    abbreviation: str = ""  # "" where there is none; HR stands for two categories
+    abbreviation: str = ""  # may be ambiguous: HR stands for two categories
     modality: str = "CFP"
     location: str = ""
     synonyms: tuple[str, ...] = ()
@@ -35,7 +34,7 @@ class Finding:
     zh: tuple[str, ...] = ()
 
     def descriptions(self, language: str = "en") -> tuple[str, ...]:
-        """Sentences of one language, perhaps none in "zh". Raises DataError for an unknown language."""
+        """The descriptions in one language; there may be none in "zh". Raises DataError for an unknown language."""
         if language not in LANGUAGES:
             raise DataError(f"language {language!r} is not one of {', '.join(LANGUAGES)}")
         return self.en if language == "en" else self.zh
@@ -57,9 +56,9 @@ class Knowledge:
         return self.findings[name]
 
     def find(self, name: str) -> Finding | None:
-        """The finding of this name, synonym or abbreviation, whatever its case; None where there is none.
+        """The finding with this name, synonym or abbreviation in any case; None if unknown.
 
-        An abbreviation or synonym of two categories ("HR", "MH") means neither.
+        An abbreviation or synonym of two categories ("HR", "MH") is ambiguous and gives None.
         """
         return self._aliases.get(" ".join(name.split()).lower())
 
@@ -74,35 +73,36 @@ class Knowledge:
         return single | {name.lower(): finding for name, finding in self.findings.items()}
 
     def ways(self, name: str, language: str = "en") -> tuple[str, ...]:
-        """A category's name and descriptions: what a caption may say of it. An unknown name is only itself."""
+        """The wordings of a category in captions: its name and descriptions. An unknown name has only itself."""
         return (name, *self.findings[name].descriptions(language)) if name in self.findings else (name,)
 
     def ensemble(self, name: str, modality: str = "CFP") -> tuple[str, ...]:
-        """FLAIR's prompts of a class: descriptions and name in the modality's first template (spec 1.2).
+        """FLAIR's prompts for a class: its descriptions and its name in the first template of the modality.
 
-        As the peer does, the name is left out for grades of myopic maculopathy, whose names say nothing.
+        As in the original implementation, the names of grades of myopic maculopathy are left out, because they are
+        uninformative.
         """
-        said = list(self.findings[name].en) if name in self.findings else []
-        if name not in said and ("myopic maculopathy" not in name or not said):
-            said.append(name)
-        return tuple(self.prompt(text, modality) for text in said)
+        texts = list(self.findings[name].en) if name in self.findings else []
+        if name not in texts and ("myopic maculopathy" not in name or not texts):
+            texts.append(name)
+        return tuple(self.prompt(text, modality) for text in texts)
 
     def prompt(self, text: str, modality: str = "CFP") -> str:
-        """A text in the first English template of a modality. Raises DataError where it has none."""
+        """Insert a text into the first English template of a modality. Raises DataError if it has none."""
         return self._templates(modality)["en"][0].replace("[CLS]", text)
 
     def caption(self, text: str, attribute: str = "", modality: str = "CFP") -> str:
-        """FLAIR's training caption, "A [ATR] fundus photograph of [CLS]", with double spaces collapsed once."""
+        """FLAIR's training caption, "A [ATR] fundus photograph of [CLS]", in which double spaces are collapsed once."""
         filled = self._templates(modality)["train"].replace("[ATR]", attribute).replace("[CLS]", text)
         return filled.replace("  ", " ")
 
     def draw(self, name: str, rng: np.random.Generator) -> str:
-        """The category in a way drawn uniformly from its name and English descriptions."""
+        """Draw one of the category's name and English descriptions uniformly."""
         ways = self.ways(name)
         return ways[int(rng.integers(len(ways)))]
 
     def sentences(self, languages: Sequence[str] = ("en",)) -> tuple[str, ...]:
-        """Every description with its category's name, for text pretraining."""
+        """All descriptions, with the name of their category, for text pretraining."""
         return tuple(
             f"{finding.name}: {text}" if language == "en" else text
             for finding in self.findings.values()
@@ -117,10 +117,11 @@ class Knowledge:
 
 
 def load(path: str | Path = FILE) -> Knowledge:
-    """The bundled knowledge, or one's own file of the same form.
+    """Load the bundled knowledge base, or another file of the same form.
 
-    JSON: "templates" by modality, each with "train" and lists "en", "zh"; "categories" by name, each with abbreviation,
-    modality, location, synonyms, en, zh, of which only en is needed. Raises DataError naming the category that is wrong.
+    The file is a JSON object. "templates" maps each modality to "train" and the lists "en" and "zh"; "categories" maps
+    each name to abbreviation, modality, location, synonyms, en and zh, where only en is required. Raises DataError
+    naming the category that is wrong.
     """
     path = Path(path)
     try:
@@ -133,14 +134,14 @@ def load(path: str | Path = FILE) -> Knowledge:
 
 @functools.cache
 def bundled() -> Knowledge:
-    """The knowledge that comes with the project, read once."""
+    """The knowledge base of this package, read once."""
     return load()
 
 
 def _finding(path: Path, name: str, fields: Any) -> Finding:
     known = {"abbreviation", "modality", "location", "synonyms", "en", "zh"}
     if not isinstance(fields, dict) or not fields.get("en") or set(fields) - known:
-        raise DataError(f"{path}: category {name!r}: expected en, and of {', '.join(sorted(known))} no others")
+        raise DataError(f"{path}: category {name!r}: expected en, and no keys other than {', '.join(sorted(known))}")
     lists = {key: tuple(fields.get(key, ())) for key in ("synonyms", "en", "zh")}
     if wrong := [key for key, value in lists.items() if not all(isinstance(text, str) and text for text in value)]:
         raise DataError(f"{path}: category {name!r}: {wrong[0]} must be a list of texts")

@@ -1,9 +1,8 @@
-"""How a class is told to a model that reads: what experts know of it, in the words of a modality.
+"""Zero-shot prompts: texts for a class in a modality, and report sentences for a condition of a patient or an eye.
 
-Sentences that put a condition into a report: of the patient, of the left eye, of the right eye; two languages.
-
-Of the patient they say "both eyes", as the prompts of RET-CLIP's authors do: a bare name says less to a text tower
-that has read reports, and a statement for each eye is matched by its sides before its condition."""
+The sentences for a patient say "both eyes", as in RET-CLIP's prompts. A text encoder trained on reports gets less from a
+bare name, and from one sentence per eye it matches the sides before the condition.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +11,28 @@ from data_pipelines.records import PHRASES, DataError
 
 
 def prompts_of(name: str, modality: str, wording: str = "") -> tuple[str, ...]:
-    """Sentences that tell a class in a modality.
+    """The prompts of a class in a modality.
 
-    wording: a template with {text} and perhaps {modality}, filled with the name alone; "" says what experts know of the
-    class, in FLAIR's template of the modality (data_pipelines/language/knowledge.py), or in one like it where it has none.
-    Raises DataError for a wording with another field.
+    Args:
+        name: name of the class.
+        modality: a name in MODALITIES.
+        wording: a template with {text} and optionally {modality}, filled with the name. "" uses the descriptions of the
+            knowledge base in FLAIR's template of the modality, or in a similar one if there is none.
+
+    Raises DataError for a wording with other fields.
     """
     phrase = PHRASES[modality][0]
     if wording:
         try:
-            said = wording.format(text=name, modality=phrase)
+            prompt = wording.format(text=name, modality=phrase)
         except (KeyError, IndexError, ValueError):
             raise DataError(f"wording {wording!r}: only {{text}} and {{modality}} can be filled in") from None
-        if name not in said:
-            raise DataError(f"wording {wording!r} has no {{text}}: every class would be told alike")
-        return (said,)
+        if name not in prompt:
+            raise DataError(f"wording {wording!r} has no {{text}}: all classes would have the same prompt")
+        return (prompt,)
     known = bundled()
-    found = known.find(name)
-    name = found.name if found else name
+    finding = known.find(name)
+    name = finding.name if finding else name
     if modality in known.templates:
         return known.ensemble(name, modality)
     article = "An" if phrase[0] in "aeiou" else "A"
@@ -51,10 +54,10 @@ TEMPLATES = {
 
 
 def language_of(name: str) -> str:
-    """ "zh" where a name has a Chinese character, else "en"."""
+    """The language of a name: "zh" if it contains a Chinese character, else "en"."""
     return "zh" if any("\u4e00" <= character <= "\u9fff" for character in name) else "en"
 
 
 def prompts(name: str, level: str, language: str = "") -> tuple[str, ...]:
-    """Every wording of a condition at a level (patient, left, right); the language is the name's own by default."""
+    """All sentences for a condition of the "patient", the "left" or the "right" eye; by default in the name's language."""
     return tuple(template.format(name) for template in TEMPLATES[language or language_of(name)][level])

@@ -1,7 +1,8 @@
-"""Words to token ids: CLIP's byte pairs, BERT's word pieces, and a small bundled English and Chinese vocabulary.
+"""Tokenizers: CLIP's byte pairs, BERT's word pieces, and a small bundled English and Chinese vocabulary.
 
-A tokenizer is called in the data workers, on text that comes from a hospital's database: it is exact where a
-peer's checkpoint depends on the ids, pickles, starts no threads, and never fails on a character."""
+Tokenizers run in data workers on clinical text, so they can be pickled, start no threads and accept any character. Their
+ids equal those of the original implementations, which published checkpoints depend on.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +23,8 @@ from tokenizers.models import BPE, WordPiece
 
 from data_pipelines.records import DataError
 
-# OpenAI's merges file goes on after the merges that CLIP uses: 49,408 ids = 2 * 256 bytes + these + start, end.
+# CLIP uses only the first merges of OpenAI's file: 49,408 ids = 2 * 256 bytes + merges + start and end.
 CLIP_MERGES = 49_408 - 2 * 256 - 2
-
 
 CLIP_WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
@@ -36,16 +36,14 @@ Merges = list[tuple[str, str]]
 
 
 _CHINESE = "[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"  # characters and full-width signs
-
-
-BERT_MAX_CONTEXT = 512  # where a folder of somebody else's does not say
+BERT_MAX_CONTEXT = 512  # default for folders that do not define it
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """Texts to i32 [N L]: start, the pieces (cut to L - 2), end, then padding.
+    """Converts texts to ids i32 [N L]: start, tokens (truncated to L - 2), end, then padding.
 
-    A special token that is spelt out in a text ("[SEP]", "<|endoftext|>") is ordinary text.
+    A special token that is written in a text ("[SEP]", "<|endoftext|>") is treated as ordinary text.
     """
 
     backend: tokenizers.Tokenizer = field(repr=False)
@@ -60,22 +58,22 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding table: the highest id + 1."""
+        """The number of rows of the embedding table: the highest id + 1."""
         return 1 + max(self.backend.get_vocab().values())
 
     @property
     def start(self) -> int:
-        """Id of the first token of every text."""
+        """The id of the first token of every text."""
         return self._id("cls_token" if "cls_token" in self.special else "bos_token")
 
     @property
     def end(self) -> int:
-        """Id of the token that closes a text; CLIP's towers find it as the highest id of the row."""
+        """The id of the token that ends a text; CLIP's text encoder finds it as the highest id of the row."""
         return self._id("sep_token" if "sep_token" in self.special else "eos_token")
 
     @property
     def pad(self) -> int:
-        """Id that fills a row up. CLIP pads with 0 whatever transformers is told (it masks by the end token)."""
+        """The padding id. CLIP pads with 0 whatever its transformers files define, and masks by the end token."""
         return 0 if self._is_clip else self._id("pad_token")
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -85,15 +83,15 @@ class Tokenizer:
         ids = np.full((len(texts), self.context), self.pad, np.int32)  # [N L]
         start, end = self.start, self.end
         for row, text in zip(ids, texts, strict=True):
-            # One by one: encode_batch starts threads, and a worker is one of many processes already.
+            # encode_batch would start threads, but a worker is already one of many processes.
             pieces = self.backend.encode(self.clean(text), add_special_tokens=False).ids[: self.context - 2]
             row[: len(pieces) + 2] = [start, *pieces, end]
         return ids
 
     def decode(self, ids: np.ndarray) -> list[str]:
-        """Token ids i [N L] to N texts: up to the first end or padding, without what encloses a text.
+        """Convert ids i [N L] to N texts, up to the first end or padding token, without special tokens.
 
-        What the tokenizer did not keep (capitals, some spaces) cannot come back; spaces are put as print has them.
+        Capitals and spaces that the tokenizer dropped are lost; spaces are set as in printed text.
         """
         return [self._words(row) for row in np.atleast_2d(np.asarray(ids)).tolist()]
 
@@ -102,14 +100,14 @@ class Tokenizer:
         stops = [at for at, k in enumerate(row) if k in (self.end, self.pad)]
         tokens = [self.backend.id_to_token(k) or "" for k in row[: stops[0] if stops else len(row)]]
         if isinstance(self.backend.model, WordPiece):
-            said = " ".join(tokens).replace(" ##", "")
+            text = " ".join(tokens).replace(" ##", "")
         else:
             letters = "".join(tokens).replace("</w>", "\u0120")  # ByteLevel's sign for a space
-            said = decoders.ByteLevel().decode([letters])
-        return printed(said)
+            text = decoders.ByteLevel().decode([letters])
+        return set_spaces(text)
 
     def save(self, folder: str | Path) -> None:
-        """Write the files that load() and transformers.AutoTokenizer read."""
+        """Write files that load() and transformers.AutoTokenizer can read."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         full = tokenizers.Tokenizer.from_str(self.backend.to_str())
@@ -118,7 +116,7 @@ class Tokenizer:
         full.post_processor = processors.TemplateProcessing(
             single=f"{first} $A {last}", special_tokens=[(first, self.start), (last, self.end)]
         )
-        if self._is_clip:  # what transformers' CLIP tokenizer keeps of the cleaning done here
+        if self._is_clip:  # transformers' CLIP tokenizer supports only this part of the cleaning
             spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
             full.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
         full.save(str(folder / "tokenizer.json"))
@@ -138,37 +136,39 @@ class Tokenizer:
 
 
 def load(folder: str | Path, context: int | None = None) -> Tokenizer:
-    """The tokenizer of a folder written by save(), or of a Hugging Face folder of CLIP or BERT.
+    """Load a tokenizer from a folder written by save(), or from a Hugging Face folder of CLIP or BERT.
 
-    context: tokens per text; the default is what the folder says. Raises DataError where files are missing.
+    `context` is the number of tokens per text, by default the one in the folder. Raises DataError for missing files.
     """
     folder = Path(folder)
     config = _json(folder / "tokenizer_config.json", "a tokenizer's folder (tokenizer_config.json)")
-    said = config.get("model_max_length", BERT_MAX_CONTEXT)
-    context = context or (int(said) if said < 1e9 else BERT_MAX_CONTEXT)  # transformers writes 1e30 for "no limit"
+    longest = config.get("model_max_length", BERT_MAX_CONTEXT)
+    context = context or (
+        int(longest) if longest < 1e9 else BERT_MAX_CONTEXT
+    )  # transformers writes 1e30 for "no limit"
     if str(config.get("tokenizer_class", "")).startswith("CLIP"):
         return clip_bpe(folder, context)
-    if config.get("pad_token") == PAD:  # only a vocabulary of ours names it so
+    if config.get("pad_token") == PAD:  # only the bundled vocabulary uses this name
         return _plain(*_byte_pair_files(folder), context)
     return wordpiece(folder, context, straight_quotes=bool(config.get("straight_quotes", False)))
 
 
 def bundled(context: int = 64) -> Tokenizer:
-    """The offline default: byte pairs trained on our own English and Chinese (scripts/train_vocabulary.py).
+    """The default tokenizer: byte pairs trained on this project's English and Chinese (scripts/train_vocabulary.py).
 
-    Every text of every language has ids, as the bytes are in the vocabulary. Padding is 0 and the end token is the
-    highest id, as CLIP's text tower expects. All its rules are in tokenizer.json: transformers gives the same ids.
+    All bytes are in the vocabulary, so every text in any language has ids. Padding is 0 and the end token has the
+    highest id, as CLIP's text encoder expects. transformers gives the same ids, since tokenizer.json has all rules.
     """
     merges = _merges(Path(__file__).parent / "data" / "merges.txt")
     return _plain(_byte_vocabulary(merges, [PAD]), merges, context)
 
 
 def clip_bpe(path: str | Path, context: int = 77) -> Tokenizer:
-    """CLIP's byte-pair tokenizer: ids as open_clip's SimpleTokenizer, start and end around, padded with 0.
+    """CLIP's byte-pair tokenizer, with the ids of open_clip's SimpleTokenizer and padding with 0.
 
-    path: OpenAI's merges (bpe_simple_vocab_16e6.txt.gz, or as plain text), or a folder in Hugging Face's layout
-    (tokenizer.json, or vocab.json and merges.txt). Text is repaired (ftfy), unescaped twice, its white space
-    collapsed, and lower-cased. Raises DataError where a file is missing or is of another kind of tokenizer.
+    `path` is OpenAI's merges file (bpe_simple_vocab_16e6.txt.gz, or plain text) or a Hugging Face folder (tokenizer.json,
+    or vocab.json and merges.txt). Texts are repaired with ftfy, unescaped twice and lower-cased, and white space is
+    collapsed. Raises DataError if a file is missing or belongs to another kind of tokenizer.
 
     Source: Radford et al. 2021 (CLIP); open_clip 2.30.0, the behaviour of tokenizer.py.
     """
@@ -182,11 +182,15 @@ def clip_bpe(path: str | Path, context: int = 77) -> Tokenizer:
 def wordpiece(
     path: str | Path, context: int = 100, *, cased: bool | None = None, straight_quotes: bool = True
 ) -> Tokenizer:
-    """BERT's WordPiece: [CLS] pieces [SEP] and [PAD]; Chinese characters stand alone, 200 characters per word.
+    """BERT's WordPiece tokenizer: [CLS], tokens, [SEP] and [PAD]. Each Chinese character is a word of its own.
 
-    path: vocab.txt, or a folder with tokenizer.json or vocab.txt. cased: keep capitals and accents; the default
-    is what the folder says, else lower-case. straight_quotes: RET-CLIP's rule, curly double quotes become ".
-    Raises DataError where a file is missing or has not BERT's special tokens.
+    Args:
+        path: vocab.txt, or a folder with tokenizer.json or vocab.txt.
+        context: tokens per text.
+        cased: keep capitals and accents; None uses the folder's setting, or lower-cases if there is none.
+        straight_quotes: replace curly double quotes by ", as RET-CLIP does.
+
+    Raises DataError if a file is missing or lacks BERT's special tokens.
 
     Source: Devlin et al. 2019 (BERT); sStonemason/RET-CLIP, the text half of its data set.
     """
@@ -202,7 +206,7 @@ def wordpiece(
     bert = normalizers.BertNormalizer(lowercase=not cased, strip_accents=not cased)
     backend.normalizer = normalizers.Sequence([*quotes, bert])
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # transformers' own BertTokenizer class would rebuild the rules without the quotes: this one keeps the file's.
+    # transformers' BertTokenizer would drop the rule for quotes; PreTrainedTokenizerFast keeps the rules of the file
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "do_lower_case": not cased,
@@ -234,25 +238,25 @@ def _byte_pairs(vocabulary: dict[str, int], merges: Merges) -> tokenizers.Tokeni
 
 
 def byte_words() -> pre_tokenizers.PreTokenizer:
-    """CLIP's split into words, single digits and runs of signs, each as a string of printable bytes."""
+    """CLIP's pre-tokenizer: words, single digits and runs of signs, each as a string of printable bytes."""
     words = pre_tokenizers.Split(tokenizers.Regex(CLIP_WORDS), behavior="removed", invert=True)
     return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def plain_text() -> normalizers.Normalizer:
-    """The bundled vocabulary's cleaning: full-width forms and Roman numerals to ASCII, straight quotes, lower case."""
+    """Cleaning for the bundled vocabulary: full-width forms and Roman numerals to ASCII, straight quotes, lower case."""
     quotes = [normalizers.Replace(curly, straight) for curly, straight in zip("“”‘’", "\"\"''", strict=True)]
     return normalizers.Sequence([normalizers.NFKC(), *quotes, normalizers.Lowercase()])
 
 
 def clip_text(text: str) -> str:
-    """CLIP's cleaning: repaired, unescaped twice, white space collapsed, lower case."""
+    """CLIP's cleaning: repair, unescape twice, collapse white space, lower-case."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
 
-def printed(words: str) -> str:
-    """Words and signs with a space between any two of them, spaced as in print: "c / d 0 . 6 , oedema" is c/d 0.6, oedema."""
+def set_spaces(words: str) -> str:
+    """Remove the spaces around signs that printed text does not have: "c / d 0 . 6 , oedema" becomes c/d 0.6, oedema."""
     words = re.sub(r"(?<=\d) ?\. ?(?=\d)", ".", " ".join(words.split()))
     words = re.sub(r"(?<=\w) ?([/-]) ?(?=\w)", r"\1", words)
     words = re.sub(r" (?=[.,;:!?%)\]])|(?<=[(\[]) ", "", words)
@@ -298,7 +302,7 @@ def _byte_pair_files(path: Path) -> tuple[dict[str, int], Merges]:
 
 
 def _bert_files(path: Path) -> tuple[dict[str, int], bool]:
-    """The pieces with their ids, and whether the folder says "cased"."""
+    """The vocabulary, and whether the folder keeps capitals."""
     if path.is_dir() and (path / "tokenizer.json").exists():
         stored = _json(path / "tokenizer.json", "tokenizer.json")
         if not isinstance(stored["model"]["vocab"], dict) or stored["model"].get("type", "WordPiece") != "WordPiece":
@@ -316,7 +320,7 @@ def _bert_files(path: Path) -> tuple[dict[str, int], bool]:
         with open(path, encoding="utf-8") as file:
             return {line.rstrip("\n"): index for index, line in enumerate(file)}, cased
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected BERT's vocab.txt, one piece per line: {error}") from error
+        raise DataError(f"{path}: expected BERT's vocab.txt, one token per line: {error}") from error
 
 
 def _json(path: Path, what: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The wording of reports: what an ophthalmologist may call each condition and finding, English and Chinese."""
+"""The wordings of conditions and findings in reports, in English and Chinese."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ IMPRESSIONS = {
 }
 
 
-# Findings by name of conditions.FINDINGS.
+# Wordings of the findings in conditions.FINDINGS.
 SIGNS = {
     "en": {
         "microaneurysm": ("microaneurysms", "scattered microaneurysms", "red dots of microaneurysms"),
@@ -192,7 +192,7 @@ SIGNS = {
 }
 
 
-# What is said to be absent, where it is.
+# Wordings of findings in negations ("no haemorrhage").
 ABSENT = {
     "en": {
         "haemorrhage": "haemorrhage",
@@ -249,14 +249,14 @@ HEALTHY = {
 }
 
 
-# What a scan shows of a disease that leaves no trace in it.
+# Wordings for an OCT of a disease that does not show in it.
 UNSEEN = {
     "en": ("retinal layers preserved on OCT", "no structural change on OCT"),
     "zh": ("OCT示视网膜各层结构完整", "OCT未见结构改变"),
 }
 
 
-# Signs that only an angiogram or a scan shows, by the finding behind them.
+# Signs that only an angiogram or an OCT shows: finding -> (English, Chinese).
 MODALITY_SIGNS = {
     "FFA": {
         "microaneurysm": ("pinpoint hyperfluorescence", "点状强荧光"),

@@ -1,1 +1,13 @@
-"""Sources of records: tables, folders, shards, LMDB, and how they are split."""
+"""Sources of records: tables, folders, shards and LMDB, and how they are split.
+
+csv                 csv_source, image_folder, wrap: a CSV file, class folders, any Python object
+csv_table           the CSV reader and the table it builds
+columns             compact, memory-mapped columns of a large index
+shards              ArrayRecord shards written by `launch.py data convert`
+splits              subsets and patient-wise splits
+flair               FLAIR's data frames and MM-Retinal's captions
+ret_clip            RET-CLIP's pairs of eyes with a report
+modality_folders    VisionFM's folders by modality, and its normalisation
+texts               texts without images
+cached              keeps the records of a small source in memory
+"""

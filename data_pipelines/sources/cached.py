@@ -1,4 +1,4 @@
-"""A source whose records are made once and kept: for synthetic eyes and other small sources that fit in memory."""
+"""A source that keeps its records in memory, for synthetic eyes and other small sources."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from data_pipelines.records import Record, Source
 
 @dataclass(frozen=True)
 class CachedSource:
-    """`source`, each of whose rows is asked for once per process; use it without worker processes.
+    """Reads each row of `source` once per process and keeps it. Use it without worker processes.
 
-    A pickled copy starts empty. Two threads that ask for the same row at once both make it, and one result is kept.
+    A pickled copy starts empty. If two threads ask for the same row at the same time, both read it and one result is
+    kept.
     """
 
     source: Source
@@ -20,7 +21,7 @@ class CachedSource:
 
     @property
     def classes(self) -> Sequence[str]:
-        """Those of the source."""
+        """The class names of the source."""
         return tuple(getattr(self.source, "classes", ()))
 
     def __len__(self) -> int:

@@ -1,6 +1,7 @@
-"""Sources of records: a CSV file, a folder of classes, any object with a length and items; and parts of these.
+"""Sources for a CSV file, a folder with one subfolder per class, and any Python object with a length and items.
 
-Building a source opens nothing; the first use reads the index, which then travels to worker processes ready made."""
+Creating a source opens no file. The first use reads the index, which worker processes then receive ready made.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ import numpy as np
 from data_pipelines.images import EXTENSIONS
 from data_pipelines.records import DataError, Record, View, eye_name, modality_name
 from data_pipelines.sources.columns import Stored, Strings, StringWriter, read_once
-from data_pipelines.sources.csv_table import EMPTY, Columns, Layout, Table, class_index, read_table, where
+from data_pipelines.sources.csv_table import EMPTY, Columns, CsvSchema, Table, class_index, read_table, where
 
 SPLITS = ("train", "val", "test")
 
 
 class _Indexed:
-    """Pickling reads the index first, so that it is read once and not by every worker."""
+    """Reads the index before it is pickled, so that the parent reads it once and not every worker."""
 
     def __getstate__(self) -> dict[str, Any]:
         len(self)  # type: ignore[arg-type]
@@ -41,23 +42,33 @@ def csv_source(
     empty: str = "error",
     encoding: str = "utf-8",
 ) -> CsvSource:
-    """A CSV file, one image a row: `image` and, where there are such columns, text, label, modality, eye, patient, day.
+    """A CSV file with one image per row.
 
-    `image_dir`: what image and mask paths are relative to; None is the folder of the file.
-    `columns`: our name -> theirs, or a template over theirs ("{ID}.png", "photograph of {diagnosis}"), or None to leave
-    one out. Beside the names above: mask (a path, or several columns with one for each class that may overlap; an empty
-    cell beside others is a class the image does not have), fov (the mask of what the camera saw), points
-    (x, y, x, y, ... as a tuple of theirs) and value (one or several). Several columns as the label are a multi-label f32 [K].
-    `only`: their column -> the value that rows must have, such as {"split": "train"}; `require`: our names that
-    must be there beside image.
-    `classes`: None takes class numbers 0..max as they are, and sorts class names. `modality`: of rows that have none.
-    `empty`: rows whose image, text, label or patient is empty or NaN are an "error", or "drop" (their number is logged);
-    "keep" keeps gaps in a multi-label as NaN (not labelled).
-    Rows are counted from 1 without the header; messages also give the line of the file. A row without a patient is
-    a patient of its own. Raises DataError at the first use (not here) naming the file, its row or its columns.
+    The columns image, text, label, modality, eye, patient and day are read if the file has them; only image is
+    required. Without a patient column, each image counts as its own patient.
+
+    Args:
+        path: the file; its first line names the columns.
+        image_dir: folder that image and mask paths are relative to; None is the folder of the file.
+        sep: the separator, one character.
+        columns: maps our names to the file's columns, to templates over them ("{ID}.png", "photograph of {diagnosis}"),
+            or to None to ignore a column. These names are read only if they are mapped: mask (a path; or several
+            columns, one for each class, which may overlap; an empty cell means that the image lacks the class), fov
+            (mask of the field of view), points (columns x, y, x, y, ...) and value (one or several columns). Several
+            columns as the label are a multi-label f32 [K].
+        only: maps columns of the file to the value that a row must have, such as {"split": "train"}.
+        require: our names that the file must have, besides image.
+        classes: class names in order; None keeps class numbers 0..max and sorts class names.
+        modality: modality of rows that name none.
+        empty: what to do with a row whose image, text, label or patient is empty: "error", or "drop" it and log how
+            many were dropped. "keep" keeps gaps in a multi-label as NaN, which means not labelled.
+        encoding: text encoding of the file, such as "gb18030".
+
+    The first use reads the file. It raises DataError naming the file and its columns, or the row (from 1, without the
+    header) and the line.
     """
     mapped = tuple((ours, v if isinstance(v, str) else tuple(v or ())) for ours, v in (columns or {}).items())
-    layout = Layout(
+    schema = CsvSchema(
         path=Path(path),
         sep=sep,
         columns=mapped,
@@ -68,45 +79,45 @@ def csv_source(
         empty=empty,
         encoding=encoding,
     )
-    return CsvSource(layout, Path(image_dir) if image_dir is not None else Path(path).parent)
+    return CsvSource(schema, Path(image_dir) if image_dir is not None else Path(path).parent)
 
 
 @dataclass(frozen=True)
 class CsvSource(_Indexed):
     """See csv_source."""
 
-    layout: Layout
+    schema: CsvSchema
     image_dir: Path
 
     @read_once
     def table(self) -> Table:
-        """The index, read at the first use."""
+        """The index, which the first use reads."""
         if not self.image_dir.is_dir():
             raise DataError(f"{self.image_dir}: no such image folder")
-        return read_table(self.layout)
+        return read_table(self.schema)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, the label being an index into them; () without labels."""
+        """Class names, which labels index; () without labels."""
         return self.table.names.get("label", ())
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, index: int) -> Record:
-        row, table = _row(index, len(self)), self.table
+        row, table = row_index(index, len(self)), self.table
         text = {name: column[row] for name, column in table.texts.items()}
         named = {name: table.names[name][self._code(name, row)] for name in ("modality", "eye") if name in table.codes}
-        view = View(self.image_dir / text["image"], named.get("modality", self.layout.modality), named.get("eye", ""))
+        view = View(self.image_dir / text["image"], named.get("modality", self.schema.modality), named.get("eye", ""))
         targets = self._targets(row, text.get("mask", ""), text.get("fov", ""))
         return Record(
             patient=text.get("patient", text["image"]),
             views=(view,),
             report=text.get("text", ""),
-            findings=self._findings(targets),
+            findings=_findings(targets, self.classes),
             targets=targets,
             day=self._code("day", row) if "day" in table.codes else 0,
-            where=where(self.layout.path, *table.places.array[row].tolist()),
+            where=where(self.schema.path, *table.places.array[row].tolist()),
         )
 
     def _code(self, name: str, row: int) -> int:
@@ -119,33 +130,32 @@ class CsvSource(_Indexed):
         if "label" in self.table.codes:
             targets["label"] = np.int32(self._code("label", row))
         for name, paths in (("mask", mask.split("\n")), ("fov", [fov])):
-            found = tuple(self.image_dir / path if path.lower() not in EMPTY else None for path in paths)
-            if any(found):
-                targets[name] = found if len(found) > 1 else next(iter(found))
+            files = tuple(self.image_dir / path if path.lower() not in EMPTY else None for path in paths)
+            if any(files):
+                targets[name] = next(iter(files)) if len(files) == 1 else files
         return targets
 
-    def _findings(self, targets: Mapping[str, Any]) -> tuple[str, ...]:
-        if "label" not in targets:
-            return ()
-        chosen = [int(targets["label"])] if targets["label"].ndim == 0 else np.flatnonzero(targets["label"] > 0)
-        return tuple(self.classes[k] for k in chosen)
-
     def hashes(self, key: str, seed: int) -> np.ndarray:
-        """u64 [rows] of a string column; see split_by. Without patients every image is its own."""
+        """u64 [rows]: a hash of each string of a column, for split_by. Without patients, the image is hashed."""
         texts = self.table.texts
         if key not in texts and key != "patient":
-            raise DataError(f"{self.layout.path}: cannot be split by {key}, only by {', '.join(texts)}")
+            raise DataError(f"{self.schema.path}: cannot be split by {key}, only by {', '.join(texts)}")
         return texts.get(key, texts["image"]).hashes(seed)
 
 
 def image_folder(
     root: str | Path, split: str = "train", classes: Sequence[str] | None = None, modality: str = "CFP"
 ) -> FolderSource:
-    """Images in `root/{train,val,test}/<class>/`: RETFound's layout. The label is the index of the class.
+    """Images in `root/{train,val,test}/<class>/`, as RETFound lays them out. The label is the index of the class.
 
-    `classes`: None sorts the folder names of all splits together, so that a split without a class keeps the labels
-    of the others; given, a class without a folder just has no images, and a folder that is no class is an error.
-    Raises DataError at the first use where the folder, the split or its images are missing.
+    Args:
+        root: folder of the splits.
+        split: train, val or test.
+        classes: class names in order; a class without a folder has no images, and a folder that is not listed is an
+            error. None sorts the folder names of all splits together, so that labels agree between splits.
+        modality: modality of all images.
+
+    The first use raises DataError if the folder, the split or its images are missing.
     """
     return FolderSource(Path(root), split, None if classes is None else tuple(classes), modality_name(modality))
 
@@ -156,19 +166,19 @@ class FolderSource(_Indexed):
 
     root: Path
     split: str
-    given: tuple[str, ...] | None
+    names: tuple[str, ...] | None
     modality: str
 
     @read_once
     def classes(self) -> tuple[str, ...]:
-        """Class names, the label being an index into them."""
-        found = sorted({name for split in SPLITS for name in _folders(self.root / split)} | set(self._folders()))
-        if self.given is None:
-            return tuple(found)
-        unknown = [name for name in self._folders() if name not in self.given]
+        """Class names, which labels index."""
+        folders = sorted({name for split in SPLITS for name in _folders(self.root / split)} | set(self._folders()))
+        if self.names is None:
+            return tuple(folders)
+        unknown = [name for name in self._folders() if name not in self.names]
         if unknown:
-            raise DataError(f"{self.root / self.split / unknown[0]}: is not one of the classes {', '.join(self.given)}")
-        return self.given
+            raise DataError(f"{self.root / self.split / unknown[0]}: is not one of the classes {', '.join(self.names)}")
+        return self.names
 
     def _folders(self) -> list[str]:
         if not (self.root / self.split).is_dir():
@@ -178,7 +188,7 @@ class FolderSource(_Indexed):
 
     @read_once
     def index(self) -> tuple[Strings, Stored]:
-        """File paths below the split, and their labels, by class and name."""
+        """File paths relative to the split, and their labels, sorted by class and name."""
         files, labels, base = StringWriter(), [], self.root / self.split
         present = set(self._folders())
         for label, name in enumerate(self.classes):
@@ -194,7 +204,7 @@ class FolderSource(_Indexed):
         return len(self.index[0])
 
     def __getitem__(self, index: int) -> Record:
-        row = _row(index, len(self))
+        row = row_index(index, len(self))
         file, label = self.index[0][row], np.int32(self.index[1].array[row])
         path = self.root / self.split / file
         view = View(path, self.modality)
@@ -202,7 +212,7 @@ class FolderSource(_Indexed):
         return Record(file, (view,), findings=(self.classes[label],), targets={"label": label}, where=where)
 
     def hashes(self, key: str, seed: int) -> np.ndarray:
-        """u64 [rows] of the file names; a folder knows no patients."""
+        """u64 [rows]: a hash of each file name, for split_by; a folder has no patients."""
         return self.index[0].hashes(seed)
 
 
@@ -216,7 +226,8 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.is_file() and not entry.name.startswith(".") and entry.name.lower().endswith(EXTENSIONS)
 
 
-def _row(index: int, length: int) -> int:
+def row_index(index: int, length: int) -> int:
+    """`index` as a row in 0..length - 1; negative ones count from the end. Raises IndexError."""
     row = int(index) + length if index < 0 else int(index)
     if not 0 <= row < length:
         raise IndexError(f"row {index} of {length}")
@@ -224,7 +235,7 @@ def _row(index: int, length: int) -> int:
 
 
 class Items(Protocol):
-    """What `wrap` takes."""
+    """A list or data set for `wrap`."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
@@ -233,11 +244,19 @@ class Items(Protocol):
 def wrap(
     items: Items, columns: Mapping[str, str] | None = None, *, classes: Sequence[str] = (), modality: str = "CFP"
 ) -> Wrapped:
-    """Any object with a length and items as a source: a list, a torch or Hugging Face data set, ...
+    """Use any object with a length and items as a source: a list, a torch or Hugging Face data set, ...
 
-    An item is a Record, a mapping with `image` (array, encoded bytes, path, Pillow image) and perhaps text, label,
-    modality, eye, patient, day, mask, points, value (`columns`: our name -> theirs), or a tuple (image, text) or
-    (image, label). Labels are numbers, or names of `classes`. Raises DataError naming the row.
+    An item is a Record, a tuple (image, text) or (image, label), or a mapping with the key image and optional keys
+    text, label, modality, eye, patient, day, mask, points and value. An image is an array, encoded bytes, a path or a
+    Pillow image.
+
+    Args:
+        items: the object.
+        columns: maps our keys to the keys of the items.
+        classes: class names; labels are indices or names of them.
+        modality: modality of items that name none.
+
+    Reading an item raises DataError naming its row.
     """
     return Wrapped(items, tuple((columns or {}).items()), tuple(classes), modality_name(modality))
 
@@ -255,7 +274,7 @@ class Wrapped:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Record:
-        row = _row(index, len(self))
+        row = row_index(index, len(self))
         place = f"{type(self.items).__name__} row {row + 1}"
         try:
             return self._record(self.items[row], place)
@@ -268,7 +287,7 @@ class Wrapped:
         if isinstance(item, tuple | list) and len(item) == 2:
             item = {"image": item[0], ("text" if isinstance(item[1], str) else "label"): item[1]}
         elif isinstance(item, Mapping):
-            item = self._renamed(item)
+            item = self._map_columns(item)
         else:
             raise DataError(f"an item must be a Record, a mapping or (image, text), not {type(item).__name__}")
         if "image" not in item:
@@ -285,13 +304,13 @@ class Wrapped:
             patient=str(item.get("patient", place)),
             views=(view,),
             report=item.get("text") or "",
-            findings=self._findings(targets),
+            findings=_findings(targets, self.classes) if self.classes else (),
             targets=targets,
             day=int(item.get("day") or 0),
             where=place,
         )
 
-    def _renamed(self, item: Mapping[str, Any]) -> dict[str, Any]:
+    def _map_columns(self, item: Mapping[str, Any]) -> dict[str, Any]:
         missing = [theirs for _, theirs in self.columns if theirs not in item]
         if missing:
             raise DataError(f"has no {', '.join(missing)}, only {', '.join(map(str, item))}")
@@ -307,18 +326,20 @@ class Wrapped:
             raise DataError(f"label {label!r} is not a class number")
         return np.int32(array)
 
-    def _findings(self, targets: Mapping[str, Any]) -> tuple[str, ...]:
-        if not self.classes or "label" not in targets:
-            return ()
-        label = targets["label"]
-        chosen = [int(label)] if label.ndim == 0 else np.flatnonzero(label > 0)
-        if any(not 0 <= k < len(self.classes) for k in chosen):
-            raise DataError(f"label {label} is beyond the {len(self.classes)} classes")
-        return tuple(self.classes[k] for k in chosen)
+
+def _findings(targets: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes that a label says are present."""
+    if "label" not in targets:
+        return ()
+    label = targets["label"]
+    present: list[int] = [int(label)] if label.ndim == 0 else np.flatnonzero(label > 0).tolist()
+    if any(not 0 <= k < len(classes) for k in present):
+        raise DataError(f"label {label} is beyond the {len(classes)} classes")
+    return tuple(classes[k] for k in present)
 
 
 def _image(image: Any) -> np.ndarray | bytes | Path:
-    """Pillow images and Hugging Face's {"bytes", "path"} as well."""
+    """Convert Pillow images, path strings and Hugging Face's {"bytes", "path"} to the images of a View."""
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str):

@@ -1,11 +1,12 @@
-"""FLAIR's data frames and MM-Retinal's tables as sources, and the step that turns categories into captions.
+"""Sources for FLAIR's data frames and MM-Retinal's tables of captions.
 
-Layouts as in github.com/jusiro/FLAIR, github.com/lxirich/MM-Retinal and RetCoP; only loaders are here, no data."""
+Their columns are those of github.com/jusiro/FLAIR, github.com/lxirich/MM-Retinal and RetCoP. The data itself is not
+included.
+"""
 
 from __future__ import annotations
 
 import ast
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,20 +17,17 @@ import numpy as np
 
 from data_pipelines.records import DataError, Record, View, modality_name
 from data_pipelines.sources.columns import read_once
+from data_pipelines.sources.csv_table import read_rows, where
 
-# what FLAIR keeps out of pretraining, to test on categories never seen
+# categories that FLAIR excludes from pretraining, to evaluate on unseen ones
 UNSEEN = ("myopia", "cataract", "macular hole", "retinitis pigmentosa", "myopic", "myope", "myop", "retinitis")
 
-
-# folders whose labels FLAIR leaves as they are: free texts, or words of another meaning
+# data sets whose labels FLAIR does not expand into descriptions: free texts, or words with another meaning
 AS_THEY_ARE = ("06_EYENET", "11_STARE", "08_ODIR-5K", "31_JICHI")
-
 
 BANS = ("substring", "exact")
 
-
 CAPTIONS = {"en": ("en_caption", "caption"), "zh": ("cn_caption",)}
-
 
 _OTHER_FIGURE = re.compile(
     r"[^.;]*\b(?:same (?:person|patient|eye) as|see) fig(?:ure|\.)?[^.;]*(?:\.\d[^.;]*)*[.;]?", re.I
@@ -38,12 +36,12 @@ _OTHER_FIGURE = re.compile(
 
 @dataclass(frozen=True)
 class Row:
-    """One image of a data frame."""
+    """One image of a data frame; `place` names its row in messages."""
 
     image: str
     attributes: tuple[str, ...]
     categories: tuple[str, ...]
-    line: int
+    place: str
 
 
 def flair_frame(
@@ -54,11 +52,14 @@ def flair_frame(
     ban_by: str = "substring",
     modality: str = "CFP",
 ) -> FlairFrame:
-    """A CSV of `image` (below `root`), `atributes` and `categories`, the latter two as lists written in Python.
+    """A CSV with the columns image (a path below `root`), atributes and categories (Python lists of strings).
 
-    ban: rows with a banned category are left out. By "substring", as FLAIR does: "pathologic myopia" falls under
-        "myopia"; or "exact", as KeepFIT does, which lets it through.
-    Building opens nothing. Raises DataError at the first use naming the file, its columns or its line.
+    Args:
+        ban: categories whose rows are left out.
+        ban_by: "substring" as in FLAIR, where "myopia" also bans "pathologic myopia"; "exact" as in KeepFIT, where it
+            does not.
+
+    The file is read at the first use, which raises DataError naming the file and its columns or row.
     """
     if ban_by not in BANS:
         raise DataError(f"ban_by is {ban_by!r}; expected {' or '.join(BANS)}")
@@ -67,7 +68,7 @@ def flair_frame(
 
 @dataclass(frozen=True)
 class FlairFrame:
-    """See flair_frame. Several data sets sampled alike, FLAIR's `balance`, are a pipeline.mix of equal weights."""
+    """See flair_frame. FLAIR's option `balance` is a pipeline.mix of several frames with equal weights."""
 
     path: Path
     root: Path
@@ -76,7 +77,7 @@ class FlairFrame:
     modality: str
 
     def __getstate__(self) -> dict[str, Any]:
-        len(self)  # read once, not by every worker
+        len(self)  # read the file once, not in every worker
         return self.__dict__
 
     @read_once
@@ -88,7 +89,7 @@ class FlairFrame:
         return kept
 
     def banned(self, categories: Sequence[str]) -> bool:
-        """Whether these categories keep a row out."""
+        """Whether a row with these categories is left out."""
         if self.ban_by == "exact":
             return any(category in self.ban for category in categories)
         return any(word in category for category in categories for word in self.ban)
@@ -103,19 +104,23 @@ class FlairFrame:
             views=(View(self.root / row.image, self.modality),),
             findings=row.categories,
             targets={"attributes": row.attributes},
-            where=f"{self.path} line {row.line}",
+            where=row.place,
         )
 
 
 def mm_retinal(
     path: str | Path, image_dir: str | Path, *, language: str = "en", modality: str = "CFP", suffix: str = ""
 ) -> MMRetinal:
-    """Images with expert captions: `Image_ID, cn_caption, en_caption`, or `image, caption`, or FLAIR's columns.
+    """Images with expert captions: a CSV with Image_ID, cn_caption and en_caption, or image and caption, or FLAIR's columns.
 
-    In the last form, that of the FFA table, a category is the caption. suffix: put behind Image_ID, as ".jpg" is where the
-    table leaves it out. Sentences that point at other figures are cut out. A column `fundus_status` (normal or abnormal)
-    is the record's target "status", 0 or 1; it is -1 where the table has none or leaves a row empty.
-    Raises DataError at the first use naming the file and what it lacks.
+    In FLAIR's columns, as in the FFA table, the categories are the caption. Sentences that refer to other figures are
+    removed from captions. The column fundus_status (normal or abnormal) becomes the target "status": 0 or 1, or -1 if
+    the column or the cell is missing.
+
+    Args:
+        suffix: appended to Image_ID, for tables that leave out ".jpg".
+
+    The file is read at the first use, which raises DataError naming the file and the missing column.
     """
     if language not in CAPTIONS:
         raise DataError(f"language {language!r} is not one of {', '.join(CAPTIONS)}")
@@ -137,18 +142,19 @@ class MMRetinal:
         return self.__dict__
 
     @read_once
-    def rows(self) -> tuple[tuple[str, str, int, int], ...]:
-        """Image, caption, line and status; rows without a caption left after cleaning are dropped."""
-        header, lines = _read_csv(self.path)
-        told = {line: _status(self.path, line, values.get("fundus_status", "")) for line, values in lines}
+    def rows(self) -> tuple[tuple[str, str, str, int], ...]:
+        """(image, caption, place, status) of every row that has a caption after cleaning."""
+        header, table = _read_csv(self.path)
+        status = {place: _status(place, values.get("fundus_status", "")) for place, values in table}
         if "categories" in header:
-            frame = _read_frame(self.path)
-            found = [(row.image, ", ".join(row.categories), row.line) for row in frame]
+            captions = [(row.image, ", ".join(row.categories), row.place) for row in _read_frame(self.path)]
         else:
             image = _one_of(self.path, header, ("Image_ID", "image"))
             caption = _one_of(self.path, header, CAPTIONS[self.language])
-            found = [(values[image] + self.suffix, values[caption], line) for line, values in lines]
-        kept = tuple((image, clean, line, told[line]) for image, text, line in found if (clean := cleaned(text)))
+            captions = [(values[image] + self.suffix, values[caption], place) for place, values in table]
+        kept = tuple(
+            (image, clean, place, status[place]) for image, text, place in captions if (clean := clean_caption(text))
+        )
         if not kept:
             raise DataError(f"{self.path}: has no rows with a caption")
         return kept
@@ -157,62 +163,58 @@ class MMRetinal:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Record:
-        image, caption, line, told = self.rows[index]
-        view, where = View(self.image_dir / image, self.modality), f"{self.path} line {line}"
-        return Record(image, (view,), report=caption, targets={"status": np.int32(told)}, where=where)
+        image, caption, place, status = self.rows[index]
+        view = View(self.image_dir / image, self.modality)
+        return Record(image, (view,), report=caption, targets={"status": np.int32(status)}, where=place)
 
 
-def cleaned(caption: str) -> str:
-    """A caption without sentences about other figures, white space collapsed; the atlases number their pictures."""
+def clean_caption(caption: str) -> str:
+    """Remove sentences that refer to other figures of the atlas, and collapse white space."""
     return " ".join(_OTHER_FIGURE.sub(" ", caption).split())
 
 
 def _read_frame(path: Path) -> list[Row]:
-    header, lines = _read_csv(path)
+    header, rows = _read_csv(path)
     image, categories = (_one_of(path, header, (name,)) for name in ("image", "categories"))
     attributes = next((name for name in ("atributes", "attributes") if name in header), None)
-    rows = []
-    for line, values in lines:
-        said = values[attributes] if attributes else "[]"
-        rows.append(Row(values[image], _names(path, line, said), _names(path, line, values[categories]), line))
-    return rows
+    return [
+        Row(
+            values[image],
+            _names(place, values[attributes]) if attributes else (),
+            _names(place, values[categories]),
+            place,
+        )
+        for place, values in rows
+    ]
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The header, and every row with its line in the file."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            header = list(reader.fieldnames or ())
-            lines = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: expected a CSV file in UTF-8: {error}") from error
-    for line, row in lines:
-        if None in row or None in row.values():
-            raise DataError(f"{path} line {line}: expected {len(header)} fields, {', '.join(header)}")
-    return header, lines
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+    """The header, and for each row its place in the file, as messages name it, and its cells by column."""
+    rows = read_rows(path)
+    header = next(rows)[2]
+    return header, [(where(path, row, line), dict(zip(header, cells, strict=True))) for row, line, cells in rows]
 
 
 def _one_of(path: Path, header: Sequence[str], names: Sequence[str]) -> str:
-    found = next((name for name in names if name in header), None)
-    if found is None:
+    column = next((name for name in names if name in header), None)
+    if column is None:
         raise DataError(f"{path}: expected a column {' or '.join(names)}; it has {', '.join(header) or 'none'}")
-    return found
+    return column
 
 
-def _names(path: Path, line: int, written: str) -> tuple[str, ...]:
-    """A list of texts written in Python, read as a literal: nothing in a table is ever run."""
+def _names(place: str, text: str) -> tuple[str, ...]:
+    """Parse a Python list of strings as a literal, without evaluating any code."""
     try:
-        value = ast.literal_eval(written)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise DataError(f"{path} line {line}: {written[:60]!r} is not a list of texts") from error
+        raise DataError(f"{place}: {text[:60]!r} is not a list of texts") from error
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise DataError(f"{path} line {line}: {written[:60]!r} is not a list of texts")
+        raise DataError(f"{place}: {text[:60]!r} is not a list of texts")
     return tuple(value)
 
 
-def _status(path: Path, line: int, word: str | None) -> int:
+def _status(place: str, word: str) -> int:
     known = {"": -1, "normal": 0, "abnormal": 1}
-    if (plain := (word or "").strip().lower()) not in known:
-        raise DataError(f"{path} line {line}: fundus_status is {word!r}; expected normal, abnormal or nothing")
+    if (plain := word.strip().lower()) not in known:
+        raise DataError(f"{place}: fundus_status is {word!r}; expected normal, abnormal or nothing")
     return known[plain]

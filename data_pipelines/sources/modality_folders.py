@@ -1,4 +1,4 @@
-"""Images sorted by modality: VisionFM's folders, and the mean and deviation by which it normalises each of them."""
+"""VisionFM's image folders, one for each modality, and the mean and standard deviation of each modality."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import numpy as np
 from data_pipelines.images import EXTENSIONS
 from data_pipelines.records import MODALITIES, DataError, Record, Source, View, modality_name
 from data_pipelines.sources.columns import Strings, read_once
+from data_pipelines.sources.csv import row_index
 
 RGB = tuple[float, float, float]
-
-
 Moments = tuple[RGB, ...]
 
-
-# Of RGB in [0, 1] over its pretraining images, mean then deviation; github.com/ABILab-CUHK/VisionFM.
+# Mean and standard deviation of RGB in [0, 1] over VisionFM's pretraining images; github.com/ABILab-CUHK/VisionFM.
 PUBLISHED: Mapping[str, tuple[RGB, RGB]] = {
     "CFP": ((0.423737496, 0.260946065, 0.128403902), (0.294825345, 0.201673657, 0.136680202)),
     "FFA": ((0.2020487, 0.20205145, 0.20201068), (0.17406046, 0.17404206, 0.17401208)),
@@ -32,28 +30,28 @@ PUBLISHED: Mapping[str, tuple[RGB, RGB]] = {
 }
 
 
-NEAREST = {"UWF": "CFP", "ICGA": "FFA", "FAF": "FFA"}  # modalities VisionFM does not have take the nearest one's
+NEAREST = {"UWF": "CFP", "ICGA": "FFA", "FAF": "FFA"}  # stand-ins for modalities that VisionFM does not have
 
 
 def moments(names: Sequence[str] = MODALITIES) -> tuple[Moments, Moments]:
-    """Mean and deviation, a row for each name; by default the table that `modality` of a batch indexes."""
+    """Mean and standard deviation, one row per name; by default a table that `modality` of a batch indexes."""
     rows = [PUBLISHED[NEAREST.get(name, name)] for name in map(modality_name, names)]
     return tuple(mean for mean, _ in rows), tuple(std for _, std in rows)
 
 
 def normalisation(modality: str) -> tuple[tuple[Moments, Moments] | None, int]:
-    """What a checkpoint's encoder needs to know of its images: VisionFM's moments, one row each, and the modality's number.
+    """The normalisation of an encoder for one modality: VisionFM's moments, one row each, and the modality's index.
 
-    With "" no moments, and the number of CFP.
+    "" gives no moments and the index of CFP.
     """
     return (moments((modality,)) if modality else None), MODALITIES.index(modality_name(modality or "CFP"))
 
 
 @dataclass(frozen=True)
 class PlainFolder:
-    """All images directly in `root`, by name, as views of one modality; no labels, and every file its own patient.
+    """All images directly in `root`, sorted by name, as views of one modality, without labels or patients.
 
-    Raises DataError at the first use where there is no such folder or no image in it.
+    The first use raises DataError if the folder is missing or has no images.
     """
 
     root: Path
@@ -73,36 +71,34 @@ class PlainFolder:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Record:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        name = self.files[index % len(self)]
+        name = self.files[row_index(index, len(self))]
         return Record(name, (View(self.root / name, self.modality),), where=str(self.root / name))
 
     def hashes(self, key: str, seed: int) -> np.ndarray:
-        """u64 [rows] of the file names; a folder knows no patients."""
+        """u64 [rows]: a hash of each file name, for split_by; a folder has no patients."""
         return self.files.hashes(seed)
 
 
 def modality_folders(root: str | Path, only: Sequence[str] = ()) -> dict[str, Source]:
-    """`root/<Modality>/*` as VisionFM lays its images out: modality to source, in the order of MODALITIES.
+    """Open `root/<Modality>/*`, VisionFM's layout: a source for each modality, in the order of MODALITIES.
 
-    Folder names are those of MODALITIES or their aliases (Fundus, Ultrasound, Silt-Lamp, ...); `only` leaves the others
-    out. Raises DataError where a folder's name is no modality, two folders are the same one, or none is left.
+    Folders are named by MODALITIES or their aliases (Fundus, Ultrasound, Silt-Lamp, ...). `only` selects modalities.
+    Raises DataError for a folder that does not name a modality, two folders of one modality, and if nothing is left.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for entry in sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")):
         try:
             name = modality_name(entry)
         except DataError as error:
             raise DataError(f"{root / entry}: {error}") from None
-        if name in found:
-            raise DataError(f"{root / entry}: another folder of {root} is {name} too")
-        found[name] = PlainFolder(root / entry, name)
-    kept = {name: found[name] for name in MODALITIES if name in found and (not only or name in only)}
+        if name in sources:
+            raise DataError(f"{root / entry}: another folder of {root} is also {name}")
+        sources[name] = PlainFolder(root / entry, name)
+    kept = {name: sources[name] for name in MODALITIES if name in sources and (not only or name in only)}
     if not kept:
         wanted = ", ".join(only) or ", ".join(MODALITIES)
-        raise DataError(f"{root}: no folder of {wanted}; it holds {', '.join(found) or 'no folders'}")
+        raise DataError(f"{root}: no folder of {wanted}; it holds {', '.join(sources) or 'no folders'}")
     return kept

@@ -1,8 +1,9 @@
-"""Records as ArrayRecord shards of ready-sized images: what big sets are read from at speed.
+"""ArrayRecord shards of records with resized images, for fast reading of large data sets.
 
-A folder holds `data-00000-of-00012.array_record`, ..., `patients.jsonl` (one name per record, so that a split need not
-read the images) and `info.json`. A record is its header as JSON, with the length before it, and then the bytes the
-header counts: the encoded images and the arrays of the targets. No pickle, nothing of any framework."""
+A folder holds `data-00000-of-00012.array_record`, ..., `patients.jsonl` (one name per record, so that splits need not
+read images) and `info.json`. A record is the length of its header, the header as JSON, and then the encoded images and
+the arrays of the targets, whose sizes are in the header. No pickle and no framework's format is involved.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +19,20 @@ import numpy as np
 
 from data_pipelines.records import DataError, Record, View
 from data_pipelines.sources.columns import Strings, read_once
+from data_pipelines.sources.csv import row_index
 
 FORMAT = "fundax records 1"
-
-
-_PACKED = 1024  # bytes; larger arrays are deflated: masks are, points are not
-
-
+_PACKED = 1024  # bytes; larger arrays, such as masks, are compressed
 _LENGTH = struct.Struct("<I")
 
 
 def pack(record: Record) -> bytes:
-    """The bytes of a record whose images are encoded. Raises DataError for a target that is no number, text or array."""
+    """The bytes of a record whose images are encoded. Raises DataError for targets that cannot be stored."""
     blobs: list[bytes] = []
     views = []
     for view in record.views:
         if not isinstance(view.image, bytes):
-            raise DataError(f"{record.where}: only encoded images are packed, not {type(view.image).__name__}")
+            raise DataError(f"{record.where}: only encoded images can be packed, not {type(view.image).__name__}")
         blobs.append(view.image)
         views.append([view.modality, view.eye, len(view.image)])
     header = {
@@ -44,21 +42,21 @@ def pack(record: Record) -> bytes:
         "day": record.day,
         "where": record.where,
         "views": views,
-        "targets": {name: _described(name, value, blobs) for name, value in record.targets.items()},
+        "targets": {name: _to_json(name, value, blobs) for name, value in record.targets.items()},
     }
     text = json.dumps(header, ensure_ascii=False).encode()
     return b"".join((_LENGTH.pack(len(text)), text, *blobs))
 
 
 def unpack(data: bytes) -> Record:
-    """The record of `pack`. Raises DataError where the bytes are cut short or something else."""
+    """The inverse of `pack`. Raises DataError if the bytes are truncated or not a record."""
     try:
         (length,) = _LENGTH.unpack_from(data)
         start = _LENGTH.size + length
         header = json.loads(data[_LENGTH.size : start])
         blobs = _Blobs(memoryview(data)[start:])
         views = tuple(View(bytes(blobs.next(n)), modality, eye) for modality, eye, n in header["views"])
-        targets = {name: _restored(value, blobs) for name, value in header["targets"].items()}
+        targets = {name: _from_json(value, blobs) for name, value in header["targets"].items()}
     except (struct.error, ValueError, KeyError, TypeError, zlib.error) as error:
         raise DataError(f"not a record of launch.py data convert, or a damaged one ({error})") from None
     fields = {name: header[name] for name in ("patient", "report", "day", "where")}
@@ -66,7 +64,7 @@ def unpack(data: bytes) -> Record:
 
 
 class _Blobs:
-    """The bytes behind a header, taken in the order they were put."""
+    """The bytes after a header, read in the order in which they were written."""
 
     def __init__(self, data: memoryview) -> None:
         self._data, self._at = data, 0
@@ -79,12 +77,12 @@ class _Blobs:
         return part
 
 
-def _described(name: str, value: Any, blobs: list[bytes]) -> Any:
-    """A target as JSON; arrays go to `blobs`."""
+def _to_json(name: str, value: Any, blobs: list[bytes]) -> Any:
+    """A target as JSON; the bytes of arrays are appended to `blobs`."""
     if isinstance(value, Mapping):
-        return {"dict": {str(key): _described(name, inner, blobs) for key, inner in value.items()}}
+        return {"dict": {str(key): _to_json(name, inner, blobs) for key, inner in value.items()}}
     if isinstance(value, tuple | list):
-        return {"tuple": [_described(name, inner, blobs) for inner in value]}
+        return {"tuple": [_to_json(name, inner, blobs) for inner in value]}
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
         raw = np.ascontiguousarray(value).tobytes()
         packed = len(raw) > _PACKED
@@ -96,12 +94,12 @@ def _described(name: str, value: Any, blobs: list[bytes]) -> Any:
     raise DataError(f"target {name!r} is {type(value).__name__}; expected numbers, text or arrays of numbers")
 
 
-def _restored(value: Mapping[str, Any], blobs: _Blobs) -> Any:
+def _from_json(value: Mapping[str, Any], blobs: _Blobs) -> Any:
     ((kind, content),) = value.items()
     if kind == "dict":
-        return {key: _restored(inner, blobs) for key, inner in content.items()}
+        return {key: _from_json(inner, blobs) for key, inner in content.items()}
     if kind == "tuple":
-        return tuple(_restored(inner, blobs) for inner in content)
+        return tuple(_from_json(inner, blobs) for inner in content)
     if kind == "plain":
         return content
     dtype, shape, length, packed = content
@@ -111,19 +109,19 @@ def _restored(value: Mapping[str, Any], blobs: _Blobs) -> Any:
 
 
 def shard_name(shard: int, shards: int) -> str:
-    """File of a shard, counted from 0."""
+    """The file name of a shard; shards are numbered from 0."""
     return f"data-{shard:05d}-of-{shards:05d}.array_record"
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The records of a folder that `launch.py data convert` wrote; see array_records. Pickles as the folder's name."""
+    """See array_records. The pickle holds only the name of the folder."""
 
     folder: Path
 
     @read_once
     def info(self) -> dict[str, Any]:
-        """info.json: records, shards, classes, size, images."""
+        """The content of info.json: records, shards, classes, size, images."""
         path = self.folder / "info.json"
         try:
             info = json.loads(path.read_text(encoding="utf-8"))
@@ -139,16 +137,14 @@ class Shards:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, the label being an index into them; () without labels."""
+        """Class names, which labels index; () without labels."""
         return tuple(self.info["classes"])
 
     def __len__(self) -> int:
         return int(self.info["records"])
 
     def __getitem__(self, index: int) -> Record:
-        row = int(index) + len(self) if index < 0 else int(index)
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
+        row = row_index(index, len(self))
         place = f"{self.folder} row {row + 1}"
         try:
             record = unpack(self._bytes(row))
@@ -184,14 +180,14 @@ class Shards:
         return reader
 
     def hashes(self, key: str, seed: int) -> np.ndarray:
-        """u64 [rows] of the patients, or of the reports (which reads every record); see split_by."""
+        """u64 [rows]: a hash of each patient, or of each report, which reads every record; for split_by."""
         if key not in ("patient", "report"):
             raise DataError(f"{self.folder}: cannot be split by {key}, only by patient or report")
         names = self._patients() if key == "patient" else (self[row].report for row in range(len(self)))
-        found = Strings.of(names).hashes(seed)
-        if len(found) != len(self):
-            raise DataError(f"{self.folder}/patients.jsonl has {len(found)} names, info.json {len(self)} records")
-        return found
+        hashes = Strings.of(names).hashes(seed)
+        if len(hashes) != len(self):
+            raise DataError(f"{self.folder}/patients.jsonl has {len(hashes)} names, info.json {len(self)} records")
+        return hashes
 
     def _patients(self) -> Iterator[str]:
         with (self.folder / "patients.jsonl").open(encoding="utf-8") as file:
@@ -199,12 +195,12 @@ class Shards:
 
 
 def array_records(folder: str | Path) -> Shards:
-    """A source of what `launch.py data convert` wrote. Raises DataError at the first use where it is not that."""
+    """A source for a folder written by `launch.py data convert`. The first use raises DataError for other folders."""
     return Shards(Path(folder))
 
 
 def write_shard(path: Path, records: Iterator[Record] | Sequence[Record]) -> list[str]:
-    """One file; the patients of its records."""
+    """Write one file and return the patients of its records."""
     import array_record.python.array_record_module as array_record_module
 
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # images are compressed

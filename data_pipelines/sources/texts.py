@@ -1,4 +1,4 @@
-"""Sources of text alone: files, the captions of another source, and what the knowledge base says."""
+"""Sources of texts without images: text files, the captions of another source, and the knowledge base."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from data_pipelines.records import DataError, Record, Source, text_hash
 from data_pipelines.sources.columns import read_once
 
 REPEATS = 4
-
-
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text per row, named by where it comes from; `patient` is the text itself, so that a split keeps equals together."""
+    """One text per row. The text is also the patient, so that a split keeps equal texts together."""
 
     texts: tuple[str, ...]
     where: str = "corpus"
@@ -41,16 +39,16 @@ class Corpus:
 
 @dataclass(frozen=True)
 class TextFiles:
-    """The paragraphs of a .txt file in UTF-8, or of all such files of a folder; a blank line parts two paragraphs.
+    """The paragraphs of a UTF-8 .txt file, or of all .txt files in a folder. Blank lines separate paragraphs.
 
-    Building opens nothing. Raises DataError naming the file at the first use.
+    The first use reads the files and raises DataError naming the file that cannot be read.
     """
 
     path: Path
 
     @read_once
     def corpus(self) -> Corpus:
-        """What the files hold."""
+        """The paragraphs of the files."""
         files = sorted(self.path.rglob("*.txt")) if self.path.is_dir() else [self.path]
         if not files:
             raise DataError(f"{self.path}: expected .txt files in the folder")
@@ -65,7 +63,7 @@ class TextFiles:
 
 @dataclass(frozen=True)
 class Captions:
-    """The reports of another source, whose images stay closed."""
+    """The reports of another source, without opening its images."""
 
     source: Source | Any
 
@@ -75,38 +73,38 @@ class Captions:
     def __getitem__(self, index: int) -> Record:
         record = self.source[index]
         if not record.report:
-            raise DataError(f"{record.where or record.patient}: has no caption to learn words from")
+            raise DataError(f"{record.where or record.patient}: has no caption")
         return Record(record.report, (), record.report, where=record.where)
 
 
 def descriptions(
     known: Knowledge, held_out: float = 0.1, *, evaluate: bool = False, languages: Any = ("en",)
 ) -> Corpus:
-    """What the knowledge base says, without the part that is held out for evaluation; or, with `evaluate`, that part.
+    """The texts of the knowledge base for training, or with `evaluate` the part that is held out for evaluation.
 
-    Held out are descriptions, by a hash of their words, so that more knowledge moves none of them. Names, synonyms,
-    abbreviations, places and prompts are facts to learn and all in the part for training. A text held out comes REPEATS
-    times, as other words are hidden in it every time.
+    Only descriptions are held out. A hash of their words decides, so that additions to the knowledge base move none of
+    them. Sentences about names, synonyms, abbreviations and locations are always in the training part. A held-out text
+    occurs REPEATS times, because other words are masked each time.
     """
-    said = [(f"{name}: {text}", text) for name in known.findings for text in known[name].descriptions("en")]
-    said += [
+    lines = [(f"{name}: {text}", text) for name in known.findings for text in known[name].descriptions("en")]
+    lines += [
         (text, text) for k in known.findings.values() for t in languages if t != "en" for text in k.descriptions(t)
     ]
-    kept = [line for line, text in said if _held(text, held_out) == evaluate]
+    kept = [line for line, text in lines if _is_held_out(text, held_out) == evaluate]
     kept = kept * REPEATS if evaluate else [*kept, *_facts(known)]
     return Corpus(tuple(kept), "the knowledge base")
 
 
 @dataclass(frozen=True)
 class Words:
-    """A Record to its text alone: text str."""
+    """First step: only the text of a record."""
 
     def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
         return {"text": example.report}
 
 
 def _facts(known: Knowledge) -> Iterable[str]:
-    """Sentences out of the other fields."""
+    """Sentences made from the other fields."""
     for finding in known.findings.values():
         yield known.caption(finding.name, modality=finding.modality if finding.modality in known.templates else "CFP")
         for synonym in finding.synonyms:
@@ -117,7 +115,7 @@ def _facts(known: Knowledge) -> Iterable[str]:
             yield f"{finding.name}, in short {finding.abbreviation}"
 
 
-def _held(text: str, share: float) -> bool:
+def _is_held_out(text: str, share: float) -> bool:
     return text_hash(text.encode()) % 10_000 < share * 10_000
 
 

@@ -1,7 +1,8 @@
-"""The healthy parts of a synthetic eye: disc, vessel tree, pigment. Degrees of the retina, fovea at the origin.
+"""The anatomy of a synthetic eye: disc, vessel tree and pigment, in degrees of the retina with the fovea at the origin.
 
-Every eye is made as a right eye as a fundus camera shows it: nasal (and the disc) at +x, up at -y. A left eye is its
-mirror image, made by the renderer."""
+Every eye is built as a right eye as seen by a fundus camera: nasal, with the disc, at +x, and superior at -y. The
+renderer mirrors left eyes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ class Eye:
 
     side: str  # "left" or "right"
     condition: str
-    load: float  # how far the condition has come: retinopathy 1..5, others 0..1
+    load: float  # disease load: 1..5 for retinopathy, 0..1 for others
     grade: int
     disc: tuple[float, float]
     disc_radius: tuple[float, float]
@@ -29,23 +30,23 @@ class Eye:
     age: float
     tessellation: float  # 0..1
     pigment: float  # 0 light .. 1 dark fundus
-    haze: float  # 0 clear media .. 1 nothing seen
+    haze: float  # 0 clear media .. 1 opaque
     axial_length: float
-    texture: tuple[float, float]  # where in the noise tiles this eye lies
+    texture: tuple[float, float]  # position of this eye in the noise tiles
     arteries: np.ndarray  # [n 6] segments (x0, y0, x1, y1, width0, width1)
     veins: np.ndarray
     lesions: Mapping[str, np.ndarray]  # marks [n 6] (x, y, rx, ry, cos, sin) by name of conditions.LESIONS
     fronds: np.ndarray  # new vessels, segments [n 6]
-    traits: Mapping[str, float]  # further numbers of single conditions
+    traits: Mapping[str, float]  # numbers that only some conditions have
 
 
 @dataclass(frozen=True)
 class Tone:
-    """How the vessels look: wiggle and calibre."""
+    """The appearance of the vessels: tortuosity and calibre."""
 
     tortuosity: float  # 0..1
     ratio: float  # artery-to-vein ratio of calibres
-    dilation: float = 0.0  # of veins, 0..1
+    dilation: float = 0.0  # dilation of the veins, 0..1
 
 
 # Main vessels from the disc outwards, as offsets in degrees from the fovea; the lower two arcades mirror the upper.
@@ -99,7 +100,7 @@ def _mains(disc: tuple[float, float], tone: Tone, rng: np.random.Generator) -> n
 
 
 def _wiggle(curves: np.ndarray, tortuosity: float, rng: np.random.Generator) -> np.ndarray:
-    """Sideways waves, long and short, whose height is the tortuosity."""
+    """Add long and short sideways waves to curves; their height is the tortuosity."""
     n = curves.shape[1]
     phase, cycles = rng.random((2, len(curves), 1))
     t = np.arange(n) / n
@@ -115,7 +116,7 @@ def _wiggle(curves: np.ndarray, tortuosity: float, rng: np.random.Generator) -> 
 
 
 def _grow(root: np.ndarray, heading: np.ndarray, length: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """Branches from roots [n 2] of unit headings [n 2]; `turns` [n steps] is how far each step has turned from those."""
+    """Curves from roots [n 2] along unit headings [n 2]; `turns` [n steps] is the angle of each step to its heading."""
     c, s = cos_sin(turns)
     step = length[:, None] / turns.shape[1]
     x, y = heading[:, :1] * step, heading[:, 1:] * step
@@ -133,7 +134,7 @@ def _branch(
     wild: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Side branches of curves [P n 2] at node numbers [P b], on alternate sides -> [P*b steps+1 2]."""
+    """Side branches [P*b steps+1 2] of curves [P n 2] at node numbers [P b], on alternating sides."""
     p, b = nodes.shape
     row = np.arange(p)[:, None]
     root = parents[row, nodes].reshape(-1, 2)
@@ -146,7 +147,7 @@ def _branch(
 
 
 def _segments(curves: np.ndarray, start: np.ndarray, end: float) -> np.ndarray:
-    """Curves [P n 2] with calibres [P] at the root and `end` times that at the tip -> [P (n-1) 6]."""
+    """Segments [P (n-1) 6] of curves [P n 2] with calibres [P] at the root and `end` times that at the tip."""
     n = curves.shape[1] - 1
     out = np.empty((len(curves), n, 6))
     out[..., :2], out[..., 2:4] = curves[:, :-1], curves[:, 1:]
@@ -158,12 +159,12 @@ def _segments(curves: np.ndarray, start: np.ndarray, end: float) -> np.ndarray:
 _NODES = np.array([14, 20, 26, 31, 37, 45, 54, 64])
 
 
-# small vessels straight from the disc towards the macula and the nose, in turns
+# directions, in turns, of small vessels from the disc towards the macula and the nose
 _FAN = np.array([0.46, 0.53, 0.41, 0.58, 0.97, 0.04])
 
 
 def vessel_tree(disc: tuple[float, float], tone: Tone, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Arteries and veins, segments [n 6] each: four arcades from the disc, their branches, twigs, none in the fovea."""
+    """Arteries and veins, segments [n 6] each: four arcades from the disc with two orders of branches, sparing the fovea."""
     mains = _mains(disc, tone, rng)
     calibre = 0.60 * np.concatenate([np.full(4, tone.ratio), np.full(4, 1 + 0.5 * tone.dilation)])
     nodes = _NODES + np.floor(rng.random((8, 8)) * 5).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Fundus fluorescein angiograms: what holds dye is bright, what blocks it or has no flow is dark."""
+"""Draw fluorescein angiograms (FFA): dye is bright, blocked fluorescence and non-perfusion are dark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_pipelines.synthetic.raster import Frame, blots, ellipse
 
 
 def _to(plane: np.ndarray, cover: np.ndarray, value: float, alpha: float = 1.0) -> None:
-    """Blend towards one brightness, in place."""
+    """Blend a plane towards a brightness, in place."""
     cover = cover * np.float32(alpha)
     plane *= 1 - cover
     plane += cover * np.float32(value)
@@ -27,7 +27,7 @@ def _choroid(eye: Eye, frame: Frame) -> np.ndarray:
 
 
 def _no_flow(eye: Eye, frame: Frame) -> np.ndarray | None:
-    """Coverage of capillary closure: around cotton-wool spots, and patches of the mid-periphery in bad retinopathy."""
+    """The coverage of non-perfusion: around cotton-wool spots, and in the mid-periphery in severe retinopathy."""
     spots = eye.lesions.get("cotton-wool spot")
     if spots is None or eye.traits.get("closure", 0.0) <= 0:
         return None
@@ -37,7 +37,7 @@ def _no_flow(eye: Eye, frame: Frame) -> np.ndarray | None:
 
 
 def _leaks(eye: Eye, cover: Cover, frame: Frame, plane: np.ndarray) -> None:
-    """Dye outside vessels: from new vessels, swollen maculae, membranes, swollen discs."""
+    """Leakage of dye from new vessels, macular oedema, neovascular membranes and swollen discs."""
     if len(eye.fronds):
         spots = eye.fronds[::9][:, :6].copy()
         spots[:, 2:4], spots[:, 4], spots[:, 5] = 1.5, 1.0, 0.0
@@ -61,7 +61,7 @@ def _blocks(cover: Cover, plane: np.ndarray) -> None:
 
 
 def ffa_plane(eye: Eye, cover: Cover, frame: Frame) -> np.ndarray:
-    """Brightness of the arteriovenous phase, f32 [h w] in 0..1."""
+    """The brightness of the arteriovenous phase, f32 [h w] in 0..1."""
     plane = _choroid(eye, frame)
     if "subretinal haemorrhage" in cover:
         _to(plane, cover["subretinal haemorrhage"], 0.03, 0.9)
@@ -94,7 +94,7 @@ def ffa_plane(eye: Eye, cover: Cover, frame: Frame) -> np.ndarray:
 
 
 def ffa(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Frame, Cover]:
-    """u8 [size size 3] (three equal channels), the frame and the coverages of a 50-degree angiogram."""
+    """Draw a 50-degree angiogram: u8 [size size 3] with equal channels, its frame and the coverages."""
     device = cam.device(rng, "FFA")
     grey = cam.Device(
         (1.0, 1.0, 1.0), device.field, 1.0, device.vignette, device.light, device.blur, device.noise, device.quality

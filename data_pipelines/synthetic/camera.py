@@ -1,4 +1,4 @@
-"""What a camera does to a picture: field, light, haze, blur, sensor noise, JPEG. Planes are f32 [h w] in 0..1."""
+"""Camera model: field of view, illumination, haze, blur, sensor noise and JPEG. Planes are f32 [h w] in 0..1."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ Planes = list[np.ndarray]
 
 @dataclass(frozen=True)
 class Device:
-    """One camera and one exposure."""
+    """The parameters of a camera and an exposure."""
 
     tint: tuple[float, float, float]
-    field: float  # radius of the field in half widths of the picture
-    flat: float  # height of the field as a share of its width
+    field: float  # radius of the field of view in half widths of the image
+    flat: float  # height of the field of view divided by its width
     vignette: float
     light: tuple[float, float]  # slope of the illumination along x and y
     blur: float  # pixels at size 224
     noise: float
-    quality: int  # of JPEG
+    quality: int  # JPEG quality
 
 
 def uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """One draw between two numbers."""
+    """Draw a number between `low` and `high`."""
     return low + (high - low) * float(rng.random())
 
 
 def device(rng: np.random.Generator, kind: str) -> Device:
-    """A camera of a kind (CFP, UWF, FFA or OCT) at one exposure."""
+    """Draw a camera of a kind: CFP, UWF, FFA or OCT."""
     spread = 0.09 if kind == "CFP" else 0.05
     tint = (uniform(rng, 1 - spread, 1 + spread), uniform(rng, 1 - spread, 1 + spread), uniform(rng, 0.75, 1.3))
     return Device(
@@ -50,7 +50,7 @@ def device(rng: np.random.Generator, kind: str) -> Device:
 
 
 def illumination(frame: Frame, camera: Device) -> np.ndarray:
-    """f32 [h w]: brightest off the centre, falling to the rim."""
+    """The illumination f32 [h w], brightest off the centre and darker towards the rim."""
     half = np.float32(2 / frame.size)
     axis = (np.arange(frame.size, dtype=np.float32) - np.float32((frame.size - 1) / 2)) * half
     u, v = axis[None], axis[:, None]
@@ -59,7 +59,7 @@ def illumination(frame: Frame, camera: Device) -> np.ndarray:
 
 
 def field(frame: Frame, camera: Device) -> np.ndarray:
-    """f32 [h w]: 1 inside the field of view, 0 in the black surround, a pixel of edge."""
+    """The field of view f32 [h w]: 1 inside, 0 outside, with an edge of one pixel."""
     half = np.float32(2 / frame.size)
     axis = (np.arange(frame.size, dtype=np.float32) - np.float32((frame.size - 1) / 2)) * half
     u, v = axis[None] / np.float32(camera.field), axis[:, None] / np.float32(camera.field * camera.flat)
@@ -67,7 +67,7 @@ def field(frame: Frame, camera: Device) -> np.ndarray:
 
 
 def veil(planes: Planes, haze: float, colour: tuple[float, ...], light: np.ndarray) -> None:
-    """Scattered light of an opaque lens over the picture, in place."""
+    """Add the scattered light of an opaque lens, in place."""
     keep = np.float32(1 - 0.9 * haze)
     for plane, c in zip(planes, colour, strict=True):
         plane *= keep
@@ -75,14 +75,14 @@ def veil(planes: Planes, haze: float, colour: tuple[float, ...], light: np.ndarr
 
 
 def soften(image: np.ndarray, radius: float) -> np.ndarray:
-    """A box blur of u8 [h w 3] or [h w] by whole-number arithmetic."""
+    """Box blur of u8 [h w 3] or [h w] in integer arithmetic."""
     if radius < 0.05:
         return image
     return np.asarray(Image.fromarray(image).filter(ImageFilter.BoxBlur(radius)))
 
 
 def expose(planes: Planes, camera: Device, mask: np.ndarray, haze: float, rng: np.random.Generator) -> np.ndarray:
-    """u8 [h w 3] from planes: tint, blur, sensor noise, the field's `mask` f32 [h w], JPEG there and back."""
+    """Convert planes to u8 [h w 3]: tint, blur, sensor noise, the field's `mask` f32 [h w], and JPEG compression."""
     size = len(mask)
     stacked = np.empty((size, size, 3), np.float32)
     for k, plane in enumerate(planes):
@@ -95,6 +95,6 @@ def expose(planes: Planes, camera: Device, mask: np.ndarray, haze: float, rng: n
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """u8 [h w 3] through JPEG at a quality, with the slow exact transforms."""
+    """Compress and decompress u8 [h w 3] as JPEG, with the slow exact transforms."""
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="444", fastdct=False)
     return simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)

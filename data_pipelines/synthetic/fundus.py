@@ -1,4 +1,4 @@
-"""Colour fundus photographs (CFP) and ultra-wide-field pictures (UWF) of an eye."""
+"""Draw colour fundus photographs (CFP) and ultra-wide-field images (UWF) of an eye."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _WIDER = np.array([1, 1, 1, 1, 1.35, 1.35])
 
 
 def covers(eye: Eye, frame: Frame) -> Cover:
-    """f32 [h w] coverage by name: artery, vein, disc, cup, neovascularisation and every lesion the eye has."""
+    """Coverages f32 [h w] by name: artery, vein, disc, cup, neovascularisation and the lesions of the eye."""
     x, y = eye.disc
     rx, ry = eye.disc_radius
     swell = 1 + 0.25 * eye.swelling
     vessels = [eye.arteries, eye.veins, eye.fronds] if len(eye.fronds) else [eye.arteries, eye.veins]
-    if frame.per_degree * 70 < frame.size:  # a wide picture shows its small vessels by their glow
+    if frame.per_degree * 70 < frame.size:  # in a wide image, draw thinner vessels wider so that they stay visible
         vessels = [v * _WIDER for v in vessels]
     drawn = lines(frame, vessels)
     out = {
@@ -66,13 +66,13 @@ def covers(eye: Eye, frame: Frame) -> Cover:
 
 
 def _level(mark: np.ndarray, frame: Frame) -> np.ndarray:
-    """f32 [h 1]: 1 below the fluid level of blood that has settled, as in a boat."""
+    """f32 [h 1]: 1 below the horizontal fluid level of a boat-shaped haemorrhage."""
     _, y = frame.grid()
     return np.clip((y - np.float32(mark[1] - 0.2 * mark[3])) * np.float32(frame.per_degree) + np.float32(0.5), 0, 1)
 
 
 def _bulla(mark: np.ndarray, frame: Frame) -> np.ndarray:
-    """Coverage of a detachment too large for a stamp: a circle whose rim waves."""
+    """The coverage of a detachment, a large circle with a wavy rim."""
     x, y, r = (float(v) for v in mark[:3])
     span = min(512.0, frame.size / frame.per_degree * TILE_PER_DEGREE * 0.6)
     wave = texture("folds", frame.size, 11 * x + 300, 7 * y + 300, span) - 0.5
@@ -81,7 +81,7 @@ def _bulla(mark: np.ndarray, frame: Frame) -> np.ndarray:
 
 
 def anchored(kind: str, eye: Eye, frame: Frame, zoom: float = 1.0) -> np.ndarray:
-    """f32 [h w]: a noise tile that stays with the retina, whatever picture is taken of it."""
+    """f32 [h w]: noise that is fixed to the retina, the same in every image of the eye."""
     degrees = frame.size / frame.per_degree
     scale = min(TILE_PER_DEGREE * zoom, 512 / degrees)
     x = eye.texture[0] + (frame.x - degrees / 2) * scale
@@ -101,7 +101,7 @@ def _paint(
 
 
 def _bed(eye: Eye, frame: Frame, light: np.ndarray) -> cam.Planes:
-    """Choroid and pigment epithelium, with the macula's darkening and a young retina's sheen."""
+    """Choroid and pigment epithelium, with the darker macula and the sheen of a young retina."""
     cloud = anchored("cloud", eye, frame) - np.float32(0.5)
     fine = anchored("grain", eye, frame, 2.0) - np.float32(0.5)
     choroid = anchored("choroid", eye, frame) - np.float32(0.5)
@@ -123,7 +123,7 @@ def _bed(eye: Eye, frame: Frame, light: np.ndarray) -> cam.Planes:
 
 
 def _sheen(eye: Eye, planes: cam.Planes, r2: np.ndarray, light: np.ndarray) -> None:
-    """The bright ring around the fovea and the glint in it that the young have."""
+    """The bright ring around the fovea and the foveal reflex of young eyes."""
     young = max(0.0, min(1.0, (55 - eye.age) / 30))
     if young == 0:
         return
@@ -183,7 +183,7 @@ def _hole(eye: Eye, cover: np.ndarray, planes: cam.Planes, frame: Frame, light: 
 
 
 def _lifted(eye: Eye, cover: np.ndarray, planes: cam.Planes, frame: Frame, light: np.ndarray) -> None:
-    """Detached retina: grey, opaque, in folds."""
+    """The detached retina: grey, opaque and folded."""
     folds = anchored("folds", eye, frame, 1.3)
     ripple = anchored("choroid", eye, frame, 0.5)
     grey = np.float32(0.42) + np.float32(0.36) * folds + np.float32(0.26) * ripple
@@ -209,14 +209,14 @@ def _over_vessels(cover: Cover, planes: cam.Planes, light: np.ndarray) -> None:
 def _vessels(eye: Eye, cover: Cover, planes: cam.Planes, light: np.ndarray) -> None:
     dim = 1 - np.float32(0.35) * cover.get("detached retina", np.float32(0))
     _paint(planes, cover["vein"], (0.46, 0.09, 0.07), light * dim, 0.85)
-    copper = eye.traits.get("copper", 0.0)  # walls that high pressure has thickened reflect
+    copper = eye.traits.get("copper", 0.0)  # vessel walls thickened by high blood pressure reflect light
     _paint(
         planes, cover["artery"], (0.70 + 0.16 * copper, 0.15 + 0.25 * copper, 0.08 + 0.1 * copper), light * dim, 0.76
     )
 
 
 def fundus_planes(eye: Eye, cover: Cover, frame: Frame, light: np.ndarray) -> cam.Planes:
-    """R, G and B of the fundus as the light of a flash returns from it, f32 [h w] in 0..1."""
+    """The red, green and blue light returned from the fundus, f32 [h w] in 0..1."""
     planes = _bed(eye, frame, light)
     _under_vessels(eye, cover, planes, frame, light)
     _disc(eye, cover, planes, frame, light)
@@ -226,7 +226,7 @@ def fundus_planes(eye: Eye, cover: Cover, frame: Frame, light: np.ndarray) -> ca
 
 
 def _lens(eye: Eye, planes: cam.Planes, light: np.ndarray) -> None:
-    """An old lens takes the blue; an opaque one veils everything."""
+    """Absorption of blue light by an old lens, and scattering by an opaque one."""
     old = max(0.0, min(1.0, (eye.age - 35) / 50))
     planes[2] *= np.float32(1 - 0.45 * old)
     planes[0] *= np.float32(1 - 0.04 * old)
@@ -235,7 +235,7 @@ def _lens(eye: Eye, planes: cam.Planes, light: np.ndarray) -> None:
 
 
 def cfp(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Frame, Cover]:
-    """u8 [size size 3], the frame and the coverages of a 45-50 degree photograph."""
+    """Draw a photograph of 45-50 degrees: u8 [size size 3], its frame and the coverages."""
     device = cam.device(rng, "CFP")
     half = cam.uniform(rng, 22.5, 25.5)
     frame = Frame(size, size * device.field / 2 / half, cam.uniform(rng, 3.5, 7.5), cam.uniform(rng, -1.5, 1.5))
@@ -247,7 +247,7 @@ def cfp(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Fram
 
 
 def uwf(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Frame, Cover]:
-    """u8 [size size 3] of a 120-degree two-laser picture: red and green only, an oval field, lids above and below."""
+    """Draw a 120-degree image of two lasers: red and green only, with an oval field and lids above and below."""
     device = cam.device(rng, "UWF")
     frame = Frame(size, size / 2 / cam.uniform(rng, 54, 62), cam.uniform(rng, 1, 7), cam.uniform(rng, -3, 3))
     light = cam.illumination(frame, device)
@@ -263,7 +263,7 @@ def uwf(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Fram
 
 
 def _lids(planes: cam.Planes, frame: Frame, rng: np.random.Generator) -> None:
-    """Dark arcs of the lids, the lower one with lashes."""
+    """The dark arcs of the lids, the lower one with lashes."""
     axis = (np.arange(frame.size, dtype=np.float32) + np.float32(0.5)) * np.float32(1 / frame.size)
     u = axis[None] - np.float32(0.5)
     top, bottom = cam.uniform(rng, 0.02, 0.12), cam.uniform(rng, 0.02, 0.14)

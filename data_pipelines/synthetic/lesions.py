@@ -1,7 +1,8 @@
-"""Lesions of each condition: where they lie, how many there are at a load, how large they are.
+"""The lesions of each condition: their places, sizes, and numbers at a disease load.
 
-Every draw is made at the largest number first and then cut, so that a later visit (a higher load, the same stream)
-has the lesions of the earlier one and more."""
+The largest number of lesions is always drawn and then truncated, so that a later visit, with a higher load and the same
+random stream, keeps the lesions of the earlier one and adds new ones.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +14,24 @@ import numpy as np
 from data_pipelines.synthetic.noise import cos_sin
 
 Marks = dict[str, np.ndarray]
-
-
 Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
 class Site:
-    """What the placing of lesions needs to know of an eye."""
+    """The properties of an eye that the placement of lesions depends on."""
 
     load: float
     disc: tuple[float, float]
     veins: np.ndarray
     rate: float = 0.5  # 0..1, lesion load within the grade (HbA1c)
-    variant: float = 0.5  # 0..1, which form of the condition; vein occlusion below 0.4 is central
+    variant: float = 0.5  # 0..1, the form of the condition; a vein occlusion below 0.4 is central
 
 
 def marks(
     x: np.ndarray, y: np.ndarray, rx: np.ndarray, ry: np.ndarray | None = None, turn: np.ndarray | None = None
 ) -> np.ndarray:
-    """Marks [n 6] from columns; round where no `ry`, upright where no `turn` (in turns)."""
+    """Marks [n 6] from their columns: round without `ry`, upright without `turn` (an angle in turns)."""
     c, s = cos_sin(np.zeros(len(x)) if turn is None else turn)
     return np.stack([x, y, rx, rx if ry is None else ry, c, s], axis=1)
 
@@ -40,17 +39,17 @@ def marks(
 def _field(
     n: int, rng: Rng, reach: float = 20.0, centre: tuple[float, float] = (3.0, 0.0), hole: float = 1.2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points over the posterior pole, none within `hole` of the fovea."""
+    """Random points over the posterior pole, at least `hole` away from the fovea."""
     radius, turn = rng.random((2, n))
     c, s = cos_sin(turn)
-    r = reach * np.sqrt(radius) * np.where(radius < 0.8, 1.0, 2.0)  # a quarter lie further out, for wide fields
+    r = reach * np.sqrt(radius) * np.where(radius < 0.8, 1.0, 2.0)  # some lie further out, for wide fields
     x, y = centre[0] + c * r, centre[1] + s * r
     near = x * x + y * y < hole * hole
     return np.where(near, x + 2 * hole, x), y
 
 
 def _dots(n: int, most: int, size: tuple[float, float], rng: Rng, **where: object) -> np.ndarray:
-    """`n` of `most` round marks of radii in `size`."""
+    """The first `n` of `most` random round marks, with radii in the range `size`."""
     x, y = _field(most, rng, **where)  # type: ignore[arg-type]
     u, shape, turn = rng.random((3, most))
     r = size[0] + (size[1] - size[0]) * u * u
@@ -60,7 +59,7 @@ def _dots(n: int, most: int, size: tuple[float, float], rng: Rng, **where: objec
 def _cluster(
     n: int, centre: tuple[float, float], ring: tuple[float, float], size: tuple[float, float], rng: Rng
 ) -> np.ndarray:
-    """Marks scattered over a ring around a centre."""
+    """Random marks in a ring around a centre."""
     turn, r, u = rng.random((3, n))
     c, s = cos_sin(turn)
     r = ring[0] + (ring[1] - ring[0]) * r
@@ -74,7 +73,7 @@ def _one(x: float, y: float, rx: float, ry: float | None = None, turn: float = 0
 def _flames(
     n: int, most: int, site: Site, rng: Rng, keep: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 ) -> np.ndarray:
-    """Streaks along the veins, where the nerve fibres run."""
+    """Flame haemorrhages: streaks along the veins, parallel to the nerve fibres."""
     v = site.veins
     pool = v[(v[:, 4] > 0.16) & (np.abs(v[:, 0] - 4) < 22) & (np.abs(v[:, 1]) < 20)]
     if keep is not None:
@@ -165,7 +164,7 @@ def _glaucoma(site: Site, rng: Rng) -> Marks:
     u = rng.random(4)
     up = -1 if u[0] < 0.4 else 1
     dx, dy = site.disc
-    # a wedge of missing nerve fibres that arches from the disc to the raphe, as a chain of broad marks
+    # a wedge-shaped nerve fibre defect that arches from the disc to the raphe, as a chain of broad marks
     t = np.arange(14) / 13
     x = dx - 1.5 - t * 17
     y = dy + up * (2.4 + 9.0 * t * (1.55 - t))
@@ -205,7 +204,7 @@ def _detachment(site: Site, rng: Rng) -> Marks:
     u = rng.random(4)
     up = -1.0 if u[0] < 0.65 else 1.0
     radius = 45.0
-    reach = 3.0 + 8.0 * float(u[1]) - 7.0 * min(site.load, 1.0)  # how far from the fovea the edge stays
+    reach = 3.0 + 8.0 * float(u[1]) - 7.0 * min(site.load, 1.0)  # distance of the edge from the fovea
     c, s = (float(v) for v in cos_sin(0.5 + up * (0.06 + 0.14 * float(u[2]))))  # temporal, up or down
     return {"detached retina": _one(3 + c * (radius + reach), s * (radius + reach), radius, radius)}
 
@@ -240,7 +239,7 @@ def _none(site: Site, rng: Rng) -> Marks:
 
 
 def _comorbid(site: Site, rng: Rng) -> Marks:
-    """A few hard drusen away from the fovea, as many healthy old eyes have."""
+    """A few hard drusen away from the fovea, as in many healthy old eyes."""
     return {"drusen": _cluster(6, (-1.0, 1.0), (3.0, 8.0), (0.14, 0.24), rng)}
 
 
@@ -258,13 +257,13 @@ _BY_CONDITION = {
 
 
 def lesions_of(condition: str, site: Site, rng: Rng) -> Marks:
-    """Marks [n 6] by lesion name for a condition at a site; empty kinds are left out."""
+    """The marks [n 6] of a condition by lesion name, without empty ones."""
     make = _retinopathy if condition.endswith("diabetic retinopathy") else _BY_CONDITION.get(condition, _none)
     return {name: m for name, m in make(site, rng).items() if len(m)}
 
 
 def fronds(load: float, disc: tuple[float, float], rng: Rng) -> np.ndarray:
-    """New vessels of proliferative retinopathy: knots of fine wandering vessels, segments [n 6]."""
+    """The new vessels of proliferative retinopathy: tangles of fine vessels, as segments [n 6]."""
     u = rng.random((3, 4))
     knots = [np.asarray(disc)] + [np.array([-4 + 18 * p[0], (7 + 5 * p[1]) * (1 if p[2] < 0.5 else -1)]) for p in u]
     paths = []

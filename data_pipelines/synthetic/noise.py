@@ -1,7 +1,8 @@
-"""Noise tiles and circle tables of the procedural eyes.
+"""Noise tiles, sine tables and random streams of the synthetic eyes, the same on every processor.
 
-Made of integers and of rounded table entries only: numpy's own transcendental functions differ in the last bit
-between processors, and a pixel must not."""
+They use only integers and rounded table entries, because numpy's transcendental functions differ in the last bit between
+processors.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +12,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-TURN = 1024  # entries of a full circle
-
-
-TILE = 512  # side of a tile, which wraps around
-
-
-TILE_PER_DEGREE = 3.5  # tile pixels in one degree of the retina
-
+TURN = 1024  # table entries of a full circle
+TILE = 512  # width and height of a tile, which wraps around
+TILE_PER_DEGREE = 3.5  # tile pixels per degree of the retina
 
 _COS = np.array([round(math.cos(2 * math.pi * k / TURN), 6) for k in range(TURN)])
 
@@ -27,18 +23,18 @@ _SIN = np.array([round(math.sin(2 * math.pi * k / TURN), 6) for k in range(TURN)
 
 
 def cos_sin(turns: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine of angles in turns (1.0 is the full circle), from a table of 1024 entries."""
+    """Cosine and sine of angles in turns (1.0 is a full circle), from a table with 1024 entries."""
     index = np.floor(np.asarray(turns) * TURN).astype(np.int64) % TURN
     return _COS[index], _SIN[index]
 
 
 def stream(*key: int) -> np.random.Generator:
-    """The random stream of a key of non-negative integers; only its `random()` may be drawn from."""
+    """The random generator of a key of non-negative integers. Use only its `random()`, which is the same everywhere."""
     return np.random.Generator(np.random.PCG64(key))
 
 
 def _smooth(a: np.ndarray, height: int, width: int = 0) -> np.ndarray:
-    """Two circular box means along each axis; integers in, integers out. A `width` of 0 is the height."""
+    """Apply a circular box filter twice along each axis, in integers. A `width` of 0 means the height."""
     for axis, w in ((0, height), (0, height), (1, width or height), (1, width or height)):
         a = np.moveaxis(a, axis, 0)
         c = np.cumsum(np.concatenate([np.zeros_like(a[:1]), a, a[:w]]), axis=0)
@@ -47,7 +43,7 @@ def _smooth(a: np.ndarray, height: int, width: int = 0) -> np.ndarray:
 
 
 def _stretch(a: np.ndarray) -> np.ndarray:
-    """To 0..255 between the 1st and the 99th percentile (exact: order statistics of integers)."""
+    """Scale the 1st to 99th percentile to 0..255, exactly, with order statistics of integers."""
     order = np.sort(a, axis=None)
     low, high = int(order[a.size // 100]), int(order[-a.size // 100])
     return np.clip((a - low) * 255 // max(high - low, 1), 0, 255)
@@ -63,18 +59,18 @@ def _cloud(salt: int, widths: tuple[int, ...]) -> np.ndarray:
 
 
 def _ridge(salt: int, height: int, width: int) -> np.ndarray:
-    """Crests along the level lines of a cloud whose lumps have that height and width."""
+    """Ridges along the contour lines of a cloud with lumps of that height and width."""
     fold = np.abs(_stretch(_smooth(_white(salt), height, width)) - 128)
     return _stretch(255 - np.minimum(255, fold * 4))
 
 
 def _choroid() -> np.ndarray:
-    """A net of bands, mostly lying, as the large vessels of the choroid."""
+    """A net of mostly horizontal bands, like the large vessels of the choroid."""
     return _stretch(_smooth(np.maximum(_ridge(11, 6, 15), _ridge(12, 13, 6) * 7 // 10), 2))
 
 
 def _speckle() -> np.ndarray:
-    """Products of uniform draws: the long bright tail of coherent imaging, smoothed over two pixels."""
+    """Speckle: products of uniform numbers, with the long bright tail of coherent imaging, smoothed over two pixels."""
     a = _white(40) * _white(41) >> 16
     return _stretch(_smooth(a, 2) + a // 3)
 
@@ -91,7 +87,7 @@ _KINDS = {
 
 @lru_cache
 def tile(kind: str) -> np.ndarray:
-    """u8 [1024 1024]: the tile of a kind, repeated twice along each axis so that any crop of 512 fits."""
+    """u8 [1024 1024]: a tile of a kind, repeated twice along each axis so that any crop of 512 fits."""
     return np.tile(_KINDS[kind]().astype(np.uint8), (2, 2))
 
 
@@ -101,7 +97,7 @@ def _picture(kind: str, shrink: int) -> Image.Image:
 
 
 def texture(kind: str, size: int, x: float, y: float, span: float) -> np.ndarray:
-    """f32 [size size] in 0..1: `span` (at most 512) tile pixels from tile position (x, y) on, resized."""
+    """f32 [size size] in 0..1: the `span` (at most 512) tile pixels at tile position (x, y), resized."""
     shrink = 4 if span > 3.6 * size else 2 if span > 1.8 * size else 1
     x, y, span = x % TILE / shrink, y % TILE / shrink, span / shrink
     out = _picture(kind, shrink).resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + span, y + span))
@@ -109,7 +105,7 @@ def texture(kind: str, size: int, x: float, y: float, span: float) -> np.ndarray
 
 
 def grain(kind: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """f32 [height width] in 0..1: a crop of the tile at one tile pixel per pixel, anywhere; larger sizes repeat."""
+    """f32 [height width] in 0..1: a random crop of the tile at its own resolution; larger sizes repeat it."""
     x, y = (int(v * TILE) for v in rng.random(2))
     source = tile(kind)
     repeats = (-(-height // TILE), -(-width // TILE))

@@ -1,4 +1,4 @@
-"""OCT: a horizontal B-scan through the fovea, layers stacked as thicknesses in micrometres."""
+"""Draw OCT scans: a horizontal B-scan through the fovea, as a stack of layers with thicknesses in micrometres."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ from data_pipelines.synthetic.noise import cos_sin, grain, texture
 from data_pipelines.synthetic.raster import Frame
 
 DEPTH = 900.0  # micrometres from the top to the bottom of a scan
+HALF = 12.0  # degrees on each side of the fovea
 
-
-HALF = 12.0  # degrees to each side of the fovea
-
-
-# the stack from Bruch's membrane upwards, and how much light each layer returns
+# the layers from Bruch's membrane upwards, and their reflectivities
 _STACK = ("ped", "rpe", "srf", "os", "ez", "onl", "opl", "inl", "ipl", "rnfl")
 
 
@@ -41,7 +38,7 @@ _MASK = {"ped": 8, "rpe": 5, "srf": 8, "os": 4, "ez": 4, "onl": 3, "opl": 3, "in
 
 @dataclass(frozen=True)
 class Stack:
-    """Thicknesses by layer, f32 [w] micrometres; where Bruch's membrane lies; cysts; columns in shadow."""
+    """The layers along a scan: thicknesses f32 [w] in micrometres, Bruch's membrane, cysts, shadows."""
 
     thickness: dict[str, np.ndarray]
     floor: np.ndarray  # [w] depth of Bruch's membrane below the top
@@ -49,7 +46,7 @@ class Stack:
     cysts: np.ndarray  # [n 4] x, height above Bruch's membrane, half width (degrees), half height (micrometres)
     specks: np.ndarray  # [n 3] x, height, radius: bright foci
     shadow: np.ndarray  # [w] 0..1
-    window: np.ndarray  # [w] 0..1, light passed on where the pigment epithelium is lost
+    window: np.ndarray  # [w] 0..1, light transmitted where the pigment epithelium is lost
 
 
 def _bump(x: np.ndarray, centre: float, half: float, power: int = 2) -> np.ndarray:
@@ -59,7 +56,7 @@ def _bump(x: np.ndarray, centre: float, half: float, power: int = 2) -> np.ndarr
 
 
 def _dome(x: np.ndarray, marks: np.ndarray, height: float, widen: float, reach: float) -> np.ndarray:
-    """Domes over the marks that the scan line cuts: parabolas as wide as the marks."""
+    """Parabolic elevations over the marks that the scan line crosses, as wide as the marks."""
     out = np.zeros_like(x)
     for mx, my, rx, ry in marks[:, :4]:
         cut = 1 - abs(my) / (ry + reach)
@@ -72,7 +69,7 @@ def _dome(x: np.ndarray, marks: np.ndarray, height: float, widen: float, reach: 
 
 
 def _even(a: np.ndarray, times: int) -> np.ndarray:
-    """Smoothed along the scan, ends kept."""
+    """Smooth along the scan, keeping the ends."""
     for _ in range(times):
         a = a.copy()
         a[1:-1] = a[1:-1] * np.float32(0.5) + (a[:-2] + a[2:]) * np.float32(0.25)
@@ -109,7 +106,7 @@ def _cysts(n: int, spread: float, height: tuple[float, float], size: float, rng:
 
 
 def _lesioned(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Changes the stack in place by the eye's lesions and returns the cysts."""
+    """Change the stack in place by the lesions of the eye, and return the cysts."""
     marks, load = eye.lesions, min(eye.load, 1.0)
     cysts = np.zeros((0, 4))
     if "drusen" in marks:
@@ -129,7 +126,7 @@ def _lesioned(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray], rng: np.random.
         inside = r - np.sqrt((x - np.float32(cx)) * (x - np.float32(cx)) + np.float32(cy * cy))
         _, wave = cos_sin(x * 0.16 + eye.texture[0] / 512)
         t["srf"] += np.clip(inside * 75, 0, 330) * (1 + np.float32(0.16) * wave.astype(np.float32))
-    # the outer nuclear layer gives way to what pushes from below, so that the surface stays even
+    # the outer nuclear layer becomes thinner over elevations, so that the surface stays even
     t["onl"] = np.maximum(t["onl"] - np.float32(0.75) * t["ped"], np.minimum(t["onl"], 24))
     if "cotton-wool spot" in marks:
         t["rnfl"] += _dome(x, marks["cotton-wool spot"], 55, 1.3, 1.0)
@@ -143,7 +140,7 @@ def _lesioned(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray], rng: np.random.
 
 
 def _lost(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray]) -> np.ndarray:
-    """f32 [w]: where outer retina and pigment epithelium have withered; thins them in place."""
+    """f32 [w]: atrophy of the outer retina and pigment epithelium, which become thinner in place."""
     if "atrophy" not in eye.lesions:
         return np.zeros_like(x)
     lost = np.clip(_even(_dome(x, eye.lesions["atrophy"], 2.6, 1.1, 0.8), len(x) // 16), 0, 1)
@@ -153,7 +150,7 @@ def _lost(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _shadows(eye: Eye, x: np.ndarray) -> np.ndarray:
-    """Columns behind vessels that cross the scan and behind blood."""
+    """The shadows of vessels that cross the scan, and of blood."""
     cut = np.zeros_like(x)
     for segments, depth in ((eye.arteries, 0.35), (eye.veins, 0.5)):
         cross = (segments[:, 1] * segments[:, 3] <= 0) & (np.abs(segments[:, 0]) < HALF + 1) & (segments[:, 4] > 0.1)
@@ -167,7 +164,7 @@ def _shadows(eye: Eye, x: np.ndarray) -> np.ndarray:
 
 
 def _specks(eye: Eye, rng: np.random.Generator) -> np.ndarray:
-    """Bright foci: the exudates and dots of blood near the scan line, in the outer plexiform layer."""
+    """Bright foci in the outer plexiform layer: exudates and small haemorrhages near the scan line."""
     near = [m[np.abs(m[:, 1]) < 1.6] for k in ("hard exudate", "haemorrhage") if (m := eye.lesions.get(k)) is not None]
     spots = np.concatenate(near) if near else np.zeros((0, 6))
     spots = spots[np.abs(spots[:, 0]) < HALF][:24]
@@ -189,20 +186,20 @@ def stack(eye: Eye, x: np.ndarray, rng: np.random.Generator) -> Stack:
 
 
 def _paint_layers(s: Stack, z: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Brightness f32 [h w] and the height of every boundary f32 [layers+1 w] above Bruch's membrane."""
+    """The brightness f32 [h w], and the height f32 [layers+1 w] of each boundary above Bruch's membrane."""
     edges = np.cumsum(np.stack([s.thickness[k] for k in _STACK]), axis=0)
     light = [_LIGHT[k] for k in _STACK] + [0.035]
     up = s.floor[None] - z  # height of every pixel above Bruch's membrane
     inverse = np.float32(1 / (1.4 * unit))
     image = np.full_like(up, np.float32(light[0]))
     for k, edge in enumerate(edges):
-        # a layer thinner than nothing still has its own brightness change: equal edges cancel exactly
+        # a layer of zero thickness changes nothing, because its two edges cancel exactly
         image += np.float32(light[k + 1] - light[k]) * np.clip((up - edge) * inverse + np.float32(0.5), 0, 1)
     return image, edges
 
 
 def _below(s: Stack, up: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Choroid with its dark vessels, then sclera fading with depth."""
+    """The choroid with dark vessels, then the sclera, which fades with depth."""
     x, y = (float(v) * 400 for v in rng.random(2))
     lumps = texture("choroid", size, x, y, 110)
     depth = -up
@@ -215,7 +212,7 @@ def _below(s: Stack, up: np.ndarray, size: int, rng: np.random.Generator) -> np.
 
 
 def _ellipses(items: np.ndarray, x: np.ndarray, up: np.ndarray, unit: float) -> np.ndarray:
-    """Coverage of small upright ellipses [n 4] = (x, height, half width, half height)."""
+    """The coverage of small upright ellipses [n 4] = (x, height, half width, half height)."""
     out = np.zeros_like(up)
     for cx, height, rx, ry in items:
         u = (x - np.float32(cx)) * np.float32(1 / rx)
@@ -227,7 +224,7 @@ def _ellipses(items: np.ndarray, x: np.ndarray, up: np.ndarray, unit: float) -> 
 
 
 def _hole(eye: Eye, x: np.ndarray, up: np.ndarray, edges: np.ndarray, unit: float) -> np.ndarray | None:
-    """Coverage of a full-thickness hole: an hourglass from the pigment epithelium up."""
+    """The coverage of a full-thickness hole, an hourglass above the pigment epithelium."""
     if "macular hole" not in eye.lesions:
         return None
     r = np.float32(eye.lesions["macular hole"][0, 2])
@@ -238,7 +235,7 @@ def _hole(eye: Eye, x: np.ndarray, up: np.ndarray, edges: np.ndarray, unit: floa
 
 
 def oct_scan(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Frame, dict[str, np.ndarray]]:
-    """u8 [size size 3], a frame whose rows mean nothing in degrees, and masks: `layers` (indices of LAYERS) and `fluid`."""
+    """Draw a scan: u8 [size size 3], a frame (only its columns are degrees), and masks `layers` (of LAYERS) and `fluid`."""
     device = cam.device(rng, "OCT")
     frame = Frame(size, size / (2 * HALF), cam.uniform(rng, -0.8, 0.8), 0.0)
     x = frame.grid()[0][0]
@@ -264,7 +261,7 @@ def oct_scan(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray,
 
 
 def _acquire(image: np.ndarray, eye: Eye, device: cam.Device, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Speckle, signal loss behind opaque media, eight bits, JPEG."""
+    """Add speckle and the signal loss of opaque media, and convert to 8 bits and JPEG."""
     signal = np.float32(cam.uniform(rng, 0.85, 1.0) * (1 - 0.55 * eye.haze))
     speckle = grain("speckle", size, size, rng)
     floor = grain("speckle", size, size, rng) * np.float32(0.07 + 0.1 * eye.haze)

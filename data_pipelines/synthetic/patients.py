@@ -1,4 +1,4 @@
-"""Who the synthetic patients are: conditions of both eyes, biomarkers, and the state of an eye on a day."""
+"""Synthetic patients: the conditions of both eyes, biomarkers, and the state of an eye on a given day."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from data_pipelines.synthetic.noise import stream
 
 SIDES = ("left", "right")
 
-
-_BOTH_EYES = {  # how often the other eye has it too
+_BOTH_EYES = {  # probability that the other eye has the condition as well
     "normal": 1.0,
     **dict.fromkeys(RETINOPATHY, 0.85),
     "diabetic macular oedema": 0.6,
@@ -23,12 +22,12 @@ _BOTH_EYES = {  # how often the other eye has it too
     "glaucoma": 0.7,
     "pathologic myopia": 0.8,
     "cataract": 0.75,
-}  # the rest 0.06
+}  # 0.06 for all others
 
 
 @dataclass(frozen=True)
 class Course:
-    """One eye over the years."""
+    """The course of a condition in one eye."""
 
     condition: str  # at day 0
     load: float
@@ -37,12 +36,12 @@ class Course:
 
 @dataclass(frozen=True)
 class Patient:
-    """What stays the same between visits."""
+    """The properties of a patient that do not change between visits."""
 
     seed: int
     index: int
     condition: str  # the principal one, at day 0
-    principal: str  # the eye that has it worst
+    principal: str  # the more severely affected eye
     age: float
     systolic: float
     hba1c: float
@@ -61,7 +60,7 @@ def _between(u: float, low: float, high: float) -> float:
 
 
 def patient(seed: int, index: int, conditions: tuple[str, ...]) -> Patient:
-    """The patient of a seed and an index; the principal condition is drawn evenly from `conditions`."""
+    """The patient with a seed and an index. The principal condition is drawn uniformly from `conditions`."""
     u = [float(v) for v in stream(seed, index, 0).random(20)]
     condition = conditions[int(u[0] * len(conditions))]
     low, high = AGES[condition]
@@ -111,7 +110,7 @@ def _hba1c(condition: str, worst: Course, u: float) -> float:
 
 
 def visit_days(p: Patient, visits: int) -> list[int]:
-    """Days of the visits: 0, then one every half to one and a half years."""
+    """The days of the visits: 0, then intervals of half a year to one and a half years."""
     gaps = stream(p.seed, p.index, 1).random(visits)
     days = [0]
     for gap in gaps[1:]:
@@ -120,7 +119,7 @@ def visit_days(p: Patient, visits: int) -> list[int]:
 
 
 def eye_at(p: Patient, side: str, day: int) -> Eye:
-    """The state of the left or right eye on a day. Streams are those of day 0: only what progresses differs."""
+    """The state of an eye on a day. The random streams are those of day 0, so only what progresses changes."""
     course = p.left if side == "left" else p.right
     load = course.load + course.rate * day / 365.25
     if course.condition in RETINOPATHY:
@@ -162,14 +161,14 @@ def eye_at(p: Patient, side: str, day: int) -> Eye:
 
 
 def _haze(condition: str, load: float, age: float, u: float) -> float:
-    """Opacity of the lens: cataract from a third on, a trace in the old."""
+    """Opacity of the lens: substantial with cataract, slight in old age."""
     if condition == "cataract":
         return min(0.95, 0.42 + 0.42 * load + 0.06 * u)
     return 0.12 * u * max(0.0, min(1.0, (age - 60) / 25))
 
 
 def _traits(condition: str, load: float, u: list[float]) -> dict[str, float]:
-    """Numbers that single conditions have."""
+    """Numbers that only some conditions have."""
     occlusion = condition == "retinal vein occlusion"
     central = occlusion and u[2] < 0.4
     glaucoma = condition == "glaucoma"

@@ -1,4 +1,7 @@
-"""Drawing in degrees of the retina: frames, soft ellipses, lines. Multiplication, addition and square roots only."""
+"""Drawing primitives in degrees of the retina: frames, soft ellipses and lines.
+
+Only multiplication, addition and square roots are used, which give the same bits on every processor.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from data_pipelines.synthetic.noise import tile
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a picture of `size` pixels looks: its centre in degrees (fovea at 0, nasal is +x, down is +y)."""
+    """The field of an image of `size` pixels: its centre in degrees (fovea at 0, nasal is +x, down is +y) and scale."""
 
     size: int
     per_degree: float  # pixels in one degree
@@ -21,7 +24,7 @@ class Frame:
     y: float
 
     def pixels(self, x: np.ndarray | float, y: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """Pixel coordinates of points in degrees."""
+        """The pixel coordinates of points in degrees."""
         middle = (self.size - 1) / 2
         return (
             (np.asarray(x) - self.x) * self.per_degree + middle,
@@ -29,12 +32,12 @@ class Frame:
         )
 
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Degrees of every column f32 [1 w] and every row f32 [h 1]."""
+        """The degrees of each column f32 [1 w] and each row f32 [h 1]."""
         axis = _axis(self.size) * np.float32(1 / self.per_degree)
         return axis[None] + np.float32(self.x), axis[:, None] + np.float32(self.y)
 
     def squared(self, x: float, y: float, rx: float = 1.0, ry: float = 1.0) -> np.ndarray:
-        """f32 [h w]: squared distance from a point in degrees, each axis in units of its radius."""
+        """f32 [h w]: the squared distance from a point in degrees, with each axis in units of its radius."""
         u, v = self.grid()
         u = (u - np.float32(x)) * np.float32(1 / rx)
         v = (v - np.float32(y)) * np.float32(1 / ry)
@@ -47,32 +50,32 @@ def _axis(size: int) -> np.ndarray:
 
 
 def ellipse(frame: Frame, x: float, y: float, rx: float, ry: float, soft: float = 0.25) -> np.ndarray:
-    """f32 [h w]: coverage of an upright ellipse whose edge is `soft` degrees wide (at least a pixel)."""
+    """The coverage f32 [h w] of an upright ellipse with an edge of `soft` degrees, at least one pixel."""
     edge = max(soft, 1 / frame.per_degree)
     d = np.sqrt(frame.squared(x, y, rx, ry))
     return np.clip((1 - d) * np.float32((rx + ry) / 2 / edge) + np.float32(0.5), 0, 1)
 
 
 def _near(size: int, x: np.ndarray, y: np.ndarray, reach: int) -> np.ndarray:
-    """Which points have a window of `reach` pixels that touches the picture."""
+    """Whether the window of `reach` pixels around each point touches the image."""
     return (x > -reach) & (x < size + reach) & (y > -reach) & (y < size + reach)
 
 
 @lru_cache
 def _offsets(reach: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps f32 [k] of a window around a point, and the flat indices they mean on a canvas, [k*k]."""
+    """The offsets f32 [k] of a window around a point, and their flat indices on a canvas [k*k]."""
     step = np.arange(-reach, reach + 2)
     return step.astype(np.float32), (step[:, None] * side + step[None]).reshape(-1)
 
 
 class _Canvas:
-    """Several pictures side by side in memory, padded so that no window leaves them; keeps the largest coverage."""
+    """Several images in one array, padded so that no window leaves them. Each pixel keeps its largest coverage."""
 
     def __init__(self, size: int, count: int = 1) -> None:
         self.size, self.count, self.cover = size, count, np.zeros((count, size, size), np.float32)
 
     def windows(self, x: np.ndarray, y: np.ndarray, reach: int, which: np.ndarray | int = 0) -> tuple[np.ndarray, ...]:
-        """Flat indices [n k*k] of the windows around points, and offsets dx, dy f32 [n k] of their pixels."""
+        """The flat indices [n k*k] of the windows around points, and the offsets dx, dy f32 [n k] of their pixels."""
         pad = 2 * reach + 1
         side = self.size + 2 * pad
         column, row = np.floor(x), np.floor(y)
@@ -83,7 +86,7 @@ class _Canvas:
         return first[:, None] + flat, dx, dy
 
     def keep(self, index: np.ndarray, cover: np.ndarray, reach: int) -> None:
-        """Merges coverages f32 at the indices."""
+        """Merge coverages f32 at the indices."""
         pad = 2 * reach + 1
         side = self.size + 2 * pad
         canvas = np.zeros(self.count * side * side, np.float32)
@@ -93,10 +96,10 @@ class _Canvas:
 
 
 def blots(frame: Frame, marks: np.ndarray, soft: float = 0.3, rough: float = 0.0) -> np.ndarray:
-    """f32 [h w]: coverage of marks [n 6] = (x, y, rx, ry, cos, sin) in degrees.
+    """The coverage f32 [h w] of marks [n 6] = (x, y, rx, ry, cos, sin) in degrees.
 
-    `soft` is the width of the edge as a share of the radius, `rough` (0..1) how ragged the outline is. Marks below
-    0.55 pixels are drawn at that radius: a microaneurysm is smaller than a pixel, and is still seen.
+    `soft` is the width of the edge as a fraction of the radius, and `rough` (0..1) the irregularity of the outline. Marks
+    below 0.55 pixels are drawn with that radius, because a microaneurysm is visible though smaller than a pixel.
     """
     canvas = _Canvas(frame.size)
     if len(marks):
@@ -130,7 +133,7 @@ def _blots(
     v = (dy * c)[:, :, None] - (dx * s)[:, None, :]
     d = np.sqrt(u * u + v * v)
     if rough:
-        # the outline's noise keeps its grain in units of the radius, so big blots get big bays
+        # the noise of the outline scales with the radius, so that large marks get large indentations
         k = (np.arange(len(x)) * 37)[:, None, None]
         rows, columns = np.floor(v * 14).astype(np.int64) + k, np.floor(u * 14).astype(np.int64) + k
         ragged = tile("cloud")[rows & 511, columns & 511]
@@ -141,7 +144,7 @@ def _blots(
 
 
 def lines(frame: Frame, groups: Sequence[np.ndarray]) -> np.ndarray:
-    """f32 [G h w]: coverage of each group of segments [n 6] = (x0, y0, x1, y1, width0, width1) in degrees.
+    """The coverage f32 [G h w] of each group of segments [n 6] = (x0, y0, x1, y1, width0, width1) in degrees.
 
     Segments thinner than a sixth of a pixel are left out.
     """
@@ -167,7 +170,7 @@ def lines(frame: Frame, groups: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _beads(size: int, beads: np.ndarray, owner: np.ndarray, groups: int) -> np.ndarray:
-    """Coverage of discs [n 3] = (x, y, diameter) in pixels."""
+    """The coverage of discs [n 3] = (x, y, diameter) in pixels."""
     canvas = _Canvas(size, groups)
     radius = beads[:, 2] * np.float32(0.5)
     for low, high, reach in ((-1.0, 0.5, 1), (0.5, 1.5, 2), (1.5, 1e9, 0)):
@@ -179,7 +182,7 @@ def _beads(size: int, beads: np.ndarray, owner: np.ndarray, groups: int) -> np.n
         index, dx, dy = canvas.windows(beads[group, 0], beads[group, 1], reach, owner[group])
         r = radius[group][:, None, None]
         d = np.sqrt((dy * dy)[:, :, None] + (dx * dx)[:, None, :])
-        # a vessel thinner than a pixel is drawn one pixel wide and as faint as it is thin
+        # a vessel thinner than a pixel is drawn one pixel wide, and correspondingly fainter
         cover = np.clip(np.maximum(r, np.float32(0.5)) + np.float32(0.5) - d, 0, 1)
         canvas.keep(index, cover * np.minimum(np.float32(1), 2 * r), reach)
     return canvas.cover

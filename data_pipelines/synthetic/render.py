@@ -1,4 +1,4 @@
-"""One picture of one eye: which renderer, the mirror of the left eye, landmarks and masks."""
+"""Render an image of an eye in a modality, with landmarks and masks. Left eyes are mirrored right eyes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRAWERS = {"CFP": cfp, "UWF": uwf, "FFA": ffa, "OCT": oct_scan}
 
 @dataclass(frozen=True)
 class Picture:
-    """u8 [size size 3]; points f32 [2 2]: fovea and disc as (x, y) in pixels, NaN where not in the picture; masks."""
+    """An image u8 [size size 3], points f32 [2 2] (fovea and disc as (x, y) in pixels, NaN outside the image), and masks."""
 
     image: np.ndarray
     points: np.ndarray
@@ -27,12 +27,11 @@ class Picture:
 
 
 def render(eye: Eye, modality: str, size: int, rng: np.random.Generator, masks: bool = False) -> Picture:
-    """The picture of an eye in a modality (CFP, UWF, FFA or OCT).
+    """Render an eye in a modality: CFP, UWF, FFA or OCT.
 
-    Masks, when asked for, are bool [size size] by name (field of view, artery, vein, disc, cup,
-    every lesion of the eye) and `index`,
-    u8 [size size] of MASK_CLASSES; of an OCT scan `layers` u8 (indices of LAYERS), `index` (the same) and `fluid`.
-    Raises DataError for another modality and for sizes under 16.
+    With `masks`, the masks are bool [size size] by name (field, artery, vein, disc, cup and the lesions of the eye) and
+    `index` u8 [size size] of MASK_CLASSES. For an OCT scan they are `layers` u8 (indices of LAYERS), `index` (the same)
+    and `fluid`. Raises DataError for another modality and for sizes below 16.
     """
     if modality not in DRAWERS:
         raise DataError(f"synthetic modality {modality!r}: expected one of {', '.join(DRAWERS)}")
@@ -51,7 +50,7 @@ def render(eye: Eye, modality: str, size: int, rng: np.random.Generator, masks: 
 def _points(eye: Eye, modality: str, frame: Frame) -> np.ndarray:
     xy = np.array([(0.0, 0.0), eye.disc])
     if modality == "OCT":
-        xy[:, 1], xy[1] = 0.0, np.nan  # the scan has a fovea, in the middle of its height, and no disc
+        xy[:, 1], xy[1] = 0.0, np.nan  # a scan shows the fovea, at half its height, but not the disc
     points = np.stack(frame.pixels(xy[:, 0], xy[:, 1]), axis=1).astype(np.float32)
     points[((points < 0) | (points > frame.size - 1)).any(axis=1)] = np.nan
     return points
@@ -62,10 +61,10 @@ def _oct_masks(cover: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def fundus_masks(cover: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Coverages to masks; in `index` lesions lie over cup, cup over disc, disc over vessels."""
+    """Convert coverages to masks. In `index`, lesions cover the cup, the cup the disc, and the disc the vessels."""
     masks: dict[str, np.ndarray] = {name: c > 0.5 for name, c in cover.items()}
     for name in {"artery", "vein", "neovascularisation"} & set(cover):
-        masks[name] = cover[name] > 0.25  # a vessel thinner than a pixel covers none by half
+        masks[name] = cover[name] > 0.25  # a vessel thinner than a pixel never covers half of one
     masks["cup"] &= masks["disc"]
     for name in masks:
         masks[name] &= masks["field"]

@@ -1,4 +1,4 @@
-"""Reports composed from the findings of eyes: varied wording, negations, one statement per eye, English or Chinese."""
+"""Reports and captions from the findings of eyes, in English or Chinese, with varied wording and negations."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from data_pipelines.language.wording import (
 from data_pipelines.synthetic.anatomy import Eye
 
 _EN_SIDE = {"right": ("Right eye", "OD", "In the right eye"), "left": ("Left eye", "OS", "In the left eye")}
-
-
 _ZH_SIDE = {"right": ("右眼", "右眼（OD）"), "left": ("左眼", "左眼（OS）")}
-
 
 _EN_VIEW = {
     "CFP": ("fundus photograph", "colour fundus photograph", "retinal photograph"),
@@ -41,7 +38,7 @@ _ZH_VIEW = {
 
 
 def findings_of(eye: Eye) -> tuple[str, ...]:
-    """The findings an examiner would write down, in the order of conditions.FINDINGS."""
+    """The findings that an examiner would report, in the order of conditions.FINDINGS."""
     found = {k for k in eye.lesions if k in LESIONS}
     if "detached retina" in found:
         found = (found - {"detached retina"}) | {"retinal detachment"}
@@ -63,7 +60,7 @@ def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def _some(items: Sequence[str], most: int, rng: np.random.Generator) -> list[str]:
-    """At most `most` of the items, in their order."""
+    """A random selection of at most `most` items, in their order."""
     if len(items) <= most:
         return list(items)
     order = sorted(range(len(items)), key=list(rng.random(len(items))).__getitem__)
@@ -77,7 +74,7 @@ def _join(items: Sequence[str], language: str) -> str:
 
 
 def _signs(eye: Eye, modality: str, language: str, rng: np.random.Generator, most: int = 4) -> list[str]:
-    """Words for the findings; an angiogram or a scan is described by its own signs where it has some."""
+    """Wordings of the findings; an angiogram or OCT scan has signs of its own for some of them."""
     found = findings_of(eye)
     own = MODALITY_SIGNS.get(modality, {})
     special = [own[k][language == "zh"] for k in found if k in own]
@@ -90,9 +87,9 @@ def _signs(eye: Eye, modality: str, language: str, rng: np.random.Generator, mos
 
 
 def _absent(eye: Eye, language: str, rng: np.random.Generator) -> str:
-    """One negation: two things that could be there and are not."""
+    """A negation of two findings that are absent."""
     missing = [k for k in ABSENT[language] if k not in findings_of(eye)]
-    # blood of another kind is still blood
+    # "no haemorrhage" would be wrong with any kind of haemorrhage
     if any("haemorrhage" in k for k in findings_of(eye)) and "haemorrhage" in missing:
         missing.remove("haemorrhage")
     if "choroidal neovascularisation" in findings_of(eye) and "neovascularisation" in missing:
@@ -104,7 +101,7 @@ def _absent(eye: Eye, language: str, rng: np.random.Generator) -> str:
 
 
 def _statement(eye: Eye, modality: str, language: str, rng: np.random.Generator) -> str:
-    """Impression, signs and perhaps a negation of one eye, no side named."""
+    """The impression, signs and sometimes a negation for one eye, without naming the side."""
     name = _pick(IMPRESSIONS[language][eye.condition], rng)
     signs = _signs(eye, modality, language, rng)
     if eye.condition == "normal":
@@ -143,7 +140,7 @@ def _sentence(text: str) -> str:
 
 
 def caption(eye: Eye, modality: str, language: str, rng: np.random.Generator) -> str:
-    """One picture of one eye in a sentence or two; `language` is "en" or "zh"."""
+    """Describe one image of one eye in one or two sentences; `language` is "en" or "zh"."""
     text = _statement(eye, modality, language, rng)
     if language == "zh":
         view, side = _pick(_ZH_VIEW[modality], rng), _pick(_ZH_SIDE[eye.side], rng)
@@ -154,7 +151,7 @@ def caption(eye: Eye, modality: str, language: str, rng: np.random.Generator) ->
 
 
 def report(eyes: Mapping[str, Eye], modalities: Sequence[str], language: str, rng: np.random.Generator) -> str:
-    """The report of a patient: a statement per eye (`eyes` by side), or one for both eyes where they are alike."""
+    """The report of a patient: a statement for each eye (`eyes` by side), or one for both if they are alike."""
     sides = ("right", "left") if rng.random() < 0.8 else ("left", "right")
     modality = modalities[int(rng.random() * len(modalities))]
     present = [s for s in sides if s in eyes]

@@ -1,15 +1,16 @@
-"""Synthetic patients as sources: both eyes, several modalities, a report, and the truth about all of it.
+"""Sources of synthetic patients: images of both eyes in several modalities, a report, and the ground truth.
 
     Patients(n=1000, seed=0, modalities=("CFP", "OCT"), size=96)   one visit of a patient per row
-    Eyes(n=1000, seed=0)                                           one picture per row, with a caption about that eye
+    Eyes(n=1000, seed=0)                                           one image per row, with a caption about that eye
 
-Item i depends on (seed, start + i) alone, and its bytes are the same on every machine."""
+Item i depends only on (seed, start + i), and its bytes are the same on every machine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -34,10 +35,13 @@ from data_pipelines.synthetic.reports import caption, findings_of, report
 
 @dataclass(frozen=True)
 class Drawn:
-    """Synthetic eyes (made with masks=True) with a mask of named structures: of anatomy, or lesions of conditions.LESIONS.
+    """Synthetic eyes with a mask of chosen structures. The targets are mask, fov, points and value (disc diameter).
 
-    classes: "vessel", "disc", "cup", "artery", "vein", "field", or lesions; later ones lie over earlier ones unless
-    `overlapping`. Targets: mask, fov, points, and value, the disc's diameter in pixels.
+    Args:
+        source: synthetic eyes made with masks=True.
+        classes: "vessel", "disc", "cup", "artery", "vein", "field", or lesions of conditions.LESIONS. Later ones cover
+            earlier ones.
+        overlapping: give each class its own channel instead.
     """
 
     source: Source
@@ -63,13 +67,12 @@ class Drawn:
 
 
 def _structure(drawn: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    from data_pipelines.language.conditions import LESIONS
 
     if name == "vessel":
         return drawn["artery"] | drawn["vein"]
     if name in drawn:
         return drawn[name]
-    if name in LESIONS:  # this eye has none
+    if name in LESIONS:  # this eye does not have it
         return np.zeros_like(drawn["disc"])
     known = ("vessel", "artery", "vein", "disc", "cup", "field", *LESIONS)
     raise DataError(f"synthetic eyes have no structure {name!r}; expected some of {', '.join(known)}")
@@ -91,16 +94,30 @@ __all__ = [
 LANGUAGES = ("en", "zh", "both")
 
 
-_HORIZON = 730  # days over which `progress` looks
+# First patient of each part, a million apart, so that no patient is in two of them. Pretraining learns from train and is
+# evaluated on val; tasks on a pretrained model have parts of their own. KeepFIT's experts describe those of task_train.
+STARTS = {"train": 0, "val": 1_000_000, "task_train": 2_000_000, "task_val": 3_000_000, "test": 4_000_000}
+
+
+Split = Literal["train", "val", "task_train", "task_val", "test"]
+
+
+_HORIZON = 730  # days after which `progress` compares the grade
 
 
 @dataclass(frozen=True)
 class _Synthetic:
-    """What both sources take, checked once.
+    """The arguments of both sources.
 
-    n: rows (Patients: patients, each with `visits` rows). seed, start: row i is of patient start + i.
-    modalities: of CFP, UWF, FFA, OCT. size: side of every picture in pixels. language: of reports, "both" draws one of
-    the two per row. conditions: names of CONDITIONS to draw from, evenly; None means all. masks: pixel truth as well.
+    Args:
+        n: number of patients.
+        seed: random seed.
+        start: number of the first patient.
+        modalities: some of CFP, UWF, FFA and OCT.
+        size: width and height of the images in pixels.
+        language: language of the reports: "en", "zh", or "both" to draw one per row.
+        conditions: names of CONDITIONS to draw from uniformly; None means all.
+        masks: also make pixel masks.
     """
 
     n: int
@@ -124,19 +141,23 @@ class _Synthetic:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; labels index these, and CONDITIONS where `conditions` is None."""
+        """Class names, which labels index: `conditions`, or CONDITIONS if it is None."""
         return CONDITIONS if self.conditions is None else self.conditions
 
     def prompts(self, language: str = "en") -> tuple[str, ...]:
-        """The names of the classes as a report of that language ("en" or "zh") would have them."""
+        """The names of the classes in reports of a language, "en" or "zh"."""
         return tuple(PROMPTS[language][CONDITIONS.index(c)] for c in self.classes)
 
+    def split(self, part: Split, n: int | None = None) -> Self:
+        """The same kind of source with the patients of one part of STARTS: `n` of them, or as many as here."""
+        return replace(self, start=STARTS[part], n=self.n if n is None else n)
+
     def _label(self, eye: Eye | None) -> np.int32:
-        """Index into the classes; -1 for an eye that is not imaged or whose condition is not among them."""
+        """The index of the class; -1 if the eye is not imaged or its condition is not a class."""
         known = eye is not None and eye.condition in self.classes
         return np.int32(self.classes.index(eye.condition) if known and eye else -1)
 
-    def _tongue(self, rng: np.random.Generator) -> str:
+    def _language(self, rng: np.random.Generator) -> str:
         return self.language if self.language != "both" else ("en", "zh")[int(rng.random() * 2)]
 
     def _row(self, index: int, rows: int) -> int:
@@ -145,8 +166,8 @@ class _Synthetic:
         return index % rows
 
 
-def _names(given: object, field: str, allowed: Mapping[str, Any] | tuple[str, ...]) -> tuple[str, ...]:
-    names = (given,) if isinstance(given, str) else tuple(given)  # type: ignore[arg-type]
+def _names(value: object, field: str, allowed: Mapping[str, Any] | tuple[str, ...]) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
     wrong = [str(k) for k in names if k not in allowed]
     if wrong or not names or len(set(names)) < len(names):
         raise DataError(f"synthetic {field} {wrong or names}: expected different names out of {', '.join(allowed)}")
@@ -155,16 +176,18 @@ def _names(given: object, field: str, allowed: Mapping[str, Any] | tuple[str, ..
 
 @dataclass(frozen=True)
 class Patients(_Synthetic):
-    """A visit of a patient per row: views of both eyes (left, right) for each modality, and one report.
+    """One visit of a patient per row: views of both eyes in each modality, and one report.
 
-    Rows are patient by patient, `visits` for each. With `one_eye` only one eye of each patient is imaged, the diseased
-    one where there is one.
+    Each patient has `visits` consecutive rows. With `one_eye`, only one eye of each patient is imaged, the diseased one
+    if there is one.
 
-    targets: label, label_left, label_right i32 (see `classes`; -1 for an eye that is not imaged or whose condition is
-    not a class); grade i32; value f32 [4] of BIOMARKERS; findings, findings_left, findings_right f32 [F] of FINDINGS;
-    points f32 [V 2 2], fovea and disc as (x, y) of each view, NaN where not in it; progress i32, whether the condition
-    comes to a higher grade within two years; with `masks`: mask i32 [V h w] (MASK_CLASSES, in an OCT view LAYERS) and
-    masks, a tuple of dicts of bool [h w].
+    The targets are
+
+    - label, label_left, label_right i32: the class; -1 for an eye that is not imaged or whose condition is not a class;
+    - grade i32; value f32 [4], the BIOMARKERS; findings, findings_left, findings_right f32 [F], the FINDINGS;
+    - points f32 [V 2 2]: fovea and disc of each view as (x, y), NaN outside the image;
+    - progress i32: whether the grade increases within two years;
+    - with `masks`: mask i32 [V h w] of MASK_CLASSES, or LAYERS in an OCT view, and masks, a tuple of dicts of bool [h w].
     """
 
     visits: int = 1
@@ -192,7 +215,7 @@ class Patients(_Synthetic):
                 pictures.append(picture)
                 views.append(View(picture.image, modality, side))
         rng = stream(self.seed, number, 2, visit)
-        text = report(eyes, self.modalities, self._tongue(rng), rng)
+        text = report(eyes, self.modalities, self._language(rng), rng)
         targets = {
             **_truth(p, eyes[p.principal], day, self._label(eyes[p.principal])),
             "label_left": self._label(eyes.get("left")),
@@ -211,10 +234,10 @@ class Patients(_Synthetic):
 
 @dataclass(frozen=True)
 class Eyes(_Synthetic):
-    """One picture per row, of the diseased eye where there is one, in one of the modalities, with a caption.
+    """One image per row with a caption: the diseased eye if there is one, in one of the modalities.
 
-    targets: label, grade i32; value f32 [4]; findings f32 [F]; points f32 [2 2]; progress; with `masks`: mask i32 [h w]
-    and masks, a dict of bool [h w]. See Patients.
+    The targets are those of Patients for a single view: label, grade i32; value f32 [4]; findings f32 [F]; points
+    f32 [2 2]; progress; with `masks` also mask i32 [h w] and masks, a dict of bool [h w].
     """
 
     def __len__(self) -> int:
@@ -231,7 +254,7 @@ class Eyes(_Synthetic):
         if self.masks:
             targets["mask"] = picture.masks["index"].astype(np.int32)
             targets["masks"] = {k: m for k, m in picture.masks.items() if k != "index"}
-        text = caption(eye, modality, self._tongue(rng), rng)
+        text = caption(eye, modality, self._language(rng), rng)
         return Record(_name(p), (View(picture.image, modality, eye.side),), text, findings_of(eye), targets)
 
 
@@ -261,6 +284,6 @@ def _worse(condition: str, eye: Eye, later: float) -> bool:
 
 
 def _hot(eyes: tuple[Eye, ...]) -> np.ndarray:
-    """f32 [F]: 1 for every finding that one of the eyes has."""
-    found = {k for eye in eyes for k in findings_of(eye)}
-    return np.array([k in found for k in FINDINGS], np.float32)
+    """f32 [F]: 1 for every finding in any of the eyes."""
+    present = {k for eye in eyes for k in findings_of(eye)}
+    return np.array([k in present for k in FINDINGS], np.float32)

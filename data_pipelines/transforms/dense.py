@@ -1,9 +1,10 @@
-"""Images with masks or landmarks: read and checked once, at one size, with the truth of the original kept beside.
+"""Images with masks or landmarks, resized to one size and checked; the ground truth at original size is kept.
 
     source = Prepared(csv_source(...), size=512, classes=("disc", "cup"))     a mask's values are 0, 1 (disc), 2 (cup)
     train(source, (Ready(("mask",)), RandomCrop(256), Flip(), Select(("image", "mask"))), batch=8)
 
-Whatever moves pixels moves masks (nearest pixel) and points (exactly) along; see geometry."""
+Geometric steps transform masks (nearest pixel) and points (exactly) with the image; see geometry.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +19,33 @@ from data_pipelines.images import load_mask, load_sized
 from data_pipelines.records import EYES, MODALITIES, DataError, Record, Source, View, text_hash
 from data_pipelines.transforms.steps import FieldOfViewCrop, eval_step, present
 
-FRAME = np.array([[0, 0], [1000, 0], [0, 1000]], np.float32)  # see fundax.frames
-
+FRAME = np.array([[0, 0], [1000, 0], [0, 1000]], np.float32)  # maps predictions back to the original
 
 _NO_DRAWS = np.random.default_rng(0)  # for steps that draw nothing
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows of `source` with their image decoded and resized to `size` square, and what is known of it, checked.
+    """The rows of `source`, with the image decoded and resized to a square of `size`, and masks and points checked.
 
-    classes: names of a mask's values 1.. (0 is the background), or of its channels where `overlapping`; () for none.
-    landmarks: names of the points; missing: "error", or "allowed" where a landmark may have no place (NaN).
-    resize, crop: see transforms.Squash, and FieldOfViewCrop before it. diameter: of the optic disc in pixels of the
-    originals, 0 where unknown (a target `value` of one number is taken for it).
-    Targets: mask, fov (where there is one), points, all of the resized image; frame f32 [3 2]; truth, truth_fov (masks of
-    the original size), size i32 [2] of the original (height, width), diameter f32 [].
-    Raises DataError naming the row and its file: a mask of another size than its image, values that are no class, a file
-    that is missing, a landmark without a number or outside its image.
+    Args:
+        source: records with one image each.
+        size: size of the resized image.
+        classes: names of a mask's values from 1 (0 is the background), or of its channels if `overlapping`; () for no
+            mask.
+        overlapping: whether classes may overlap; a mask is then u8 [H W K] of 0 and 1.
+        landmarks: names of the points; () for no points.
+        missing: "error", or "allowed" if a landmark may be absent (NaN).
+        resize: see transforms.steps.Squash.
+        crop: crop to the field of view first.
+        diameter: diameter of the optic disc in pixels of the original image; 0 if unknown, in which case a target
+            `value` with one number is used.
+
+    The targets of a record are mask, fov (if there is one) and points of the resized image; frame f32 [3 2]; truth and
+    truth_fov, the masks at original size; size i32 [2], the original (height, width); and diameter f32 [].
+
+    Raises DataError naming the row and the file for a missing file, a mask whose size differs from its image, a value
+    that is not a class, and a landmark that is missing or outside its image.
     """
 
     source: Source
@@ -84,17 +94,17 @@ class Prepared:
         """i32 [H W] of classes, or u8 [H W K] of 0 and 1."""
         if "mask" not in record.targets:
             raise DataError("has no mask; name its column with mask=COLUMN")
-        given = record.targets["mask"]
+        mask = record.targets["mask"]
         if not self.overlapping:
-            if isinstance(given, tuple):
-                raise DataError(f"has {len(given)} masks; several masks of one image are for overlapping classes")
-            return whole_classes(read_mask(given, size, "mask"), self.classes, _called(given))
-        if isinstance(given, np.ndarray) and given.ndim == 3:
-            return given.astype(np.uint8)
-        parts = given if isinstance(given, tuple) else (given,)
+            if isinstance(mask, tuple):
+                raise DataError(f"has {len(mask)} masks; several masks of one image are for overlapping classes")
+            return whole_classes(read_mask(mask, size, "mask"), self.classes, _called(mask))
+        if isinstance(mask, np.ndarray) and mask.ndim == 3:
+            return mask.astype(np.uint8)
+        parts = mask if isinstance(mask, tuple) else (mask,)
         if len(parts) != len(self.classes):
             raise DataError(f"has {len(parts)} masks for {len(self.classes)} classes ({', '.join(self.classes)})")
-        none = np.zeros(size, np.uint8)  # an empty cell beside others: the image has no such lesion
+        none = np.zeros(size, np.uint8)  # an empty cell: the image does not have this lesion
         channels = [
             none if part is None else whole_classes(read_mask(part, size, "mask"), (name,), _called(part))
             for part, name in zip(parts, self.classes, strict=True)
@@ -121,16 +131,16 @@ class Prepared:
 
 
 def read_mask(mask: Any, size: tuple[int, int], what: str) -> np.ndarray:
-    """i32 [H W] of a path or an array. Raises DataError for another size than its image's (H, W)."""
-    found = load_mask(mask)
-    if found.shape != size:
-        shape, image = (f"{width} x {height}" for height, width in (found.shape, size))
+    """Read a mask i32 [H W] from a path or an array. Raises DataError if its size is not that of the image, (H, W)."""
+    array = load_mask(mask)
+    if array.shape != size:
+        shape, image = (f"{width} x {height}" for height, width in (array.shape, size))
         raise DataError(f"{what} {_called(mask)}is {shape} pixels, its image {image}")
-    return found
+    return array
 
 
 def whole_classes(mask: np.ndarray, classes: tuple[str, ...], called: str = "") -> np.ndarray:
-    """The mask, if its values are classes; of a single structure 255 may stand for 1, as most programs write it."""
+    """Check that the values of a mask are classes. With a single class, 255 is read as 1, as most programs write it."""
     highest = len(classes)
     wrong = mask[(mask < 0) | (mask > highest)]
     if highest == 1 and wrong.size and (wrong == 255).all() and not (mask == 1).any():
@@ -147,9 +157,9 @@ def _called(mask: Any) -> str:
 
 @dataclass(frozen=True)
 class Ready:
-    """The first step for rows of Prepared: image u8 [s s 3], modality, eye i32 [], group i32 [] (the patient), and `targets`.
+    """First step for rows of Prepared: image u8 [s s 3], modality, eye i32 [], group i32 [] (the patient), and `targets`.
 
-    Of `targets` those in `optional` may be absent: not every data set has a field of view.
+    Targets in `optional` may be absent, because not every data set has a field of view.
     """
 
     targets: tuple[str, ...]
@@ -172,7 +182,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A box of `size` square anywhere in the image."""
+    """Crop a random square of `size`. Raises DataError if the image is smaller."""
 
     size: int
 
@@ -180,7 +190,7 @@ class RandomCrop:
         for key in present(example):
             height, width = example[key].shape[:2]
             if min(height, width) < self.size:
-                raise DataError(f"a crop of {self.size} pixels of an image of {width} x {height}")
+                raise DataError(f"a crop of {self.size} pixels does not fit in an image of {width} x {height}")
             top, left = rng.integers(height - self.size + 1), rng.integers(width - self.size + 1)
             example = move(example, key, (Crop(int(top), int(left), self.size, self.size),))
         return example
@@ -188,9 +198,10 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class RightAngles:
-    """Left and right, up and down, rows and columns exchanged, each by its own coin: the eight poses of a square.
+    """Flip horizontally, flip vertically and transpose, each with probability 1/2: the eight symmetries of a square.
 
-    With `turn` off, the two mirrors alone: VisionFM's augmentation of segmentation. For images whose sides no text names.
+    Without `turn`, only the two flips: VisionFM's augmentation for segmentation. Not for images with texts or labels
+    that name sides.
     """
 
     turn: bool = True
@@ -205,9 +216,9 @@ class RightAngles:
 
 @dataclass(frozen=True)
 class RandomMove:
-    """With `probability` rotated by U(-degrees, degrees), moved by a part U(-shift, shift) of the sides, scaled by U(scale).
+    """Rotate by U(-degrees, degrees), shift by a fraction U(-shift, shift) of the sides and scale by U(scale).
 
-    VisionFM's landmarks: 5 degrees, 0.05, half of the images (torchvision's RandomAffine), here bilinear.
+    The defaults are VisionFM's for landmarks (torchvision's RandomAffine), here with bilinear interpolation.
     """
 
     degrees: float = 5.0

@@ -1,10 +1,11 @@
-"""FLAIR's way of making an image square: the longer side to the size, the rest black at the right and at the bottom.
+"""FLAIR's steps: captions from categories, padding to a square, and augmentation.
 
-Two forms: `flair_pixels` in floats, as the peer's model sees an image; and the step `Canvas`, in u8, for training.
+An image is resized so that its longer side has the model's size, and padded with black at the right or at the bottom.
+`flair_pixels` does so in floats, exactly as the original model sees an image; the step `Canvas` does so in u8 for
+training. `FlairAugment` rotates, scales and jitters images; put transforms.Flip before it.
 
-FLAIR's augmentation of a training image: turned and shrunk a little, brighter or darker, after transforms.Flip.
-
-Source: github.com/jusiro/FLAIR, which lets kornia do it on the device."""
+Source: github.com/jusiro/FLAIR, which augments on the device with kornia.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +19,34 @@ import numpy as np
 from data_pipelines.geometry import Crop, Move, Resize, move
 from data_pipelines.language import knowledge
 from data_pipelines.records import MODALITIES, DataError, Record
-from data_pipelines.sources.flair import (
-    AS_THEY_ARE,
-)
+from data_pipelines.sources.flair import AS_THEY_ARE
 from data_pipelines.transforms.steps import present
 from data_pipelines.transforms.views import SingleView
 
 
 @dataclass(frozen=True)
 class CategoryCaption:
-    """A Record of categories to one view with a caption: image, text, category i32 [], status i32 [], modality, eye.
+    """First step for records with categories: one view with a caption.
 
-    One attribute and one category are drawn and put into the template of the view's modality. With `use_knowledge` the
-    category is said in a way drawn from its name and descriptions; not in data sets of `as_they_are`, by their folder.
-    `category` is a number for the category's name, the same in every process: the loss compares it, whatever the words.
-    `status` is 0 for a normal eye, 1 for an abnormal one, -1 where the row does not say.
+    The keys are image, text, category i32 [], status i32 [], modality and eye. One attribute and one category are drawn
+    and inserted into the caption template of the view's modality. `category` identifies the category's name, the same
+    in every process, so that the loss can compare categories whatever the wording. `status` is 0 for a normal eye, 1
+    for an abnormal one and -1 if unknown.
 
-    by_synonym: know a category by its other names too; FLAIR knows exact names alone.
+    Args:
+        use_knowledge: replace the category by its name or one of its descriptions, drawn at random.
+        as_they_are: folders of data sets whose categories are never replaced.
+        by_synonym: also recognise a category by its synonyms; FLAIR only recognises exact names.
+        known: the knowledge base; None is the one that comes with this package.
 
-    Source: github.com/jusiro/FLAIR, its caption and domain-knowledge steps (spec 1.2).
+    Source: github.com/jusiro/FLAIR, its caption and domain-knowledge steps.
     """
 
     use_knowledge: bool = True
     as_they_are: tuple[str, ...] = AS_THEY_ARE
     by_synonym: bool = False
     size_hint: int | None = None
-    known: knowledge.Knowledge | None = field(default=None, hash=False)  # None: that of the project
+    known: knowledge.Knowledge | None = field(default=None, hash=False)
 
     def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
         record = example
@@ -52,22 +55,22 @@ class CategoryCaption:
         attribute = attributes[int(rng.integers(len(attributes)))] if attributes else ""
         category = record.findings[int(rng.integers(len(record.findings)))] if record.findings else ""
         known = self.known or knowledge.bundled()
-        said = category
+        wording = category
         if self.use_knowledge and record.patient.split("/")[0] not in self.as_they_are:
-            found = known.find(category) if self.by_synonym else None
-            said = known.draw(found.name if found else category, rng)
+            finding = known.find(category) if self.by_synonym else None
+            wording = known.draw(finding.name if finding else category, rng)
         modality = MODALITIES[int(out["modality"])]
-        text = known.caption(said, attribute, modality if modality in known.templates else "CFP")
+        text = known.caption(wording, attribute, modality if modality in known.templates else "CFP")
         return out | {"text": text, "category": category_id(category), "status": status(record.findings)}
 
 
 def category_id(name: str) -> np.int32:
-    """A number for a category's name: 31 bits of its BLAKE2 digest; two names of a batch share one in a billion cases."""
+    """A number for a category's name: 31 bits of its BLAKE2 digest, so that collisions within a batch are negligible."""
     return np.int32(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little") >> 1)
 
 
 def status(categories: Sequence[str]) -> np.int32:
-    """0 where every category says the eye is healthy, 1 where one names a disease, -1 without categories."""
+    """0 if all categories mean a healthy eye, 1 if any names a disease, -1 without categories."""
     if not categories:
         return np.int32(-1)
     return np.int32(any(category.strip().lower() not in ("normal", "healthy") for category in categories))
@@ -75,9 +78,9 @@ def status(categories: Sequence[str]) -> np.int32:
 
 @dataclass(frozen=True)
 class EliteReport:
-    """A Record to one view with its report: image, text, modality, eye, and status i32 [] as CategoryCaption has it.
+    """First step for records with expert reports: one view with image, text, modality, eye and status i32 [].
 
-    The status is the record's target of that name, else what its findings say.
+    The status is the record's target "status" or, if there is none, follows from its findings as in CategoryCaption.
     """
 
     size_hint: int | None = None
@@ -89,9 +92,12 @@ class EliteReport:
 
 @dataclass(frozen=True)
 class Diagnosed:
-    """A source with labels whose records' findings become one category, the name of their class; all else is kept.
+    """A labelled source whose records have the name of their class as the only finding.
 
-    noise: share of the rows that get another class's name, by a hash of `seed` and the row.
+    Args:
+        source: a source with labels and `classes`.
+        noise: fraction of the rows that get the name of another class, chosen by a hash of `seed` and the row.
+        seed: seed of the noise.
     """
 
     source: Any
@@ -111,26 +117,26 @@ class Diagnosed:
         return replace(record, findings=(names[label],))
 
 
-SIZE = 512  # FLAIR's
+SIZE = 512  # image size of the published FLAIR model
 
 
 def fitted(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width on a canvas of `size`: cut to whole pixels, never rounded up."""
+    """Height and width of an image resized to fit a canvas of `size`, rounded down to whole pixels."""
     scale = max(height, width) / size
     return int(height / scale), int(width / scale)
 
 
 def flair_pixels(image: np.ndarray, size: int = SIZE, *, antialias: bool = True, canvas: bool = True) -> np.ndarray:
-    """The pixels FLAIR's model sees: f32 [size size 3] from 0 to 1.
+    """Preprocess an image exactly as FLAIR's model does: f32 [size size 3] from 0 to 1.
 
     Args:
         image: u8 [H W 3].
-        antialias: False is what FLAIR did before 2025-11-27 with torchvision before 0.17.
-        canvas: False squashes to a square instead.
+        antialias: False reproduces FLAIR before 2025-11-27 with torchvision before 0.17.
+        canvas: False resizes to a square without padding.
     Raises:
-        DataError: any other array.
+        DataError: `image` is any other array.
 
-    Source: github.com/jusiro/FLAIR, preprocess_image: divided by 255 and nothing more.
+    Source: github.com/jusiro/FLAIR, preprocess_image; pixels are divided by 255 and not normalised further.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(f"FLAIR takes images u8 [H W 3], this one is {image.dtype} {list(image.shape)}")
@@ -143,10 +149,10 @@ def flair_pixels(image: np.ndarray, size: int = SIZE, *, antialias: bool = True,
 
 
 def triangles(old: int, new: int, antialias: bool) -> np.ndarray:
-    """Weights f64 [new old] of bilinear resizing: triangles about the centres of pixels, widened where it shrinks."""
+    """Weights f64 [new old] of bilinear resizing: triangles around pixel centres, wider if the image shrinks."""
     if antialias:
         reach, centres = max(old / new, 1.0), (np.arange(new) + 0.5) * (old / new) - 0.5
-    else:  # torch finds its two neighbours in fp32, which at the right end is 1e-5 of a grey level from the truth
+    else:  # torch computes the two neighbours in fp32, which is off by 1e-5 of a grey level at the right end
         reach, scale = 1.0, np.float32(old) / np.float32(new)
         centres = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     if reach == 1:
@@ -157,7 +163,10 @@ def triangles(old: int, new: int, antialias: bool) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Canvas:
-    """The longer side to `size`, black below or to the right, in u8; mask and points go along."""
+    """Resize the longer side to `size` and pad with black to a square, below or to the right, in u8.
+
+    Masks and points are transformed with the image.
+    """
 
     size: int = SIZE
 
@@ -167,16 +176,16 @@ class Canvas:
         return example
 
     def moves(self, height: int, width: int) -> tuple[Move, ...]:
-        """The resize and, where the image is no square, the filling up."""
+        """The resize and, unless the image is square, the padding."""
         tall, wide = fitted(height, width, self.size)
         resize = Resize(tall, wide, "bilinear")
         return (resize,) if tall == wide else (resize, Crop(0, 0, self.size, self.size))
 
 
 def foreground(image: np.ndarray) -> Crop:
-    """The box of the lit eye in [H W 3]: the largest region that is redder than Li's threshold.
+    """The bounding box of the eye in [H W 3]: the largest region whose red channel is above Li's threshold.
 
-    Source: github.com/jusiro/FLAIR, its crop for transfer (LoadImage, foreground by Li's minimum cross-entropy).
+    Source: github.com/jusiro/FLAIR, the foreground crop of its transfer experiments (LoadImage).
     """
     from scipy import ndimage
 
@@ -192,7 +201,7 @@ def foreground(image: np.ndarray) -> Crop:
 
 
 def li_threshold(x: np.ndarray) -> float:
-    """The threshold of least cross-entropy between an image and its two classes, by Li and Tam's iteration (1998)."""
+    """The threshold with minimum cross-entropy between an image and its two classes (Li and Tam, 1998)."""
     least = float(x.min())
     x = x.ravel() - least
     values = np.unique(x)
@@ -209,28 +218,26 @@ def li_threshold(x: np.ndarray) -> float:
 
 
 GREY = np.array([0.299, 0.587, 0.114])
+BRIGHTNESS, CONTRAST = 0, 1  # kornia's numbers of the operations; 2 and 3, saturation and hue, change nothing here
 
 
-BRIGHTNESS, CONTRAST = 0, 1  # kornia's numbers of the operations; 2 and 3, saturation and hue, are left as they are
-
-
-def turned(image: np.ndarray, degrees: float, scale: float) -> np.ndarray:
-    """f32 [H W 3] turned about its middle and scaled: bilinear, black outside.
+def rotate_and_scale(image: np.ndarray, degrees: float, scale: float) -> np.ndarray:
+    """Rotate f32 [H W 3] around its centre and scale it, with bilinear interpolation and black outside.
 
     A point moves by [[s cos, -s sin], [s sin, s cos]] in pixels (x right, y down).
     """
     height, width = image.shape[:2]
     angle = np.deg2rad(degrees)
-    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale  # of the inverse: where an output pixel comes from
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale  # the inverse: where an output pixel comes from
     y, x = np.mgrid[:height, :width].astype(np.float64)
     y, x = y - (height - 1) / 2, x - (width - 1) / 2
     return _sampled(image, cos * y - sin * x + (height - 1) / 2, cos * x + sin * y + (width - 1) / 2)
 
 
-def jittered(image: np.ndarray, brightness: float, contrast: float, order: Sequence[int]) -> np.ndarray:
-    """f32 [H W 3] from 0 to 1: brightness multiplies, contrast draws from the mean grey; cut to 0..1 after each.
+def adjust_colors(image: np.ndarray, brightness: float, contrast: float, order: Sequence[int]) -> np.ndarray:
+    """Multiply the brightness of f32 [H W 3] and scale its contrast around the mean grey, clipping to 0..1 after each.
 
-    order: of kornia's operations, such as (2, 0, 1, 3).
+    `order` lists kornia's operations, such as (2, 0, 1, 3).
     """
     for operation in order:
         if operation == BRIGHTNESS:
@@ -243,10 +250,11 @@ def jittered(image: np.ndarray, brightness: float, contrast: float, order: Seque
 
 @dataclass(frozen=True)
 class FlairAugment:
-    """With a chance of `affine` turned by U(-degrees, degrees) and scaled by U(smallest, 1); with one of `jitter` brightness
-    and contrast by U(1 - span, 1 + span), in random order.
+    """Random rotation with scaling, and random brightness and contrast.
 
-    u8 in and out, so each of the two rounds to grey levels, where the peer stays in floats.
+    With probability `affine`, the image is rotated by U(-degrees, degrees) and scaled by U(smallest, 1). With
+    probability `jitter`, brightness and contrast change by U(1 - span, 1 + span) in random order. Input and output are
+    u8, so each of the two rounds to grey levels; the original implementation stays in floats.
     """
 
     affine: float = 0.25
@@ -262,14 +270,14 @@ class FlairAugment:
             angle, scale = rng.uniform(-self.degrees, self.degrees), rng.uniform(self.smallest, 1.0)
             brightness, contrast = rng.uniform(1 - self.span, 1 + self.span, 2)
             if coins[0] < self.affine:
-                out[key] = _bytes(turned(_floats(out[key]), angle, scale))
+                out[key] = _bytes(rotate_and_scale(_floats(out[key]), angle, scale))
             if coins[1] < self.jitter:
-                out[key] = _bytes(jittered(_floats(out[key]), brightness, contrast, order.tolist()))
+                out[key] = _bytes(adjust_colors(_floats(out[key]), brightness, contrast, order.tolist()))
         return out
 
 
 def _sampled(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Values at fractional places [H W], where pixels outside are 0."""
+    """Bilinear samples at fractional positions [H W]; pixels outside the image are 0."""
     padded = np.pad(image, ((1, 2), (1, 2), (0, 0)))
     y, x = np.clip(y, -1, image.shape[0]) + 1, np.clip(x, -1, image.shape[1]) + 1
     top, left = np.floor(y).astype(int), np.floor(x).astype(int)

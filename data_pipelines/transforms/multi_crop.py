@@ -1,11 +1,9 @@
-"""Which patches a student does not see: iBOT's masks, made on the host, where drawing again and again is cheap.
+"""iBOT's multi-crop augmentation: global and local crops with colour augmentation, and patch masks for the global ones.
 
-Given the same generators they are those of the peers' loaders, bit for bit (golden tests); the draws come in their order.
-
-Crops of one image for self-distillation: large and small ones, each with colours of its own, and masks for the large.
-
-The order of operations and their numbers are those of github.com/ABILab-CUHK/VisionFM (data augmentation of iBOT); every
-operation is Pillow's, as there. Normalisation comes later, on the device."""
+Masks are sampled on the host, where rejection sampling is cheap. With the same generators they equal those of the
+original loaders bit for bit, because random numbers are drawn in the same order. The operations and their parameters
+are those of github.com/ABILab-CUHK/VisionFM, also with Pillow. Normalisation happens later, on the device.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +20,15 @@ from data_pipelines.records import DataError
 from data_pipelines.transforms.steps import RandomResizedCrop
 
 ATTEMPTS = 10  # for each rectangle
-
-
 ASPECT = (0.3, 1 / 0.3)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The part of a crop's patches to mask: one (mean, spread) of `choices` by chance, then U(mean - spread, mean + spread).
+    """The fraction of patches to mask: a random (mean, spread) of `choices`, then U(mean - spread, mean + spread).
 
-    VisionFM's and iBOT's ((0, 0), (0.3, 0.2)) leaves half of the crops whole. Raises DataError for parts outside 0..1.
+    ((0, 0), (0.3, 0.2)), as in VisionFM and iBOT, leaves half of the crops unmasked. Raises DataError for fractions
+    outside 0..1.
     """
 
     choices: tuple[tuple[float, float], ...] = ((0.0, 0.0), (0.3, 0.2))
@@ -41,16 +38,16 @@ class Ratio:
             raise DataError(f"mask ratios are pairs (mean, spread) within 0..1, got {self.choices}")
 
     def draw(self, draw: random.Random) -> float:
-        """Every choice draws a value, then one is taken: the peers' order. A single choice takes no turn of choosing."""
+        """Draw a value for each choice, then pick one, in the order of the original loaders; one choice needs no pick."""
         values = [draw.uniform(m - v, m + v) if v > 0 else m for m, v in self.choices]
         return values[0] if len(values) == 1 else draw.choice(values)
 
 
 def block_mask(rows: int, columns: int, budget: float, draw: random.Random) -> np.ndarray:
-    """bool [rows columns], True where masked: rectangles until `budget` patches are reached or none fits.
+    """Mask rectangles until `budget` patches are masked or no rectangle fits: bool [rows columns], True if masked.
 
-    Source: BEiT's blockwise masking (arXiv:2106.08254, algorithm 1) as iBOT's loader has it; rectangles are at least
-    (min(rows, columns) // 3)^2 patches where there is room, and smaller than the grid in both directions.
+    Rectangles have at least (min(rows, columns) // 3)^2 patches if there is room, and are smaller than the grid in both
+    directions. Source: BEiT's blockwise masking (arXiv:2106.08254, algorithm 1) as implemented in iBOT's loader.
     """
     mask = np.zeros((rows, columns), bool)
     least = (min(rows, columns) // 3) ** 2
@@ -61,7 +58,7 @@ def block_mask(rows: int, columns: int, budget: float, draw: random.Random) -> n
 
 
 def _add_rectangle(mask: np.ndarray, least: float, room: float, draw: random.Random) -> bool:
-    """One attempt: whether it masked some patches, but not more than there is room for."""
+    """Try one rectangle; True if it masked at least one new patch and no more than `room`."""
     rows, columns = mask.shape
     area = draw.uniform(least, room)
     aspect = math.exp(draw.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
@@ -77,14 +74,14 @@ def _add_rectangle(mask: np.ndarray, least: float, room: float, draw: random.Ran
 
 
 def random_mask(rows: int, columns: int, budget: float, rng: np.random.RandomState | np.random.Generator) -> np.ndarray:
-    """bool [rows columns] with exactly int(budget) patches masked, anywhere: all shuffled, the masked ones last before."""
+    """Mask exactly int(budget) random patches: bool [rows columns]. The masked ones come last before the shuffle."""
     flat = np.arange(rows * columns) >= rows * columns - int(budget)
     rng.shuffle(flat)
     return flat.reshape(rows, columns)
 
 
 def masks(shape: Sequence[int], ratio: Ratio, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """bool [crops rows columns] for the crops of one example; `kind` is "block" or "random". Raises DataError."""
+    """Sample the masks bool [crops rows columns] of one example; `kind` is "block" or "random". Raises DataError."""
     if kind not in ("block", "random"):
         raise DataError(f'mask is "block" or "random", not {kind!r}')
     crops, rows, columns = shape
@@ -100,10 +97,11 @@ def masks(shape: Sequence[int], ratio: Ratio, kind: str, rng: np.random.Generato
 
 @dataclass(frozen=True)
 class Colours:
-    """Jitter, grey, blur and solarisation of one crop, in this order, each by its own chance.
+    """Colour jitter, greyscale, Gaussian blur and solarisation of one crop, in this order, each with its own probability.
 
-    With chance `jitter`: brightness, contrast and saturation by factors U(1 - x, 1 + x) and hue by U(-x, x) of a turn, in
-    random order. Blur: Gaussian, its deviation U(radii) pixels. Solarisation inverts what is brighter than 127.
+    The jitter changes brightness, contrast and saturation by factors U(1 - x, 1 + x) and hue by U(-x, x) of a full turn,
+    in random order; x is the entry of `spans`. The blur has a standard deviation of U(radii) pixels. Solarisation
+    inverts values above 127.
     """
 
     jitter: float = 0.8
@@ -128,8 +126,8 @@ class Colours:
         return picture
 
 
-def turned_hue(picture: Image.Image, amount: float) -> Image.Image:
-    """Hue moved by `amount` of a turn, in steps of 1/256. Source: torchvision `adjust_hue` on Pillow images."""
+def adjust_hue(picture: Image.Image, amount: float) -> Image.Image:
+    """Shift the hue by `amount` of a full turn, in steps of 1/256. Source: torchvision `adjust_hue` for Pillow images."""
     hue, saturation, value = picture.convert("HSV").split()
     moved = np.asarray(hue) + np.uint8(int(amount * 255) % 256)  # wraps
     return Image.merge("HSV", (Image.fromarray(moved), saturation, value)).convert("RGB")
@@ -139,20 +137,19 @@ _CHANGES: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
     lambda picture, factor: ImageEnhance.Brightness(picture).enhance(factor),
     lambda picture, factor: ImageEnhance.Contrast(picture).enhance(factor),
     lambda picture, factor: ImageEnhance.Color(picture).enhance(factor),
-    turned_hue,
+    adjust_hue,
 )
 
-
 PUBLISHED_MASKS = Ratio()
-
-
 FIRST, OTHER, LOCAL = Colours(blur=1.0), Colours(blur=0.1, solarize=0.2), Colours(blur=0.5)
 
 
 def published_colours(size: int, strength: float = 1.0) -> tuple[Colours, Colours, Colours]:
-    """Of the first global crop, the others and the local ones; the published blur is for 224 pixels, and goes with `size`.
+    """The published colour augmentation of the first global crop, the other global crops and the local crops.
 
-    strength: factor of the spans of the jitter and of the chances of grey and solarisation; 1 is published.
+    Args:
+        size: size of the global crops; the published blur is for 224 pixels and is scaled in proportion.
+        strength: factor for the jitter and for the probabilities of greyscale and solarisation; 1 is the published value.
     """
 
     def scaled(colours: Colours) -> Colours:
@@ -168,11 +165,19 @@ def published_colours(size: int, strength: float = 1.0) -> tuple[Colours, Colour
 
 @dataclass(frozen=True)
 class MultiCrop:
-    """`image` to `global` u8 [q S S 3], `masked` bool [q S/p S/p] and, where asked for, `local` u8 [n s s 3].
+    """Replace `image` by `global` u8 [q S S 3], `masked` bool [q S/p S/p] and, if requested, `local` u8 [n s s 3].
 
-    `patch` is p, the model's. `scale` and `ratio`: a crop's part of the area and its aspect. `colours`: of the first
-    global crop, the other global crops, and the local ones. `ratio_masked`, `mask` ("block" or "random"): see masks.py.
-    Raises DataError for sizes that are no multiple of the patch.
+    Args:
+        size, local_size: S and s, the sizes of global and local crops.
+        patch: p, the patch size of the model.
+        global_crops, local_crops: q and n, how many crops to make.
+        scale, local_scale: range of a crop's fraction of the image area.
+        ratio, local_ratio: range of a crop's aspect ratio.
+        colours: colour augmentation of the first global crop, the other global crops and the local crops.
+        ratio_masked: fraction of patches to mask.
+        mask: "block" or "random".
+
+    Raises DataError for sizes that are not a multiple of the patch size.
     """
 
     size: int = 224
@@ -191,7 +196,7 @@ class MultiCrop:
     def __post_init__(self) -> None:
         for name in ("size", "local_size"):
             if getattr(self, name) % self.patch or getattr(self, name) < self.patch:
-                raise DataError(f"MultiCrop: {name}={getattr(self, name)} is no multiple of the patch, {self.patch}")
+                raise DataError(f"MultiCrop: {name}={getattr(self, name)} is not a multiple of the patch, {self.patch}")
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         image = example["image"]

@@ -1,8 +1,9 @@
-"""Steps from a Record to an example: frozen dataclasses called as step(example, rng), images u8 [H W 3] throughout.
+"""Image and text steps: frozen dataclasses called as step(example, rng). Images are u8 [H W 3] throughout.
 
-Every step draws from its own stream of random numbers, a function of (seed, position, the step's class, its turn among
-the steps of that class), so that adding a step leaves the draws of the others as they were.
-Steps that move pixels take `mask` and `points` of the `image` along."""
+Each step has its own random stream, which depends only on (seed, position, class of the step, how many steps of that
+class came before). So adding a step does not change the random numbers of the others. Geometric steps transform the
+`mask` and `points` of `image` as well.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +22,24 @@ from data_pipelines.records import MODALITIES, DataError
 from data_pipelines.transforms.views import mirrored_order, swap_sides
 
 IMAGES = ("image", "left", "right")
-
-
 RESIZE_MODES = ("squash", "shortest", "longest")
 
 
 class Step(Protocol):
-    """The first step takes a Record, the others the example of the one before."""
+    """A callable on examples. The first step takes a Record, the others the output of the previous step."""
 
     def __call__(self, example: Any, rng: np.random.Generator) -> dict[str, Any]: ...
 
 
 def stream(seed: int, position: int, name: str, turn: int) -> np.random.Generator:
-    """The random numbers of one step at one position of the example stream."""
+    """The random generator of one step at one position of the example stream."""
     words = f"{seed}/{position}/{name}/{turn}".encode()
     key = int.from_bytes(hashlib.blake2b(words, digest_size=16).digest(), "little")
     return np.random.Generator(np.random.Philox(key=key))
 
 
 def apply(steps: Sequence[Step], example: Any, seed: int, position: int) -> dict[str, Any]:
-    """All steps in turn, on a Record (or whatever the first step takes): a pure function of (seed, position)."""
+    """Apply all steps in order to a Record, or whatever the first step takes. Pure in (seed, position)."""
     turns: Counter[str] = Counter()
     for step in steps:
         name = type(step).__name__
@@ -51,7 +50,7 @@ def apply(steps: Sequence[Step], example: Any, seed: int, position: int) -> dict
 
 
 class _Later:
-    """A step's `stream`, made when something is drawn from it: many steps draw nothing, and it costs 30 us."""
+    """The stream of a step, created at the first draw, because it costs 30 us and many steps draw nothing."""
 
     def __init__(self, *words: Any) -> None:
         self._words = words
@@ -68,17 +67,20 @@ def present(example: Mapping[str, Any]) -> tuple[str, ...]:
     keys = tuple(key for key in IMAGES if key in example)
     for key in keys:
         if example[key].dtype != np.uint8:
-            raise DataError(f"{key}: the steps take uint8 images, this one is {example[key].dtype}")
+            raise DataError(f"{key}: the steps take uint8 images, not {example[key].dtype}")
     return keys
 
 
 @dataclass(frozen=True)
 class Squash:
-    """To a square of `size` without keeping the aspect: Pillow's resize, antialiased (CLIP-family `squash`)."""
+    """Resize to a square of `size`, ignoring the aspect ratio, with Pillow's antialiased resize (open_clip's `squash`).
+
+    The other modes keep the aspect ratio: "shortest" crops the centre, "longest" pads with black.
+    """
 
     size: int
     interpolation: str = "bicubic"
-    mode: str = "squash"  # or "shortest" (crop the middle), "longest" (pad with black)
+    mode: str = "squash"
 
     def __post_init__(self) -> None:
         _choice("resize", self.mode, RESIZE_MODES)
@@ -95,18 +97,18 @@ def _size(image: np.ndarray) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
 
 
-def _choice(what: str, given: str, known: Sequence[str] | Mapping[str, Any]) -> None:
-    if given not in known:
-        raise DataError(f"{what} must be one of {', '.join(known)}, not {given!r}")
+def _choice(what: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+    if value not in known:
+        raise DataError(f"{what} must be one of {', '.join(known)}, not {value!r}")
 
 
 def preprocess(image: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:
-    """u8 [H W 3] to u8 [S S 3] as a checkpoint's preprocessing.json says (image_size, resize, interpolation)."""
+    """Resize u8 [H W 3] to u8 [S S 3] according to a checkpoint's preprocessing (image_size, resize, interpolation)."""
     return eval_step(preprocessing)({"image": image}, np.random.default_rng(0))["image"]
 
 
 def eval_step(preprocessing: Mapping[str, Any]) -> Squash:
-    """The deterministic resize a preprocessing mapping asks for, as a step."""
+    """The deterministic resize step that a checkpoint's preprocessing describes. Raises DataError without image_size."""
     if "image_size" not in preprocessing:
         raise DataError(f"preprocessing has no image_size, only {', '.join(preprocessing) or 'nothing'}")
     resize, interpolation = preprocessing.get("resize", "squash"), preprocessing.get("interpolation", "bicubic")
@@ -115,9 +117,9 @@ def eval_step(preprocessing: Mapping[str, Any]) -> Squash:
 
 @dataclass(frozen=True)
 class RandomAffine:
-    """Rotation by U(-degrees, degrees) about the middle: nearest pixel, 0 outside, same canvas.
+    """Rotate by U(-degrees, degrees) around the centre: nearest pixel, 0 outside, same canvas.
 
-    Source: torchvision `RandomAffine(degrees)` on Pillow images, as --extra-aug of MM-Fundus-CLIP uses it.
+    Source: torchvision `RandomAffine(degrees)` for Pillow images, as in --extra-aug of MM-Fundus-CLIP.
     """
 
     degrees: float = 30.0
@@ -130,9 +132,9 @@ class RandomAffine:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A box of `scale` of the area and aspect within `ratio`, resized to `size` square, bicubic and antialiased.
+    """Crop a random box and resize it to a square of `size`. `scale` and `ratio` are the ranges of area and aspect.
 
-    Source: torchvision `RandomResizedCrop.get_params`: ten tries, then the largest box in the middle.
+    Source: torchvision `RandomResizedCrop.get_params`: ten attempts, then the largest box in the centre.
     """
 
     size: int
@@ -141,7 +143,7 @@ class RandomResizedCrop:
     interpolation: str = "bicubic"
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> Crop:
-        """The box of one draw."""
+        """Draw one box."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
             area = height * width * rng.uniform(*self.scale)
@@ -165,7 +167,7 @@ class RandomResizedCrop:
 
 
 def adjust(image: np.ndarray, what: str, factor: float) -> np.ndarray:
-    """Pillow's `brightness`, `contrast` or `color` (saturation) enhancement of u8 [H W 3] by a factor (1 keeps)."""
+    """Change the "brightness", "contrast" or "color" (saturation) of u8 [H W 3] with Pillow; factor 1 changes nothing."""
     enhance = {
         "brightness": ImageEnhance.Brightness,
         "contrast": ImageEnhance.Contrast,
@@ -176,9 +178,9 @@ def adjust(image: np.ndarray, what: str, factor: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast and saturation, each by U(max(0, 1 - x), 1 + x), in random order; 0 leaves one out.
+    """Change brightness, contrast and saturation by factors U(max(0, 1 - x), 1 + x) in random order; 0 disables one.
 
-    Source: torchvision `ColorJitter` on Pillow images, without hue.
+    Source: torchvision `ColorJitter` for Pillow images, without hue.
     """
 
     brightness: float = 0.2
@@ -197,9 +199,10 @@ class ColorJitter:
 
 
 def extra_aug(size: int, interpolation: str = "bicubic", jitter: bool = True) -> tuple[Step, ...]:
-    """MM-Fundus-CLIP's --extra-aug in its order: rotation of the full image, crop to `size`, jitter (or left to the device).
+    """MM-Fundus-CLIP's --extra-aug: rotate the full image, crop to `size`, and jitter the colours.
 
-    Source: spec 2.2 of MM-Fundus-CLIP (its train transform as open_clip 2.30 builds it).
+    With `jitter` False the colour jitter is left to the device. Source: MM-Fundus-CLIP's training transform, as
+    open_clip 2.30 builds it.
     """
     cut = RandomResizedCrop(size, (0.9, 1.0), (3 / 4, 4 / 3), interpolation)
     return (RandomAffine(30.0), cut, *((ColorJitter(0.2, 0.2),) if jitter else ()))
@@ -207,13 +210,17 @@ def extra_aug(size: int, interpolation: str = "bicubic", jitter: bool = True) ->
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirrors, and keeps left and right true: a mirrored left eye is a right eye.
+    """Mirror images horizontally and keep all statements about left and right correct.
 
-    One view: the image (with mask and points) is mirrored, `eye` changes from left to right or back, and so does every
-    word of the text that tells the sides apart (left/right, OD/OS, 左/右), since a lesion left of the disc is now right
-    of it. Nasal and temporal stay true by themselves. Two eyes: both are mirrored and change places.
-    landmarks: the names of `points`; those told apart by left and right ("left_angle") change places.
-    Raises DataError after Tokenize, when the text can no longer be changed.
+    A mirrored left eye is a right eye, so `eye` changes, and so do the words for sides in the text (left/right, OD/OS,
+    左/右): a lesion left of the disc is now right of it. Nasal and temporal remain correct. With two eyes, both are
+    mirrored and change places.
+
+    Args:
+        probability: probability of mirroring.
+        landmarks: names of `points`; those with a side in their name, such as "left_angle", change places.
+
+    Raises DataError after Tokenize, because the text can no longer be changed.
     """
 
     probability: float = 0.5
@@ -240,9 +247,9 @@ class Flip:
 
 @dataclass(frozen=True)
 class IndependentFlip:
-    """Mirrors each image by its own coin and changes nothing else: parity only, it makes the sides untrue.
+    """Mirror each image independently and change nothing else, so statements about sides become wrong.
 
-    Source: RET-CLIP's and timm's RandomHorizontalFlip, drawn for each eye.
+    It exists for parity with RET-CLIP and timm, whose RandomHorizontalFlip is drawn for each eye.
     """
 
     probability: float = 0.5
@@ -256,10 +263,10 @@ class IndependentFlip:
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """With `probability` one box is set to `fill`: area U(.02, 1/3) of the image, aspect log-uniform in .3..1/.3.
+    """Set one random box to `fill`. `area` is its range of image area, `aspect` its log-uniform range of aspect ratios.
 
-    `fill` is 0 after normalisation, so it is the mean colour before it (to the next of 256 levels).
-    Source: timm `RandomErasing`, mode const, count 1, ten tries, as RET-CLIP's --use-augment sets it up.
+    The original fills with 0 after normalisation, so `fill` is the mean colour before it, rounded to grey levels.
+    Source: timm `RandomErasing` with mode const, count 1 and ten attempts, as in RET-CLIP's --use-augment.
     """
 
     probability: float = 0.1
@@ -268,7 +275,7 @@ class RandomErasing:
     fill: tuple[int, int, int] = (123, 117, 104)  # round(255 * CLIP's mean)
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> Crop | None:
-        """The box of one draw; None after ten that do not fit."""
+        """Draw one box; None if ten attempts do not fit."""
         for _ in range(10):
             area = rng.uniform(*self.area) * height * width
             aspect = math.exp(rng.uniform(math.log(self.aspect[0]), math.log(self.aspect[1])))
@@ -289,7 +296,7 @@ class RandomErasing:
 
 
 def ret_clip_aug(size: int, fill: tuple[int, int, int] = (123, 117, 104), parity: bool = False) -> tuple[Step, ...]:
-    """RET-CLIP's --use-augment in its order; `parity` flips each eye by its own coin, as the peer does.
+    """RET-CLIP's --use-augment. With `parity`, each eye is flipped independently, as in the original implementation.
 
     Source: spec 1.2 (timm 1.0 `create_transform`).
     """
@@ -303,20 +310,22 @@ def ret_clip_aug(size: int, fill: tuple[int, int, int] = (123, 117, 104), parity
 
 @dataclass(frozen=True)
 class Tokenize:
-    """`text` to i32 [L] by a tokenizer of data_pipelines.text (or any callable from texts to ids [N L])."""
+    """Replace `text` by token ids i32 [L]. The tokenizer is any callable from texts to ids [N L]."""
 
     tokenizer: Callable[[Sequence[str]], np.ndarray]
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         text = example.get("text")
         if not isinstance(text, str):
-            raise DataError("Tokenize: the example has no text" if text is None else "Tokenize: text is tokens already")
+            raise DataError(
+                "Tokenize: the example has no text" if text is None else "Tokenize: the text is already tokenized"
+            )
         return example | {"text": np.asarray(self.tokenizer([text]), np.int32)[0]}
 
 
 @dataclass(frozen=True)
 class Select:
-    """Only the named keys: what a batch shall hold where sources differ in what they know."""
+    """Keep only the named keys, so that examples of different sources fit in one batch. Raises DataError."""
 
     keys: tuple[str, ...]
 
@@ -329,12 +338,17 @@ class Select:
 
 @dataclass(frozen=True)
 class FieldOfViewCrop:
-    """Crops to the field of view (the lit disc of a fundus photograph), padded with black to a square.
+    """Crop to the field of view, the bright disc of a fundus photograph, and pad with black to a square.
 
-    The largest connected bright region counts, so that a printed date or a logo beside it does not. An image stays as
-    it is when nothing is bright, when that region fills less than half of its box (a disc fills pi/4), or when its
-    `modality` is known and not one of `modalities`: OCT has no field of view.
-    `threshold`: of the brightest channel, in grey levels; `margin`: added on each side, as a part of the diameter.
+    The field of view is the largest connected bright region, so a printed date or a logo does not count. The image is
+    unchanged if nothing is bright, if that region fills less than half of its box (a disc fills pi/4), or if `modality`
+    is known and not in `modalities`, because an OCT has no field of view.
+
+    Args:
+        threshold: grey level that the brightest channel must exceed.
+        margin: margin added on each side, as a fraction of the diameter.
+        square: pad to a square.
+        modalities: modalities with a field of view.
     """
 
     threshold: int = 20
@@ -350,7 +364,7 @@ class FieldOfViewCrop:
         return example
 
     def moves(self, image: np.ndarray) -> tuple[Move, ...]:
-        """The crop of one image, or none."""
+        """The crop of one image; () if there is no field of view."""
         box = field_of_view(image, self.threshold)
         if box is None:
             return ()
@@ -362,14 +376,14 @@ class FieldOfViewCrop:
 
 
 def field_of_view(image: np.ndarray, threshold: int = 20) -> Crop | None:
-    """The bounding box of the lit disc in u8 [H W 3], to about one pixel in 256; None where there is none."""
+    """The bounding box of the bright disc in u8 [H W 3], accurate to about 1/256 of the side; None if there is none."""
     from scipy import ndimage  # slow to import, and only needed here
 
     height, width = _size(image)
     step = max(1, min(height, width) // 256)
     small = image[::step, ::step]
     lit = np.maximum(np.maximum(small[..., 0], small[..., 1]), small[..., 2]) > threshold
-    around = np.pad(lit, 1, mode="edge")  # erosion by 3 x 3 takes away sensor noise and thin print
+    around = np.pad(lit, 1, mode="edge")  # erosion by 3 x 3 removes sensor noise and thin print
     across = around[:, :-2] & around[:, 1:-1] & around[:, 2:]
     regions = np.empty(lit.shape, np.int32)
     if not ndimage.label(across[:-2] & across[1:-1] & across[2:], output=regions):
@@ -378,6 +392,6 @@ def field_of_view(image: np.ndarray, threshold: int = 20) -> Crop | None:
     rows, columns = ndimage.find_objects(regions)[int(areas.argmax())]
     if areas.max() < 0.5 * (rows.stop - rows.start) * (columns.stop - columns.start):
         return None
-    top, left = max(rows.start - 1, 0) * step, max(columns.start - 1, 0) * step  # the pixel that erosion took
+    top, left = max(rows.start - 1, 0) * step, max(columns.start - 1, 0) * step  # restore the eroded pixel
     bottom, right = min((rows.stop + 1) * step, height), min((columns.stop + 1) * step, width)
     return Crop(top, left, bottom - top, right - left)

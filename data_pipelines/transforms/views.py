@@ -1,4 +1,4 @@
-"""The first steps: a Record becomes an example, its images decoded, its text worded."""
+"""First steps: turn a Record into an example with decoded images and a text."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ from data_pipelines.images import load_mask, load_sized
 from data_pipelines.records import EYE_PHRASES, EYES, MODALITIES, PHRASES, DataError, Record, View, text_hash
 
 SWAPS = {"left": "right", "od": "os", "左": "右"}
-
-
 SWAPS |= {second: first for first, second in SWAPS.items()}
-
 
 # OD and OS count only in capitals ("os" is a word); 左右 ("about") is not a side
 SIDES = re.compile(r"左右|[左右]|\b(?i:left|right)\b|\bO\.?D\b|\bO\.?S\b")
 
 
 def swap_sides(text: str) -> str:
-    """The text of a mirrored image: left and right exchanged, in English, Chinese and as OD/OS; case is kept."""
+    """Exchange left and right in a text, in English, Chinese and as OD/OS, as a mirrored image needs it; keeps case."""
 
     def swap(match: re.Match[str]) -> str:
         word = match.group()
@@ -39,9 +36,9 @@ def swap_sides(text: str) -> str:
 
 
 def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
-    """Which landmark of an image is at each place in its mirror image: left_angle and right_angle change places.
+    """The order of landmarks in a mirrored image, where left_angle and right_angle change places.
 
-    Raises DataError for a name whose other side is not there.
+    Raises DataError for a name whose opposite side is missing.
     """
     order = []
     for name in names:
@@ -56,18 +53,22 @@ def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class SingleView:
-    """One view of a visit: image u8 [H W 3], text, modality, eye, and what the record's targets hold.
+    """First step: one view of a visit, with its text and targets.
 
-    `size_hint`: both sides of a JPEG stay at least this long when it is decoded at a smaller scale (leave room
-    for a later crop); None decodes all.
-    `modality`: only views of this modality; `choose`: "first" or "random" among them.
-    `text`: "report" or "findings" (joined by commas), or None; `prompt` words it, with {text}, {modality}, {eye},
-    {modality_zh}, {eye_zh}. A record without text gives no `text` key.
-    `targets`: names that every record must have; None takes `label` where there is one.
-    Example keys: image, modality i32 [] (index into MODALITIES), eye i32 [] (index into EYES), text str, label i32 []
-    or f32 [K], mask i32 [H W], points f32 [n 2] (x, y), value f32 [K], any other target as an array.
-    Mask and points are those of the image at full scale, and follow it to the scale it is decoded at.
-    Raises DataError naming the record where the image, a target or the modality is missing.
+    The keys are image u8 [H W 3], modality i32 [] (index into MODALITIES), eye i32 [] (index into EYES), text str, and
+    the targets: label i32 [] or f32 [K], mask i32 [H W], points f32 [n 2] (x, y), value f32 [K], others as arrays. Mask
+    and points are scaled with the image if it is decoded at a smaller scale. A record without text has no key `text`.
+
+    Args:
+        size_hint: a JPEG may be decoded at a smaller scale whose sides are both at least this long; leave room for a
+            later crop. None decodes at full scale.
+        text: "report", "findings" (joined by commas) or None.
+        prompt: template with {text}, {modality}, {eye}, {modality_zh} and {eye_zh}.
+        modality: use only views of this modality; "" uses all.
+        choose: "first" or "random": which of these views to use.
+        targets: targets that every record must have; None uses `label` if present.
+
+    Raises DataError naming the record if the image, a target or the modality is missing.
     """
 
     size_hint: int | None = None
@@ -106,11 +107,11 @@ class SingleView:
 
 @dataclass(frozen=True)
 class PairedEyes:
-    """The two eyes of a visit: left, right u8 [H W 3] with left_present, right_present bool [], and the text.
+    """First step: both eyes of a visit, left and right u8 [H W 3], left_present and right_present bool [], and the text.
 
-    An eye without a view is black, of the other eye's shape, and not present. Of several views of one eye the
-    first of `modality` (any, if "") is taken. The other fields are those of SingleView; masks and points belong
-    to single views and cannot be asked for.
+    An eye without a view is black, has the shape of the other eye and is marked as not present. If an eye has several
+    views, the first one of `modality` is used. The arguments are those of SingleView; masks and points belong to single
+    views and cannot be targets.
     """
 
     size_hint: int | None = None
@@ -142,7 +143,7 @@ class PairedEyes:
 
 @dataclass(frozen=True)
 class Grouped:
-    """A first step that adds `group` i32 []: the same number for every record of a patient, by a hash of the name."""
+    """A first step that adds `group` i32 []: a hash of the patient's name, equal for all records of a patient."""
 
     first: SingleView | PairedEyes
 
@@ -151,20 +152,20 @@ class Grouped:
 
 
 def modality_index(name: str, where: str = "") -> int:
-    """The `modality` of a batch; DataError for a name that is none."""
+    """The index of a modality in MODALITIES. Raises DataError for an unknown name."""
     if name not in MODALITIES:
         raise DataError(f"{where + ': ' if where else ''}modality {name!r} is not one of {', '.join(MODALITIES)}")
     return MODALITIES.index(name)
 
 
 def words(record: Record, view: View, text: str | None, prompt: str) -> str:
-    """The caption of a view; empty where the record has no such text."""
-    said = "" if text is None else record.report if text == "report" else ", ".join(record.findings)
-    if not said and "{text}" in prompt:
+    """The caption of a view; "" if the record has no such text."""
+    content = "" if text is None else record.report if text == "report" else ", ".join(record.findings)
+    if not content and "{text}" in prompt:
         return ""
     modality, modality_zh = PHRASES[view.modality]
     eye, eye_zh = EYE_PHRASES[view.eye]
-    return prompt.format(text=said, modality=modality, modality_zh=modality_zh, eye=eye, eye_zh=eye_zh)
+    return prompt.format(text=content, modality=modality, modality_zh=modality_zh, eye=eye, eye_zh=eye_zh)
 
 
 def _check_words(text: str | None, prompt: str) -> None:
@@ -192,7 +193,7 @@ def _load(record: Record, view: View, at_least: int | None) -> tuple[np.ndarray,
 def _targets(
     record: Record, names: tuple[str, ...] | None, size: tuple[int, int], now: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """The targets by name, as arrays; mask and points at the scale `now` that an image of `size` was decoded at."""
+    """The targets by name, as arrays. Mask and points are scaled from the image's full `size` to `now`."""
     if names is None:
         names = ("label",) if "label" in record.targets else ()
     missing = [name for name in names if name not in record.targets]

@@ -1,6 +1,7 @@
-"""Whole words hidden from a text tower: the examples of masked-language pretraining.
+"""Whole-word masking: a step that makes examples for masked-language pretraining.
 
-A step in the pipeline, so that what is hidden is a function of (seed, position) as everything else there."""
+As a step of the pipeline, it draws the masked words from (seed, position) like every other step.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +19,13 @@ WORD_END, CONTINUED = "</w>", "##"
 
 @dataclass(frozen=True, eq=False)
 class MaskWords:
-    """`text` i32 [L] to text with words hidden, `original` i32 [L] as it was, and `hidden` bool [L], where to guess.
+    """Mask words of `text` i32 [L]; adds `original` i32 [L], the text before, and `hidden` bool [L], what to predict.
 
-    Words are drawn until `rate` of the text's pieces are hidden, all pieces of a word together, one word at least. Of
-    the hidden pieces 80 % become the mask id, 10 % another piece, 10 % stay. Runs of more than `longest` pieces are
-    counted piece by piece: Chinese, which writes no spaces, would else go in whole clauses.
+    Words are drawn until a fraction `rate` of the tokens is hidden, at least one word, with all tokens of a word
+    together. 80 % of the hidden tokens become the mask token, 10 % a random token, and 10 % stay. The tokens of a run
+    longer than `longest` are drawn one by one, because Chinese has no spaces and whole clauses would be hidden.
 
-    Source: arXiv:1810.04805, section 3.1, and the whole-word rule of github.com/google-research/bert.
+    Source: arXiv:1810.04805, section 3.1, and whole-word masking of github.com/google-research/bert.
     """
 
     tokenizer: Tokenizer
@@ -38,14 +39,14 @@ class MaskWords:
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         ids = example.get("text")
         if not isinstance(ids, np.ndarray):
-            raise DataError("MaskWords hides pieces of token ids: put it behind Tokenize")
+            raise DataError("MaskWords masks token ids: put it after Tokenize")
         hidden = self.chosen(ids, rng)
         fate = rng.random(len(ids))
         seen = np.where(fate < 0.8, self.mask_id, np.where(fate < 0.9, self._others(rng, len(ids)), ids))
         return example | {"text": np.where(hidden, seen, ids).astype(np.int32), "original": ids, "hidden": hidden}
 
     def chosen(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """bool [L]: the pieces of the words drawn."""
+        """Draw the words to hide: bool [L], True for their tokens."""
         numbers = self.words(ids)
         count = int(numbers.max()) + 1
         hidden = np.zeros(len(ids), bool)
@@ -61,7 +62,7 @@ class MaskWords:
         return hidden
 
     def words(self, ids: np.ndarray) -> np.ndarray:
-        """i32 [L]: the number of the word each piece belongs to, -1 for start, end and padding."""
+        """i32 [L]: the number of the word that each token belongs to; -1 for start, end and padding."""
         tokenizer = self.tokenizer
         plain = ~np.isin(ids, (tokenizer.start, tokenizer.end, tokenizer.pad))
         starts = self._starts(ids) & plain
@@ -71,17 +72,17 @@ class MaskWords:
 
     @functools.cached_property
     def mask_id(self) -> int:
-        """[MASK]; where a vocabulary of bytes has none, the byte FF, which no text in UTF-8 holds."""
+        """The id of [MASK]; in a byte-level vocabulary without it, that of the byte FF, which UTF-8 never contains."""
         backend = self.tokenizer.backend
-        found = backend.token_to_id("[MASK]")
-        found = backend.token_to_id("ÿ") if found is None else found
-        if found is None:
-            raise DataError("the vocabulary has neither [MASK] nor single bytes: nothing can stand for a hidden word")
-        return int(found)
+        index = backend.token_to_id("[MASK]")
+        index = backend.token_to_id("ÿ") if index is None else index
+        if index is None:
+            raise DataError("the vocabulary has neither [MASK] nor single bytes, so words cannot be masked")
+        return int(index)
 
     @functools.cached_property
     def _pieces(self) -> tuple[np.ndarray, bool]:
-        """bool [V] of a piece's mark, and whether the mark says that a word ends (bytes) or that it goes on (BERT)."""
+        """(bool [V], True for tokens with a mark; whether the mark means the end of a word, else a continuation)."""
         vocabulary = self.tokenizer.backend.get_vocab()
         ends = any(token.endswith(WORD_END) for token in vocabulary)
         marked = np.zeros(self.tokenizer.vocab_size, bool)
@@ -93,11 +94,11 @@ class MaskWords:
         marked, ends = self._pieces
         if not ends:
             return ~marked[ids]
-        before = np.concatenate([[True], marked[ids[:-1]]])  # a word begins behind the end of another
+        before = np.concatenate([[True], marked[ids[:-1]]])  # a word begins after the end of another
         return before | np.concatenate([[True], ids[:-1] == self.tokenizer.start])
 
     def _others(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Pieces drawn from the whole vocabulary, as BERT draws them, but never one with a meaning of its own."""
+        """Random tokens from the whole vocabulary, as in BERT, but no special tokens."""
         drawn = rng.integers(0, self.tokenizer.vocab_size, count)
         special = (self.tokenizer.start, self.tokenizer.end, self.tokenizer.pad, self.mask_id)
         return np.where(np.isin(drawn, special), self._ordinary(special), drawn)

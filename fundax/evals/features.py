@@ -31,14 +31,14 @@ def extract(
     data: Callable[[], Iterable[Batch]],
     names: Sequence[str],
     *,
-    beside: Sequence[str] = ("label",),
-    inputs: Sequence[str] = (),
+    extra_keys: Sequence[str] = ("label",),
+    input_keys: Sequence[str] = (),
     cache: str | Path = "",
     fingerprint: str = "",
 ) -> dict[str, np.ndarray]:
-    """Features of all non-padding examples: f32 [N ...] of every feature in `names`, and the batch keys `beside`.
+    """Features of all non-padding examples: f32 [N ...] of every feature in `names`, and the batch keys `extra_keys`.
 
-    inputs: keys of the batch that the forward pass gets; () means all but `beside`.
+    input_keys: keys of the batch that the forward pass gets; () means all but `extra_keys`.
     cache: folder in which features are stored under a digest of params, extra, the names and `fingerprint`, and from
     which they are read when all of these agree. The fingerprint identifies the data (a digest of files, or the
     settings of a synthetic source); without one nothing is stored.
@@ -48,11 +48,11 @@ def extract(
     """
     path = None
     if cache and fingerprint:
-        identity = "\n".join((digest(params, extra), *names, *beside, fingerprint))
+        identity = "\n".join((digest(params, extra), *names, *extra_keys, fingerprint))
         path = Path(cache) / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
-        if (kept := _read(path, (*names, *beside))) is not None:
+        if (kept := _read(path, (*names, *extra_keys))) is not None:
             return kept
-    rows = _pass(forward, params, extra, data, names, beside, inputs)
+    rows = _pass(forward, params, extra, data, names, extra_keys, input_keys)
     if path is not None:
         _write(path, rows)
     return rows
@@ -103,21 +103,21 @@ def _pass(
     extra: Extra,
     data: Callable[[], Iterable[Batch]],
     names: Sequence[str],
-    beside: Sequence[str],
-    inputs: Sequence[str],
+    extra_keys: Sequence[str],
+    input_keys: Sequence[str],
 ) -> dict[str, np.ndarray]:
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*names, *beside)}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*names, *extra_keys)}
     for batch in data():
-        if missing := [key for key in beside if key not in batch]:
+        if missing := [key for key in extra_keys if key not in batch]:
             raise UserError(f"batches have {', '.join(sorted(batch))}; expected also {missing[0]!r}")
-        chosen = [key for key in batch if (key in inputs if inputs else key not in beside)]
+        chosen = [key for key in batch if (key in input_keys if input_keys else key not in extra_keys)]
         out = forward(params, extra, {key: batch[key] for key in chosen})
         if missing := [name for name in names if name not in out]:
             raise UserError(f"the model gives {', '.join(sorted(out))}; expected the feature {missing[0]!r}")
         valid = np.asarray(batch["valid"] if "valid" in batch else np.ones(len(out[names[0]]), bool))
         for name in names:
             parts[name].append(np.asarray(out[name], np.float32)[valid])
-        for key in beside:
+        for key in extra_keys:
             parts[key].append(np.asarray(batch[key])[valid])
     rows = {name: np.concatenate(part) for name, part in parts.items() if part}
     if not rows or not len(rows[names[0]]):
@@ -181,13 +181,13 @@ class Frozen:
         run = jax.jit(self.objective.forward)
         return lambda params, extra, batch: jax.device_get(run(params, extra, dict(batch)))
 
-    def rows(self, data: Callable[[], Iterable[Batch]], beside: Sequence[str], fingerprint: str = "") -> Read:
-        """A function that extracts `feature` and the batch keys `beside` on its first call, and returns them."""
+    def rows(self, data: Callable[[], Iterable[Batch]], extra_keys: Sequence[str], fingerprint: str = "") -> Read:
+        """A function that extracts `feature` and the batch keys `extra_keys` on its first call, and returns them."""
 
         @functools.cache
         def read() -> Rows:
-            kept = {"cache": self.cache, "fingerprint": fingerprint, "beside": tuple(beside)}
-            return extract(self._forward, *self._state, data, ("feature",), inputs=("image", "modality"), **kept)
+            kept = {"cache": self.cache, "fingerprint": fingerprint, "extra_keys": tuple(extra_keys)}
+            return extract(self._forward, *self._state, data, ("feature",), input_keys=("image", "modality"), **kept)
 
         return read
 

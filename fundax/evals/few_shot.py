@@ -40,7 +40,7 @@ class FewShot:
         Training images are drawn from the pool only.
     patient: key of the batches i64 [B] that identifies patients, or "". With a key, shots of a class come from different
         patients as far as possible, and a patient in both pool and test is an error.
-    class_features: (encode) -> unit features f32 [K E] of the classes' prompts, as zero_shot.class_features gives
+    class_features: (encode) -> unit features f32 [K E] of the classes' prompts, as features.class_features gives
         them; None leaves out the methods that need them.
     shots: images per class; seeds: number of draws of each; methods: names in METHODS.
     feature, linear_feature: keys of the forward pass (FLAIR probes the features before the projection).
@@ -92,28 +92,28 @@ class FewShot:
 
     def _heads(self, forward: Forward, params: Params, extra: Extra) -> tuple[np.ndarray, float]:
         """Class features f32 [K E] and the log of the logit scale."""
-        said: dict[str, float] = {}
+        scale: dict[str, float] = {}
 
         def encode(batch: Batch) -> dict[str, np.ndarray]:
             out = forward(params, extra, batch)
-            said["logit_scale"] = float(out["logit_scale"])
+            scale["logit_scale"] = float(out["logit_scale"])
             return out
 
         assert self.class_features is not None
         text = self.class_features(encode)
-        return text, math.log(said.get("logit_scale", 1.0))
+        return text, math.log(scale.get("logit_scale", 1.0))
 
     def _rows(self, forward: Forward, params: Params, extra: Extra, data: Any, fingerprint: str) -> Rows:
-        beside = ("label", self.patient) if self.patient else ("label",)
+        extra_keys = ("label", self.patient) if self.patient else ("label",)
         names = tuple(dict.fromkeys((self.feature, self.linear_feature)))
-        kept = {"beside": beside, "cache": self.cache, "fingerprint": fingerprint}
+        kept = {"extra_keys": extra_keys, "cache": self.cache, "fingerprint": fingerprint}
         rows = extract(forward, params, extra, data, names, **kept)
         wrong = (rows["label"] < 0) | (rows["label"] >= len(self.classes))
         if rows["label"].ndim != 1 or wrong.any():
             raise UserError(f"few-shot labels must be 0 to {len(self.classes) - 1} ({', '.join(self.classes)})")
         named = {"feature": rows[self.feature], "linear": rows[self.linear_feature]}
-        told = {"label": "label", self.patient: "patient"}
-        return named | {told[key]: rows[key].astype(np.int64) for key in beside}
+        short = {"label": "label", self.patient: "patient"}
+        return named | {short[key]: rows[key].astype(np.int64) for key in extra_keys}
 
     def _draw(
         self, method: str, shots: int, seed: int, pool: Rows, test: Rows, text: Any, log_scale: float

@@ -293,7 +293,7 @@ class FewShotResult(Result):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ReportResult(Result):
-    """Generated reports beside the reference reports, of the first T images: image u8 [T h w 3], written and true [T].
+    """Generated reports and reference reports of the first T images: image u8 [T h w 3], written and true [T].
 
     Findings are counted in groups, such as "findings" and "conditions", over all reports: finding_group and finding [F]
     name them, finding_count i64 [F 3] holds how often both reports name the finding, only the generated one, only the
@@ -341,6 +341,12 @@ def read(arrays: Mapping[str, np.ndarray]) -> Result:
     except TypeError:
         needed = [f.name for f in fields(KINDS[kind]) if f.default is MISSING and f.name != "metrics"]
         raise UserError(f"an evaluation of kind {kind} has {', '.join(arrays)}; expected {', '.join(needed)}") from None
+
+
+def row_columns(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of Rows that a batch has, by name; `group` is the patient."""
+    keys = {f.name: f.name for f in fields(Rows)} | {"group": "patient"}
+    return {name: batch[key] for key, name in keys.items() if key in batch}
 
 
 def named(metric: str, names: Iterable[str], values: np.ndarray) -> dict[str, float]:

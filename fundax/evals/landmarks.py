@@ -85,7 +85,7 @@ class Landmarks:
 
 
 def _measured(batch: Batch, found: np.ndarray) -> Table:
-    """The rows of a batch that are no padding."""
+    """The non-padding rows of a batch."""
     valid = np.asarray(batch.get("valid", np.ones(len(found), bool)))
     whole = {key: np.asarray(value)[valid] for key, value in batch.items() if key != "valid"}
     found, truth, frame = np.asarray(found, np.float64)[valid], whole["points"], whole["frame"]

@@ -68,7 +68,7 @@ class Probe:
 
     def _rows(self, forward: Forward, params: Params, extra: Extra, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Features f32 [n D] and labels f32 [n K] of one split; UserError where labels are not zeros and ones."""
-        rows = extract(forward, params, extra, split, (self.feature,), beside=(self.label,))
+        rows = extract(forward, params, extra, split, (self.feature,), extra_keys=(self.label,))
         label = rows[self.label]
         if label.ndim != 2 or not np.isin(label, (0, 1)).all():
             raise UserError(f"the probe needs labels of zeros and ones [B K], got shape {label.shape}")
@@ -163,12 +163,12 @@ class FrozenProbe:
 
     def extract(self, forward: Forward, params: Params, extra: Extra) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features f32 [n D], labels i32 [n] and groups i32 [n] of the valid rows of one pass. Raises UserError."""
-        beside, inputs = ("label", "group"), ("image", "modality")
-        rows = extract(forward, params, extra, self.data, (self.feature,), beside=beside, inputs=inputs)
+        extra_keys, input_keys = ("label", "group"), ("image", "modality")
+        rows = extract(forward, params, extra, self.data, (self.feature,), extra_keys=extra_keys, input_keys=input_keys)
         return rows[self.feature], rows["label"], rows["group"]
 
     def scores(self, features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """Probabilities f64 [n K] of every row, by the model of the folds it is not in; a class not learnt has 0."""
+        """Probabilities f64 [n K] of every row, predicted out of fold; 0 for classes absent from the training folds."""
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler

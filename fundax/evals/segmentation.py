@@ -60,8 +60,8 @@ class Segmentation:
     def _probability(self, forward: Forward, params: Params, extra: Extra, batch: Batch) -> np.ndarray:
         image = np.asarray(batch["image"])
         if not self.window or image.shape[1] == self.window:
-            beside = {key: batch[key] for key in ("modality",) if key in batch}
-            return forward(params, extra, {"image": image} | beside)["probability"]
+            modality = {key: batch[key] for key in ("modality",) if key in batch}
+            return forward(params, extra, {"image": image} | modality)["probability"]
         maps = lambda views: forward(params, extra, {"image": views})["probability"]  # noqa: E731
         return np.stack([slide(maps, one, self.window, self.overlap, self.windows) for one in image])
 

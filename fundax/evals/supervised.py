@@ -20,23 +20,13 @@ from fundax.evals.kinds import (
     RegressionResult,
     Rows,
     named,
+    row_columns,
 )
 from fundax.evals.pictures import ANSWERS, Thumbnails
 from fundax.metrics.classification import by_horizon, classification, multi_label, nanmean
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
 Pass = Callable[[], Iterable[Batch]]
-
-
-BESIDE = {
-    "index": "index",
-    "patient": "patient",
-    "group": "patient",
-    "eye": "eye",
-    "modality": "modality",
-    "days": "days",
-    "horizon": "horizon",
-}
 
 
 MEANS = ("accuracy", "balanced_accuracy", "macro_auc", "macro_ap", "macro_f1", "kappa")
@@ -207,8 +197,8 @@ def _run(
     """Output [B K], truth, and a mask of the non-padding rows."""
     if one.label not in batch:
         raise UserError(f"batches have {', '.join(sorted(batch))}; expected also {one.label!r}")
-    given = {key: batch[key] for key in one.inputs if key in batch}
-    out = forward(params, extra, given)
+    inputs = {key: batch[key] for key in one.inputs if key in batch}
+    out = forward(params, extra, inputs)
     if one.output not in out:
         raise UserError(f"the model gives {', '.join(sorted(out))}; expected {one.output!r}")
     label = np.asarray(batch[one.label])
@@ -228,11 +218,9 @@ class _Rows:
         self.count = 0  # rows before the batch taken last
 
     def take(self, batch: Batch, known: np.ndarray, seen: int, **arrays: np.ndarray) -> None:
-        given = {"index": seen + np.arange(len(known))} | {
-            ours: batch[key] for key, ours in BESIDE.items() if key in batch
-        }
+        columns = {"index": seen + np.arange(len(known))} | row_columns(batch)
         self.count = sum(len(part) for part in self._parts.get("index", ()))
-        for name, values in (given | arrays).items():
+        for name, values in (columns | arrays).items():
             self._parts.setdefault(name, []).append(np.asarray(values)[known])
 
     def joined(self, label: str) -> dict[str, np.ndarray]:

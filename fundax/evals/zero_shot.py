@@ -8,14 +8,10 @@ import numpy as np
 from scipy.special import softmax
 
 from fundax.evals.features import class_features
-from fundax.evals.kinds import ByClass, Cases, ClassificationResult, Rows, named
+from fundax.evals.kinds import ByClass, Cases, ClassificationResult, Rows, named, row_columns
 from fundax.evals.pictures import ANSWERS, Thumbnails
 from fundax.metrics.classification import classification
 from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
-
-# key of a batch -> name in the result
-_BESIDE = {"group": "patient", "patient": "patient", "eye": "eye", "modality": "modality"}
-
 
 Prompts = np.ndarray | Sequence[np.ndarray]  # i32 [K P L], or per class i32 [P L] with a P of its own
 
@@ -113,7 +109,7 @@ def _logits(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Logits f32 [N K] and labels i64 [N] of all non-padding rows, and their other columns."""
     logits, labels, seen = [], [], 0
-    beside: dict[str, list[np.ndarray]] = {}
+    kept_columns: dict[str, list[np.ndarray]] = {}
     for batch in data:
         if "label" not in batch:
             raise UserError(f"zero-shot batches have {', '.join(sorted(batch))}; expected also 'label'")
@@ -131,15 +127,13 @@ def _logits(
         right[valid], sure[valid] = shares.argmax(1) == label, shares.max(1)
         kept.offer(batch, valid, sum(map(len, labels)), right, sure)
         labels.append(label)
-        row_columns = {"index": rows} | {
-            ours: np.asarray(batch[key])[valid] for key, ours in _BESIDE.items() if key in batch
-        }
-        for name, values in row_columns.items():
-            beside.setdefault(name, []).append(values)
+        columns = {name: np.asarray(values)[valid] for name, values in row_columns(batch).items()}
+        for name, values in (columns | {"index": rows}).items():
+            kept_columns.setdefault(name, []).append(values)
         seen += len(valid)
     if not sum(map(len, labels)):
         raise UserError("the zero-shot evaluation set has no rows; expected at least one labelled image")
-    columns = {name: np.concatenate(parts) for name, parts in beside.items()}
+    columns = {name: np.concatenate(parts) for name, parts in kept_columns.items()}
     return np.concatenate(logits), np.concatenate(labels).astype(np.int64), columns
 
 

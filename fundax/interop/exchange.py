@@ -11,7 +11,7 @@ import jax
 
 from fundax.interop.checkpoint import Checkpoint, Format, preprocessing_of
 from fundax.interop.folder import RECORD, fresh_folder
-from fundax.interop.formats import writer
+from fundax.interop.formats import check_name, writer
 from fundax.interop.initial import own_state
 from fundax.interop.read import load, read_run
 from fundax.interop.weights import digests, read_state
@@ -39,6 +39,7 @@ def export(
         UserError: an unknown format, no such run, a model that the format cannot hold, `out` in use, or features that
             differ from the other program's by more than LARGEST where that program is installed.
     """
+    check_name(to)
     model = read_run(run, checkpoint)
     found = writer(to, model)
     model = found.select(model)
@@ -113,13 +114,3 @@ def _preprocessing(model: Checkpoint) -> Mapping[str, Any]:
 def digest_of(params: Params) -> dict[str, str]:
     """SHA-256 of every parameter, layers unstacked, by path."""
     return digests(own_state(params))
-
-
-def export_run(run: str | Path, to: str, out: str | Path, **options: Any) -> str:
-    """Former name of `export`."""
-    return export(run, to, out, **options)
-
-
-def import_run(path: str | Path, workdir: str | Path, like: str | None = None, modality: str = "") -> str:
-    """Former name of `import_checkpoint`."""
-    return import_checkpoint(path, workdir, like or "", modality)

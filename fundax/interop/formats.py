@@ -38,10 +38,14 @@ def export_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys(found.name for found in FORMATS if found.write is not None))
 
 
-def writer(name: str, checkpoint: Checkpoint) -> Format:
-    """The format of that name which holds a model. Raises UserError listing the names that would do."""
+def check_name(name: str) -> None:
+    """Raise UserError unless `name` is one of `export_names()`."""
     if name not in export_names():
         raise UserError(f"cannot export to '{name}'; expected {', '.join(export_names())}")
+
+
+def writer(name: str, checkpoint: Checkpoint) -> Format:
+    """The format of that name which holds a model. Raises UserError listing the names that would do."""
     fitting = [found for found in FORMATS if found.write and isinstance(checkpoint.objective, found.holds)]
     for found in fitting:
         if found.name == name:

@@ -119,8 +119,8 @@ def _longest_run(same: np.ndarray) -> tuple[int, int, int]:
     return length, int(i) - length, int(j) - length
 
 
-def _grams(said: list[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(tuple(said[k : k + n]) for k in range(len(said) - n + 1))
+def _grams(tokens: list[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(tokens[k : k + n]) for k in range(len(tokens) - n + 1))
 
 
 def _weighted(grams: Mapping[_Gram, int], rarity: Mapping[_Gram, float], texts: int) -> dict[_Gram, float]:

@@ -78,8 +78,8 @@ def label_caption(one: Evaluation, row: int) -> tuple[str, str]:
     known = np.flatnonzero(np.isfinite(truth))
     present = [one.names[k] for k in known if truth[k] > 0.5]
     wrong = [k for k in known if (scores[k] >= 0.5) != (truth[k] > 0.5)]
-    said = ", ".join(f"{'+' if scores[k] >= 0.5 else '−'} {one.names[k]} ({scores[k]:.2f})" for k in wrong[:4])
-    return ", ".join(present) or "no finding", said or "all correct"
+    wrongly = ", ".join(f"{'+' if scores[k] >= 0.5 else '−'} {one.names[k]} ({scores[k]:.2f})" for k in wrong[:4])
+    return ", ".join(present) or "no finding", wrongly or "all correct"
 
 
 def value_caption(one: Evaluation, row: int) -> tuple[str, str]:

@@ -66,15 +66,15 @@ def _words(result: ReportResult, k: int) -> list[tuple[str, str]]:
 
 
 def _lines(words: list[tuple[str, str]]) -> float:
-    return sum(said.count("\n") + 1.4 for said, _ in words)
+    return sum(text.count("\n") + 1.4 for text, _ in words)
 
 
 def _write(axes: Any, words: list[tuple[str, str]], most: float) -> None:
     """Write the texts from the top of an area that is `most` lines high."""
     at = 1.0
-    for said, colour in words:
-        axes.text(0, at, said, transform=axes.transAxes, va="top", fontsize=7.5, color=colour, parse_math=False)
-        at -= (said.count("\n") + 1.4) / most
+    for text, colour in words:
+        axes.text(0, at, text, transform=axes.transAxes, va="top", fontsize=7.5, color=colour, parse_math=False)
+        at -= (text.count("\n") + 1.4) / most
 
 
 def _or_empty(array: Any) -> Any:

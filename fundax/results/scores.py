@@ -170,8 +170,8 @@ def _tests(first: Evaluation, second: Evaluation, resamples: int) -> list[Test]:
     if first.kind == "classification":
         right = [each.scores.argmax(1) == each.truth for each in (first, second)]
         change = Estimate(float(right[0].mean() - right[1].mean())) if first.rows else blank("no rows")
-        said = "McNemar" + ("" if patients is None else ", rows taken as independent")
-        out.append(Test("accuracy", *names, said, change, mcnemar(*right) if first.rows else math.nan))
+        test = "McNemar" + ("" if patients is None else ", rows taken as independent")
+        out.append(Test("accuracy", *names, test, change, mcnemar(*right) if first.rows else math.nan))
     return out
 
 
@@ -193,8 +193,8 @@ def _group(
 
 
 def _group_name(value: object) -> str:
-    said = str(value).strip()
-    return said if said and said.lower() != "nan" and value is not None else "unknown"
+    name = str(value).strip()
+    return name if name and name.lower() != "nan" and value is not None else "unknown"
 
 
 def of_classes(one: Evaluation) -> dict[str, Weighted]:
@@ -286,10 +286,10 @@ def _shares(truth: np.ndarray, called: np.ndarray) -> dict[str, Estimate]:
     def share(hits: int, of: int, why: str) -> Estimate:
         return Estimate(hits / of) if of else blank(why)
 
-    hits, wanted, said = int((truth & called).sum()), int(truth.sum()), int(called.sum())
+    hits, wanted, predicted = int((truth & called).sum()), int(truth.sum()), int(called.sum())
     return {
         "sensitivity": share(hits, wanted, "no such row"),
         "specificity": share(int((~truth & ~called).sum()), len(truth) - wanted, "no other row"),
-        "precision": share(hits, said, "never predicted"),
-        "F1": share(2 * hits, wanted + said, "no such row") if wanted else blank("no such row"),
+        "precision": share(hits, predicted, "never predicted"),
+        "F1": share(2 * hits, wanted + predicted, "no such row") if wanted else blank("no such row"),
     }

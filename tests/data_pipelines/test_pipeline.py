@@ -270,7 +270,7 @@ def test_skip_is_for_images_only():
 
 def test_skip_gives_up_when_nothing_can_be_read():
     batches = pipeline.train(Rows(2, broken=(0, 1)), [Example()], batch=2, on_bad_image="skip")()
-    with pytest.raises(DataError, match=r"64 unreadable images one after the other, last eyes\.csv row"):
+    with pytest.raises(DataError, match=r"64 consecutive unreadable images, last eyes\.csv row"):
         next(batches)
 
 
@@ -336,7 +336,7 @@ def test_an_empty_source_is_an_error():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: pipeline.train(Rows(4), [], batch=4)(0, 3), "4 does not divide among 3"),
+        (lambda: pipeline.train(Rows(4), [], batch=4)(0, 3), "4 cannot be divided among 3"),
         (lambda: pipeline.train(Rows(4), [], batch=4)(2, 2), "process 2 of 2"),
         (lambda: pipeline.train(Rows(4), [], batch=0), "batch is 1 or more"),
         (lambda: pipeline.train(Rows(4), [], batch=4, seed=-1), "seed is 0 or more"),

@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.transforms.flair import FlairAugment, fitted, flair_pixels, foreground, jittered, turned
+from data_pipelines.transforms.flair import (
+    FlairAugment,
+    adjust_colors,
+    fitted,
+    flair_pixels,
+    foreground,
+    rotate_and_scale,
+)
 from data_pipelines.transforms.steps import apply
 
 pytestmark = pytest.mark.vectors("flair")
@@ -62,10 +69,10 @@ def test_mirror_affine_and_jitter(golden):
     given = dict(np.load(golden / "flair" / "augment_kornia.npz"))
     for i, image in enumerate(given["x"].transpose(0, 2, 3, 1)):
         np.testing.assert_array_equal(image[:, ::-1], given["flip_y"][i].transpose(1, 2, 0))
-        moved = turned(image, given["affine_param_angle"][i], given["affine_param_scale"][i, 0])
+        moved = rotate_and_scale(image, given["affine_param_angle"][i], given["affine_param_scale"][i, 0])
         np.testing.assert_allclose(moved, given["affine_y"][i].transpose(1, 2, 0), rtol=0, atol=9e-6)
         factors = (float(given[f"jitter_param_{name}_factor"][i]) for name in ("brightness", "contrast"))
-        changed = jittered(image, *factors, given["jitter_param_order"])
+        changed = adjust_colors(image, *factors, given["jitter_param_order"])
         np.testing.assert_allclose(changed, given["jitter_y"][i].transpose(1, 2, 0), rtol=0, atol=1e-6)
 
 

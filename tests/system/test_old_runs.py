@@ -15,9 +15,8 @@ import pytest
 
 from fundax.encoders.backbone import Encoder
 from fundax.inference import model as predict
-from fundax.interop import bert
-from fundax.interop.exchange import export_run, import_folder
-from fundax.interop.load import read_objective
+from fundax.interop.exchange import export
+from fundax.interop.read import load, read_objective
 from fundax.objectives.diffusion import Diffusion
 from fundax.objectives.ibot import IBOT
 from fundax.optim import adamw, constant
@@ -40,9 +39,9 @@ def open_run(path):
 
 
 def open_export(path):
-    """(objective, params, extra) of an exported folder; the two that hold a .pth are opened by that file."""
-    bundle = bert.read_folder(path) if path.name == "bert" else import_folder(next(path.glob("*.pth"), path))
-    return bundle.objective, bundle.params, dict(bundle.extra)
+    """(objective, params, extra) of an exported folder."""
+    model = load(path)
+    return model.objective, model.params, dict(model.extra)
 
 
 def unpacked(kind, name, folder):
@@ -212,7 +211,7 @@ def predicted(folder):
 
 
 def test_an_old_run_is_exported_as_before(tmp_path):
-    export_run(unpacked("workdirs", "clip_softmax", tmp_path), "huggingface", tmp_path / "out")
+    export(unpacked("workdirs", "clip_softmax", tmp_path), "huggingface", tmp_path / "out")
     same(predicted(tmp_path / "out"), expected(".", "predicted"))
 
 

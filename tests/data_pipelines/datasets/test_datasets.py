@@ -241,7 +241,7 @@ def test_real_photographs_in_both_layouts(tmp_path, shared_data):
 
 def test_no_tensorflow_and_no_words(tmp_path, oct_folder):
     code = (
-        "import sys; from data_pipelines import eye_datasets as e\n"
+        "import sys; from data_pipelines import datasets as e\n"
         "assert 'tensorflow_datasets' not in sys.modules\n"
         f"e.build('kermany_oct', {str(oct_folder)!r}, {str(tmp_path / 'data')!r})\n"
         f"assert len(e.source('kermany_oct', 'train', {str(tmp_path / 'data')!r})[0].views[0].image) > 100\n"

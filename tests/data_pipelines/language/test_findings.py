@@ -38,7 +38,7 @@ def test_what_is_there_and_what_is_denied(text, there, denied):
 def test_a_longer_wording_takes_its_place_though_it_is_not_told():
     only = vocabulary().only(("haemorrhage", "mild diabetic retinopathy"))
     assert only("preretinal haemorrhage, non-proliferative diabetic retinopathy") == frozenset()
-    assert only("blot haemorrhages in mild non-proliferative diabetic retinopathy") == only.told
+    assert only("blot haemorrhages in mild non-proliferative diabetic retinopathy") == only.reported
     # one disease of the knowledge base and of the synthetic reports is one finding
     assert vocabulary()("hard exudates; lipid exudates") == {"hard exudate"}
 

@@ -25,7 +25,6 @@ def test_strings_come_back():
     texts = ["", "drusen", "眼底出血", "a\nb", "", "é"]
     strings = Strings.of(texts)
     assert list(strings) == texts and len(strings) == 6
-    assert strings.nbytes == sum(len(t.encode()) for t in texts) + 8 * 6
     assert list(Strings.of([])) == []
     for row in (6, -1):
         with pytest.raises(IndexError):
@@ -78,7 +77,7 @@ def test_strings_that_spill_while_they_come(small_spill):
 def test_the_process_that_made_the_files_removes_them_and_a_child_does_not():
     code = """
 import os, numpy as np
-from data_pipelines import columns
+from data_pipelines.sources import columns
 columns.SPILL = 10
 name = columns.Stored(np.arange(100)).array.filename
 child = os.fork()

@@ -30,7 +30,7 @@ def save(path, pixels=PIXELS):
 
 def test_a_csv_becomes_records(tmp_path):
     source = csv_source(write_csv(tmp_path, ["a.png,drusen,1", "b.png,normal,0"], "image,text,label"), "pictures")
-    assert source.layout.path.name == "labels.csv"  # nothing is read yet: the folder does not exist
+    assert source.schema.path.name == "labels.csv"  # nothing is read yet: the folder does not exist
     with pytest.raises(DataError, match="pictures: no such image folder"):
         len(source)
     source = csv_source(tmp_path / "labels.csv")

@@ -54,13 +54,12 @@ def test_missing_columns_are_named_with_a_way_out(tmp_path):
     header = "image,caption_en,grade\na,b,c\n"
     assert failure(tmp_path, header, require=("text",)) == (
         "labels.csv: has no column 'text' (our 'text'), only image, caption_en, grade; "
-        "say which it is: labels.csv,text=THEIRS"
+        "map it with labels.csv,text=THEIRS"
     )
     assert failure(tmp_path, header, columns={"text": "caption"}).endswith(
-        "has no column 'caption' (our 'text'), only image, caption_en, grade; "
-        "say which it is: labels.csv,text=caption_en"
+        "has no column 'caption' (our 'text'), only image, caption_en, grade; map it with labels.csv,text=caption_en"
     )
-    assert failure(tmp_path, "Image ID,text\na,b\n").endswith("say which it is: labels.csv,image=Image ID")
+    assert failure(tmp_path, "Image ID,text\na,b\n").endswith("map it with labels.csv,image=Image ID")
     assert failure(tmp_path, "image;text\na;b\n").endswith("only image;text; is the separator sep=';'?")
     assert "has no column 'nr' (our 'image')" in failure(tmp_path, header, columns={"image": "{nr}.png"})
     assert failure(tmp_path, "image,text,text\na,b,c\n") == "labels.csv: column 'text' occurs 2 times"
@@ -100,7 +99,7 @@ def test_classes_are_numbers_as_they_are_or_sorted_names(tmp_path):
     assert failure(tmp_path, "image,label\na,0\nb,PRD\n", classes=("No DR", "PDR")) == (
         "labels.csv row 2 (line 3): label 'PRD' is not one of the classes No DR, PDR; did you mean 'PDR'?"
     )
-    assert failure(tmp_path, "image,label\na,999999\n") == "labels.csv: label 999999 is no class number"
+    assert failure(tmp_path, "image,label\na,999999\n") == "labels.csv: label 999999 is not a class number"
     assert class_index("2", ("2", "1")) == 0 and class_names(["b", "a"], tmp_path) == ("a", "b")
 
 

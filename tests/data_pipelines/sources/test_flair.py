@@ -9,7 +9,7 @@ from PIL import Image
 from data_pipelines.language.knowledge import bundled
 from data_pipelines.pipeline import mix, train
 from data_pipelines.records import DataError, Record, View
-from data_pipelines.sources.flair import UNSEEN, cleaned, flair_frame, mm_retinal
+from data_pipelines.sources.flair import UNSEEN, clean_caption, flair_frame, mm_retinal
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.keepfit import WithAppearance, WithElite
 from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, EliteReport, category_id, status
@@ -51,7 +51,7 @@ def test_a_row_becomes_a_record(folder):
     frame = flair_frame(folder / "frame.csv", folder)
     record = pickle.loads(pickle.dumps(frame))[0]
     assert record.findings == ("mild diabetic retinopathy", "hard exudates")
-    assert record.views[0].image == folder / "01_A/1.png" and record.where.endswith("frame.csv line 2")
+    assert record.views[0].image == folder / "01_A/1.png" and record.where.endswith("frame.csv row 1 (line 2)")
     assert frame[1].targets["attributes"] == ("noisy",)
 
 
@@ -104,16 +104,16 @@ def test_mm_retinal_in_its_three_forms(folder):
 
 
 def test_sentences_about_other_figures_are_cut():
-    assert cleaned("Disc is pale. Same patient as Figure 3-2-1. Vessels thin.") == "Disc is pale. Vessels thin."
-    assert cleaned("Disc  is\npale") == "Disc is pale"
+    assert clean_caption("Disc is pale. Same patient as Figure 3-2-1. Vessels thin.") == "Disc is pale. Vessels thin."
+    assert clean_caption("Disc  is\npale") == "Disc is pale"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,categories\na.png,[oops]\n", "line 2: '\\[oops\\]' is not a list"),
+        ("image,categories\na.png,[oops]\n", r"row 1 \(line 2\): '\[oops\]' is not a list"),
         ("image,categories\na.png,\"__import__('os').getcwd()\"\n", "is not a list of texts"),
-        ("image,categories\na.png\n", "line 2: expected 2 fields"),
+        ("image,categories\na.png\n", r"row 1 \(line 2\): has 1 fields, the header has 2"),
         ("image\na.png\n", "expected a column categories"),
         ("image,categories\n", "has no rows"),
     ],
@@ -162,7 +162,7 @@ def test_an_expert_says_whether_the_eye_is_healthy(folder):
     without = apply((EliteReport(),), mm_retinal(folder / "mm.csv", folder, suffix=".png")[0], 0, 0)
     assert int(without["status"]) == -1
     (folder / "status.csv").write_text("image,caption,fundus_status\n01_A/1.png,Drusen.,ill\n")
-    with pytest.raises(DataError, match="line 2: fundus_status is 'ill'"):
+    with pytest.raises(DataError, match=r"row 1 \(line 2\): fundus_status is 'ill'"):
         len(mm_retinal(folder / "status.csv", folder))
 
 

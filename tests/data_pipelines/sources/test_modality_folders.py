@@ -51,7 +51,7 @@ def test_mistakes_are_named(root):
     with pytest.raises(DataError, match="Colour: modality 'Colour' is not one of"):
         modality_folders(root)
     (root / "Colour").rename(root / "CFP")
-    with pytest.raises(DataError, match=r"another folder of .* is CFP too"):
+    with pytest.raises(DataError, match=r"another folder of .* is also CFP"):
         modality_folders(root)
     (root / "CFP").rmdir()
     for file in (root / "OCT").iterdir():

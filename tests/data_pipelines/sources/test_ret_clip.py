@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.records import DataError
-from data_pipelines.sources.ret_clip import PairedFiles, PatientCSV, PeerLMDB, open_pairs, safe_loads
+from data_pipelines.sources.ret_clip import PairedFiles, PairedLMDB, PatientCSV, open_pairs, safe_loads
 from data_pipelines.transforms.views import PairedEyes
 
 LEFT, RIGHT = (
@@ -44,7 +44,7 @@ def write_lmdb(root, pairs: list[bytes], images: dict[str, bytes]):
             for key, value in rows.items():
                 t.put(key.encode(), value)
             t.put(count.encode(), str(len(rows)).encode())
-    return PeerLMDB(root)
+    return PairedLMDB(root)
 
 
 def test_paired_files_give_one_record_per_report_and_patient(paired):
@@ -70,7 +70,7 @@ def test_paired_files_name_the_line_that_is_wrong(paired):
     with pytest.raises(DataError, match=r"train_imgs.tsv, line 1: expected 3 tab-separated columns.*found 2"):
         len(paired)
     paired.images.write_text("p1\ta\tb\np1\ta\tb\n")
-    with pytest.raises(DataError, match="line 2: patient p1 is there twice"):
+    with pytest.raises(DataError, match="line 2: patient p1 occurs twice"):
         len(paired)
 
 
@@ -127,7 +127,7 @@ def test_damaged_or_misshapen_rows_are_named(tmp_path):
     with pytest.raises(DataError, match=r"expected a tuple \(patient, text_id, text\)"):
         source[0]
     with pytest.raises(DataError, match="no LMDB folder"):
-        len(PeerLMDB(tmp_path / "absent"))
+        len(PairedLMDB(tmp_path / "absent"))
 
 
 def test_a_path_says_which_layout_it_is(paired, tmp_path):
@@ -135,7 +135,7 @@ def test_a_path_says_which_layout_it_is(paired, tmp_path):
     assert open_pairs(tmp_path / "x.csv", tmp_path) == PatientCSV(tmp_path / "x.csv", tmp_path)
     for name in ("imgs", "pairs"):
         (tmp_path / "train" / name).mkdir(parents=True)
-    assert open_pairs(tmp_path / "train") == PeerLMDB(tmp_path / "train")
+    assert open_pairs(tmp_path / "train") == PairedLMDB(tmp_path / "train")
     with pytest.raises(DataError, match=r"expected a \.csv"):
         open_pairs(tmp_path)
 
@@ -159,18 +159,27 @@ def test_csv_of_patients(tmp_path):
         "p2,,r.png,双眼",
         "p3,l.png,gone.png,x",
     )
-    table.write_text("\n".join([*rows, "p4,,,x", "p5,l.png,r.png,", "p6,l.png,r.png,NaN"]), encoding="utf-8-sig")
+    table.write_text(
+        "\n".join([*rows, "p4,,,x", "p5,l.png,r.png,", "p6,l.png,r.png,NaN", "p7,l.png,r.png,None"]),
+        encoding="utf-8-sig",
+    )
     source = PatientCSV(table)
-    assert len(source) == 6
+    assert len(source) == 7
     assert source[0].report == "two lines,\nof text"
     assert [v.eye for v in source[0].views] == ["left", "right"]
     assert [(v.eye, v.image) for v in source[1].views] == [("right", tmp_path / "r.png")]
-    with pytest.raises(DataError, match=r"row 3: no file .*gone\.png"):
+    with pytest.raises(DataError, match=r"row 3 \(line 5\): no such image file .*gone\.png"):
         source[2]
-    with pytest.raises(DataError, match="row 4: expected an image of at least one eye"):
+    with pytest.raises(DataError, match=r"row 4 \(line 6\): expected an image of at least one eye"):
         source[3]
-    for row, empty in ((5, ""), (6, "NaN")):
-        with pytest.raises(DataError, match=f"row {row}: the report is empty \\('{empty}'\\)"):
+    for row, empty in ((5, ""), (6, "NaN"), (7, "None")):
+        with pytest.raises(DataError, match=f"row {row} \\(line {row + 2}\\): the report is empty \\('{empty}'\\)"):
             source[row - 1]
     with pytest.raises(DataError, match="no column 'left_eye'"):
         len(PatientCSV(table, columns=("patient", "left_eye", "right", "text")))
+    table.write_text("patient,left,right,text\np1,l.png,r.png,normal, but mild drusen\n")
+    with pytest.raises(DataError, match=r"row 1 \(line 2\): has 5 fields, the header has 4"):
+        len(PatientCSV(table))
+    table.write_text('patient,left,right,text\np1,l.png,r.png,"left open\np2,l.png,r.png,drusen\n')
+    with pytest.raises(DataError, match=r"row 1 \(line 2\): unexpected end of data; is a quotation mark left open\?"):
+        len(PatientCSV(table))

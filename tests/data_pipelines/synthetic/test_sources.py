@@ -48,7 +48,7 @@ def test_bytes_are_pinned(modality: str, size: int, sha: str) -> None:
 
 def test_bytes_do_not_depend_on_the_processor() -> None:
     code = (
-        "import hashlib; from data_pipelines.synthetic import Patients\n"
+        "import hashlib; from data_pipelines.synthetic.sources import Patients\n"
         f"views = Patients(1, seed=7, start=3, modalities={FOUR}, size=64)[0].views\n"
         "print(hashlib.sha256(b''.join(v.image.tobytes() for v in views)).hexdigest()[:16])"
     )

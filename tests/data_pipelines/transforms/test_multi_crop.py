@@ -14,8 +14,8 @@ from data_pipelines.transforms.multi_crop import (
     Colours,
     MultiCrop,
     Ratio,
+    adjust_hue,
     published_colours,
-    turned_hue,
 )
 from data_pipelines.transforms.steps import stream
 
@@ -70,16 +70,16 @@ def test_jitter_keeps_to_its_spans():
 def test_hue_turns():
     red = Image.fromarray(np.array([[[255, 0, 0]]], np.uint8))
     assert (
-        np.asarray(turned_hue(red, 1 / 3)).tolist() == [[[0, 255, 3]]]
-        or np.asarray(turned_hue(red, 1 / 3))[0, 0, 1] == 255
+        np.asarray(adjust_hue(red, 1 / 3)).tolist() == [[[0, 255, 3]]]
+        or np.asarray(adjust_hue(red, 1 / 3))[0, 0, 1] == 255
     )
-    np.testing.assert_array_equal(np.asarray(turned_hue(red, 0.0)), np.asarray(red))
-    back = turned_hue(turned_hue(red, 0.1), -0.1)
+    np.testing.assert_array_equal(np.asarray(adjust_hue(red, 0.0)), np.asarray(red))
+    back = adjust_hue(adjust_hue(red, 0.1), -0.1)
     assert np.abs(np.asarray(back).astype(int) - [255, 0, 0]).max() <= 8  # steps of 1/256 of a turn
 
 
 def test_mistakes_are_named():
-    with pytest.raises(DataError, match="local_size=100 is no multiple of the patch, 16"):
+    with pytest.raises(DataError, match="local_size=100 is not a multiple of the patch, 16"):
         MultiCrop(local_size=100)
 
 

@@ -77,7 +77,7 @@ def test_preprocess_follows_the_mapping():
         transforms.preprocess(NOISE, {"image_size": 20, "interpolation": "area"})
     with pytest.raises(DataError, match="preprocessing has no image_size, only mean"):
         transforms.eval_step({"mean": 0})
-    with pytest.raises(DataError, match="image: the steps take uint8 images, this one is float32"):
+    with pytest.raises(DataError, match="image: the steps take uint8 images, not float32"):
         Squash(8)({"image": NOISE.astype(np.float32)}, rng())
 
 
@@ -201,7 +201,7 @@ def test_tokenize_and_keep():
     out = Tokenize(tokenizer)({"text": "abc"}, rng())
     np.testing.assert_array_equal(out["text"], np.array([3, 0], np.int32))
     assert out["text"].dtype == np.int32
-    with pytest.raises(DataError, match="Tokenize: text is tokens already"):
+    with pytest.raises(DataError, match="Tokenize: the text is already tokenized"):
         Tokenize(tokenizer)(out, rng())
     with pytest.raises(DataError, match="Tokenize: the example has no text"):
         Tokenize(tokenizer)({}, rng())

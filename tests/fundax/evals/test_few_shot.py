@@ -143,7 +143,7 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="expected the feature 'visual'"):
         features.extract(forward, PARAMS, {}, eyes(9, 0), ("visual",))
     with pytest.raises(UserError, match="expected also 'mask'"):
-        features.extract(forward, PARAMS, {}, eyes(9, 0), ("image_features",), beside=("mask",))
+        features.extract(forward, PARAMS, {}, eyes(9, 0), ("image_features",), extra_keys=("mask",))
     with pytest.raises(UserError, match="has no rows"):
         features.extract(forward, PARAMS, {}, list, ("image_features",))
     with pytest.raises(UserError, match="not finite"):

@@ -15,10 +15,11 @@ from data_pipelines.sources.csv import csv_source
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.transforms.steps import Select
 from data_pipelines.transforms.views import SingleView
+from fundax.config import load
 from fundax.inference.synthesize import How, _conditions, read_generator, summary, synthesize
 from fundax.interop import keymap
 from fundax.params import unflatten
-from fundax.recipe import describe, load
+from fundax.recipe import describe
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.types import UserError
 
@@ -108,7 +109,7 @@ def test_mistakes_leave_nothing_behind(run, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="expected n and batch"):
         synthesize(run, out, 0)
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a run"):
         synthesize(tmp_path, out, 1)
     with pytest.raises(UserError, match="takes no base"):
         synthesize(run, out, 1, base=run)

@@ -51,7 +51,7 @@ def test_arrays_are_replaced_whole(tmp_path):
 
 
 def test_what_is_no_run_or_cannot_be_one(tmp_path):
-    with pytest.raises(UserError, match=r"is no run: it has no config.json"):
+    with pytest.raises(UserError, match=r"is not a run: it has no config.json"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json: not JSON"):
