@@ -29,10 +29,10 @@ import numpy as np
 from record import Table, record
 
 from data_pipelines.sources.splits import folds, write_split
+from fundax.config import load
 from fundax.metrics.classification import quadratic_kappa
 from fundax.metrics.statistics import bootstrap_weighted
 from fundax.metrics.weighted import class_aucs
-from fundax.recipe import load
 from fundax.train import fit
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -26,7 +26,8 @@ import tyro
 from record import Table, record
 
 from fundax import train
-from fundax.recipe import Recipe, load
+from fundax.config import load
+from fundax.recipe import Recipe
 from fundax.roofline import compile as aot
 from fundax.runtime import mesh as meshes
 

@@ -22,8 +22,9 @@ from data_pipelines.pipeline import Part, mix
 from data_pipelines.records import Record, Source
 from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.csv import csv_source
+from fundax.config import load
 from fundax.evals.probe import difference
-from fundax.recipe import Intervals, Recipe, load
+from fundax.recipe import Intervals, Recipe
 from fundax.train import fit
 from fundax.types import UserError
 

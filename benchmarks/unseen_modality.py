@@ -31,10 +31,11 @@ from data_pipelines.sources.cached import CachedSource
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.transforms.steps import Select, Squash
 from data_pipelines.transforms.views import SingleView
+from fundax.config import load
 from fundax.evals.features import extract
 from fundax.evals.few_shot import draw
 from fundax.metrics import weighted
-from fundax.recipe import Recipe, load
+from fundax.recipe import Recipe
 from fundax.runtime.checkpoint import load_params, saved_steps
 from fundax.train import fit
 from fundax.types import Params

@@ -30,8 +30,9 @@ from data_pipelines.pipeline import one_epoch
 from data_pipelines.sources.csv import wrap
 from data_pipelines.transforms.steps import Select, Squash
 from data_pipelines.transforms.views import Grouped, SingleView
+from fundax.config import load
 from fundax.evals.probe import FrozenProbe, difference
-from fundax.recipe import Recipe, load
+from fundax.recipe import Recipe
 from fundax.runtime.checkpoint import load_params, resolve
 from fundax.runtime.workdir import read_config
 from fundax.types import Batch, Extra, Params

@@ -107,8 +107,9 @@ def run(config: str, workdir: Path, steps: int) -> None:
     """Train the smoke run of a config for `steps` steps without evaluations."""
     import optax
 
+    from fundax.config import load
     from fundax.optim import adamw, clip_params, constant
-    from fundax.recipe import Intervals, load
+    from fundax.recipe import Intervals
 
     recipe, _ = load(REPO / config, ["--smoke"])
     # a learning rate that changes the loss, and an epsilon so large that rounding cannot flip the sign of an update

@@ -202,7 +202,7 @@ def _required(source: _Source, params: Params, parts: Collection[str], same: boo
         return set(parts)
     if same and not source.partial:
         return set(params) - set(HEADS)
-    if towers := set(TOWERS) & set(params) & theirs:
+    if towers := {part for part in TOWERS if part in params and part in theirs}:
         return towers
     raise UserError(
         f"{path}: the checkpoint has {', '.join(sorted(theirs))} and the model {', '.join(sorted(params))}: no encoder in common"

@@ -18,7 +18,8 @@ from data_pipelines.transforms.views import SingleView
 from fundax.inference.synthesize import How, _conditions, read_generator, summary, synthesize
 from fundax.interop import keymap
 from fundax.params import unflatten
-from fundax.recipe import describe, load
+from fundax.config import load
+from fundax.recipe import describe
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.types import UserError
 
