@@ -44,7 +44,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Several processes (docs/launching.md).
+    """Several processes (docs/guide/launching.md).
 
     Args:
         distributed: Platform that starts the processes: auto finds it out, off uses one process.

@@ -55,7 +55,7 @@ def recipe(
     ordered: bool = False,
     test: bool = False,
 ) -> Recipe:
-    """Fine-tuning. Learning rates are for a batch of 256; docs/downstream.md says what is left out of the published recipes."""
+    """Fine-tuning. Learning rates are for a batch of 256; docs/guide/downstream.md lists what is left out."""
     parts = labelled.parts(data, data.eyes(run.seed, 96), run.seed)
     feature, blocks, layers, norm, warmup = MODELS[preset]
     fields = {"feature": feature, "blocks": blocks, "frozen": False, "drop_path": drop_path} | run.compute(

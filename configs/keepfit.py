@@ -1,8 +1,8 @@
 """python launch.py train configs/keepfit.py --workdir runs/keepfit --init-text runs/keepfit_text
 
 KeepFIT V2, stage 1: public images with categories and a few expert reports, 1:1 in every step. --data are CSV files of
-FLAIR's form, --elite of MM-Retinal's; without them, synthetic eyes of three modalities. docs/keepfit.md says which parts
-are published and which are our design.
+FLAIR's form, --elite of MM-Retinal's; without them, synthetic eyes of three modalities. docs/methods/flair_keepfit.md
+says which parts are published and which are our design.
 """
 
 from dataclasses import replace

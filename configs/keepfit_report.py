@@ -2,7 +2,7 @@
 
 Reports of images, word by word, as the FFA branch of KeepFIT writes them: ResNet-50 at 224 pixels, a transformer of 3 + 3
 layers, 90 words, beam search. Without --data it trains on synthetic angiograms and photographs. A small model for a laptop,
-which also learns the findings of an image (docs/reports.md): --preset laptop.
+which also learns the findings of an image (docs/methods/reports.md): --preset laptop.
 """
 
 from typing import Literal
