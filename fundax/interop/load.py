@@ -22,7 +22,7 @@ def text_from(path: str | Path, tower: Any) -> Callable[[Params], Params]:
     """Former name of `warm_start(path, objective, ("text",))`."""
     from fundax.objectives.masked_text import MaskedText
 
-    return warm_start(path, MaskedText(tower), ("text",)).init_from[0]
+    return warm_start(path, MaskedText(tower, tower.context), ("text",)).init_from[0]
 
 
 def parts_from(run: str | Path, names: Sequence[str]) -> Callable[[Params], Params]:
