@@ -1,125 +1,149 @@
-"""The command line of fundax. `python launch.py VERB --help` says what a verb takes.
+"""The command line of fundax. `python launch.py VERB --help` lists the arguments of a verb.
 
-    train CONFIG --workdir DIR [arguments of the config]     learn; the same command goes on after a stop
-    eval DIR [--checkpoint best] [arguments of the config]   the evaluations of a run, again or on other data
-    export DIR --to FORMAT OUT                                a run as a folder for other programs
-    import PATH --workdir DIR                                 such a folder, or a checkpoint file, as a run
-    compile CONFIG --topology v5e:4x4 [...]                   does it fit a TPU slice, and how fast at best; without one
-    predict DIR --left A --right B --classes "x, y"           probabilities per eye and patient, of a RET-CLIP model
-    predict DIR --image A                                     the report of an image, of a report model
-    predict DIR --image A B ... --out OUT                     masks, or a CSV of landmarks, of such a model
-    synth DIR --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
-    explain DIR IMAGE... --out FOLDER                         where a ViT's attention lies, over the photographs
-    report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests between them
-    data show | data convert | data build                     a contact sheet of a source; shards of it; a public data set
+    train CONFIG --workdir DIR [arguments of the config]     train; rerun the same command to resume
+    eval RUN [--checkpoint best] [arguments of the config]   evaluate a run again, or on other data
+    export RUN OUT --to FORMAT                                write a run as a folder for other programs
+    import PATH --workdir DIR                                 write such a folder, or a weights file, as a run
+    compile CONFIG --topology v5e:4x4 [...]                   does it fit on a TPU slice, and how fast at best
+    predict RUN --left A --right B --classes "x, y"           probabilities per eye and patient (RET-CLIP)
+    predict RUN --image A                                     the report of an image (report models)
+    predict RUN --image A B ... --out OUT                     masks, or a CSV of landmarks
+    synth RUN --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
+    explain RUN IMAGE... --out FOLDER                         where a ViT attends, drawn over the photographs
+    report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
+    data show | data convert | data build                     a contact sheet; shards of a source; a public data set
 
-Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. A mistake of the user's is one line and exit code 2.
+Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. User errors print one line and exit with status 2.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
-from fundax import arguments
+from tyro.conf import UseAppendAction
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the run is stored and logged.
+
+    Args:
+        workdir: Folder of the run: checkpoints, metrics and figures.
+        log_to: Where to log besides metrics.jsonl; may be given twice.
+    """
+
+    workdir: str = ""
+    log_to: UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]] = ()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Several processes (docs/launching.md).
+
+    Args:
+        distributed: Platform that starts the processes: auto finds it out, off uses one process.
+        coordinator: Address HOST:PORT of process 0, with --num-processes and --process-id.
+        num_processes: Number of processes.
+        process_id: Number of this process, counted from 0.
+    """
+
+    distributed: str = "auto"
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The run to evaluate.
+
+    Args:
+        checkpoint: Checkpoint to evaluate: latest, best or a step.
+        config: Config to use instead of the copy in the run; the arguments of the run must then be given again.
+    """
+
+    checkpoint: str = "latest"
+    config: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to compile for.
+
+    Args:
+        topology: TPU slice, such as v5e:4x4, v5p:2x4x4 or v5e:4x4*2 (two slices); without it, the devices of this machine.
+        shardings: Print how every array of the state is divided.
+        count: Compile nothing: only the memory of the state and the FLOPs, in seconds.
+    """
+
+    topology: str = ""
+    shardings: bool = False
+    count: bool = False
 
 
 def train(argv: list[str]) -> None:
-    """Train a config; its own arguments follow, and `train CONFIG --help` lists them."""
-    parser = _parser("train", train, allow_abbrev=False, add_help=False)
-    parser.add_argument("config", nargs="?")
-    parser.add_argument("--workdir", help="folder of the run: checkpoints, metrics, figures")
-    writers: Any = {"action": "append", "default": [], "choices": ("tensorboard", "wandb")}
-    parser.add_argument("--log-to", help="beside metrics.jsonl; may be given twice", **writers)
-    parser.add_argument("-h", "--help", action="store_true")
-    _cluster_arguments(parser)
-    own, rest = parser.parse_known_args(argv)
-    if own.config is None:
-        parser.print_help()
-        raise SystemExit(0 if own.help else 2)
-    if own.workdir is None and not own.help:
+    """Train a config. `train CONFIG --help` lists its arguments, too; rerun the same command to resume."""
+    from dataclasses import replace
+
+    from fundax.train import fit
+
+    (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
+    if not own.workdir and "--help" not in rest:
         raise _mistake("train: --workdir DIR is missing")
-    cluster = _cluster(own)
-    _prepare()
-    from dataclasses import replace
-
-    from fundax.recipe import load
-    from fundax.train import fit
-
-    recipe, _ = load(own.config, [*rest, "--help"] if own.help else rest)  # --help ends here
-    _meet(cluster)  # after the config: its mistakes are found without waiting for others
-    fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), own.workdir or "")
-    _report(own.workdir or "")
-
-
-def evaluate(argv: list[str]) -> None:
-    """Evaluate a run with its own config; further arguments change the config's, such as other data."""
-    parser = _parser("eval", evaluate, allow_abbrev=False)
-    parser.add_argument("workdir")
-    parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
-    _cluster_arguments(parser)
-    own, rest = parser.parse_known_args(argv)
-    cluster = _cluster(own)
-    _prepare()
-    from dataclasses import replace
-
-    from fundax.recipe import load
-    from fundax.runtime.checkpoint import resolve
-    from fundax.runtime.workdir import read_config
-    from fundax.train import fit
-
-    argv = read_config(own.workdir).get("argv", [])
-    resolve(own.workdir, own.checkpoint)
-    recipe, _ = load(Path(own.workdir) / "config.py", [*argv, *rest])
-    _meet(cluster)
-    fit(replace(recipe, steps=0), own.workdir, checkpoint=own.checkpoint)
+    cluster = _cluster(processes)
+    recipe = _load(config, rest, Output, Cluster)
+    _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
+    fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), own.workdir)
     _report(own.workdir)
 
 
-def export(argv: list[str]) -> None:
-    """Write a run as a folder that other programs open."""
-    parser = _parser("export", export)
-    parser.add_argument("workdir")
-    parser.add_argument("--to", required=True, help="huggingface, open_clip, ret_clip, bert, timm, visionfm, retfound")
-    parser.add_argument("out")
-    parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
-    parser.add_argument("--overwrite", action="store_true")
-    own = parser.parse_args(argv)
-    _prepare()
-    from fundax.interop.exchange import export_run
+def evaluate(argv: list[str]) -> None:
+    """Evaluate a run with its own config; further arguments change those of the run, such as --data."""
+    from dataclasses import replace
 
-    print(export_run(own.workdir, own.to, own.out, checkpoint=own.checkpoint, overwrite=own.overwrite))
+    from fundax.runtime.checkpoint import resolve
+    from fundax.runtime.workdir import read_config
+    from fundax.train import fit
+    from fundax.types import UserError
 
-
-def import_(argv: list[str]) -> None:
-    """Read a checkpoint of another program into a run."""
-    parser = _parser("import", import_)
-    parser.add_argument("path")
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--like", help="the size, such as H/14-378, of a file without configuration beside it")
-    parser.add_argument("--modality", default="", help="of an image encoder: whose normalisation it takes; ImageNet's")
-    own = parser.parse_args(argv)
-    _prepare()
-    from fundax.interop.exchange import import_run
-
-    print(import_run(own.path, own.workdir, own.like, own.modality))
+    (own, processes), run, rest = _options("eval RUN", evaluate, argv, Stored, Cluster)
+    cluster = _cluster(processes)
+    stored = read_config(run)
+    resolve(run, own.checkpoint)
+    argv = [] if own.config else stored.get("argv", [])
+    try:
+        recipe = _load(own.config or str(Path(run) / "config.py"), [*argv, *rest], Stored, Cluster, verb="eval")
+    except UserError as error:
+        if own.config:
+            raise
+        original = f"configs/{Path(stored.get('config', 'NAME.py')).name}"
+        raise UserError(f"{error}; if the run is of an older version: --config {original} and its arguments") from None
+    _meet(cluster)
+    fit(replace(recipe, steps=0), run, checkpoint=own.checkpoint)
+    _report(run)
 
 
 def predict(argv: list[str]) -> None:
-    """What a model says of a patient's images; `predict MODEL --help` lists what that model takes."""
-    parser = _parser("predict", predict, allow_abbrev=False, add_help=False)
-    parser.add_argument("model", nargs="?", help="a run, or a folder that another program's layout was written to")
-    parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
+    """Predictions of a model for a patient's images; `predict RUN --help` lists the arguments for that kind of model."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise _mistake(f"{self.prog}: {message}")
+
+    parser = Parser(prog="launch.py predict", description=predict.__doc__, allow_abbrev=False, add_help=False)
+    parser.add_argument("model", nargs="?", metavar="RUN", help="a run, or an exported folder")
+    parser.add_argument("--checkpoint", default="latest", help="checkpoint of the run: latest, best or a step")
     own, _ = parser.parse_known_args(argv)
     if own.model is None:
         parser.print_help()
         raise SystemExit(0 if set(argv) & {"-h", "--help"} else 2)
-    _prepare()
     from rich.console import Console
 
     from fundax.inference.dispatch import predictor_of
@@ -131,135 +155,45 @@ def predict(argv: list[str]) -> None:
 
 
 def compile_(argv: list[str]) -> None:
-    """Compile a config's train step for a TPU slice that need not be there (or for the devices here); run nothing.
+    """Compile the training step of a config for a TPU slice, which need not be present; nothing is run.
 
-    Memory against the chip's, collectives, and the step time its peak numbers allow. Exit code 1: it does not fit.
+    Prints memory, collectives and the fastest possible step. Exit code 1: it does not fit into the memory.
     """
-    parser = _parser("compile", compile_, allow_abbrev=False)
-    parser.add_argument("config")
-    parser.add_argument("--topology", help="v5e:4x4, v5p:2x4x4, v6e:16x16, v5e:4x4*2 (two slices), ...")
-    parser.add_argument("--mesh", help="data,model or data,fsdp,model instead of the config's; one may be -1")
-    parser.add_argument("--shardings", action="store_true", help="print how every array of the state is split")
-    parser.add_argument(
-        "--count", action="store_true", help="compile nothing: memory of the state and FLOPs, in seconds"
-    )
-    own, rest = parser.parse_known_args(argv)
-    if own.topology:
-        os.environ["JAX_PLATFORMS"] = "cpu"  # the host needs no accelerator, and one that is there is not wanted
-    _prepare()
-    from dataclasses import replace
-
     from rich.console import Console
 
-    from fundax.recipe import load
     from fundax.roofline import compile as aot
 
-    recipe, _ = load(own.config, rest)
-    if own.mesh:
-        recipe = replace(recipe, mesh=_sizes(own.mesh))
+    (own,), config, rest = _options("compile CONFIG", compile_, argv, Target)
+    recipe = _load(config, rest, Target, verb="compile")
+    topology = own.topology or None
     console = Console(width=None if sys.stdout.isatty() else 132)
     if own.shardings:
-        console.print(aot.shardings_table(recipe, aot.target(recipe, own.topology)[0]))
-    report = aot.compile_step(recipe, own.topology, not own.count)
-    console.print(aot.tables(report))
-    if report.fits is False:
+        console.print(aot.shardings_table(recipe, aot.target(recipe, topology)[0]))
+    compiled = aot.compile_step(recipe, topology, not own.count)
+    console.print(aot.tables(compiled))
+    if compiled.fits is False:
         raise SystemExit(1)
 
 
-def _sizes(words: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in words.split(","))
-    except ValueError:
-        raise _mistake(f"compile: --mesh {words!r}: expected numbers such as 4,2 or 1,-1,2") from None
-
-
-def synth(argv: list[str]) -> None:
-    """Images of a diffusion run, with a manifest that marks each as synthetic and a check against memorisation."""
-    parser = _parser("synth", synth)
-    arguments.synth(parser)
-    own = parser.parse_args(argv)
-    _prepare()
-    from fundax.inference.synthesize import How, summary, synthesize
-
-    findings = None if own.findings is None else tuple(name.strip() for name in own.findings.split(",") if name.strip())
-    how = How(own.seed, own.steps, own.sampler, own.guidance, findings, own.modality, own.batch)
-    fields = {"checkpoint": own.checkpoint, "base": own.base, "check": not own.no_check, "overwrite": own.overwrite}
-    print(summary(own.out, synthesize(own.workdir, own.out, own.n, how, **fields)))
-
-
-def explain(argv: list[str]) -> None:
-    """Where the class token of a run's ViT looks, over photographs: each head, their mean, and rollout."""
-    parser = _parser("explain", explain)
-    arguments.explain(parser)
-    own = parser.parse_args(argv)
-    _prepare()
-    from fundax.inference.explain import explain as draw
-
-    fields = {"checkpoints": own.checkpoints, "modality": own.modality, "mass": own.mass, "overwrite": own.overwrite}
-    for path in draw(own.workdir, own.images, own.out, **fields):
-        print(path)
-
-
-def report(argv: list[str]) -> None:
-    """One HTML page about one run or several: numbers with intervals, pictures, groups, cases, tests, configuration."""
-    parser = _parser("report", report)
-    arguments.report(parser)
-    own = parser.parse_args(argv)
-    _prepare()
-    from fundax.results.page import report as write
-
-    print(write(own.runs, own.out, title=own.title, resamples=own.resamples, attention=own.attention))
-
-
-def data(argv: list[str]) -> None:
-    """Look at a source (show), write it as ArrayRecord shards (convert), or write a public data set as TFDS (build)."""
-    parser = _parser("data", data)
-    arguments.data(parser)
-    own = parser.parse_args(argv)
-    if own.verb == "build":
-        from data_pipelines.datasets import build as write
-        from data_pipelines.open import DATA_DIR
-
-        print(write(own.name, own.from_dir, own.data_dir or DATA_DIR))
-    elif own.verb == "convert":
-        from data_pipelines.convert import Sizing, convert
-        from data_pipelines.open import DATA_DIR, named
-
-        source = named(own.source, data_dir=own.data_dir or DATA_DIR).source
-        sizing = Sizing(own.size, own.images, own.quality)
-        print(convert(source, own.out, sizing, shard=own.shard, workers=own.workers))
-    else:
-        from data_pipelines.contact_sheet import contact_sheet
-        from data_pipelines.open import DATA_DIR, named
-
-        source = named(own.source, data_dir=own.data_dir or DATA_DIR).source
-        print(contact_sheet(source, own.out, count=own.count, start=own.start))
-
-
-VERBS: dict[str, Callable[[list[str]], None]] = {
+# Verbs that also take the arguments of a config or a model; those of fundax/verbs.py take what their signatures say.
+VERBS: Mapping[str, Callable[[list[str]], None]] = {
     "train": train,
     "eval": evaluate,
-    "export": export,
-    "import": import_,
     "compile": compile_,
     "predict": predict,
-    "synth": synth,
-    "explain": explain,
-    "report": report,
-    "data": data,
 }
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb; the exit code."""
+    """Run one verb; returns the exit code."""
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if argv else 2
+    _prepare()
+    if argv[0] == "compile" and any(word.startswith("--topology") for word in argv):
+        os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator of this machine is not needed, and not to be used
     try:
-        if argv[0] not in VERBS:
-            near = difflib.get_close_matches(argv[0], VERBS, n=1)
-            raise _mistake(f"unknown verb {argv[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        VERBS[argv[0]](list(argv[1:]))
+        _run(argv[0], list(argv[1:]))
     except _user_errors() as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -271,16 +205,46 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("several processes (docs/launching.md)")
-    group.add_argument("--distributed", default="auto", metavar="NAME", help="auto, off, or the platform's name")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; with --num-processes, --process-id")
-    group.add_argument("--num-processes", type=int, metavar="N")
-    group.add_argument("--process-id", type=int, metavar="I")
+def _run(verb: str, argv: list[str]) -> None:
+    if verb in VERBS:
+        return VERBS[verb](argv)
+    from fundax import verbs
+    from fundax.config import call
+    from fundax.interop import export_names
+
+    if verb == "data":
+        verb, argv = " ".join([verb, *argv[:1]]), argv[1:]
+    if verb in ("data", "data -h", "data --help"):
+        verbs.list_data_verbs()
+        raise SystemExit(2 if verb == "data" else 0)
+    if verb not in verbs.VERBS:
+        near = difflib.get_close_matches(verb, [*VERBS, *verbs.VERBS, "data"], n=1)
+        raise _mistake(f"unknown verb {verb!r}" + (f"; did you mean {near[0]}?" if near else ""))
+    return call(verbs.VERBS[verb], argv, f"launch.py {verb}", formats=", ".join(export_names()))
 
 
-def _cluster(own: argparse.Namespace) -> Any:
-    """What the environment and the flags say of other processes; JAX has not started."""
+def _options(
+    usage: str, verb: Callable[..., None], argv: list[str], *options: type
+) -> tuple[list[Any], str, list[str]]:
+    """The verb's own options, its positional argument (a config or a run), and the arguments of the config."""
+    from fundax.config import show_help, take_options
+
+    found, rest = take_options(argv, *options)
+    position = next((k for k, word in enumerate(rest) if word.endswith(".py")), 0)
+    if not rest or rest[position].startswith("-"):
+        show_help(f"launch.py {usage}", verb.__doc__, *options)
+        raise SystemExit(0 if "--help" in rest else 2)
+    return found, rest[position], rest[:position] + rest[position + 1 :]
+
+
+def _load(config: str, argv: Sequence[str], *options: type, verb: str = "train") -> Any:
+    from fundax.config import load
+
+    return load(config, argv, others=options, prog=f"launch.py {verb}")[0]
+
+
+def _cluster(own: Cluster) -> Any:
+    """What the environment and the flags say about other processes; JAX has not started yet."""
     from fundax.runtime.distributed import Flags, has_tpu, resolve_distributed
 
     flags = Flags(own.distributed, own.coordinator, own.num_processes, own.process_id)
@@ -290,11 +254,11 @@ def _cluster(own: argparse.Namespace) -> Any:
 def _meet(cluster: Any) -> None:
     from fundax.runtime.distributed import initialize
 
-    said = initialize(cluster)
+    message = initialize(cluster)
     import jax
 
     if jax.process_index() == 0:
-        print(said, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
 
 
 def _among_others() -> bool:
@@ -303,21 +267,22 @@ def _among_others() -> bool:
 
 
 def _lost(error: Exception) -> str:
-    """One line where another process has gone, else the whole traceback."""
+    """One line where another process has ended, else the whole traceback."""
     import traceback
 
     import jax
 
     line = (str(error).strip().splitlines() or [""])[0]
     signs = ("gloo", "nccl", "unavailable", "coordination", "peer", "barrier", "deadline", "another task")
-    told_by_jax = isinstance(error, jax.errors.JaxRuntimeError) or "gloo" in line.lower()  # which raises ValueError too
-    if told_by_jax and any(sign in line.lower() for sign in signs):
-        return f"error: another process has ended or cannot be reached ({line}); start all again to go on from the last save"
+    from_jax = isinstance(error, jax.errors.JaxRuntimeError) or "gloo" in line.lower()  # which raises ValueError too
+    if from_jax and any(sign in line.lower() for sign in signs):
+        lost = f"error: another process has ended or cannot be reached ({line})"
+        return f"{lost}; restart all of them to resume from the last checkpoint"
     return "".join(traceback.format_exception(error))
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit. After an error the other processes are not waited for: they may be waiting for this one."""
+    """Exit. After an error, sys.exit would wait for the other processes, which may be waiting for this one."""
     if code and _among_others():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -338,19 +303,8 @@ def _mistake(message: str) -> Exception:
     return UserError(f"{message} (launch.py --help)")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes as one line, with the nearest known name."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise _mistake(f"{self.prog}: {message}")
-
-
-def _parser(verb: str, function: Callable[[list[str]], None], **fields: object) -> argparse.ArgumentParser:
-    return _Parser(prog=f"launch.py {verb}", description=function.__doc__, **fields)  # type: ignore[arg-type]
-
-
 def _prepare() -> None:
-    """Before JAX is imported: compiled programs are kept from one run to the next."""
+    """Settings to make before JAX is imported: compiled programs are kept from one run to the next."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fundax" / "jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,86 +1,61 @@
-"""python launch.py train configs/few_shot.py --model runs/quickstart --workdir runs/few_shot
+"""python launch.py train configs/few_shot.py --init runs/quickstart --workdir runs/few_shot
 
-What a few labelled images are worth on top of a pretrained image-text model: none, 1, 2, 4, 8 and 16 per class, by
-logistic regression, CLIP-Adapter and Tip-Adapter(-F). Nothing of the model is trained; features are taken once.
-The images to learn from and those to test on share no patient: --data labels.csv,images=photos --split split.json
+Few-shot classification on top of a pretrained image-text model: with 0, 1, 2, 4, 8 and 16 labelled images per class, by
+logistic regression, CLIP-Adapter and Tip-Adapter(-F). The model is not trained; its features are computed once. No patient
+is in both the training and the test images: --data labels.csv,images=photos --split split.json
 """
 
-from __future__ import annotations
-
-import hashlib
 from functools import partial
-from pathlib import Path
 
 import optax
 
-from data_pipelines.language import tokenizers
 from data_pipelines.language.prompts import prompts_of
-from data_pipelines.open import named
+from data_pipelines.open import Data, joined
 from data_pipelines.pipeline import one_epoch, train
-from data_pipelines.records import DataError, Source
 from data_pipelines.sources.cached import CachedSource
-from data_pipelines.sources.splits import read_split, select, stratified, write_split
-from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.tasks.image_text import fingerprint
+from data_pipelines.tasks.labelled import strata
 from data_pipelines.transforms.steps import Select, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.evals.few_shot import FewShot
 from fundax.evals.zero_shot import class_features
-from fundax.interop.image_text import opened, tiny
-from fundax.recipe import Intervals, Recipe
+from fundax.inference.image_text import image_text
+from fundax.recipe import Recipe, Run
+
+METHODS = ("zero_shot", "linear", "clip_adapter", "tip_adapter", "tip_adapter_f")
+PRESETS = {"smoke": {"steps": 0, "patients": 28, "batch": 64, "shots": (1,), "seeds": 1}}
 
 
 def recipe(
     *,
-    model: str = "",
+    data: Data = Data(patients=420, fractions=(0.5, 0.5)),
+    run: Run = Run(batch=64),
+    init: str = "",
     checkpoint: str = "latest",
-    data: str = "",
-    split: str = "",
     shots: tuple[int, ...] = (1, 2, 4, 8, 16),
     seeds: int = 5,
-    methods: tuple[str, ...] = ("zero_shot", "linear", "clip_adapter", "tip_adapter", "tip_adapter_f"),
+    methods: tuple[str, ...] = METHODS,
     cache: str = "",
-    batch: int = 64,
-    seed: int = 0,
-    smoke: bool = False,
 ) -> Recipe:
-    """FLAIR's protocol on features of one model.
-
-    Args:
-        model: a run, or the import (launch.py import) of another program's weights.
-        which: checkpoint of a run: latest, best or a step.
-        data: one labelled source (data_pipelines/open.py); empty takes synthetic eyes never trained on.
-        split: file that holds who is in which part; written at the first use, read afterwards. Cite its digest.
-        shots: images per class.
-        seeds: draws of each.
-        methods: of evals/few_shot.py.
-        cache: folder that keeps features of synthetic eyes, or of a CSV as long as neither it nor the split changes.
-        batch: images in a forward pass.
-        seed: of the split.
-        smoke: one draw of one image per class, with a model that knows nothing.
-    """
-    words = tokenizers.bundled(48)
-    use = tiny(words.vocab_size, words.context) if smoke else opened(model, checkpoint)
-    words = tokenizers.load(use.tokenizer) if use.tokenizer else words
-    shots, seeds = ((1,), 1) if smoke else (shots, seeds)
-    pool, test = parts(data, split, seed, int(use.facts["image_size"]), 28 if smoke else 420)
-    classes = getattr(pool, "classes", ())
-    prompts = [words(list(prompts_of(name, pool[0].views[0].modality))) for name in classes]
-    steps = (
-        Grouped(SingleView(text=None, targets=("label",))),
-        eval_step(use.facts),
-        Select(("image", "label", "group")),
-    )
-    told = fingerprint(data, split, seed)
+    """FLAIR's protocol on the features of one model."""
+    model = image_text(init, checkpoint, smoke=run.smoke)
+    eyes = data.eyes(run.seed, int(model.preprocessing["image_size"]))
+    own = {"train": CachedSource(eyes.split("task_val")), "test": CachedSource(eyes.split("test"))}
+    pool, test = (joined(part) for part in data.parts(own, run.seed, strata, names=tuple(own)).values())
+    classes, modality = tuple(getattr(pool, "classes", ())), pool[0].views[0].modality
+    prompts = [model.tokenizer(list(prompts_of(name, modality))) for name in classes]
+    view = Grouped(SingleView(text=None, targets=("label",)))
+    steps = (view, eval_step(model.preprocessing), Select(("image", "label", "group")))
+    origin = fingerprint(data, run.seed)
     return Recipe(
-        objective=use.objective,
-        train=train(pool, steps, batch=batch, seed=seed, workers=0),
+        **run.recipe(0, model, log=0, save=0, eval=0),
+        objective=model.objective,
+        train=train(pool, steps, **run.loader()),
         optimizer=optax.identity(),
-        steps=0,
-        batch=batch,
         evals={
             "few_shot": FewShot(
-                pool=one_epoch(pool, steps, batch=batch),
-                test=one_epoch(test, steps, batch=batch),
+                pool=one_epoch(pool, steps, batch=run.batch),
+                test=one_epoch(test, steps, batch=run.batch),
                 classes=classes,
                 class_features=partial(class_features, prompts=prompts),
                 shots=shots,
@@ -88,45 +63,10 @@ def recipe(
                 methods=methods,
                 patient="group",
                 cache=cache,
-                pool_fingerprint=told and f"pool of {told}",
-                test_fingerprint=told and f"test of {told}",
+                pool_fingerprint=origin and f"pool of {origin}",
+                test_fingerprint=origin and f"test of {origin}",
             )
         },
-        init_from=use.init_from,
-        init_extra=use.init_extra,
-        intervals=Intervals(log=0, save=0, eval=0),
-        seed=seed,
-        preprocessing=use.facts,
-        tokenizer=words,
+        preprocessing=model.preprocessing,
+        tokenizer=model.tokenizer,
     )
-
-
-def parts(data: str, split: str, seed: int, size: int, count: int) -> tuple[Source, Source]:
-    """Images to learn from, and to test on: no patient is in both."""
-    if not data:
-        eyes = [Eyes(count, seed, start, size=size) for start in (3_000_000, 4_000_000)]
-        return CachedSource(eyes[0]), CachedSource(eyes[1])
-    source = named(data).source
-    if split and Path(split).is_file():
-        found = read_split(split, source)
-        if missing := {"train", "test"} - set(found):
-            raise DataError(f"{split} has no part {min(missing)!r}, only {', '.join(found)}")
-        return found["train"], found["test"]
-    records = [source[row] for row in range(len(source))]
-    if lacking := [r for r, record in enumerate(records) if "label" not in record.targets]:
-        raise DataError(f"{data}: row {lacking[0] + 1} has no label; expected a column label")
-    patients = [record.patient for record in records]
-    rows = stratified(patients, [int(record.targets["label"]) for record in records], {"train": 0.5, "test": 0.5}, seed)
-    if split:
-        write_split(split, patients, rows, seed=seed, source=data)
-    return select(source, rows["train"]), select(source, rows["test"])
-
-
-def fingerprint(data: str, split: str, seed: int) -> str:
-    """What the features are of; "" where that cannot be told, and they are not kept. Images are taken not to change."""
-    table = Path(data.split(",")[0])
-    if data and not table.is_file():
-        return ""
-    files = [path for path in (table, Path(split)) if path.is_file()] if data else []
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    return " ".join((data or "synthetic", str(seed), *digests))

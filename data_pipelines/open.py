@@ -16,16 +16,18 @@ default), name=."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.datasets import source as built
-from data_pipelines.records import MODALITIES, DataError, Source
+from data_pipelines.records import MODALITIES, DataError, Record, Source
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.csv import csv_source, image_folder
 from data_pipelines.sources.shards import array_records
-from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.sources.splits import Concatenated, split
+from data_pipelines.synthetic.sources import Eyes, Patients
 
 DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # where `launch.py data build` writes unless told otherwise
 
@@ -49,6 +51,133 @@ class Named:
     name: str
     source: Source
     weight: float | None = None
+
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images to train on.
+
+    Args:
+        data: Sources to train on: CSV files, folders, tfds:NAME, array_record:FOLDER, synthetic; options after commas.
+        image_dir: Folder that the image paths of a CSV start from; empty takes the folder of the CSV.
+        data_dir: Folder of the data sets that `launch.py data build` wrote.
+        patients: Number of synthetic patients to train on, where there is no --data.
+        modalities: Modalities to train on, where a source has several; synthetic eyes have CFP, UWF, FFA and OCT.
+    """
+
+    data: tuple[str, ...] = ()
+    image_dir: str = ""
+    data_dir: str = DATA_DIR
+    patients: int = 3000
+    modalities: tuple[str, ...] = ("CFP",)
+
+    def eyes(self, seed: int, size: int, **fields: Any) -> Eyes:
+        """The synthetic eyes to train on, of `size` pixels; further fields of Eyes."""
+        return Eyes(self.patients, seed, modalities=self.modalities, size=size, **fields)
+
+
+@dataclass(frozen=True)
+class Data(Sources):
+    """The images to train and to evaluate on.
+
+    Args:
+        val: Sources to evaluate on; without them some patients of --data are held out.
+        split: JSON file with the part of each patient. It is written at the first use and read afterwards.
+        fractions: Shares of the patients in the parts train, val and test.
+        image_column: Column of a CSV with the image paths; empty takes "image".
+        text_column: Column of a CSV with the texts; empty takes "text".
+        separator: Separator of the columns of a CSV; "tab" for a tab.
+    """
+
+    val: tuple[str, ...] = ()
+    split: str = ""
+    fractions: tuple[float, ...] = (0.9, 0.1)
+    image_column: str = ""
+    text_column: str = ""
+    separator: str = ","
+
+    def open(self, words: Sequence[str], **columns: str) -> list[Named]:
+        """The sources that words stand for; `columns` are options of a CSV that its word does not give."""
+        own = {"image": self.image_column, "text": self.text_column, "images": self.image_dir, "sep": self.separator}
+        return [named(word, columns | {k: v for k, v in own.items() if v}, self.data_dir) for word in words]
+
+    def parts(
+        self,
+        synthetic: Mapping[str, Source],
+        seed: int,
+        labels: Callable[[Record], Any] | None = None,
+        names: Sequence[str] = PARTS,
+        **columns: str,
+    ) -> dict[str, list[Named]]:
+        """The sources of each part (the first of `names`, as many as `fractions`), which share no patient.
+
+        Args:
+            synthetic: the parts where there is no --data (synthetic_parts).
+            labels: what every part should have its share of (sources.splits.split).
+            columns: options of a CSV that its word does not give.
+
+        Raises DataError for a split file of several sources, and as `named` and `split` do.
+        """
+        if not self.data:
+            return {name: [Named("synthetic", source)] for name, source in synthetic.items()}
+        if not 1 <= len(self.fractions) <= len(names):
+            raise DataError(
+                f"--fractions {self.fractions}: expected at most {len(names)} numbers, for {', '.join(names)}"
+            )
+        if self.split and len(self.data) > 1:
+            raise DataError(f"--split {self.split}: a split file is of one source, and --data has {len(self.data)}")
+        shares = dict(zip(names, self.fractions, strict=False))
+        if self.val:
+            shares = {name: share for name, share in shares.items() if name != "val"}
+        shares = {name: share / sum(shares.values()) if self.val else share for name, share in shares.items()}
+        parts: dict[str, list[Named]] = {name: [] for name in shares}
+        for word, one in zip(self.data, self.open(self.data, **columns), strict=True):
+            for name, source in self._split(word, one.source, shares, seed, labels).items():
+                parts[name].append(Named(one.name, source, one.weight))
+        return parts | ({"val": self.open(self.val, **columns)} if self.val else {})
+
+    def _split(
+        self, word: str, source: Source, shares: Mapping[str, float], seed: int, labels: Any
+    ) -> Mapping[str, Source]:
+        folder = Path(word.split(",")[0])
+        if isinstance(source, Eyes):
+            few = max(16, len(source) // 50)
+            return {name: source if name == "train" else source.split(_TASKLESS[name], few) for name in shares}
+        if "split=" not in word and all((folder / name).is_dir() for name in shares):
+            return {name: named(f"{word},split={name}", None, self.data_dir).source for name in shares}
+        if len(shares) == 1:
+            return dict.fromkeys(shares, source)
+        return split(source, shares, file=self.split, seed=seed, labels=labels, source=word)
+
+
+_TASKLESS: Mapping[str, Any] = {"train": "train", "val": "val", "test": "test"}
+_OF_TASK: Mapping[str, Any] = {"train": "task_train", "val": "task_val", "test": "test"}
+
+
+def synthetic_parts(
+    source: Eyes | Patients, *, keep: bool, val: int, test: int = 0, task: bool = False
+) -> dict[str, Source]:
+    """Parts of synthetic patients: those of `source` to train on, `val` and `test` others; `test` 0 leaves that part out.
+
+    keep: keep the training images in memory (without worker processes). task: patients that no pretraining has seen.
+    """
+    names = _OF_TASK if task else _TASKLESS
+    counts = {"train": source.n, "val": val} | ({"test": test} if test else {})
+    made = {name: source.split(names[name], n) for name, n in counts.items()}
+    return {name: CachedSource(one) if keep or name != "train" else one for name, one in made.items()}
+
+
+def joined(sources: Sequence[Named]) -> Source:
+    """Several sources of the same classes, one after the other, as one. Raises DataError where the classes differ."""
+    if len(sources) == 1:
+        return sources[0].source
+    classes = [tuple(getattr(one.source, "classes", ())) for one in sources]
+    if len(set(classes)) > 1:
+        raise DataError(f"{sources[0].name} and {sources[1].name} have different classes; name them: classes=A+B")
+    return Concatenated(tuple(one.source for one in sources), classes[0])
 
 
 def named(word: str, defaults: Mapping[str, str] | None = None, data_dir: str | Path = DATA_DIR) -> Named:

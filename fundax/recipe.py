@@ -1,24 +1,15 @@
-"""A recipe: one objective, its data, its optimizer and its evals, put together by a Python function in a config file."""
+"""Recipe: the objective, data, optimizer and evaluations of a run. Run: the settings that every run has."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import functools
 import importlib.metadata
-import importlib.util
-import inspect
-import io
-import itertools
-import json
 import logging
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -41,9 +32,105 @@ class Intervals:
     eval: int = 500
 
 
+@dataclass(frozen=True)
+class Run:
+    """The settings that every run has, whatever it trains.
+
+    Args:
+        batch: Number of examples in a step, over all devices.
+        steps: Number of optimizer steps; 0 trains for --epochs passes over the data.
+        epochs: Number of passes over the training data.
+        lr: Peak learning rate.
+        weight_decay: Weight decay of the optimizer.
+        accumulate: Number of micro-batches that each step is computed in, to save memory.
+        mesh: Numbers of devices for data,model or data,fsdp,model; -1 takes all that are left.
+        workers: Number of processes that read images; 0 reads in the training process and keeps synthetic images.
+        on_bad_image: Stop at an image that cannot be read, or skip it and list it in bad_records.jsonl.
+        dtype: Data type of the computation; parameters and losses stay in float32.
+        remat: Activations to compute again in the backward pass, to save memory.
+        attention: Implementation of attention; cudnn needs an NVIDIA GPU.
+        eval_every: Number of steps between evaluations; 0 takes the default of the config.
+        save_every: Number of steps between checkpoints; 0 takes the default of the config.
+        keep: Number of latest checkpoints to keep.
+        seed: Seed of all random numbers.
+        smoke: Train a tiny model for two steps on a few images, to test that everything runs.
+    """
+
+    batch: int = 64
+    steps: int = 0
+    epochs: int = 1
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    accumulate: int = 1
+    mesh: str = "-1,1"
+    workers: int = 0
+    on_bad_image: Literal["error", "skip"] = "error"
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    remat: Literal["full", "dots", "none"] = "none"
+    attention: Literal["plain", "xla", "cudnn"] = "plain"
+    eval_every: int = 0
+    save_every: int = 0
+    keep: int = 2
+    seed: int = 0
+    smoke: bool = False
+
+    def total(self, epoch: int) -> int:
+        """Number of steps of the run, when a pass over the data takes `epoch` steps."""
+        return self.steps or max(self.epochs * epoch, 1)
+
+    def recipe(
+        self, steps: int, start: Any = None, *, log: int = 10, save: int = 500, eval: int = 500
+    ) -> dict[str, Any]:
+        """The fields of a Recipe that these settings decide.
+
+        Args:
+            steps: number of steps, 0 to evaluate only.
+            start: where parameters come from: anything with init_from and init_extra, such as interop.warm_start gives.
+            log, save, eval: the config's own intervals.
+
+        Raises UserError for a mesh that is not a list of numbers.
+        """
+        fields = {name: getattr(self, name) for name in ("batch", "accumulate", "keep", "seed")}
+        intervals = Intervals(log, self.save_every or save, self.eval_every or eval)
+        fields |= {name: getattr(start, name, ()) for name in ("init_from", "init_extra")}
+        return fields | {"steps": steps, "mesh": mesh_sizes(self.mesh), "intervals": intervals}
+
+    def loader(self) -> dict[str, Any]:
+        """The arguments of data_pipelines.pipeline.train and mix that these settings decide."""
+        return {name: getattr(self, name) for name in ("batch", "seed", "workers", "on_bad_image")}
+
+    def compute(self, *modules: type) -> tuple[dict[str, Any], ...]:
+        """The fields dtype, remat and attention for each of the Linen modules of a model, as far as it has them.
+
+        Raises UserError where a setting differs from its default and no module has such a field.
+        """
+        names = ("dtype", "remat", "attention")
+        found = tuple({n: getattr(self, n) for n in names if n in _fields(module)} for module in modules)
+        for name in names[1:]:
+            if getattr(self, name) != getattr(Run, name) and not any(name in fields for fields in found):
+                models = " and ".join(module.__name__ for module in modules)
+                raise UserError(f"--{name} {getattr(self, name)}: {models} has no such choice; leave it out")
+        return found
+
+
+def _fields(module: type) -> Mapping[str, Any]:
+    fields = dict(getattr(module, "__dataclass_fields__", {}))
+    if isinstance(getattr(module, "attention", None), tuple):  # a U-Net's: at which levels it attends
+        del fields["attention"]
+    return fields
+
+
+def mesh_sizes(text: str) -> tuple[int, ...]:
+    """The numbers in "4,2" or "-1,2,1". Raises UserError for anything else."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise UserError(f"--mesh {text!r}: expected numbers such as 4,2 or 1,-1,2") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything a run is made of. Building one opens no training data and touches no device."""
+    """Everything a run is made of. Building a recipe reads no training images and uses no device."""
 
     objective: Objective
     train: Data
@@ -62,80 +149,23 @@ class Recipe:
     keep: int = 2  # latest checkpoints kept
     accumulate: int = 1  # micro-batches per step
     seed: int = 0
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # JSON: image_size, mean, std, resize, ...
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # JSON; replaces what follows from the objective
     tokenizer: Any = None  # anything with save(folder)
     writers: tuple[str, ...] = ()  # "tensorboard", "wandb": beside metrics.jsonl, where installed
-    source: Mapping[str, Any] = field(default_factory=dict)  # config path and arguments, set by load()
+    source: Mapping[str, Any] = field(default_factory=dict)  # config path and arguments, set by fundax.config.load
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preprocessing", _preprocessing(self.objective) | dict(self.preprocessing))
 
 
-def load(path: str | Path, argv: Sequence[str] = ()) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of a config file under these command-line arguments, and the arguments as a dict.
-
-    The keyword arguments of the file's function `recipe` are its command line: types, defaults, and help from its
-    docstring. `--help` prints and exits. Raises UserError for a missing file, an unknown name (with the nearest known
-    one) or a value of the wrong type.
-    """
-    function = _recipe_function(Path(path))
-    arguments = _parse(function, list(argv), Path(path))
-    built = function(**arguments)
-    if not isinstance(built, Recipe):
-        raise UserError(f"{path}: recipe() returned {type(built).__name__}; expected a fundax.recipe.Recipe")
-    source = {"config": str(path), "argv": list(argv), "args": json.loads(json.dumps(arguments, default=str))}
-    return replace(built, source=source), arguments
-
-
-def _recipe_function(path: Path) -> Callable[..., Recipe]:
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise UserError(f"config {path} does not exist{hint}")
-    name = f"fundax_config_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"config {path}: expected a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "recipe", None)):
-        raise UserError(f"config {path}: expected a function recipe(*, ...) -> Recipe")
-    return module.recipe
-
-
-def _parse(function: Callable[..., Recipe], argv: list[str], path: Path) -> dict[str, Any]:
-    import tyro
-
-    @functools.wraps(function)
-    def keep(**arguments: Any) -> dict[str, Any]:
-        return arguments
-
-    _check_names(argv, list(inspect.signature(function).parameters))
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(keep, args=argv, prog=f"launch.py train {path}")
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UserError(_first_sentence(said.getvalue())) from None
-
-
-def _first_sentence(box: str) -> str:
-    """tyro prints a box of several paragraphs; the first one says what is wrong."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    first = itertools.takewhile(lambda line: not line.startswith("─"), lines)
-    return " ".join(" ".join(first).split()) + " (--help lists the arguments)"
-
-
-def _check_names(argv: Sequence[str], names: Sequence[str]) -> None:
-    """tyro's own message for a misspelt argument is a box; this is one line."""
-    known = {f"--{name}".replace("_", "-") for name in names} | {"--help", "--workdir"}
-    known |= {f"--no-{name}".replace("_", "-") for name in names}
-    for word in argv:
-        option = word.split("=")[0].replace("_", "-")
-        if option.startswith("--") and option.split(".")[0] not in known:
-            near = difflib.get_close_matches(option, sorted(known), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"unknown argument {word.split('=')[0]}{hint} (--help lists them)")
+def _preprocessing(objective: Any) -> dict[str, Any]:
+    """What an objective says about its images; a config adds what its own transforms do differently."""
+    objective = getattr(objective, "base", objective)  # KeepFIT's
+    size = getattr(getattr(objective, "image", None), "image_size", None)
+    if size is None or not hasattr(objective, "mean"):
+        return {}
+    moments = {"mean": objective.mean, "std": objective.std}
+    return {"image_size": size, **moments, "resize": "squash", "interpolation": "bicubic"}
 
 
 def describe(recipe: Recipe, workdir: str | Path) -> None:

@@ -1,9 +1,7 @@
-"""Parts of a source: chosen rows, and splits that keep every patient whole.
+"""Subsets of a source, and splits by patient: hashed or stratified by class, and stored in a file that a paper can cite.
 
-Splits that a paper can cite: by patient, stratified by class, written to a file and read back the same.
-
-The file holds no patient's name, only digests: it can be published. Selection belongs to validation; the test part is
-for the last number (several of the published pipelines select on the test set; nothing here does)."""
+A split file contains digests of the patients' names instead of the names, so that it can be published. Checkpoints are
+selected on the validation part; the test part is for the final evaluation."""
 
 from __future__ import annotations
 
@@ -52,6 +50,24 @@ class Subset:
 
     def __getitem__(self, index: int) -> Record:
         return self.source[int(self.rows[index])]
+
+
+@dataclass(frozen=True)
+class Concatenated:
+    """Sources one after the other, as one."""
+
+    sources: tuple[Source, ...]
+    classes: tuple[Any, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def __getitem__(self, index: int) -> Record:
+        for source in self.sources:
+            if index < len(source):
+                return source[index]
+            index -= len(source)
+        raise IndexError(index)
 
 
 def split_by(
@@ -205,23 +221,44 @@ def read_split(path: str | Path, source: Source, patients: Sequence[str] | None 
     return {name: select(source, np.flatnonzero(member == name)) for name in parts}
 
 
-def parts_of(
-    source: Source, path: str, fractions: Mapping[str, float], seed: int = 0, **said: Any
-) -> dict[str, Subset]:
-    """Parts of a source by patient: those of the file at `path`, which is written at the first use; "" writes none.
+def split(
+    source: Source,
+    fractions: Mapping[str, float],
+    /,
+    *,
+    file: str | Path = "",
+    seed: int = 0,
+    labels: Callable[[Record], Any] | None = None,
+    **notes: Any,
+) -> dict[str, Source]:
+    """Named parts of a source that share no patient: the one way in which configs split data.
 
-    Raises DataError for a file that lacks a part of `fractions`, and as read_split and stratified.
+    Args:
+        fractions: name of each part and its share of the patients.
+        file: a split file (see write_split). It is read if it exists, else written; "" writes none.
+        labels: what each part should have its share of, as a class or a vector of findings (`stratified`). Without it
+            patients are ordered by a hash, and nothing is read before a part is used (`split_by`).
+        notes: what else the file should say, such as the source.
+
+    Raises DataError for a file that lacks a part of `fractions`, and as read_split, stratified and split_by do.
     """
-    names = [source[row].patient for row in range(len(source))]
-    if path and Path(path).is_file():
-        found = read_split(path, source, names)
+    if file and Path(file).is_file():
+        found = read_split(file, source)
         if missing := [name for name in fractions if name not in found]:
-            raise DataError(f"{path} has no part {missing[0]!r}, only {', '.join(found)}")
-        return found
-    rows = stratified(names, np.zeros(len(names), np.int64), fractions, seed)
-    if path:
-        write_split(path, names, rows, seed=seed, **said)
-    return {name: select(source, chosen) for name, chosen in rows.items()}
+            raise DataError(f"{file} has no part {missing[0]!r}, only {', '.join(found)}")
+        return {name: found[name] for name in fractions}
+    if labels is None:
+        parts: dict[str, Any] = dict(split_by(source, "patient", fractions, seed))
+        chosen = {name: part.rows for name, part in parts.items()} if file else {}
+    else:
+        records = [source[row] for row in range(len(source))]
+        strata = np.stack([labels(record) for record in records])
+        chosen = stratified([record.patient for record in records], strata, fractions, seed)
+        parts = {name: select(source, rows) for name, rows in chosen.items()}
+    if file:
+        patients = [source[row].patient for row in range(len(source))]
+        write_split(file, patients, chosen, seed=seed, **notes)
+    return parts
 
 
 def _strata(patients: Sequence[str], labels: Any, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -9,8 +9,8 @@ Item i depends only on (seed, start + i), and its bytes are the same on every ma
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -92,6 +92,16 @@ __all__ = [
 
 
 LANGUAGES = ("en", "zh", "both")
+
+
+# First patient of each part, a million apart, so that no patient is in two of them. Pretraining learns from train and is
+# evaluated on val; tasks on a pretrained model have parts of their own. KeepFIT's experts describe those of task_train.
+STARTS = {"train": 0, "val": 1_000_000, "task_train": 2_000_000, "task_val": 3_000_000, "test": 4_000_000}
+
+
+Split = Literal["train", "val", "task_train", "task_val", "test"]
+
+
 _HORIZON = 730  # days after which `progress` compares the grade
 
 
@@ -137,6 +147,10 @@ class _Synthetic:
     def prompts(self, language: str = "en") -> tuple[str, ...]:
         """The names of the classes in reports of a language, "en" or "zh"."""
         return tuple(PROMPTS[language][CONDITIONS.index(c)] for c in self.classes)
+
+    def split(self, part: Split, n: int | None = None) -> Self:
+        """The same kind of source with the patients of one part of STARTS: `n` of them, or as many as here."""
+        return replace(self, start=STARTS[part], n=self.n if n is None else n)
 
     def _label(self, eye: Eye | None) -> np.int32:
         """The index of the class; -1 if the eye is not imaged or its condition is not a class."""

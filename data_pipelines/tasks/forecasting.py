@@ -1,16 +1,24 @@
-"""Visits of patients as questions about the future: what earlier images say of a day that lies some time ahead."""
+"""Forecasting data: pairs of visits of an eye, whose earlier images are to predict whether it gets worse."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from data_pipelines.open import Data
+from data_pipelines.pipeline import Data as Batches
+from data_pipelines.pipeline import one_epoch
 from data_pipelines.records import DataError, Record, Source
-from data_pipelines.transforms.steps import Step, present
-from data_pipelines.transforms.views import SingleView
+from data_pipelines.synthetic.sources import Patients
+from data_pipelines.tasks import labelled
+from data_pipelines.tasks.labelled import Parts, Thumbnail, flips, repeated
+from data_pipelines.transforms.steps import Select, Step, eval_step, present
+from data_pipelines.transforms.views import Grouped, SingleView
+
+KEYS = ("label", "days", "present", "modality")  # what training needs besides the images
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Listed:
 class Visits:
     """A first step: every view of a record through `first` and `steps`, stacked: image u8 [V h w 3], and the targets.
 
-    A picture (Picture) and what else is of one view are those of the first view, the latest visit.
+    A thumbnail and what else is of one view are those of the first view, the latest visit.
     """
 
     first: Step
@@ -128,3 +136,37 @@ def worse(now: Record, then: Record) -> bool:
 def horizons(days: Sequence[float], count: int = 3) -> list[float]:
     """Edges that cut days into `count` bands of about as many rows."""
     return [float(edge) for edge in np.quantile(np.asarray(days, np.float64), np.arange(1, count) / count)]
+
+
+def questions(data: Data, patients: Patients, seed: int, visits: int = 1) -> Parts:
+    """The parts, by patient, each as pairs of visits (Followups), or as the rows of a list (Listed: value=COLUMN)."""
+    share = 0.5 if patients.n < 20 else 0.25
+    found = labelled.parts(data, patients, seed, share=share)
+    listed = any("value=" in word for word in data.data) and "value" in found.train[0].targets
+    parts = (found.train, found.val, found.test)
+    return Parts(*(Listed(one) if listed else Followups(one, visits) for one in parts))
+
+
+@dataclass(frozen=True)
+class VisitReader:
+    """The examples of Followups or Listed for an encoder of single images; see labelled.Reader."""
+
+    parts: Parts
+    preprocessing: Mapping[str, Any]
+    workers: int = 0
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of a pass that are not given to the encoder."""
+        return ("label", "days", "present", "horizon", "modality", "eye", "group", "picture", "index")
+
+    def steps(self, flip: bool, keys: Sequence[str]) -> tuple[Any, ...]:
+        """All steps, with random flips or without."""
+        steps = (Thumbnail(), *(flips() if flip else ()), eval_step(self.preprocessing))
+        first = Grouped(single(2 * int(self.preprocessing["image_size"])))
+        return Visits(first, steps), Select(("image", *keys))
+
+    def once(self, part: str, copies: int = 1, batch: int = 64) -> Batches:
+        """One pass over a part; of several `copies`, each is flipped at random."""
+        source = repeated(getattr(self.parts, part), copies)
+        return one_epoch(source, self.steps(copies > 1, self.keys[:-1]), batch=batch, workers=self.workers)

@@ -1,14 +1,17 @@
-"""Public and elite batches side by side: what KeepFIT learns from, one elite example to each public one."""
+"""KeepFIT's data: the CSV files of FLAIR and of MM-Retinal, and batches of public images paired with expert examples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from data_pipelines.open import Named
 from data_pipelines.records import DataError
+from data_pipelines.sources.flair import flair_frame, mm_retinal
 
 PREFIX = "elite/"
 
@@ -136,3 +139,48 @@ class SideBySide:
         """Ends workers and threads of both."""
         self._public.close()
         self._elite.close()
+
+
+def frames(words: Sequence[str], image_dir: str = "", **ban: Any) -> list[Named]:
+    """CSV files of FLAIR's form, with ",modality=FFA,images=DIR" after those that need it; a folder is all of its CSV files.
+
+    ban: fields of flair_frame. Raises DataError for a folder without CSV files and for an unknown option.
+    """
+    found = []
+    for word in words:
+        path, options = _options(word, "modality", "images")
+        paths = sorted(Path(path).glob("*.csv")) if Path(path).is_dir() else [Path(path)]
+        if not paths:
+            raise DataError(f"{path}: expected CSV files, one for each data set")
+        for one in paths:
+            root = options.get("images") or image_dir or one.parent
+            found.append(Named(one.stem, flair_frame(one, root, modality=options.get("modality", "CFP"), **ban)))
+    return found
+
+
+def elite(words: Sequence[str], image_dir: str = "", **defaults: str) -> list[Named]:
+    """CSV files of MM-Retinal's forms, with ",modality=OCT,images=DIR,suffix=.jpg,language=zh" after those that need it."""
+    found = []
+    for word in words:
+        path, options = _options(word, "modality", "images", "suffix", "language")
+        root = options.pop("images", image_dir) or Path(path).parent
+        found.append(Named(Path(path).stem, mm_retinal(path, root, **defaults | options)))
+    return found
+
+
+def id_counts(sources: Sequence[Any], tokenizer: Any) -> np.ndarray:
+    """How often each token id occurs in the reports of the sources, i64 [V]; start, end and padding are not counted."""
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for source in sources:
+        for row in range(len(source)):
+            counts += np.bincount(tokenizer([source[row].report])[0], minlength=len(counts))
+    counts[[tokenizer.start, tokenizer.end, tokenizer.pad]] = 0
+    return counts
+
+
+def _options(word: str, *known: str) -> tuple[str, dict[str, str]]:
+    path, *rest = word.split(",")
+    options = {name: value for name, _, value in (part.partition("=") for part in rest)}
+    if unknown := set(options) - set(known):
+        raise DataError(f"{word}: unknown {', '.join(sorted(unknown))}; expected of {', '.join(known)}")
+    return path, options

@@ -1,28 +1,31 @@
-"""Labelled images in three parts that share no patient, by one word of the command line.
+"""Labelled images in three parts that share no patient, and the examples that encoders and classifiers read of them.
 
-Selection is on `val` and never on `test`; several of the published pipelines choose their best epoch on the test set."""
+Checkpoints are selected on `val`, and `test` is for the final evaluation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data_pipelines.open import named
+from data_pipelines.open import PARTS, Data, joined, synthetic_parts
+from data_pipelines.pipeline import Data as Batches
+from data_pipelines.pipeline import one_epoch
 from data_pipelines.records import DataError, Record, Source
-from data_pipelines.sources.cached import CachedSource
-from data_pipelines.sources.csv import image_folder
-from data_pipelines.sources.splits import read_split, select, stratified, write_split
+from data_pipelines.sources.splits import select
 from data_pipelines.synthetic.sources import Eyes, Patients
-from data_pipelines.transforms.steps import IndependentFlip
+from data_pipelines.transforms import steps as t
+from data_pipelines.transforms.steps import IndependentFlip, Select, Step, eval_step
+from data_pipelines.transforms.views import Grouped, SingleView
 
-NAMES = ("train", "val", "test")
+FRACTIONS = (0.7, 0.15, 0.15)
 
 
-STARTS = {"train": 2_000_000, "val": 3_000_000, "test": 4_000_000}  # patients that no pretraining has seen
+# What an evaluation stores of each example besides its label.
+EXTRA_KEYS = ("modality", "eye", "group", "picture")
 
 
 @dataclass(frozen=True)
@@ -48,50 +51,24 @@ class Parts:
         return several, tuple(str(k) for k in range(count))
 
 
-def synthetic_parts(eyes: Eyes | Patients, share: float = 0.25) -> Parts:
-    """Three sets of synthetic patients: `eyes.n` to learn from, and `share` times as many in each of the others."""
-    few = max(round(eyes.n * share), 2)
-    made = [replace(eyes, start=STARTS[name], n=eyes.n if name == "train" else few) for name in NAMES]
-    return Parts(*(CachedSource(one) for one in made))
+def parts(data: Data, synthetic: Eyes | Patients, seed: int = 0, target: str = "label", share: float = 0.25) -> Parts:
+    """The parts of a labelled source, stratified by label; without --data of synthetic patients.
 
-
-def parts(data: str, split: str = "", seed: int = 0, target: str = "label") -> Parts:
-    """The parts of a source by a word (named_sources): by the file `split` where it exists; else 70, 15 and 15 % of the
-    patients, stratified by label, which are written to `split` if it is given; a folder train|val|test/<class>/ as it is.
-
-    target: what every record must have. Raises DataError for a record without it, and parts that would stay empty.
+    target: what every record must have. share: size of the synthetic val and test parts, relative to train. Raises
+    DataError for a record without the target, and as Data.parts does.
     """
-    folder = Path(data.split(",")[0])
-    if folder.is_dir() and all((folder / name).is_dir() for name in NAMES):
-        return Parts(*(image_folder(folder, split=name, **_modality(data)) for name in NAMES))
-    source = named(data).source
-    if split and Path(split).is_file():
-        found = read_split(split, source)
-        if missing := [name for name in NAMES if name not in found]:
-            raise DataError(f"{split} has no part {missing[0]!r}, only {', '.join(found)}")
-        return Parts(*(found[name] for name in NAMES))
-    records = [source[row] for row in range(len(source))]
-    for row, record in enumerate(records):
-        if target not in record.targets:
-            raise DataError(
-                f"{record.where or f'{data} row {row + 1}'}: has no {target}; name its column (data,{target}=...)"
-            )
-    patients = [record.patient for record in records]
-    rows = stratified(patients, np.stack([strata(record) for record in records]), seed=seed)
-    if split:
-        write_split(split, patients, rows, seed=seed, source=data)
-    return Parts(*(select(source, rows[name]) for name in NAMES))
+    few = max(round(synthetic.n * share), 2)
+    own = synthetic_parts(synthetic, keep=True, val=few, test=few, task=True)
+    found = data.parts(own, seed, lambda record: strata(record, target))
+    return Parts(*(joined(found[name]) for name in PARTS))
 
 
-def strata(record: Record) -> np.ndarray:
-    """What a split should divide evenly: the class, or the findings (a gap counts as absent), or nothing."""
+def strata(record: Record, target: str = "label") -> np.ndarray:
+    """What a split divides evenly: the class, the findings (a gap counts as absent), or nothing. Raises DataError."""
+    if target not in record.targets:
+        raise DataError(f"{record.where or record.patient}: has no {target}; name its column (FILE,{target}=...)")
     label = np.asarray(record.targets.get("label", 0))
     return np.nan_to_num(label).astype(np.float32) if label.ndim else label.astype(np.int32)
-
-
-def _modality(data: str) -> dict[str, Any]:
-    options = dict(part.split("=", 1) for part in data.split(",")[1:] if "=" in part)
-    return {name: value for name, value in options.items() if name == "modality"}
 
 
 def labels_of(source: Source, target: str = "label") -> np.ndarray:
@@ -100,24 +77,77 @@ def labels_of(source: Source, target: str = "label") -> np.ndarray:
 
 
 def by_class(source: Source, classes: int) -> list[Source]:
-    """A part for each class that has rows, so that a mix can give each its turn."""
+    """A part for each class that has rows, so that a mix can sample the classes equally."""
     labels = labels_of(source)
     return [select(source, np.flatnonzero(labels == k)) for k in range(classes) if (labels == k).any()]
 
 
 def repeated(source: Source, copies: int) -> Source:
-    """The source `copies` times in a row: each copy is another position, and so augmented in another way."""
+    """The source `copies` times in a row: each copy has other positions, and so is augmented differently."""
     return source if copies == 1 else select(source, np.tile(np.arange(len(source)), copies))
 
 
-def flips() -> tuple[Any, ...]:
-    """VisionFM's augmentation of its decoders: left and right, up and down, each every other time."""
+@dataclass(frozen=True)
+class Reader:
+    """The examples of labelled images for an encoder: `image` u8 [H W 3], the targets and EXTRA_KEYS.
+
+    Args:
+        parts: where the images come from.
+        preprocessing: image size and resize of the encoder (a run's preprocessing.json).
+        targets: keys of the records' targets.
+        first: first step; None takes SingleView at twice the encoder's resolution.
+        workers: processes that read images.
+    """
+
+    parts: Parts
+    preprocessing: Mapping[str, Any]
+    targets: tuple[str, ...] = ("label",)
+    first: Step | None = None
+    workers: int = 0
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of a pass that are not given to the encoder."""
+        return (*self.targets, *EXTRA_KEYS, "index")
+
+    @property
+    def view(self) -> Step:
+        """The first step."""
+        hint = 2 * int(self.preprocessing["image_size"])
+        return self.first or Grouped(SingleView(size_hint=hint, text=None, targets=self.targets))
+
+    def steps(self, *augment: Step) -> tuple[Step, ...]:
+        """All steps, with `augment` between the thumbnail and the resize."""
+        select_keys = Select(("image", *self.keys[:-1]))
+        return (self.view, Thumbnail(), *augment, eval_step(self.preprocessing), select_keys)
+
+    def once(self, part: str, copies: int = 1, batch: int = 64) -> Batches:
+        """One pass over a part; of several `copies`, each is flipped at random."""
+        source = repeated(getattr(self.parts, part), copies)
+        return one_epoch(source, self.steps(*(flips() if copies > 1 else ())), batch=batch, workers=self.workers)
+
+
+def augmentation(recipe: str, side: int) -> tuple[Step, ...]:
+    """Augmentation and resize to `side` of a fine-tuning recipe: visionfm, retfound (without RandAugment), ret_clip, laptop."""
+    flip, jitter = t.IndependentFlip(), t.ColorJitter(0.1, 0.1, 0.0)
+    if recipe == "ret_clip":
+        crop = t.RandomResizedCrop(side, (0.8, 1.0), (0.9, 1.1))
+        return t.Squash(side), t.RandomAffine(30.0), crop, flip, jitter, t.RandomErasing(0.2)
+    if recipe == "retfound":
+        return t.RandomResizedCrop(side, (0.08, 1.0)), flip, t.RandomErasing(0.25)
+    if recipe == "visionfm":
+        return t.RandomResizedCrop(side, (0.08, 1.0), interpolation="bilinear"), flip, FlipRows()
+    return t.RandomAffine(20.0), t.RandomResizedCrop(side, (0.7, 1.0)), flip, FlipRows(), jitter
+
+
+def flips() -> tuple[Step, ...]:
+    """VisionFM's augmentation for its decoders: horizontal and vertical flips with probability 1/2."""
     return IndependentFlip(), FlipRows()
 
 
 @dataclass(frozen=True)
 class FlipRows:
-    """Up and down exchanged with `probability`, of `image` alone (masks and points stay: not for those)."""
+    """Vertical flip of `image` with `probability`; masks and points are not flipped."""
 
     probability: float = 0.5
 
@@ -128,8 +158,8 @@ class FlipRows:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Adds `picture` u8 [96 96 3], a thumbnail of `image` as it is now, for what an eval keeps to look at."""
+class Thumbnail:
+    """Adds `picture` u8 [96 96 3], a thumbnail of the present `image`, which evaluations may store."""
 
     side: int = 96
 

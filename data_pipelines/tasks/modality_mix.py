@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from data_pipelines.open import Named, named
-from data_pipelines.pipeline import Part
+from data_pipelines.open import Named, Sources, named
+from data_pipelines.pipeline import Part, one_epoch
 from data_pipelines.records import DataError, modality_name
 from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.modality_folders import modality_folders
 from data_pipelines.synthetic.render import DRAWERS
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.transforms.steps import Step
+from data_pipelines.transforms.steps import Select, Squash, Step
+from data_pipelines.transforms.views import Grouped, SingleView
 
 ByModality = dict[str, list[Named]]
 
 
-def by_modality(words: Sequence[str], wanted: Sequence[str], synthetic: Eyes, keep: bool = False) -> ByModality:
-    """Modality to the sources of it. A word is `synthetic` (all modalities that can be drawn), a folder laid out
-    `<Modality>/*` as VisionFM's, or what named_sources knows, whose first record tells its modality.
+def by_modality(data: Sources, wanted: Sequence[str], synthetic: Eyes, keep: bool = False) -> ByModality:
+    """The sources of each modality. A word of --data is `synthetic` (all modalities that can be drawn), a folder laid out
+    `<Modality>/*` as VisionFM's, or what data_pipelines.open knows; its first record then says which modality it is.
 
     `synthetic` says how many eyes of each modality, from which seed and of which size; `keep`: they are drawn once and
     kept. Sources of modalities that are not `wanted` are left out. Raises DataError where none is left.
     """
     found: ByModality = {}
+    words = data.data or ("synthetic",)
     for word in words:
-        for name, source in _sources(word, wanted, synthetic, keep):
+        for name, source in _sources(word, data, wanted, synthetic, keep):
             if name in wanted:
                 found.setdefault(name, []).append(source)
     if not found:
@@ -47,19 +51,29 @@ def shares(sources: ByModality, steps: tuple[Step, ...], balanced: bool) -> list
     return parts
 
 
+def probe_data(
+    wanted: Sequence[str], unseen: Eyes, size: int, batch: int
+) -> dict[str, Callable[[], Iterable[Mapping[str, Any]]]]:
+    """A labelled pass over other synthetic eyes for each of the wanted modalities that can be drawn."""
+    steps = (Grouped(SingleView(text=None)), Squash(size), Select(("image", "label", "modality", "group")))
+    names = [name for name in DRAWERS if name in wanted and unseen.n]
+    eyes = {name: CachedSource(replace(unseen, modalities=(name,))) for name in names}
+    return {name: one_epoch(source, steps, batch=batch) for name, source in eyes.items()}
+
+
 def images(sources: ByModality) -> int:
-    """Of all sources together."""
+    """Number of images of all sources together."""
     return sum(len(one.source) for group in sources.values() for one in group)
 
 
-def _sources(word: str, wanted: Sequence[str], synthetic: Eyes, keep: bool) -> list[tuple[str, Named]]:
+def _sources(word: str, data: Sources, wanted: Sequence[str], synthetic: Eyes, keep: bool) -> list[tuple[str, Named]]:
     if word == "synthetic":
         drawn = [name for name in DRAWERS if name in wanted]
         eyes = [Eyes(synthetic.n, synthetic.seed, synthetic.start, (name,), synthetic.size) for name in drawn]
         return [(name, Named(word, CachedSource(e) if keep else e)) for name, e in zip(drawn, eyes, strict=True)]
     if Path(word).is_dir() and _has_modalities(Path(word)):
         return [(name, Named(word, source)) for name, source in modality_folders(word).items()]
-    one = named(word)
+    one = named(word, {"images": data.image_dir}, data.data_dir)
     return [(one.source[0].views[0].modality, one)]
 
 

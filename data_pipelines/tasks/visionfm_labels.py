@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from data_pipelines.open import Data
 from data_pipelines.records import DataError, Record, Source
+from data_pipelines.sources.splits import Concatenated
+from data_pipelines.tasks.labelled import Parts
+from data_pipelines.tasks.labelled import parts as labelled_parts
 
 GRADES = ("healthy", "DR-1", "DR-2", "DR-3", "DR-4")
 
@@ -89,19 +92,15 @@ class Thirteen:
         return label
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """Sources one after the other, as one."""
+def parts(data: Data, seed: int = 0) -> Parts:
+    """The parts of every source (without --data: of synthetic eyes of each modality), joined and with thirteen labels.
 
-    sources: tuple[Source, ...]
-    classes: tuple[Any, ...] = ()
-
-    def __len__(self) -> int:
-        return sum(len(source) for source in self.sources)
-
-    def __getitem__(self, index: int) -> Record:
-        for source in self.sources:
-            if index < len(source):
-                return source[index]
-            index -= len(source)
-        raise IndexError(index)
+    No patient of a source is in two parts; sources are joined whatever they call their classes.
+    """
+    if data.data:
+        each = [labelled_parts(replace(data, data=(word,)), data.eyes(seed, 96), seed) for word in data.data]
+    else:
+        single = (replace(data, modalities=(name,)) for name in data.modalities)
+        each = [labelled_parts(one, one.eyes(seed, 96), seed) for one in single]
+    names = ("train", "val", "test")
+    return Parts(*(Thirteen(Concatenated(tuple(getattr(one, n) for one in each), each[0].classes)) for n in names))

@@ -28,7 +28,7 @@ def load(path: str | Path, checkpoint: int | str = "latest", batch: int = 32) ->
     """The model of a run, of an import, or of an exported open_clip or Hugging Face CLIP folder.
 
     Args:
-        which: the checkpoint of a run: "latest", "best" or a step.
+        checkpoint: the checkpoint of a run: "latest", "best" or a step.
         batch: the largest number of images or texts in one forward pass.
     Raises:
         UserError: nothing of the kind at `path`, or a part of it missing or damaged.

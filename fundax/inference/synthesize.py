@@ -19,12 +19,13 @@ from rich.progress import Progress
 from data_pipelines.language.conditions import FINDINGS
 from data_pipelines.pipeline import Data
 from data_pipelines.records import MODALITIES, modality_name
+from fundax.config import load
 from fundax.evals.denoising import Denoising
 from fundax.interop.folder import fresh_folder
 from fundax.interop.read import read_objective
 from fundax.metrics.generative import draw_pairs, memorised, nearest
 from fundax.objectives.diffusion import Diffusion
-from fundax.recipe import Recipe, load
+from fundax.recipe import Recipe
 from fundax.runtime.checkpoint import load_params, resolve
 from fundax.runtime.workdir import read_config, read_optional_json, write_json
 from fundax.types import UserError

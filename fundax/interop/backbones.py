@@ -107,7 +107,7 @@ def _fresh(name: str, modality: str, image_size: int, options: Mapping[str, Any]
         known = {key: value for key, value in fields.items() if key in ResNet.__dataclass_fields__}
         image: Any = resnet.resnet(name, image_size=image_size or _RESNET_PIXELS.get(name, 224), **known)
     else:
-        image = vit.dino_vit(name, **{"scan": True, **fields})
+        image = vit.dino_vit(name, **{"scan": vit.SIZES[name].depth >= 12, **fields})
         image = image.clone(image_size=image_size or image.image_size)
         _check_patches(name, image)
     mean, std = moments((modality,)) if modality else IMAGENET

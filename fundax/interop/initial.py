@@ -174,7 +174,7 @@ def _filled(source: _Source, objective: Any, params: Params, parts: Collection[s
     same = kind(source.objective) is kind(objective)
     required = _required(source, params, parts, same, path)
     for part in TOWERS:
-        if part in required and objective is not None:
+        if part in required:
             _check_meaning(source, objective, part, same, path)
     rule = {CLIP: antialiased, RetCLIP: aligned_corners}.get(kind(objective), pixel_centres)
     ours, theirs = _flat(params), own_state(source.params)

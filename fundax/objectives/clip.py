@@ -12,15 +12,21 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders import layers
-from fundax.encoders.clip_text import TextTransformer, text_transformer
+from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.layers import apply, l2_normalize
 from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, jittered, normalize, standardize
-from fundax.encoders.vit import ViT, size_named, vit
+from fundax.encoders.vit import Size, ViT, size_named
 from fundax.losses import contrastive
 from fundax.losses.contrastive import accuracy, contrast
 from fundax.types import Array, Batch, Extra, Metrics, Params
 
 MEAN, STD = CLIP_MEAN, CLIP_STD
+
+# Sizes of both encoders besides those of encoders.vit.SIZES: tiny trains on a laptop in minutes.
+SIZES = {
+    "smoke": Size(32, 8, 32, 1, 2, embed=32, text_width=32, text_depth=1, text_heads=2),
+    "tiny": Size(64, 8, 128, 4, 4, embed=128, text_width=128, text_depth=2, text_heads=4),
+}
 
 
 @dataclass(frozen=True)
@@ -139,14 +145,26 @@ def _project(x: jax.Array, params: Params) -> jax.Array:
 
 
 def clip(
-    size: str, *, vocab: int = 49408, context: int = 77, activation: Any = layers.quick_gelu, **fields: Any
+    size: str,
+    *,
+    vocab: int = 49408,
+    context: int = 77,
+    image_size: int = 0,
+    activation: Any = layers.quick_gelu,
+    **fields: Any,
 ) -> CLIP:
-    """A CLIP of a row of encoders.vit.SIZES. `fields` named scan, remat, dtype and attention go to both towers, the others to CLIP.
+    """A CLIP of a row of SIZES or of encoders.vit.SIZES.
 
+    `fields` named scan, remat, dtype and attention go to both encoders, the others to CLIP. image_size: another one than the
+    row's.
     QuickGELU is the default because OpenAI's and DFN's weights have it. Raises UserError for an unknown size.
     """
-    towers = {name: fields.pop(name) for name in ("scan", "remat", "dtype", "attention") if name in fields} | {
-        "activation": activation
-    }
-    text = text_transformer(size, vocab=vocab, context=context, **towers)
-    return CLIP(image=vit(size, **towers), text=text, embed=size_named(size).embed, **fields)
+    row = SIZES.get(size) or size_named(size)
+    both = {name: fields.pop(name) for name in ("scan", "remat", "dtype", "attention") if name in fields}
+    both["activation"] = activation
+    return CLIP(
+        image=ViT(image_size or row.image_size, row.patch, row.width, row.depth, row.heads, **both),
+        text=TextTransformer(vocab, context, row.text_width, row.text_depth, row.text_heads, **both),
+        embed=row.embed,
+        **fields,
+    )

@@ -74,6 +74,15 @@ def outputs(classes: tuple[str, ...], overlapping: bool) -> int:
     return len(classes) + (len(classes) > 1 and not overlapping)
 
 
+def decoder(
+    kind: str, outputs: int, patch: int, width: int, dropout: float, start: float, dtype: str
+) -> UNETR | Linear:
+    """The decoder "unetr" or "linear" on an encoder with that patch size; `start` is the initial bias of the outputs."""
+    if kind == "linear":
+        return Linear(outputs, patch, start, dtype)
+    return UNETR(outputs, patch, width, dropout, start, dtype)
+
+
 @dataclass(frozen=True)
 class Landmark:
     """Landmark detection: a map for each of `names`.

@@ -23,6 +23,32 @@ PROBED = (0.2, 0.4, 0.6, 0.8)  # times at which `forward` evaluates the error
 SAMPLERS = ("ddim", "ddpm")
 
 
+# Of the two stages of a cascade: pixels, U-Nets, and what they predict with which threshold. base has VisionFM's two
+# U-Nets, imagen-pytorch's BaseUnet64 (at dim 256) and SRUnet256; small is between.
+SIZES: dict[str, tuple[tuple[int, int], tuple[UNet, UNet], Literal["noise", "velocity"], float]] = {
+    "smoke": ((8, 16), (UNet(8, (1,), (1,), (True,), heads=2),) * 2, "noise", 95.0),
+    "tiny": (
+        (32, 64),
+        (
+            UNet(32, (1, 2, 4), (1, 1, 1), (False, True, True)),
+            UNet(16, (1, 2, 4), (1, 1, 1), (False, False, True)),
+        ),
+        "velocity",
+        0.0,
+    ),
+    "small": ((64, 128), (UNet(64), UNet(64)), "noise", 95.0),
+    "base": (
+        (64, 256),
+        (
+            UNet(256, (1, 2, 3, 4), (3, 3, 3, 3), (False, True, True, True), heads=8),
+            UNet(128, (1, 2, 4, 8), (2, 4, 8, 8), (False, False, False, True), heads=8),
+        ),
+        "noise",
+        95.0,
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Diffusion:
     """Mean squared error of the noise predicted at random times. Parameters are the U-Net's; `extra` is their average.
@@ -214,3 +240,19 @@ def _required(batch: Mapping[str, Any], key: str) -> Any:
     if key not in batch:
         raise UserError(f"this model is conditioned on {key!r}, which the batch does not have")
     return batch[key]
+
+
+def diffusion(
+    size: str, *, enlarge: bool = False, modalities: int = 0, findings: int = 0, dtype: str = "float32", **fields: Any
+) -> Diffusion:
+    """A stage of a row of SIZES: the base model, or (`enlarge`) the super-resolution model. `fields` are Diffusion's.
+
+    Raises UserError for an unknown size.
+    """
+    if size not in SIZES:
+        raise UserError(f"size is {size!r}; expected one of {', '.join(SIZES)}")
+    sides, unets, predicts, threshold = SIZES[size]
+    condition = modalities + findings + 1 if modalities or findings else 0
+    unet = unets[enlarge].clone(condition=condition, low=enlarge, dtype=dtype)
+    low = sides[0] if enlarge else 0
+    return Diffusion(unet, sides[enlarge], low, modalities, findings, predicts=predicts, threshold=threshold, **fields)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,14 @@ from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 CLINICAL_BERT_VOCAB = 28_996  # of emilyalsentzer/Bio_ClinicalBERT, FLAIR's text encoder
 POOL_LAYERS = (1, 2, -1)  # the hidden states that FLAIR averages
+
+
+# Image size, width and units of the ResNet, fields of BERT, width of the features. base is published.
+SIZES: dict[str, tuple[int, tuple[int, tuple[int, ...]], dict[str, int], int]] = {
+    "smoke": (32, (4, (1, 1)), {"context": 32, "width": 16, "depth": 2, "heads": 2, "hidden": 16}, 16),
+    "tiny": (64, (16, (1, 1, 1)), {"context": 77, "width": 128, "depth": 4, "heads": 4, "hidden": 256}, 128),
+    "base": (512, (64, (3, 4, 6, 3)), {"width": 768, "depth": 12, "heads": 12, "hidden": 3072}, 512),
+}
 
 
 @dataclass(frozen=True)
@@ -167,3 +176,30 @@ class FLAIR:
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x f32 [B D] times kernel [D E] in full fp32, as FLAIR's projections, which run outside mixed precision."""
     return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
+
+
+def text_encoder(size: str, vocab: int, **fields: Any) -> BERT:
+    """The text encoder of a row of SIZES; `fields` are BERT's. Raises UserError for an unknown size."""
+    return BERT(vocab=vocab, **_row(size)[2], **{"pool": "mean", "pool_layers": POOL_LAYERS} | fields)
+
+
+def flair(
+    size: str,
+    *,
+    vocab: int,
+    image_size: int = 0,
+    image: Mapping[str, Any] | None = None,
+    text: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> FLAIR:
+    """FLAIR of a row of SIZES. `image` and `text` are fields of ResNet and BERT, the others of FLAIR; image_size: another
+    one than the row's. Raises UserError for an unknown size."""
+    side, (width, units), _, embed = _row(size)
+    images = ResNet(image_size or side, width, units, **(image or {}))
+    return FLAIR(images, text_encoder(size, vocab, **(text or {})), **{"embed": embed} | fields)
+
+
+def _row(size: str) -> Any:
+    if size not in SIZES:
+        raise UserError(f"size is {size!r}; expected one of {', '.join(SIZES)}")
+    return SIZES[size]

@@ -16,10 +16,27 @@ from fundax.encoders.backbone import image_features
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.layers import apply
 from fundax.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
-from fundax.encoders.vit import ViT
+from fundax.encoders.vit import ViT, dino_vit
 from fundax.losses import distillation
 from fundax.optim import cosine_schedule, ema_update
 from fundax.types import Batch, Extra, Metrics, Params, UserError
+
+# Small sizes of the encoder: image size, patch, width, depth, heads; and the side of their local crops is half the image's.
+SIZES = {"smoke": (32, 8, 32, 1, 4), "tiny": (64, 16, 128, 4, 4)}
+
+
+def encoder(size: str, **fields: Any) -> ViT:
+    """The student's ViT, of a row of SIZES or encoders.vit.SIZES; `fields` are ViT's. Raises UserError."""
+    if size not in SIZES:
+        return dino_vit(size, mask_token=True, scan=True, **fields)
+    names = ("image_size", "patch", "width", "depth", "heads")
+    return dino_vit("S/16", mask_token=True, **dict(zip(names, SIZES[size], strict=True)), **fields)
+
+
+def head(size: str, prototypes: int, kind: Literal["shared", "unshared", "split"], dtype: str = "float32") -> IBOTHead:
+    """The projection head for an encoder of that size; published: a hidden width of 2048 and a bottleneck of 256."""
+    hidden, bottleneck = (256, 64) if size in SIZES else (2048, 256)
+    return IBOTHead(prototypes, None, hidden, bottleneck, shared=kind == "shared", split=kind == "split", dtype=dtype)
 
 
 @dataclass(frozen=True)

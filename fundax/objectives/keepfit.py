@@ -40,6 +40,17 @@ class TwoTowers(Protocol):
     def compare(self, params: Params, features: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, Metrics]: ...
 
 
+# Width, depth and heads of the caption decoder for the sizes of objectives.flair.SIZES.
+SIZES = {"smoke": (16, 1, 2), "tiny": (128, 2, 4), "base": (512, 3, 8)}
+
+
+def caption_decoder(size: str, tokenizer: Any) -> ReportDecoder:
+    """The decoder of expert texts of a row of SIZES; `tokenizer` has vocab_size, context, start, end and pad."""
+    width, depth, heads = SIZES[size]
+    ids = {"bos": tokenizer.start, "eos": tokenizer.end, "pad": tokenizer.pad}
+    return ReportDecoder(tokenizer.vocab_size, tokenizer.context - 1, width, depth, heads, width, **ids)
+
+
 @dataclass(frozen=True)
 class KeepFIT:
     """loss = public + elite_weight * elite + reference.weight * reference + caption_weight * caption.

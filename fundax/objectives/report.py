@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,15 @@ from fundax.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from fundax.encoders.report_decoder import ReportDecoder, beam_search, greedy, token_loss
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.types import Batch, Extra, Metrics, Params, UserError
+
+# Image size, width and units of the ResNet, fields of the decoder, and `words_every`. A ResNet sees small lesions after
+# a few thousand images, a ViT of its cost does not. base is published.
+SIZES: dict[str, tuple[int, tuple[int, tuple[int, ...]], dict[str, Any], int]] = {
+    "smoke": (32, (8, (1,) * 4), {"width": 32, "depth": 1, "heads": 1, "hidden": 64, "visual_dropout": 0.1}, 4),
+    "tiny": (96, (24, (1,) * 4), {"width": 128, "depth": 2, "heads": 4, "hidden": 256, "visual_dropout": 0.1}, 4),
+    "base": (224, (64, (3, 4, 6, 3)), {}, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -150,3 +159,19 @@ def _with_findings(params: Params, tokens: jax.Array, known: jax.Array) -> jax.A
     word = params["findings"]["token"]
     token = jnp.asarray(known, jnp.float32) @ word["kernel"] + word["bias"][None]  # [B D]
     return jnp.concatenate([tokens, token[:, None].astype(tokens.dtype)], axis=1)
+
+
+def report(
+    size: str, tokenizer: Any, *, image_size: int = 0, beams: int = 1, findings: int = 0, dtype: str = "float32"
+) -> Report:
+    """The model of a row of SIZES; `tokenizer` has vocab_size, start, end, pad, and one position more than a report.
+
+    findings: how many of them it learns besides the words. Raises UserError for an unknown size.
+    """
+    if size not in SIZES:
+        raise UserError(f"size is {size!r}; expected one of {', '.join(SIZES)}")
+    side, (width, units), fields, every = SIZES[size]
+    ids = {"bos": tokenizer.start, "eos": tokenizer.end, "pad": tokenizer.pad, "context": tokenizer.context - 1}
+    decoder = ReportDecoder(tokenizer.vocab_size, dtype=dtype, **ids, **fields)
+    asked = {"findings": findings, "words_every": every} if findings else {}
+    return Report(ResNet(image_size or side, width, units, dtype=dtype), decoder, beams=beams, **asked)

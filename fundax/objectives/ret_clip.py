@@ -18,13 +18,20 @@ from fundax.encoders import autoencoder, layers
 from fundax.encoders.bert import BERT, bert
 from fundax.encoders.layers import apply, l2_normalize
 from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, normalize
-from fundax.encoders.vit import ViT, kept_patches, size_named, vit
+from fundax.encoders.vit import Size, ViT, kept_patches, size_named, vit
 from fundax.losses import contrastive
 from fundax.losses.contrastive import NEGATIVES, Negatives, accuracy, contrast, contrast_pairs, mean_over_devices
 from fundax.optim import MAX_LOG_SCALE as MAX_LOG_SCALE  # the bound of the log scales, for configs
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 LEVELS = ("patient", "left", "right")
+
+
+# Small sizes for tests and laptops: the image encoder, and width, depth, heads and hidden width of the text encoder.
+SIZES = {
+    "smoke": (Size(32, 8, 32, 1, 1, 32, 32, 1, 1), (32, 1, 1, 128)),
+    "tiny": (Size(64, 8, 128, 3, 4, 128, 128, 2, 4), (128, 2, 4, 512)),
+}
 
 
 # Names of the outputs of a level: left_features, text_features_left, logit_scale_left. The patient level has CLIP's names.
@@ -301,13 +308,23 @@ def _same_report(batch: Batch) -> jax.Array:
     return jnp.unique(text, axis=0, size=len(text), return_inverse=True)[1].reshape(-1).astype(jnp.int32)
 
 
-def ret_clip(size: str, text: str = "base", *, vocab: int = 21128, dropout: float = 0.1, **fields: Any) -> RetCLIP:
-    """RET-CLIP with an image encoder of encoders.vit.SIZES and a text encoder of encoders.bert.SIZES.
+def ret_clip(
+    size: str, text: str = "base", *, vocab: int = 21128, dropout: float = 0.1, image_size: int = 0, **fields: Any
+) -> RetCLIP:
+    """RET-CLIP with an image encoder of encoders.vit.SIZES and a text encoder of encoders.bert.SIZES, or a row of SIZES.
 
-    The published model is B/16 and base. Of `fields`, scan, remat and dtype go to both encoders and the others to
-    RetCLIP. Raises UserError for an unknown size.
+    `fields` named scan, remat and dtype go to both encoders, attention to that of images, the others to RetCLIP. The
+    published model is B/16, base. In a row of SIZES the text is pooled by the mean of its tokens: a fresh [CLS] says
+    nothing of them, and learns to only slowly. Raises UserError for an unknown size.
     """
-    towers = {name: fields.pop(name) for name in ("scan", "remat", "dtype") if name in fields}
-    image = vit(size, image_size=fields.pop("image_size", size_named(size).image_size), **towers)
+    both = {name: fields.pop(name) for name in ("scan", "remat", "dtype") if name in fields}
+    images = both | {name: fields.pop(name) for name in ("attention",) if name in fields}
+    if size in SIZES:
+        image, words = SIZES[size]
+        report = BERT(vocab, 128, *words, dropout=0.0, pool="mean", **both)
+        fields = {"embed": image.embed, "init_logit_scale": 2.66} | fields
+        sizes = (image_size or image.image_size, image.patch, image.width, image.depth, image.heads)
+        return RetCLIP(image=ViT(*sizes, **images), text=report, **fields)
+    tower = vit(size, image_size=image_size or size_named(size).image_size, **images)
     fields.setdefault("embed", size_named(size).embed)
-    return RetCLIP(image=image, text=bert(text, vocab=vocab, dropout=dropout, **towers), **fields)
+    return RetCLIP(image=tower, text=bert(text, vocab=vocab, dropout=dropout, **both), **fields)

@@ -19,6 +19,14 @@ GRID = 4  # an appearance vector has the mean codes of GRID x GRID regions
 _HALF = (0.5, 0.5, 0.5)
 
 
+# Image size, widths of the levels, width and number of codes. base is our choice for 512 pixels.
+SIZES = {
+    "smoke": (32, (8, 8, 8), 8, 16),
+    "tiny": (64, (32, 64, 128), 256, 256),
+    "base": (512, (64, 128, 256, 256), 256, 16_384),
+}
+
+
 @dataclass(frozen=True)
 class VectorQuantize:
     """loss = mean |x - y| + mean (x - y)^2 + commitment * mean (z - code)^2, for images x from -1 to 1.
@@ -137,3 +145,12 @@ def grid_means(fields: jax.Array, side: int = GRID) -> jax.Array:
         raise UserError(f"a map of {h} x {w} does not divide into {side} x {side} regions")
     means = fields.astype(jnp.float32).reshape(b, side, h // side, side, w // side, d).mean((2, 4))
     return l2_normalize(means.reshape(b, -1))
+
+
+def vector_quantize(size: str, image_size: int = 0, dtype: str = "float32") -> VectorQuantize:
+    """The model of a row of SIZES, or of other images than its own. Raises UserError for an unknown size."""
+    if size not in SIZES:
+        raise UserError(f"size is {size!r}; expected one of {', '.join(SIZES)}")
+    side, widths, embed, codes = SIZES[size]
+    encoder, decoder = ImageEncoder(widths, embed, dtype), ImageDecoder(widths, dtype)
+    return VectorQuantize(encoder, decoder, image_size or side, codes=codes)

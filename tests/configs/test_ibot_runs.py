@@ -78,7 +78,7 @@ def recipe(kill=None, **fields):
         "steps": STEPS,
         "batch": BATCH,
         "mesh": (1, 1),
-        "every": Intervals(log=1, save=1, eval=0),
+        "intervals": Intervals(log=1, save=1, eval=0),
     }
     return Recipe(**(given | fields))
 

@@ -1,6 +1,5 @@
 """configs/ret_clip.py: what its arguments build; the batches it reads are those the objective wants."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
@@ -8,19 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fundax.config import load
 from fundax.interop import keymap
 from fundax.params import unflatten
-from fundax.recipe import load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "ret_clip.py"
-
-
-@pytest.fixture(scope="module")
-def config():
-    spec = importlib.util.spec_from_file_location("ret_clip_config", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -40,15 +31,15 @@ def check_batch(recipe):
     return batch
 
 
-def test_smoke_on_a_users_table(config, table):
-    recipe = config.recipe(data=str(table), smoke=True)
+def test_smoke_on_a_users_table(table):
+    recipe = load(CONFIG, ["--smoke", "--data", str(table)])[0]
     batch = check_batch(recipe)
     assert batch["left_present"].dtype == bool
     assert recipe.steps == 2
 
 
-def test_the_published_recipe(config, table):
-    recipe = config.recipe(data=str(table), batch=2, workers=0)
+def test_the_published_recipe(table):
+    recipe = load(CONFIG, ["--data", str(table), "--batch", "2", "--workers", "0"])[0]
     objective = recipe.objective
     assert (objective.image.width, objective.text.hidden, objective.embed, objective.context) == (768, 3072, 512, 100)
     assert (objective.negatives, objective.total) == ("global", "sum")
@@ -61,16 +52,19 @@ def test_the_published_recipe(config, table):
     assert jax.tree.leaves(state)
 
 
-def test_parity_is_the_peers(config, table):
-    recipe = config.recipe(data=str(table), batch=2, workers=0, parity=True)
+def test_parity_is_the_original_code(table):
+    argv = ["--data", str(table), "--batch", "2", "--workers", "0"]
+    recipe = load(CONFIG, [*argv, "--parity"])[0]
     assert recipe.objective.negatives == "local"
     assert not recipe.objective.presence
     assert set(recipe.objective.batch_spec(1)) == {"left", "right", "text"}
 
 
 def test_arguments_win_over_the_preset():
-    recipe, given = load(CONFIG, ["--preset", "laptop", "--batch", "32", "--language", "zh", "--patients", "64"])
-    assert recipe.batch == 32
+    argv = ["--preset", "laptop", "--batch", "32", "--language", "zh", "--patients", "64"]
+    recipe, given = load(CONFIG, [*argv, "--mesh", "-1,2,1", "--accumulate", "2", "--attention", "xla"])
+    assert (recipe.batch, recipe.mesh, recipe.accumulate) == (32, (-1, 2, 1), 2)
+    assert recipe.objective.image.attention == "xla"
     assert given["preset"] == "laptop"
     assert recipe.steps == 8 * 2
     assert set(recipe.evals) == {"zero_shot", "laterality", "probe"}

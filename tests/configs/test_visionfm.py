@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.visionfm_probe import hrf, idrid, kermany
 from data_pipelines.records import MODALITIES, DataError
+from fundax.config import load
 from fundax.objectives.ibot import Temperature
-from fundax.recipe import load
 from fundax.types import UserError
 
 CONFIG = Path(__file__).parents[2] / "configs" / "visionfm.py"
@@ -41,7 +41,7 @@ def test_published_values():
 
 
 def test_one_modality_has_its_own_normalisation_and_no_modality_key():
-    recipe, _ = load(CONFIG, ["--preset", "laptop", "--modality", "oct", "--patients", "100"])
+    recipe, _ = load(CONFIG, ["--preset", "laptop", "--modalities", "oct", "--patients", "100"])
     assert recipe.objective.mean == ((0.21091926, 0.21091926, 0.21091919),)
     assert "modality" not in recipe.objective.batch_spec(2) and list(recipe.evals) == ["probe_oct"]
     assert recipe.preprocessing["modalities"] == ("OCT",)
@@ -59,9 +59,9 @@ def test_options_of_dinov2():
 @pytest.mark.parametrize(
     ("argv", "kind", "message"),
     [
-        (["--modality", "xray"], DataError, "modality 'xray' is not one of CFP"),
+        (["--modalities", "xray"], DataError, "modality 'xray' is not one of CFP"),
         (["--data", "nowhere.csv"], DataError, r"nowhere\.csv: no such file"),
-        (["--data", "synthetic", "--modality", "mri"], DataError, "no images of MRI"),
+        (["--data", "synthetic", "--modalities", "mri"], DataError, "no images of MRI"),
         (["--size", "B/17"], UserError, "size is 'B/17'; expected one of"),
         (["--koleos", "1"], UserError, "did you mean --koleo"),
     ],

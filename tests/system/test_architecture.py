@@ -33,10 +33,10 @@ LEVELS = {
         ("metrics", "optim", "runtime"),
         ("encoders", "losses"),
         ("objectives", "recipe"),
-        ("evals", "interop", "train"),
+        ("config", "evals", "interop", "train"),
         ("inference", "roofline"),
         ("results",),
-        ("arguments",),
+        ("verbs",),
     ),
     "data_pipelines": (
         ("geometry", "records"),
@@ -48,7 +48,7 @@ LEVELS = {
     ),
 }
 # Rooms that use both halves: tokenizer files, images to predict on, names of modalities. All above them may, too.
-MEETING = ("fundax.inference", "fundax.interop", "fundax.results")
+MEETING = ("fundax.inference", "fundax.interop", "fundax.results", "fundax.verbs")
 PROGRAMS = {"configs": 1, "scripts": 1, "benchmarks": 2, "launch": 2}  # above every room; levels among themselves
 SIBLINGS = ("fundax.objectives", "fundax.evals")  # here a file imports only siblings that import none themselves
 OURS = ("fundax", "data_pipelines", "configs", "benchmarks", "scripts", "launch")

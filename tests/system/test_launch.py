@@ -36,11 +36,12 @@ def as_it_was(monkeypatch):
         (("train", "configs/quickstart.py", "--workdir", "x", "--batch", "many"), "invalid literal for int()"),
         (
             ("train", "configs/quickstart.py", "--workdir", "x", "--log-to", "tensorbord"),
-            "argument --log-to: invalid choice: 'tensorbord'",
+            "invalid choice 'tensorbord' for argument '--log-to'",
         ),
         (("eval", "nowhere"), "error: nowhere is not a run: it has no config.json"),
-        (("export", "nowhere", "--to", "onnyx", "out"), "cannot export to 'onnyx'"),
-        (("export", "nowhere", "--to", "open_clip"), "the following arguments are required: out"),
+        (("export", "nowhere", "--to", "onnyx", "out"), "nowhere is not a run"),
+        (("export", "nowhere", "--to", "open_clip"), "Missing from launch.py export: STR Folder to write."),
+        (("export", "nowhere", "out", "--ot", "open_clip"), "unknown argument --ot; did you mean --to?"),
         (
             ("compile", "configs/quickstart.py", "--mesh", "4x2", "--smoke"),
             "--mesh '4x2': expected numbers such as 4,2",
@@ -89,8 +90,8 @@ def test_mistakes_in_the_data_name_their_place(capsys, tmp_path, rows, options, 
         "train",
         str(REPO / "configs/mm_fundus_clip.py"),
         "--smoke",
-        "--val-fraction",
-        "0",
+        "--fractions",
+        "1",
         "--data",
         table,
         *options,
@@ -114,7 +115,17 @@ def test_help_of_a_config_lists_its_arguments(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         launch.main(["train", "configs/quickstart.py", "--help"])
     text = capsys.readouterr().out
-    assert stopped.value.code == 0 and "--patients" in text and "optimizer steps" in text
+    assert stopped.value.code == 0 and "Number of optimizer steps" in text
+    assert all(f"--{name} " in text for name in ("patients", "lr", "mesh", "workdir", "coordinator"))
+    assert [text.index(f"─ {group} ─") for group in ("options", "data options", "run options", "output options")]
+
+
+def test_a_run_of_an_older_version_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"config": "configs/quickstart.py", "argv": ["--batch", "8"]}')
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    (tmp_path / "config.py").write_text("from fundax.open_encoder import new_encoder\n")
+    code, err = said(capsys, "eval", str(tmp_path))
+    assert code == 2 and "--config configs/quickstart.py" in err and "\n" not in err
 
 
 def test_train_then_eval_of_the_folder_alone(tmp_path, capsys, monkeypatch):

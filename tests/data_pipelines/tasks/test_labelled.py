@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.open import named
+from data_pipelines.open import Data, named
 from data_pipelines.records import DataError, Record, View
+from data_pipelines.sources.splits import Concatenated
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.forecasting import Followups, Listed, Visits, single, worse
-from data_pipelines.tasks.labelled import FlipRows, Picture, by_class, labels_of, parts, repeated, synthetic_parts
-from data_pipelines.tasks.visionfm_labels import NAMES, Pooled, Thirteen
+from data_pipelines.tasks.labelled import FRACTIONS, FlipRows, Reader, Thumbnail, by_class, labels_of, parts, repeated
+from data_pipelines.tasks.visionfm_labels import NAMES, Thirteen
 from data_pipelines.transforms.steps import Squash
 
 RNG = np.random.default_rng(0)
@@ -26,9 +27,16 @@ def table(tmp_path):
     return tmp_path / "t.csv"
 
 
+EYES = Eyes(3, size=32)
+
+
+def labelled(word, split="", seed=0, target="label"):
+    return parts(Data(data=(str(word),), split=str(split), fractions=FRACTIONS), EYES, seed, target)
+
+
 def test_parts_share_no_patient_and_a_written_split_is_read(table, tmp_path):
-    first = parts(str(table), str(tmp_path / "s.json"))
-    again = parts(str(table), str(tmp_path / "s.json"), seed=5)
+    first = labelled(table, tmp_path / "s.json")
+    again = labelled(table, tmp_path / "s.json", seed=5)
     patients = [{part[k].patient for k in range(len(part))} for part in (first.train, first.val, first.test)]
     assert (
         not patients[0] & patients[1]
@@ -41,11 +49,11 @@ def test_parts_share_no_patient_and_a_written_split_is_read(table, tmp_path):
     assert first.kind() == (False, ("a", "b", "c"))
     assert sum(len(part) for part in by_class(first.train, 3)) == len(first.train)
     with pytest.raises(DataError, match="has no value; name its column"):
-        parts(str(table), target="value")
+        labelled(table, target="value")
 
 
 def test_several_labels_and_values_of_a_word(table):
-    found = parts(f"{table},label=A+B,empty=keep,value=age")
+    found = labelled(f"{table},label=A+B,empty=keep,value=age")
     assert found.kind() == (True, ("A", "B"))
     labels = labels_of(found.train)
     assert labels.shape == (len(found.train), 2) and labels_of(found.train, "value").shape == (len(found.train), 1)
@@ -60,16 +68,18 @@ def test_a_class_missing_in_a_part_keeps_its_number(table, tmp_path):
             if (part, name) != ("val", "yes"):
                 (tmp_path / "f" / part / name).mkdir(parents=True)
                 Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "f" / part / name / "x.png")
-    found = parts(str(tmp_path / "f"))
+    found = labelled(tmp_path / "f")
     assert found.classes == ("no", "yes") and labels_of(found.val).tolist() == [0] and len(found.test) == 2
 
 
 def test_copies_are_positions_and_thumbnails_are_small():
-    found = synthetic_parts(Eyes(3, size=32))
+    found = parts(Data(fractions=FRACTIONS), EYES)
     assert len(repeated(found.train, 3)) == 9 and len(found.val) == 2
+    batch = next(iter(Reader(found, {"image_size": 16}).once("train", copies=2, batch=6)()))
+    assert batch["image"].shape == (6, 16, 16, 3) and batch["picture"].shape == (6, 96, 96, 3)
     image = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
     assert (FlipRows(1.0)({"image": image}, RNG)["image"] == image[::-1]).all()
-    assert Picture()({"image": image}, RNG)["picture"].shape == (96, 96, 3)
+    assert Thumbnail()({"image": image}, RNG)["picture"].shape == (96, 96, 3)
 
 
 def visit(patient: str, eye: str, day: int, grade: int, shade: int = 0) -> Record:
@@ -123,5 +133,5 @@ def test_thirteen_answers():
     assert kept["grade"] == 2 and np.isnan(kept["answers"]).all() and len(NAMES) == 13
     with pytest.raises(DataError, match="p: expected 13 labels"):
         Thirteen([Record("p", eyes[0].views, targets={"label": np.int32(0)})])[0]
-    both = Pooled(([1, 2], [3]))
+    both = Concatenated(([1, 2], [3]))
     assert len(both) == 3 and both[2] == 3

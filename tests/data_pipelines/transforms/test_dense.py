@@ -10,7 +10,7 @@ from data_pipelines.geometry import Affine, FlipRows, Rotate, Transpose, move
 from data_pipelines.open import named
 from data_pipelines.records import DataError
 from data_pipelines.sources.csv import wrap
-from data_pipelines.sources.splits import parts_of
+from data_pipelines.sources.splits import split
 from data_pipelines.synthetic.sources import Drawn, Eyes
 from data_pipelines.transforms.dense import Prepared, RandomCrop, RandomMove, Ready, RightAngles
 from data_pipelines.transforms.steps import Flip
@@ -153,10 +153,10 @@ def test_mistakes_are_named_by_file_and_row(table, tmp_path):
 def test_parts_by_patient_are_written_once(tmp_path):
     rows = [{"image": np.zeros((4, 4, 3), np.uint8), "patient": f"p{i // 2}"} for i in range(20)]
     path = str(tmp_path / "split.json")
-    first = parts_of(wrap(rows), path, {"train": 0.8, "val": 0.2}, seed=1)
-    again = parts_of(wrap(rows[::-1]), path, {"train": 0.8, "val": 0.2}, seed=2)
+    first = split(wrap(rows), {"train": 0.8, "val": 0.2}, file=path, seed=1, labels=lambda record: 0)
+    again = split(wrap(rows[::-1]), {"train": 0.8, "val": 0.2}, file=path, seed=2, labels=lambda record: 0)
     assert [len(part) for part in first.values()] == [16, 4]
     names = lambda part: {part[i].patient for i in range(len(part))}  # noqa: E731
     assert names(first["val"]) == names(again["val"]) and not names(first["val"]) & names(first["train"])
     with pytest.raises(DataError, match="has no part 'test', only"):
-        parts_of(wrap(rows), path, {"train": 0.6, "val": 0.2, "test": 0.2})
+        split(wrap(rows), {"train": 0.6, "val": 0.2, "test": 0.2}, file=path, labels=lambda record: 0)

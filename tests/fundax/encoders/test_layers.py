@@ -53,8 +53,8 @@ def test_product_and_its_gradients(shape):
         return (multiply(x, kernel) ** 2 * weight).sum()
 
     plain = partial(jnp.tensordot, axes=1)
-    ours = jax.jit(jax.value_and_grad(partial(loss, layers.product), argnums=(0, 1)))(x, kernel)
-    expected = jax.jit(jax.value_and_grad(partial(loss, plain), argnums=(0, 1)))(x, kernel)
+    ours = jax.value_and_grad(partial(loss, layers.product), argnums=(0, 1))(x, kernel)
+    expected = jax.value_and_grad(partial(loss, plain), argnums=(0, 1))(x, kernel)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
@@ -118,9 +118,8 @@ class Backbone(nn.Module):
 @pytest.fixture(scope="module")
 def tower():
     x = normal(2, 3, 8)
-    params = jax.jit(Backbone().init)(jax.random.key(0), x)["params"]
-    waves = jax.jit(partial(jax.tree.map, lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape)))
-    return x, waves(params)
+    params = Backbone().init(jax.random.key(0), x)["params"]
+    return x, jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
 
 
 def run(model, params, x):
@@ -154,7 +153,7 @@ def test_every_way_to_run_a_stack_gives_the_same_numbers(tower, scan, remat):
 
 
 def test_fresh_scanned_blocks_differ():
-    params = jax.jit(Backbone(scan=True).init)(jax.random.key(0), normal(1, 3, 8))["params"]
+    params = Backbone(scan=True).init(jax.random.key(0), normal(1, 3, 8))["params"]
     kernel = params["blocks"]["mlp"]["fc1"]["kernel"]
     assert kernel.shape == (2, 8, 16)
     assert not np.allclose(kernel[0], kernel[1])

@@ -1,0 +1,47 @@
+"""Both eyes of a patient and a report: the tests of RET-CLIP on synthetic patients, and the labels that probes read."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_pipelines.datasets.rfmid import rfmid
+from data_pipelines.language.prompts import prompts
+from data_pipelines.language.tokenizers import Tokenizer
+from data_pipelines.pipeline import Data, one_epoch
+from data_pipelines.sources.cached import CachedSource
+from data_pipelines.synthetic.sources import Eyes, Patients
+from data_pipelines.transforms.steps import Select, Squash
+from data_pipelines.transforms.views import PairedEyes, SingleView
+
+TARGETS = ("label", "label_left", "label_right")
+
+
+def paired(patients: Patients, batch: int) -> Data:
+    """One pass over both eyes and their labels."""
+    steps = (PairedEyes(text=None, targets=TARGETS), Squash(patients.size), Select(("left", "right", *TARGETS)))
+    return one_epoch(CachedSource(patients), steps, batch=batch)
+
+
+def level_prompts(patients: Patients, tokenizer: Tokenizer) -> dict[str, list[np.ndarray]]:
+    """Token ids i32 [P L] of each class, in the wording of the levels patient, left and right."""
+    language = "en" if patients.language == "both" else patients.language
+    names = patients.prompts(language)
+    return {
+        level: [tokenizer(prompts(name, level, language)) for name in names] for level in ("patient", "left", "right")
+    }
+
+
+def probe_data(patients: Patients, rfmid_root: str, batch: int) -> tuple[dict[str, Data], str]:
+    """Passes over train, valid and perhaps test for a linear probe, and the key of its labels.
+
+    They are RFMiD's 28 labels, or the findings of single eyes of other synthetic patients.
+    """
+    if rfmid_root:
+        splits = {name: rfmid(rfmid_root, name) for name in ("train", "valid", "test")}
+    else:
+        n, start, side = patients.n, patients.start, patients.size
+        shown = {"train": (n, start + n), "valid": (n // 2, start + 2 * n)}
+        splits = {name: CachedSource(Eyes(k, patients.seed, first, size=side)) for name, (k, first) in shown.items()}
+    label = "label" if rfmid_root else "findings"
+    steps = (SingleView(text=None, targets=(label,)), Squash(patients.size), Select(("image", label)))
+    return {name: one_epoch(source, steps, batch=batch) for name, source in splits.items()}, label

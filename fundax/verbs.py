@@ -1,0 +1,210 @@
+"""The verbs of the command line that need no config: their signatures and docstrings are their arguments and help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from data_pipelines.contact_sheet import contact_sheet
+from data_pipelines.convert import Sizing
+from data_pipelines.convert import convert as write_shards
+from data_pipelines.datasets import build as build_data_set
+from data_pipelines.open import DATA_DIR, named
+from fundax import interop
+from fundax.inference import explain as explanations
+from fundax.inference import synthesize as synthesis
+from fundax.results import page
+from fundax.types import UserError
+
+
+def export(
+    run: Positional[str], out: Positional[str], /, *, to: str, checkpoint: str = "latest", overwrite: bool = False
+) -> None:
+    """Write a run as a folder that another program opens.
+
+    Args:
+        run: Folder of the run.
+        out: Folder to write.
+        to: Format of the folder: {formats}.
+        checkpoint: Checkpoint of the run: latest, best or a step.
+        overwrite: Replace a folder that is not empty.
+    """
+    print(interop.export(run, to, out, checkpoint=checkpoint, overwrite=overwrite))
+
+
+def import_(path: Positional[str], /, *, workdir: str, like: str = "", modality: str = "") -> None:
+    """Write the checkpoint of another program as a run.
+
+    Args:
+        path: Folder or weights file.
+        workdir: Folder of the run to write.
+        like: Size, such as H/14-378, of a CLIP file without a configuration beside it.
+        modality: Modality of the images of an image encoder, which decides how they are normalised; empty: as ImageNet.
+    """
+    print(interop.import_checkpoint(path, workdir, like, modality))
+
+
+def synth(
+    run: Positional[str],
+    /,
+    *,
+    n: int,
+    out: str,
+    base: str | None = None,
+    seed: int = 0,
+    sampler: Literal["ddim", "ddpm"] = "ddim",
+    steps: int = 50,
+    guidance: float = 1.0,
+    findings: str | None = None,
+    modality: str = "",
+    batch: int = 32,
+    checkpoint: str = "latest",
+    no_check: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Generate images with a diffusion run, with a manifest that marks each as synthetic and a check against memorisation.
+
+    Args:
+        run: A run of configs/diffusion.py; of a cascade the super-resolution stage.
+        n: Number of images.
+        out: Folder to write.
+        base: The run that generates the small images, where RUN enlarges them.
+        seed: Seed of the first image; image i has the seed plus i.
+        sampler: Sampler of the diffusion.
+        steps: Number of steps of the sampler.
+        guidance: Scale of classifier-free guidance; 1 disables it.
+        findings: Findings that a conditional model is given, separated by commas; by default those of its data.
+        modality: Modality that a conditional model is given; by default that of its data.
+        batch: Number of images generated at once.
+        checkpoint: Checkpoint of the run: latest, best or a step.
+        no_check: Do not look for the nearest training images.
+        overwrite: Replace a folder that is not empty.
+    """
+    names = None if findings is None else tuple(name.strip() for name in findings.split(",") if name.strip())
+    how = synthesis.How(seed, steps, sampler, guidance, names, modality, batch)
+    fields = {"checkpoint": checkpoint, "base": base, "check": not no_check, "overwrite": overwrite}
+    print(synthesis.summary(out, synthesis.synthesize(run, out, n, how, **fields)))
+
+
+def explain(
+    run: Positional[str],
+    images: Positional[tuple[str, ...]],
+    /,
+    *,
+    out: str,
+    checkpoints: str = "latest",
+    modality: str = "CFP",
+    mass: float = 1.0,
+    overwrite: bool = False,
+) -> None:
+    """Draw over photographs where the class token of a run's ViT attends: each head, their mean, and rollout.
+
+    Args:
+        run: Folder of the run.
+        images: Photographs.
+        out: Folder to write.
+        checkpoints: Checkpoints of the run: latest, best, steps separated by commas, or all for a film strip.
+        modality: Modality of the photographs.
+        mass: Share of the attention that the marked patches hold; 1 draws all of it.
+        overwrite: Replace a folder that is not empty.
+    """
+    fields = {"checkpoints": checkpoints, "modality": modality, "mass": mass, "overwrite": overwrite}
+    for path in explanations.explain(run, images, out, **fields):
+        print(path)
+
+
+def report(
+    runs: Positional[tuple[str, ...]],
+    /,
+    *,
+    out: str,
+    title: str = "",
+    resamples: int = 1000,
+    attention: bool = False,
+) -> None:
+    """Write one HTML page about one run or several: scores with intervals, curves, subgroups, cases, tests, configuration.
+
+    Args:
+        runs: Folders of runs that have been evaluated.
+        out: HTML file to write.
+        title: Title of the page; by default the names of the runs.
+        resamples: Number of bootstrap resamples.
+        attention: Draw the attention of a ViT over the cases; this loads the checkpoints.
+    """
+    if not runs:
+        raise UserError("report: name at least one run")
+    print(page.report(runs, out, title=title, resamples=resamples, attention=attention))
+
+
+def data_show(
+    *, source: str = "synthetic", out: str = "sheet.png", count: int = 24, start: int = 0, data_dir: str = ""
+) -> None:
+    """Draw a contact sheet of a source with its labels.
+
+    Args:
+        source: A CSV file, a folder of images, tfds:NAME, array_record:FOLDER or synthetic, with options after commas.
+        out: Image file to write.
+        count: Number of images on the sheet.
+        start: Number of the first image.
+        data_dir: Folder of the data sets that `data build` wrote.
+    """
+    print(contact_sheet(named(source, data_dir=data_dir or DATA_DIR).source, out, count=count, start=start))
+
+
+def data_convert(
+    *,
+    source: str,
+    out: str,
+    size: int,
+    images: Literal["jpeg", "png"] = "jpeg",
+    quality: int = 95,
+    shard: int = 1024,
+    workers: int = 0,
+    data_dir: str = "",
+) -> None:
+    """Write a source as ArrayRecord shards of smaller images, which train faster; read them by array_record:FOLDER.
+
+    Args:
+        source: A CSV file, a folder of images, tfds:NAME, array_record:FOLDER or synthetic, with options after commas.
+        out: Folder to write.
+        size: Images are shrunk until their shorter side has this many pixels.
+        images: Format of the stored images; png is lossless.
+        quality: Quality of the JPEG images.
+        shard: Number of records in a file.
+        workers: Number of processes.
+        data_dir: Folder of the data sets that `data build` wrote.
+    """
+    chosen = named(source, data_dir=data_dir or DATA_DIR).source
+    print(write_shards(chosen, out, Sizing(size, images, quality), shard=shard, workers=workers))
+
+
+def data_build(name: Positional[str], /, *, from_dir: Annotated[str, arg(name="from")], data_dir: str = "") -> None:
+    """Write a public data set in the format of TensorFlow Datasets, from the folder that it was unpacked to.
+
+    Args:
+        name: Name of the data set: idrid, kermany_oct, ...
+        from_dir: Folder that the data set was unpacked to.
+        data_dir: Folder to write; read it by tfds:NAME.
+    """
+    print(build_data_set(name, from_dir, data_dir or DATA_DIR))
+
+
+VERBS: Mapping[str, Callable[..., None]] = {
+    "export": export,
+    "import": import_,
+    "synth": synth,
+    "explain": explain,
+    "report": report,
+    "data show": data_show,
+    "data convert": data_convert,
+    "data build": data_build,
+}
+
+
+def list_data_verbs() -> None:
+    """Print the verbs of `launch.py data` with the first line of their help."""
+    for name, function in VERBS.items():
+        if name.startswith("data "):
+            print(f"launch.py {name}: {(function.__doc__ or '').splitlines()[0]}")
