@@ -74,7 +74,7 @@ def test_edges_of_hiding():
     assert not empty["hidden"].any()
     chinese = words(["眼底未见糖尿病相关病灶各象限无微动脉瘤及出血"])[0]
     assert mask.words(chinese).max() > 8  # a run of Chinese is no single word
-    with pytest.raises(DataError, match="behind Tokenize"):
+    with pytest.raises(DataError, match="after Tokenize"):
         mask({"text": "words"}, stream(0, 0, "MaskWords", 0))
     with pytest.raises(DataError, match="rate is 0"):
         MaskWords(words, 0)
@@ -191,7 +191,7 @@ def test_a_tower_starts_from_a_bert(started, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, filled["text"], params["text"])
     assert filled["image"] is fresh["image"]
     with pytest.raises(UserError, match="shape"):
-        warm_start(tmp_path / "bert.safetensors", MaskedText(objective.text.clone(width=4)), ("text",)).init_from[0](
+        warm_start(tmp_path / "bert.safetensors", MaskedText(objective.text.clone(width=4), 6), ("text",)).init_from[0](
             fresh
         )
     write_safetensors({"a": np.zeros(2)}, tmp_path / "other.safetensors")
