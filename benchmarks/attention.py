@@ -1,9 +1,10 @@
-"""Self-attention by every path of fundax/encoders/attention.py: forward and backward, as a tower of CLIP or BERT calls it.
+"""Time self-attention, forward and backward, with every implementation of fundax/encoders/attention.py.
 
     python benchmarks/attention.py                        # 197 to 1,025 tokens of ViT-B heads, fp32 on a CPU
     python benchmarks/attention.py --dtype bfloat16 --batch 64 --heads 16 --width 64    # a GPU or TPU
 
-Median milliseconds of runs in turn, and as a ratio to "plain"; a path this machine cannot take says so.
+Prints median milliseconds of alternated runs, and the ratio to "plain". An implementation that this machine lacks is
+shown as "not here".
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fundax.types import UserError
 
 
 def step(path, shape: tuple[int, ...], dtype: str):
-    """A compiled gradient with respect to queries, keys and values of this shape; None where the path is not to be had."""
+    """The compiled gradient with respect to queries, keys and values of this shape; None if this machine lacks the path."""
     arrays = [jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(3)]
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -35,7 +36,7 @@ def step(path, shape: tuple[int, ...], dtype: str):
 
 
 def medians(steps: dict, repeats: int) -> dict[str, float]:
-    """Seconds of each, run in turn, after one uncounted run."""
+    """Median seconds of each step over alternated runs, after one warm-up run."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, run in steps.items():
@@ -54,18 +55,18 @@ def main(
     repeats: int = 5,
     keep: bool = True,
 ) -> None:
-    """`width` is that of a head; --no-keep leaves docs/performance.md alone."""
+    """Time every path; `width` is the width of a head. --no-keep does not write benchmarks/results."""
     rows = []
     for n in tokens:
         made = {path: step(path, (batch, n, heads, width), dtype) for path in PATHS}
         seconds = medians({name: run for name, run in made.items() if run}, repeats)
-        said = [
+        cells = [
             f"{1000 * seconds[p]:.1f} ({seconds[p] / seconds['plain']:.2f})" if p in seconds else "not here"
             for p in PATHS
         ]
-        rows.append([str(n), *said])
+        rows.append([str(n), *cells])
     title = f"Forward and backward, ms (ratio to plain): batch {batch}, {heads} heads of {width}, {dtype}"
-    record("Attention", [Table(title, ("tokens", *PATHS), rows)], keep=keep)
+    record("attention", [Table(title, ("tokens", *PATHS), rows)], keep=keep)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,31 @@
-"""Does a ViT look at lesions: python benchmarks/attention_in_lesions.py --run runs/visionfm [--eyes 20] [--size 256]
+"""Measure how much of a ViT's attention falls inside lesions.
 
-Procedural eyes of each condition, with the true masks of their lesions. For every eye: the share of the class token's
-attention (last block, mean of heads; and rollout) that lies in lesions, against their share of the area, both within the
-field of view. Their ratio is 1 where attention does not care. Prints, per condition, the mean shares and the ratio of
-the means with a 95 % interval over eyes, and the same ratio for the encoder with random weights.
+    python benchmarks/attention_in_lesions.py --run runs/visionfm [--eyes 20] [--size 256]
+
+Uses synthetic eyes of each condition, with lesion masks. For each eye: the share of the class token's attention (mean of
+the heads in the last block, and rollout) inside lesions, and the lesions' share of the area, both within the field of
+view. A ratio of 1 means that attention ignores lesions. Prints the mean shares per condition, the ratio of the means
+with a 95 % interval over eyes, and the ratio of an encoder with random weights.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
+from record import Table, record
 from rich.progress import track
-from rich.table import Table
 
 from data_pipelines.images import load
 from data_pipelines.synthetic.sources import CONDITIONS, LESIONS, Eyes
 from data_pipelines.transforms.steps import preprocess
 from fundax.inference.explain import Looker, inside, over_photograph, read_looker
 
-DRAWS = 2000  # of the bootstrap
+DRAWS = 2000  # bootstrap resamples
 KINDS = ("mean", "rollout")
 
 
@@ -35,7 +37,7 @@ def fresh(looker: Looker, seed: int = 0) -> Looker:
 
 
 def shares(lookers: dict[str, Looker], condition: str, eyes: int, size: int) -> dict[str, np.ndarray]:
-    """Per looker and kind f64 [n 2]: (attention in lesions, their area), for the eyes that have lesions."""
+    """For each encoder and map f64 [n 2]: (attention in lesions, their area), for eyes with lesions."""
     source = Eyes(eyes, start=4_000_000, size=size, conditions=(condition,), masks=True)
     records = [source[row] for row in range(eyes)]
     photographs = [load(record.views[0].image) for record in records]
@@ -72,32 +74,34 @@ def _cell(pairs: np.ndarray) -> str:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure every condition."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", required=True)
-    parser.add_argument("--checkpoint", default="latest")
-    parser.add_argument("--eyes", type=int, default=20, help="of each condition")
-    parser.add_argument("--size", type=int, default=256, help="pixels of the photographs and masks")
+    parser.add_argument("--run", required=True, help="run whose image encoder is a ViT")
+    parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
+    parser.add_argument("--eyes", type=int, default=20, help="number of eyes per condition")
+    parser.add_argument("--size", type=int, default=256, help="image and mask size in pixels")
+    parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
     own = parser.parse_args()
-    learnt = read_looker(own.run, own.checkpoint)
-    lookers = {"learnt": learnt, "random": fresh(learnt)}
+    trained = read_looker(own.run, own.checkpoint)
+    lookers = {"trained": trained, "random": fresh(trained)}
     heads = ("condition", "eyes", "area %", "attention %", "ratio", "ratio, rollout", "ratio, random weights")
-    table = Table(*heads, title=f"attention in lesions, {own.run} step {learnt.step}")
+    rows: list[tuple[str, ...]] = []
     every: list[dict[str, np.ndarray]] = []
     for condition in track(CONDITIONS, "conditions", transient=True):
         found = shares(lookers, condition, own.eyes, own.size)
-        pairs = found["learnt mean"]
+        pairs = found["trained mean"]
         if not len(pairs):
-            table.add_row(condition, "0", "-", "-", "-", "-", "-")
+            rows.append((condition, "0", "-", "-", "-", "-", "-"))
             continue
         every.append(found)
-        columns = (_cell(found[name]) for name in ("learnt mean", "learnt rollout", "random mean"))
-        table.add_row(condition, str(len(pairs)), *(f"{100 * x:.1f}" for x in pairs.mean(0)[::-1]), *columns)
+        columns = (_cell(found[name]) for name in ("trained mean", "trained rollout", "random mean"))
+        rows.append((condition, str(len(pairs)), *(f"{100 * x:.1f}" for x in pairs.mean(0)[::-1]), *columns))
     together = {name: np.concatenate([found[name] for found in every]) for name in every[0]}
-    columns = (_cell(together[name]) for name in ("learnt mean", "learnt rollout", "random mean"))
-    means = together["learnt mean"].mean(0)[::-1]
-    table.add_row("all", str(len(together["learnt mean"])), *(f"{100 * x:.1f}" for x in means), *columns)
-    Console(width=140).print(table)
+    columns = (_cell(together[name]) for name in ("trained mean", "trained rollout", "random mean"))
+    means = together["trained mean"].mean(0)[::-1]
+    rows.append(("all", str(len(together["trained mean"])), *(f"{100 * x:.1f}" for x in means), *columns))
+    title = f"Attention inside lesions, step {trained.step} (95 % interval over eyes)"
+    record(f"attention_in_lesions_{Path(own.run).name}", [Table(title, heads, rows)], keep=not own.no_keep)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How long one waits for a fresh process: imports, help, the first step, the first prediction.
+"""Measure the start-up time of a new process: imports, help, first training step, first prediction.
 
     python benchmarks/cold_start.py
 
-Every row is processes of their own, in turn, medians; `cpu` is their processor time, which a busy machine disturbs less.
-A first step is `launch.py train configs/mm_fundus_clip.py --smoke` from start to end with one step, with an empty
-compilation cache and again with the one that left; a prediction loads that run.
+Every row runs its own processes, alternated; medians are shown. `cpu` is processor time, which a busy machine affects
+less. The first step is `launch.py train configs/mm_fundus_clip.py --smoke --steps 1`, with an empty compilation cache and
+again with a filled one; the prediction loads that run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ load(sys.argv[1]).zero_shot([np.zeros((32, 32, 3), np.uint8)], ["healthy", "glau
 
 
 def seconds(command: list[str], cache: str) -> tuple[float, float]:
-    """(wall, processor) time of one process; its output is shown if it fails."""
+    """(wall, processor) seconds of one process. Its output is shown if it fails."""
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     env["PYTHONPATH"] = str(REPO)
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -52,7 +52,7 @@ def in_turn(commands: dict[str, list[str]], cache: str, repeats: int) -> dict[st
 
 
 def main(repeats: int = 3, keep: bool = True) -> None:
-    """--no-keep leaves docs/performance.md alone."""
+    """Run every process `repeats` times. --no-keep does not write benchmarks/results."""
     with tempfile.TemporaryDirectory() as scratch:
         cache, runs = f"{scratch}/cache", iter(range(99))
         imports = {
@@ -71,20 +71,20 @@ def main(repeats: int = 3, keep: bool = True) -> None:
                 "--smoke",
                 "--steps",
                 "1",
-                "--val-fraction",
-                "0",
+                "--fractions",
+                "1",
             ]
             return seconds([*words, "--workdir", f"{scratch}/{next(runs)}"], cache)
 
-        found["first step, nothing compiled before"] = np.array(first_step())
-        found["first step, again"] = np.median([first_step() for _ in range(repeats)], axis=0)
+        found["first step, empty cache"] = np.array(first_step())
+        found["first step, filled cache"] = np.median([first_step() for _ in range(repeats)], axis=0)
         predict = ["-c", PREDICT, f"{scratch}/0"]
-        found["first prediction, nothing compiled before"] = np.array(seconds(predict, cache))
-        found["first prediction, again"] = np.median([seconds(predict, cache) for _ in range(repeats)], axis=0)
+        found["first prediction, empty cache"] = np.array(seconds(predict, cache))
+        found["first prediction, filled cache"] = np.median([seconds(predict, cache) for _ in range(repeats)], axis=0)
     jax = found["import jax"][1]
     rows = [[name, f"{wall:.2f}", f"{cpu:.2f}", f"{cpu / jax:.2f}"] for name, (wall, cpu) in found.items()]
     title = f"Fresh processes, medians of {repeats}"
-    record("Cold start", [Table(title, ("what", "wall s", "cpu s", "cpu / import jax"), rows)], keep=keep)
+    record("cold_start", [Table(title, ("what", "wall, s", "processor, s", "processor / import jax"), rows)], keep=keep)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""python benchmarks/coverage.py
+"""Measure how often 95 % intervals of an AUC contain the true value.
 
-How often a 95 % interval of an AUC holds the truth: 2,000 patients with two eyes each, drawn again and again.
-Prints the share for DeLong over patients, DeLong that takes eyes for independent, and the bootstrap over patients.
+    python benchmarks/coverage.py
+
+Draws 2,000 patients with two eyes each, many times. Compares DeLong over patients, DeLong with eyes as if independent, and
+the bootstrap over patients.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from record import Table, record
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -22,9 +25,9 @@ from fundax.metrics.statistics import auc_interval, bootstrap_weighted
 
 
 def eyes(rng: np.random.Generator, patients: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, scores and patients of two eyes each: both diseased or both healthy in most, and alike in their scores.
+    """Labels, scores and patients of two correlated eyes each; in most patients both eyes have the same label.
 
-    A score is N(label, 1), whoever the patient is, so that the AUC is Phi(1 / sqrt 2).
+    Scores are N(label, 1), so the AUC is Phi(1 / sqrt 2).
     """
     first = rng.random(patients) < 0.3
     second = np.where(rng.random(patients) < 0.8, first, rng.random(patients) < 0.3)
@@ -37,17 +40,18 @@ def eyes(rng: np.random.Generator, patients: int) -> tuple[np.ndarray, np.ndarra
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[2])
     parser.add_argument("--patients", type=int, default=2000)
-    parser.add_argument("--samples", type=int, default=500, help="data sets")
-    parser.add_argument("--bootstrapped", type=int, default=500, help="of these, how many for the bootstrap")
+    parser.add_argument("--samples", type=int, default=500, help="number of data sets")
+    parser.add_argument("--bootstrapped", type=int, default=500, help="number of data sets for the bootstrap")
     parser.add_argument("--resamples", type=int, default=500)
+    parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
     use = parser.parse_args()
     truth, start = 0.5 * math.erfc(-1 / 2), time.process_time()
-    held = {"DeLong, patients": [], "DeLong, eyes as if independent": [], "bootstrap, patients": []}
+    held = {"DeLong, patients": [], "DeLong, eyes as independent": [], "bootstrap, patients": []}
     for number in range(use.samples):
         labels, scores, patients = eyes(np.random.default_rng(number), use.patients)
         found = {
             "DeLong, patients": auc_interval(labels, scores, patients=patients),
-            "DeLong, eyes as if independent": auc_interval(labels, scores),
+            "DeLong, eyes as independent": auc_interval(labels, scores),
         }
         if number < use.bootstrapped:
             settings = {"patients": patients, "resamples": use.resamples, "seed": number}
@@ -56,11 +60,11 @@ def main() -> None:
             )
         for name, estimate in found.items():
             held[name].append(estimate.low <= truth <= estimate.high)
-    for name, inside in held.items():
-        error = math.sqrt(0.95 * 0.05 / len(inside))
-        print(
-            f"{name}: {np.mean(inside):.3f} of {len(inside)} intervals hold the truth (Monte-Carlo error {error:.3f})"
-        )
+    rows = [
+        (name, f"{np.mean(inside):.3f}", f"{math.sqrt(0.95 * 0.05 / len(inside)):.3f}") for name, inside in held.items()
+    ]
+    title = f"Share of 95 % intervals that contain the true AUC, {use.samples} data sets of {use.patients} patients"
+    record("coverage", [Table(title, ("interval", "share", "Monte-Carlo error"), rows)], keep=not use.no_keep)
     print(f"{time.process_time() - start:.0f} s of processor time")
 
 

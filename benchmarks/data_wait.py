@@ -1,8 +1,10 @@
-"""The share of time a training run waits for its data, from ArrayRecord shards: python benchmarks/data_wait.py
+"""Measure the share of time that a training run waits for data from ArrayRecord shards.
 
-Writes synthetic photographs of 320 px as shards of 256 px, and trains a small CLIP (ViT of 4 layers, width 192, 224 px)
-from them with the published augmentation, once with threads and once with a worker process. Prints `train/data_wait` as
-the trainer logs it. A model of this size on a CPU leaves much time for reading; an accelerator is fed by more workers.
+    python benchmarks/data_wait.py
+
+Writes synthetic photographs of 320 px as shards of 256 px and trains a small CLIP (ViT of 4 layers, width 192, 224 px) on
+them with the published augmentation, once with threads and once with a worker process. Prints `train/data_wait` as the
+trainer logs it. A model of this size on a CPU leaves much time for reading; an accelerator needs more workers.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from fundax.train import fit
 
 
 def recipe(shards: Path, workers: int, batch: int, steps: int) -> Recipe:
-    """The run that is measured."""
+    """The measured run."""
     words = tokenizers.bundled(context=48)
     chain = (SingleView(size_hint=None), *extra_aug(224), Tokenize(words), Select(("image", "text")))
     return Recipe(
@@ -46,7 +48,7 @@ def recipe(shards: Path, workers: int, batch: int, steps: int) -> Recipe:
 
 
 def measure(folder: Path, shards: Path, workers: int, batch: int, steps: int) -> tuple[float, float]:
-    """Medians of (images per second, share of time waited for data) over the rows the trainer logs."""
+    """Median (images per second, share of time spent waiting for data) over the logged rows."""
     fit(recipe(shards, workers, batch, steps), folder)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if "train/data_wait" in row]
@@ -55,15 +57,15 @@ def measure(folder: Path, shards: Path, workers: int, batch: int, steps: int) ->
 
 
 def main(batch: int = 16, steps: int = 10, images: int = 96, keep: bool = True) -> None:
-    """Both rows of the table, which `keep` adds to docs/performance.md."""
+    """Measure threads and a worker process. --no-keep does not write benchmarks/results."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         shards = convert(Eyes(images, size=320), Path(folder, "shards"), Sizing(256), shard=32)
         for workers in (0, 1):
             speed, wait = measure(Path(folder, str(workers)), shards, workers, batch, steps)
             rows.append(("a worker process" if workers else "threads of the trainer", f"{speed:.1f}", f"{wait:.1%}"))
-    title = f"Training from ArrayRecord shards, batch {batch}, medians of the rows that the trainer logs"
-    record("Waiting for data", [Table(title, ("reading", "images/s", "data wait"), rows)], keep=keep)
+    title = f"Training from ArrayRecord shards, batch {batch}, medians of the logged rows"
+    record("data_wait", [Table(title, ("reading", "images/s", "data wait"), rows)], keep=keep)
 
 
 if __name__ == "__main__":

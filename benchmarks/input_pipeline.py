@@ -1,11 +1,11 @@
-"""Images per second of the input pipeline, beside a torch DataLoader with Pillow: 512 px JPEG to 224 px, batched.
+"""Compare the input pipeline with a torch DataLoader and Pillow: 512 px JPEG to 224 px, batched. Needs torch.
 
     python benchmarks/input_pipeline.py                    # in one process, and in 2 worker processes
     python benchmarks/input_pipeline.py --workers 8 --images 512
 
-Both read the same files and make the same uint8 batches [64 224 224 3], bicubic and antialiased. The loader's second
-row uses Pillow's `draft`, which also decodes at a reduced scale but is asked for by nobody's default transform.
-Rounds are alternated; medians are shown. CPU time is that of all processes, start-up excluded (Linux). Needs torch.
+Both read the same files and make the same uint8 batches [64 224 224 3], bicubic and antialiased. The second DataLoader row
+uses Pillow's `draft`, which also decodes at a reduced scale but is not part of default transforms. Rounds are alternated;
+medians are shown. CPU time is that of all processes without start-up (Linux).
 """
 
 from __future__ import annotations
@@ -14,22 +14,19 @@ import functools
 import io
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
+from record import Table, record
 
 from data_pipelines import pipeline
 from data_pipelines.images import load
@@ -49,7 +46,7 @@ Batches = Iterator[Any]
 
 @dataclass(frozen=True)
 class Files:
-    """The same list for both: a source of records, and a torch data set by `PillowFiles`."""
+    """The files of both pipelines: a source of records here, a torch data set in `PillowFiles`."""
 
     paths: tuple[Path, ...]
 
@@ -62,7 +59,7 @@ class Files:
 
 @dataclass(frozen=True)
 class PillowFiles:
-    """What a torch user writes: open, convert, resize."""
+    """A torch data set that opens, converts and resizes with Pillow."""
 
     paths: tuple[Path, ...]
     draft: bool = False
@@ -87,9 +84,9 @@ def write_images(folder: Path, count: int) -> tuple[Path, ...]:
     """`count` synthetic fundus photographs of 512 px as JPEG, quality 90."""
     patients = Patients(count, seed=0, size=SIZE)
     paths = tuple(folder / f"{i:04d}.jpg" for i in range(count))
-    for record, path in zip((patients[i] for i in range(count)), paths, strict=True):
+    for patient, path in zip((patients[i] for i in range(count)), paths, strict=True):
         buffer = io.BytesIO()
-        Image.fromarray(load(record.views[0].image)).save(buffer, "JPEG", quality=90)
+        Image.fromarray(load(patient.views[0].image)).save(buffer, "JPEG", quality=90)
         path.write_bytes(buffer.getvalue())
     return paths
 
@@ -135,7 +132,7 @@ def measure(batches: Batches, count: int) -> tuple[float, float]:
 
 
 def compare(paths: tuple[Path, ...], workers: int, rounds: int, count: int) -> dict[str, tuple[float, float]]:
-    """Medians by name. Each pipeline runs alone: it is started, warmed up, measured and closed in every round."""
+    """Medians by name. In every round each pipeline is started, warmed up, measured and closed by itself."""
     runs: dict[str, Callable[[], Batches]] = {
         "DataLoader, Pillow": functools.partial(loader, paths, workers),
         "DataLoader, Pillow draft": functools.partial(loader, paths, workers, draft=True),
@@ -145,7 +142,7 @@ def compare(paths: tuple[Path, ...], workers: int, rounds: int, count: int) -> d
     for _ in range(rounds):
         for name, start in runs.items():
             batches = start()
-            for _ in range(2 + 3 * workers):  # past start-up and what was read ahead
+            for _ in range(2 + 3 * workers):  # warm-up: start-up and prefetched batches
                 next(batches)
             found[name].append(measure(batches, count))
             batches.close()  # type: ignore[attr-defined]
@@ -162,10 +159,9 @@ def difference(paths: tuple[Path, ...]) -> float:
     return float(np.mean([np.abs(step({"image": a}, rng)["image"].astype(int) - b).mean() for a, b in pairs]))
 
 
-def main(workers: int = 2, images: int = 256, rounds: int = 3, batches: int = 12) -> None:
-    """Print the table. `--workers`: processes in its second half; `--images`: files written (and kept in cache)."""
-    console = Console()
-    table = Table("workers", "pipeline", "images/s", "images/s of CPU", "ratio (CPU)")
+def main(workers: int = 2, images: int = 256, rounds: int = 3, batches: int = 12, keep: bool = True) -> None:
+    """Compare without workers and with `workers` processes, on `images` files. --no-keep does not write results."""
+    columns, rows = ("workers", "pipeline", "images/s", "images/s of processor time", "ratio"), []
     with tempfile.TemporaryDirectory() as folder:
         paths = write_images(Path(folder), images)
         size = sum(path.stat().st_size for path in paths) / len(paths) / 1024
@@ -173,12 +169,11 @@ def main(workers: int = 2, images: int = 256, rounds: int = 3, batches: int = 12
             found = compare(paths, processes, rounds, batches)
             slow = found["DataLoader, Pillow"][1]
             for name, (wall, cpu) in found.items():
-                table.add_row(f"{processes}", name, f"{wall:.0f}", f"{cpu:.0f}", f"{cpu / slow:.2f}x")
+                rows.append((f"{processes}", name, f"{wall:.0f}", f"{cpu:.0f}", f"{cpu / slow:.2f}"))
         gap = difference(paths)
-    table.title = f"{SIZE} px JPEG ({size:.0f} KB) to {TARGET} px, batches of {BATCH}"
-    console.print(table)
-    console.print(f"mean difference from Pillow's full decode: {gap:.2f} of 255")
-    console.print(f"{os.cpu_count()} cores, {platform.machine()}; {date.today()}; {' '.join(sys.argv)}")
+    title = f"{SIZE} px JPEG ({size:.0f} KB) to {TARGET} px, batches of {BATCH}; "
+    title += f"mean difference from Pillow's full decode {gap:.2f} of 255"
+    record("input_pipeline", [Table(title, columns, rows)], keep=keep)
 
 
 if __name__ == "__main__":

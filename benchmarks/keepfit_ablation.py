@@ -1,21 +1,18 @@
-"""What the parts of KeepFIT V2 are worth on synthetic eyes: a table of zero-shot and five-shot AUC, by arm.
+"""Ablation of KeepFIT V2 on synthetic eyes: zero-shot and five-shot AUC of each variant.
 
-    python benchmarks/keepfit_ablation.py                  # three seeds; prints the table, appends it to docs/keepfit.md
-    python benchmarks/keepfit_ablation.py --smoke          # every part once, in a minute; nothing is appended
+    python benchmarks/keepfit_ablation.py                  # three seeds
+    python benchmarks/keepfit_ablation.py --smoke          # every variant once, in a minute; writes no results
 
-The public part has categories alone, of ten conditions, a fifth of them wrong. The elite part is a twentieth as many
-patients with a full report each, of fourteen conditions: four are absent from the public part. Everything is judged
-on patients nobody has learnt from, by the macro AUC over the ten and over the four.
+The public part has categories only, of ten conditions, a fifth of them wrong. The elite part is a twentieth as many
+patients, with reports, of fourteen conditions: four are absent from the public part. All variants are scored on unseen
+patients by the macro AUC over the ten and over the four conditions.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from record import Table, record
 from rich.console import Console
 
 from data_pipelines.language import knowledge, tokenizers
@@ -46,7 +44,7 @@ from fundax.objectives.masked_text import MaskedText
 from fundax.objectives.vector_quantize import VectorQuantize
 from fundax.optim import MAX_LOG_SCALE, adamw, clip_params, cosine
 
-ABSENT = ("retinal detachment", "pathologic myopia", "macular hole", "cataract")  # from the public part
+ABSENT = ("retinal detachment", "pathologic myopia", "macular hole", "cataract")  # absent from the public part
 PRESENT = tuple(name for name in CONDITIONS if name not in ABSENT)
 DOCS = Path(__file__).parent.parent / "docs" / "keepfit.md"
 COLUMNS = ("zero-shot, known", "zero-shot, absent", "5-shot, known", "5-shot, absent")
@@ -54,10 +52,10 @@ COLUMNS = ("zero-shot, known", "zero-shot, absent", "5-shot, known", "5-shot, ab
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is; the whole takes some minutes on two cores."""
+    """Sizes of data, model and training; the default takes some minutes on two cores."""
 
     patients: int = 1200
-    test: int = 30  # of each condition
+    test: int = 30  # eyes per condition
     side: int = 48
     width: int = 64
     depth: int = 3
@@ -71,26 +69,26 @@ class Scale:
 
 @dataclass(frozen=True)
 class Arm:
-    """A row of the table."""
+    """A variant: its objective, and whether its text tower is pretrained."""
 
     name: str
-    objective: Any  # None: parameters as they are drawn
+    objective: Any  # None: untrained
     masked_text: bool = False
 
 
 @dataclass(frozen=True)
 class Eyesight:
-    """Images with what is known of them."""
+    """Images with labels, categories, reports and appearances."""
 
     image: np.ndarray  # u8 [N h w 3]
-    label: np.ndarray  # i32 [N], of CONDITIONS
-    category: tuple[str, ...]  # as given, noise included
+    label: np.ndarray  # i32 [N], index of CONDITIONS
+    category: tuple[str, ...]  # with label noise
     report: np.ndarray  # i32 [N L]
     appearance: np.ndarray  # f32 [N A]
 
 
 def arms(base: FLAIR, words: tokenizers.Tokenizer, appearance: int) -> list[Arm]:
-    """The rows, in the order of the table."""
+    """All variants, in the order of the table."""
     v2 = partial(KeepFIT, base, appearance=appearance, by_status=True)
     decoder = ReportDecoder(words.vocab_size, words.context - 1, 64, 1, 2, 128, bos=words.start, eos=words.end,
                             pad=words.pad)  # fmt: skip
@@ -108,7 +106,7 @@ def arms(base: FLAIR, words: tokenizers.Tokenizer, appearance: int) -> list[Arm]
 
 
 def look_at(source: Any, words: tokenizers.Tokenizer, side: int) -> Eyesight:
-    """All pictures of a Diagnosed source, made once."""
+    """All images of a Diagnosed source, rendered once."""
     names = source.source.classes
     records = [source[row] for row in range(len(source))]
     return Eyesight(
@@ -121,34 +119,34 @@ def look_at(source: Any, words: tokenizers.Tokenizer, side: int) -> Eyesight:
 
 
 def batches(public: Eyesight, elite: Eyesight, captions: dict[str, np.ndarray], size: int, seed: int) -> Iterator[dict]:
-    """Public and elite halves of a step for ever; a category is said in a way drawn from what is known of it."""
+    """Endless batches with public and elite halves; the caption of a category is drawn from the knowledge base."""
     rng = np.random.default_rng(seed)
     ids = np.array([category_id(name) for name in public.category])
     healthy = [np.array([status((name,)) for name in part.category], np.int32) for part in (public, elite)]
     while True:
         order = rng.permutation(len(public.image))
         for at in range(0, len(order) - size + 1, size):
-            rows, told = order[at : at + size], rng.integers(len(elite.image), size=size)
-            said = [captions[public.category[row]] for row in rows]
+            rows, chosen = order[at : at + size], rng.integers(len(elite.image), size=size)
+            phrasings = [captions[public.category[row]] for row in rows]
             image = public.image[rows].copy()
             mirrored = rng.random(size) < 0.5
             image[mirrored] = image[mirrored, :, ::-1]
             yield {
                 "image": image,
-                "text": np.stack([ways[rng.integers(len(ways))] for ways in said]),
+                "text": np.stack([ways[rng.integers(len(ways))] for ways in phrasings]),
                 "category": ids[rows],
                 "status": healthy[0][rows],
                 "appearance": public.appearance[rows],
-                "elite/image": elite.image[told],
-                "elite/text": elite.report[told],
-                "elite/status": healthy[1][told],
-                "elite/appearance": elite.appearance[told],
+                "elite/image": elite.image[chosen],
+                "elite/text": elite.report[chosen],
+                "elite/status": healthy[1][chosen],
+                "elite/appearance": elite.appearance[chosen],
             }
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def update(objective: Any, rates: tuple[float, int], state: tuple, batch: dict, key: jax.Array) -> tuple:
-    """One step of AdamW; state is (step, parameters, extra, optimizer)."""
+    """One step of AdamW. `state` is (step, parameters, extra, optimizer)."""
     step, params, extra, opt = state
     rng = jax.random.fold_in(key, step)
     (_, (extra, metrics)), grads = jax.value_and_grad(objective.loss, has_aux=True)(params, extra, batch, rng, step)
@@ -165,7 +163,7 @@ def _optimizer(objective: Any, lr: float, steps: int) -> optax.GradientTransform
 
 @partial(jax.jit, static_argnums=(0, 1))
 def started(objective: Any, rates: tuple[float, int], key: jax.Array, text_tower: Any) -> tuple:
-    """The state before the first step, with the text tower of stage 0 where there is one."""
+    """The initial state, with the text tower of stage 0 if given."""
     one = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in objective.batch_spec(1).items()}
     params, extra = objective.init(key, one)
     if text_tower is not None:
@@ -176,7 +174,7 @@ def started(objective: Any, rates: tuple[float, int], key: jax.Array, text_tower
 def fit(
     objective: Any, data: Iterator[dict], steps: int, seed: int, text_tower: Any = None, lr: float = 1e-3
 ) -> tuple[Any, Any]:
-    """Parameters and extra state after so many steps."""
+    """Parameters and extra state after `steps` steps."""
     key, rates = jax.random.key(seed), (lr, max(steps, 2))
     state = started(objective, rates, key, text_tower)
     wanted = objective.batch_spec(1)
@@ -203,7 +201,7 @@ def masked_text(base: FLAIR, words: tokenizers.Tokenizer, reports: tuple[str, ..
 
 
 def seen(parts: list[Eyesight], scale: Scale) -> tuple[list[Eyesight], int]:
-    """The parts with appearances by an autoencoder trained on the images of the first, and their length."""
+    """The parts with appearances from an autoencoder trained on the first part, and the width of an appearance."""
     coder = VectorQuantize(ImageEncoder((16, 32), 64), ImageDecoder((16, 32)), scale.side, codes=128)
 
     def pictures() -> Iterator[dict]:
@@ -219,14 +217,14 @@ def seen(parts: list[Eyesight], scale: Scale) -> tuple[list[Eyesight], int]:
 
 @partial(jax.jit, static_argnums=0)
 def forward(base: FLAIR, params: Any, extra: Any, batch: dict) -> dict[str, jax.Array]:
-    """What the evaluations read."""
+    """Outputs for the evaluations."""
     return base.forward(params, extra, batch)
 
 
 def judge(
     base: FLAIR, params: Any, extra: Any, test: Eyesight, pool: Eyesight, prompts: list[np.ndarray]
 ) -> list[float]:
-    """The four columns: zero-shot and five-shot macro AUC over PRESENT and over ABSENT, on `test`."""
+    """Zero-shot and five-shot macro AUC over PRESENT and over ABSENT, on `test`."""
 
     def features(part: Eyesight) -> dict[str, np.ndarray]:
         cut = [
@@ -247,7 +245,7 @@ def _macro(scores: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> fl
 
 
 def _few_shot(features: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Scores of FLAIR's linear probe on the pool's examples, five of each class."""
+    """Scores of FLAIR's linear probe trained on the pool, five examples per class."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -271,7 +269,7 @@ def balanced(start: int, each: int, scale: Scale, words: tokenizers.Tokenizer) -
 
 
 def measure(scale: Scale, seeds: int, only: str, console: Console) -> dict[str, np.ndarray]:
-    """Columns [seeds 4] of every arm."""
+    """Scores [seeds 4] of every variant."""
     words, known = tokenizers.bundled(scale.context), knowledge.bundled()
     tower = BERT(words.vocab_size, scale.context, scale.width, 2, 2, 2 * scale.width, dropout=0.0, pool="mean",
                  pool_layers=POOL_LAYERS)  # fmt: skip
@@ -294,40 +292,33 @@ def measure(scale: Scale, seeds: int, only: str, console: Console) -> dict[str, 
             state = fit(arm.objective or base, data, steps, seed, stage0 if arm.masked_text else None)
             row = judge(base, *state, test, pool, prompts)
             found.setdefault(arm.name, []).append(row)
-            said = "  ".join(f"{value:.3f}" for value in row)
-            console.print(f"seed {seed}  {arm.name:30} {said}  {time.perf_counter() - start:.0f} s")
+            scores = "  ".join(f"{value:.3f}" for value in row)
+            console.print(f"seed {seed}  {arm.name:30} {scores}  {time.perf_counter() - start:.0f} s")
     return {name: np.array(rows) for name, rows in found.items()}
 
 
-def table(found: dict[str, np.ndarray]) -> str:
-    """Mean and standard deviation over the seeds, as Markdown."""
-    lines = ["| arm | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
+def table(found: dict[str, np.ndarray], title: str) -> Table:
+    """Mean and standard deviation over the seeds."""
+    lines = []
     for name, rows in found.items():
         spread = rows.std(0, ddof=1) if len(rows) > 1 else np.zeros(len(COLUMNS))
         cells = [f"{mean:.3f} ± {sd:.3f}" for mean, sd in zip(rows.mean(0), spread, strict=True)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append((name, *cells))
+    return Table(title, ("variant", *COLUMNS), lines)
 
 
-def main(seeds: int = 3, scale: Scale = Scale(), only: str = "", smoke: bool = False, docs: Path = DOCS) -> None:
-    """Train and judge every arm (whose name holds `only`) with every seed; print the table, and append it if whole."""
+def main(seeds: int = 3, scale: Scale = Scale(), only: str = "", smoke: bool = False, keep: bool = True) -> None:
+    """Train and score every variant whose name contains `only`, with every seed. Writes results if all were run."""
     if smoke:
         seeds, scale = (
             1,
             Scale(patients=160, test=4, side=32, width=16, depth=1, batch=8, steps=3, mlm_steps=3, vq_steps=3),
         )
     console, start = Console(width=160), time.perf_counter()
-    text_table = table(measure(scale, seeds, only, console))
-    took = (time.perf_counter() - start) / 60
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    note = (
-        f"{date.today()}, {os.cpu_count()}-core {platform.machine()} CPU, {memory:.0f} GiB, jax {jax.__version__}, "
-        f"Python {platform.python_version()}, {took:.0f} minutes; {seeds} seeds, {scale}"
-    )
-    console.print(text_table + "\n\n" + note, soft_wrap=True, markup=False)
-    if not smoke and not only:
-        with docs.open("a", encoding="utf-8") as file:
-            file.write(f"\n{text_table}\n\n{note}\n")
+    found = measure(scale, seeds, only, console)
+    minutes = (time.perf_counter() - start) / 60
+    title = f"Macro AUC, mean ± standard deviation over {seeds} seeds; {minutes:.0f} minutes; {scale}"
+    record("keepfit_ablation", [table(found, title)], keep=keep and not smoke and not only)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Memory and time of a contrastive loss with its gradient: on global arrays, and as a ring.
+"""Measure memory and time of a contrastive loss with its gradient: dense and as a ring.
 
-    python benchmarks/loss_memory.py                                   # memory at 4k to 64k, compiled and never run
+    python benchmarks/loss_memory.py                                   # memory at 4k to 64k; compiled, not run
     python benchmarks/loss_memory.py --time --batches 2048 8192 32768  # and time
 
-Eight virtual CPU devices (or the accelerators there are). Memory is XLA's own count of temporaries per device; times are
-medians of runs of the two in turn, on the wall and of the processor over all threads, which a busy machine disturbs less.
+Uses eight virtual CPU devices, or the accelerators of this machine. Memory is XLA's count of temporaries per device. Times
+are medians of alternated runs: wall time, and processor time over all threads, which a busy machine affects less.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOSSES = {
 
 
 def compiled(loss, numbers: int, batch: int, width: int, mesh: Mesh):
-    """The compiled value-and-gradient of a loss on features whose rows are split over the devices."""
+    """Value and gradient of a loss, compiled for features whose rows are sharded over the devices."""
     rows = jax.ShapeDtypeStruct((batch, width), jnp.float32, sharding=batch_sharding(mesh))
     scalars = [jax.ShapeDtypeStruct((), jnp.float32)] * numbers
     with jax.set_mesh(mesh):
@@ -42,7 +42,7 @@ def compiled(loss, numbers: int, batch: int, width: int, mesh: Mesh):
 
 
 def memory_table(chosen: dict, batches: tuple[int, ...], width: int, mesh: Mesh) -> Table:
-    """Temporaries in MiB per device; the ratio is the plain loss's over the ring's."""
+    """Temporary memory in MiB per device, and the ratio of the dense loss to the ring."""
     rows = []
     for name, (plain, ringed, numbers) in chosen.items():
         for batch in batches:
@@ -54,7 +54,7 @@ def memory_table(chosen: dict, batches: tuple[int, ...], width: int, mesh: Mesh)
 
 
 def features(batch: int, width: int, mesh: Mesh) -> tuple:
-    """Image and text features that resemble each other, unit rows, split over the devices."""
+    """Correlated image and text features with unit rows, sharded over the devices."""
     keys = jax.random.split(jax.random.key(0))
     image = jax.random.normal(keys[0], (batch, width))
     text = image + 2 * jax.random.normal(keys[1], (batch, width))
@@ -63,7 +63,7 @@ def features(batch: int, width: int, mesh: Mesh) -> tuple:
 
 
 def seconds(steps: list, arguments: tuple, repeats: int) -> list[np.ndarray]:
-    """Medians of (wall, processor) seconds of alternated runs, after one uncounted run of each."""
+    """Median (wall, processor) seconds of alternated runs, after one warm-up run of each."""
     times: list[list[tuple[float, float]]] = [[] for _ in steps]
     for _ in range(repeats + 1):
         for step, its in zip(steps, times, strict=True):
@@ -74,7 +74,7 @@ def seconds(steps: list, arguments: tuple, repeats: int) -> list[np.ndarray]:
 
 
 def time_table(chosen: dict, batches: tuple[int, ...], width: int, repeats: int, mesh: Mesh) -> Table:
-    """Loss and gradients; the ratios are the ring's time over the plain loss's."""
+    """Time of loss and gradients; ratios are the ring over the dense loss."""
     rows = []
     for batch in batches:
         pair = features(batch, width, mesh)
@@ -82,8 +82,8 @@ def time_table(chosen: dict, batches: tuple[int, ...], width: int, repeats: int,
             arguments = (*pair, *(jnp.float32(x) for x in (20.0, -10.0)[:numbers]))
             steps = [compiled(f, numbers, batch, width, mesh) for f in (plain, ringed)]
             first, second = seconds(steps, arguments, repeats)
-            said = [f"{b / a:.2f} = {b:.2f} s / {a:.2f} s" for a, b in zip(first, second, strict=True)]
-            rows.append([name, f"{batch:,}", *said])
+            cells = [f"{b / a:.2f} = {b:.2f} s / {a:.2f} s" for a, b in zip(first, second, strict=True)]
+            rows.append([name, f"{batch:,}", *cells])
     title = f"Time of loss and gradients, width {width}, {mesh.size} devices, medians of {repeats}: ring / plain"
     return Table(title, ("loss", "batch", "wall", "processor"), rows)
 
@@ -96,11 +96,11 @@ def main(
     only: str = "",
     keep: bool = True,
 ) -> None:
-    """Memory at `batches`, or with --time their time; --only softmax or sigmoid; --no-keep leaves docs/performance.md alone."""
+    """Memory at `batches`, or time with --time, of one loss with --only. --no-keep does not write results."""
     chosen = {name: row for name, row in LOSSES.items() if only in ("", name)}
     mesh = make_mesh((-1, 1))
     table = time_table(chosen, batches, width, repeats, mesh) if time else memory_table(chosen, batches, width, mesh)
-    record("The contrastive loss", [table], keep=keep)
+    record("loss_time" if time else "loss_memory", [table], keep=keep)
 
 
 if __name__ == "__main__":

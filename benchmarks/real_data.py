@@ -1,11 +1,11 @@
-"""Linear probes and fine-tuning on public images, by folds that keep patients whole.
+"""Train linear probes and fine-tune on public images, with folds that keep patients together.
 
-    python benchmarks/real_data.py DIR --out runs/real [--init runs/visionfm]     IDRiD grades, HRF, Kermany's OCT scans
+    python benchmarks/real_data.py DIR --out runs/real [--init runs/visionfm]
 
-DIR holds idrid, hrf and kermany_oct_samples. Every fold is a run of configs/linear_probe.py or configs/finetune.py by a frozen
-split: one fold is the test part, the next one validation, which alone chooses the step. Test rows are scored once, by the
-model that saw none of their patients; the table has their macro AUC, accuracy and (grades) quadratic kappa, with 95 %
-intervals by a bootstrap over patients. Runs that are there already are not repeated.
+DIR contains idrid, hrf and kermany_oct_samples. Every fold is a run of configs/linear_probe.py or configs/finetune.py: one
+fold is the test split, the next one validation, which selects the step. Each row is scored once, by the model that saw
+none of its patients. Prints macro AUC, accuracy and, for grades, quadratic kappa, with 95 % intervals of a bootstrap over
+patients. Existing runs are not repeated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import json
 import os
 import sys
 import time
@@ -27,6 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 import numpy as np
+from record import Table, record
 
 from data_pipelines.sources.splits import folds, write_split
 from fundax.config import load
@@ -36,12 +36,12 @@ from fundax.metrics.weighted import class_aucs
 from fundax.train import fit
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-SETS = {  # column of the label, class names by its values, modality, grades
+SETS = {  # label column, class names by value, modality, whether classes are grades
     "idrid": ("retinopathy_grade", ("0", "1", "2", "3", "4"), "CFP", True),
     "hrf": ("category", ("h", "dr", "g"), "CFP", False),
     "kermany_oct_samples": ("class", ("CNV", "DME", "DRUSEN", "NORMAL"), "OCT", False),
 }
-# what a run of each method is given beside its data
+# config and arguments of each method
 METHODS = {
     "linear": ("linear_probe.py", ["--epochs", "60", "--copies", "4", "--lr", "4e-3", "--batch", "64"]),
     "finetune": ("finetune.py", []),
@@ -49,9 +49,9 @@ METHODS = {
 
 
 def prepared(root: Path, name: str, out: Path) -> tuple[str, list[str], np.ndarray]:
-    """A CSV with image, label and patient, as one word of --data; and patients and labels by row.
+    """The value of --data for a CSV file with image, label and patient; and patients and labels by row.
 
-    Patients are the publisher's where known; else a photograph is its own, and equal files are the same.
+    Where the publisher names no patients, each photograph counts as one, and equal files as the same one.
     """
     column, classes, modality, _ = SETS[name]
     with (root / name / "labels.csv").open(newline="", encoding="utf-8") as file:
@@ -73,7 +73,7 @@ def prepared(root: Path, name: str, out: Path) -> tuple[str, list[str], np.ndarr
 
 
 def splits(patients: list[str], labels: np.ndarray, count: int, out: Path, name: str) -> Iterator[Path]:
-    """A split file for each fold: it is the test part, the next fold validation, the others are learnt from."""
+    """A split file for each fold: the fold is the test split, the next one validation, the others training."""
     parts = folds(patients, labels, count)
     for k in range(count):
         path = out / f"{name}_fold{k}.json"
@@ -85,7 +85,7 @@ def splits(patients: list[str], labels: np.ndarray, count: int, out: Path, name:
 
 
 def run(method: str, word: str, split: Path, workdir: Path, more: list[str]) -> dict[str, np.ndarray]:
-    """labels, probabilities, index and patient of the test part, at the step that validation chose."""
+    """Labels, probabilities, index and patient of the test split, at the step that validation selected."""
     stored = workdir / "evals" / "test.npz"
     if not stored.is_file():
         config, own = METHODS[method]
@@ -117,27 +117,25 @@ def measured(rows: dict[str, np.ndarray], grades: bool) -> dict[str, Any]:
     return {name: bootstrap_weighted(metric, len(labels), patients=patients) for name, metric in metrics.items()}
 
 
-def table(found: list[tuple[str, str, str, int, dict[str, Any]]]) -> str:
-    """Markdown."""
-    lines = [
-        "| data | images | encoder | method | macro AUC | accuracy | quadratic kappa |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def table(found: list[tuple[str, str, str, int, dict[str, Any]]]) -> Table:
+    """One row per data set, encoder and method."""
+    columns, rows = ("data", "images", "encoder", "method", "macro AUC", "accuracy", "quadratic kappa"), []
     for name, encoder, method, count, values in found:
         cells = [str(values[key]) if key in values else "" for key in ("macro AUC", "accuracy", "kappa")]
-        lines.append(f"| {name} | {count} | {encoder} | {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append((name, str(count), encoder, method, *cells))
+    return Table("Folds that keep patients together; 95 % intervals by a bootstrap over patients", columns, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", default="", help="a run whose encoder is set beside a random one")
-    parser.add_argument("--folds", type=int, default=4)
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--smoke", action="store_true", help="three folds, three steps each")
+    parser.add_argument("root", type=Path, help="folder with idrid, hrf and kermany_oct_samples")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--init", default="", help="run whose encoder is compared with a random one")
+    parser.add_argument("--folds", type=int, default=4, help="number of folds")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="data sets")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="training methods")
+    parser.add_argument("--smoke", action="store_true", help="run three folds of three steps; write no results")
+    parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
@@ -155,15 +153,9 @@ def main() -> None:
                     parts.append(run(method, word, split, args.out / f"{split.stem}_{method}_{encoder}", more))
                 rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
                 found.append((name, encoder, method, len(rows["labels"]), measured(rows, grades)))
-                print(table(found[-1:]).splitlines()[-1], f"{time.time() - began:.0f} s", file=sys.stderr)
+                print(*table(found[-1:]).rows[0], f"{time.time() - began:.0f} s", file=sys.stderr)
                 np.savez(args.out / f"{name}_{method}_{encoder}.npz", **rows)  # pyright: ignore[reportArgumentType]
-    (args.out / "table.md").write_text(table(found) + "\n")
-    numbers = [
-        {"data": n, "encoder": e, "method": m, "images": c} | {k: (v.value, v.low, v.high) for k, v in d.items()}
-        for n, e, m, c, d in found
-    ]
-    (args.out / "table.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    print(table(found))
+    record("real_data", [table(found)], keep=not (args.smoke or args.no_keep))
 
 
 if __name__ == "__main__":

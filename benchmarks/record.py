@@ -1,46 +1,42 @@
-"""What a benchmark found: printed for the one who runs it, and kept in docs/performance.md with machine and date."""
+"""Print the tables of a benchmark, and write them as JSON that the documentation shows (benchmarks/results/NAME.json)."""
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as Printed
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of words under columns."""
+    """A title, column names, and rows of text."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def printed(self) -> Printed:
-        """For a terminal."""
+        """The table for a terminal."""
         table = Printed(*self.columns, title=self.title)
         for row in self.rows:
             table.add_row(*row)
         return table
 
-    def markdown(self) -> str:
-        """For the page."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return f"{self.title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
 
 def machine() -> str:
-    """'2 x86_64 cores, 24 GiB, Python 3.11, jax 0.10.2', with the accelerator where there is one."""
+    """'2 x86_64 cores, 24 GiB, Python 3.11.7, jax 0.10.2', with the accelerator if there is one."""
     import jax
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
@@ -50,30 +46,25 @@ def machine() -> str:
     return ", ".join([*parts, f"jax {version('jax')}"])
 
 
-def record(section: str, tables: Sequence[Table], *, keep: bool = True, page: Path = PAGE) -> None:
-    """Print the tables; with `keep`, add them to the page's `section`, the newest first."""
-    said = f"{machine()}; {datetime.date.today()}; load {os.getloadavg()[0]:.1f}"
-    command = "python " + " ".join([os.path.relpath(sys.argv[0], page.parent.parent), *sys.argv[1:]])
+def record(name: str, tables: Sequence[Table], *, keep: bool = True, results: Path = RESULTS) -> None:
+    """Print `tables`; with `keep`, write them to `results`/NAME.json with command, machine, date and system load.
+
+    The load is the number of running processes when the benchmark ended. Publish times only if it is not above the
+    number of cores.
+    """
+    found = {
+        "command": "python " + " ".join([os.path.relpath(sys.argv[0], RESULTS.parent.parent), *sys.argv[1:]]),
+        "machine": machine(),
+        "date": str(datetime.date.today()),
+        "load": round(os.getloadavg()[0], 1),
+        "tables": [asdict(table) for table in tables],
+    }
     console = Console(width=None if sys.stdout.isatty() else 160)
     for table in tables:
         console.print(table.printed())
-    console.print(said, highlight=False)
-    if not keep:
-        return
-    text = page.read_text() if page.exists() else "# Performance\n"
-    heading, block = f"## {section}\n", [f"`{command}` ({said})", *(table.markdown() for table in tables)]
-    if heading not in text:
-        text = text.rstrip() + f"\n\n{heading}"
-    before, after = text.split(heading)
-    intro, rest = _after_intro(after)
-    page.write_text(before + heading + intro + "\n" + "\n\n".join(block) + "\n" + rest)
-    console.print(f"kept in {page}")
-
-
-def _after_intro(body: str) -> tuple[str, str]:
-    """A section's own words, which stay on top, and the blocks of earlier runs, which open with a command."""
-    lines = body.splitlines(keepends=True)
-    for i, line in enumerate(lines):
-        if line.startswith(("`python ", "## ")):
-            return "".join(lines[:i]), "\n" + "".join(lines[i:])
-    return body if not body or body.endswith("\n") else body + "\n", ""
+    console.print(f"{found['machine']}; {found['date']}; load {found['load']}", highlight=False)
+    if keep:
+        results.mkdir(exist_ok=True)
+        path = results / f"{name}.json"
+        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        console.print(f"written to {path}")

@@ -1,11 +1,11 @@
-"""Weak scaling: as many images per device on more devices. Run on virtual CPU devices, or compiled for TPU slices.
+"""Measure weak scaling: as many images per device on more devices, on virtual CPU devices or compiled for TPU slices.
 
     python benchmarks/scaling.py                       # the real train step on 1, 2, 4, 8 virtual devices of this machine
     python benchmarks/scaling.py --compile v5e:2x4 v5e:4x4 v5e:8x8 v5e:16x16 --size B/16 --batch 128    # 8 to 256 chips
 
-Virtual devices share the cores: a perfect step of n devices takes n times as long, and the efficiency says what splitting
-the program costs, not what a link costs. Slices are compiled and not run (extra `tpu`): their efficiency is that of the
-roofline with nothing overlapped, minutes of compiling each.
+Virtual devices share the cores: with perfect scaling a step on n devices takes n times as long, so the efficiency shows
+the overhead of sharding, not of links. Slices are compiled, not run (extra `tpu`): their efficiency comes from the roofline
+with nothing overlapped. Each slice compiles for minutes.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ CONFIG = Path(__file__).parent.parent / "configs" / "mm_fundus_clip.py"
 
 
 def recipe_of(size: str, batch: int, mesh: tuple[int, ...]) -> Recipe:
-    """MM-Fundus-CLIP of this size (the smoke model without one) with a global batch."""
+    """MM-Fundus-CLIP of this size, or the smoke model, with a global batch."""
     argv = ["--size", size] if size else ["--smoke"]
     return replace(load(CONFIG, [*argv, "--batch", str(batch)])[0], batch=batch, mesh=mesh)
 
 
 def seconds_of_a_step(recipe: Recipe, steps: int) -> float:
-    """Median over `steps`, after one that compiles."""
+    """Median seconds over `steps` steps, after one that compiles."""
     mesh = meshes.make_mesh(recipe.mesh)
     rng = np.random.default_rng(0)
     batch = {
@@ -59,7 +59,7 @@ def seconds_of_a_step(recipe: Recipe, steps: int) -> float:
 
 
 def run_here(size: str, batch: int, steps: int) -> Table:
-    """1, 2, 4, ... devices of this machine."""
+    """Measure 1, 2, 4 and 8 devices of this machine."""
     counts = [n for n in (1, 2, 4, 8) if n <= len(jax.devices())]
     seconds = {n: seconds_of_a_step(recipe_of(size, n * batch, (n, 1)), steps) for n in counts}
     rows = [
@@ -71,7 +71,7 @@ def run_here(size: str, batch: int, steps: int) -> Table:
 
 
 def compile_slices(topologies: tuple[str, ...], size: str, batch: int) -> Table:
-    """One row per slice; a slice that the program does not fit says so."""
+    """Compile for every slice; a slice that is too small is shown as "does not fit"."""
     rows, first = [], 0.0
     for topology in topologies:
         mesh, _ = aot.target(recipe_of(size, batch, (-1, 1)), topology)
@@ -90,9 +90,9 @@ def compile_slices(topologies: tuple[str, ...], size: str, batch: int) -> Table:
 
 
 def main(compile: tuple[str, ...] = (), size: str = "", batch: int = 4, steps: int = 5, keep: bool = True) -> None:
-    """`batch` is that of one device; --no-keep leaves docs/performance.md alone."""
+    """`batch` is the batch of one device. --no-keep does not write benchmarks/results."""
     table = compile_slices(compile, size or "B/16", batch) if compile else run_here(size, batch, steps)
-    record("Weak scaling", [table], keep=keep)
+    record("scaling_slices" if compile else "scaling", [table], keep=keep)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""How near synthetic eyes come to real ones: python benchmarks/synthetic_images.py --images synthetic --encoder runs/quickstart
+"""Measure the Fréchet distance of synthetic eyes to real ones.
 
-`--images` is what `launch.py synth` wrote. The procedural eyes of data_pipelines.synthetic count as real here. Prints the
-Frechet distance, in the features of our own encoder, of held-out eyes to: other held-out eyes (the floor), the synthetic
-images, and the same eyes blurred and noised; the images should come below half of the last. Writes a contact sheet.
+    python benchmarks/synthetic_images.py --images synthetic --encoder runs/quickstart
+
+`--images` is a folder written by `launch.py synth`. The eyes of data_pipelines.synthetic count as real here. Prints the
+distance of held-out eyes, in the features of --encoder, to other held-out eyes (the lower bound), to the synthetic images, and to
+blurred and noised eyes; synthetic images should be below half of the blurred ones. Writes a contact sheet.
 """
 
 from __future__ import annotations
@@ -16,9 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-from rich.console import Console
+from record import Table, record
 from rich.progress import track
-from rich.table import Table
 
 from data_pipelines.images import load
 from data_pipelines.synthetic.sources import Eyes
@@ -29,8 +30,8 @@ from fundax.runtime.checkpoint import load_params
 from fundax.runtime.workdir import read_json
 from fundax.types import UserError
 
-FEATURES = ("features", "image_raw", "image_features")  # the first that the model's forward pass gives
-BLUR, NOISE = 1 / 32, 0.1  # of the eyes to be beaten: a Gaussian of this share of the side, noise of this of the range
+FEATURES = ("features", "image_raw", "image_features")  # the first of these outputs of the model is used
+BLUR, NOISE = 1 / 32, 0.1  # the compared eyes: Gaussian as a share of the side, noise as a share of the range
 LEVELS = ((BLUR / 2, NOISE / 2), (BLUR, NOISE), (2 * BLUR, 2 * NOISE))
 
 
@@ -67,7 +68,7 @@ def degraded(images: np.ndarray, blur: float, noise: float, seed: int = 0) -> np
 
 
 def read_images(folder: Path) -> np.ndarray:
-    """u8 [n h w 3] of a manifest's images. Raises UserError where one is not marked as synthetic."""
+    """Images u8 [n h w 3] of a manifest. Raises UserError for an image that is not marked as synthetic."""
     path = folder / "manifest.csv"
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected what `launch.py synth` writes")
@@ -79,7 +80,7 @@ def read_images(folder: Path) -> np.ndarray:
 
 
 def eyes(n: int, size: int, start: int) -> np.ndarray:
-    """u8 [n size size 3] of procedural eyes that no run has learnt from."""
+    """Rendered eyes u8 [n size size 3] that no run has been trained on."""
     return np.stack(list(_views(Eyes(n, size=size, start=start))))
 
 
@@ -89,7 +90,7 @@ def _views(source: Eyes) -> Iterator[np.ndarray]:
 
 
 def contact_sheet(drawn: np.ndarray, real: np.ndarray, path: Path, columns: int = 12, rows: int = 4) -> None:
-    """Synthetic images above, procedural eyes below a white line; each enlarged to at least 96 pixels."""
+    """Draw synthetic images above and rendered eyes below a white line, each enlarged to at least 96 pixels."""
     scale = max(96 // drawn.shape[1], 1)
     parts = [_grid(images[: columns * rows], columns, scale) for images in (drawn, real[: columns * 2])]
     line = np.full((8, parts[0].shape[1], 3), 255, np.uint8)
@@ -106,11 +107,12 @@ def _grid(images: np.ndarray, columns: int, scale: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=Path, required=True, help="folder of launch.py synth")
-    parser.add_argument("--encoder", required=True, help="a CLIP or VisionFM run")
-    parser.add_argument("--sheet", type=Path, default=Path("docs/pictures/synthetic_eyes.jpg"))
+    parser.add_argument("--images", type=Path, required=True, help="folder written by launch.py synth")
+    parser.add_argument("--encoder", required=True, help="CLIP or VisionFM run that computes the features")
+    parser.add_argument("--sheet", type=Path, default=Path("docs/pictures/synthetic_eyes.jpg"), help="contact sheet")
+    parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
     own = parser.parse_args()
     drawn, encode = read_images(own.images), Encoder(own.encoder)
     n, size = len(drawn), drawn.shape[1]
@@ -125,12 +127,12 @@ def main() -> None:
         name = f"blurred by {blur * size:.1f} px, noise {100 * noise:.0f} %"
         found[name] = frechet(held_out, encode(degraded(other, blur, noise)))
     bar = found[f"blurred by {BLUR * size:.1f} px, noise {100 * NOISE:.0f} %"]
-    table = Table("images", "Frechet distance", "of the blurred", title=f"{n} images of {size} px, {own.encoder}")
-    for name, value in found.items():
-        table.add_row(name, f"{value:.4f}", f"{value / bar:.2f}")
-    Console().print(table)
+    columns = ("images", "Fréchet distance", "relative to the blurred eyes")
+    rows = [(name, f"{value:.4f}", f"{value / bar:.2f}") for name, value in found.items()]
+    table = Table(f"Fréchet distance of {n} images of {size} px to held-out eyes", columns, rows)
+    record(f"synthetic_images_{Path(own.encoder).name}", [table], keep=not own.no_keep)
     verdict = "below" if found["synthetic images"] < bar / 2 else "NOT below"
-    print(f"synthetic images are {verdict} half of the blurred eyes'; contact sheet: {own.sheet}")
+    print(f"synthetic images are {verdict} half of the blurred eyes; contact sheet: {own.sheet}")
 
 
 if __name__ == "__main__":

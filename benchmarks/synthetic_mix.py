@@ -1,9 +1,11 @@
-"""Do synthetic images help a pretraining: python benchmarks/synthetic_mix.py --images synthetic --workdir runs/mix
+"""Test whether synthetic images help pretraining.
 
-VisionFM's pretraining (configs/visionfm.py, laptop preset) of `--real` procedural eyes of one modality, alone and mixed
-with synthetic images 1:1 and 1:5, all with equally many steps; then the frozen encoder is probed for the conditions of
-unseen patients. Prints macro AUC with the 95 % interval over patients of the difference to 1:0, whatever it says.
-`--images` is what `launch.py synth` wrote; a 1:k pretraining sees its first k * `--real` images.
+    python benchmarks/synthetic_mix.py --images synthetic --workdir runs/mix
+
+Runs VisionFM's pretraining (configs/visionfm.py, laptop preset) on `--real` eyes of one modality, alone and mixed with
+synthetic images 1:1 and 1:5, with the same number of steps, and probes the frozen encoder for the conditions of unseen
+patients. Prints macro AUC and the 95 % interval over patients of the difference to 1:0. `--images` is a folder written by
+`launch.py synth`; a 1:k pretraining uses its first k * `--real` images.
 """
 
 from __future__ import annotations
@@ -14,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from record import Table, record
 
 from data_pipelines.pipeline import Part, mix
 from data_pipelines.records import Record, Source
 from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.csv import csv_source
-from fundax.evals.probe import difference
 from fundax.config import load
+from fundax.evals.probe import difference
 from fundax.recipe import Intervals, Recipe
 from fundax.train import fit
 from fundax.types import UserError
@@ -55,18 +56,19 @@ def mixed(recipe: Recipe, synthetic: Source, real: int, k: int) -> Recipe:
 
 
 def main() -> None:
-    """Train, probe, print the table."""
+    """Train and probe every mix."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=Path, required=True, help="folder of launch.py synth")
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--real", type=int, default=200, help="procedural eyes to learn from")
-    parser.add_argument("--steps", type=int, default=150, help="of each pretraining")
-    parser.add_argument("--modality", default="fundus")
+    parser.add_argument("--images", type=Path, required=True, help="folder written by launch.py synth")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--real", type=int, default=200, help="number of rendered eyes for training")
+    parser.add_argument("--steps", type=int, default=150, help="optimizer steps of each pretraining")
+    parser.add_argument("--modality", default="fundus", help="modality of the images")
+    parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
     own, rest = parser.parse_known_args()
     synthetic = csv_source(own.images / "manifest.csv", columns={"modality": "modality"})
     if len(synthetic) < max(RATIOS) * own.real:
         raise UserError(f"{own.images} has {len(synthetic)} images; 1:{max(RATIOS)} needs {max(RATIOS) * own.real}")
-    argv = ["--preset", "laptop", "--modality", own.modality, "--patients", str(own.real), *rest]
+    argv = ["--preset", "laptop", "--modalities", own.modality, "--patients", str(own.real), *rest]
     batches = max(own.real // load("configs/visionfm.py", argv)[0].batch, 1)
     argv += ["--epochs", str(-(-own.steps // batches))]
     found = {}
@@ -77,13 +79,14 @@ def main() -> None:
         (path,) = (workdir / "evals").glob("probe_*.npz")
         with np.load(path, allow_pickle=False) as stored:
             found[k] = {name: stored[name] for name in ("labels", "patient", "logits")}
-    table = Table("real:synthetic", "macro AUC", "difference to 1:0", "95 % interval", title=f"{own.real} real eyes")
+    columns, rows = ("real:synthetic", "macro AUC", "difference to 1:0", "95 % interval"), []
     start = np.exp(found[0]["logits"])
     for k, one in found.items():
-        said = difference(one["labels"], one["patient"], start, np.exp(one["logits"]))
-        interval = f"{said['low']:+.3f} to {said['high']:+.3f}" if k else "-"
-        table.add_row(f"1:{k}", f"{said['second']:.3f}", f"{said['second'] - said['first']:+.3f}", interval)
-    Console().print(table)
+        gain = difference(one["labels"], one["patient"], start, np.exp(one["logits"]))
+        interval = f"{gain['low']:+.3f} to {gain['high']:+.3f}" if k else "-"
+        rows.append((f"1:{k}", f"{gain['second']:.3f}", f"{gain['second'] - gain['first']:+.3f}", interval))
+    title = f"{own.real} real eyes with k times as many synthetic ones, {own.steps} steps each"
+    record("synthetic_mix", [Table(title, columns, rows)], keep=not own.no_keep)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Synthetic eyes per second on one core, patient sampling included, masks not.
+"""Measure how many synthetic eyes one core renders per second, with sampling of patients and without masks.
 
 python benchmarks/synthetic_speed.py [--patients 40] [--sizes 96 224]
 """
@@ -18,12 +18,12 @@ TARGETS = {96: 150, 224: 40}  # images per second per core, averaged over modali
 
 
 def rate(modality: str, size: int, patients: int) -> tuple[float, float]:
-    """Images per second of processor time and of wall time, both eyes of every patient drawn; the best of five parts.
+    """Images per second of (processor, wall) time with both eyes of every patient; the best of five parts.
 
-    The best, because what slows a part down on a shared machine is not this program.
+    The best part, because other programs of a shared machine can only slow a part down.
     """
     source = Patients(5 * patients, seed=1, modalities=(modality,), size=size)
-    _ = source[0]  # the noise tiles are made once
+    _ = source[0]  # computes the noise tiles, which are cached
     rates = []
     for part in range(5):
         cpu, wall = time.process_time(), time.perf_counter()
@@ -34,12 +34,12 @@ def rate(modality: str, size: int, patients: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--patients", type=int, default=40, help="in each of five parts")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[96, 224])
+    parser.add_argument("--patients", type=int, default=40, help="number of patients in each of five parts")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[96, 224], help="image sizes in pixels")
     args = parser.parse_args()
     for size in args.sizes:
         rates = {m: rate(m, size, args.patients) for m in DRAWERS}
-        mean = len(rates) / sum(1 / cpu for cpu, _ in rates.values())  # as many images of each modality
+        mean = len(rates) / sum(1 / cpu for cpu, _ in rates.values())  # the same number of images of each modality
         parts = "  ".join(f"{m} {cpu:.0f}" for m, (cpu, _) in rates.items())
         wall = len(rates) / sum(1 / w for _, w in rates.values())
         goal = f", target {TARGETS[size]}" if size in TARGETS else ""

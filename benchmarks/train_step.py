@@ -1,26 +1,13 @@
-"""One contrastive training step of fundax beside transformers.CLIPModel in PyTorch, eager and compiled, on one machine.
+"""Compare one contrastive training step of fundax with transformers.CLIPModel in PyTorch, eager and compiled.
 
     python benchmarks/train_step.py                                          # ViT-S/16, 6 text layers, batch 8, fp32
     python benchmarks/train_step.py --size B/16 --batch 8 --text-depth 12    # or L/14, H/14-378; all text layers: 0
     python benchmarks/train_step.py --size B/16 --text-depth 0 --batch 256 --dtype bfloat16 --attention cudnn   # a GPU
 
-Forward, backward and AdamW in all; steps alternate in one process, so that a busy machine slows all of them, and medians
-are compared. The last column is that program's median over fundax's: above 1, fundax is faster. `cpu` is the processor
-time of a step over all threads, which a busy machine disturbs less. MFU is given where the chip is in fundax/roofline/chips.py.
-On an accelerator torch runs there too, under autocast to the same dtype; that path has not been run yet.
-
-What was tried on two CPU cores of a machine busy with other work (jax 0.10.2): processor seconds per step of the default
-setting, least of 9 in one process each, one process per row, load changing between them; to be repeated on a quiet one.
-    5.8  JAX's own gradient of x @ W
-    4.3  layers.product, whose gradient is written x^T g (kept)
-    4.7  the same, with g^T x transposed behind an optimization barrier where D_in > D_out; not told apart from 4.3
-Why it helps is not settled. In a trace of the first, 130 fused transposing copies took 1.8 of 6.4 s; alone, a stack of MLPs
-loses them with layers.product, but in a trace of the whole step 130 remain, the largest a recomputed QuickGELU read by
-columns for the gradient of fc2: still to be gained.
-Kept without a measurement of its own: the last block computes one row where only the pooled token is used (its other rows
-are dead code under jit), one packed product for q, k and v, donated state, unrolled layers (scan was 1.25 times slower in an
-earlier study; fast math, oneDNN, 512-bit vectors and the concurrency-optimised scheduler gained nothing there).
-Not tried yet: jax.nn.dot_product_attention, other layouts of the heads, gradients of the embedding other than scatter-add.
+A step is forward, backward and AdamW. Steps alternate in one process, so that a busy machine slows all programs alike, and
+medians are compared. The last column is the program's median over that of fundax: above 1, fundax is faster. `cpu` is the
+processor time of a step over all threads. MFU is printed for chips in fundax/roofline/chips.py. On an accelerator torch
+runs there too, under autocast to the same dtype; this has not been tried yet.
 """
 
 from __future__ import annotations
@@ -49,7 +36,7 @@ ADAMW: dict[str, Any] = {"learning_rate": 1e-5, "b1": 0.9, "b2": 0.98, "eps": 1e
 
 
 def batch_of(objective: CLIP, count: int) -> Batch:
-    """Noise and random ids, the last of each text the largest (CLIP's end-of-text)."""
+    """Random images and token ids; the last id of each text is the largest (CLIP's end-of-text)."""
     rng = np.random.default_rng(0)
     size, text = objective.image.image_size, objective.text
     ids = rng.integers(1, text.vocab - 2, (count, text.context)).astype(np.int32)
@@ -58,7 +45,7 @@ def batch_of(objective: CLIP, count: int) -> Batch:
 
 
 def fundax_step(objective: CLIP, batch: Batch) -> tuple[Step, float]:
-    """A compiled step on donated parameters and moments, and the seconds it took to compile."""
+    """A compiled step with donated parameters and moments, and its compile time in seconds."""
     params, extra = jax.jit(objective.init)(jax.random.key(0), batch)
     optimizer = optax.adamw(**ADAMW)
     moments = jax.jit(optimizer.init)(params)
@@ -81,7 +68,7 @@ def fundax_step(objective: CLIP, batch: Batch) -> tuple[Step, float]:
 
 
 def torch_step(objective: CLIP, batch: Batch, compiled: bool) -> Step:
-    """The same model as transformers.CLIPModel with its default attention, and torch.optim.AdamW; by torch.compile or not."""
+    """The same model as transformers.CLIPModel with torch.optim.AdamW, optionally with torch.compile."""
     import torch
     from transformers import CLIPConfig, CLIPModel
 
@@ -122,7 +109,7 @@ def torch_step(objective: CLIP, batch: Batch, compiled: bool) -> Step:
 
 
 def alternate(steps: dict[str, Step], rounds: int) -> dict[str, np.ndarray]:
-    """(wall, processor) seconds of each step, [rounds 2], after one uncounted step of each."""
+    """(wall, processor) seconds [rounds 2] of each program, after one warm-up step."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for i in range(rounds + 1):
         for name, step in steps.items():
@@ -134,7 +121,7 @@ def alternate(steps: dict[str, Step], rounds: int) -> dict[str, np.ndarray]:
 
 
 def model_flops(objective: CLIP, batch: Batch) -> int:
-    """Of one step, counted from the program: see fundax/roofline/flops.py."""
+    """FLOPs of one step, counted from the program (fundax/roofline/flops.py)."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
     params, extra = jax.eval_shape(objective.init, jax.random.key(0), shapes)
     rng, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
@@ -142,7 +129,7 @@ def model_flops(objective: CLIP, batch: Batch) -> int:
 
 
 def table(times: dict[str, np.ndarray], done: int, title: str, peak: float | None) -> Table:
-    """One row per program; `peak` in FLOP/s, for the share of it that is reached."""
+    """One row per program. `peak` is in FLOP/s and gives the MFU."""
     ours, rows = np.median(times["fundax"][:, 0]), []
     for name, its in times.items():
         median, least, cpu = np.median(its[:, 0]), its[:, 0].min(), np.median(its[:, 1])
@@ -153,29 +140,29 @@ def table(times: dict[str, np.ndarray], done: int, title: str, peak: float | Non
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="S/16", help="row of fundax.encoders.vit.SIZES")
+    parser.add_argument("--size", default="S/16", help="model size, a key of fundax.encoders.vit.SIZES")
     parser.add_argument(
-        "--text-depth", type=int, default=6, help="layers of the text tower; 0: as many as the size has"
+        "--text-depth", type=int, default=6, help="layers of the text encoder; 0 uses those of the size"
     )
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--dtype", default="float32", help="of fundax, and of torch's autocast")
-    parser.add_argument("--attention", default="plain", help="plain, xla or cudnn")
-    parser.add_argument("--scan", action="store_true")
-    parser.add_argument("--remat", default="none")
-    parser.add_argument("--no-torch", action="store_true")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--no-keep", action="store_true", help="leave docs/performance.md alone")
+    parser.add_argument("--batch", type=int, default=8, help="image-text pairs per step")
+    parser.add_argument("--rounds", type=int, default=9, help="steps per program")
+    parser.add_argument("--dtype", default="float32", help="compute dtype of fundax and of torch's autocast")
+    parser.add_argument("--attention", default="plain", help="attention of fundax: plain, xla or cudnn")
+    parser.add_argument("--scan", action="store_true", help="scan over layers instead of unrolling them")
+    parser.add_argument("--remat", default="none", help="rematerialisation policy")
+    parser.add_argument("--no-torch", action="store_true", help="measure fundax only")
+    parser.add_argument("--no-compile", action="store_true", help="skip torch.compile")
+    parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
     parser.add_argument(
-        "--peak-tflops", type=float, help="of the device at that dtype, where fundax/roofline/chips.py lacks it"
+        "--peak-tflops", type=float, help="peak TFLOP/s of a device that fundax/roofline/chips.py lacks"
     )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Parses, runs all, prints and keeps the table."""
+    """Measure all programs."""
     options = arguments()
     fields = {"dtype": options.dtype, "scan": options.scan, "remat": options.remat, "attention": options.attention}
     objective = clip(options.size, **fields)
@@ -183,19 +170,19 @@ def main() -> None:
         objective = replace(objective, text=objective.text.clone(depth=options.text_depth))
     batch = batch_of(objective, options.batch)
     run, compiled = fundax_step(objective, batch)
-    steps, peers = {"fundax": run}, ""
+    steps, versions = {"fundax": run}, ""
     if not options.no_torch:
         steps["torch eager"] = torch_step(objective, batch, compiled=False)
-        peers = "; " + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+        versions = "; " + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
         if not options.no_compile:
             steps["torch.compile"] = torch_step(objective, batch, compiled=True)
     words = ", ".join(f"{name} {value}" for name, value in fields.items())
     title = f"{options.size}, {objective.text.depth} text layers, batch {options.batch}, {words}"
-    title += f"; fundax compiled in {compiled:.0f} s{peers}"
+    title += f"; fundax compiled in {compiled:.0f} s{versions}"
     chip = chip_of(jax.devices()[0].device_kind)
     peak = 1e12 * options.peak_tflops if options.peak_tflops else (chip.flops if chip else None)
     times = alternate(steps, options.rounds)
-    record("A training step", [table(times, model_flops(objective, batch), title, peak)], keep=not options.no_keep)
+    record("train_step", [table(times, model_flops(objective, batch), title, peak)], keep=not options.no_keep)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""What an encoder knows of a modality it never saw: adapted to it with 1, 5 and 10 images per class.
+"""Test how well an encoder adapts to a modality it has not seen, with 1, 5 and 10 images per class.
 
     python benchmarks/unseen_modality.py --runs runs/unseen
 
-Three small encoders learn from synthetic eyes and their reports (configs/quickstart.py): without FFA, without UWF, and
-from all of CFP, UWF, FFA and OCT. Those that are not in --runs yet are trained, four minutes each on two cores. For FFA
-and UWF, a logistic regression on frozen features learns 14 conditions from k images of each and is tested on patients
-never seen, beside the same on a random encoder and on the one that knows all modalities. Intervals resample patients
-and draws together.
+Pretrains three small encoders on synthetic eyes and their reports (configs/quickstart.py): without FFA, without UWF, and
+with CFP, UWF, FFA and OCT. Runs that are missing in --runs are trained, four minutes each on two cores. For FFA and UWF, a
+logistic regression on frozen features learns 14 conditions from k images each and is tested on unseen patients, and so are
+a random encoder and the encoder of all modalities. Intervals resample patients and draws.
 """
 
 from __future__ import annotations
@@ -25,16 +24,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import jax.numpy as jnp
 import numpy as np
+from record import Table, record
 
 from data_pipelines.pipeline import one_epoch
 from data_pipelines.sources.cached import CachedSource
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.transforms.steps import Select, Squash
 from data_pipelines.transforms.views import SingleView
+from fundax.config import load
 from fundax.evals.features import extract
 from fundax.evals.few_shot import draw
 from fundax.metrics import weighted
-from fundax.config import load
 from fundax.recipe import Recipe
 from fundax.runtime.checkpoint import load_params, saved_steps
 from fundax.train import fit
@@ -42,13 +42,13 @@ from fundax.types import Params
 
 MODALITIES = ("CFP", "UWF", "FFA", "OCT")
 UNSEEN = ("FFA", "UWF")
-POOL, TEST = 5_000_000, 6_000_000  # first patients to learn from, and to test on: none is among the pretraining's
+POOL, TEST = 5_000_000, 6_000_000  # first patient for training and for testing; none is used in pretraining
 CONFIG = str(Path(__file__).parent.parent / "configs" / "quickstart.py")
 Rows = dict[str, np.ndarray]
 
 
 def trained(folder: Path, modalities: tuple[str, ...], more: list[str]) -> tuple[Recipe, Params]:
-    """The recipe and parameters of the run in `folder`, trained first where it is not finished."""
+    """The recipe and parameters of the run in `folder`, which is trained if it is not finished."""
     recipe, _ = load(CONFIG, ["--modalities", *modalities, *more])
     steps = saved_steps(folder) if (folder / "checkpoints").is_dir() else ()
     if not steps or max(steps) < recipe.steps:
@@ -70,7 +70,7 @@ def features(recipe: Recipe, params: Params, modality: str, start: int, count: i
 
 
 def scores(pool: Rows, test: Rows, shots: int, draws: int) -> np.ndarray:
-    """Probabilities f64 [draws n K] of a logistic regression learnt from `shots` images of each class."""
+    """Probabilities f64 [draws n K] of a logistic regression trained on `shots` images of each class."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -88,14 +88,14 @@ def scores(pool: Rows, test: Rows, shots: int, draws: int) -> np.ndarray:
 
 
 def aucs(labels: np.ndarray, found: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """Macro AUC f64 [R draws] of every draw's probabilities under R sets of row weights."""
+    """Macro AUC f64 [R draws] of every draw under R sets of row weights."""
     return np.stack([weighted.nanmean(weighted.class_aucs(labels, one, taken)) for one in found], 1)
 
 
 def interval(first: np.ndarray, second: np.ndarray | None, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over draws, and 95 % interval over patients (rows 1.. of [R draws]) and draws, resampled together.
+    """Mean over draws, and its 95 % interval over patients (rows 1.. of [R draws]) and draws, resampled together.
 
-    With `second`: of the difference, both on the same patients and draws.
+    With `second`, mean and interval of the difference on the same patients and draws.
     """
     values = first if second is None else first - second
     rng = np.random.default_rng(seed)
@@ -106,7 +106,7 @@ def interval(first: np.ndarray, second: np.ndarray | None, seed: int = 0) -> tup
 
 
 def measure(encoders: dict[str, tuple[Recipe, Params]], modality: str, use: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of the table for one modality: by images per class, every encoder, and what it gains over the random one."""
+    """Scores of every encoder, and its gain over the random one, by images per class of one modality."""
     parts = {
         name: (features(*model, modality, POOL, use.pool), features(*model, modality, TEST, use.test))
         for name, model in encoders.items()
@@ -129,8 +129,8 @@ def measure(encoders: dict[str, tuple[Recipe, Params]], modality: str, use: argp
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
+def table(rows: list[dict[str, Any]]) -> Table:
+    """One row per modality and number of images."""
     names = {
         "random": "random encoder",
         "unseen": "pretrained without it",
@@ -138,25 +138,28 @@ def table(rows: list[dict[str, Any]]) -> str:
         "unseen - random": "without it over random",
         "unseen - all": "without it over with it",
     }
-    lines = [f"| modality | images per class | {' | '.join(names.values())} |", "|---|---" + "|---" * len(names) + "|"]
-    said: Callable[[str, float, float, float], str] = lambda name, value, low, high: (  # noqa: E731
+    lines = []
+    cell: Callable[[str, float, float, float], str] = lambda name, value, low, high: (  # noqa: E731
         f"{value:+.3f} ({low:+.3f} to {high:+.3f})" if "-" in name else f"{value:.3f} ({low:.3f} to {high:.3f})"
     )
     for row in rows:
-        cells = " | ".join(said(name, *row[name]) for name in names)
-        lines.append(f"| {row['modality']} | {row['shots']} | {cells} |")
-    return "\n".join(lines)
+        lines.append((row["modality"], str(row["shots"]), *(cell(name, *row[name]) for name in names)))
+    columns = ("modality", "images per class", *names.values())
+    return Table("Macro AUC in the modality that was left out (95 % interval)", columns, lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/unseen"))
-    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5, 10])
-    parser.add_argument("--draws", type=int, default=10, help="of the images to learn from")
-    parser.add_argument("--pool", type=int, default=420, help="patients that they are drawn from")
-    parser.add_argument("--test", type=int, default=700, help="patients to test on")
-    parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--smoke", action="store_true", help="encoders that learn nothing, few patients")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/unseen"), help="folder of the runs; missing ones are trained"
+    )
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5, 10], help="images per class")
+    parser.add_argument("--draws", type=int, default=10, help="number of random draws of the training images")
+    parser.add_argument("--pool", type=int, default=420, help="number of patients to draw from")
+    parser.add_argument("--test", type=int, default=700, help="number of test patients")
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples")
+    parser.add_argument("--smoke", action="store_true", help="untrained encoders and few patients; write no results")
+    parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
     use = parser.parse_args()
     more = ["--smoke"] if use.smoke else []
     if use.smoke:
@@ -170,8 +173,7 @@ def main() -> None:
         seen = tuple(name for name in MODALITIES if name != modality)
         without = trained(use.runs / f"without_{modality.lower()}", seen, more)
         rows += measure({"random": random, "unseen": without, "all": everything}, modality, use)
-    print(table(rows))
-    (use.runs / "unseen_modality.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    record("unseen_modality", [table(rows)], keep=not (use.smoke or use.no_keep))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Linear probes of a pretraining run's frozen teacher beside those of the encoder it began as.
+"""Compare linear probes of a pretrained, frozen teacher with those of its random initialisation.
 
-    python benchmarks/visionfm_probe.py runs/visionfm                        the config's own probes: synthetic eyes
-    python benchmarks/visionfm_probe.py runs/visionfm --real DIR             IDRiD, HRF and Kermany's OCT scans
+    python benchmarks/visionfm_probe.py runs/visionfm                        # the probes of the config: synthetic eyes
+    python benchmarks/visionfm_probe.py runs/visionfm --real DIR             # IDRiD, HRF and Kermany's OCT scans
 
-Logistic regression on [class token, mean of the patch tokens], five folds, patients whole; macro AUC, and the 95 %
-interval of its gain by a bootstrap over patients. Prints a table and writes it with the numbers into the run's folder.
+Fits a logistic regression on [class token, mean of the patch tokens] in five folds that keep patients together. Prints
+macro AUC and the 95 % interval of its gain by a bootstrap over patients.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -26,12 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.record import Table, record
 from data_pipelines.pipeline import one_epoch
 from data_pipelines.sources.csv import wrap
 from data_pipelines.transforms.steps import Select, Squash
 from data_pipelines.transforms.views import Grouped, SingleView
-from fundax.evals.probe import FrozenProbe, difference, summary
 from fundax.config import load
+from fundax.evals.probe import FrozenProbe, difference
 from fundax.recipe import Recipe
 from fundax.runtime.checkpoint import load_params, resolve
 from fundax.runtime.workdir import read_config
@@ -39,14 +39,14 @@ from fundax.types import Batch, Extra, Params
 
 
 def rows_of(folder: Path) -> Iterator[dict[str, str]]:
-    """labels.csv of a data set, with the path of each image."""
+    """Rows of the labels.csv of a data set, with the path of each image."""
     with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             yield row | {"path": str(folder / row["image"])}
 
 
 def idrid(root: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Referable retinopathy: grade 2 and above. Patients are unknown, so equal photographs are kept together."""
+    """Referable retinopathy (grade 2 and above). Patients are unknown; equal photographs stay together."""
     found = []
     for row in rows_of(root / "idrid"):
         path = Path(row["path"])
@@ -56,14 +56,14 @@ def idrid(root: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
 
 
 def hrf(root: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Healthy, diabetic retinopathy, glaucoma; every photograph is another patient's."""
+    """Healthy, diabetic retinopathy and glaucoma. Each photograph is of another patient."""
     names = ("h", "dr", "g")
     rows = [{"image": Path(r["path"]), "label": names.index(r["category"])} for r in rows_of(root / "hrf")]
     return rows, ("healthy", "diabetic retinopathy", "glaucoma")
 
 
 def kermany(root: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """OCT scans by class, several of some patients."""
+    """OCT scans in four classes. Some patients have several."""
     names = ("CNV", "DME", "DRUSEN", "NORMAL")
     rows = [
         {"image": Path(r["path"]), "label": names.index(r["class"]), "patient": r["patient"], "modality": "OCT"}
@@ -83,14 +83,14 @@ def real_probes(root: Path, side: int) -> dict[str, FrozenProbe]:
 
 
 def own_probes(recipe: Recipe) -> dict[str, FrozenProbe]:
-    """Those of the config."""
+    """The probes of the config."""
     return {name: probe for name, probe in recipe.evals.items() if isinstance(probe, FrozenProbe)}
 
 
 def compare(
     recipe: Recipe, run: Path, checkpoint: str, probes: dict[str, FrozenProbe]
 ) -> list[tuple[str, dict[str, float], int]]:
-    """For each probe the macro AUC of the fresh and of the trained encoder, and the interval of the gain."""
+    """For each probe: macro AUC of the random and the trained encoder, the interval of the gain, and the images."""
     one = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in recipe.objective.batch_spec(1).items()}
     fresh = jax.jit(recipe.objective.init)(jax.random.key(recipe.seed), one)
     states = (fresh, load_params(run, checkpoint))
@@ -110,21 +110,29 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="run of configs/visionfm.py")
     parser.add_argument("--real", type=Path, help="folder with idrid, hrf and kermany_oct_samples")
-    parser.add_argument("--checkpoint", default="latest")
+    parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
+    parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
     args = parser.parse_args()
     recipe, _ = load(args.run / "config.py", read_config(args.run).get("argv", []))
     side = recipe.preprocessing["image_size"]
     probes = real_probes(args.real, side) if args.real else own_probes(recipe)
     rows = compare(recipe, args.run, args.checkpoint, probes)
-    table = summary(rows)
-    print(table)
-    name = "probes_real" if args.real else "probes_synthetic"
-    step = resolve(args.run, args.checkpoint)
-    numbers = {name: facts | {"images": n} for name, facts, n in rows} | {"step": step}
-    (args.run / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    (args.run / f"{name}.md").write_text(table + "\n")
+    name = "visionfm_probe_real" if args.real else "visionfm_probe"
+    title = f"Macro AUC, step {resolve(args.run, args.checkpoint)}"
+    record(name, [table(rows, title)], keep=not args.no_keep)
+
+
+def table(rows: list[tuple[str, dict[str, float], int]], title: str) -> Table:
+    """One row per probe."""
+    lines = []
+    for name, gain, count in rows:
+        interval = f"({gain['low']:+.3f} to {gain['high']:+.3f})"
+        values = (f"{gain['first']:.3f}", f"{gain['second']:.3f}", f"{gain['second'] - gain['first']:+.3f} {interval}")
+        lines.append((name, str(count), *values))
+    columns = ("probe", "images", "random encoder", "pretrained", "difference (95 % interval)")
+    return Table(title, columns, lines)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""The pictures of the README, from seeds alone: python scripts/draw_readme_pictures.py [--run runs/quickstart]
+"""Draw the pictures of the README from seeds.
 
-docs/pictures/eyes.jpg: one patient per column, the same eye in four modalities. With a finished quickstart run, its
-confusion matrix and training curves are copied beside it.
+    python scripts/draw_readme_pictures.py [--run runs/quickstart]
+
+docs/pictures/eyes.jpg shows one patient per column, the same eye in four modalities. If --run names a finished quickstart
+run, its confusion matrix and training curves are copied to docs/pictures/.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ CELL, HEAD, GAP = 220, 44, 4
 
 
 def eyes() -> Image.Image:
-    """Conditions by column, modalities by row."""
+    """Draw conditions by column and modalities by row."""
     sheet = Image.new("RGB", (len(CONDITIONS) * (CELL + GAP), HEAD + len(MODALITIES) * (CELL + GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)
@@ -50,7 +52,7 @@ def eyes() -> Image.Image:
 def main() -> None:
     """Write the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, help="a finished quickstart run")
+    parser.add_argument("--run", type=Path, help="finished quickstart run")
     run = parser.parse_args().run
     PICTURES.mkdir(parents=True, exist_ok=True)
     eyes().save(PICTURES / "eyes.jpg", quality=88)

@@ -1,9 +1,11 @@
-"""python scripts/kill_and_resume.py [--kills 30] [--steps 240]
+"""Test that a killed run resumes bit-exactly.
 
-Trains the same small CLIP twice: once undisturbed, once killed (SIGKILL) at random moments and started again each
-time. A third of the kills come at any time from the start of the process on, a third as soon as a save is under way, a
-third a moment after one was finished. After each, every complete checkpoint is read. Prints a hash of the final
-parameters of both, which must be the same, and exits with 1 where it is not or a checkpoint was unreadable.
+    python scripts/kill_and_resume.py [--kills 30] [--steps 240]
+
+Trains the same small CLIP twice: once uninterrupted, once killed (SIGKILL) at random moments and restarted each time. A
+third of the kills happen at any time after the start of the process, a third as soon as a save has begun, a third just after
+one has finished. After each kill every complete checkpoint is read. Prints a hash of the final parameters of both runs. Exits
+with status 1 if the hashes differ or a checkpoint was unreadable.
 """
 
 from __future__ import annotations
@@ -29,14 +31,14 @@ KINDS = ("any time", "in a save", "after a save")
 
 
 def command(workdir: Path, steps: int, save_every: int = 2) -> list[str]:
-    """A run of the quickstart, made small."""
-    given = f"--steps {steps} --patients 64 --width 32 --depth 1 --image-size 32 --batch 8 --save-every {save_every}"
+    """The command of a small quickstart run."""
+    given = f"--smoke --steps {steps} --patients 64 --save-every {save_every}"
     return [sys.executable, str(REPO / "launch.py"), "train", str(REPO / "configs" / "quickstart.py"),
             "--workdir", str(workdir), *given.split()]  # fmt: skip
 
 
 def digest(workdir: Path) -> str:
-    """SHA-256 of every parameter's bytes in path order."""
+    """SHA-256 of the bytes of all parameters in path order."""
     params, _ = load_params(workdir)
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -45,17 +47,17 @@ def digest(workdir: Path) -> str:
 
 
 def complete(workdir: Path) -> list[int]:
-    """The complete checkpoints, ascending."""
+    """Steps of the complete checkpoints, ascending."""
     return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
 
 
 def under_way(workdir: Path) -> set[str]:
-    """Saves that were begun and not finished."""
+    """Names of unfinished saves."""
     return {p.name for p in (workdir / "checkpoints").glob("[0-9]*") if not p.name.isdigit()}
 
 
 def killed(argv: list[str], workdir: Path, when: str, rng: random.Random, life: float) -> bool:
-    """Start a run and kill it; False where it ended before that. `life`: seconds from start to the first new save."""
+    """Start a run and kill it. Returns False if it ended by itself. `life` is the time from start to the first save."""
     before, left = complete(workdir)[-1:], under_way(workdir)
     run = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     due = time.monotonic() + rng.uniform(0.0, life)
@@ -75,7 +77,7 @@ def killed(argv: list[str], workdir: Path, when: str, rng: random.Random, life: 
 
 
 def unreadable(workdir: Path) -> list[str]:
-    """What is wrong with the complete checkpoints: all are to be whole."""
+    """Error messages of complete checkpoints that cannot be read."""
     found = []
     for step in complete(workdir):
         try:
@@ -86,11 +88,11 @@ def unreadable(workdir: Path) -> list[str]:
 
 
 def main() -> int:
-    """Both runs and the comparison."""
+    """Train both runs and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=30, help="number of kills")
+    parser.add_argument("--steps", type=int, default=240, help="optimizer steps")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the kills")
     own = parser.parse_args()
     rng, started = random.Random(own.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,11 @@
-"""python scripts/several_processes.py [--configs configs/mm_fundus_clip.py configs/ret_clip.py] [--out FOLDER]
+"""Test that several processes train like one device.
 
-Several processes on this machine, talking over loopback, train the smoke run of each config. It trains on one device
-to the end; as 2 processes x 4 devices to the middle, where it is saved; and goes on from there as 1 x 8, 2 x 2 and
-4 x 1. Every loss is compared with that of the one device, and the rows of every batch, and the differences are printed.
-Exits with 1 where a loss differs by more than 1e-5 of itself or a row by anything.
+    python scripts/several_processes.py [--configs configs/mm_fundus_clip.py configs/ret_clip.py] [--out FOLDER]
+
+Processes on this machine, connected over loopback, train the smoke run of each config: on one device to the end; as 2
+processes x 4 devices to the middle, where it is saved; and from there as 1 x 8, 2 x 2 and 4 x 1. Compares every loss and the
+rows of every batch with those of one device. Exits with status 1 if a loss differs by more than 1e-5 (relative) or any
+row differs.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ FAILED = 3
 
 @dataclass(frozen=True)
 class Shape:
-    """Processes, and devices of each."""
+    """Number of processes, and of devices per process."""
 
     processes: int
     devices: int
@@ -42,12 +44,12 @@ class Shape:
 
 ONE, SAVING = Shape(1, 1), Shape(2, 4)
 LATER = (Shape(1, 8), Shape(2, 2), Shape(4, 1))
-# Programs that run for milliseconds are not worth optimizing for seconds.
+# These programs run for milliseconds; skip optimizations that take seconds.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -57,12 +59,12 @@ Variables = Callable[[int, int], dict[str, str]]
 
 
 def flags(port: int, process: int) -> dict[str, str]:
-    """Our own variables, which say what the flags say."""
+    """FUNDAX_* variables of one process."""
     return {"FUNDAX_COORDINATOR": f"127.0.0.1:{port}", "FUNDAX_PROCESS_ID": str(process)}
 
 
 def together(shape: Shape, work: Callable[[], None], variables: Variables = flags) -> None:
-    """`work` in as many forked processes, joined as one cluster by `variables` of (port, process).
+    """Run `work` in forked processes that `variables` of (port, process) join into one cluster.
 
     This process must not have used a device.
     """
@@ -102,15 +104,15 @@ def _fork(shape: Shape, variables: dict[str, str], work: Callable[[], None]) -> 
 
 
 def run(config: str, workdir: Path, steps: int) -> None:
-    """The smoke run of a config to `steps`, as fit_noting leaves it, without evaluations."""
+    """Train the smoke run of a config for `steps` steps without evaluations."""
     import optax
 
-    from fundax.optim import adamw, clip_params, constant
     from fundax.config import load
+    from fundax.optim import adamw, clip_params, constant
     from fundax.recipe import Intervals
 
     recipe, _ = load(REPO / config, ["--smoke"])
-    # of a step size that shows in the loss, and an epsilon that keeps rounding from choosing the sign of an update
+    # a learning rate that changes the loss, and an epsilon so large that rounding cannot flip the sign of an update
     optimizer = optax.chain(adamw(constant(1e-3), eps=1e-3), clip_params({"^log_scale": (0.0, 4.6)}))
     fit_noting(
         replace(recipe, steps=steps, intervals=Intervals(1, MIDDLE, 0), evals={}, best=None, optimizer=optimizer),
@@ -119,7 +121,7 @@ def run(config: str, workdir: Path, steps: int) -> None:
 
 
 def fit_noting(recipe: Any, workdir: Path) -> None:
-    """Train: losses are in metrics.jsonl, and the rows that process k of n reads in rows-k-of-n.jsonl."""
+    """Train a recipe. Writes the rows that process k of n reads to rows-k-of-n.jsonl."""
     import jax
 
     from fundax.train import fit
@@ -130,7 +132,7 @@ def fit_noting(recipe: Any, workdir: Path) -> None:
 
 
 def _noting(data: Any, path: Path) -> Callable[[int, int], Any]:
-    """The same data, with `index` of every batch written down."""
+    """The same data; `index` of every batch is written to a file."""
 
     def start(shard: int, shards: int) -> Any:
         batches = data(shard, shards)
@@ -150,13 +152,13 @@ def _noting(data: Any, path: Path) -> Callable[[int, int], Any]:
 
 
 def losses(workdir: Path) -> dict[int, float]:
-    """Step -> loss."""
+    """Loss by step."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
 
 
 def indices(workdir: Path, processes: int) -> dict[int, list[int]]:
-    """Step -> the rows of the global batch, in order, as `processes` processes read them."""
+    """Rows of the global batch by step, in order, as read by `processes` processes."""
     found: dict[int, dict[int, list[int]]] = {}
     for path in workdir.glob(f"rows-*-of-{processes}.jsonl"):
         for step, shard, rows in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
@@ -184,7 +186,7 @@ def compare(
 
 
 def difference(workdir: Path, whole: Path, processes: int, steps: Iterable[int]) -> tuple[float, bool]:
-    """(largest relative difference of a loss, whether all batches had the same rows), beside the run of one process."""
+    """(Largest relative difference of a loss, whether all batches had the same rows) from the run of one process."""
     expected, found = losses(whole), losses(workdir)
     here, there = indices(workdir, processes), indices(whole, 1)
     off = max(abs(found[s] - expected[s]) / abs(expected[s]) for s in steps)
@@ -192,14 +194,14 @@ def difference(workdir: Path, whole: Path, processes: int, steps: Iterable[int])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Both configs, every shape, and the table."""
+    """Compare every config and shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configs", nargs="+", default=CONFIGS)
-    parser.add_argument("--shapes", nargs="*", help="to go on as, such as 1x8 2x2; all by default")
-    parser.add_argument("--out", type=Path, help="keep the runs here")
+    parser.add_argument("--configs", nargs="+", default=CONFIGS, help="config files")
+    parser.add_argument("--shapes", nargs="*", help="shapes to resume as, such as 1x8 2x2; default all")
+    parser.add_argument("--out", type=Path, help="folder that keeps the runs")
     own = parser.parse_args(argv)
     shapes = LATER if own.shapes is None else tuple(Shape(*map(int, word.split("x"))) for word in own.shapes)
-    import fundax.train  # noqa: F401 (imported once, here, and not by every process)
+    import fundax.train  # noqa: F401 (imported once, before the processes fork)
 
     good = True
     with tempfile.TemporaryDirectory() as scratch:
@@ -207,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             start = time.monotonic()
             for name, shape, first, last, off, same in compare(config, own.out or Path(scratch), shapes):
                 good &= same and off <= TOLERANCE
-                rows = "same rows" if same else "OTHER ROWS"
+                rows = "same rows" if same else "DIFFERENT ROWS"
                 print(f"{name:16s} {shape!s:6s} steps {first + 1}-{last}  loss off by {off:.1e}  {rows}", flush=True)
             print(f"{Path(config).stem:16s} {time.monotonic() - start:.0f} s", flush=True)
     return 0 if good else 1

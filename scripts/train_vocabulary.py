@@ -1,8 +1,8 @@
 """Train the bundled vocabulary again: python scripts/train_vocabulary.py
 
-Reads our own sentences (data_pipelines/language/data/english.txt and chinese.txt, and the reports of synthetic
-patients) and writes data_pipelines/language/data/merges.txt. The same text gives the same file. A trained model keeps
-its own copy of its tokenizer, so retraining breaks no checkpoint; it does change what `bundled()` gives.
+Reads our own sentences (data_pipelines/language/data/english.txt and chinese.txt, and reports of synthetic patients) and
+writes data_pipelines/language/data/merges.txt. The same text gives the same file. Runs keep a copy of their tokenizer, so
+retraining breaks no checkpoint, but it changes what `bundled()` returns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "data_pipelines" / "language" / "data"
-SEED_WEIGHT = 20  # our lists name each term once or twice, the reports repeat a few terms thousands of times
+SEED_WEIGHT = 20  # our lists contain each term once or twice, reports repeat a few terms thousands of times
 
 
 def corpus(patients: int) -> Iterator[str]:
@@ -22,7 +22,7 @@ def corpus(patients: int) -> Iterator[str]:
     for name in ("english.txt", "chinese.txt"):
         text = (FOLDER / name).read_text(encoding="utf-8")
         yield from text.splitlines() * SEED_WEIGHT
-        # Each Chinese character and sign is to be one token, at the end of a word and before any other.
+        # Make each Chinese character and sign one token, at the end of a word and elsewhere.
         signs = sorted(set(re.findall(r"[\u3001-\u9fff]", text)))
         for k, sign in enumerate(signs):
             yield from [sign] * SEED_WEIGHT
@@ -31,7 +31,7 @@ def corpus(patients: int) -> Iterator[str]:
         from data_pipelines.synthetic.sources import Patients
 
         for language in ("en", "zh"):
-            source = Patients(patients, seed=0, language=language, size=16)  # the pictures are not looked at
+            source = Patients(patients, seed=0, language=language, size=16)  # the images are not used
             for index in range(patients):
                 yield source[index].report
 
@@ -55,10 +55,10 @@ def train(texts: Iterator[str], size: int) -> list[tuple[str, str]]:
         vocab_size=2 * len(letters) + merges,
         min_frequency=2,
         end_of_word_suffix="</w>",
-        # All single tokens are named in order; those the trainer met by itself would come in a random one.
+        # Name all single tokens in order; otherwise the trainer adds them in random order.
         special_tokens=[letter + "</w>" for letter in letters],
         initial_alphabet=letters,
-        max_token_length=16,  # whole sentences of Chinese have no spaces and would become one token
+        max_token_length=16,  # Chinese sentences have no spaces and could become one token
         show_progress=False,
     )
     trained.train_from_iterator(texts, trainer)
@@ -68,11 +68,11 @@ def train(texts: Iterator[str], size: int) -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    """Write merges.txt and say what it holds."""
+    """Write merges.txt."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=4608, help="ids in all")
-    parser.add_argument("--patients", type=int, default=500, help="synthetic reports per language")
-    parser.add_argument("--out", type=Path, default=FOLDER / "merges.txt")
+    parser.add_argument("--size", type=int, default=4608, help="vocabulary size")
+    parser.add_argument("--patients", type=int, default=500, help="number of synthetic reports per language")
+    parser.add_argument("--out", type=Path, default=FOLDER / "merges.txt", help="file to write")
     args = parser.parse_args()
     pairs = train(corpus(args.patients), args.size)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in pairs)]

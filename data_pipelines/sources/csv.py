@@ -132,7 +132,7 @@ class CsvSource(_Indexed):
         for name, paths in (("mask", mask.split("\n")), ("fov", [fov])):
             files = tuple(self.image_dir / path if path.lower() not in EMPTY else None for path in paths)
             if any(files):
-                targets[name] = files if len(files) > 1 else files[0]
+                targets[name] = next(iter(files)) if len(files) == 1 else files
         return targets
 
     def hashes(self, key: str, seed: int) -> np.ndarray:
@@ -332,7 +332,7 @@ def _findings(targets: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, 
     if "label" not in targets:
         return ()
     label = targets["label"]
-    present = [int(label)] if label.ndim == 0 else np.flatnonzero(label > 0)
+    present: list[int] = [int(label)] if label.ndim == 0 else np.flatnonzero(label > 0).tolist()
     if any(not 0 <= k < len(classes) for k in present):
         raise DataError(f"label {label} is beyond the {len(classes)} classes")
     return tuple(classes[k] for k in present)

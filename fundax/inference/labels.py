@@ -39,17 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(path: str | Path, given: argparse.Namespace) -> Table:
     """What launch.py predict prints."""
-    bundle = read_run(path, given.checkpoint)
-    if isinstance(bundle.objective, Forecast) != bool(given.days):
+    model = read_run(path, given.checkpoint)
+    if isinstance(model.objective, Forecast) != bool(given.days):
         raise UserError("--days goes with a model of forecasts, and such a model needs it: how many days ahead")
     if given.out and Path(given.out).exists():
         raise UserError(f"{given.out} is there already; choose another --out")
     number = MODALITIES.index(modality_name(given.modality))
-    names, first = names_of(bundle), ["image", *(["days"] if given.days else [])]
+    names, first = names_of(model), ["image", *(["days"] if given.days else [])]
     rows: list[list[str]] = []
     for image in track(given.image, "looking", transient=True):
         for days in given.days or [None]:
-            values = predicted(bundle, image, number, days)
+            values = predicted(model, image, number, days)
             rows.append([str(image), *([f"{days:g}"] if days is not None else []), *(f"{v:.4f}" for v in values)])
     if given.out:
         with Path(given.out).open("w", newline="", encoding="utf-8") as file:
@@ -57,9 +57,9 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
     return _table(first, names, rows)
 
 
-def names_of(bundle: Checkpoint) -> tuple[str, ...]:
+def names_of(model: Checkpoint) -> tuple[str, ...]:
     """Of the columns: classes, findings or values."""
-    objective = bundle.objective
+    objective = model.objective
     names = tuple(objective.names if isinstance(objective, Regress) else objective.classes)
     count = 2 if isinstance(objective, Forecast) else objective.head.outputs
     if isinstance(objective, Classify) and count == 1:
@@ -67,14 +67,14 @@ def names_of(bundle: Checkpoint) -> tuple[str, ...]:
     return names or tuple(str(k) for k in range(count))
 
 
-def predicted(bundle: Checkpoint, image: str | Path, modality: int = 0, days: float | None = None) -> np.ndarray:
+def predicted(model: Checkpoint, image: str | Path, modality: int = 0, days: float | None = None) -> np.ndarray:
     """f32 [K]: probabilities, or values in their units. Raises DataError naming an image that cannot be read."""
-    seen = preprocess(load(Path(image)), bundle.preprocessing)
+    seen = preprocess(load(Path(image)), model.preprocessing)
     batch: dict[str, Any] = {"image": seen[None], "modality": np.array([modality], np.int32)}
     if days is not None:
         batch["days"] = np.array([days], np.float32)
-    params = jax.tree.map(jax.numpy.asarray, bundle.params)
-    out = _forward(bundle.objective, params, bundle.extra, batch)
+    params = jax.tree.map(jax.numpy.asarray, model.params)
+    out = _forward(model.objective, params, model.extra, batch)
     if "value" in out:
         return np.asarray(out["value"])[0]
     found = np.asarray(out["probabilities"])[0]

@@ -27,18 +27,18 @@ OBJECTIVE = Landmark  # what launch.py predict hands to this file
 
 
 def points(
-    bundle: Checkpoint, extra: Extra, images: Iterable[str | Path], read: str = "points"
+    model: Checkpoint, extra: Extra, images: Iterable[str | Path], read: str = "points"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each photograph, f64 [n 2] (x, y) in its pixels, and f32 [n], the probability of the model's highest pixel.
 
     read: "points", that pixel, or "points_expected", the mean place. Raises DataError naming an image that cannot be read.
     """
-    facts, params = bundle.preprocessing, jax.tree.map(jax.numpy.asarray, bundle.params)
+    facts, params = model.preprocessing, jax.tree.map(jax.numpy.asarray, model.params)
     for path in images:
         seen = Prepared(wrap([{"image": Path(path)}]), int(facts["image_size"]), resize=facts["resize"])[0]
         image = seen.views[0].image
         assert isinstance(image, np.ndarray)
-        out = _forward(bundle.objective, params, extra, image[None])
+        out = _forward(model.objective, params, extra, image[None])
         yield original_points(np.asarray(out[read]), seen.targets["frame"][None])[0], np.asarray(out["confidence"])[0]
 
 
@@ -51,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(path: str | Path, given: argparse.Namespace) -> Table:
     """What launch.py predict prints. The columns of --out are those training reads: NAME_x, NAME_y."""
-    bundle, extra = read_run(path, given.checkpoint), load_params(path, given.checkpoint)[1]
-    names = bundle.objective.names
+    model, extra = read_run(path, given.checkpoint), load_params(path, given.checkpoint)[1]
+    names = model.objective.names
     if given.out and Path(given.out).exists():
         raise UserError(f"{given.out} is there already; choose another --out")
     columns = ["image", *(f"{name}_{what}" for name in names for what in ("x", "y", "confidence"))]
-    found = points(bundle, extra, given.image, given.read)
+    found = points(model, extra, given.image, given.read)
     rows = []
     for image, (xy, sure) in zip(given.image, track(found, "looking", len(given.image), transient=True), strict=True):
         numbers = [

@@ -28,16 +28,16 @@ def load(path: str | Path, checkpoint: int | str = "latest", batch: int = 32) ->
     """The model of a run, of an import, or of an exported open_clip or Hugging Face CLIP folder.
 
     Args:
-        which: the checkpoint of a run: "latest", "best" or a step.
+        checkpoint: the checkpoint of a run: "latest", "best" or a step.
         batch: the largest number of images or texts in one forward pass.
     Raises:
         UserError: nothing of the kind at `path`, or a part of it missing or damaged.
     """
-    bundle = load_checkpoint(path, checkpoint)
-    if not hasattr(bundle.objective, "encode"):
-        raise UserError(f"{path} holds {type(bundle.objective).__name__}; expected an image-text model")
-    params = jax.tree.map(jax.numpy.asarray, bundle.params)
-    return Model(bundle.objective, params, preprocessing_of(bundle), bundle.tokenizer, batch)
+    found = load_checkpoint(path, checkpoint)
+    if not hasattr(found.objective, "encode"):
+        raise UserError(f"{path} holds {type(found.objective).__name__}; expected an image-text model")
+    params = jax.tree.map(jax.numpy.asarray, found.params)
+    return Model(found.objective, params, preprocessing_of(found), found.tokenizer, batch)
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,25 +36,25 @@ class WrittenReport:
 
 
 def write_reports(
-    bundle: Checkpoint, extra: Extra, images: list[files.ImageLike], beams: int | None = None
+    model: Checkpoint, extra: Extra, images: list[files.ImageLike], beams: int | None = None
 ) -> list[WrittenReport]:
     """One report for each of N images: paths, encoded bytes, or u8 [H W 3] of any size.
 
     beams: open reports while one is written; by default as the model was trained.
     Raises DataError naming an image that cannot be read; UserError for a model without tokenizer, or for beams below 1.
     """
-    if bundle.tokenizer is None:
+    if model.tokenizer is None:
         raise UserError(
             "this model came without a tokenizer, so its reports have no words; add its files to the folder"
         )
-    if beams is not None and not 1 <= beams <= bundle.objective.decoder.vocab:
+    if beams is not None and not 1 <= beams <= model.objective.decoder.vocab:
         raise UserError(f"--beams {beams}: expected 1 (the likeliest word at each step) or a few more")
-    objective = replace(bundle.objective, beams=beams or bundle.objective.beams)
-    size = int(bundle.preprocessing["image_size"])
-    pixels = np.stack([preprocess(files.load(one, at_least=size), bundle.preprocessing) for one in images])
-    ids = np.asarray(_write(objective, bundle.params, extra, pixels))
+    objective = replace(model.objective, beams=beams or model.objective.beams)
+    size = int(model.preprocessing["image_size"])
+    pixels = np.stack([preprocess(files.load(one, at_least=size), model.preprocessing) for one in images])
+    ids = np.asarray(_write(objective, model.params, extra, pixels))
     find = vocabulary()
-    return [WrittenReport(text, tuple(sorted(find(text)))) for text in bundle.tokenizer.decode(ids)]
+    return [WrittenReport(text, tuple(sorted(find(text)))) for text in model.tokenizer.decode(ids)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,9 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(path: str | Path, given: argparse.Namespace) -> WrittenReport:
     """What launch.py predict prints."""
-    bundle = read_run(path, given.checkpoint)
+    model = read_run(path, given.checkpoint)
     extra = load_params(path, given.checkpoint)[1]
-    return write_reports(bundle, extra, [given.image], given.beams)[0]
+    return write_reports(model, extra, [given.image], given.beams)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)

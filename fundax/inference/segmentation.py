@@ -29,16 +29,16 @@ OBJECTIVE = Segment  # what launch.py predict hands to this file
 
 
 def masks(
-    bundle: Checkpoint, extra: Extra, images: Iterable[str | Path], threshold: float = 0.5, overlap: float = 0.5
+    model: Checkpoint, extra: Extra, images: Iterable[str | Path], threshold: float = 0.5, overlap: float = 0.5
 ) -> Iterator[np.ndarray]:
     """For each photograph, bool [H W K]: which of its pixels belong to each of the model's classes.
 
     A model of small windows slides over the photograph as in its evaluation. Raises DataError naming an image that
     cannot be read.
     """
-    objective, facts = bundle.objective, bundle.preprocessing
+    objective, facts = model.objective, model.preprocessing
     size = int(facts["image_size"])
-    params = jax.tree.map(jax.numpy.asarray, bundle.params)
+    params = jax.tree.map(jax.numpy.asarray, model.params)
     forward = lambda views: np.asarray(_forward(objective, params, extra, views))  # noqa: E731
     for path in images:
         seen = Prepared(
@@ -63,9 +63,9 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
 
     NAME.png holds 0, 1, ... as training masks do (of a single structure 0 and 255); classes that overlap have a file each.
     """
-    bundle, extra = read_run(path, given.checkpoint), load_params(path, given.checkpoint)[1]
-    classes, out = bundle.objective.classes, Path(given.out)
-    several = bundle.objective.overlapping
+    model, extra = read_run(path, given.checkpoint), load_params(path, given.checkpoint)[1]
+    classes, out = model.objective.classes, Path(given.out)
+    several = model.objective.overlapping
     names = [
         [f"{Path(p).stem}{f'_{c}' if several else ''}.png" for c in (classes if several else ("",))]
         for p in given.image
@@ -75,7 +75,7 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
     if len({name for each in names for name in each}) < sum(map(len, names)):
         raise UserError("two photographs have the same name; their masks would overwrite each other")
     table = Table("mask", *(f"{name}, part of all pixels" for name in classes))
-    found = masks(bundle, extra, given.image, given.threshold)
+    found = masks(model, extra, given.image, given.threshold)
     for each, mask in zip(names, track(found, "segmenting", len(names), transient=True), strict=True):
         out.mkdir(parents=True, exist_ok=True)
         for k, name in enumerate(each):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -119,15 +118,15 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     """
     record = read_optional_json(folder_of(path) / folder.RECORD)
     named = serialize.from_json(record["objective"]) if record else None
-    fields = dataclasses.asdict(named.decoder) if named else {}
-    fields = {name: fields[name] for name in ("heads", "context") if name in fields}
+    fields = {name: getattr(named.decoder, name) for name in ("heads", "context")} if named else {}
     decoder, params = decoder_to_fundax(state, **fields)
     images = {_flair_key(key): value for key, value in state.items() if key.startswith(VISUAL)}
     objective = replace(named, findings=0) if named else Report(_tower(images, path), decoder)
+    tower: Any = objective.image
     shapes = {key: shape for key, shape in keymap.shapes_of(objective).items() if key.startswith("image/")}
     weights = {key: value for key, value in images.items() if not key.endswith(flair.STATISTICS)}
-    image = keymap.read(flair.resnet_rows("image", FLAIR_VISION, objective.image), weights, shapes, str(path))
-    extra = flair.read_statistics(objective.image, images, shapes, str(path))
+    image = keymap.read(flair.resnet_rows("image", FLAIR_VISION, tower), weights, shapes, str(path))
+    extra = flair.read_statistics(tower, images, shapes, str(path))
     facts = record.get("preprocessing", {"image_size": objective.image.image_size})
     return Checkpoint(objective, {"image": image["image"], "decoder": params}, facts, extra=extra)
 

@@ -114,13 +114,3 @@ def _preprocessing(model: Checkpoint) -> Mapping[str, Any]:
 def digest_of(params: Params) -> dict[str, str]:
     """SHA-256 of every parameter, layers unstacked, by path."""
     return digests(own_state(params))
-
-
-def export_run(run: str | Path, to: str, out: str | Path, **options: Any) -> str:
-    """Former name of `export`."""
-    return export(run, to, out, **options)
-
-
-def import_run(path: str | Path, workdir: str | Path, like: str | None = None, modality: str = "") -> str:
-    """Former name of `import_checkpoint`."""
-    return import_checkpoint(path, workdir, like or "", modality)

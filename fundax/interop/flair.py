@@ -315,10 +315,3 @@ def read_as(objective: Any, state: State, source: str) -> tuple[Params, Extra]:
 FORMAT = Format(
     "flair", NAME, (FLAIR, KeepFIT), (WEIGHTS, folder.RECORD), detect, read_model, write_folder, USAGE, read_as=read_as,
 )  # fmt: skip
-
-
-def initial(path: str | Path) -> Any:
-    """Former name of `warm_start`."""
-    from fundax.interop.initial import warm_start
-
-    return warm_start(path, None).init_from[0]

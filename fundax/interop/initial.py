@@ -174,7 +174,7 @@ def _filled(source: _Source, objective: Any, params: Params, parts: Collection[s
     same = kind(source.objective) is kind(objective)
     required = _required(source, params, parts, same, path)
     for part in TOWERS:
-        if part in required and objective is not None:
+        if part in required:
             _check_meaning(source, objective, part, same, path)
     rule = {CLIP: antialiased, RetCLIP: aligned_corners}.get(kind(objective), pixel_centres)
     ours, theirs = _flat(params), own_state(source.params)
@@ -202,7 +202,7 @@ def _required(source: _Source, params: Params, parts: Collection[str], same: boo
         return set(parts)
     if same and not source.partial:
         return set(params) - set(HEADS)
-    if towers := set(TOWERS) & set(params) & theirs:
+    if towers := {part for part in TOWERS if part in params and part in theirs}:
         return towers
     raise UserError(
         f"{path}: the checkpoint has {', '.join(sorted(theirs))} and the model {', '.join(sorted(params))}: no encoder in common"

@@ -304,10 +304,3 @@ CHINESE_CLIP = Format(
     "chinese_clip", "Chinese-CLIP", (), (), detect_chinese_clip, read_chinese_clip, None,
     read_as=read_chinese_clip_as, fills=(RetCLIP,),
 )  # fmt: skip
-
-
-def initial(path: str | Path, objective: Any) -> Any:
-    """Former name of `warm_start`."""
-    from fundax.interop.initial import warm_start
-
-    return warm_start(path, objective).init_from[0]

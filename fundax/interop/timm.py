@@ -118,10 +118,3 @@ RETFOUND = Format(  # its encoder is timm's, and export --to timm compares that
     "retfound", "RETFound", (Encoder, IBOT), ("retfound.pth",), vit.detect, read_model, write_retfound, RETFOUND_USAGE,
     select=vit.encoder_of,
 )  # fmt: skip
-
-
-def initial(path: str | Path, objective: Any) -> Any:
-    """Former name of `warm_start`."""
-    from fundax.interop.initial import warm_start
-
-    return warm_start(path, objective).init_from[0]

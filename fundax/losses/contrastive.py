@@ -136,7 +136,9 @@ def contrastive_accuracy(
 
 Negatives = Literal["global", "plain", "ring", "local"]
 Loss = Callable[..., jax.Array]
-RING_ABOVE = 8192  # batch size above which the ring is worth its time; measured in docs/performance.md
+RING_ABOVE = (
+    8192  # examples; the dense logits of a larger batch take too much memory (docs/measurements/performance.md)
+)
 FORMS = ("global", "plain", "ring")
 NEGATIVES = (*FORMS, "local")
 

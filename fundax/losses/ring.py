@@ -382,7 +382,7 @@ def sigmoid(
     image, text, present = _prepare(image[None], text[None], None if present is None else present[None])
     ring = make_ring(image.shape[1], 1, axes, rows)
     scale, bias = jnp.reshape(logit_scale, (1,)), jnp.reshape(logit_bias, (1,))
-    return _sigmoid(ring, image, text, scale, bias, group, present)[0]
+    return _sigmoid(ring, image, text, scale, bias, group, present)[0]  # pyright: ignore[reportIndexIssue]
 
 
 def accuracy(

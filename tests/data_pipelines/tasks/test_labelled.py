@@ -6,10 +6,10 @@ from PIL import Image
 
 from data_pipelines.open import Data, named
 from data_pipelines.records import DataError, Record, View
+from data_pipelines.sources.splits import Concatenated
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.forecasting import Followups, Listed, Visits, single, worse
 from data_pipelines.tasks.labelled import FRACTIONS, FlipRows, Reader, Thumbnail, by_class, labels_of, parts, repeated
-from data_pipelines.sources.splits import Concatenated
 from data_pipelines.tasks.visionfm_labels import NAMES, Thirteen
 from data_pipelines.transforms.steps import Squash
 

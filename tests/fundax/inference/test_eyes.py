@@ -106,7 +106,7 @@ def test_a_folder_written_read_and_predicted_from_the_command_line(model, eyes, 
     again = read.load(tmp_path / "out")
     assert again.objective == SMALL
     assert exchange.digest_of(again.params) == exchange.digest_of(bundle.params)
-    exchange.import_run(tmp_path / "out", tmp_path / "run")
+    exchange.import_checkpoint(tmp_path / "out", tmp_path / "run")
     reread = load(tmp_path / "run")
     assert reread.objective == SMALL
     found = predict_eyes(reread, CLASSES, left=eyes[0]).probabilities["left"]

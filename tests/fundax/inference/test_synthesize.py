@@ -15,10 +15,10 @@ from data_pipelines.sources.csv import csv_source
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.transforms.steps import Select
 from data_pipelines.transforms.views import SingleView
+from fundax.config import load
 from fundax.inference.synthesize import How, _conditions, read_generator, summary, synthesize
 from fundax.interop import keymap
 from fundax.params import unflatten
-from fundax.config import load
 from fundax.recipe import describe
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.types import UserError
