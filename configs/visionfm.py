@@ -23,18 +23,9 @@ from fundax import encoders, evals, interop, optim
 from fundax.objectives import ibot
 from fundax.recipe import Recipe, Run
 
-LAPTOP = {"size": "tiny", "batch": 64, "epochs": 5, "workers": 0, "dtype": "float32", "patients": 1500}
-LAPTOP |= {
-    "centering": "sinkhorn",
-    "drop_path": 0.0,
-    "probe": 700,
-    "lr": 4e-3,
-    "local_crops": 2,
-    "prototypes": 256,
-    "koleo": 0.1,
-    "jitter": 0.3,
-}
-PRESETS = {"laptop": LAPTOP, "smoke": {"patients": 2, "probe": 24, "prototypes": 32, "local_crops": 2}}
+LAPTOP = {"size": "tiny", "batch": 64, "epochs": 5, "workers": 0, "dtype": "float32", "patients": 1500, "probe": 700}
+LAPTOP |= {"centering": "sinkhorn", "drop_path": 0.0, "koleo": 0.1, "jitter": 0.3, "local_crops": 2, "prototypes": 256}
+PRESETS = {"laptop": LAPTOP | {"lr": 4e-3}, "smoke": {"patients": 2, "probe": 24, "prototypes": 32, "local_crops": 2}}
 
 
 def recipe(
