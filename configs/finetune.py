@@ -7,18 +7,17 @@ on the validation part; evaluate the test part at the end: launch.py eval runs/f
 
 from typing import Any, Literal
 
-import optax
-
 from data_pipelines.open import Data
 from data_pipelines.pipeline import mix, train
 from data_pipelines.tasks import labelled
 from data_pipelines.tasks.labelled import FRACTIONS, Reader
 from data_pipelines.transforms.steps import Select
-from fundax import encoders, evals, interop, objectives, optim
+from fundax import encoders, evals, interop, objectives
 from fundax.losses.supervised import inverse_frequencies
+from fundax.objectives.classify import RECIPES, fine_tuning
 from fundax.recipe import Recipe, Run
 
-# `layers` of the classifier and `norm` before it, the encoder's `feature`, and the rules of the optimizer are the preset's.
+# The encoder's feature, the layers of the classifier and the rules of the optimizer are in objectives.classify.RECIPES.
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {"batch": 32, "epochs": 30, "lr": 8e-3, "encoder_lr": 4e-3, "drop_path": 0.1, "smoothing": 0.1, "depth_decay": 0.75},
     "visionfm": {"batch": 128, "epochs": 100, "lr": 1e-3, "encoder_lr": 1e-4},
@@ -27,12 +26,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ret_clip": {"batch": 16, "epochs": 50, "lr": 1.6e-2, "encoder_lr": 3.2e-5, "weight_decay": 0.01, "smoothing": 0.1},
     "smoke": {"steps": 3},
 }  # fmt: skip
-MODELS: dict[str, tuple[Any, ...]] = {  # feature, blocks, layers, norm, epochs of warm-up
-    "laptop": ("token", 4, 1, True, 2),
-    "visionfm": ("token", 4, 3, True, 0),
-    "retfound": ("mean", 1, 1, False, 10),
-    "ret_clip": ("pooled", 1, 1, False, 0),
-}
 
 
 def recipe(
@@ -57,11 +50,9 @@ def recipe(
 ) -> Recipe:
     """Fine-tuning. Learning rates are for a batch of 256; docs/guide/downstream.md lists what is left out."""
     parts = labelled.parts(data, data.eyes(run.seed, 96), run.seed)
-    feature, blocks, layers, norm, warmup = MODELS[preset]
-    fields = {"feature": feature, "blocks": blocks, "frozen": False, "drop_path": drop_path} | run.compute(
-        encoders.ViT
-    )[0]
-    start = interop.backbone(init or size, checkpoint=checkpoint, **fields)
+    feature, blocks, layers, norm, _ = RECIPES[preset]
+    fields = run.compute(encoders.ViT)[0] | {"feature": feature, "blocks": blocks, "drop_path": drop_path}
+    start = interop.backbone(init or size, checkpoint=checkpoint, frozen=False, **fields)
     several, classes = parts.kind()
     objective = objectives.Classify(
         start.backbone, encoders.MLPHead(len(classes), layers, norm=norm), kind="several" if several else "single",
@@ -74,19 +65,13 @@ def recipe(
     epoch, part = max(len(parts.train) // run.batch, 1), "test" if test else "val"
     total = run.total(epoch)
     scored = evals.Classified(data=read.once(part, batch=min(run.batch, 64)), classes=classes, ordered=ordered)
-    groups = {}
-    for pattern, rate in (("^image/", encoder_lr * run.batch / 256), ("", run.lr * run.batch / 256)):
-        schedule = optim.cosine_schedule(rate, 0, total, min(warmup * epoch, total // 2))
-        options = ((0.9, 0.999), 1e-8)
-        if preset == "ret_clip":
-            schedule, options = optim.constant(rate), (((0.9, 0.98), 1e-8) if pattern else ((0.9, 0.99), 1e-6))
-        rule = optim.decay_all if preset in ("visionfm", "ret_clip") else optim.decay_matrices
-        groups[pattern] = optim.adamw(schedule, *options, run.weight_decay, rule)
+    rates = (run.lr * run.batch / 256, encoder_lr * run.batch / 256)
+    decays = (run.weight_decay, depth_decay, getattr(start.image, "depth", 1))
     return Recipe(
         **run.recipe(total, start, log=max(total // 40, 1), save=0, eval=max(total // 10, 1)),
         objective=objective,
         train=mix(turns, **run.loader()) if turns else train(parts.train, steps, **run.loader()),
-        optimizer=optax.chain(optim.grouped(groups), optim.layer_decay(depth_decay, getattr(start.image, "depth", 1))),
+        optimizer=fine_tuning(preset, *rates, total, epoch, *decays),
         evals={part: scored},
         best="val/kappa" if ordered else "val/macro_auc",
         preprocessing=start.preprocessing | {"classes": classes},

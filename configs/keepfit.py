@@ -6,18 +6,16 @@ says which parts are published and which are our design.
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from data_pipelines.language import tokenizers
 from data_pipelines.language.prompts import prompts_of
 from data_pipelines.open import Named, Sources
-from data_pipelines.pipeline import mix
 from data_pipelines.sources.cached import CachedSource
 from data_pipelines.tasks import keepfit
-from data_pipelines.tasks.image_text import rows_of, shares, tests
-from data_pipelines.tasks.keepfit import WithAppearance, WithElite
-from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, EliteReport, FlairAugment
-from data_pipelines.transforms.steps import Flip, Select, Tokenize
+from data_pipelines.tasks.image_text import rows_of, tests
+from data_pipelines.tasks.keepfit import WithAppearance
+from data_pipelines.transforms.flair import Canvas, Diagnosed
 from fundax import encoders, interop, optim
 from fundax.evals.zero_shot import zero_shot
 from fundax.inference.appearance import appearance_width, looking
@@ -26,10 +24,8 @@ from fundax.objectives.keepfit import KeepFIT, caption_decoder
 from fundax.objectives.keepfit_reference import V1, V2
 from fundax.recipe import Recipe, Run
 
-PRESETS = {
-    "published": {"size": "base", "context": 256, "dtype": "bfloat16"},
-    "smoke": {"patients": 20, "modalities": ("CFP", "FFA"), "caption": True},
-}
+SMOKE = {"patients": 20, "modalities": ("CFP", "FFA"), "caption": True}
+PRESETS = {"published": {"size": "base", "context": 256, "dtype": "bfloat16"}, "smoke": SMOKE}
 
 
 def recipe(
@@ -56,9 +52,8 @@ def recipe(
     base = flair(size, vocab=words.vocab_size, context=words.context, image=image, text=text)
     reference = {"v1": V1, "v2": replace(V2, lam=lam if appearance else 1.0), "mixed": None}[variant]
     seen = reference is not None and reference.lam < 1
-    writer = caption_decoder(size, words) if caption else None
-    width = appearance_width(appearance) if seen else 1
-    objective = KeepFIT(base, reference, caption=writer, appearance=width, by_status=variant == "v2")
+    parts = {"caption": caption_decoder(size, words) if caption else None, "by_status": variant == "v2"}
+    objective = KeepFIT(base, reference, appearance=appearance_width(appearance) if seen else 1, **parts)
     side = base.image.image_size
     eyes = data.eyes(run.seed, side)
     synthetic = [eyes, eyes.split("task_train", max(data.patients // 20, 4))]
@@ -66,17 +61,11 @@ def recipe(
     public, experts = ([Named("synthetic", Diagnosed(source))] for source in synthetic)
     public = keepfit.frames(data.data, data.image_dir) or public
     experts = keepfit.elite(elite, data.image_dir) or experts
-    learn = (CategoryCaption(by_synonym=not data.data), Canvas(side), Flip(), FlairAugment(), Tokenize(words))
-    study = (EliteReport(), Canvas(side), Tokenize(words), Select(("image", "text", "status")))
-    learn = shares(public, (*learn, Select(("image", "text", "category", "status"))))
-    reading = run.loader()
-    both: Any = mix(shares(experts, study), **reading | {"seed": run.seed + 1})
-    both = WithElite(mix(learn, **reading), both, ("image", "text", "status"))
+    both = keepfit.pairs(public, experts, words, side, run.loader(), synonyms=not data.data)
     epoch = max(rows_of(public) // run.batch, 1)
     few = min(max(14, data.patients // 10), 280)
-    unseen = [
-        Named(name, CachedSource(replace(eyes.split("val", few), modalities=(name,)))) for name in data.modalities
-    ]
+    unseen = [replace(eyes.split("val", few), modalities=(name,)) for name in data.modalities]
+    unseen = [Named(*one.modalities, CachedSource(one)) for one in unseen]
     held_out = tests(unseen, Canvas(side), words, prompts_of, run.batch)
     start = interop.warm_start(init, objective) + interop.warm_start(init_text, objective, ("text",))
     return Recipe(

@@ -17,7 +17,7 @@ from data_pipelines.transforms.dense import RandomMove, Ready
 from data_pipelines.transforms.steps import ColorJitter, Flip, Select
 from fundax import encoders, evals, interop, optim
 from fundax.metrics.statistics import bootstrap
-from fundax.objectives.dense import Landmark, decoder
+from fundax.objectives.dense import Landmark, on_encoder
 from fundax.recipe import Recipe, Run
 
 PRESETS = {"smoke": {"patients": 8, "image_size": 16, "head": "linear"}}
@@ -51,8 +51,8 @@ def recipe(
     """VisionFM's landmarks: a softmax over the pixels. Published: width 32, dropout 0.3, 224 pixels, squash, sigma 0, no jitter."""
     fixed = train_encoder is False or (train_encoder is None and bool(init))
     fields = {"modality": modality, "image_size": image_size, "scan": False} | run.compute(encoders.ViT)[0]
-    start = interop.backbone(init or size, checkpoint=checkpoint, **fields)
-    image, mean, std = start.image, start.backbone.mean[0], start.backbone.std[0]
+    start = interop.backbone(init or size, checkpoint=checkpoint, frozen=fixed, **fields)
+    shape = {"width": width, "dropout": dropout, "blocks": decoder_layers}
     options = {"missing": missing, "diameter": disc_diameter, "resize": resize, "keep": not run.workers}
     parts = dense.points(data, run.seed, image_size, landmarks, **options)
     augment = (RandomMove(degrees, shift, scale), Flip(landmarks=landmarks), ColorJitter(jitter, jitter, jitter / 2))
@@ -63,16 +63,7 @@ def recipe(
     rule = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(rate, weight_decay=run.weight_decay))
     return Recipe(
         **run.recipe(steps, start, save=200, eval=200),
-        objective=Landmark(
-            image=image,
-            decoder=decoder(head, len(landmarks), image.patch, width, dropout, 0.0, run.dtype),
-            blocks=decoder_layers or encoders.decoder_blocks(image.depth),
-            names=landmarks,
-            sigma=sigma,
-            mean=mean,
-            std=std,
-            frozen=fixed,
-        ),
+        objective=Landmark(**on_encoder(start.backbone, head, len(landmarks), **shape), names=landmarks, sigma=sigma),
         train=train(parts["train"], (Ready(("points",)), *augment, Select(("image", "points"))), **run.loader()),
         optimizer=optim.freeze(rule, "^image/") if fixed else rule,
         evals={name: evals.Landmarks(data=one, **scores) for name, one in passes.items()},

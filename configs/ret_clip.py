@@ -60,22 +60,19 @@ def recipe(
     see = ret_clip_aug(side, parity=parity) if published else (Flip(), Squash(side))
     test, prompts = paired(unseen, run.batch), level_prompts(unseen, words)
     probes, label = probe_data(unseen, rfmid_root, run.batch)
-    rate, decay = (
-        optim.cosine(run.lr, steps, min(50, steps // 2)),
-        optim.peer_ret_clip if published else optim.decay_matrices,
-    )
+    rule = optim.peer_ret_clip if published else optim.decay_matrices
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=200),
         objective=objective,
         train=train(source, (PairedEyes(), *see, Tokenize(words), Select(KEYS)), **run.loader()),
         optimizer=optax.chain(
             optax.identity() if published else optax.clip_by_global_norm(1.0),
-            optim.adamw(rate, (0.9, 0.98), 1e-6, run.weight_decay, decay),
+            optim.adamw(optim.cosine(run.lr, steps, min(50, steps // 2)), (0.9, 0.98), 1e-6, run.weight_decay, rule),
             optim.clip_params({"^log_scale/": (0.0, optim.MAX_LOG_SCALE)}),
         ),
         evals={
             "zero_shot": zero_shot(test, unseen.classes, prompts["patient"], inputs=("left", "right")),
-            "laterality": evals.Laterality(data=test, prompts={eye: prompts[eye] for eye in ("left", "right")}),
+            "laterality": evals.Laterality(data=test, prompts={eye: prompts[eye] for eye in KEYS[:2]}),
             "probe": evals.Probe(**{"test": None} | probes, label=label, feature="visual"),
         },
         best="zero_shot/macro_auc",

@@ -17,7 +17,7 @@ from data_pipelines.transforms.dense import RandomCrop, Ready, RightAngles
 from data_pipelines.transforms.steps import ColorJitter, Select
 from fundax import encoders, evals, interop, optim
 from fundax.metrics.statistics import bootstrap
-from fundax.objectives.dense import Segment, decoder, outputs
+from fundax.objectives.dense import Segment, on_encoder, outputs
 from fundax.recipe import Recipe, Run
 
 PRESETS = {"smoke": {"patients": 8, "image_size": 16, "resolution": 32, "head": "linear"}}
@@ -47,9 +47,9 @@ def recipe(
     """VisionFM's decoder. Published: width 32, dropout 0.3, 512 pixels, a constant learning rate of 1e-3, 100 epochs."""
     resolution, fixed = max(resolution, image_size), train_encoder is False or (train_encoder is None and bool(init))
     fields = {"modality": modality, "image_size": image_size, "scan": False} | run.compute(encoders.ViT)[0]
-    start = interop.backbone(init or size, checkpoint=checkpoint, **fields)
-    image, mean, std = start.image, start.backbone.mean[0], start.backbone.std[0]
-    count, bias = outputs(classes, overlapping), 0.0 if len(classes) > 1 and not overlapping else -3.0
+    start = interop.backbone(init or size, checkpoint=checkpoint, frozen=fixed, **fields)
+    bias = 0.0 if len(classes) > 1 and not overlapping else -3.0
+    shape = {"width": width, "dropout": dropout, "blocks": decoder_layers, "start": bias}
     masks = {"overlapping": overlapping, "crop": crop_field, "keep": not run.workers}
     parts = dense.masks(data, run.seed, resolution, classes, **masks)
     augment = (RandomCrop(image_size), RightAngles(transpose), ColorJitter(jitter, jitter, jitter / 2))
@@ -63,14 +63,9 @@ def recipe(
     return Recipe(
         **run.recipe(steps, start, save=200, eval=200),
         objective=Segment(
-            image=image,
-            decoder=decoder(head, count, image.patch, width, dropout, bias, run.dtype),
-            blocks=decoder_layers or encoders.decoder_blocks(image.depth),
+            **on_encoder(start.backbone, head, outputs(classes, overlapping), **shape),
             classes=classes,
             overlapping=overlapping,
-            mean=mean,
-            std=std,
-            frozen=fixed,
         ),
         train=train(parts["train"], (Ready(("mask",)), *augment, Select(("image", "mask"))), **run.loader()),
         optimizer=optim.freeze(rule, "^image/") if fixed else rule,

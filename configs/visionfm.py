@@ -6,7 +6,7 @@ python launch.py train configs/visionfm.py --preset laptop --workdir runs/vision
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import optax
 
@@ -21,18 +21,11 @@ from data_pipelines.transforms.steps import Select
 from data_pipelines.transforms.views import SingleView
 from fundax import encoders, evals, interop, optim
 from fundax.objectives import ibot
-from fundax.objectives.ibot import IBOT, Temperature
 from fundax.recipe import Recipe, Run
 
 LAPTOP = {"size": "tiny", "batch": 64, "epochs": 5, "workers": 0, "dtype": "float32", "patients": 1500, "probe": 700}
-LAPTOP |= {"lr": 4e-3, "local_crops": 2, "prototypes": 256, "centering": "sinkhorn", "koleo": 0.1, "jitter": 0.3}
-SMOKE = {"patients": 2, "probe": 24, "prototypes": 32, "local_crops": 2}
-PRESETS = {"laptop": LAPTOP | {"drop_path": 0.0}, "smoke": SMOKE}
-# Final learning rate; epochs of warm-up, of the temperatures' ramps and of the frozen last layer; both ramps; EMA momentum.
-SCHEDULES: dict[str, Any] = {
-    "published": (2e-6, 50, 30, 3, (0.07, 0.04), (0.04, 0.07), 0.996),
-    "laptop": (1e-5, 0.5, 3, 0.5, (0.04, 0.04), (0.04, 0.04), 0.99),
-}
+LAPTOP |= {"centering": "sinkhorn", "drop_path": 0.0, "koleo": 0.1, "jitter": 0.3, "local_crops": 2, "prototypes": 256}
+PRESETS = {"laptop": LAPTOP | {"lr": 4e-3}, "smoke": {"patients": 2, "probe": 24, "prototypes": 32, "local_crops": 2}}
 
 
 def recipe(
@@ -61,33 +54,27 @@ def recipe(
     sources = by_modality(data, wanted, eyes, keep=not run.workers)
     epoch = max(images(sources) // run.batch, 1)
     steps = run.total(epoch)
-    last_lr, warmup, ramp, frozen, token, patch, momentum = SCHEDULES[preset]
-    mean, std = moments(wanted)
-    objective = IBOT(
+    by, (mean, std) = ibot.SCHEDULES[preset], moments(wanted)
+    objective = ibot.IBOT(
         image=tower, head=ibot.head(size, prototypes, heads, run.dtype), steps=steps, epoch_steps=epoch,
-        local_crops=local_crops, local_size=small, mean=mean, std=std, token_temperature=Temperature(*token, ramp),
-        patch_temperature=Temperature(*patch, ramp), centering=centering, koleo=koleo, momentum=(momentum, 1.0),
+        local_crops=local_crops, local_size=small, mean=mean, std=std, token_temperature=ibot.Temperature(*by.token, by.ramp),
+        patch_temperature=ibot.Temperature(*by.patch, by.ramp), centering=centering, koleo=koleo, momentum=(by.momentum, 1.0),
     )  # fmt: skip
     crops = {"local_crops": local_crops, "local_size": small, "mask": mask, "colours": published_colours(side, jitter)}
     keys = ("global", "masked", *(("local",) if local_crops else ()), "modality")
     chain = (SingleView(size_hint=2 * side, text=None, targets=()), MultiCrop(side, tower.patch, **crops), Select(keys))
-    rate = optim.cosine_schedule(run.lr * run.batch / 256, last_lr, steps, min(round(warmup * epoch), steps // 2))
-    late = ("head/last_layer", max(round(frozen * epoch), 1))
+    rate = optim.cosine_schedule(run.lr * run.batch / 256, by.last_lr, steps, min(round(by.warmup * epoch), steps // 2))
+    late = ("head/last_layer", max(round(by.frozen * epoch), 1))
     decay = {"weight_decay": optim.cosine_schedule(0.04, 0.4, steps), "decay": optim.peer_visionfm}
+    rule = optax.chain(optim.clip_leaves(3.0), optim.adamw(rate, late=late, **decay))
     unseen = replace(eyes.split("val", probe), conditions=("normal", "cataract") if run.smoke else None)
     probes = probe_data(wanted, unseen, side, batch=16 if run.smoke else 100)
-    start = interop.warm_start(init, objective)
-    folds = 2 if run.smoke else 5
+    scores = {"classes": unseen.classes, "folds": 2 if run.smoke else 5}
     return Recipe(
-        **run.recipe(steps, start, save=epoch, eval=0),
+        **run.recipe(steps, interop.warm_start(init, objective), save=epoch, eval=0),
         objective=objective,
         train=mix(shares(sources, chain, balanced), **run.loader()),
-        optimizer=optim.freeze(
-            optax.chain(optim.clip_leaves(3.0), optim.adamw(rate, late=late, **decay)), "head/last_layer2?/scale"
-        ),
-        evals={
-            f"probe_{n.lower()}": evals.FrozenProbe(data=d, classes=unseen.classes, folds=folds)
-            for n, d in probes.items()
-        },
+        optimizer=optim.freeze(rule, "head/last_layer2?/scale"),
+        evals={f"probe_{n.lower()}": evals.FrozenProbe(data=d, **scores) for n, d in probes.items()},
         preprocessing={"modalities": wanted},
     )

@@ -93,7 +93,7 @@ class Run:
         fields = {name: getattr(self, name) for name in ("batch", "accumulate", "keep", "seed")}
         intervals = Intervals(log, self.save_every or save, self.eval_every or eval)
         fields |= {name: getattr(start, name, ()) for name in ("init_from", "init_extra")}
-        return fields | {"steps": steps, "mesh": mesh_sizes(self.mesh), "intervals": intervals}
+        return fields | {"steps": steps, "mesh": parse_mesh(self.mesh), "intervals": intervals}
 
     def loader(self) -> dict[str, Any]:
         """The arguments of data_pipelines.pipeline.train and mix that these settings decide."""
@@ -120,7 +120,7 @@ def _fields(module: type) -> Mapping[str, Any]:
     return fields
 
 
-def mesh_sizes(text: str) -> tuple[int, ...]:
+def parse_mesh(text: str) -> tuple[int, ...]:
     """The numbers in "4,2" or "-1,2,1". Raises UserError for anything else."""
     try:
         return tuple(int(word) for word in text.split(","))

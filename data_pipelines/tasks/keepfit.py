@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,8 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipelines.open import Named
+from data_pipelines.pipeline import mix
 from data_pipelines.records import DataError
 from data_pipelines.sources.flair import flair_frame, mm_retinal
+from data_pipelines.tasks.image_text import shares
+from data_pipelines.transforms.flair import Canvas, CategoryCaption, EliteReport, FlairAugment
+from data_pipelines.transforms.steps import Flip, Select, Tokenize
 
 PREFIX = "elite/"
 
@@ -139,6 +143,26 @@ class SideBySide:
         """Ends workers and threads of both."""
         self._public.close()
         self._elite.close()
+
+
+def pairs(
+    public: Sequence[Named],
+    experts: Sequence[Named],
+    tokenizer: Any,
+    size: int,
+    loader: Mapping[str, Any],
+    synonyms: bool,
+) -> WithElite:
+    """Training batches of public images, augmented, each with an expert's example; the experts are sampled with seed + 1.
+
+    loader: the arguments of pipeline.mix. synonyms: take the captions of public images from synonyms of their category.
+    """
+    resize, words = Canvas(size), Tokenize(tokenizer)
+    keys = ("image", "text", "status")
+    learn = (CategoryCaption(by_synonym=synonyms), resize, Flip(), FlairAugment(), words, Select((*keys, "category")))
+    study = (EliteReport(), resize, words, Select(keys))
+    expert = mix(shares(experts, study), **{**loader, "seed": loader["seed"] + 1})
+    return WithElite(mix(shares(public, learn), **loader), expert, keys)
 
 
 def frames(words: Sequence[str], image_dir: str = "", **ban: Any) -> list[Named]:

@@ -6,17 +6,19 @@ target maps are drawn after all geometric transforms."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fundax.encoders import unetr
+from fundax.encoders.backbone import Backbone
 from fundax.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, RGB
 from fundax.encoders.unetr import UNETR, Linear
 from fundax.encoders.vit import ViT
 from fundax.losses import dense as dense_losses
 from fundax.losses.dense import dice_focal, one_hot, probabilities
-from fundax.types import Batch, Extra, Metrics, Params
+from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,29 @@ def outputs(classes: tuple[str, ...], overlapping: bool) -> int:
     return len(classes) + (len(classes) > 1 and not overlapping)
 
 
-def decoder(
-    kind: str, outputs: int, patch: int, width: int, dropout: float, start: float, dtype: str
-) -> UNETR | Linear:
-    """The decoder "unetr" or "linear" on an encoder with that patch size; `start` is the initial bias of the outputs."""
-    if kind == "linear":
-        return Linear(outputs, patch, start, dtype)
-    return UNETR(outputs, patch, width, dropout, start, dtype)
+def on_encoder(
+    encoder: Backbone,
+    head: str,
+    outputs: int,
+    *,
+    width: int = 32,
+    dropout: float = 0.3,
+    blocks: tuple[int, ...] = (),
+    start: float = 0.0,
+) -> dict[str, Any]:
+    """The fields of Segment and Landmark that follow from an encoder: image, decoder, blocks, mean, std, frozen.
+
+    head: "unetr" or "linear". width, dropout: of the UNETR. blocks: the four blocks that are read; () spreads them evenly.
+    start: initial bias of the outputs.
+    """
+    image = encoder.image
+    if not isinstance(image, ViT):
+        raise UserError(f"pixels are decoded from the blocks of a ViT, not of a {type(image).__name__}")
+    patch, dtype = image.patch, image.dtype
+    unetr_fields = (outputs, patch, width, dropout, start, dtype)
+    decoder = Linear(outputs, patch, start, dtype) if head == "linear" else UNETR(*unetr_fields)
+    found = {"image": image, "decoder": decoder, "blocks": blocks or unetr.decoder_blocks(image.depth)}
+    return found | {"mean": encoder.mean[0], "std": encoder.std[0], "frozen": encoder.frozen}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,25 @@ from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 # Small sizes of the encoder: image size, patch, width, depth, heads; and the side of their local crops is half the image's.
 SIZES = {"smoke": (32, 8, 32, 1, 4), "tiny": (64, 16, 128, 4, 4)}
+
+
+class Schedules(NamedTuple):
+    """Final learning rate, EMA momentum, start and end of both temperatures; epochs of warm-up, of the temperatures' ramps
+    and of the frozen last layer."""
+
+    last_lr: float
+    momentum: float
+    token: tuple[float, float]
+    patch: tuple[float, float]
+    warmup: float
+    ramp: int
+    frozen: float
+
+
+SCHEDULES = {
+    "published": Schedules(2e-6, 0.996, (0.07, 0.04), (0.04, 0.07), warmup=50, ramp=30, frozen=3),
+    "laptop": Schedules(1e-5, 0.99, (0.04, 0.04), (0.04, 0.04), warmup=0.5, ramp=3, frozen=0.5),
+}
 
 
 def encoder(size: str, **fields: Any) -> ViT:

@@ -9,7 +9,7 @@ from fundax.config import load
 from fundax.runtime.checkpoint import ranking
 from fundax.train import fit
 
-MAX_LINES, MEAN_LINES = 95, 75
+MAX_LINES, MEAN_LINES = 80, 71
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
