@@ -236,7 +236,7 @@ def parse(
     function.__signature__ = inspect.Signature([p.replace(annotation=known[p.name]) for p in parameters])
     function.__annotations__, function.__doc__ = known, description
     if not known_only:
-        _check_names(argv, names)
+        _check_names(argv, _names([p for p in parameters if p.kind is not p.POSITIONAL_ONLY]))
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
