@@ -236,7 +236,9 @@ def parse(
     function.__signature__ = inspect.Signature([p.replace(annotation=known[p.name]) for p in parameters])
     function.__annotations__, function.__doc__ = known, description
     if not known_only:
-        _check_names(argv, _names([p for p in parameters if p.kind is not p.POSITIONAL_ONLY]))
+        positional = tyro.conf.Positional[str].__metadata__[0]
+        flags = [p for p in parameters if positional not in getattr(p.annotation, "__metadata__", ())]
+        _check_names(argv, _names(flags))
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
