@@ -30,17 +30,9 @@ from data_pipelines.sources.splits import Concatenated, split
 from data_pipelines.synthetic.sources import Eyes, Patients
 
 DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # where `launch.py data build` writes unless told otherwise
-
-
 _COLUMNS = ("image", "text", "label", "modality", "eye", "patient", "day", "value")
-
-
 _DENSE = ("mask", "fov", "points")  # columns that are read where they are asked for
-
-
 _CSV = (*_COLUMNS, *_DENSE, "images", "sep", "only", "empty", "classes")
-
-
 _ALL = ("weight", "name")
 
 

@@ -8,8 +8,6 @@ from data_pipelines.datasets.layouts import EyeDataset, Layout, Row, inside, lab
 from data_pipelines.records import DataError
 
 IMAGES, TABLES = "1. Original Images", "2. Groundtruths"
-
-
 GRADE, OEDEMA = "Retinopathy grade", "Risk of macular edema"
 SPLITS = {
     "train": ("a. Training Set", "a. IDRiD_Disease Grading_Training Labels.csv"),

@@ -9,8 +9,6 @@ from data_pipelines.datasets.layouts import EyeDataset, Layout, Row, found, insi
 from data_pipelines.records import DataError
 
 CODES = ("CNV", "DME", "DRUSEN", "NORMAL")
-
-
 CLASSES = ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal retina")
 
 

@@ -19,11 +19,7 @@ CONDITIONS = (
 
 
 LABELS = (*CONDITIONS, "OTHER")
-
-
 SPLITS = {"train": "Training", "valid": "Validation", "test": "Testing"}
-
-
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 

@@ -31,14 +31,10 @@ _CLAUSE = re.compile(r"[;:；：。!?！？\n]|\.(?!\d)|[,，](?!\d)")
 
 # A negated list: it continues over commas if an "or" closes it.
 _LISTED = re.compile(r"(?:[^,.;:]*,){0,5}?[^,.;:]*\bn?or\b[^,.;:]*")
-
-
 # Names in data/eyes.json that mean the absence of something, or nothing specific.
 _VAGUE = re.compile(
     r"^(?:no|non|normal|abnormal)\b|^(?:a disease|ungradable|noisy|scar|maculopathy|exudates)$|grade|silicon"
 )
-
-
 _SHORT = 3  # letters; shorter abbreviations are ambiguous
 
 

@@ -27,14 +27,8 @@ from data_pipelines.records import DataError
 CLIP_MERGES = 49_408 - 2 * 256 - 2
 
 CLIP_WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-
-
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
-
-
 Merges = list[tuple[str, str]]
-
-
 _CHINESE = "[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"  # characters and full-width signs
 BERT_MAX_CONTEXT = 512  # default for folders that do not define it
 

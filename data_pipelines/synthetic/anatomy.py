@@ -51,14 +51,8 @@ class Tone:
 
 # Main vessels from the disc outwards, as offsets in degrees from the fovea; the lower two arcades mirror the upper.
 _TEMPORAL = ((15.4, -3.6), (10.6, -9.4), (2.0, -12.2), (-8.5, -12.4), (-20.0, -12.5), (-37.0, -17.0), (-56.0, -25.0))
-
-
 _NASAL = ((16.8, -3.4), (20.0, -8.0), (26.0, -13.5), (35.0, -20.0), (44.0, -26.0), (53.0, -32.0), (62.0, -38.0))
-
-
 _FREEDOM = np.array([0.35, 1.0, 1.5, 2.0, 2.2, 3.0, 4.0])[:, None]
-
-
 _PER = 12  # nodes between two control points
 
 
@@ -157,8 +151,6 @@ def _segments(curves: np.ndarray, start: np.ndarray, end: float) -> np.ndarray:
 
 
 _NODES = np.array([14, 20, 26, 31, 37, 45, 54, 64])
-
-
 # directions, in turns, of small vessels from the disc towards the macula and the nose
 _FAN = np.array([0.46, 0.53, 0.41, 0.58, 0.97, 0.04])
 

@@ -17,8 +17,6 @@ TILE = 512  # width and height of a tile, which wraps around
 TILE_PER_DEGREE = 3.5  # tile pixels per degree of the retina
 
 _COS = np.array([round(math.cos(2 * math.pi * k / TURN), 6) for k in range(TURN)])
-
-
 _SIN = np.array([round(math.sin(2 * math.pi * k / TURN), 6) for k in range(TURN)])
 
 

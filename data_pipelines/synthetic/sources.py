@@ -92,16 +92,10 @@ __all__ = [
 
 
 LANGUAGES = ("en", "zh", "both")
-
-
 # First patient of each part, a million apart, so that no patient is in two of them. Pretraining learns from train and is
 # evaluated on val; tasks on a pretrained model have parts of their own. KeepFIT's experts describe those of task_train.
 STARTS = {"train": 0, "val": 1_000_000, "task_train": 2_000_000, "task_val": 3_000_000, "test": 4_000_000}
-
-
 Split = Literal["train", "val", "task_train", "task_val", "test"]
-
-
 _HORIZON = 730  # days after which `progress` compares the grade
 
 

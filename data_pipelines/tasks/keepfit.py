@@ -18,8 +18,6 @@ from data_pipelines.transforms.flair import Canvas, CategoryCaption, EliteReport
 from data_pipelines.transforms.steps import Flip, Select, Tokenize
 
 PREFIX = "elite/"
-
-
 Batch = dict[str, np.ndarray]
 
 

@@ -22,8 +22,6 @@ from data_pipelines.transforms.steps import IndependentFlip, Select, Step, eval_
 from data_pipelines.transforms.views import Grouped, SingleView
 
 FRACTIONS = (0.7, 0.15, 0.15)
-
-
 # What an evaluation stores of each example besides its label.
 EXTRA_KEYS = ("modality", "eye", "group", "picture")
 

@@ -148,8 +148,6 @@ def _write(path: Path, rows: dict[str, np.ndarray]) -> None:
 
 
 Rows = Mapping[str, np.ndarray]  # feature f32 [N ...], and further keys of the batches, [N ...]
-
-
 Read = Callable[[], Rows]
 
 

@@ -21,14 +21,8 @@ from fundax.objectives.adapter import ClipAdapter, TipAdapter, fit, heads, remem
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
 Rows = Mapping[str, np.ndarray]  # feature f32 [N E] (unit), linear f32 [N D], label i32 [N]
-
-
 Scores = Callable[..., np.ndarray]  # (few, text, log_scale, rows, seed) -> probabilities f32 [N K]
-
-
 EPOCHS = 40
-
-
 RATE = 1e-3
 
 

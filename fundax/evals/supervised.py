@@ -27,14 +27,8 @@ from fundax.metrics.classification import by_horizon, classification, multi_labe
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
 Pass = Callable[[], Iterable[Batch]]
-
-
 MEANS = ("accuracy", "balanced_accuracy", "macro_auc", "macro_ap", "macro_f1", "kappa")
-
-
 PER_CLASS = ("auc", "ap", "recall")
-
-
 _ERRORS = {"smallest error": (True, 1.0), "largest error": (True, -1.0)}
 
 

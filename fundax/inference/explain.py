@@ -28,8 +28,6 @@ from fundax.runtime.workdir import read_optional_json
 from fundax.types import Params, UserError
 
 Maps = dict[str, np.ndarray]  # mean and rollout f32 [r c], heads f32 [H r c]
-
-
 COLOURS = "inferno"
 
 

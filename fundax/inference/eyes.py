@@ -23,8 +23,6 @@ from fundax.objectives.ret_clip import IMAGE, LEVELS, SUFFIX, RetCLIP
 from fundax.types import UserError
 
 OBJECTIVE = RetCLIP  # what launch.py predict hands to this file
-
-
 TITLES = {"left": "left eye", "right": "right eye", "patient": "patient"}
 
 

@@ -24,8 +24,6 @@ from fundax.objectives.regress import Regress
 from fundax.types import Extra, UserError
 
 OBJECTIVE = (Classify, MultiModality, Regress, Forecast)  # what launch.py predict hands to this file
-
-
 SHOWN = 8  # columns of numbers in the console; a CSV has all
 
 

@@ -31,11 +31,7 @@ from fundax.runtime.workdir import read_config, read_optional_json, write_json
 from fundax.types import UserError
 
 MARK = "synthetic"
-
-
 COLUMNS = ("image", MARK, "model", "checkpoint", "seed", "sampler", "steps", "guidance", "modality", "findings")
-
-
 CHECKED = ("neighbour", "neighbour_distance")
 
 

@@ -15,11 +15,7 @@ import numpy as np
 from fundax.types import UserError
 
 Metric = Callable[..., float]
-
-
 Weighted = Callable[[np.ndarray], np.ndarray]  # weights f64 [R N] -> values f64 [R]
-
-
 _NOTHING = 1e-18  # a variance of rounding errors only
 
 

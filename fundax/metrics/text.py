@@ -13,14 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 _WORDS = re.compile(r"[a-z0-9]+(?:[./-][a-z0-9]+)*|[\u4e00-\u9fff]")
-
-
 _BETA = 1.2  # ROUGE-L's weight of recall in the captioning literature
-
-
 _Gram = tuple[str, ...]
-
-
 _SIGMA = 6.0  # words; CIDEr-D's penalty of another length
 
 

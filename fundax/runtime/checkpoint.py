@@ -23,8 +23,6 @@ from fundax.types import Extra, Params, UserError
 _ARRAYS = ("params", "extra", "opt")
 _OLD = ".old"  # old steps are renamed into this folder before they are deleted, so that a crash leaves no half step
 _policies = ocp.checkpoint_managers
-
-
 Best = str | tuple[str, str]  # a logged metric to maximise, or (metric, "min") or (metric, "max")
 
 
