@@ -40,12 +40,8 @@ def as_it_was(monkeypatch):
             "invalid choice 'tensorbord' for argument '--log-to'",
         ),
         (("eval", "nowhere"), "error: nowhere is not a run: it has no config.json"),
-<<<<<<< HEAD
         (("export", "nowhere", "--to", "onnyx", "out"), "cannot export to 'onnyx'; expected ret_clip, open_clip"),
         (("export", "nowhere", "--to", "open_clip", "out"), "nowhere is not a run"),
-=======
-        (("export", "nowhere", "--to", "onnyx", "out"), "cannot export to 'onnyx'"),
->>>>>>> refs/heads/configs
         (("export", "nowhere", "--to", "open_clip"), "Missing from launch.py export: STR Folder to write."),
         (("export", "nowhere", "out", "--tto", "open_clip"), "unknown argument --tto; did you mean --to?"),
         (
@@ -123,13 +119,8 @@ def test_help_of_a_config_lists_its_arguments(capsys, monkeypatch):
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and "Number of optimizer steps" in text
     assert all(f"--{name} " in text for name in ("patients", "lr", "mesh", "workdir", "coordinator"))
-<<<<<<< HEAD
     for group in ("options", "data options", "run options", "output options"):
         assert re.search(rf"^\W*{group}\W*$", text, re.MULTILINE), group
-=======
-    groups = [text.index(f" {group} options ") for group in ("data", "run", "output", "cluster")]
-    assert groups == sorted(groups)
->>>>>>> refs/heads/configs
 
 
 def test_a_run_of_an_older_version_says_what_to_do(tmp_path, capsys):
