@@ -1,7 +1,7 @@
-"""What an image looks like as a vector, by a frozen model: the second similarity of KeepFIT V2's reference.
+"""Appearance vectors of images from a frozen model: the second similarity of KeepFIT V2's reference.
 
-V2's abstract names local appearance; how it is measured is not public. Here: the codes of a vector-quantised
-autoencoder (or the tokens of any ViT), averaged over 4 x 4 fields and made unit."""
+The abstract of V2 mentions local appearance, but how it is measured is not public. This implementation averages the
+codes of a vector-quantised autoencoder (or the tokens of any ViT) over a 4 x 4 grid and L2-normalises the result."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Look = Callable[[np.ndarray], np.ndarray]
 
 
 def appearance_width(run: str | Path) -> int:
-    """A, the length of the vectors that a run gives. Raises UserError for a run that gives none."""
+    """A, the length of the appearance vectors of a run. Raises UserError if the run has no suitable encoder."""
     objective = _seeing(run)
     return objective.appearance if isinstance(objective, VectorQuantize) else GRID * GRID * objective.image.width
 
 
 def looking(run: str | Path, checkpoint: int | str = "latest") -> Look:
-    """Images u8 [B h w 3] to appearances f32 [B A], by a run of configs/vector_quantize.py or one with a ViT.
+    """A function from images u8 [B h w 3] to appearance vectors f32 [B A].
 
-    Images of another side than the run's are resized to it. The run is read at the first call. Raises UserError for a run
-    that has neither.
+    The run comes from configs/vector_quantize.py or contains a ViT. Images of another size are resized to the size of
+    the run. The run is read at the first call. Raises UserError if the run has neither kind of encoder.
     """
     kept: list[Any] = []
 
@@ -48,7 +48,7 @@ def looking(run: str | Path, checkpoint: int | str = "latest") -> Look:
 
 
 def appearance(objective: Any, params: Any, extra: Any, images: jax.Array) -> jax.Array:
-    """Images u8 [B h w 3] to unit vectors f32 [B A] by a frozen objective."""
+    """Encode images u8 [B h w 3] as unit vectors f32 [B A] with a frozen objective."""
     coded = isinstance(objective, VectorQuantize)
     tower: Any = objective if coded else objective.image
     side = tower.image_size

@@ -1,7 +1,8 @@
-"""Which file answers `launch.py predict` for a model: the one whose OBJECTIVE the model's is.
+"""Choose the predictor module that `launch.py predict` uses for a model, by the class of its objective.
 
-Such a file has OBJECTIVE (a class of fundax.objectives, or several), add_arguments(parser) and run(path, arguments), whose
-result is printed. A new kind of model adds its file to PREDICTORS, and launch.py stays as it is."""
+A predictor module defines OBJECTIVE (one or several classes of fundax.objectives), add_arguments(parser) and
+run(path, arguments), whose result is printed. To support a new kind of model, add its module to PREDICTORS; launch.py
+does not change."""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ PREDICTORS: tuple[ModuleType, ...] = (
 
 
 def predictor_of(path: str | Path) -> ModuleType:
-    """The file for the model of a run, by its config.json, or of another program's folder.
+    """The predictor module for the model of a run, or for weights in the format of another program.
 
-    Raises UserError where there is no model, or none that predictions of one image are written for.
+    Raises UserError if there is no model at `path`, or if no predictor supports its objective.
     """
     objective = read_objective(path) if is_run(path) else load(path).objective
     for module in PREDICTORS:

@@ -1,6 +1,6 @@
-"""Attention of a run over photographs: overlays at their own resolution, a sheet of all heads, a strip over training.
+"""Attention maps of a ViT: overlays at the photograph's resolution, a sheet of all heads, a strip over training steps.
 
-Where a ViT looks: attention as maps over the image, moved to a photograph's own pixels, and how much lies in a mask."""
+Maps are resampled to the photograph's pixels. `inside` measures the share of attention that lies in a mask."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ COLOURS = "inferno"
 
 @dataclass(frozen=True, eq=False)
 class Looker:
-    """The ViT of one checkpoint, ready to say where it looks."""
+    """The ViT of one checkpoint, ready to compute attention maps."""
 
     objective: Any
     tower: ViT
     params: Params
     preprocessing: Mapping[str, Any]
     step: int
-    row: int = 0  # of the objective's means, where it has one per modality
+    row: int = 0  # the row of the objective's means to normalise by, if it has one per modality
 
     def __call__(self, photographs: np.ndarray) -> Maps:
-        """Maps of u8 [B s s 3], each with a leading [B]; the size is that of the model."""
+        """Attention maps of images u8 [B s s 3] at the model's size; each map has a leading [B]."""
         image = normalized(self.objective, photographs, self.row)
         return jax.device_get(_maps(self.tower, self.params, image))
 
     def look(self, photograph: np.ndarray) -> Maps:
-        """Maps of one photograph u8 [H W 3] of any size."""
+        """Attention maps of one photograph u8 [H W 3] of any size."""
         return {name: value[0] for name, value in self(preprocess(photograph, self.preprocessing)[None]).items()}
 
 
 def read_looker(run: str | Path, checkpoint: int | str = "latest", modality: str = "CFP") -> Looker:
-    """The ViT of a run's checkpoint. Raises UserError for a run without one."""
+    """Load the ViT of a run's checkpoint. Raises UserError if the run has no ViT."""
     if not is_run(run):
         raise UserError(f"{run} is not a run of fundax: it has no checkpoints")
     objective, step = read_objective(run), resolve(run, checkpoint)
@@ -73,15 +73,17 @@ def explain(
     mass: float = 1.0,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write, for each photograph, overlays of the mean, the rollout and each head, and a sheet of them all.
+    """Write overlays of the mean attention, the rollout and each head for each photograph, and a sheet of all of them.
 
     Args:
-        checkpoints: latest, best, a step, several steps with commas, or all; more than one also gives a film strip.
-        modality: of the photographs, for models that normalise each by its own mean.
+        checkpoints: latest, best, a step, several steps separated by commas, or all. With more than one, a strip that
+            compares the steps is written as well.
+        modality: modality of the photographs, for models with one mean and standard deviation per modality.
         mass: 0.6 shows only the patches that hold 60 % of a map's attention, as DINO's figures do; 1 shows all.
-        overwrite: replace `out` where it is not empty.
-    The last of the checkpoints gives the overlays. Raises UserError for a run without a ViT or a class token, and
-    DataError naming a photograph that cannot be read. Returns the pictures written.
+        overwrite: replace `out` if it is not empty.
+
+    The overlays show the last of the checkpoints. Raises UserError for a run without a ViT or a class token, and
+    DataError naming a photograph that cannot be read. Returns the paths of the pictures.
     """
     if not photographs:
         raise UserError("no photograph to explain; give at least one image file")
@@ -108,9 +110,10 @@ def explain(
 
 
 def overlay(photograph: np.ndarray, attention: np.ndarray, resize: str = "squash", mass: float = 1.0) -> np.ndarray:
-    """u8 [H W 3]: the photograph with a map f32 [r c] over it, bright where the attention is; its own resolution.
+    """Overlay a map f32 [r c] on a photograph at the photograph's resolution; returns u8 [H W 3].
 
-    The scale ends at the map's largest patch. What has no attention stays as it is, and the most has half its colour.
+    The colour scale ends at the largest value of the map. The weight of the colour grows with attention, from 0.15 to
+    0.65.
     """
     import matplotlib
 
@@ -123,7 +126,7 @@ def overlay(photograph: np.ndarray, attention: np.ndarray, resize: str = "squash
 
 
 def sheet(photograph: np.ndarray, maps: Maps, path: Path, resize: str = "squash", mass: float = 1.0) -> Path:
-    """A PNG of the photograph, the mean, the rollout and every head, with the scale in multiples of an even share."""
+    """Write a PNG of the photograph, the mean, the rollout and every head; titles give the maximum relative to uniform."""
     parts = {"Mean of heads": maps["mean"], "Rollout": maps["rollout"]}
     parts |= {f"Head {k + 1}": head for k, head in enumerate(maps["heads"])}
     columns = min(4, len(parts) + 1)
@@ -142,7 +145,7 @@ def sheet(photograph: np.ndarray, maps: Maps, path: Path, resize: str = "squash"
 
 
 def strip(photograph: np.ndarray, maps: Mapping[int, Maps], path: Path, resize: str = "squash") -> Path:
-    """A PNG of how the maps change in training: a column for each step, mean and rollout below each other."""
+    """Write a PNG of the maps over training: one column per step, with the mean above the rollout."""
     steps = sorted(maps)
     figure = _figure(2.1 * len(steps) + 0.4, 4.6)
     grid = figure.subplots(2, len(steps), squeeze=False)
@@ -177,7 +180,7 @@ def _steps(run: str | Path, checkpoints: str) -> list[int | str]:
 
 
 def _names(photographs: Sequence[str | Path]) -> list[str]:
-    """File names without their ending; a number behind those that come twice."""
+    """File names without their extension; a number is appended to repeated names."""
     stems = [Path(path).stem for path in photographs]
     return [stem if stems.count(stem) == 1 else f"{stem}_{number}" for number, stem in enumerate(stems)]
 
@@ -197,11 +200,11 @@ def _maps(tower: ViT, params: Params, image: jax.Array) -> dict[str, jax.Array]:
 
 
 def class_attention(tower: ViT, params: Params, image: jax.Array) -> dict[str, jax.Array]:
-    """What the class token looks at, as maps over the grid of patches, each summing to at most 1.
+    """Attention of the class token as maps over the grid of patches; each map sums to at most 1.
 
-    image [B h w 3], normalised. heads f32 [B H r c], the last block's attention (arXiv:2104.14294, figure 1); mean f32
-    [B r c], over heads; rollout f32 [B r c] (arXiv:2005.00928), through all blocks. What is missing to 1 is the class
-    token's attention to itself.
+    image: [B h w 3], normalised. Returns heads f32 [B H r c], the attention of the last block (arXiv:2104.14294,
+    figure 1); mean f32 [B r c], their mean over heads; and rollout f32 [B r c], through all blocks (arXiv:2005.00928).
+    The remainder to 1 is the attention of the class token to itself.
     """
     maps = attention_maps(tower, params, image, last=tower.depth)
     rows, columns = image.shape[1] // tower.patch, image.shape[2] // tower.patch
@@ -214,7 +217,7 @@ def class_attention(tower: ViT, params: Params, image: jax.Array) -> dict[str, j
 
 
 def top_mass(attention: np.ndarray, share: float) -> np.ndarray:
-    """bool, of the map's shape [r c]: the fewest patches that hold `share` of the map's sum (DINO's figure: 0.6)."""
+    """Mask bool [r c] of the fewest patches that hold `share` of the map's sum (0.6 in DINO's figures)."""
     flat = attention.ravel()
     order = np.argsort(-flat, kind="stable")
     before = np.cumsum(flat[order]) - flat[order]
@@ -226,10 +229,10 @@ def top_mass(attention: np.ndarray, share: float) -> np.ndarray:
 def over_photograph(
     attention: np.ndarray, height: int, width: int, resize: str = "squash", smooth: bool = True
 ) -> np.ndarray:
-    """A map f32 [r c] on the pixels f32 [height width] of the photograph that the model saw.
+    """Resample a map f32 [r c] to the pixels f32 [height width] of the original photograph.
 
-    resize: how the photograph was made square: squash, shortest (its middle was seen: 0 outside) or longest (padded).
-    smooth: bilinear, else each patch keeps one value.
+    resize: how the photograph was made square: squash, shortest (centre crop; the map is 0 outside) or longest (padded).
+    smooth: interpolate bilinearly; otherwise all pixels of a patch have its value.
     """
     side = {"squash": None, "shortest": min(height, width), "longest": max(height, width)}[resize]
     if side is None:
@@ -245,9 +248,10 @@ def over_photograph(
 
 
 def inside(attention: np.ndarray, mask: np.ndarray, field: np.ndarray | None = None) -> tuple[float, float]:
-    """(the share of attention, the share of area) that lies in a mask; both of what lies in `field`, where given.
+    """The share of the attention and the share of the area that lie in a mask, as a pair.
 
-    attention f32 [h w]; mask, field bool [h w]. Raises UserError where the field is empty or holds no attention.
+    attention: f32 [h w]; mask and field: bool [h w]. If `field` (the field of view) is given, both shares are relative to
+    it. Raises UserError if the field is empty or contains no attention.
     """
     field = np.ones_like(mask) if field is None else field
     total, area = float(attention[field].sum()), int(field.sum())

@@ -1,4 +1,6 @@
-"""Conditions of a patient's eyes by RET-CLIP: each eye by its own head, the patient by both; one eye is enough."""
+"""Zero-shot predictions of RET-CLIP for each eye and for the patient.
+
+Each eye has its own head, and the patient-level head uses both eyes. One eye is enough."""
 
 from __future__ import annotations
 
@@ -22,20 +24,20 @@ from fundax.inference.model import Image, Model, load
 from fundax.objectives.ret_clip import IMAGE, LEVELS, SUFFIX, RetCLIP
 from fundax.types import UserError
 
-OBJECTIVE = RetCLIP  # what launch.py predict hands to this file
+OBJECTIVE = RetCLIP  # launch.py predict uses this module for this objective
 TITLES = {"left": "left eye", "right": "right eye", "patient": "patient"}
 
 
 @dataclass(frozen=True)
 class EyePrediction:
-    """probabilities: f32 [K] per level that was asked ("left", "right", "patient"), each summing to 1."""
+    """Probabilities f32 [K] for each predicted level ("left", "right", "patient"); each level sums to 1."""
 
     classes: tuple[str, ...]
     probabilities: dict[str, np.ndarray]
-    note: str  # what was done where not both eyes were given
+    note: str  # how a missing eye was handled; "" if both eyes were given
 
     def table(self) -> Table:
-        """One row per class, most likely (of the patient) first."""
+        """A table with one row per class, sorted by descending probability at the patient level."""
         levels = [level for level in TITLES if level in self.probabilities]
         table = Table("condition", *(TITLES[level] for level in levels), caption=self.note or None)
         for k in np.argsort(-self.probabilities["patient"], kind="stable"):
@@ -52,15 +54,20 @@ def predict_eyes(
     image: Image | None = None,
     language: str = "",
 ) -> EyePrediction:
-    """Zero-shot probabilities per eye and for the patient; classes are names in English or Chinese.
+    """Zero-shot probabilities for each eye and for the patient.
 
     Args:
-        left, right: photographs (path, encoded bytes or u8 [H W 3]); with one of them the patient is judged by that
-            eye twice, as the authors do.
-        image: one photograph whose side is not known: the patient level alone, by that image twice.
-        language: "en" or "zh", of the sentences around the names; by default that of each name.
+        model: a RET-CLIP model.
+        classes: class names in English or Chinese.
+        left, right: photographs (path, encoded bytes or u8 [H W 3]). If only one is given, the patient level uses it
+            for both eyes, as the authors do.
+        image: one photograph of an eye of unknown side. Only the patient level is predicted, with this image for both
+            eyes.
+        language: language of the prompts, "en" or "zh". By default, the prompt for each name uses the language of the
+            name.
     Raises:
-        UserError: no RET-CLIP model, no image, fewer than two classes; DataError: an image that cannot be read.
+        UserError: the model is not a RET-CLIP, there is no image, or there are fewer than two classes.
+        DataError: an image cannot be read.
 
     Source of the duplication: the zero-shot protocol of RET-CLIP's authors in RET-CLIP-PLUS.
     """
@@ -84,16 +91,21 @@ def predict_eyes(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of launch.py predict."""
+    """Add the arguments of `launch.py predict` for this kind of model."""
     parser.add_argument("--left", help="photograph of the left eye")
     parser.add_argument("--right", help="photograph of the right eye")
-    parser.add_argument("--image", help="a photograph of an eye whose side is not known")
-    parser.add_argument("--classes", required=True, help="names in English or Chinese, separated by commas")
-    parser.add_argument("--language", choices=("en", "zh"), default="", help="of the sentences around the names")
+    parser.add_argument("--image", help="photograph of an eye of unknown side; only the patient level is predicted")
+    parser.add_argument("--classes", required=True, help="class names in English or Chinese, separated by commas")
+    parser.add_argument(
+        "--language",
+        choices=("en", "zh"),
+        default="",
+        help="language of the prompts; by default that of each class name",
+    )
 
 
 def run(path: str | Path, given: argparse.Namespace) -> Table:
-    """What launch.py predict prints."""
+    """Predict from the parsed arguments; returns what `launch.py predict` prints."""
     classes = [name.strip() for name in given.classes.replace("，", ",").split(",") if name.strip()]
     model = load(path, given.checkpoint)
     eyes = {"left": given.left, "right": given.right, "image": given.image}
@@ -114,11 +126,11 @@ def _pixels(model: Model, image: Image) -> np.ndarray:
 
 
 def _class_features(model: Model, classes: Sequence[str], level: str, language: str) -> np.ndarray:
-    """Unit features f32 [K E] of a level's text head: per class the mean of its wordings', normalised again."""
+    """Class features f32 [K E] of a level's text head: the mean over the prompts of each class, L2-normalised again."""
     if model.tokenizer is None:
         raise UserError("this model came without a tokenizer, so it takes no class names; add its files to the folder")
-    said = [prompts(name, level, language) for name in classes]
-    tokens = [np.asarray(model.tokenizer(wordings)) for wordings in said]
+    texts = [prompts(name, level, language) for name in classes]
+    tokens = [np.asarray(model.tokenizer(one)) for one in texts]
     encode = partial(_outputs, model.objective, model.params)
     return class_features(encode, tokens, sum(map(len, tokens)), key=f"text_features{SUFFIX[level]}")
 

@@ -1,10 +1,10 @@
-"""FLAIR's own way of asking: one photograph and a list of categories in, probabilities and logits out.
+"""Zero-shot prediction with FLAIR's interface: probabilities and logits of one photograph over a list of categories.
 
     model = load("flair_resnet.pth", vocab="vocab.txt")
     probabilities, logits = model(image, ["normal", "glaucoma"], with_knowledge=True)
 
-The numbers are those of github.com/jusiro/FLAIR, its quirks included: padding is averaged into a text's features, so
-that they depend on the texts they are asked with; and the features of an ensemble of prompts are not made unit again."""
+The results match github.com/jusiro/FLAIR, including its quirks. Padding is averaged into the features of a text, so they
+depend on the other texts in the batch. The mean features of an ensemble of prompts are not normalised again."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ from fundax.types import Extra, Params, UserError
 
 
 def load(path: str | Path, vocab: str | Path, **sizes: Any) -> FLAIRModel:
-    """The model of a FLAIR, KeepFIT or RetiXfer checkpoint.
+    """Load a FLAIR, KeepFIT or RetiXfer checkpoint.
 
     Args:
-        path: the .pth or .safetensors file. vocab: vocab.txt of Bio_ClinicalBERT, or a folder with its tokenizer.
-        sizes: of `interop.flair.to_fundax`, where they are not the published ones.
+        path: the .pth or .safetensors file.
+        vocab: vocab.txt of Bio_ClinicalBERT, or a folder with its tokenizer.
+        sizes: size arguments of `interop.flair.to_fundax`, for models that do not have the published sizes.
     Raises:
-        UserError, DataError: a file that is missing, damaged or another model's.
+        UserError, DataError: a file is missing, damaged or belongs to another model.
     """
     objective, params, extra = to_fundax(read_state(path), **sizes)
     params, extra = jax.tree.map(jax.numpy.asarray, (params, extra))
@@ -43,7 +44,7 @@ def load(path: str | Path, vocab: str | Path, **sizes: Any) -> FLAIRModel:
 
 @dataclass(frozen=True, eq=False)
 class FLAIRModel:
-    """FLAIR, its tokenizer, and what is known of categories; made by `load`."""
+    """FLAIR with its tokenizer and expert knowledge about categories; created by `load`."""
 
     objective: FLAIR
     params: Params
@@ -54,9 +55,9 @@ class FLAIRModel:
     def __call__(
         self, image: files.ImageLike, texts: Sequence[str], *, with_knowledge: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities and logits, f32 [1 K] each, of one image (a path, bytes, or u8 [H W 3]) over K categories.
+        """Probabilities and logits, each f32 [1 K], of one image (a path, bytes, or u8 [H W 3]) over K categories.
 
-        Raises DataError for an image that cannot be read, UserError without categories.
+        Raises DataError if the image cannot be read, and UserError if there are no categories.
         """
         _check(texts)
         if with_knowledge:
@@ -74,16 +75,18 @@ class FLAIRModel:
         return self._features("image", pixels)
 
     def text_features(self, categories: Sequence[str], *, with_knowledge: bool = True) -> np.ndarray:
-        """Features f32 [K E] of K categories: the plain mean over the prompts that knowledge gives each, or its one prompt.
+        """Features f32 [K E] of K categories.
 
-        Every category is a batch of its own, as the peer has it; called with texts, the model takes them as one batch.
+        with_knowledge: average the features of each category's expert descriptions; otherwise use its single prompt.
+        Each category is encoded as a separate batch, as in the original implementation. In contrast, `__call__` without
+        knowledge encodes all texts as one batch.
         """
         _check(categories)
         ask = self.known.ensemble if with_knowledge else lambda name: (self.known.prompt(name),)
         return np.stack([self._features("text", self.tokens(ask(name))).mean(0) for name in categories])
 
     def tokens(self, prompts: Sequence[str]) -> np.ndarray:
-        """i32 [N L] with L that of the longest of these prompts: the padding counts."""
+        """Token ids i32 [N L], where L is the length of the longest prompt, because padding changes the features."""
         ids = self.tokenizer(list(prompts))
         return ids[:, : int((ids != self.tokenizer.pad).sum(1).max())]
 

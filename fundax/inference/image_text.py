@@ -1,4 +1,4 @@
-"""A trained image-text model that classes can be described to, such as a CLIP, and how a run of it starts."""
+"""Image-text models, such as CLIP, as the starting point of a run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fundax.types import Extra, Params, UserError
 
 @dataclass(frozen=True)
 class ImageText:
-    """An objective with `embed` (the width of its features), and what a Recipe needs to start from it.
+    """An image-text model, and what a Recipe needs to start from it.
 
     Attributes:
-        objective: a model of single images and texts.
+        objective: a model of single images and texts; its `embed` is the width of the features.
         preprocessing: image_size, mean, std, resize and interpolation.
-        tokenizer: that of the model.
-        init_from, init_extra: for the Recipe; () are fresh weights.
+        tokenizer: the tokenizer of the model.
+        init_from, init_extra: fields of the Recipe that set the initial weights; () for random initialisation.
     """
 
     objective: Any
@@ -31,9 +31,10 @@ class ImageText:
 
 
 def image_text(init: str, checkpoint: int | str = "latest", *, smoke: bool = False) -> ImageText:
-    """The image-text model of anything that interop.load opens; for a smoke test without `init` an untrained one.
+    """Load an image-text model from any path that interop.load supports.
 
-    Raises UserError where `init` is empty, holds another kind of model or has no tokenizer.
+    smoke: without `init`, create a tiny untrained model instead (smoke test). Raises UserError if `init` is empty, holds
+    another kind of model or has no tokenizer.
     """
     if not init and smoke:
         words = tokenizers.bundled(48)

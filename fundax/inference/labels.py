@@ -1,4 +1,4 @@
-"""What a decoder says of photographs: probabilities of classes or findings, values, or the odds of progression; as a CSV."""
+"""Predictions of classifiers, regressors and forecasts for photographs, printed as a table and written as a CSV."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ from fundax.objectives.forecast import Forecast
 from fundax.objectives.regress import Regress
 from fundax.types import Extra, UserError
 
-OBJECTIVE = (Classify, MultiModality, Regress, Forecast)  # what launch.py predict hands to this file
-SHOWN = 8  # columns of numbers in the console; a CSV has all
+OBJECTIVE = (Classify, MultiModality, Regress, Forecast)  # launch.py predict uses this module for these objectives
+SHOWN = 8  # number of columns in the console; the CSV has all of them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of launch.py predict."""
-    parser.add_argument("--image", required=True, nargs="+", help="photographs")
-    parser.add_argument("--modality", default="CFP", help="of the photographs: CFP, OCT, FFA, UWF, ...")
-    parser.add_argument("--days", nargs="+", type=float, help="forecasts: how many days ahead; each is a row")
-    parser.add_argument("--out", help="a CSV to write: image, and a column for each class, finding or value")
+    """Add the arguments of `launch.py predict` for this kind of model."""
+    parser.add_argument("--image", required=True, nargs="+", help="photographs to predict")
+    parser.add_argument("--modality", default="CFP", help="modality of the photographs: CFP, OCT, FFA, UWF, ...")
+    parser.add_argument(
+        "--days", nargs="+", type=float, help="forecast horizons in days (forecasts only); one row each"
+    )
+    parser.add_argument("--out", help="CSV file to write, with a column for each class, finding or value")
 
 
 def run(path: str | Path, given: argparse.Namespace) -> Table:
-    """What launch.py predict prints."""
+    """Predict from the parsed arguments; returns what `launch.py predict` prints."""
     model = read_run(path, given.checkpoint)
     if isinstance(model.objective, Forecast) != bool(given.days):
-        raise UserError("--days goes with a model of forecasts, and such a model needs it: how many days ahead")
+        raise UserError("--days is required for forecasting models and not allowed for others: how many days ahead")
     if given.out and Path(given.out).exists():
         raise UserError(f"{given.out} is there already; choose another --out")
     number = MODALITIES.index(modality_name(given.modality))
     names, first = names_of(model), ["image", *(["days"] if given.days else [])]
     rows: list[list[str]] = []
-    for image in track(given.image, "looking", transient=True):
+    for image in track(given.image, "predicting", transient=True):
         for days in given.days or [None]:
             values = predicted(model, image, number, days)
             rows.append([str(image), *([f"{days:g}"] if days is not None else []), *(f"{v:.4f}" for v in values)])
@@ -56,7 +58,7 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
 
 
 def names_of(model: Checkpoint) -> tuple[str, ...]:
-    """Of the columns: classes, findings or values."""
+    """Names of the predicted columns: classes, findings or values."""
     objective = model.objective
     names = tuple(objective.names if isinstance(objective, Regress) else objective.classes)
     count = 2 if isinstance(objective, Forecast) else objective.head.outputs
@@ -66,7 +68,7 @@ def names_of(model: Checkpoint) -> tuple[str, ...]:
 
 
 def predicted(model: Checkpoint, image: str | Path, modality: int = 0, days: float | None = None) -> np.ndarray:
-    """f32 [K]: probabilities, or values in their units. Raises DataError naming an image that cannot be read."""
+    """Probabilities, or values in their units, f32 [K]. Raises DataError naming an image that cannot be read."""
     seen = preprocess(load(Path(image)), model.preprocessing)
     batch: dict[str, Any] = {"image": seen[None], "modality": np.array([modality], np.int32)}
     if days is not None:
@@ -75,12 +77,12 @@ def predicted(model: Checkpoint, image: str | Path, modality: int = 0, days: flo
     out = _forward(model.objective, params, model.extra, batch)
     if "value" in out:
         return np.asarray(out["value"])[0]
-    found = np.asarray(out["probabilities"])[0]
-    return np.array([1 - found[0], found[0]]) if len(found) == 1 else found
+    probability = np.asarray(out["probabilities"])[0]
+    return np.array([1 - probability[0], probability[0]]) if len(probability) == 1 else probability
 
 
 def _table(first: list[str], names: tuple[str, ...], rows: list[list[str]]) -> Table:
-    """As many columns as fit, the others told below."""
+    """A console table of the first SHOWN columns; the caption counts the others."""
     left = len(names) - SHOWN
     table = Table(*first, *names[:SHOWN], caption=f"and {left} more columns: --out writes all" if left > 0 else None)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Landmarks of photographs, by a model of `objectives.landmark`: a CSV in pixels of the photographs."""
+"""Predict landmarks of photographs: a CSV of coordinates in pixels of the photographs."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from fundax.objectives.dense import Landmark
 from fundax.runtime.checkpoint import load_params
 from fundax.types import Extra, UserError
 
-OBJECTIVE = Landmark  # what launch.py predict hands to this file
+OBJECTIVE = Landmark  # launch.py predict uses this module for this objective
 
 
 def points(
     model: Checkpoint, extra: Extra, images: Iterable[str | Path], read: str = "points"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each photograph, f64 [n 2] (x, y) in its pixels, and f32 [n], the probability of the model's highest pixel.
+    """Yield for each photograph the landmarks (x, y) f64 [n 2] in its pixels, and their confidence f32 [n].
 
-    read: "points", that pixel, or "points_expected", the mean place. Raises DataError naming an image that cannot be read.
+    The confidence is the largest probability in the heat map. read: "points" takes the position of that maximum,
+    "points_expected" the expected position. Raises DataError naming an image that cannot be read.
     """
     facts, params = model.preprocessing, jax.tree.map(jax.numpy.asarray, model.params)
     for path in images:
@@ -43,24 +44,33 @@ def points(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of launch.py predict."""
-    parser.add_argument("--image", required=True, nargs="+", help="photographs")
-    parser.add_argument("--out", help="a CSV to write: image, and x, y and confidence of each landmark")
-    parser.add_argument("--read", choices=("points", "points_expected"), default="points", help="how a map is read")
+    """Add the arguments of `launch.py predict` for this kind of model."""
+    parser.add_argument("--image", required=True, nargs="+", help="photographs to predict")
+    parser.add_argument("--out", help="CSV file to write, with x, y and confidence of each landmark")
+    parser.add_argument(
+        "--read",
+        choices=("points", "points_expected"),
+        default="points",
+        help="take the maximum of each heat map (points) or its expected position (points_expected)",
+    )
 
 
 def run(path: str | Path, given: argparse.Namespace) -> Table:
-    """What launch.py predict prints. The columns of --out are those training reads: NAME_x, NAME_y."""
+    """Predict from the parsed arguments; returns what `launch.py predict` prints.
+
+    The columns NAME_x and NAME_y of --out have the names that training reads.
+    """
     model, extra = read_run(path, given.checkpoint), load_params(path, given.checkpoint)[1]
     names = model.objective.names
     if given.out and Path(given.out).exists():
         raise UserError(f"{given.out} is there already; choose another --out")
     columns = ["image", *(f"{name}_{what}" for name in names for what in ("x", "y", "confidence"))]
-    found = points(model, extra, given.image, given.read)
+    predictions = points(model, extra, given.image, given.read)
     rows = []
-    for image, (xy, sure) in zip(given.image, track(found, "looking", len(given.image), transient=True), strict=True):
+    progress = track(predictions, "predicting", len(given.image), transient=True)
+    for image, (xy, confidence) in zip(given.image, progress, strict=True):
         numbers = [
-            value for k in range(len(names)) for value in (f"{xy[k, 0]:.1f}", f"{xy[k, 1]:.1f}", f"{sure[k]:.3f}")
+            value for k in range(len(names)) for value in (f"{xy[k, 0]:.1f}", f"{xy[k, 1]:.1f}", f"{confidence[k]:.3f}")
         ]
         rows.append([str(image), *numbers])
     if given.out:

@@ -1,4 +1,4 @@
-"""A trained image-text model, ready to use: images and words in, features and probabilities out."""
+"""Inference with image-text models: image and text features, zero-shot probabilities, similarity maps."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ Image = files.ImageLike  # a path, encoded bytes, or u8 [H W 3]
 
 
 def load(path: str | Path, checkpoint: int | str = "latest", batch: int = 32) -> Model:
-    """The model of a run, of an import, or of an exported open_clip or Hugging Face CLIP folder.
+    """Load the model of a run, an import, or an exported open_clip or Hugging Face CLIP folder.
 
     Args:
         checkpoint: the checkpoint of a run: "latest", "best" or a step.
         batch: the largest number of images or texts in one forward pass.
     Raises:
-        UserError: nothing of the kind at `path`, or a part of it missing or damaged.
+        UserError: there is no such model at `path`, or a part of it is missing or damaged.
     """
-    found = load_checkpoint(path, checkpoint)
-    if not hasattr(found.objective, "encode"):
-        raise UserError(f"{path} holds {type(found.objective).__name__}; expected an image-text model")
-    params = jax.tree.map(jax.numpy.asarray, found.params)
-    return Model(found.objective, params, preprocessing_of(found), found.tokenizer, batch)
+    loaded = load_checkpoint(path, checkpoint)
+    if not hasattr(loaded.objective, "encode"):
+        raise UserError(f"{path} holds {type(loaded.objective).__name__}; expected an image-text model")
+    params = jax.tree.map(jax.numpy.asarray, loaded.params)
+    return Model(loaded.objective, params, preprocessing_of(loaded), loaded.tokenizer, batch)
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """An image-text model with its preprocessing and its tokenizer; made by `load`."""
+    """An image-text model with its preprocessing and its tokenizer; created by `load`."""
 
     objective: Any
     params: Params
@@ -58,7 +58,7 @@ class Model:
         return self._batched(images, "image", self._pixels)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit features f32 [N E] of N texts. Raises UserError if the model came without a tokenizer."""
+        """Unit features f32 [N E] of N texts. Raises UserError if the model has no tokenizer."""
         return self._batched(texts, "text", self._tokens)
 
     def zero_shot(
@@ -70,21 +70,22 @@ class Model:
         """Probabilities f32 [N K] of N images over K classes; the columns are in the order of `classes`.
 
         Args:
-            classes: names, or a mapping of names to several ways to say them; a class is the mean of its prompts.
-            templates: sentences with {} for the name, each tried with every way to say it.
+            classes: class names, or a mapping from class names to synonyms. The features of a class are the mean over
+                its prompts.
+            templates: sentences with {} in place of the name; every template is combined with every synonym.
         Raises:
-            UserError: no class, a class without prompts, or a template without {}.
+            UserError: there is no class, a class has no prompts, or a template has no {}.
 
         Source: Radford et al. 2021 (CLIP), section 3.1.4.
         """  # fmt: skip
-        said = classes if isinstance(classes, Mapping) else {name: [name] for name in classes}
-        if not said or not all(said.values()) or isinstance(classes, str):
+        synonyms = classes if isinstance(classes, Mapping) else {name: [name] for name in classes}
+        if not synonyms or not all(synonyms.values()) or isinstance(classes, str):
             raise UserError("zero-shot needs at least one class, and a prompt for each")
         if bad := [template for template in templates if "{}" not in template] or not templates:
             raise UserError(f"zero-shot templates need {{}} where the name goes; got {bad if templates else 'none'}")
         prompts = [
             self._tokens([template.replace("{}", word) for word in words for template in templates])
-            for words in said.values()
+            for words in synonyms.values()
         ]
         heads = class_features(self._forward, prompts, min(self.batch, _power(sum(map(len, prompts)))))  # [K E]
         scales = self._forward({})
@@ -92,10 +93,10 @@ class Model:
         return softmax(logits, axis=1)  # [N K]
 
     def similarity_map(self, image: Image, text: str) -> np.ndarray:
-        """Cosine of each patch with a text, f32 [h w] on the grid of patches, row 0 at the top of the image.
+        """Cosine similarity of each patch with a text, f32 [h w] on the grid of patches; row 0 is at the top.
 
-        The patch tokens go through the projection of the pooled token, as if each were the whole image: a picture to
-        look at, no segmentation.
+        Patch tokens are projected like the pooled token, which the model was not trained for. The map is a
+        visualisation, not a segmentation.
         """
         pixels, words = self._pixels([image]), self.encode_text([text])[0]
         patches = np.asarray(_patch_features(self.objective, self.params, pixels))[0]  # [N E]
@@ -115,7 +116,7 @@ class Model:
         return {name: np.asarray(value) for name, value in _forward(self.objective, self.params, dict(batch)).items()}
 
     def _batched(self, items: Sequence[Any], key: str, read: Callable[[Sequence[Any]], np.ndarray]) -> np.ndarray:
-        """Features of all items, read and encoded batch by batch; small batches are padded to a power of two."""
+        """Read and encode all items batch by batch; small batches are padded to a power of two."""
         if isinstance(items, str | bytes | Path):
             raise UserError(f"encode_{key} takes a list, not one {type(items).__name__}: write [{key}]")
         parts = [np.zeros((0, self.objective.embed), np.float32)]
@@ -128,7 +129,7 @@ class Model:
 
 
 def _power(n: int) -> int:
-    """The next power of two, so that few shapes are compiled."""
+    """Round up to a power of two, so that few shapes are compiled."""
     return 1 << max(n - 1, 0).bit_length()
 
 
@@ -139,11 +140,11 @@ def _forward(objective: Any, params: Params, batch: Mapping[str, Any]) -> dict[s
 
 @functools.partial(jax.jit, static_argnums=0)
 def _patch_features(objective: Any, params: Params, image: np.ndarray) -> jax.Array:
-    """u8 [B h w 3] to unit features f32 [B N E] of the patches, without the class token."""
+    """Unit features f32 [B N E] of the patches of images u8 [B h w 3], without the class token."""
     vit = objective.image
     pixels = normalize(image, objective.mean, objective.std, vit.dtype)
     tokens: Any = vit.apply({"params": params["image"]}, pixels)["tokens"][:, int(vit.class_token) :]
-    if vit.norm_after_pool:  # then the tokens have not been through the final norm yet
+    if vit.norm_after_pool:  # then the final norm has not been applied to the tokens yet
         tokens = LayerNorm(vit.epsilon).apply({"params": params["image"]["norm"]}, tokens)
     features = tokens.astype(jax.numpy.float32) @ params["project"]["image"]["kernel"]
     return features / jax.numpy.linalg.norm(features, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The report of a photograph or angiogram, written by a model of `objectives.report`."""
+"""Generate the report of a photograph or angiogram."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from fundax.objectives.report import Report
 from fundax.runtime.checkpoint import load_params
 from fundax.types import Extra, UserError
 
-OBJECTIVE = Report  # what launch.py predict hands to this file
+OBJECTIVE = Report  # launch.py predict uses this module for this objective
 
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """text, and the findings it names (data_pipelines.report_findings)."""
+    """The text of a report, and the findings it mentions (data_pipelines.language.findings)."""
 
     text: str
     findings: tuple[str, ...]
@@ -38,10 +38,10 @@ class WrittenReport:
 def write_reports(
     model: Checkpoint, extra: Extra, images: list[files.ImageLike], beams: int | None = None
 ) -> list[WrittenReport]:
-    """One report for each of N images: paths, encoded bytes, or u8 [H W 3] of any size.
+    """Generate one report for each image; images are paths, encoded bytes, or u8 [H W 3] of any size.
 
-    beams: open reports while one is written; by default as the model was trained.
-    Raises DataError naming an image that cannot be read; UserError for a model without tokenizer, or for beams below 1.
+    beams: beam width; by default the value that the model was trained with. Raises DataError naming an image that cannot
+    be read, and UserError if the model has no tokenizer or the beam width is out of range.
     """
     if model.tokenizer is None:
         raise UserError(
@@ -58,13 +58,13 @@ def write_reports(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of launch.py predict."""
+    """Add the arguments of `launch.py predict` for this kind of model."""
     parser.add_argument("--image", required=True, help="the photograph or angiogram to describe")
-    parser.add_argument("--beams", type=int, help="open reports while one is written; by default as trained")
+    parser.add_argument("--beams", type=int, help="beam width of the search; by default the value set in training")
 
 
 def run(path: str | Path, given: argparse.Namespace) -> WrittenReport:
-    """What launch.py predict prints."""
+    """Predict from the parsed arguments; returns what `launch.py predict` prints."""
     model = read_run(path, given.checkpoint)
     extra = load_params(path, given.checkpoint)[1]
     return write_reports(model, extra, [given.image], given.beams)[0]

@@ -1,4 +1,4 @@
-"""Masks of photographs, by a model of `objectives.segment`: PNG files on the photographs' own grid."""
+"""Segment photographs: masks as PNG files at the resolution of the photographs."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from fundax.objectives.dense import Segment
 from fundax.runtime.checkpoint import load_params
 from fundax.types import Extra, UserError
 
-OBJECTIVE = Segment  # what launch.py predict hands to this file
+OBJECTIVE = Segment  # launch.py predict uses this module for this objective
 
 
 def masks(
     model: Checkpoint, extra: Extra, images: Iterable[str | Path], threshold: float = 0.5, overlap: float = 0.5
 ) -> Iterator[np.ndarray]:
-    """For each photograph, bool [H W K]: which of its pixels belong to each of the model's classes.
+    """Yield the mask bool [H W K] of each photograph over the K classes of the model, at the photograph's resolution.
 
-    A model of small windows slides over the photograph as in its evaluation. Raises DataError naming an image that
-    cannot be read.
+    A model with an input smaller than the image is applied in sliding windows, as in its evaluation. Raises DataError
+    naming an image that cannot be read.
     """
     objective, facts = model.objective, model.preprocessing
     size = int(facts["image_size"])
@@ -47,21 +47,26 @@ def masks(
         image, window = seen.views[0].image, objective.image.image_size
         assert isinstance(image, np.ndarray)
         values = slide(forward, image, window, overlap) if size > window else forward(image[None])[0]
-        found = original_map(values, seen.targets["frame"], tuple(seen.targets["size"]))
-        yield decided(found, len(objective.classes), objective.overlapping, threshold)
+        original = original_map(values, seen.targets["frame"], tuple(seen.targets["size"]))
+        yield decided(original, len(objective.classes), objective.overlapping, threshold)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of launch.py predict."""
-    parser.add_argument("--image", required=True, nargs="+", help="photographs")
-    parser.add_argument("--out", required=True, help="folder of the masks; a file that is there already is an error")
-    parser.add_argument("--threshold", type=float, default=0.5, help="of a structure that is not exclusive")
+    """Add the arguments of `launch.py predict` for this kind of model."""
+    parser.add_argument("--image", required=True, nargs="+", help="photographs to segment")
+    parser.add_argument(
+        "--out", required=True, help="folder to write the masks to; existing masks are never overwritten"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="probability threshold for a single class or overlapping classes"
+    )
 
 
 def run(path: str | Path, given: argparse.Namespace) -> Table:
-    """What launch.py predict prints: the files written, and the part of each photograph that is of each class.
+    """Predict from the parsed arguments; returns a table of the files and the fraction of pixels in each class.
 
-    NAME.png holds 0, 1, ... as training masks do (of a single structure 0 and 255); classes that overlap have a file each.
+    NAME.png contains class numbers 0, 1, ... like the training masks, or 0 and 255 for a single class. Overlapping
+    classes have one file each.
     """
     model, extra = read_run(path, given.checkpoint), load_params(path, given.checkpoint)[1]
     classes, out = model.objective.classes, Path(given.out)
@@ -74,9 +79,9 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
         raise UserError(f"{taken[0]} is there already; choose another --out")
     if len({name for each in names for name in each}) < sum(map(len, names)):
         raise UserError("two photographs have the same name; their masks would overwrite each other")
-    table = Table("mask", *(f"{name}, part of all pixels" for name in classes))
-    found = masks(model, extra, given.image, given.threshold)
-    for each, mask in zip(names, track(found, "segmenting", len(names), transient=True), strict=True):
+    table = Table("mask", *(f"{name}, fraction of pixels" for name in classes))
+    predictions = masks(model, extra, given.image, given.threshold)
+    for each, mask in zip(names, track(predictions, "segmenting", len(names), transient=True), strict=True):
         out.mkdir(parents=True, exist_ok=True)
         for k, name in enumerate(each):
             picture(mask[..., k : k + 1] if several else mask).save(out / name)
@@ -85,7 +90,7 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
 
 
 def picture(mask: np.ndarray) -> Image.Image:
-    """bool [H W K] as an image of class numbers with colours to look at; one class as grey 0 and 255."""
+    """Convert a mask bool [H W K] to a palette image of class numbers, or to grey 0 and 255 for a single class."""
     if mask.shape[-1] == 1:
         return Image.fromarray(mask[..., 0].astype(np.uint8) * 255)
     index = (mask * np.arange(1, mask.shape[-1] + 1)).max(-1).astype(np.uint8)

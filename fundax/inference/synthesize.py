@@ -1,4 +1,4 @@
-"""Synthetic images of a diffusion run: files that say what they are, a manifest, and a check against memorisation."""
+"""Sample synthetic images from a diffusion run: labelled PNG files, a manifest, and a check for memorisation."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ CHECKED = ("neighbour", "neighbour_distance")
 
 @dataclass(frozen=True)
 class How:
-    """How images are drawn; see Diffusion.sample. `seed` is that of the first image, the next has the next."""
+    """Sampling options; see Diffusion.sample. `seed` is the seed of the first image; image i uses seed + i."""
 
     seed: int = 0
     steps: int = 50
     sampler: str = "ddim"
     guidance: float = 1.0
-    findings: tuple[str, ...] | None = None  # None: as in the training data, row by row
+    findings: tuple[str, ...] | None = None  # None: copied from the training data, row by row
     modality: str = ""
     batch: int = 32
 
@@ -59,13 +59,13 @@ class Generator:
     modality: str = ""
 
     def draw(self, batch: Mapping[str, Any], how: How) -> np.ndarray:
-        """u8 [B h w 3] for the batch's `seed` i32 [B]."""
+        """Sample images u8 [B h w 3] from the seeds in the batch, `seed` i32 [B]."""
         fields = (self.objective, how.steps, how.sampler, how.guidance)
         return np.asarray(_draw(*fields, {"average": self.average}, dict(batch)))
 
 
 def read_generator(run: str | Path, checkpoint: int | str = "latest") -> Generator:
-    """The model of a diffusion run. Raises UserError for a run of something else."""
+    """Load the model of a diffusion run. Raises UserError for another kind of run."""
     read_config(run)
     objective = read_objective(run)
     if not isinstance(objective, Diffusion):
@@ -87,14 +87,17 @@ def synthesize(
     check: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write n images to out/images with out/manifest.csv, every one marked as synthetic; returns what report.json holds.
+    """Write n images, each marked as synthetic, to out/images, and out/manifest.csv; returns the content of report.json.
 
     Args:
-        run: a diffusion run; the super-resolution stage of a cascade with `base`, the run whose images it enlarges.
-        check: look for each image's nearest training image (neighbours.png, and columns of the manifest); that reads
-            the run's training data, by its own config.
-        overwrite: replace `out` where it is not empty.
-    The folder appears when all is written. Raises UserError for a run of something else, and for conditions it lacks.
+        run: a diffusion run. For the super-resolution stage of a cascade, give the base stage as `base`.
+        base: the run whose images `run` enlarges.
+        check: find the nearest training image of each image (neighbours.png, and columns of the manifest). This reads
+            the training data of the run, as described by its config.
+        overwrite: replace `out` if it is not empty.
+
+    The folder is created once everything is written. Raises UserError for another kind of run, and for conditions that
+    the run does not support.
     """
     if n < 1 or how.batch < 1 or not 0 <= how.seed < 2**31 - n:
         raise UserError(f"n={n}, batch={how.batch}, seed={how.seed}; expected n and batch >= 1, 0 <= seed < 2^31 - n")
@@ -119,7 +122,7 @@ def synthesize(
 
 
 def summary(out: str | Path, report: Mapping[str, Any]) -> str:
-    """What `synthesize` found, in words."""
+    """A text summary of the report of `synthesize`."""
     lines = [f"{out}: {report['images']} images of {report['model']}, all marked as synthetic (manifest.csv)"]
     if "copies" in report:
         lines.append(
@@ -132,7 +135,7 @@ def summary(out: str | Path, report: Mapping[str, Any]) -> str:
 
 
 def held_out(recipe: Recipe) -> np.ndarray:
-    """The images u8 [n h w 3] that a diffusion recipe measures its error on."""
+    """The held-out images u8 [n h w 3] on which a diffusion recipe evaluates its error."""
     passes = [one.data for one in recipe.evals.values() if isinstance(one, Denoising)]
     if not passes:
         raise UserError("the run's config holds out no images, so there is nothing to compare neighbours with")
@@ -162,7 +165,7 @@ def _conditioned(models: Sequence[Generator]) -> bool:
 def _draw_all(
     models: Sequence[Generator], n: int, how: How, recipe: Recipe | None, progress: Progress
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """All images u8 [n h w 3], and the rows of the manifest."""
+    """Sample all images u8 [n h w 3]; also returns the rows of the manifest."""
     conditions = _conditions(models, n, how, recipe) if _conditioned(models) else {}
     task = progress.add_task("images", total=n)
     images, rows = [], []
@@ -197,7 +200,7 @@ def _row(models: Sequence[Generator], how: How, one: Mapping[str, Any]) -> dict[
 
 
 def _conditions(models: Sequence[Generator], n: int, how: How, recipe: Recipe | None) -> dict[str, np.ndarray]:
-    """What each image is conditioned on: as asked for, else as the training rows are, one after the other."""
+    """Conditions of each image: those requested; the others are copied from the training rows in order."""
     objective = next(m.objective for m in models if m.objective.condition_width)
     found: dict[str, np.ndarray] = {}
     if how.modality and objective.modalities:
@@ -217,7 +220,7 @@ def _conditions(models: Sequence[Generator], n: int, how: How, recipe: Recipe | 
 
 
 def _batches(recipe: Recipe) -> Iterator[Mapping[str, np.ndarray]]:
-    """One pass over all that the recipe learns from, the filled-up rows of the last batch left out."""
+    """One pass over the training data of a recipe, without the padding of the last batch."""
     if not isinstance(recipe.train, Data):
         raise UserError("the run's training data cannot be read again; draw without the check")
     for data in recipe.train.passes():
@@ -226,7 +229,7 @@ def _batches(recipe: Recipe) -> Iterator[Mapping[str, np.ndarray]]:
 
 
 def _training(recipe: Recipe, progress: Progress) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Number and image of every training row."""
+    """Yield the row numbers and images of all training data, batch by batch."""
     task, seen = progress.add_task("neighbours", total=None), 0
     for batch in _batches(recipe):
         rows = np.arange(seen, seen + len(batch["image"]))
@@ -237,7 +240,7 @@ def _training(recipe: Recipe, progress: Progress) -> Iterator[tuple[np.ndarray, 
 
 
 def _write(folder: Path, images: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The PNG files, each with text fields that say what it is, and the manifest."""
+    """Write the manifest and the PNG files; text fields in each PNG record how it was made."""
     (folder / "images").mkdir()
     checked = [name for name in CHECKED if name in rows[0]]
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
