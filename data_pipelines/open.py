@@ -1,17 +1,17 @@
-"""Sources by one word of the command line, so that several data sets can be mixed in one run.
+"""Open sources from words of the command line, so that several data sets can be mixed in one run.
 
-    labels.csv                       a CSV: columns image, text, and label, patient, eye, modality, ... where it has them
+    labels.csv                       a CSV with columns image, text, and optionally label, patient, eye, modality, ...
     labels.csv,mask=disc+cup         a path in each column; points=fovea+disc reads fovea_x, fovea_y, disc_x, disc_y
     labels.csv,text=report,weight=2  options after commas: our column name = theirs, or a template ("text=eye with {grade}")
-    folder/                          an image folder train|val|test/<class>/, with split=test for another than train
+    folder/                          an image folder train|val|test/<class>/; split=test selects another part than train
     tfds:idrid                       a data set built by `launch.py data build`; tfds:idrid/test is its test split
-    array_record:folder              what `launch.py data convert` wrote
+    array_record:folder              a folder written by `launch.py data convert`
     synthetic                        synthetic eyes, with n=, start=, seed=, size=, language=
 
-Options of a CSV beside the columns: images=DIR (paths begin there), sep=tab, only=COLUMN:VALUE, modality=CFP for all its
-rows, empty=drop (or keep: gaps in several labels). label=A+B+C are several labels of 0, 1 and gaps, value=A+B numbers to
-predict, classes=A+B+C the order of class names. Options of all: weight= (share of the mix; the number of rows by
-default), name=."""
+Further options of a CSV: images=DIR (paths are relative to it), sep=tab, only=COLUMN:VALUE, modality=CFP for all rows,
+empty=drop (or keep, for missing values in several labels). label=A+B+C reads several labels (0, 1 or missing), value=A+B
+numbers to predict, and classes=A+B+C sets the order of class names. Options of all sources: weight= (sampling weight; by
+default the number of rows), name=."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from data_pipelines.sources.shards import array_records
 from data_pipelines.sources.splits import Concatenated, split
 from data_pipelines.synthetic.sources import Eyes, Patients
 
-DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # where `launch.py data build` writes unless told otherwise
+DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # the default folder of `launch.py data build`
 _COLUMNS = ("image", "text", "label", "modality", "eye", "patient", "day", "value")
-_DENSE = ("mask", "fov", "points")  # columns that are read where they are asked for
+_DENSE = ("mask", "fov", "points")  # columns that are read only on request
 _CSV = (*_COLUMNS, *_DENSE, "images", "sep", "only", "empty", "classes")
 _ALL = ("weight", "name")
 
 
 @dataclass(frozen=True)
 class Named:
-    """A source, what to call it, and its share of a mix (None: its number of rows)."""
+    """A source with its name and its sampling weight (None: its number of rows)."""
 
     name: str
     source: Source
@@ -53,11 +53,11 @@ class Sources:
     """The images to train on.
 
     Args:
-        data: Sources to train on: CSV files, folders, tfds:NAME, array_record:FOLDER, synthetic; options after commas.
+        data: Sources to train on: CSV files, folders, tfds:NAME, array_record:FOLDER, synthetic; options follow commas.
         image_dir: Folder that the image paths of a CSV start from; empty takes the folder of the CSV.
         data_dir: Folder of the data sets that `launch.py data build` wrote.
-        patients: Number of synthetic patients to train on, where there is no --data.
-        modalities: Modalities to train on, where a source has several; synthetic eyes have CFP, UWF, FFA and OCT.
+        patients: Number of synthetic patients to train on if there is no --data.
+        modalities: Modalities to train on if a source has several; synthetic eyes have CFP, UWF, FFA and OCT.
     """
 
     data: tuple[str, ...] = ()
@@ -67,17 +67,17 @@ class Sources:
     modalities: tuple[str, ...] = ("CFP",)
 
     def eyes(self, seed: int, size: int, **fields: Any) -> Eyes:
-        """The synthetic eyes to train on, of `size` pixels; further fields of Eyes."""
+        """The synthetic eyes to train on, with `size` pixels; `fields` are further fields of Eyes."""
         return Eyes(self.patients, seed, modalities=self.modalities, size=size, **fields)
 
 
 @dataclass(frozen=True)
 class Data(Sources):
-    """The images to train and to evaluate on.
+    """The images to train and evaluate on.
 
     Args:
-        val: Sources to evaluate on; without them some patients of --data are held out.
-        split: JSON file with the part of each patient. It is written at the first use and read afterwards.
+        val: Sources to evaluate on; without them, some patients of --data are held out.
+        split: JSON file with the part of each patient; it is written at the first use and read afterwards.
         fractions: Shares of the patients in the parts train, val and test.
         image_column: Column of a CSV with the image paths; empty takes "image".
         text_column: Column of a CSV with the texts; empty takes "text".
@@ -92,7 +92,7 @@ class Data(Sources):
     separator: str = ","
 
     def open(self, words: Sequence[str], **columns: str) -> list[Named]:
-        """The sources that words stand for; `columns` are options of a CSV that its word does not give."""
+        """Open the sources of `words`; `columns` are default options of a CSV."""
         own = {"image": self.image_column, "text": self.text_column, "images": self.image_dir, "sep": self.separator}
         return [named(word, columns | {k: v for k, v in own.items() if v}, self.data_dir) for word in words]
 
@@ -104,14 +104,14 @@ class Data(Sources):
         names: Sequence[str] = PARTS,
         **columns: str,
     ) -> dict[str, list[Named]]:
-        """The sources of each part (the first of `names`, as many as `fractions`), which share no patient.
+        """The sources of each part. Parts share no patient; there are as many as `fractions`, named by `names`.
 
         Args:
-            synthetic: the parts where there is no --data (synthetic_parts).
-            labels: what every part should have its share of (sources.splits.split).
-            columns: options of a CSV that its word does not give.
+            synthetic: the parts to use if there is no --data (synthetic_parts).
+            labels: the label of a record to stratify by (sources.splits.split).
+            columns: default options of a CSV.
 
-        Raises DataError for a split file of several sources, and as `named` and `split` do.
+        Raises DataError for a split file with several sources, and as `named` and `split` do.
         """
         if not self.data:
             return {name: [Named("synthetic", source)] for name, source in synthetic.items()}
@@ -152,9 +152,9 @@ _OF_TASK: Mapping[str, Any] = {"train": "task_train", "val": "task_val", "test":
 def synthetic_parts(
     source: Eyes | Patients, *, keep: bool, val: int, test: int = 0, task: bool = False
 ) -> dict[str, Source]:
-    """Parts of synthetic patients: those of `source` to train on, `val` and `test` others; `test` 0 leaves that part out.
+    """Parts of synthetic patients: `source` for training, and `val` and `test` other patients; 0 omits the test part.
 
-    keep: keep the training images in memory (without worker processes). task: patients that no pretraining has seen.
+    keep: keep the training images in memory (without worker processes). task: use patients that no pretraining has seen.
     """
     names = _OF_TASK if task else _TASKLESS
     counts = {"train": source.n, "val": val} | ({"test": test} if test else {})
@@ -163,7 +163,7 @@ def synthetic_parts(
 
 
 def joined(sources: Sequence[Named]) -> Source:
-    """Several sources of the same classes, one after the other, as one. Raises DataError where the classes differ."""
+    """Concatenate sources with the same classes. Raises DataError if the classes differ."""
     if len(sources) == 1:
         return sources[0].source
     classes = [tuple(getattr(one.source, "classes", ())) for one in sources]
@@ -173,9 +173,9 @@ def joined(sources: Sequence[Named]) -> Source:
 
 
 def named(word: str, defaults: Mapping[str, str] | None = None, data_dir: str | Path = DATA_DIR) -> Named:
-    """The source that a word stands for; `defaults` are options every CSV has unless it says otherwise.
+    """Open the source of a word; `defaults` are default options of a CSV.
 
-    Raises DataError for an unknown kind or option, with those that are known; files are checked at the first use.
+    Raises DataError for an unknown kind or option, listing the known ones. Files are checked at the first use.
     """
     head, *rest = word.split(",")
     options = dict(_option(part, word) for part in rest)
@@ -214,7 +214,7 @@ def _csv(path: Path, options: Mapping[str, str]) -> Source:
     for name in ("label", "value", "mask", "points"):
         if "+" in columns.get(name, "") and "{" not in columns[name]:
             columns[name] = tuple(columns[name].split("+"))
-    if "points" in columns:  # of a landmark's name
+    if "points" in columns:  # from landmark names to coordinate columns
         points = columns["points"]
         parts = (points,) if isinstance(points, str) else points
         columns["points"] = tuple(f"{part}_{axis}" for part in parts for axis in "xy")
@@ -230,7 +230,7 @@ def _csv(path: Path, options: Mapping[str, str]) -> Source:
 def _option(part: str, word: str) -> tuple[str, str]:
     name, equals, value = part.partition("=")
     if not equals:
-        raise DataError(f"{word}: {part!r} is no option; expected NAME=VALUE after each comma")
+        raise DataError(f"{word}: {part!r} is not an option; expected NAME=VALUE after each comma")
     return name, value
 
 

@@ -1,4 +1,4 @@
-"""Subsets of a source, and splits by patient: hashed or stratified by class, and stored in a file that a paper can cite.
+"""Subsets of a source, and splits by patient: hashed or stratified by class, and stored in a citable file.
 
 A split file contains digests of the patients' names instead of the names, so that it can be published. Checkpoints are
 selected on the validation part; the test part is for the final evaluation."""
@@ -20,7 +20,7 @@ from data_pipelines.sources.columns import Stored, read_once
 
 
 def select(source: Source, rows: Iterable[int] | Callable[[Record], bool]) -> Subset:
-    """The given rows of a source, in their order; or those whose record a function says yes to (images unread)."""
+    """Select rows by number, in the given order, or by a predicate on records (image files are not read)."""
     chosen = (row for row in range(len(source)) if rows(source[row])) if callable(rows) else rows
     array = np.fromiter(chosen, np.int64)
     if array.size and not -len(source) <= array.min() <= array.max() < len(source):
@@ -37,12 +37,12 @@ class Subset:
 
     @property
     def rows(self) -> np.ndarray:
-        """i64: the rows of the other source."""
+        """Row numbers i64 in the other source."""
         return self.chosen.array
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Those of the source: a class absent here keeps its number."""
+        """Classes of the source; classes that are absent from the subset keep their number."""
         return tuple(getattr(self.source, "classes", ()))
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class Concatenated:
-    """Sources one after the other, as one."""
+    """Concatenation of sources."""
 
     sources: tuple[Source, ...]
     classes: tuple[Any, ...] = ()
@@ -73,11 +73,11 @@ class Concatenated:
 def split_by(
     source: Source, key: str = "patient", fractions: Mapping[str, float] | None = None, seed: int = 0
 ) -> dict[str, Part]:
-    """Named parts that share no patient: {"train": .8, "val": .1, "test": .1} unless told otherwise.
+    """Named parts that share no patient; by default {"train": .8, "val": .1, "test": .1}.
 
-    Patients are put in the order of a hash of their name and the seed, and cut where the rows reach each fraction:
-    the same whatever the order of the rows, the machine or the number of workers. `key`: patient, or another string
-    column of a CSV (text keeps equal captions together). Nothing is read until a part is used.
+    Patients are ordered by a hash of their name and the seed, and divided where the rows reach each fraction. The result
+    does not depend on the order of the rows, the machine or the number of workers. key: "patient", or another string
+    column of a CSV ("text" keeps equal captions together). Nothing is read until a part is used.
     """
     fractions = {"train": 0.8, "val": 0.1, "test": 0.1} if fractions is None else dict(fractions)
     if min(fractions.values(), default=0) <= 0 or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
@@ -110,12 +110,12 @@ class Part:
 
     @property
     def rows(self) -> np.ndarray:
-        """i64: the rows of the whole source, ascending."""
+        """Row numbers i64 in the whole source, ascending."""
         return self.chosen.array
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Those of the whole: a class absent here keeps its number."""
+        """Classes of the whole source; classes that are absent from this part keep their number."""
         return tuple(getattr(self.source, "classes", ()))
 
     def __getstate__(self) -> dict[str, object]:
@@ -130,7 +130,7 @@ class Part:
 
 
 def _hashes(source: Source, key: str, seed: int) -> np.ndarray:
-    """u64 [rows]: the source's own columns where it has them, else its records one by one."""
+    """Hashes u64 [rows] of the key, from the source's columns if it has them, else from its records."""
     own = getattr(source, "hashes", None)
     if own is not None:
         return own(key, seed)
@@ -146,18 +146,19 @@ FORMAT = "fundax split 1"
 def stratified(
     patients: Sequence[str], labels: Any, fractions: Mapping[str, float] | None = None, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Rows i64 of each part, no patient in two; every class is divided by the fractions as nearly as patients allow.
+    """Row numbers i64 of each part of a split by patient, stratified by class as closely as patients allow.
 
-    patients: [N] names; labels: i32 [N], or f32 [N K] of zeros and ones. A patient counts under the rarest class that
-    any of its rows has. Order of the rows, machine and Python do not matter: patients are ordered by a digest of name
-    and seed. Default fractions: train .7, val .15, test .15. Raises DataError for a part that would stay empty.
+    patients: [N] names; labels: i32 [N], or f32 [N K] of zeros and ones. A patient is assigned to the rarest class of
+    its rows. Patients are ordered by a digest of name and seed, so the result does not depend on the order of the rows,
+    the machine or the Python version. Default fractions: train .7, val .15, test .15. Raises DataError if a part would be
+    empty.
     """
     fractions = {"train": 0.7, "val": 0.15, "test": 0.15} if fractions is None else dict(fractions)
     if min(fractions.values(), default=0) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise DataError(f"the fractions of a split must be positive and add up to 1, got {fractions}")
     names, member, strata = _strata(patients, labels, seed)
     part = np.empty(len(names), np.int64)
-    carried = np.zeros(len(fractions))  # what rounding owes each part from the classes before
+    carried = np.zeros(len(fractions))  # rounding error of each part, carried over from the previous classes
     for stratum in np.unique(strata):
         inside = np.flatnonzero(strata == stratum)
         exact = carried + np.array(list(fractions.values())) * len(inside)
@@ -171,7 +172,7 @@ def stratified(
 
 
 def folds(patients: Sequence[str], labels: Any, count: int = 5, seed: int = 0) -> list[np.ndarray]:
-    """Rows i64 of each of `count` folds, by patient and stratified as in `stratified`: train on all but one."""
+    """Row numbers i64 of each of `count` cross-validation folds, by patient and stratified as in `stratified`."""
     names, member, strata = _strata(patients, labels, seed)
     if len(names) < count:
         raise DataError(f"{count} folds of {len(names)} patients; expected at least one each")
@@ -181,34 +182,34 @@ def folds(patients: Sequence[str], labels: Any, count: int = 5, seed: int = 0) -
     return [np.flatnonzero(fold[member] == k) for k in range(count)]
 
 
-def write_split(path: str | Path, patients: Sequence[str], parts: Mapping[str, Any], **said: Any) -> str:
-    """Parts (name -> rows) as JSON, by digests of patients; returns the file's own digest, for the paper to cite.
+def write_split(path: str | Path, patients: Sequence[str], parts: Mapping[str, Any], **notes: Any) -> str:
+    """Write parts (name -> rows) as JSON with digests of patients; returns the digest of the file, for citation.
 
-    said: what else a reader should know (seed, source, date). Raises DataError where a patient is in two parts.
+    notes: further metadata (seed, source, date). Raises DataError if a patient is in two parts.
     """
     digests = np.array([_digest(name) for name in patients])
     named = {name: sorted({str(d) for d in digests[np.asarray(rows, np.int64)]}) for name, rows in parts.items()}
     _check_disjoint(named, str(path))
     counts = {name: {"patients": len(named[name]), "rows": len(rows)} for name, rows in parts.items()}
-    told = {"format": FORMAT, "rows": len(digests), "counts": counts, "said": said, "parts": named}
-    text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    record = {"format": FORMAT, "rows": len(digests), "counts": counts, "said": notes, "parts": named}
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     Path(path).write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_split(path: str | Path, source: Source, patients: Sequence[str] | None = None) -> dict[str, Subset]:
-    """The parts of a source by a file of write_split, whatever the order of its rows.
+    """The parts of a source, read from a file of write_split; the order of the rows does not matter.
 
-    patients: names by row; read from the records if not given. Raises DataError for another file, a patient the file
-    does not know, or one it knows that the source lacks.
+    patients: the patient of each row; read from the records if not given. Raises DataError if the file is not a split
+    file, if a patient is not in the file, or if a patient of the file is not in the source.
     """
     try:
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
-        parts = told["parts"] if told["format"] == FORMAT else None
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        parts = record["parts"] if record["format"] == FORMAT else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected a split written by fundax ({error})") from None
     if parts is None:
-        raise DataError(f"{path}: format {told['format']!r}; expected {FORMAT!r}")
+        raise DataError(f"{path}: format {record['format']!r}; expected {FORMAT!r}")
     _check_disjoint(parts, str(path))
     names = [source[row].patient for row in range(len(source))] if patients is None else patients
     where = {digest: name for name, digests in parts.items() for digest in digests}
@@ -231,14 +232,14 @@ def split(
     labels: Callable[[Record], Any] | None = None,
     **notes: Any,
 ) -> dict[str, Source]:
-    """Named parts of a source that share no patient: the one way in which configs split data.
+    """Split a source into named parts that share no patient. All configs split data with this function.
 
     Args:
         fractions: name of each part and its share of the patients.
-        file: a split file (see write_split). It is read if it exists, else written; "" writes none.
-        labels: what each part should have its share of, as a class or a vector of findings (`stratified`). Without it
-            patients are ordered by a hash, and nothing is read before a part is used (`split_by`).
-        notes: what else the file should say, such as the source.
+        file: a split file (see write_split). It is read if it exists, otherwise written; "" for no file.
+        labels: the label of a record to stratify by, a class or a vector of findings (`stratified`). Without it,
+            patients are ordered by a hash, and nothing is read until a part is used (`split_by`).
+        notes: further metadata for the file, such as the source.
 
     Raises DataError for a file that lacks a part of `fractions`, and as read_split, stratified and split_by do.
     """
@@ -262,7 +263,7 @@ def split(
 
 
 def _strata(patients: Sequence[str], labels: Any, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Different patients ordered by digest, each row's place among them, each patient's stratum (rarest first)."""
+    """Unique patients ordered by digest, the index of each row's patient, and each patient's stratum (rarest first)."""
     labels = np.asarray(labels)
     if len(labels) != len(patients):
         raise DataError(f"{len(patients)} patients and {len(labels)} labels; expected one each per row")
@@ -273,14 +274,16 @@ def _strata(patients: Sequence[str], labels: Any, seed: int) -> tuple[list[str],
     member = np.array([place[name] for name in patients], np.int64)
     classes = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)[None]
     rarity = np.argsort(np.argsort(classes.sum(0), kind="stable"))  # 0 is the rarest class
-    of_row = np.where(classes > 0, rarity[None], classes.shape[1]).min(1)  # none of them: a stratum of its own
+    of_row = np.where(classes > 0, rarity[None], classes.shape[1]).min(
+        1
+    )  # rows without any class form their own stratum
     strata = np.full(len(names), classes.shape[1], np.int64)
     np.minimum.at(strata, member, of_row)
     return names, member, strata
 
 
 def _rounded(exact: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers near `exact` that add up to `total`: largest remainders get one more."""
+    """Round `exact` to integers that add up to `total`, by the largest remainder method."""
     counts = np.maximum(np.floor(exact), 0).astype(np.int64)
     while (missing := total - counts.sum()) != 0:
         rest = exact - counts

@@ -1,4 +1,4 @@
-"""Images with masks or landmarks, in parts that share no patient, prepared for models of one resolution."""
+"""Images with masks or landmarks at a fixed resolution, split into parts that share no patient."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from data_pipelines.transforms.dense import Prepared
 def masks(
     data: Data, seed: int, size: int, classes: tuple[str, ...], *, overlapping: bool, crop: bool, keep: bool
 ) -> dict[str, Source]:
-    """Each part with masks of `classes`, at `size` pixels; without --data of structures of synthetic eyes.
+    """Each part with masks of `classes`, at `size` pixels; without --data, structures of synthetic eyes.
 
-    crop: crop photographs to the field of view first. keep: keep the prepared images in memory. Raises DataError.
+    crop: crop photographs to the field of view first. keep: keep the prepared images in memory. Raises DataError if
+    `overlapping` is set with fewer than two classes.
     """
     if overlapping and len(classes) < 2:
         raise DataError("--overlapping needs at least two --classes")
@@ -39,10 +40,11 @@ def points(
     resize: str,
     keep: bool,
 ) -> dict[str, Source]:
-    """Each part with the points of `landmarks`, at `size` pixels; without --data fovea and disc of synthetic eyes.
+    """Each part with the coordinates of `landmarks`, at `size` pixels; without --data, fovea and disc of synthetic eyes.
 
-    missing: "allowed" where a landmark may have no place. diameter: of the disc, in pixels of the original images, for
-    errors in disc diameters. resize: "longest" or "squash". keep: as in `masks`. Raises DataError.
+    missing: "allowed" if landmarks may have no coordinates. diameter: diameter of the disc in pixels of the original
+    images, to report errors in disc diameters. resize: "longest" or "squash". keep: keep the prepared images in memory.
+    Raises DataError for landmarks that synthetic eyes do not have.
     """
     if not data.data and landmarks != ("fovea", "disc"):
         raise DataError(f"synthetic eyes have the landmarks fovea and disc, not {', '.join(landmarks)}; give --data")
@@ -55,7 +57,9 @@ def points(
 def _parts(data: Data, seed: int, size: int, drawn: Callable[[Any], Source], **columns: str) -> dict[str, Source]:
     counts = {"val": max(data.patients // 5, 2), "test": max(data.patients // 4, 2) if len(data.fractions) > 2 else 0}
     eyes = synthetic_parts(data.eyes(seed, size, masks=True), keep=False, **counts)
-    own = {name: drawn(getattr(part, "source", part)) for name, part in eyes.items()}  # not cached before it is drawn
+    own = {
+        name: drawn(getattr(part, "source", part)) for name, part in eyes.items()
+    }  # the eyes themselves are not cached, only the prepared images
     parts = data.parts(own, seed, lambda record: 0, **columns)
     return {name: joined(part) for name, part in parts.items()}
 

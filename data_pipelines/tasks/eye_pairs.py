@@ -1,4 +1,4 @@
-"""Both eyes of a patient and a report: the tests of RET-CLIP on synthetic patients, and the labels that probes read."""
+"""Evaluation data of RET-CLIP: both eyes of synthetic patients, class prompts, and labelled images for linear probes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TARGETS = ("label", "label_left", "label_right")
 
 
 def paired(patients: Patients, batch: int) -> Data:
-    """One pass over both eyes and their labels."""
+    """One pass over both eyes of each patient and their labels."""
     steps = (PairedEyes(text=None, targets=TARGETS), Squash(patients.size), Select(("left", "right", *TARGETS)))
     return one_epoch(CachedSource(patients), steps, batch=batch)
 
 
 def level_prompts(patients: Patients, tokenizer: Tokenizer) -> dict[str, list[np.ndarray]]:
-    """Token ids i32 [P L] of each class, in the wording of the levels patient, left and right."""
+    """Prompts of each class as token ids i32 [P L], for each of the levels patient, left and right."""
     language = "en" if patients.language == "both" else patients.language
     names = patients.prompts(language)
     return {
@@ -32,9 +32,10 @@ def level_prompts(patients: Patients, tokenizer: Tokenizer) -> dict[str, list[np
 
 
 def probe_data(patients: Patients, rfmid_root: str, batch: int) -> tuple[dict[str, Data], str]:
-    """Passes over train, valid and perhaps test for a linear probe, and the key of its labels.
+    """Data for a linear probe by part, and the key of the labels.
 
-    They are RFMiD's 28 labels, or the findings of single eyes of other synthetic patients.
+    With `rfmid_root`, the parts are train, valid and test of RFMiD with its 28 labels. Without it, they are train and
+    valid, with the findings of single eyes of synthetic patients that are not in `patients`.
     """
     if rfmid_root:
         splits = {name: rfmid(rfmid_root, name) for name in ("train", "valid", "test")}

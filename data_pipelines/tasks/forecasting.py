@@ -1,4 +1,4 @@
-"""Forecasting data: pairs of visits of an eye, whose earlier images are to predict whether it gets worse."""
+"""Forecasting data: predict from images of earlier visits whether an eye is worse at a later visit."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ KEYS = ("label", "days", "present", "modality")  # what training needs besides t
 
 @dataclass(frozen=True)
 class Followups:
-    """A row for each pair of visits of one eye: the images up to the first (at most `visits`, the latest), the days from
-    each to the second, and whether it is worse by then.
+    """One row for each pair of an earlier and a later visit of one eye.
 
-    Records of `source` have a patient, a day, an eye where it is known, and a state: `grade` where there is one, a
-    change of `label` counting too, else a `label` that is higher where the eye is worse. Targets: label i32 [], days
-    f32 [visits], horizon f32 [] (from the last image), present bool [visits]. Views: `visits` of them, the latest first;
-    absent ones repeat it. Patients with one visit give no row. Raises DataError naming a record without a state.
+    A row has the images up to the earlier visit (the latest `visits` of them), the days from each image to the later
+    visit, and whether the eye is worse at the later visit (see `worse`). Patients with one visit give no row.
+
+    source: its records have a patient, a day, an eye if it is known, and a `grade` or a `label`.
+    Views: `visits` images, the latest first; missing ones repeat the latest. Targets: label i32 [], days f32 [visits],
+    horizon f32 [] (days from the latest image), present bool [visits]. Raises DataError naming a record that has neither
+    a grade nor a label.
     """
 
     source: Source
@@ -81,7 +83,7 @@ class Followups:
 
 @dataclass(frozen=True)
 class Listed:
-    """VisionFM's list: a row has an image, a label of 0 and 1, and (as its `value`) the days between the two."""
+    """VisionFM's list: each row has an image, a label (0 or 1), and as its `value` the days until the label applies."""
 
     source: Source
     classes: tuple[str, ...] = ("stable", "progression")
@@ -100,9 +102,9 @@ class Listed:
 
 @dataclass(frozen=True)
 class Visits:
-    """A first step: every view of a record through `first` and `steps`, stacked: image u8 [V h w 3], and the targets.
+    """A first step that applies `first` and `steps` to each view and stacks the images to u8 [V h w 3].
 
-    A thumbnail and what else is of one view are those of the first view, the latest visit.
+    The targets are kept. Other keys, such as the thumbnail, come from the first view, which is the latest visit.
     """
 
     first: Step
@@ -121,12 +123,12 @@ class Visits:
 
 
 def single(size_hint: int | None) -> SingleView:
-    """What `Visits` reads of each view."""
+    """The step that reads one view for `Visits`."""
     return SingleView(size_hint=size_hint, text=None, targets=())
 
 
 def worse(now: Record, then: Record) -> bool:
-    """Whether an eye has come to a higher grade or another class; without grades, to a higher class."""
+    """Whether the grade of an eye is higher or its class has changed; without grades, whether its class is higher."""
     a, b = now.targets, then.targets
     if "grade" in a and "grade" in b:
         return bool(b["grade"] > a["grade"] or ("label" in a and b["label"] != a["label"]))
@@ -134,12 +136,12 @@ def worse(now: Record, then: Record) -> bool:
 
 
 def horizons(days: Sequence[float], count: int = 3) -> list[float]:
-    """Edges that cut days into `count` bands of about as many rows."""
+    """Edges that divide days into `count` intervals with about equally many rows."""
     return [float(edge) for edge in np.quantile(np.asarray(days, np.float64), np.arange(1, count) / count)]
 
 
 def questions(data: Data, patients: Patients, seed: int, visits: int = 1) -> Parts:
-    """The parts, by patient, each as pairs of visits (Followups), or as the rows of a list (Listed: value=COLUMN)."""
+    """The parts, split by patient, as pairs of visits (Followups), or as rows of a list (Listed, with value=COLUMN)."""
     share = 0.5 if patients.n < 20 else 0.25
     found = labelled.parts(data, patients, seed, share=share)
     listed = any("value=" in word for word in data.data) and "value" in found.train[0].targets
@@ -149,7 +151,7 @@ def questions(data: Data, patients: Patients, seed: int, visits: int = 1) -> Par
 
 @dataclass(frozen=True)
 class VisitReader:
-    """The examples of Followups or Listed for an encoder of single images; see labelled.Reader."""
+    """Read the examples of Followups or Listed for an encoder of single images; see labelled.Reader."""
 
     parts: Parts
     preprocessing: Mapping[str, Any]
@@ -161,12 +163,12 @@ class VisitReader:
         return ("label", "days", "present", "horizon", "modality", "eye", "group", "picture", "index")
 
     def steps(self, flip: bool, keys: Sequence[str]) -> tuple[Any, ...]:
-        """All steps, with random flips or without."""
+        """All preprocessing steps, with random flips if `flip`."""
         steps = (Thumbnail(), *(flips() if flip else ()), eval_step(self.preprocessing))
         first = Grouped(single(2 * int(self.preprocessing["image_size"])))
         return Visits(first, steps), Select(("image", *keys))
 
     def once(self, part: str, copies: int = 1, batch: int = 64) -> Batches:
-        """One pass over a part; of several `copies`, each is flipped at random."""
+        """One pass over `copies` copies of a part; with more than one copy, images are flipped at random."""
         source = repeated(getattr(self.parts, part), copies)
         return one_epoch(source, self.steps(copies > 1, self.keys[:-1]), batch=batch, workers=self.workers)

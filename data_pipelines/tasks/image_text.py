@@ -1,4 +1,4 @@
-"""Image-text pairs: their share of a mix, and the tests on images held out."""
+"""Image-text pairs: sampling weights of training sources, and evaluation data with class prompts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Wording = Callable[[str, str], Sequence[str]]  # (name of a class, modality) -> 
 
 
 class Test(NamedTuple):
-    """What one source held out can be tested on; None or () where it has no texts or no classes."""
+    """Evaluation data of one held-out source; None or () if it has no texts or no classes."""
 
-    suffix: str  # "" of a single source, else "_" and its name
+    suffix: str  # "" if there is a single source, else "_" and its name
     pairs: Batches | None  # batches of image and text
     labelled: Batches | None  # batches of image and label
     classes: tuple[str, ...]
-    prompts: list[np.ndarray]  # token ids i32 [P L] of each class
+    prompts: list[np.ndarray]  # prompts of each class as token ids i32 [P L]
 
 
 def tests(
@@ -40,7 +40,7 @@ def tests(
     batch: int,
     prompt: str = "{text}",
 ) -> list[Test]:
-    """The tests on each of the sources. `wording` describes classes, `prompt` words the texts of the pairs."""
+    """Evaluation data of each source. `wording` gives the prompts of a class; `prompt` formats the texts of the pairs."""
     found = []
     for part in parts:
         suffix, first = "" if len(parts) == 1 else f"_{part.name}", part.source[0]
@@ -58,19 +58,19 @@ def tests(
 
 
 def shares(sources: Sequence[Named], steps: Sequence[Step], equal: bool = False) -> list[Part]:
-    """The parts of a mix: each source by its `weight`, else by its number of rows, or all equally often."""
+    """The parts of a mix, weighted by `weight`; without it, by the number of rows, or equally if `equal`."""
     rows = [len(one.source) for one in sources]
     default = [1.0 if equal else n / sum(rows) for n in rows]
     return [Part(one.source, tuple(steps), one.weight or w) for one, w in zip(sources, default, strict=True)]
 
 
 def rows_of(sources: Sequence[Named]) -> int:
-    """Number of images of all sources together."""
+    """Total number of rows in all sources."""
     return sum(len(one.source) for one in sources)
 
 
 def worded(prompt: str) -> Wording:
-    """Classes described by the prompt of the training texts, with the name of the class for the text."""
+    """Class prompts from the prompt of the training texts, with the class name in place of the text."""
 
     def wording(name: str, modality: str) -> Sequence[str]:
         (english, chinese), (eye, eye_zh) = PHRASES[modality], EYE_PHRASES[""]
@@ -80,7 +80,7 @@ def worded(prompt: str) -> Wording:
 
 
 def templated(templates: Sequence[str], language: str = "en") -> Wording:
-    """Classes described by templates such as "{}."; a synthetic condition is named as the synthetic reports name it."""
+    """Class prompts from templates such as "{}."; synthetic conditions have their names in the synthetic reports."""
 
     def wording(name: str, modality: str) -> Sequence[str]:
         del modality
@@ -91,9 +91,9 @@ def templated(templates: Sequence[str], language: str = "en") -> Wording:
 
 
 def fingerprint(data: Data, seed: int) -> str:
-    """What the images of --data are, to recognise their cached features; "" where that cannot be said.
+    """A key for cached features of the images of --data; "" if they cannot be identified.
 
-    It contains the digests of the CSV and of the split file; images are assumed not to change.
+    It contains digests of the CSV and of the split file. Image files are assumed not to change.
     """
     words = data.data or ("synthetic",)
     tables = [Path(word.split(",")[0]) for word in data.data]
@@ -105,11 +105,9 @@ def fingerprint(data: Data, seed: int) -> str:
 
 
 def by_modality(source: Source) -> dict[str, Source]:
-    """A labelled source by the modality of its images. Raises DataError where classes have no names or a row no label."""
+    """Divide a labelled source by modality. Raises DataError if classes have no names or a row has no label."""
     if not getattr(source, "classes", ()):
-        raise DataError(
-            "the classes of --data have no names, by which a model could be asked; expected labels as words"
-        )
+        raise DataError("the classes of --data have no names, which prompts need; expected labels as words")
     rows: dict[str, list[int]] = {}
     for row in range(len(source)):
         record = source[row]

@@ -1,4 +1,4 @@
-"""KeepFIT's data: the CSV files of FLAIR and of MM-Retinal, and batches of public images paired with expert examples."""
+"""KeepFIT's data: CSV files of FLAIR and MM-Retinal, and batches that pair public images with expert examples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Batches(Protocol):
-    """What pipeline.Data makes for one process."""
+    """The iterator that pipeline.Data returns for one process."""
 
     def __next__(self) -> Batch: ...
     def get_state(self) -> dict[str, Any]: ...
@@ -31,7 +31,7 @@ class Batches(Protocol):
 
 
 class Data(Protocol):
-    """pipeline.Data, an endless one."""
+    """The interface of an infinite pipeline.Data."""
 
     @property
     def batch(self) -> int: ...
@@ -40,9 +40,9 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class WithElite:
-    """Batches of `public` with those of `elite` under elite/...; both of one size, each in its own order.
+    """Pair each batch of `public` with a batch of `elite`, stored under elite/...; each has its own order.
 
-    keys: of the elite examples that are kept. Raises DataError where the sizes differ.
+    keys: keys of the elite examples to include. Raises DataError if the batch sizes differ.
     """
 
     public: Data | Any
@@ -67,10 +67,10 @@ class WithElite:
 
 @dataclass(frozen=True)
 class WithAppearance:
-    """Batches of `data` with what a frozen model sees in their images: appearance, elite/appearance f32 [B A].
+    """Add appearance vectors of a frozen model to each batch: appearance and elite/appearance, f32 [B A].
 
-    look: images u8 [B h w 3] to f32 [B A], called in the process that trains, so that batches stay a function of
-    (seed, position) whatever reads them.
+    look: maps images u8 [B h w 3] to vectors f32 [B A]. It is called in the training process, so that batches depend
+    only on (seed, position) and not on the workers that read them.
     """
 
     data: Data | Any
@@ -87,7 +87,7 @@ class WithAppearance:
 
 
 class Looking:
-    """See WithAppearance; its state is that of the batches it looks at."""
+    """The iterator of WithAppearance; its state is the state of the underlying batches."""
 
     def __init__(self, batches: Batches, look: Callable[[np.ndarray], np.ndarray]) -> None:
         self._batches, self._look = batches, look
@@ -109,12 +109,12 @@ class Looking:
         self._batches.set_state(state)
 
     def close(self) -> None:
-        """Ends workers and threads."""
+        """Stop workers and threads."""
         self._batches.close()
 
 
 class SideBySide:
-    """See WithElite. Both halves are at the same step, so the public one's state says it all."""
+    """The iterator of WithElite. Both halves are at the same step, so the state of the public one is enough."""
 
     def __init__(self, public: Batches, elite: Batches, keys: tuple[str, ...]) -> None:
         self._public, self._elite, self._keys = public, elite, keys
@@ -138,7 +138,7 @@ class SideBySide:
         self._elite.set_state(state)
 
     def close(self) -> None:
-        """Ends workers and threads of both."""
+        """Stop workers and threads of both halves."""
         self._public.close()
         self._elite.close()
 
@@ -151,9 +151,9 @@ def pairs(
     loader: Mapping[str, Any],
     synonyms: bool,
 ) -> WithElite:
-    """Training batches of public images, augmented, each with an expert's example; the experts are sampled with seed + 1.
+    """Training batches of augmented public images, paired with expert examples, which are sampled with seed + 1.
 
-    loader: the arguments of pipeline.mix. synonyms: take the captions of public images from synonyms of their category.
+    loader: arguments of pipeline.mix. synonyms: caption public images with synonyms of their category.
     """
     resize, words = Canvas(size), Tokenize(tokenizer)
     keys = ("image", "text", "status")
@@ -164,9 +164,10 @@ def pairs(
 
 
 def frames(words: Sequence[str], image_dir: str = "", **ban: Any) -> list[Named]:
-    """CSV files of FLAIR's form, with ",modality=FFA,images=DIR" after those that need it; a folder is all of its CSV files.
+    """Sources from CSV files in FLAIR's format; a folder stands for all of its CSV files.
 
-    ban: fields of flair_frame. Raises DataError for a folder without CSV files and for an unknown option.
+    words: paths, optionally followed by options: ",modality=FFA,images=DIR". ban: fields of flair_frame. Raises DataError
+    for a folder without CSV files and for an unknown option.
     """
     found = []
     for word in words:
@@ -181,7 +182,10 @@ def frames(words: Sequence[str], image_dir: str = "", **ban: Any) -> list[Named]
 
 
 def elite(words: Sequence[str], image_dir: str = "", **defaults: str) -> list[Named]:
-    """CSV files of MM-Retinal's forms, with ",modality=OCT,images=DIR,suffix=.jpg,language=zh" after those that need it."""
+    """Sources from CSV files in MM-Retinal's formats.
+
+    words: paths, optionally followed by options: ",modality=OCT,images=DIR,suffix=.jpg,language=zh".
+    """
     found = []
     for word in words:
         path, options = _options(word, "modality", "images", "suffix", "language")
@@ -191,7 +195,7 @@ def elite(words: Sequence[str], image_dir: str = "", **defaults: str) -> list[Na
 
 
 def id_counts(sources: Sequence[Any], tokenizer: Any) -> np.ndarray:
-    """How often each token id occurs in the reports of the sources, i64 [V]; start, end and padding are not counted."""
+    """Counts i64 [V] of each token id in the reports of the sources, without start, end and padding tokens."""
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for source in sources:
         for row in range(len(source)):
@@ -204,5 +208,5 @@ def _options(word: str, *known: str) -> tuple[str, dict[str, str]]:
     path, *rest = word.split(",")
     options = {name: value for name, _, value in (part.partition("=") for part in rest)}
     if unknown := set(options) - set(known):
-        raise DataError(f"{word}: unknown {', '.join(sorted(unknown))}; expected of {', '.join(known)}")
+        raise DataError(f"{word}: unknown {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
     return path, options

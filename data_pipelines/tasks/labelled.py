@@ -1,4 +1,4 @@
-"""Labelled images in three parts that share no patient, and the examples that encoders and classifiers read of them.
+"""Labelled images in three parts that share no patient, and how encoders and classifiers read them.
 
 Checkpoints are selected on `val`, and `test` is for the final evaluation."""
 
@@ -36,11 +36,11 @@ class Parts:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, () where the source knows none."""
+        """Class names; () if the source has none."""
         return tuple(getattr(self.train, "classes", ()))
 
     def kind(self) -> tuple[bool, tuple[str, ...]]:
-        """Whether rows have several labels at once, and the names of the classes: numbers where the source has none."""
+        """Whether the source is multi-label, and its class names (numbers if the source has no names)."""
         several = np.ndim(self.train[0].targets["label"]) == 1
         if self.classes:
             return several, self.classes
@@ -50,10 +50,10 @@ class Parts:
 
 
 def parts(data: Data, synthetic: Eyes | Patients, seed: int = 0, target: str = "label", share: float = 0.25) -> Parts:
-    """The parts of a labelled source, stratified by label; without --data of synthetic patients.
+    """The parts of a labelled source, stratified by label; without --data, parts of synthetic patients.
 
-    target: what every record must have. share: size of the synthetic val and test parts, relative to train. Raises
-    DataError for a record without the target, and as Data.parts does.
+    target: a target that every record must have. share: size of the synthetic val and test parts, relative to train.
+    Raises DataError for a record without the target, and as Data.parts does.
     """
     few = max(round(synthetic.n * share), 2)
     own = synthetic_parts(synthetic, keep=True, val=few, test=few, task=True)
@@ -62,7 +62,10 @@ def parts(data: Data, synthetic: Eyes | Patients, seed: int = 0, target: str = "
 
 
 def strata(record: Record, target: str = "label") -> np.ndarray:
-    """What a split divides evenly: the class, the findings (a gap counts as absent), or nothing. Raises DataError."""
+    """The label to stratify a split by: the class, the findings (missing counts as absent), or 0 without labels.
+
+    Raises DataError for a record without the target.
+    """
     if target not in record.targets:
         raise DataError(f"{record.where or record.patient}: has no {target}; name its column (FILE,{target}=...)")
     label = np.asarray(record.targets.get("label", 0))
@@ -70,31 +73,31 @@ def strata(record: Record, target: str = "label") -> np.ndarray:
 
 
 def labels_of(source: Source, target: str = "label") -> np.ndarray:
-    """The target of every row, [N ...]; images stay unread, but synthetic ones are drawn."""
+    """The target of every row, [N ...]. Image files are not read, but synthetic images are rendered."""
     return np.stack([np.asarray(source[row].targets[target]) for row in range(len(source))])
 
 
 def by_class(source: Source, classes: int) -> list[Source]:
-    """A part for each class that has rows, so that a mix can sample the classes equally."""
+    """One source for each class that has rows, so that a mix can sample classes equally."""
     labels = labels_of(source)
     return [select(source, np.flatnonzero(labels == k)) for k in range(classes) if (labels == k).any()]
 
 
 def repeated(source: Source, copies: int) -> Source:
-    """The source `copies` times in a row: each copy has other positions, and so is augmented differently."""
+    """The source repeated `copies` times. Copies have different positions, so they are augmented differently."""
     return source if copies == 1 else select(source, np.tile(np.arange(len(source)), copies))
 
 
 @dataclass(frozen=True)
 class Reader:
-    """The examples of labelled images for an encoder: `image` u8 [H W 3], the targets and EXTRA_KEYS.
+    """Read labelled images for an encoder: `image` u8 [H W 3], the targets and EXTRA_KEYS.
 
     Args:
-        parts: where the images come from.
+        parts: sources of the images.
         preprocessing: image size and resize of the encoder (a run's preprocessing.json).
-        targets: keys of the records' targets.
-        first: first step; None takes SingleView at twice the encoder's resolution.
-        workers: processes that read images.
+        targets: names of the targets to read.
+        first: first step; by default SingleView at twice the resolution of the encoder.
+        workers: number of processes that read images.
     """
 
     parts: Parts
@@ -110,23 +113,26 @@ class Reader:
 
     @property
     def view(self) -> Step:
-        """The first step."""
+        """The first step, which reads the image."""
         hint = 2 * int(self.preprocessing["image_size"])
         return self.first or Grouped(SingleView(size_hint=hint, text=None, targets=self.targets))
 
     def steps(self, *augment: Step) -> tuple[Step, ...]:
-        """All steps, with `augment` between the thumbnail and the resize."""
+        """All preprocessing steps, with `augment` between the thumbnail and the resize."""
         select_keys = Select(("image", *self.keys[:-1]))
         return (self.view, Thumbnail(), *augment, eval_step(self.preprocessing), select_keys)
 
     def once(self, part: str, copies: int = 1, batch: int = 64) -> Batches:
-        """One pass over a part; of several `copies`, each is flipped at random."""
+        """One pass over `copies` copies of a part; with more than one copy, images are flipped at random."""
         source = repeated(getattr(self.parts, part), copies)
         return one_epoch(source, self.steps(*(flips() if copies > 1 else ())), batch=batch, workers=self.workers)
 
 
 def augmentation(recipe: str, side: int) -> tuple[Step, ...]:
-    """Augmentation and resize to `side` of a fine-tuning recipe: visionfm, retfound (without RandAugment), ret_clip, laptop."""
+    """Augmentation of a fine-tuning recipe, with the resize to `side`.
+
+    recipe: visionfm, retfound (without RandAugment), ret_clip or laptop.
+    """
     flip, jitter = t.IndependentFlip(), t.ColorJitter(0.1, 0.1, 0.0)
     if recipe == "ret_clip":
         crop = t.RandomResizedCrop(side, (0.8, 1.0), (0.9, 1.1))
@@ -157,7 +163,7 @@ class FlipRows:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """Adds `picture` u8 [96 96 3], a thumbnail of the present `image`, which evaluations may store."""
+    """Add `picture` u8 [side side 3], a thumbnail of the current `image`, which evaluations may store."""
 
     side: int = 96
 

@@ -1,4 +1,4 @@
-"""Several sources as one stream in which every modality has its share."""
+"""Mix sources of several modalities into one stream, with a sampling weight for each modality."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ ByModality = dict[str, list[Named]]
 
 
 def by_modality(data: Sources, wanted: Sequence[str], synthetic: Eyes, keep: bool = False) -> ByModality:
-    """The sources of each modality. A word of --data is `synthetic` (all modalities that can be drawn), a folder laid out
-    `<Modality>/*` as VisionFM's, or what data_pipelines.open knows; its first record then says which modality it is.
+    """Group the sources of --data by modality.
 
-    `synthetic` says how many eyes of each modality, from which seed and of which size; `keep`: they are drawn once and
-    kept. Sources of modalities that are not `wanted` are left out. Raises DataError where none is left.
+    Each word of --data is `synthetic` (all modalities that can be rendered), a folder with VisionFM's layout
+    `<Modality>/*`, or a source that data_pipelines.open supports; such a source has the modality of its first record.
+
+    wanted: modalities to include. synthetic: number, seed and size of the synthetic eyes of each modality. keep: render
+    synthetic eyes once and keep them in memory. Raises DataError if no source has a wanted modality.
     """
     found: ByModality = {}
     words = data.data or ("synthetic",)
@@ -39,9 +41,9 @@ def by_modality(data: Sources, wanted: Sequence[str], synthetic: Eyes, keep: boo
 
 
 def shares(sources: ByModality, steps: tuple[Step, ...], balanced: bool) -> list[Part]:
-    """The parts of a mix: every modality as often as the others, or (not balanced) by its number of images.
+    """The parts of a mix, weighted equally by modality if `balanced`, else by the number of images.
 
-    Within a modality a source counts by its `weight`, which is its number of images unless its word says otherwise.
+    Within a modality, sources are weighted by their `weight`, which defaults to the number of images.
     """
     parts = []
     for group in sources.values():
@@ -54,7 +56,7 @@ def shares(sources: ByModality, steps: tuple[Step, ...], balanced: bool) -> list
 def probe_data(
     wanted: Sequence[str], unseen: Eyes, size: int, batch: int
 ) -> dict[str, Callable[[], Iterable[Mapping[str, Any]]]]:
-    """A labelled pass over other synthetic eyes for each of the wanted modalities that can be drawn."""
+    """One labelled pass over the synthetic eyes `unseen` for each wanted modality that can be rendered."""
     steps = (Grouped(SingleView(text=None)), Squash(size), Select(("image", "label", "modality", "group")))
     names = [name for name in DRAWERS if name in wanted and unseen.n]
     eyes = {name: CachedSource(replace(unseen, modalities=(name,))) for name in names}
@@ -62,7 +64,7 @@ def probe_data(
 
 
 def images(sources: ByModality) -> int:
-    """Number of images of all sources together."""
+    """Total number of images in all sources."""
     return sum(len(one.source) for group in sources.values() for one in group)
 
 
@@ -78,7 +80,7 @@ def _sources(word: str, data: Sources, wanted: Sequence[str], synthetic: Eyes, k
 
 
 def _has_modalities(root: Path) -> bool:
-    """Whether one of its folders is called like a modality."""
+    """Whether a subfolder has the name of a modality."""
     for folder in root.iterdir():
         try:
             if folder.is_dir() and modality_name(folder.name):

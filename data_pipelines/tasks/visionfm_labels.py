@@ -1,6 +1,6 @@
-"""VisionFM's thirteen answers of its multi-modality decoder: five grades that are one question, and eight findings.
+"""The thirteen labels of VisionFM's multi-modality decoder: five mutually exclusive DR grades and eight findings.
 
-Source of the layout and its order: github.com/ABILab-CUHK/VisionFM, the label files of its multi-modality decoder."""
+The order follows the label files of that decoder, github.com/ABILab-CUHK/VisionFM."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FINDINGS = (
 NAMES = (*GRADES, *FINDINGS)
 
 
-# The conditions of synthetic eyes: grade (None: not graded) and finding (None: none of the eight)
+# Grade (None: not graded) and finding (None: none of the eight) of each condition of synthetic eyes
 _CONDITIONS: dict[str, tuple[int | None, str | None]] = {
     "normal": (0, None),
     "mild diabetic retinopathy": (1, "diabetic retinopathy"),
@@ -54,10 +54,10 @@ _CONDITIONS: dict[str, tuple[int | None, str | None]] = {
 
 @dataclass(frozen=True)
 class Thirteen:
-    """A source whose records get label f32 [13], grade i32 [] (-1: not graded) and answers f32 [8].
+    """Convert the labels of a source to label f32 [13], grade i32 [] (-1: not graded) and answers f32 [8].
 
-    Their own label is 13 numbers (grades as a probability vector, zeros where there is none; findings 0, 1 or NaN), or a
-    class of synthetic eyes. Raises DataError naming the record where it is neither.
+    A record's own label is either 13 numbers (grades as a probability vector, zeros if not graded; findings 0, 1 or NaN),
+    or a class of synthetic eyes. Raises DataError naming a record whose label is neither.
     """
 
     source: Source
@@ -93,9 +93,9 @@ class Thirteen:
 
 
 def parts(data: Data, seed: int = 0) -> Parts:
-    """The parts of every source (without --data: of synthetic eyes of each modality), joined and with thirteen labels.
+    """The parts of all sources, concatenated, with thirteen labels; without --data, synthetic eyes of each modality.
 
-    No patient of a source is in two parts; sources are joined whatever they call their classes.
+    The parts of a source share no patient. The class names of the sources may differ.
     """
     if data.data:
         each = [labelled_parts(replace(data, data=(word,)), data.eyes(seed, 96), seed) for word in data.data]

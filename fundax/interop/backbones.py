@@ -58,10 +58,10 @@ def backbone(
     frozen: bool = True,
     **fields: Any,
 ) -> ImageBackbone:
-    """An image encoder out of anything that `load` opens, or a fresh one of a size.
+    """Load the image encoder of any path that `load` supports, or create a randomly initialised one of a size.
 
-    Of a self-distilled pretraining it is the teacher's encoder. Weights are read when a run starts; of files, shapes are
-    read here.
+    For a self-distilled pretraining, this is the teacher's encoder. Weights are read when a run starts; for files, the
+    shapes are read immediately.
 
     Args:
         path_or_size: a run, an exported folder, a file of weights, or a size: a name of encoders.vit.SIZES ("smoke",

@@ -199,7 +199,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     """The model of weights with config.json in their folder. Raises UserError for anything missing or damaged."""
     if f"{HEAD}.bias" not in state:
         raise UserError(
-            f"{path}: a BERT without its masked-word head is no model by itself; it can start a text encoder"
+            f"{path}: a BERT without its masked-word head is not a complete model; it can start a text encoder"
         )
     objective, params = to_fundax(state, read_json(folder_of(path) / CONFIG))
     return Checkpoint(objective, params, {})

@@ -156,7 +156,7 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
 def _tower(images: State, path: Path) -> ResNet:
     """The ResNet that the shapes show, at the captioner's 224 pixels."""
     if f"{FLAIR_VISION}.conv1.weight" not in images:
-        raise UserError(f"{path}: a decoder of reports without its image encoder ({VISUAL}...) is no model by itself")
+        raise UserError(f"{path}: a decoder of reports without its image encoder ({VISUAL}...) is not a complete model")
     return ResNet(224, len(images[f"{FLAIR_VISION}.conv1.weight"]), flair.stages_of(images))
 
 

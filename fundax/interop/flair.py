@@ -257,8 +257,9 @@ def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
 def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
     """Write a folder with flair.pth, the state dict that FLAIR and KeepFIT save and load; needs torch.
 
-    Of a KeepFIT, what only its training uses and its program does not have (the decoder of reports, a reference by
-    cosine) is left out; the record lists it. Raises UserError for another model, and for a folder that is not empty.
+    Parts of a KeepFIT that only training uses and that the original program does not have (the decoder of reports, a
+    reference by cosine) are left out and listed in the record. Raises UserError for another model, and for a folder that
+    is not empty.
     """
     base = getattr(model.objective, "base", model.objective)
     _check(base)

@@ -180,7 +180,7 @@ def _filled(source: _Source, objective: Any, params: Params, parts: Collection[s
     ours, theirs = _flat(params), own_state(source.params)
     shapes = {key: tuple(np.shape(leaf)) for key, leaf in ours.items() if _top(key) in required}
     state = {key: leaf for key, leaf in theirs.items() if _top(key) in required}
-    # only a self-distilled student has a mask token, and it is learnt in a few steps
+    # only a self-distilled student has a mask token, and it is quickly learned from scratch
     kept = {key for key in shapes.keys() ^ state.keys() if key.endswith("mask_token")}
     shapes = {key: shape for key, shape in shapes.items() if key not in kept}
     state = {key: leaf for key, leaf in state.items() if key not in kept}

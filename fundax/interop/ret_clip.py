@@ -240,7 +240,7 @@ def detect_chinese_clip(state: State) -> bool:
 
 def read_chinese_clip(path: Path, state: State, modality: str = "") -> Checkpoint:
     """Raises UserError: fundax has no objective for Chinese-CLIP; its encoders start a RET-CLIP."""
-    raise UserError(f"{path}: Chinese-CLIP is no model of fundax; its encoders can start a RET-CLIP (--init)")
+    raise UserError(f"{path}: fundax has no objective for Chinese-CLIP; its encoders can start a RET-CLIP (--init)")
 
 
 def read_chinese_clip_as(objective: RetCLIP, state: State, source: str) -> tuple[Params, Extra]:

@@ -261,10 +261,10 @@ def _accuracy(ring: Ring, image: Side, text: Side) -> tuple[jax.Array, jax.Array
         cosine = _block_logits(image, text, jnp.ones(len(image.features)))
         return rows.add(cosine, text.group, -1), columns.add(cosine, image.group, -2)
 
-    def nobody(side: Side) -> Nearest:
+    def no_match(side: Side) -> Nearest:
         return Nearest(side.present * 0.0 + 2 * NEVER, side.present * 0 - 1)
 
-    rows, columns = _ring_scan(ring, visit, image, text, nobody(image), nobody(text))
+    rows, columns = _ring_scan(ring, visit, image, text, no_match(image), no_match(text))
     count = jnp.maximum(ring.total(image.present.sum(-1).astype(jnp.float32)), 1)
     assert image.group is not None
     own = image.group[None]  # an image and its text are in one group

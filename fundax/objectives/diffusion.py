@@ -23,7 +23,7 @@ PROBED = (0.2, 0.4, 0.6, 0.8)  # times at which `forward` evaluates the error
 SAMPLERS = ("ddim", "ddpm")
 
 
-# Of the two stages of a cascade: pixels, U-Nets, and what they predict with which threshold. base has VisionFM's two
+# The two stages of a cascade: pixels, U-Nets, the prediction target and the threshold. base has VisionFM's two
 # U-Nets, imagen-pytorch's BaseUnet64 (at dim 256) and SRUnet256; small is between.
 SIZES: dict[str, tuple[tuple[int, int], tuple[UNet, UNet], Literal["noise", "velocity"], float]] = {
     "smoke": ((8, 16), (UNet(8, (1,), (1,), (True,), heads=2),) * 2, "noise", 95.0),

@@ -120,7 +120,7 @@ def distance_goodness(one: Evaluation, rows: np.ndarray) -> np.ndarray:
 def sheet(cases: Cases, index: np.ndarray | None, path: str | Path) -> Path:
     """A PNG of the thumbnails in two columns, each with its row of the data and its score. Returns the path.
 
-    Raises UserError for arrays that are no thumbnails.
+    Raises UserError if the arrays are not thumbnails with scores.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -50,7 +50,7 @@ def test_synthetic_eyes():
         ("nothing.csv", "no such file; expected a CSV, an image folder, tfds:NAME, array_record:FOLDER or synthetic"),
         ("synthetic,m=3", "unknown option 'm'; expected one of n, start"),
         ("synthetic,n=many", "n='many' is not a number"),
-        ("synthetic,n", "'n' is no option; expected NAME=VALUE"),
+        ("synthetic,n", "'n' is not an option; expected NAME=VALUE"),
         ("tfds:idird", "no data set 'idird'"),
     ],
 )

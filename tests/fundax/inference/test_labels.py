@@ -67,8 +67,8 @@ def test_probabilities_values_and_forecasts(folder):
 def test_mistakes_are_told(folder, capsys):
     image = str(folder / "a.png")
     for name, more, message in (
-        ("classify", ["--days", "3"], "--days goes with a model of forecasts"),
-        ("forecast", [], "--days goes with a model of forecasts"),
+        ("classify", ["--days", "3"], "--days is required for forecasting models"),
+        ("forecast", [], "--days is required for forecasting models"),
         ("classify", ["--out", image], "is there already"),
         ("classify", ["--modality", "X-ray"], "modality 'X-ray' is not one of"),
     ):
