@@ -105,7 +105,7 @@ class Looking:
         return self._batches.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on at batch state["step"]."""
+        """Continue at batch state["step"]."""
         self._batches.set_state(state)
 
     def close(self) -> None:
@@ -133,7 +133,7 @@ class SideBySide:
         return self._public.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on at batch state["step"]."""
+        """Continue at batch state["step"]."""
         self._public.set_state(state)
         self._elite.set_state(state)
 
