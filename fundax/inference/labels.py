@@ -43,7 +43,7 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
     if isinstance(model.objective, Forecast) != bool(given.days):
         raise UserError("--days is required for forecasting models and not allowed for others: how many days ahead")
     if given.out and Path(given.out).exists():
-        raise UserError(f"{given.out} is there already; choose another --out")
+        raise UserError(f"{given.out} already exists; choose another --out")
     number = MODALITIES.index(modality_name(given.modality))
     names, first = names_of(model), ["image", *(["days"] if given.days else [])]
     rows: list[list[str]] = []

@@ -63,7 +63,7 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
     model, extra = read_run(path, given.checkpoint), load_params(path, given.checkpoint)[1]
     names = model.objective.names
     if given.out and Path(given.out).exists():
-        raise UserError(f"{given.out} is there already; choose another --out")
+        raise UserError(f"{given.out} already exists; choose another --out")
     columns = ["image", *(f"{name}_{what}" for name in names for what in ("x", "y", "confidence"))]
     predictions = points(model, extra, given.image, given.read)
     rows = []

@@ -76,7 +76,7 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
         for p in given.image
     ]
     if taken := [out / name for each in names for name in each if (out / name).exists()]:
-        raise UserError(f"{taken[0]} is there already; choose another --out")
+        raise UserError(f"{taken[0]} already exists; choose another --out")
     if len({name for each in names for name in each}) < sum(map(len, names)):
         raise UserError("two photographs have the same name; their masks would overwrite each other")
     table = Table("mask", *(f"{name}, fraction of pixels" for name in classes))

@@ -51,7 +51,7 @@ def test_masks_have_the_size_of_their_photographs(tower, photographs, tmp_path, 
         23,
     )
     assert load_mask(tmp_path / "out/a_x.png").min() == 255 and load_mask(tmp_path / "out/a_y.png").max() == 0
-    with pytest.raises(UserError, match=r"a_x\.png is there already"):
+    with pytest.raises(UserError, match=r"a_x\.png already exists"):
         segmentation.run("run", given)
 
 
@@ -74,5 +74,5 @@ def test_landmarks_are_in_pixels_of_the_photograph(tower, photographs, tmp_path,
     found = np.array([[float(row["fovea_x"]), float(row["fovea_y"])] for row in rows])
     np.testing.assert_allclose(found, [[14.5, 19.5], [11, 8]], atol=0.6)  # a pad of half a pixel falls to one side
     assert float(rows[0]["fovea_confidence"]) == pytest.approx(1 / 32**2, abs=1e-3)
-    with pytest.raises(UserError, match=r"p\.csv is there already"):
+    with pytest.raises(UserError, match=r"p\.csv already exists"):
         landmarks.run("run", given)

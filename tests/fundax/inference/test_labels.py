@@ -69,7 +69,7 @@ def test_mistakes_are_told(folder, capsys):
     for name, more, message in (
         ("classify", ["--days", "3"], "--days is required for forecasting models"),
         ("forecast", [], "--days is required for forecasting models"),
-        ("classify", ["--out", image], "is there already"),
+        ("classify", ["--out", image], "already exists"),
         ("classify", ["--modality", "X-ray"], "modality 'X-ray' is not one of"),
     ):
         assert launch.main(["predict", str(folder / name), "--image", image, *more]) == 2
