@@ -1,5 +1,6 @@
 """A run that is killed outright goes on from its last complete checkpoint and ends with the same bits."""
 
+import os
 import random
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from fundax.recipe import Intervals
 from fundax.runtime.checkpoint import load_params
 from fundax.train import fit
 
+REPO = Path(__file__).parents[2]
 STEPS = 40
 RUN = """
 import sys, time
@@ -31,8 +33,10 @@ fit(recipe(steps=int(sys.argv[2]), intervals=Intervals(1, 2, 0), train=lambda sh
 
 
 def started(workdir):
-    here = Path(__file__).parents[1]  # where tiny_objective lies
-    return subprocess.Popen([sys.executable, "-c", RUN, str(workdir), str(STEPS)], cwd=here, stderr=subprocess.PIPE)
+    # the root first: tests/ holds a folder fundax, too, beside tiny_objective
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(REPO), str(REPO / "tests")))}
+    command = [sys.executable, "-c", RUN, str(workdir), str(STEPS)]
+    return subprocess.Popen(command, cwd=REPO, env=environment, stderr=subprocess.PIPE)
 
 
 def latest(workdir):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.open import Sources
 from data_pipelines.pipeline import mix
 from data_pipelines.records import MODALITIES, DataError, modality_name
 from data_pipelines.sources.modality_folders import PUBLISHED, modality_folders, moments
@@ -59,14 +60,14 @@ def test_mistakes_are_named(root):
     with pytest.raises(DataError, match="OCT: no images"):
         len(modality_folders(root)["OCT"])
     with pytest.raises(DataError, match="no images of MRI"):
-        by_modality(("synthetic",), ("MRI",), Eyes(1))
+        by_modality(Sources(data=("synthetic",)), ("MRI",), Eyes(1))
 
 
 @pytest.mark.parametrize("balanced", [True, False])
 def test_shares(root, balanced):
     """Balanced, every modality comes as often as the others; otherwise in proportion to its images."""
     words = ("synthetic", str(root)) if balanced else (str(root),)
-    sources = by_modality(words, MODALITIES, Eyes(2, size=16), keep=True)
+    sources = by_modality(Sources(data=words), MODALITIES, Eyes(2, size=16), keep=True)
     assert images(sources) == (14 if balanced else 6)
     chain = (SingleView(text=None, targets=()), Select(("modality",)))
     data = mix(shares(sources, chain, balanced), batch=40, seed=0)()

@@ -125,7 +125,7 @@ def test_vision_tower_of_dfn_has_632_682_240_parameters():
 
 
 def test_unknown_size():
-    with pytest.raises(UserError, match="size is 'B16'; expected one of Ti/16"):
+    with pytest.raises(UserError, match="size is 'B16'; expected one of smoke, tiny,"):
         vit("B16")
 
 

@@ -117,7 +117,8 @@ def test_an_encoder_for_each_modality(tmp_path, run):
 
 def test_names_of_sizes():
     assert backbone("B/16", image_size=512).image.patches == 32**2
-    assert backbone("tiny").image.scan and backbone("resnet50").image.image_size == 224
+    assert backbone("B/16").image.scan and not backbone("tiny").image.scan
+    assert backbone("resnet50").image.image_size == 224
     with pytest.raises(
         UserError, match="'huge' is neither a run, a folder or a file of weights nor a size; sizes are smoke"
     ):

@@ -31,7 +31,13 @@ def test_a_run_describes_itself(tmp_path):
     found = read_config(tmp_path / "run")
     assert serialize.from_json(found["objective"]) == objective
     assert found["argv"] == ["--lr", "1"] and found["steps"] == 6 and found["versions"]["jax"] == jax.__version__
-    assert json.loads((tmp_path / "run" / "preprocessing.json").read_text()) == {"image_size": 16}
+    assert json.loads((tmp_path / "run" / "preprocessing.json").read_text()) == {
+        "image_size": 16,
+        "resize": "squash",
+        "interpolation": "bicubic",
+        "mean": list(objective.mean),
+        "std": list(objective.std),
+    }
     assert (tmp_path / "run" / "config.py").read_text() == "x = 1"
     assert (tmp_path / "run" / "tokenizer" / "words").exists()
 
