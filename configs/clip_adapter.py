@@ -73,6 +73,6 @@ def recipe(
         optimizer=optim.freeze(rule, "^(model|heads)/"),
         evals={part: evals.Classified(data=features.one_epoch(rows(part)), classes=parts.classes)},
         best="val/macro_auc",
-        preprocessing=model.preprocessing | {"classes": parts.classes},
+        preprocessing={**model.preprocessing, "classes": parts.classes},
         tokenizer=model.tokenizer,
     )

@@ -65,7 +65,7 @@ def recipe(
     epoch = max(rows_of(public) // run.batch, 1)
     few = min(max(14, data.patients // 10), 280)
     unseen = [replace(eyes.split("val", few), modalities=(name,)) for name in data.modalities]
-    unseen = [Named(*one.modalities, CachedSource(one)) for one in unseen]
+    unseen = [Named(one.modalities[0], CachedSource(one)) for one in unseen]
     held_out = tests(unseen, Canvas(side), words, prompts_of, run.batch)
     start = interop.warm_start(init, objective) + interop.warm_start(init_text, objective, ("text",))
     return Recipe(

@@ -5,7 +5,7 @@ layers, 90 words, beam search. Without --data it trains on synthetic angiograms 
 which also learns the findings of an image (docs/methods/reports.md): --preset laptop.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import optax
 
@@ -62,7 +62,7 @@ def recipe(
     steps = run.total(-(-len(source) // run.batch))
     rule = optim.adamw(optim.cosine(run.lr, steps, min(100, steps // 2)), weight_decay=run.weight_decay)
     rates = {"image": run.lr / 2, "decoder": run.lr}
-    groups = {
+    groups: dict[Any, optax.GradientTransformation] = {
         name: optax.chain(optax.add_decayed_weights(run.weight_decay), optax.amsgrad(r)) for name, r in rates.items()
     }
     split = optax.multi_transform(groups, lambda params: {n: n if n == "image" else "decoder" for n in params})

@@ -73,7 +73,7 @@ def recipe(
         evals={
             "zero_shot": zero_shot(test, unseen.classes, prompts["patient"], inputs=("left", "right")),
             "laterality": evals.Laterality(data=test, prompts={eye: prompts[eye] for eye in KEYS[:2]}),
-            "probe": evals.Probe(**{"test": None} | probes, label=label, feature="visual"),
+            "probe": evals.Probe(**probes, label=label, feature="visual"),
         },
         best="zero_shot/macro_auc",
         tokenizer=words,

@@ -4,6 +4,8 @@ Zero-shot classification of labelled images by an image-text model. Each class i
 of it, for the modality of the images. Nothing is trained. Without --data: synthetic eyes that no model has seen.
 """
 
+from typing import Any
+
 import optax
 
 from data_pipelines.language.prompts import prompts_of
@@ -35,7 +37,7 @@ def recipe(
     """Zero-shot classification, one evaluation for each modality. All images of --data are used unless --split is given."""
     model = image_text(init, checkpoint, smoke=run.smoke)
     eyes = data.eyes(run.seed, int(model.preprocessing["image_size"])).split("test")
-    sources = {
+    sources: dict[str, Any] = {
         name: CachedSource(type(eyes)(eyes.n, eyes.seed, eyes.start, (name,), eyes.size)) for name in data.modalities
     }
     if data.data and data.split:

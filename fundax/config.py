@@ -236,7 +236,7 @@ def parse(
     function.__signature__ = inspect.Signature([p.replace(annotation=known[p.name]) for p in parameters])
     function.__annotations__, function.__doc__ = known, description
     if not known_only:
-        positional = tyro.conf.Positional[str].__metadata__[0]
+        positional = getattr(tyro.conf.Positional[str], "__metadata__")[0]  # noqa: B009
         flags = [p for p in parameters if positional not in getattr(p.annotation, "__metadata__", ())]
         _check_names(argv, _names(flags))
     output = io.StringIO()
@@ -292,7 +292,7 @@ def _preset(module: ModuleType, argv: Sequence[str]) -> dict[str, Any]:
         chosen = (value if equals else following) if name == "--preset" else chosen
         smoke = name == "--smoke" if name in ("--smoke", "--no-smoke") else smoke
     values = dict(presets.get(chosen, {}))  # an unknown name is an error of the parser
-    return values | SMOKE | presets.get("smoke", {}) if smoke else values
+    return {**values, **SMOKE, **presets.get("smoke", {})} if smoke else values
 
 
 def _parameters(function: Callable[..., Any], values: Mapping[str, Any]) -> list[inspect.Parameter]:

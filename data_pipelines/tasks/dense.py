@@ -55,7 +55,8 @@ def points(
 
 
 def _parts(data: Data, seed: int, size: int, drawn: Callable[[Any], Source], **columns: str) -> dict[str, Source]:
-    counts = {"val": max(data.patients // 5, 2), "test": max(data.patients // 4, 2) if len(data.fractions) > 2 else 0}
+    test = max(data.patients // 4, 2) if len(data.fractions) > 2 else 0
+    counts: dict[str, Any] = {"val": max(data.patients // 5, 2), "test": test}
     eyes = synthetic_parts(data.eyes(seed, size, masks=True), keep=False, **counts)
     own = {
         name: drawn(getattr(part, "source", part)) for name, part in eyes.items()

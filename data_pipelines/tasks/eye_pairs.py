@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from data_pipelines.datasets.rfmid import rfmid
@@ -31,7 +33,7 @@ def level_prompts(patients: Patients, tokenizer: Tokenizer) -> dict[str, list[np
     }
 
 
-def probe_data(patients: Patients, rfmid_root: str, batch: int) -> tuple[dict[str, Data], str]:
+def probe_data(patients: Patients, rfmid_root: str, batch: int) -> tuple[dict[str, Any], str]:
     """Data for a linear probe by part, and the key of the labels.
 
     With `rfmid_root`, the parts are train, valid and test of RFMiD with its 28 labels. Without it, they are train and

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Test(NamedTuple):
 
     suffix: str  # "" if there is a single source, else "_" and its name
     pairs: Batches | None  # batches of image and text
-    labelled: Batches | None  # batches of image and label
+    labelled: Any  # batches of image and label; None without labels
     classes: tuple[str, ...]
     prompts: list[np.ndarray]  # prompts of each class as token ids i32 [P L]
 

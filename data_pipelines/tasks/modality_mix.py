@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,7 @@ def shares(sources: ByModality, steps: tuple[Step, ...], balanced: bool) -> list
     return parts
 
 
-def probe_data(
-    wanted: Sequence[str], unseen: Eyes, size: int, batch: int
-) -> dict[str, Callable[[], Iterable[Mapping[str, Any]]]]:
+def probe_data(wanted: Sequence[str], unseen: Eyes, size: int, batch: int) -> dict[str, Any]:
     """One labelled pass over the synthetic eyes `unseen` for each wanted modality that can be rendered."""
     steps = (Grouped(SingleView(text=None)), Squash(size), Select(("image", "label", "modality", "group")))
     names = [name for name in DRAWERS if name in wanted and unseen.n]

@@ -26,7 +26,7 @@ SAMPLERS = ("ddim", "ddpm")
 # The two stages of a cascade: pixels, U-Nets, the prediction target and the threshold. base has VisionFM's two
 # U-Nets, imagen-pytorch's BaseUnet64 (at dim 256) and SRUnet256; small is between.
 SIZES: dict[str, tuple[tuple[int, int], tuple[UNet, UNet], Literal["noise", "velocity"], float]] = {
-    "smoke": ((8, 16), (UNet(8, (1,), (1,), (True,), heads=2),) * 2, "noise", 95.0),
+    "smoke": ((8, 16), (UNet(8, (1,), (1,), (True,), heads=2), UNet(8, (1,), (1,), (True,), heads=2)), "noise", 95.0),
     "tiny": (
         (32, 64),
         (

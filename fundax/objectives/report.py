@@ -173,5 +173,5 @@ def report(
     side, (width, units), fields, every = SIZES[size]
     ids = {"bos": tokenizer.start, "eos": tokenizer.end, "pad": tokenizer.pad, "context": tokenizer.context - 1}
     decoder = ReportDecoder(tokenizer.vocab_size, dtype=dtype, **ids, **fields)
-    asked = {"findings": findings, "words_every": every} if findings else {}
+    asked: dict[str, Any] = {"findings": findings, "words_every": every} if findings else {}
     return Report(ResNet(image_size or side, width, units, dtype=dtype), decoder, beams=beams, **asked)
