@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.record import Table, record
 from data_pipelines.pipeline import one_epoch
-from data_pipelines.sources.csv import wrap
+from data_pipelines.sources.wrap import wrap
 from data_pipelines.transforms.steps import Select, Squash
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.config import load

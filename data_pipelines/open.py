@@ -24,7 +24,8 @@ from typing import Any
 from data_pipelines.datasets import source as built
 from data_pipelines.records import MODALITIES, DataError, Record, Source
 from data_pipelines.sources.cached import CachedSource
-from data_pipelines.sources.csv import csv_source, image_folder
+from data_pipelines.sources.csv import csv_source
+from data_pipelines.sources.folders import image_folder
 from data_pipelines.sources.shards import array_records
 from data_pipelines.sources.splits import Concatenated, split
 from data_pipelines.synthetic.sources import Eyes, Patients

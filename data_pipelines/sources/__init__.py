@@ -1,6 +1,8 @@
 """Sources of records: tables, folders, shards and LMDB, and how they are split.
 
-csv                 csv_source, image_folder, wrap: a CSV file, class folders, any Python object
+csv                 csv_source: a CSV file
+folders             image_folder: one folder for each class
+wrap                any Python object with a length and items
 csv_table           the CSV reader and the table it builds
 columns             compact, memory-mapped columns of a large index
 shards              ArrayRecord shards written by `launch.py data convert`

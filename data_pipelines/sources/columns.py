@@ -135,3 +135,19 @@ class StringWriter:
             return Strings(Stored(np.frombuffer(bytes(self._buffer), np.uint8)), ends)
         self._flush()
         return Strings(Stored(np.memmap(self._file, np.uint8, "r")), ends)
+
+
+class Indexed:
+    """Reads the index before it is pickled, so that the parent reads it once and not every worker."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        len(self)  # type: ignore[arg-type]
+        return self.__dict__
+
+
+def row_index(index: int, length: int) -> int:
+    """`index` as a row in 0..length - 1; negative ones count from the end. Raises IndexError."""
+    row = int(index) + length if index < 0 else int(index)
+    if not 0 <= row < length:
+        raise IndexError(f"row {index} of {length}")
+    return row

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -335,3 +336,14 @@ def class_index(value: str, classes: Sequence[str]) -> int:
     near = difflib.get_close_matches(value, classes, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise DataError(f"label {value!r} is not one of the classes {', '.join(classes[:30])}{hint}")
+
+
+def findings_of(targets: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes that a label says are present."""
+    if "label" not in targets:
+        return ()
+    label = targets["label"]
+    present: list[int] = [int(label)] if label.ndim == 0 else np.flatnonzero(label > 0).tolist()
+    if any(not 0 <= k < len(classes) for k in present):
+        raise DataError(f"label {label} is beyond the {len(classes)} classes")
+    return tuple(classes[k] for k in present)

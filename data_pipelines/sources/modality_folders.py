@@ -11,8 +11,7 @@ import numpy as np
 
 from data_pipelines.images import EXTENSIONS
 from data_pipelines.records import MODALITIES, DataError, Record, Source, View, modality_name
-from data_pipelines.sources.columns import Strings, read_once
-from data_pipelines.sources.csv import row_index
+from data_pipelines.sources.columns import Strings, read_once, row_index
 
 RGB = tuple[float, float, float]
 Moments = tuple[RGB, ...]

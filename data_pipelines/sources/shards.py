@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.records import DataError, Record, View
-from data_pipelines.sources.columns import Strings, read_once
-from data_pipelines.sources.csv import row_index
+from data_pipelines.sources.columns import Strings, read_once, row_index
 
 FORMAT = "fundax records 1"
 _PACKED = 1024  # bytes; larger arrays, such as masks, are compressed

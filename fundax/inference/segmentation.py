@@ -14,7 +14,7 @@ from PIL import Image
 from rich.progress import track
 from rich.table import Table
 
-from data_pipelines.sources.csv import wrap
+from data_pipelines.sources.wrap import wrap
 from data_pipelines.transforms.dense import Prepared
 from fundax.evals.original_grid import original_map, slide
 from fundax.evals.pictures import COLOURS

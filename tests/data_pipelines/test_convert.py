@@ -12,9 +12,10 @@ from data_pipelines.convert import Sizing, convert
 from data_pipelines.images import load
 from data_pipelines.open import named
 from data_pipelines.records import DataError, Record, View
-from data_pipelines.sources.csv import image_folder, wrap
+from data_pipelines.sources.folders import image_folder
 from data_pipelines.sources.shards import array_records, pack, unpack
 from data_pipelines.sources.splits import split_by
+from data_pipelines.sources.wrap import wrap
 from data_pipelines.synthetic.sources import Eyes, Patients
 
 

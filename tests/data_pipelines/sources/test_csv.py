@@ -1,17 +1,16 @@
-"""Sources: CSV rows, class folders and wrapped objects as records; what is missing is named."""
+"""CSV rows as records; what is missing is named."""
 
 import csv
 import gc
 import pickle
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.records import DataError, Record, View
-from data_pipelines.sources.csv import csv_source, image_folder, wrap
+from data_pipelines.records import DataError, View
+from data_pipelines.sources.csv import csv_source
 from data_pipelines.transforms.steps import Squash, apply
 from data_pipelines.transforms.views import SingleView
 
@@ -85,99 +84,6 @@ def test_the_index_of_many_rows_is_small_and_travels_light(tmp_path, monkeypatch
     record = other[9_999]
     assert record == source[9_999]
     assert (record.patient, record.views[0].eye, record.targets["label"]) == ("p4999", "right", 4)
-
-
-def test_class_folders(tmp_path):
-    for name in (
-        "train/b/2.png",
-        "train/b/10.JPG",
-        "train/a/1.tif",
-        "train/a/notes.txt",
-        "val/b/1.png",
-        "test/c/1.png",
-    ):
-        save(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("no image")
-    save(tmp_path / "train" / "b" / ".hidden.png")
-    train, val = image_folder(tmp_path), image_folder(tmp_path, "val", modality="oct")
-    assert train.classes == val.classes == ("a", "b", "c")  # all splits together: c has no training image
-    assert [(r.patient, int(r.targets["label"])) for r in train] == [("a/1.tif", 0), ("b/10.JPG", 1), ("b/2.png", 1)]
-    record = pickle.loads(pickle.dumps(val))[0]
-    assert record.findings == ("b",) and record.views[0].modality == "OCT"
-    assert record.where == f"{tmp_path}/val image 1"
-    np.testing.assert_array_equal(SingleView()(record, np.random.default_rng(0))["image"], PIXELS)
-
-
-def test_classes_of_a_folder_in_an_order_that_is_given(tmp_path):
-    save(tmp_path / "train" / "a" / "1.png")
-    given = image_folder(tmp_path, "train", classes=("z", "a"))
-    assert given.classes == ("z", "a") and given[0].targets["label"] == 1  # the absent class is no crash
-    with pytest.raises(DataError, match=r"train/a: is not one of the classes x, y"):
-        len(image_folder(tmp_path, "train", classes=("x", "y")))
-
-
-def test_folders_that_are_missing_or_empty(tmp_path):
-    save(tmp_path / "train" / "a" / "1.png")
-    with pytest.raises(DataError, match=r"/val: no such folder, \S+ holds train$"):
-        len(image_folder(tmp_path, "val"))
-    with pytest.raises(DataError, match=r"gone/train: no such folder, \S+gone holds nothing$"):
-        len(image_folder(tmp_path / "gone"))
-    (tmp_path / "test" / "a").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"test: no images \(.jpg, .jpeg, .png.*\) in folders \S+test/<class>/"):
-        len(image_folder(tmp_path, "test"))
-
-
-def test_wrapped_items_of_every_kind():
-    row = {
-        "image": PIXELS,
-        "caption": "drusen",
-        "label": "AMD",
-        "eye": "OS",
-        "modality": "uwf",
-        "day": 3,
-        "patient": 12,
-    }
-    items = [
-        Record("p", (View(PIXELS),)),
-        (PIXELS, "a text"),
-        (Path("a.png"), 1),
-        row | {"caption": "x", "points": [[1, 2]]},
-        {"image": Image.fromarray(PIXELS), "caption": ""},
-        {"image": {"bytes": b"abc", "path": None}, "caption": None, "label": [1.0, 0.0]},
-    ]
-    source = wrap(items[:3], classes=("normal", "AMD"))
-    assert len(source) == 3 and source[0].where == "list row 1" and source[0].patient == "p"
-    assert source[1].report == "a text" and source[1].views[0].image is PIXELS
-    assert source[2].findings == ("AMD",) and source[2].views[0].image == Path("a.png")
-    mapped = wrap(items[3:], {"text": "caption"}, classes=("normal", "AMD"))
-    assert (mapped[0].report, mapped[0].patient, mapped[0].day) == ("x", "12", 3)
-    assert (mapped[0].views[0].eye, mapped[0].views[0].modality) == ("left", "UWF")
-    assert mapped[0].targets["points"] == [[1, 2]] and mapped[0].targets["label"] == 1
-    np.testing.assert_array_equal(mapped[1].views[0].image, PIXELS)
-    assert mapped[2].views[0].image == b"abc" and mapped[2].findings == ("normal",)
-    assert pickle.loads(pickle.dumps(mapped))[0].report == "x"
-
-
-@pytest.mark.parametrize(
-    ("item", "message"),
-    [
-        ({"picture": PIXELS}, "has no image, only picture"),
-        (3, r"an item must be a Record, a mapping or \(image, text\), not int"),
-        ((None, "text"), "image must be an array, bytes, a path or a Pillow image, not NoneType"),
-        ((PIXELS, 0.5), "label 0.5 is not a class number"),
-        ((PIXELS, 7), "label 7 is beyond the 2 classes"),
-        ({"image": PIXELS, "label": "AMDD"}, "label 'AMDD' is not one of the classes normal, AMD; did you mean 'AMD'"),
-        ({"image": PIXELS, "eye": "third"}, "eye 'third' is not left or right"),
-        ({"image": PIXELS, "modality": "x-ray"}, "modality 'x-ray' is not one of CFP"),
-    ],
-)
-def test_wrapped_items_that_are_wrong(item, message):
-    with pytest.raises(DataError, match="^list row 1: " + message):
-        wrap([item], classes=("normal", "AMD"))[0]
-
-
-def test_wrapped_mapping_without_a_mapped_column():
-    with pytest.raises(DataError, match="list row 1: has no caption, only image, text"):
-        wrap([{"image": PIXELS, "text": "x"}], {"text": "caption"})[0]
 
 
 REAL = {  # folder: columns, rows of the file, arguments

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.records import DataError, Record, View
-from data_pipelines.sources.csv import csv_source, wrap
+from data_pipelines.sources.csv import csv_source
 from data_pipelines.sources.splits import select, split_by
+from data_pipelines.sources.wrap import wrap
 
 VIEW = View(np.zeros((2, 2, 3), np.uint8))
 

@@ -9,8 +9,8 @@ from PIL import Image
 from data_pipelines.geometry import Affine, FlipRows, Rotate, Transpose, move
 from data_pipelines.open import named
 from data_pipelines.records import DataError
-from data_pipelines.sources.csv import wrap
 from data_pipelines.sources.splits import split
+from data_pipelines.sources.wrap import wrap
 from data_pipelines.synthetic.sources import Drawn, Eyes
 from data_pipelines.transforms.dense import Prepared, RandomCrop, RandomMove, Ready, RightAngles
 from data_pipelines.transforms.steps import Flip

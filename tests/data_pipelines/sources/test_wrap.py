@@ -1,0 +1,67 @@
+"""Wrapped objects as records; what is wrong is named."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.records import DataError, Record, View
+from data_pipelines.sources.wrap import wrap
+
+PIXELS = np.full((4, 6, 3), 7, np.uint8)
+
+
+def test_wrapped_items_of_every_kind():
+    row = {
+        "image": PIXELS,
+        "caption": "drusen",
+        "label": "AMD",
+        "eye": "OS",
+        "modality": "uwf",
+        "day": 3,
+        "patient": 12,
+    }
+    items = [
+        Record("p", (View(PIXELS),)),
+        (PIXELS, "a text"),
+        (Path("a.png"), 1),
+        row | {"caption": "x", "points": [[1, 2]]},
+        {"image": Image.fromarray(PIXELS), "caption": ""},
+        {"image": {"bytes": b"abc", "path": None}, "caption": None, "label": [1.0, 0.0]},
+    ]
+    source = wrap(items[:3], classes=("normal", "AMD"))
+    assert len(source) == 3 and source[0].where == "list row 1" and source[0].patient == "p"
+    assert source[1].report == "a text" and source[1].views[0].image is PIXELS
+    assert source[2].findings == ("AMD",) and source[2].views[0].image == Path("a.png")
+    mapped = wrap(items[3:], {"text": "caption"}, classes=("normal", "AMD"))
+    assert (mapped[0].report, mapped[0].patient, mapped[0].day) == ("x", "12", 3)
+    assert (mapped[0].views[0].eye, mapped[0].views[0].modality) == ("left", "UWF")
+    assert mapped[0].targets["points"] == [[1, 2]] and mapped[0].targets["label"] == 1
+    np.testing.assert_array_equal(mapped[1].views[0].image, PIXELS)
+    assert mapped[2].views[0].image == b"abc" and mapped[2].findings == ("normal",)
+    assert pickle.loads(pickle.dumps(mapped))[0].report == "x"
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"picture": PIXELS}, "has no image, only picture"),
+        (3, r"an item must be a Record, a mapping or \(image, text\), not int"),
+        ((None, "text"), "image must be an array, bytes, a path or a Pillow image, not NoneType"),
+        ((PIXELS, 0.5), "label 0.5 is not a class number"),
+        ((PIXELS, 7), "label 7 is beyond the 2 classes"),
+        ({"image": PIXELS, "label": "AMDD"}, "label 'AMDD' is not one of the classes normal, AMD; did you mean 'AMD'"),
+        ({"image": PIXELS, "eye": "third"}, "eye 'third' is not left or right"),
+        ({"image": PIXELS, "modality": "x-ray"}, "modality 'x-ray' is not one of CFP"),
+    ],
+)
+def test_wrapped_items_that_are_wrong(item, message):
+    with pytest.raises(DataError, match="^list row 1: " + message):
+        wrap([item], classes=("normal", "AMD"))[0]
+
+
+def test_wrapped_mapping_without_a_mapped_column():
+    with pytest.raises(DataError, match="list row 1: has no caption, only image, text"):
+        wrap([{"image": PIXELS, "text": "x"}], {"text": "caption"})[0]
