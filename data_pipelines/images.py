@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_pipelines.records import DataError
+from data_pipelines.records import DataError, no_such_image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".webp")
 
@@ -81,7 +81,7 @@ def _read(image: bytes | Path | str) -> tuple[bytes, str]:
     try:
         return Path(image).read_bytes(), str(image)
     except FileNotFoundError as error:
-        raise DataError(f"{image}: no such image file") from error
+        raise no_such_image(Path(image)) from error
     except OSError as error:
         raise DataError(f"{image}: cannot be opened ({error.strerror})") from error
 

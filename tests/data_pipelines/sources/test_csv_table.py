@@ -4,7 +4,8 @@ import pytest
 
 from data_pipelines.records import DataError
 from data_pipelines.sources.csv import csv_source
-from data_pipelines.sources.csv_table import class_index, class_names, where
+from data_pipelines.sources.labels import Classes, class_names
+from data_pipelines.sources.tables import where
 
 
 def source(tmp_path, text, written="utf-8", **arguments):
