@@ -329,7 +329,11 @@ class _Builder:
             if self.seen[column] and wanted not in self.seen[column]:
                 values = ", ".join(sorted(self.seen[column])[:20])
                 return DataError(f"{self.schema.path}: no row has {column} = {wanted!r}, it has {values}")
-        return DataError(f"{self.schema.path}: has no rows" + (" left" if self.dropped or self.filters else ""))
+        left = " left" if self.dropped or self.filters else ""
+        return DataError(
+            f"{self.schema.path}: has no rows{left}"
+            + (f", {self.dropped.total()} have empty fields" * bool(self.dropped))
+        )
 
 
 _GAP = "\0gap"  # no cell of a table is equal to it

@@ -147,7 +147,7 @@ class PatientCSV:
         header.describe({ours: (column,) for ours, column in theirs.items()}, ("modality CFP",))
         writers, places, dropped = [StringWriter() for _ in getters], array("I"), 0
         for row, line, cells in rows:
-            values = ["" if is_empty(value) else value for value in (get(cells) for get in getters)]
+            values = [get(cells) for get in getters]
             if problem := _missing(*values):
                 if self.empty == "error":
                     hint = "fill it in, or leave such rows out with empty=drop"
@@ -156,20 +156,21 @@ class PatientCSV:
                 continue
             places.extend((row, line))
             for writer, value, name in zip(writers, values, PATIENT_COLUMNS, strict=True):
-                writer.append(value.replace("\\", "/") if name in ("left", "right") else value)
+                path = "" if is_empty(value) else value.replace("\\", "/")
+                writer.append(path if name in ("left", "right") else value)
         if dropped:
             total = dropped + len(places) // 2
             _log.warning("%s: left out %d of %d rows with empty fields", self.table, dropped, total)
         if not places:
-            raise DataError(f"{self.table}: has no rows" + (" left" if dropped else ""))
+            raise DataError(f"{self.table}: has no rows" + (f" left, {dropped} have empty fields" if dropped else ""))
         return tuple(writer.finish() for writer in writers), np.array(places, np.uint32).reshape(-1, 2)
 
 
 def _missing(patient: str, left: str, right: str, text: str) -> str:
     """What a row of a patient's table lacks; "" if nothing."""
-    if not left and not right:
+    if is_empty(left) and is_empty(right):
         return "expected an image of at least one eye, both are empty"
-    return "the patient is empty" if not patient else "the report is empty" if not text else ""
+    return next((f"the {of} is empty ({v!r})" for of, v in (("patient", patient), ("report", text)) if is_empty(v)), "")
 
 
 def both_eyes(patient: str, left: bytes | Path | None, right: bytes | Path | None, report: str, place: str) -> Record:
