@@ -2,7 +2,7 @@
 
 CLIP-Adapter (arXiv:2110.04544): two small matrices on top of a frozen image-text model, to which the classes are described
 in words; trained on features that are computed once. Without --data: synthetic eyes. The checkpoint is selected on the
-validation part; evaluate the test part at the end: launch.py eval runs/adapter --checkpoint best --test
+validation part; evaluate the test part at the end: launch.py eval runs/adapter --part test
 """
 
 from functools import partial, reduce
@@ -33,7 +33,6 @@ def recipe(
     ratio: float = 0.2,
     reduction: int = 4,
     cache: str = "",
-    test: bool = False,
 ) -> Recipe:
     """FLAIR's settings of the adapter, in steps of a batch instead of single images."""
     model = image_text(init, checkpoint, smoke=run.smoke)
@@ -57,7 +56,7 @@ def recipe(
     read = Reader(parts, model.preprocessing, first=view, workers=run.workers)
     origin = "" if data.data else f"synthetic {data.patients} {run.seed}"
     rows = lambda part: frozen.rows(read.once(part), read.keys, origin and f"{part} {origin}")  # noqa: E731
-    epoch, part = max(len(parts.train) // run.batch, 1), "test" if test else "val"
+    epoch, part = max(len(parts.train) // run.batch, 1), data.part or "val"
     steps = run.total(epoch)
     rule = optim.adamw(optim.cosine_schedule(run.lr, 0, steps), weight_decay=run.weight_decay, decay=optim.decay_all)
     return Recipe(

@@ -2,7 +2,7 @@
 
 An encoder and a classifier trained together, by the published recipe of --preset visionfm, retfound or ret_clip, or with
 settings for two CPU cores (laptop). Without --data it learns the conditions of synthetic eyes. The checkpoint is selected
-on the validation part; evaluate the test part at the end: launch.py eval runs/finetune --checkpoint best --test
+on the validation part; evaluate the test part at the end: launch.py eval runs/finetune --part test
 """
 
 from typing import Any, Literal
@@ -46,7 +46,6 @@ def recipe(
     weights: Literal["equal", "balanced"] = "equal",
     balanced: bool = False,
     ordered: bool = False,
-    test: bool = False,
 ) -> Recipe:
     """Fine-tuning. Learning rates are for a batch of 256; docs/guide/downstream.md lists what is left out."""
     parts = labelled.parts(data, data.eyes(run.seed, 96), run.seed)
@@ -62,7 +61,7 @@ def recipe(
     read = Reader(parts, start.preprocessing, workers=run.workers)
     steps = (read.view, *labelled.augmentation(preset, start.image.image_size), Select(("image", "label", "modality")))
     turns = [(part, steps, 1.0) for part in labelled.by_class(parts.train, len(classes))] if balanced else []
-    epoch, part = max(len(parts.train) // run.batch, 1), "test" if test else "val"
+    epoch, part = max(len(parts.train) // run.batch, 1), data.part or "val"
     total = run.total(epoch)
     scored = evals.Classified(data=read.once(part, batch=min(run.batch, 64)), classes=classes, ordered=ordered)
     rates = (run.lr * run.batch / 256, encoder_lr * run.batch / 256)

@@ -2,7 +2,7 @@
 
 A linear classifier (or VisionFM's decoder, --head mlp) on the features of a frozen encoder, which are computed once. Without
 --data it learns the conditions of synthetic eyes, without --init the encoder is random. The checkpoint is selected on the
-validation part; evaluate the test part at the end: launch.py eval runs/probe --checkpoint best --test
+validation part; evaluate the test part at the end: launch.py eval runs/probe --part test
 """
 
 from typing import Literal
@@ -36,7 +36,6 @@ def recipe(
     balanced: bool = False,
     ordered: bool = False,
     cache: str = "",
-    test: bool = False,
 ) -> Recipe:
     """VisionFM's settings for the decoder of one modality; the learning rate is for a batch of 256."""
     parts = labelled.parts(data, data.eyes(run.seed, 128), run.seed)
@@ -52,7 +51,7 @@ def recipe(
     read = Reader(parts, start.preprocessing, workers=run.workers)
     origin = "" if data.data else f"synthetic {data.patients} {run.seed} {copies}"
     rows = lambda part, n=1: frozen.rows(read.once(part, n), read.keys, origin and f"{part} {origin}")  # noqa: E731
-    epoch, part = max(len(parts.train) * copies // run.batch, 1), "test" if test else "val"
+    epoch, part = max(len(parts.train) * copies // run.batch, 1), data.part or "val"
     steps = run.steps or max(run.epochs * copies * len(parts.train) // run.batch, 1)
     rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps)
     scored = evals.Classified(data=features.one_epoch(rows(part)), classes=classes, ordered=ordered)

@@ -3,7 +3,7 @@
 VisionFM's modality-agnostic decoder: features of several modalities, from one frozen encoder or one for each (--init
 CFP=runs/fundus OCT=runs/oct), for one decoder of thirteen labels. A CSV has the thirteen columns of
 data_pipelines/tasks/visionfm_labels.py (label=A+B+..., empty=keep for gaps); without --data: synthetic eyes.
-Evaluate the test part at the end: launch.py eval runs/multi --checkpoint best --test
+Evaluate the test part at the end: launch.py eval runs/multi --part test
 """
 
 import optax
@@ -30,7 +30,6 @@ def recipe(
     size: str = "tiny",
     blocks: int = 4,
     copies: int = 2,
-    test: bool = False,
 ) -> Recipe:
     """VisionFM trains with ten copies, batch 8192 and SGD for 100 epochs; the learning rate is for a batch of 256."""
     parts = visionfm_labels.parts(data, run.seed)
@@ -41,7 +40,7 @@ def recipe(
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
     read = Reader(parts, start.preprocessing, ("label", "grade", "answers"), workers=run.workers)
     rows = lambda part, n=1: frozen.rows(read.once(part, n), read.keys)  # noqa: E731
-    part, grades = "test" if test else "val", len(GRADES)
+    part, grades = data.part or "val", len(GRADES)
     scored = {"data": features.one_epoch(rows(part))}
     graded = {"classes": GRADES, "ordered": True, "label": "grade", "columns": tuple(range(grades))}
     answers = {"classes": FINDINGS, "label": "answers", "columns": tuple(range(grades, len(LAYOUT)))}

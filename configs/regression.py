@@ -3,7 +3,7 @@
 Values from an image: VisionFM's biomarker decoder, on standardised targets (the authors use them as they are: --raw). On
 synthetic eyes it learns age, systolic pressure, HbA1c and axial length together with the encoder, in some minutes on two
 CPU cores; the encoder of --init stays frozen unless --train-encoder True. Your own data: --data labels.csv,value=age+hba1c.
-Evaluate the test part at the end: launch.py eval runs/regression --checkpoint best --test
+Evaluate the test part at the end: launch.py eval runs/regression --part test
 """
 
 import functools
@@ -39,7 +39,6 @@ def recipe(
     blocks: int = 4,
     copies: int = 1,
     dropout: float = 0.1,
-    test: bool = False,
 ) -> Recipe:
     """VisionFM's decoder has two layers, smooth L1 and AdamW; the learning rate is for a batch of 256."""
     learns = not init if train_encoder is None else train_encoder
@@ -55,7 +54,7 @@ def recipe(
     read = Reader(parts, start.preprocessing, ("value",), workers=run.workers)
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
     rows = lambda part, n=1: frozen.rows(read.once(part, n), read.keys)  # noqa: E731
-    part = "test" if test else "val"
+    part = data.part or "val"
     passes = read.once(part, batch=min(run.batch, 64)) if learns else features.one_epoch(rows(part))
     steps = run.steps or max(run.epochs * (1 if learns else copies) * len(parts.train) // run.batch, 1)
     rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps, steps // 20 if learns else 0)

@@ -25,9 +25,8 @@ PRESETS = {"smoke": {"patients": 8, "image_size": 16, "resolution": 32, "head": 
 
 def recipe(
     *,
-    data: Data = Data(patients=400, fractions=(0.7, 0.15, 0.15)),
+    data: Data = Data(patients=400, fractions=(0.7, 0.15, 0.15), classes=("disc",)),
     run: Run = Run(batch=8, steps=400, lr=2e-3, weight_decay=0.05),
-    classes: tuple[str, ...] = ("disc",),
     overlapping: bool = False,
     init: str = "",
     checkpoint: str = "latest",
@@ -45,6 +44,7 @@ def recipe(
     jitter: float = 0.2,
 ) -> Recipe:
     """VisionFM's decoder. Published: width 32, dropout 0.3, 512 pixels, a constant learning rate of 1e-3, 100 epochs."""
+    classes = data.classes
     resolution, fixed = max(resolution, image_size), train_encoder is False or (train_encoder is None and bool(init))
     fields = {"modality": modality, "image_size": image_size, "scan": False} | run.compute(encoders.ViT)[0]
     start = interop.backbone(init or size, checkpoint=checkpoint, frozen=fixed, **fields)

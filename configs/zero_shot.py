@@ -18,7 +18,6 @@ from data_pipelines.transforms.views import Grouped, SingleView
 from fundax.evals.zero_shot import zero_shot
 from fundax.inference.image_text import image_text
 from fundax.recipe import Recipe, Run
-from fundax.types import UserError
 
 KEYS = ("image", "label", "group", "modality", "eye")
 PRESETS = {"smoke": {"steps": 0, "patients": 28, "batch": 64}}
@@ -30,7 +29,6 @@ def recipe(
     run: Run = Run(batch=64),
     init: str = "",
     checkpoint: str = "latest",
-    part: str = "test",
     wording: str = "",
     parity: bool = False,
 ) -> Recipe:
@@ -42,9 +40,7 @@ def recipe(
     }
     if data.data and data.split:
         parts = data.parts({}, run.seed)
-        if part not in parts:
-            raise UserError(f"--part {part!r}: the split has {', '.join(parts)}")
-        sources = by_modality(joined(parts[part]))
+        sources = by_modality(joined(parts[data.part or "test"]))
     elif data.data:
         sources = by_modality(joined(data.open(data.data)))
     steps = (Grouped(SingleView(text=None)), eval_step(model.preprocessing), Select(KEYS))

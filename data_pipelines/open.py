@@ -15,6 +15,7 @@ default the number of rows), name=."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,15 @@ class Sources:
     patients: int = 3000
     modalities: tuple[str, ...] = ("CFP",)
 
+    @functools.cached_property
+    def used(self) -> dict[str, Any]:
+        """What has been read so far, as JSON, for a run to store; not an argument.
+
+        "sources": a list of {"name", "word", "rows", "digest"}. "classes": the names that labels were matched to.
+        "split": the content of a split file (see sources.splits), which `split` can read again.
+        """
+        return {"sources": []}
+
     def eyes(self, seed: int, size: int, **fields: Any) -> Eyes:
         """The synthetic eyes to train on, with `size` pixels; `fields` are further fields of Eyes."""
         return Eyes(self.patients, seed, modalities=self.modalities, size=size, **fields)
@@ -79,6 +89,8 @@ class Data(Sources):
     Args:
         val: Sources to evaluate on; without them, some patients of --data are held out.
         split: JSON file with the part of each patient; it is written at the first use and read afterwards.
+        part: Part to evaluate on: val, test or all (every row of --data, not split); empty takes val.
+        classes: Names of the classes (findings, values, structures) in order; empty takes those of the data.
         fractions: Shares of the patients in the parts train, val and test.
         image_column: Column of a CSV with the image paths; empty takes "image".
         text_column: Column of a CSV with the texts; empty takes "text".
@@ -87,6 +99,8 @@ class Data(Sources):
 
     val: tuple[str, ...] = ()
     split: str = ""
+    part: str = ""
+    classes: tuple[str, ...] = ()
     fractions: tuple[float, ...] = (0.9, 0.1)
     image_column: str = ""
     text_column: str = ""
@@ -122,6 +136,9 @@ class Data(Sources):
             )
         if self.split and len(self.data) > 1:
             raise DataError(f"--split {self.split}: a split file is of one source, and --data has {len(self.data)}")
+        if self.part == "all":
+            whole = self.open(self.data, **columns)
+            return {name: whole for name in (*names[: len(self.fractions)], "all")}
         shares = dict(zip(names, self.fractions, strict=False))
         if self.val:
             shares = {name: share for name, share in shares.items() if name != "val"}

@@ -36,7 +36,6 @@ VOCABULARY = {
     "caption": "Also train a decoder that writes the expert report of each image.",
     "centering": "How the teacher's outputs are centered: by running means, or by Sinkhorn-Knopp.",
     "checkpoint": "Checkpoint of the run to start from: latest, best or a step.",
-    "classes": "Names of the mask values 1, 2, ..., or of the masks if they overlap.",
     "conditional": "Condition the images on their modality and, for synthetic eyes, on findings.",
     "context": "Number of tokens of a text.",
     "copies": "Number of augmented copies of each training image whose features are computed.",
@@ -78,7 +77,6 @@ VOCABULARY = {
     "ordered": "The classes are grades: report the quadratic kappa and select the checkpoint by it.",
     "overlapping": "A pixel may belong to several classes, each of which has its own mask.",
     "parity": "Reproduce the published code exactly, including its known shortcomings.",
-    "part": "Part of the data to evaluate on.",
     "points": "Predicted point: the most likely pixel, or the mean under the softmax.",
     "pool": "Pooling of the text encoder; unmasked_mean averages the padding in, as FLAIR does.",
     "positive": "Weight of the eyes that get worse in the loss.",
@@ -100,7 +98,6 @@ VOCABULARY = {
     "size": "Size of the model; tiny trains on a laptop.",
     "smoothing": "Label smoothing.",
     "stage": "Stage of the cascade: the base model of small images, or the model that enlarges them.",
-    "test": "Evaluate on the test part only: launch.py eval RUN --checkpoint best --test.",
     "text_rate": "Share of the tokens that are masked.",
     "text_size": "Size of the text encoder.",
     "texts": "Text files, or folders of them, with paragraphs separated by blank lines.",
@@ -314,7 +311,8 @@ def _parameters(function: Callable[..., Any], values: Mapping[str, Any]) -> list
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in arguments.items():
-        flat |= vars(value) if is_dataclass(value) and not isinstance(value, type) else {name: value}
+        fields = [field.name for field in dataclasses.fields(value)] if is_dataclass(value) else []
+        flat |= {field: getattr(value, field) for field in fields} if fields else {name: value}
     return flat
 
 

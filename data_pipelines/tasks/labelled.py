@@ -35,6 +35,11 @@ class Parts:
     test: Source
 
     @property
+    def all(self) -> Source:
+        """Every row, for an evaluation of the part "all", in which no part is cut off."""
+        return self.train
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names; () if the source has none."""
         return tuple(getattr(self.train, "classes", ()))
