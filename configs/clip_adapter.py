@@ -10,8 +10,8 @@ from typing import Any
 
 from data_pipelines.language.prompts import prompts_of
 from data_pipelines.open import Data
-from data_pipelines.records import DataError
 from data_pipelines.tasks import labelled
+from data_pipelines.tasks.image_text import check_words
 from data_pipelines.tasks.labelled import FRACTIONS, Reader
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax import evals, interop, objectives, optim
@@ -37,8 +37,7 @@ def recipe(
     """FLAIR's settings of the adapter, in steps of a batch instead of single images."""
     model = image_text(init, checkpoint, smoke=run.smoke)
     parts = labelled.parts(data, data.eyes(run.seed, int(model.preprocessing["image_size"])), run.seed)
-    if not parts.classes:
-        raise DataError("the classes of --data have no names, which the model needs; expected labels as words")
+    check_words(parts.kind()[1], "--data")
     modality = parts.train[0].views[0].modality
     prompts = [model.tokenizer(list(prompts_of(name, modality, wording))) for name in parts.classes]
     adapter = objectives.ClipAdapter(model.objective.embed, len(parts.classes), ratio, reduction)
@@ -54,9 +53,9 @@ def recipe(
     frozen = evals.Frozen(objective, (start,), run.seed, cache, begin_extra)
     view = Grouped(SingleView(text=None, targets=("label",)))
     read = Reader(parts, model.preprocessing, first=view, workers=run.workers)
-    origin = "" if data.data else f"synthetic {data.patients} {run.seed}"
-    rows = lambda part: frozen.rows(read.once(part), read.keys, origin and f"{part} {origin}")  # noqa: E731
-    epoch, part = max(len(parts.train) // run.batch, 1), data.part or "val"
+    origin = "" if data.data else f"synthetic {parts.name} {data.patients} {run.seed}"
+    rows = lambda part: frozen.rows(read.once(getattr(parts, part)), read.keys, origin and f"{part} {origin}")  # noqa: E731
+    epoch = max(len(parts.train) // run.batch, 1)
     steps = run.total(epoch)
     rule = optim.adamw(optim.cosine_schedule(run.lr, 0, steps), weight_decay=run.weight_decay, decay=optim.decay_all)
     return Recipe(
@@ -70,7 +69,7 @@ def recipe(
         objective=objective,
         train=evals.Epochs(rows("train"), run.batch, run.seed),
         optimizer=optim.freeze(rule, "^(model|heads)/"),
-        evals={part: evals.Classified(data=features.one_epoch(rows(part)), classes=parts.classes)},
+        evals={parts.name: evals.Classified(data=features.one_epoch(rows("scored")), classes=parts.classes)},
         best="val/macro_auc",
         preprocessing={**model.preprocessing, "classes": parts.classes},
         tokenizer=model.tokenizer,

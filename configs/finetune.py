@@ -53,6 +53,8 @@ def recipe(
     fields = run.compute(encoders.ViT)[0] | {"feature": feature, "blocks": blocks, "drop_path": drop_path}
     start = interop.backbone(init or size, checkpoint=checkpoint, frozen=False, **fields)
     several, classes = parts.kind()
+    if ordered:
+        parts.check_order()
     objective = objectives.Classify(
         start.backbone, encoders.MLPHead(len(classes), layers, norm=norm), kind="several" if several else "single",
         classes=classes, focal=focal, smoothing=smoothing, mixup=mixup, cutmix=cutmix, peer_softmax=preset == "ret_clip",
@@ -61,9 +63,9 @@ def recipe(
     read = Reader(parts, start.preprocessing, workers=run.workers)
     steps = (read.view, *labelled.augmentation(preset, start.image.image_size), Select(("image", "label", "modality")))
     turns = [(part, steps, 1.0) for part in labelled.by_class(parts.train, len(classes))] if balanced else []
-    epoch, part = max(len(parts.train) // run.batch, 1), data.part or "val"
+    epoch = max(len(parts.train) // run.batch, 1)
     total = run.total(epoch)
-    scored = evals.Classified(data=read.once(part, batch=min(run.batch, 64)), classes=classes, ordered=ordered)
+    scored = evals.Classified(data=read.once(parts.scored, batch=min(run.batch, 64)), classes=classes, ordered=ordered)
     rates = (run.lr * run.batch / 256, encoder_lr * run.batch / 256)
     decays = (run.weight_decay, depth_decay, getattr(start.image, "depth", 1))
     return Recipe(
@@ -71,7 +73,7 @@ def recipe(
         objective=objective,
         train=mix(turns, **run.loader()) if turns else train(parts.train, steps, **run.loader()),
         optimizer=fine_tuning(preset, *rates, total, epoch, *decays),
-        evals={part: scored},
+        evals={parts.name: scored},
         best="val/kappa" if ordered else "val/macro_auc",
         preprocessing=start.preprocessing | {"classes": classes},
     )

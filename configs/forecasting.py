@@ -54,9 +54,9 @@ def recipe(
     objective = objectives.Forecast(start.backbone, encoders.ForecastHead(), positive, visits, given=given)
     read = VisitReader(parts, start.preprocessing, workers=run.workers)
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
-    rows = lambda part, n=1: frozen.rows(read.once(part, n, batch=32), read.keys)  # noqa: E731
-    part, total = data.part or "val", run.total(max(len(parts.train) // run.batch, 1) if not run.steps else 1)
-    passes = read.once(part, batch=8 if run.smoke else 64) if learns else features.one_epoch(rows(part))
+    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n, batch=32), read.keys)  # noqa: E731
+    total = run.total(max(len(parts.train) // run.batch, 1) if not run.steps else 1)
+    passes = read.once(parts.scored, batch=8 if run.smoke else 64) if learns else features.one_epoch(rows("scored"))
     rate: Any = optim.cosine_schedule(run.lr, 0, total, total // 20 if learns else 0)
     rule = optax.sgd(rate, momentum=0.9) if optimizer == "sgd" else optim.adamw(rate, weight_decay=run.weight_decay)
     batches = train(parts.train, read.steps(True, KEYS), **run.loader()) if learns else None
@@ -65,7 +65,7 @@ def recipe(
         objective=objective,
         train=batches or evals.Epochs(rows("train", copies), run.batch, run.seed),
         optimizer=rule if learns else optim.freeze(rule, "^image/"),
-        evals={part: evals.Classified(data=passes, classes=objective.classes, bands=3)},
+        evals={parts.name: evals.Classified(data=passes, classes=objective.classes, bands=3)},
         best="val/macro_auc",
         preprocessing=start.preprocessing | {"classes": objective.classes},
     )

@@ -42,6 +42,8 @@ def recipe(
     fields = {"feature": feature, "blocks": blocks} | run.compute(encoders.ViT)[0]
     start = interop.backbone(init or size, checkpoint=checkpoint, **fields)
     several, classes = parts.kind()
+    if ordered:
+        parts.check_order()
     objective = objectives.Classify(
         start.backbone, encoders.MLPHead(len(classes), 3 if head == "mlp" else 1, norm=head == "mlp"), given="feature",
         kind="several" if several else "single", classes=classes, focal=focal, smoothing=smoothing,
@@ -49,18 +51,18 @@ def recipe(
     )  # fmt: skip
     frozen = evals.Frozen(objective, start.init_from, run.seed, cache, start.init_extra)
     read = Reader(parts, start.preprocessing, workers=run.workers)
-    origin = "" if data.data else f"synthetic {data.patients} {run.seed} {copies}"
-    rows = lambda part, n=1: frozen.rows(read.once(part, n), read.keys, origin and f"{part} {origin}")  # noqa: E731
-    epoch, part = max(len(parts.train) * copies // run.batch, 1), data.part or "val"
+    origin = "" if data.data else f"synthetic {parts.name} {data.patients} {run.seed} {copies}"
+    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n), read.keys, origin and f"{part} {origin}")  # noqa: E731
+    epoch = max(len(parts.train) * copies // run.batch, 1)
     steps = run.steps or max(run.epochs * copies * len(parts.train) // run.batch, 1)
     rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps)
-    scored = evals.Classified(data=features.one_epoch(rows(part)), classes=classes, ordered=ordered)
+    scored = evals.Classified(data=features.one_epoch(rows("scored")), classes=classes, ordered=ordered)
     return Recipe(
         **run.recipe(steps, start, log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
         objective=objective,
         train=evals.Epochs(rows("train", copies), run.batch, run.seed, "label" if balanced else ""),
         optimizer=optim.freeze(optim.adamw(rate, weight_decay=run.weight_decay, decay=optim.decay_all), "^image/"),
-        evals={part: scored},
+        evals={parts.name: scored},
         best="val/kappa" if ordered else "val/macro_auc",
         preprocessing=start.preprocessing | {"classes": classes},
     )

@@ -13,7 +13,7 @@ import optax
 from data_pipelines.language.tokenizers import bundled
 from data_pipelines.open import Data, synthetic_parts
 from data_pipelines.pipeline import mix
-from data_pipelines.tasks.image_text import rows_of, shares, tests, worded
+from data_pipelines.tasks.image_text import report_cut_texts, rows_of, shares, tests, worded
 from data_pipelines.transforms.steps import Select, Squash, Tokenize, extra_aug
 from data_pipelines.transforms.views import SingleView
 from fundax import encoders, interop, optim
@@ -49,10 +49,11 @@ def recipe(
     epoch = -(-rows_of(parts["train"]) // run.batch)
     see = (Squash(side),) if augment == "none" else extra_aug(side, jitter=augment == "extra")
     chain = (SingleView(prompt=prompt), *see, Tokenize(words), Select(("image", "text")))
-    held_out = tests(parts.get("val", []), Squash(side), words, worded(prompt), run.batch, prompt)
+    held_out = tests(data, parts, Squash(side), words, worded(prompt), run.batch, prompt)
+    report_cut_texts(parts["train"], words, prompt)
     evals = {f"retrieval{t.suffix}": retrieval(t.pairs) for t in held_out if t.pairs}
     evals |= {f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in held_out if t.labelled}
-    ranked = [f"{name}/macro_auc" for name in evals if name.startswith("zero_shot")]
+    ranked = "zero_shot*/macro_auc" if any(t.labelled for t in held_out) else "retrieval*/image_to_text_R@1"
     return Recipe(
         **run.recipe(run.total(epoch), interop.warm_start(init, objective), log=32, save=epoch, eval=epoch),
         objective=objective,
@@ -62,6 +63,6 @@ def recipe(
             optim.clip_params({"^log_scale": (0.0, math.log(100))}),
         ),
         evals=evals,
-        best=next(iter([*ranked, *(f"{name}/image_to_text_R@1" for name in evals)]), None),
+        best=ranked if evals else None,
         tokenizer=words,
     )

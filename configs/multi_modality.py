@@ -39,9 +39,9 @@ def recipe(
     objective = objectives.MultiModality(start.backbone, encoders.MLPHead(len(LAYOUT)), given="feature")
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
     read = Reader(parts, start.preprocessing, ("label", "grade", "answers"), workers=run.workers)
-    rows = lambda part, n=1: frozen.rows(read.once(part, n), read.keys)  # noqa: E731
-    part, grades = data.part or "val", len(GRADES)
-    scored = {"data": features.one_epoch(rows(part))}
+    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n), read.keys)  # noqa: E731
+    grades = len(GRADES)
+    scored = {"data": features.one_epoch(rows("scored"))}
     graded = {"classes": GRADES, "ordered": True, "label": "grade", "columns": tuple(range(grades))}
     answers = {"classes": FINDINGS, "label": "answers", "columns": tuple(range(grades, len(LAYOUT)))}
     steps = run.steps or max(run.epochs * copies * len(parts.train) // run.batch, 1)
@@ -52,8 +52,8 @@ def recipe(
         train=evals.Epochs(rows("train", copies), run.batch, run.seed),
         optimizer=optim.freeze(sgd, "^image/"),
         evals={
-            f"{part}_grades": evals.Classified(**scored, **graded),
-            f"{part}_findings": evals.Classified(**scored, **answers),
+            f"{parts.name}_grades": evals.Classified(**scored, **graded),
+            f"{parts.name}_findings": evals.Classified(**scored, **answers),
         },
         best="val_findings/macro_auc",
         preprocessing=start.preprocessing | {"classes": LAYOUT},

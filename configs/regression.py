@@ -31,7 +31,6 @@ def recipe(
     checkpoint: str = "latest",
     size: str = "resnet-tiny",
     image_size: int = 0,
-    names: tuple[str, ...] = (),
     raw: bool = False,
     train_encoder: bool | None = None,
     head: Literal["linear", "mlp"] = "mlp",
@@ -43,8 +42,7 @@ def recipe(
     """VisionFM's decoder has two layers, smooth L1 and AdamW; the learning rate is for a batch of 256."""
     learns = not init if train_encoder is None else train_encoder
     parts = labelled.parts(data, data.eyes(run.seed, max(image_size, 96)), run.seed, "value")
-    values = (f"value {k}" for k in range(len(parts.train[0].targets["value"])))
-    names = names or (tuple(values) if data.data else BIOMARKERS)
+    names = parts.values if data.data else BIOMARKERS
     fields = {"feature": feature, "blocks": blocks, "frozen": not learns, "image_size": image_size}
     start = interop.backbone(
         init or size, checkpoint=checkpoint, **fields, **run.compute(encoders.ViT, encoders.ResNet)[0]
@@ -53,9 +51,8 @@ def recipe(
     objective = objectives.Regress(start.backbone, decoder, names, given="image" if learns else "feature")
     read = Reader(parts, start.preprocessing, ("value",), workers=run.workers)
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
-    rows = lambda part, n=1: frozen.rows(read.once(part, n), read.keys)  # noqa: E731
-    part = data.part or "val"
-    passes = read.once(part, batch=min(run.batch, 64)) if learns else features.one_epoch(rows(part))
+    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n), read.keys)  # noqa: E731
+    passes = read.once(parts.scored, batch=min(run.batch, 64)) if learns else features.one_epoch(rows("scored"))
     steps = run.steps or max(run.epochs * (1 if learns else copies) * len(parts.train) // run.batch, 1)
     rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps, steps // 20 if learns else 0)
     chain = (read.view, *labelled.flips(), eval_step(start.preprocessing), Select(("image", "value", "modality")))
@@ -70,7 +67,7 @@ def recipe(
         if learns
         else evals.Epochs(rows("train", copies), run.batch, run.seed),
         optimizer=optim.freeze(optim.adamw(rate, weight_decay=run.weight_decay), *fixed),
-        evals={part: evals.Valued(data=passes, names=names)},
+        evals={parts.name: evals.Valued(data=passes, names=names)},
         best="val/r2",
         preprocessing=start.preprocessing | {"names": names},
     )

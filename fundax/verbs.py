@@ -11,7 +11,7 @@ from data_pipelines.contact_sheet import contact_sheet
 from data_pipelines.convert import Sizing
 from data_pipelines.convert import convert as write_shards
 from data_pipelines.datasets import build as build_data_set
-from data_pipelines.open import DATA_DIR, named
+from data_pipelines.words import DATA_DIR, named
 from fundax import interop
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis

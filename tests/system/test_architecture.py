@@ -42,8 +42,8 @@ LEVELS = {
         ("geometry", "records"),
         ("datasets", "images", "language"),
         ("bad_records", "sources", "synthetic", "workers"),
-        ("collate", "open", "transforms"),
-        ("contact_sheet", "convert", "pipeline"),
+        ("collate", "transforms", "words"),
+        ("contact_sheet", "convert", "open", "pipeline"),
         ("tasks",),
     ),
 }
