@@ -21,7 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from fundax.recipe import Recipe
+from fundax.recipe import Recipe, Run
+from fundax.runtime import argv as words
 from fundax.types import UserError
 
 VOCABULARY = {
@@ -35,7 +36,7 @@ VOCABULARY = {
     "cache": "Folder that keeps computed features for later runs.",
     "caption": "Also train a decoder that writes the expert report of each image.",
     "centering": "How the teacher's outputs are centered: by running means, or by Sinkhorn-Knopp.",
-    "checkpoint": "Checkpoint of the run to start from: latest, best or a step.",
+    "checkpoint": "Checkpoint of the run to start from: best, latest or a step; by default best if the run selected one.",
     "conditional": "Condition the images on their modality and, for synthetic eyes, on findings.",
     "context": "Number of tokens of a text.",
     "copies": "Number of augmented copies of each training image whose features are computed.",
@@ -131,15 +132,21 @@ SMOKE = {
 
 
 def load(
-    path: str | Path, argv: Sequence[str] = (), *, others: Sequence[type] = (), prog: str = "launch.py train"
+    path: str | Path,
+    argv: Sequence[str] = (),
+    *,
+    others: Sequence[type] = (),
+    prog: str = "launch.py train",
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of a config file under these command-line arguments, and the arguments as a flat dict.
 
-    `--help` prints and exits; it also shows the fields of the dataclasses `others`, which take_options reads. Raises
-    UserError for a missing file, an unknown argument (with the nearest known one) or a value of the wrong type.
+    defaults: values of arguments that `argv` does not give, as far as the config has them. `--help` prints and exits; it
+    also shows the fields of the dataclasses `others`, which take_options reads. Raises UserError for a missing file, an
+    unknown argument (with the nearest known one), a value of the wrong type, or a number of steps that the config ignores.
     """
     module = module_of(Path(path))
-    parameters = _parameters(module.recipe, _preset(module, argv))
+    parameters = _parameters(module.recipe, _preset(module, argv) | dict(defaults or {}))
     if {"-h", "--help"} & set(argv):
         parameters += _of(others)
     arguments = parse(parameters, argv, f"{prog} {path}", module.recipe.__doc__, vocabulary=VOCABULARY)
@@ -147,8 +154,27 @@ def load(
     if not isinstance(built, Recipe):
         raise UserError(f"{path}: recipe() returned {type(built).__name__}; expected a fundax.recipe.Recipe")
     flat = _flat(arguments)
-    source = {"config": str(path), "argv": list(argv), "args": json.loads(json.dumps(flat, default=str))}
-    return replace(built, source=source), flat
+    asked = words.given(argv)
+    for name in ("steps", "batch"):
+        if name in asked and flat[name] and getattr(built, name) != flat[name]:
+            raise UserError(f"--{name} {flat[name]}: {path} takes {getattr(built, name)} instead; leave it out")
+    best = next((one.selects(built.best) for one in arguments.values() if isinstance(one, Run)), built.best)
+    return replace(built, best=best, source=_source(path, argv, flat), data=_used(arguments, flat)), flat
+
+
+def _source(path: str | Path, argv: Sequence[str], flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The command as a run stores it; its paths hold in any folder."""
+    stored, words_of_data = words.absolute(argv), [*flat.get("data", ()), *flat.get("val", ())]
+    if "data_dir" not in words.given(argv) and any(word.startswith("tfds:") for word in words_of_data):
+        stored += ["--data-dir", words.absolute_path(flat["data_dir"])]
+    arguments = json.loads(json.dumps(words.absolute_values(flat), default=str))
+    return {"config": str(path), "argv": stored, "args": arguments}
+
+
+def _used(arguments: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What the data of a config say that they have read (data_pipelines.open.Sources.used), and the part evaluated."""
+    found = next((one.used for one in arguments.values() if hasattr(one, "used")), {})
+    return {**json.loads(json.dumps(found)), "part": flat.get("part") or "val"}
 
 
 def arguments_of(path: str | Path) -> dict[str, str]:
