@@ -39,8 +39,10 @@ LEVELS = {
         ("verbs",),
     ),
     "data_pipelines": (
-        ("geometry", "records"),
-        ("datasets", "images", "language"),
+        ("geometry", "notices", "records"),
+        ("jpeg",),
+        ("images",),
+        ("datasets", "language", "masks"),
         ("bad_records", "sources", "synthetic", "workers"),
         ("collate", "open", "transforms"),
         ("contact_sheet", "convert", "pipeline"),
