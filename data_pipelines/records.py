@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,9 +62,9 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class View:
-    """One image: u8 [H W 3], encoded bytes, or a path that is read when the image is needed."""
+    """One image: u8 [H W 3], encoded bytes, or a file that is read when the image is needed."""
 
-    image: np.ndarray | bytes | Path
+    image: np.ndarray | bytes | os.PathLike[str]
     modality: str = "CFP"
     eye: str = ""
 

@@ -40,8 +40,10 @@ LEVELS = {
         ("verbs",),
     ),
     "data_pipelines": (
-        ("geometry", "records"),
-        ("datasets", "images", "language"),
+        ("geometry", "notices", "records"),
+        ("jpeg",),
+        ("images",),
+        ("datasets", "language", "masks"),
         ("bad_records", "sources", "synthetic", "workers"),
         ("collate", "transforms", "words"),
         ("contact_sheet", "convert", "open", "pipeline"),
