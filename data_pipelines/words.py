@@ -30,20 +30,20 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.datasets import source as built
-from data_pipelines.images import EXTENSIONS
+from data_pipelines.images import EXTENSIONS, ReadOptions, read_options
 from data_pipelines.records import MODALITIES, DataError, Source
 from data_pipelines.sources.csv import csv_source
 from data_pipelines.sources.csv_table import read_rows
-from data_pipelines.sources.folders import image_folder
+from data_pipelines.sources.folders import image_folder, parts_of
 from data_pipelines.sources.matching import Matched
-from data_pipelines.sources.parts import column_parts, folder_parts, joint
+from data_pipelines.sources.parts import column_parts
 from data_pipelines.sources.shards import array_records
 from data_pipelines.synthetic.sources import Eyes
 
 DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # the default folder of `launch.py data build`
 _COLUMNS = ("image", "text", "label", "modality", "eye", "patient", "day", "value")
 _DENSE = ("mask", "fov", "points")  # columns that are read only on request
-_READING = ("depth", "orientation")  # how image files are read
+_READING = ("depth", "orientation", "max_pixels")  # how image files are read
 _CSV = (*_COLUMNS, *_DENSE, *_READING, "images", "sep", "encoding", "only", "empty", "keep", "classes", "values")
 _FOLDER = ("split", "modality", "classes", *_READING)
 _ALL = ("weight", "name", "others")
@@ -113,12 +113,10 @@ def _opened(
     path = Path(head)
     if path.is_dir():
         _known(options, _FOLDER, word)
-        plain = {key: value for key, value in options.items() if key not in ("classes", "split")}
-        ordered = {"classes": options["classes"].split("+")} if _plain_classes(options) else {}
-        if "split" in options:
-            return path.name, image_folder(path, options["split"], **plain, **ordered), {}
-        parts = folder_parts(path, **plain, **ordered)
-        return path.name, joint(list(parts.values())), {} if "" in parts else parts
+        classes = tuple(options["classes"].split("+")) if _plain_classes(options) else ()
+        fields = {"classes": classes, "modality": options.get("modality", "CFP"), "reading": _reading(options)}
+        parts = {} if "split" in options else {part: image_folder(path, part, **fields) for part in parts_of(path)}
+        return path.name, image_folder(path, options.get("split", "all"), **fields), parts
     if not path.is_file():
         kinds = "a CSV, an image folder, tfds:NAME, array_record:FOLDER or synthetic"
         raise DataError(f"{head}: no such file; expected {kinds}")
@@ -153,6 +151,12 @@ def _csv(path: Path, options: Mapping[str, str]) -> Source:
 
 def _separator(options: Mapping[str, str]) -> str:
     return {"tab": "\t", "semicolon": ";", "comma": ","}.get(options.get("sep", ","), options.get("sep", ","))
+
+
+def _reading(options: Mapping[str, str]) -> ReadOptions:
+    """How image files are read."""
+    values = options.get("values", "") if options.get("mask") else ""
+    return read_options(**{name: options.get(name, "") for name in _READING}, values=values)
 
 
 def _plain_classes(options: Mapping[str, str]) -> bool:

@@ -75,7 +75,7 @@ def test_folders_of_classes_without_parts_are_split(tmp_path):
 
 def test_a_flat_folder_is_named_with_what_was_expected(tmp_path):
     image(tmp_path / "flat" / "a.png")
-    with pytest.raises(DataError, match=r"flat: holds 1 images and no folders; expected .*<class>/"):
+    with pytest.raises(DataError, match=r"flat: has 1 images and no folders of classes; expected .*<class>/"):
         read(tmp_path / "flat")
 
 
