@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -94,9 +95,9 @@ def _alike(name: str) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """One image: u8 [H W 3], encoded bytes, or a path that is read when the image is needed."""
+    """One image: u8 [H W 3], encoded bytes, or a file that is read when the image is needed."""
 
-    image: np.ndarray | bytes | Path
+    image: np.ndarray | bytes | os.PathLike[str]
     modality: str = "CFP"
     eye: str = ""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from data_pipelines.images import FORMATS
 from data_pipelines.records import DataError, no_such_image
 from data_pipelines.sources import labels
 from data_pipelines.sources.tables import is_empty, read_named
@@ -141,6 +142,8 @@ def _check_images(name: str, folder: Path, rows: list[Row]) -> None:
         raise DataError(f"{name}: {folder} has the right folders but no images in them")
     for row in rows:
         try:
-            Image.open(row.image).close()  # reads the header: finds truncated files and HTML error pages
+            Image.open(
+                row.image, formats=FORMATS
+            ).close()  # reads the header: finds truncated files and HTML error pages
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{name}: {row.image} is not an image ({row.image.stat().st_size} bytes)") from error

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.images import DEFAULT, ReadOptions, read_options
 from data_pipelines.records import DataError, Record, View, modality_name
 from data_pipelines.sources.columns import Indexed, read_once, row_index
 from data_pipelines.sources.csv_table import Columns, CsvSchema, Table, read_table
@@ -33,6 +34,8 @@ def csv_source(
     encoding: str = "",
     keep: Sequence[str] = (),
     values: Mapping[str, str] | str = "",
+    depth: str = "",
+    orientation: str = "",
 ) -> CsvSource:
     """A table with one image per row: a CSV or TSV file, Excel (.xlsx) or Parquet.
 
@@ -60,12 +63,15 @@ def csv_source(
         encoding: text encoding of the file, such as "gb18030"; "" is UTF-8, or what a byte order mark says.
         keep: further columns of the file that become attributes.
         values: maps labels as the file has them to others, such as {"-1": "gap", "2": "1"} or "-1:gap+2:1"; "gap" is not
-            labelled.
+            labelled. With a mask column, values are those of its pixels instead (images.ReadOptions).
+        depth: true bits of grey images, or their range (images.ReadOptions).
+        orientation: "stored" leaves images and masks as stored; "" turns them upright.
 
     The first use reads the file. It raises DataError naming the file and its columns, or the row (from 1, without the
     header) and the line.
     """
     mapped = tuple((ours, v if isinstance(v, str) else tuple(v or ())) for ours, v in (columns or {}).items())
+    pairs, masks = _pairs(values), "mask" in dict(mapped)
     schema = CsvSchema(
         path=Path(path),
         sep=sep,
@@ -77,9 +83,11 @@ def csv_source(
         empty=empty,
         encoding=encoding,
         keep=tuple(keep),
-        values=_pairs(values),
+        values=() if masks else pairs,
     )
-    return CsvSource(schema, Path(image_dir) if image_dir is not None else Path(path).parent)
+    folder = Path(image_dir) if image_dir is not None else Path(path).parent
+    pixels = "+".join(f"{old}:{new}" for old, new in pairs) if masks else ""
+    return CsvSource(schema, folder, read_options(depth, orientation, pixels))
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ class CsvSource(Indexed):
 
     schema: CsvSchema
     image_dir: Path
+    reading: ReadOptions = DEFAULT
 
     @read_once
     def table(self) -> Table:
@@ -108,7 +117,8 @@ class CsvSource(Indexed):
         row, table = row_index(index, len(self)), self.table
         text = {name: column[row] for name, column in table.texts.items()}
         named = {name: table.names[name][self._code(name, row)] for name in ("modality", "eye") if name in table.codes}
-        view = View(self.image_dir / text["image"], named.get("modality", self.schema.modality), named.get("eye", ""))
+        image = self.reading.file(self.image_dir / text["image"])
+        view = View(image, named.get("modality", self.schema.modality), named.get("eye", ""))
         kept = {name: column[row] for name, column in table.kept.items() if name != "split"}
         targets = self._targets(row, text.get("mask", ""), text.get("fov", ""))
         return Record(
@@ -137,7 +147,7 @@ class CsvSource(Indexed):
         if "label" in self.table.codes:
             targets["label"] = np.int32(self._code("label", row))
         for name, paths in (("mask", mask.split("\n")), ("fov", [fov])):
-            files = tuple(self.image_dir / path if not is_empty(path) else None for path in paths)
+            files = tuple(self.reading.file(self.image_dir / path) if not is_empty(path) else None for path in paths)
             if any(files):
                 targets[name] = next(iter(files)) if len(files) == 1 else files
         return targets

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
+from data_pipelines.images import load
 from data_pipelines.records import ATTRIBUTES, DataError, Record, View, eye_name, modality_name
 from data_pipelines.sources.columns import row_index
 from data_pipelines.sources.labels import NOT_LABELLED, findings_of, lookup
@@ -182,6 +184,6 @@ def _image(image: Any) -> np.ndarray | bytes | Path:
         return Path(image)
     if isinstance(image, np.ndarray | bytes | Path):
         return image
-    if hasattr(image, "convert"):
-        return np.asarray(image if image.mode in ("L", "RGB", "I;16") else image.convert("RGB"))
+    if isinstance(image, Image.Image):
+        return load(image)
     raise DataError(f"image must be an array, bytes, a path or a Pillow image, not {type(image).__name__}")

@@ -45,5 +45,5 @@ def test_wrong_rows_are_named(tmp_path):
     with pytest.raises(DataError, match=r"row 1 \(line 2\): DR is '2', expected 0 or 1"):
         len(rfmid(tmp_path / "a", "train"))
     write(tmp_path / "b", [], columns=CONDITIONS[1:])
-    with pytest.raises(DataError, match="no column DR"):
+    with pytest.raises(DataError, match="no column 'DR'"):
         len(rfmid(tmp_path / "b", "train"))
