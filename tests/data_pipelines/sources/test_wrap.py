@@ -49,7 +49,7 @@ def test_wrapped_items_of_every_kind():
     [
         ({"picture": PIXELS}, "has no image, only picture"),
         (3, r"an item must be a Record, a mapping or \(image, text\), not int"),
-        ((None, "text"), "image must be an array, bytes, a path or a Pillow image, not NoneType"),
+        (({}, "text"), "image is empty"),
         ((PIXELS, 0.5), "label 0.5 is not a class number"),
         ((PIXELS, 7), "label 7 is beyond the 2 classes"),
         ({"image": PIXELS, "label": "AMDD"}, "label 'AMDD' is not one of the classes normal, AMD; did you mean 'AMD'"),
