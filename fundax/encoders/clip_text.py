@@ -15,7 +15,7 @@ from fundax.types import UserError
 
 
 class Embedding(nn.Module):
-    """Embedding table [V D]; only the rows that are looked up are cast to `dtype`."""
+    """Embedding table [V D]; only the rows that are looked up are cast to `dtype`. An id of V or more gives NaN."""
 
     count: int
     width: int
@@ -25,7 +25,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         table = self.param("embedding", nn.initializers.normal(self.std), (self.count, self.width), jnp.float32)
-        return table[ids].astype(self.dtype)
+        return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 
 class TextTransformer(nn.Module):

@@ -71,9 +71,16 @@ def apply(
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """L2-normalise the last axis in fp32; norms below 1e-12 count as 1e-12, as in PyTorch's normalize."""
+    """L2-normalise the last axis in fp32; norms below 1e-12 count as 1e-12, as in PyTorch's normalize.
+
+    Unlike PyTorch's, the gradient of such a row is passed on as it is, not multiplied by 1e12. A row whose squared norm
+    overflows becomes NaN instead of zero, so that training stops.
+    """
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
+    square = (x * x).sum(-1, keepdims=True)
+    unit = x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+    tiny = x + jax.lax.stop_gradient(unit - x)
+    return jnp.where(jnp.isinf(square), jnp.nan, jnp.where(square < 1e-24, tiny, unit))
 
 
 def take_rows(x: jax.Array, rows: Rows, axis: int = 1) -> jax.Array:
