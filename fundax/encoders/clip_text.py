@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from fundax.encoders import layers
 from fundax.encoders.vit import size_named
+from fundax.runtime.mesh import gather_parameter
 from fundax.types import UserError
 
 
@@ -25,6 +26,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         table = self.param("embedding", nn.initializers.normal(self.std), (self.count, self.width), jnp.float32)
+        table = gather_parameter(table, (*self.path, "embedding"))
         return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 

@@ -347,12 +347,8 @@ def make_ring(batch: int, pairs: int = 1, axes: tuple[str, ...] = BATCH_AXES, ro
 
 def _prepare(image: jax.Array, text: jax.Array, present: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     image, text = jnp.asarray(image, jnp.float32), jnp.asarray(text, jnp.float32)
-    if present is None:
-        return image, text, jnp.ones(image.shape[:2], bool)
-    present = jnp.asarray(present, bool)
-    # zeros for absent rows, because their logits are hidden but 0 * NaN is not
-    image, text = (jnp.where(present[..., None], x, 0.0) for x in (image, text))
-    return image, text, present
+    present = jnp.ones(image.shape[:2], bool) if present is None else jnp.asarray(present, bool)
+    return *(jnp.where(present[..., None], x, 0.0) for x in (image, text)), present  # hidden logits, but 0 * NaN is NaN
 
 
 def softmax_pairs(
