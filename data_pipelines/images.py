@@ -10,6 +10,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -40,7 +41,7 @@ UNREADABLE = (
     Warning,
 )
 
-_ORIENTATION, _BITS, _WHITE_IS_ZERO, _HIGHEST = 0x0112, 258, 262, 281  # EXIF and TIFF tags
+_ORIENTATION, _BITS, _WHITE_IS_ZERO, _HIGHEST, _COMPRESSION = 0x0112, 258, 262, 281, 259  # EXIF and TIFF tags
 _DEFLATE = 1040  # the most bytes that one byte of a PNG can hold
 
 _log = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ class ReadOptions:
         )
         if not known or (isinstance(self.depth, tuple) and not self.depth[0] < self.depth[1]):
             depths = ", ".join(map(str, BIT_DEPTHS))
-            raise DataError(f"depth={self.depth}: expected one of {depths}, or a range LOW:HIGH such as 0:1")
+            depth = ":".join(f"{end:g}" for end in self.depth) if isinstance(self.depth, tuple) else self.depth
+            raise DataError(f"depth={depth}: expected one of {depths}, or a range LOW:HIGH such as 0:1")
         if self.orientation not in ("exif", "stored"):
             raise DataError(f"orientation={self.orientation}: expected exif or stored")
 
@@ -164,15 +166,16 @@ def read_bytes(image: Image.Image | bytes | str | os.PathLike[str]) -> tuple[Ima
         file.seek(0)
         return file.read(), name
     try:
-        if not stat.S_ISREG(os.stat(image).st_mode) and not os.path.isdir(image):
-            raise DataError(f"{image}: cannot be opened (a pipe or device, not a file)")
-        return Path(image).read_bytes(), str(image)
+        kind = os.stat(image).st_mode
+        if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+            return Path(image).read_bytes(), str(image)
     except FileNotFoundError as error:
         raise DataError(f"{image}: no such image file") from error
     except OSError as error:
         raise DataError(f"{image}: cannot be opened ({error.strerror})") from error
     except ValueError as error:  # such as a NUL in the path
         raise DataError(f"{str(image)!r}: {error}") from error
+    raise DataError(f"{image}: cannot be opened (a pipe or device, not a file)")
 
 
 def reason(data: Image.Image | bytes, error: Exception) -> str:
@@ -222,6 +225,10 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             _guard(picture.height, picture.width, max_pixels)
             if name == "PNG":
                 _check_png(data)
+            elif name == "TIFF":
+                _check_tiff(data, picture)
+            elif name == "BMP" and picture.mode == "1" and data[28] == 8:
+                raise DataError("a BMP of 8 bits and two colours, which Pillow reads as one of 1 bit; save it as PNG")
             return picture
     raise UnidentifiedImageError
 
@@ -246,6 +253,19 @@ def _check_png(data: bytes) -> None:
         if data[at + 4 : at + 8] == b"IDAT" and zlib.crc32(memoryview(data)[at + 4 : end]) != checksum:
             raise ValueError("a checksum of its pixels is wrong")
         at = end + 4
+
+
+def _check_tiff(data: bytes, picture: Any) -> None:
+    """Raise ValueError if a checksum of a deflated strip or tile is wrong, which libtiff does not look at."""
+    tags = picture.tag_v2
+    if tags.get(_COMPRESSION) not in (8, 32946):
+        return
+    for places, lengths in ((273, 279), (324, 325)):
+        for at, length in zip(tags.get(places, ()), tags.get(lengths, ()), strict=False):
+            try:
+                zlib.decompress(memoryview(data)[at : at + length])
+            except zlib.error as error:
+                raise ValueError(error) from None
 
 
 def exif_orientation(image: ImageLike) -> int:
@@ -300,14 +320,14 @@ def decoded(picture: Image.Image, orientation: str) -> tuple[Image.Image, int]:
 
 def _from_pillow(picture: Image.Image, reading: ReadOptions) -> np.ndarray:
     tags = getattr(picture, "tag_v2", {})
-    bits, highest = tags.get(_BITS, (8,)), tags.get(_HIGHEST, (0,))
-    deep = min(bits) == 16 or (picture.format == "PNG" and ";16" in str(getattr(picture, "tile", "")))
+    bits, highest = tags.get(_BITS, ()), tags.get(_HIGHEST, (0,))
+    deep = min(bits, default=0) == 16 or (picture.format == "PNG" and ";16" in str(getattr(picture, "tile", "")))
     inverted = tags.get(_WHITE_IS_ZERO) == 0
     picture, orientation = decoded(picture, reading.orientation)
     if picture.mode.startswith("I") or picture.mode == "F":
         highest = highest[0] if isinstance(highest, tuple) else highest
         stated = next((d for d in BIT_DEPTHS if 2**d - 1 == highest or ((d,) == bits and d < 16)), None)
-        stated = 16 if picture.format == "PPM" else stated
+        stated = 16 if picture.format == "PPM" and picture.mode != "F" else stated
         array = _from_array(np.asarray(picture), reading.depth or stated)
         return turned(255 - array if inverted else array, orientation)
     if picture.has_transparency_data:
