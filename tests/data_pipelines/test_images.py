@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from data_pipelines import images
+from data_pipelines.depth import BIT_DEPTHS
 from data_pipelines.records import DataError
 
 
@@ -96,7 +97,7 @@ def test_exif_that_is_damaged_or_not_there_is_upright():
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_deep_grey_is_divided_by_the_depth_of_its_source(kind, highest, depth):
     deep = np.linspace(0, highest, 64).astype(np.uint16).reshape(8, 8)
-    for bits in [d for d in images.BIT_DEPTHS if d >= depth]:  # one scale for dark and bright frames
+    for bits in [d for d in BIT_DEPTHS if d >= depth]:  # one scale for dark and bright frames
         for image in (encode(deep, kind), deep, Image.fromarray(deep)):
             got = images.load(image, reading=images.ReadOptions(bits))
             np.testing.assert_array_equal(got, np.repeat((deep >> (bits - 8))[..., None], 3, -1))
@@ -110,7 +111,7 @@ def test_deep_grey_is_divided_by_the_depth_of_its_source(kind, highest, depth):
 def test_the_depth_of_a_file_is_what_it_states_and_never_what_its_values_reach():
     deep = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
     for image in (encode(deep, "PNG"), encode(deep, "TIFF"), deep, encode(deep, "TIFF", tiffinfo={281: 4000})):
-        with pytest.raises(DataError, match="largest value 4095.* say it with depth=12 or depth=14 or depth=16"):
+        with pytest.raises(DataError, match=r"largest value 4095.* say it with depth=12 or depth=14 or depth=16"):
             images.load(image)
     np.testing.assert_array_equal(images.load(encode(deep, "TIFF", tiffinfo={281: 4095}))[..., 0], deep >> 4)
     np.testing.assert_array_equal(images.load(encode(deep >> 4, "TIFF", tiffinfo={281: 4095}))[..., 0], deep >> 8)
@@ -282,7 +283,7 @@ def test_a_pillow_image_is_read_as_its_file_is(tmp_path):
             opened.load()
             np.testing.assert_array_equal(images.load(opened), images.load(tmp_path / name))
     (tmp_path / "cut.jpg").write_bytes(files["d.jpg"][:-9])
-    with Image.open(tmp_path / "cut.jpg") as opened, pytest.raises(DataError, match="cut.jpg: the image is damaged"):
+    with Image.open(tmp_path / "cut.jpg") as opened, pytest.raises(DataError, match=r"cut\.jpg: the image is damaged"):
         images.load(opened)
 
 

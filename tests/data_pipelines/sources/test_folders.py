@@ -160,7 +160,7 @@ def test_classes_without_parts(tmp_path):
 def test_the_depth_of_a_folder(tmp_path):
     deep = np.linspace(0, 4095, 24).astype(np.uint16).reshape(4, 6)
     save(tmp_path / "train" / "a" / "1.png", deep)
-    with pytest.raises(DataError, match="1.png: 16-bit grey with the largest value 4095"):
+    with pytest.raises(DataError, match=r"1\.png: 16-bit grey with the largest value 4095"):
         SingleView()(image_folder(tmp_path)[0], np.random.default_rng(0))
     source = pickle.loads(pickle.dumps(image_folder(tmp_path, reading=ReadOptions(depth=12))))
     np.testing.assert_array_equal(SingleView()(source[0], np.random.default_rng(0))["image"][..., 0], deep >> 4)
