@@ -19,7 +19,7 @@ from PIL.ImageFile import ImageFile
 from data_pipelines import jpeg
 from data_pipelines.depth import BIT_DEPTHS, Depth, check_depth, eight_bit_rgb
 from data_pipelines.notices import warn_once
-from data_pipelines.records import DataError
+from data_pipelines.records import DataError, no_such_image
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".gif")
 EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".webp")
@@ -162,7 +162,7 @@ def read_bytes(image: Image.Image | bytes | str | os.PathLike[str]) -> tuple[Ima
         if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
             return Path(image).read_bytes(), str(image)
     except FileNotFoundError as error:
-        raise DataError(f"{image}: no such image file") from error
+        raise no_such_image(Path(image)) from error
     except OSError as error:
         raise DataError(f"{image}: cannot be opened ({error.strerror})") from error
     except ValueError as error:  # such as a NUL in the path

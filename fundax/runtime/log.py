@@ -48,7 +48,7 @@ class Log:
         self._since: tuple[int, float, float] | None = None  # step, time, seconds waited for data
         self.waited: Callable[[], float] = lambda: 0.0  # seconds waited for data so far
         self._writers: list[Writer] = []
-        self.console = Console(quiet=not self._leads, stderr=True, soft_wrap=True)
+        self.console = _console()
         if not self._leads:
             return
         folder = Path(workdir)
@@ -75,7 +75,7 @@ class Log:
 
     def info(self, text: str) -> None:
         """Print one line to the console."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, highlight=False)
 
     def start_clock(self, step: int) -> None:
         """Start measuring images/s at this step; call it after a pause such as compilation, evaluation or saving."""
@@ -137,6 +137,16 @@ class Log:
             seconds = int((self._steps - step) * self._batch / rate) if rate else 0
             timing = f"  {speed} images/s  data wait {wait}  eta {seconds // 60}:{seconds % 60:02d}" if rate else ""
             self.info(f"step {step}/{self._steps}  loss {loss}{timing}")
+
+
+def say(text: str) -> None:
+    """Print one line to the console, on process 0."""
+    _console().print(text, highlight=False)
+
+
+def _console() -> Console:
+    # names of classes and files are text, also where they look like rich's markup
+    return Console(quiet=bool(jax.process_index()), stderr=True, soft_wrap=True, markup=False, emoji=False)
 
 
 def _summary(row: Mapping[str, float]) -> dict[str, float]:

@@ -78,7 +78,7 @@ def test_mistakes_are_named(root):
 def test_shares(root, balanced):
     """Balanced, every modality comes as often as the others; otherwise in proportion to its images."""
     words = ("synthetic", str(root)) if balanced else (str(root),)
-    sources = by_modality(Sources(data=words), MODALITIES, Eyes(2, size=16), keep=True)
+    sources, _ = by_modality(Sources(data=words, fractions=(1.0,)), MODALITIES, Eyes(2, size=16), keep=True)
     assert images(sources) == (14 if balanced else 6)
     chain = (SingleView(text=None, targets=()), Select(("modality",)))
     data = mix(shares(sources, chain, balanced), batch=40, seed=0)()

@@ -30,22 +30,21 @@ def table(tmp_path):
 EYES = Eyes(3, size=32)
 
 
-def labelled(word, split="", seed=0, target="label"):
-    return parts(Data(data=(str(word),), split=str(split), fractions=FRACTIONS), EYES, seed, target)
+def labelled(word, split="", seed=0, target="label", **fields):
+    return parts(Data(data=(str(word),), split=str(split), fractions=FRACTIONS, **fields), EYES, seed, target)
+
+
+def patients(source):
+    return [source[k].patient for k in range(len(source))]
 
 
 def test_parts_share_no_patient_and_a_written_split_is_read(table, tmp_path):
     first = labelled(table, tmp_path / "s.json")
-    again = labelled(table, tmp_path / "s.json", seed=5)
-    patients = [{part[k].patient for k in range(len(part))} for part in (first.train, first.val, first.test)]
-    assert (
-        not patients[0] & patients[1]
-        and not (patients[0] | patients[1]) & patients[2]
-        and sum(map(len, patients)) == 10
-    )
-    assert [r.patient for r in (again.test[k] for k in range(len(again.test)))] == [
-        r.patient for r in (first.test[k] for k in range(len(first.test)))
-    ]
+    test = labelled(table, tmp_path / "s.json", seed=5, part="test")
+    names = [set(patients(part)) for part in (first.train, first.scored, test.scored)]
+    assert not names[0] & names[1] and not (names[0] | names[1]) & names[2] and sum(map(len, names)) == 10
+    assert patients(test.train) == patients(first.train) and (first.name, test.name) == ("val", "test")
+    assert patients(labelled(table, part="all").scored) == [f"p{k // 2}" for k in range(20)]
     assert first.kind() == (False, ("a", "b", "c"))
     assert sum(len(part) for part in by_class(first.train, 3)) == len(first.train)
     with pytest.raises(DataError, match="has no value; name its column"):
@@ -69,13 +68,14 @@ def test_a_class_missing_in_a_part_keeps_its_number(table, tmp_path):
                 (tmp_path / "f" / part / name).mkdir(parents=True)
                 Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "f" / part / name / "x.png")
     found = labelled(tmp_path / "f")
-    assert found.classes == ("no", "yes") and labels_of(found.val).tolist() == [0] and len(found.test) == 2
+    assert found.classes == ("no", "yes") and labels_of(found.scored).tolist() == [0]
+    assert len(labelled(tmp_path / "f", part="test").scored) == 2
 
 
 def test_copies_are_positions_and_thumbnails_are_small():
     found = parts(Data(fractions=FRACTIONS), EYES)
-    assert len(repeated(found.train, 3)) == 9 and len(found.val) == 2
-    batch = next(iter(Reader(found, {"image_size": 16}).once("train", copies=2, batch=6)()))
+    assert len(repeated(found.train, 3)) == 9 and len(found.scored) == 2
+    batch = next(iter(Reader(found, {"image_size": 16}).once(found.train, copies=2, batch=6)()))
     assert batch["image"].shape == (6, 16, 16, 3) and batch["picture"].shape == (6, 96, 96, 3)
     image = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
     assert (FlipRows(1.0)({"image": image}, RNG)["image"] == image[::-1]).all()

@@ -9,8 +9,6 @@ from PIL import Image
 from data_pipelines.geometry import Affine, FlipRows, Rotate, Transpose, move
 from data_pipelines.open import named
 from data_pipelines.records import DataError
-from data_pipelines.sources.splits import split
-from data_pipelines.sources.wrap import wrap
 from data_pipelines.synthetic.sources import Drawn, Eyes
 from data_pipelines.transforms.dense import Prepared, RandomCrop, RandomMove, Ready, RightAngles
 from data_pipelines.transforms.steps import Flip
@@ -169,15 +167,3 @@ def test_mistakes_are_named_by_file_and_row(table, tmp_path):
     assert "2 masks for 1 classes" not in message([[0], [7]], classes=("vessel",))
     allowed = named(table([[0], [0]], nan), {"points": "a"}).source
     assert np.isnan(Prepared(allowed, 8, landmarks=("a",), missing="allowed")[1].targets["points"]).any()
-
-
-def test_parts_by_patient_are_written_once(tmp_path):
-    rows = [{"image": np.zeros((4, 4, 3), np.uint8), "patient": f"p{i // 2}"} for i in range(20)]
-    path = str(tmp_path / "split.json")
-    first = split(wrap(rows), {"train": 0.8, "val": 0.2}, file=path, seed=1, labels=lambda record: 0)
-    again = split(wrap(rows[::-1]), {"train": 0.8, "val": 0.2}, file=path, seed=2, labels=lambda record: 0)
-    assert [len(part) for part in first.values()] == [16, 4]
-    names = lambda part: {part[i].patient for i in range(len(part))}  # noqa: E731
-    assert names(first["val"]) == names(again["val"]) and not names(first["val"]) & names(first["train"])
-    with pytest.raises(DataError, match="has no part 'test', only"):
-        split(wrap(rows), {"train": 0.6, "val": 0.2, "test": 0.2}, file=path, labels=lambda record: 0)
