@@ -74,7 +74,11 @@ def word_of(word: str) -> tuple[str, dict[str, str]]:
     cells = next(csv.reader([word]), [""])
     paths = (count for count in range(len(cells), 1, -1) if Path(",".join(cells[:count])).exists())
     count = next(paths, 1)
-    return ",".join(cells[:count]), dict(_option(part, word) for part in cells[count:])
+    options: list[str] = []
+    for cell in cells[count:]:
+        goes_on = options and options[-1].startswith("values=") and "=" not in cell  # values=0:cup,128:disc
+        options[-1:] = [f"{options[-1]},{cell}"] if goes_on else [*options[-1:], cell]
+    return ",".join(cells[:count]), dict(_option(part, word) for part in options)
 
 
 def named(word: str, defaults: Mapping[str, str] | None = None, data_dir: str | Path = DATA_DIR) -> Named:

@@ -102,7 +102,9 @@ def test_mask_of_another_size_or_that_is_missing():
 
 
 def test_unreadable_images_name_row_and_file():
-    with pytest.raises(DataError, match=r"^a.csv row 7 \(line 9\): x/gone.jpg: no such image file; there is no folder x$"):
+    with pytest.raises(
+        DataError, match=r"^a.csv row 7 \(line 9\): x/gone.jpg: no such image file; there is no folder x$"
+    ):
         SingleView()(visit(View(Path("x/gone.jpg"))), RNG)
     with pytest.raises(DataError, match=r"^a.csv row 7 \(line 9\): an image of 3 bytes: not an image, it has only"):
         PairedEyes()(visit(View(b"\xff\xd8\xff", eye="left")), RNG)
