@@ -33,11 +33,11 @@ from data_pipelines.datasets import source as built
 from data_pipelines.images import EXTENSIONS, ReadOptions, read_options
 from data_pipelines.records import MODALITIES, DataError, Source
 from data_pipelines.sources.csv import csv_source
-from data_pipelines.sources.csv_table import read_rows
 from data_pipelines.sources.folders import image_folder, parts_of
 from data_pipelines.sources.matching import Matched
 from data_pipelines.sources.parts import column_parts
 from data_pipelines.sources.shards import array_records
+from data_pipelines.sources.tables import read_rows
 from data_pipelines.synthetic.sources import Eyes
 
 DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # the default folder of `launch.py data build`
@@ -74,7 +74,11 @@ def word_of(word: str) -> tuple[str, dict[str, str]]:
     cells = next(csv.reader([word]), [""])
     paths = (count for count in range(len(cells), 1, -1) if Path(",".join(cells[:count])).exists())
     count = next(paths, 1)
-    return ",".join(cells[:count]), dict(_option(part, word) for part in cells[count:])
+    options: list[str] = []
+    for cell in cells[count:]:
+        goes_on = options and options[-1].startswith("values=") and "=" not in cell  # values=0:cup,128:disc
+        options[-1:] = [f"{options[-1]},{cell}"] if goes_on else [*options[-1:], cell]
+    return ",".join(cells[:count]), dict(_option(part, word) for part in options)
 
 
 def named(word: str, defaults: Mapping[str, str] | None = None, data_dir: str | Path = DATA_DIR) -> Named:

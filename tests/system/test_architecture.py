@@ -41,7 +41,7 @@ LEVELS = {
     ),
     "data_pipelines": (
         ("geometry", "notices", "records"),
-        ("jpeg",),
+        ("depth", "jpeg"),
         ("images",),
         ("datasets", "language", "masks"),
         ("bad_records", "sources", "synthetic", "workers"),
