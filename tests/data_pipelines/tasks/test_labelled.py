@@ -158,7 +158,7 @@ def test_states_of_visits_need_an_order(tmp_path):
     rows = ["image,label,patient,day"]
     for k in range(24):
         Image.fromarray(np.full((8, 6, 3), k, np.uint8)).save(tmp_path / f"{k}.png")
-        rows.append(f"{k}.png,{('none', 'mild', 'severe')[k % 3]},p{k // 2},{100 * (k % 2)}")
+        rows.append(f"{k}.png,{('no', 'mild', 'severe')[k % 3]},p{k // 2},{100 * (k % 2)}")
     (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
     data = Data(data=(f"{tmp_path}/t.csv",), fractions=(0.5, 0.5))
     with pytest.raises(
