@@ -10,12 +10,14 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from data_pipelines import jpeg
+from data_pipelines.depth import BIT_DEPTHS, Depth, check_depth, eight_bit_rgb
 from data_pipelines.notices import warn_once
 from data_pipelines.records import DataError, no_such_image
 
@@ -24,9 +26,6 @@ EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".webp")
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # of Pillow; no others, some of which run programs
 
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000: the largest image that is decoded unless a source allows more
-
-BIT_DEPTHS = (8, 10, 12, 14, 16)  # true depths of cameras and OCT devices that write 16-bit files
-OVERSHOOT = 0.05  # a bicubic resize leaves a range by up to this share of it; such values are clipped
 
 # what Pillow and simplejpeg raise for broken files; Warning is for users who turn warnings into errors
 UNREADABLE = (
@@ -40,7 +39,7 @@ UNREADABLE = (
     Warning,
 )
 
-_ORIENTATION, _BITS, _WHITE_IS_ZERO, _HIGHEST = 0x0112, 258, 262, 281  # EXIF and TIFF tags
+_ORIENTATION, _BITS, _WHITE_IS_ZERO, _HIGHEST, _COMPRESSION = 0x0112, 258, 262, 281, 259  # EXIF and TIFF tags
 _DEFLATE = 1040  # the most bytes that one byte of a PNG can hold
 
 _log = logging.getLogger(__name__)
@@ -60,18 +59,13 @@ class ReadOptions:
         max_pixels: number of pixels above which an image is refused.
     """
 
-    depth: int | tuple[float, float] | None = None
+    depth: Depth = None
     orientation: str = "exif"
     values: tuple[tuple[str, str], ...] = ()
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        known = (
-            self.depth is None or self.depth in BIT_DEPTHS or (isinstance(self.depth, tuple) and len(self.depth) == 2)
-        )
-        if not known or (isinstance(self.depth, tuple) and not self.depth[0] < self.depth[1]):
-            depths = ", ".join(map(str, BIT_DEPTHS))
-            raise DataError(f"depth={self.depth}: expected one of {depths}, or a range LOW:HIGH such as 0:1")
+        check_depth(self.depth)
         if self.orientation not in ("exif", "stored"):
             raise DataError(f"orientation={self.orientation}: expected exif or stored")
 
@@ -140,7 +134,7 @@ def load_sized(
     if isinstance(image, StoredImage):
         image, reading = image.path, image.reading
     if isinstance(image, np.ndarray):
-        array = _from_array(image, reading.depth)
+        array = eight_bit_rgb(image, reading.depth)
         return array, (array.shape[0], array.shape[1])
     data, name = read_bytes(image)
     try:
@@ -164,15 +158,16 @@ def read_bytes(image: Image.Image | bytes | str | os.PathLike[str]) -> tuple[Ima
         file.seek(0)
         return file.read(), name
     try:
-        if not stat.S_ISREG(os.stat(image).st_mode) and not os.path.isdir(image):
-            raise DataError(f"{image}: cannot be opened (a pipe or device, not a file)")
-        return Path(image).read_bytes(), str(image)
+        kind = os.stat(image).st_mode
+        if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+            return Path(image).read_bytes(), str(image)
     except FileNotFoundError as error:
         raise no_such_image(Path(image)) from error
     except OSError as error:
         raise DataError(f"{image}: cannot be opened ({error.strerror})") from error
     except ValueError as error:  # such as a NUL in the path
         raise DataError(f"{str(image)!r}: {error}") from error
+    raise DataError(f"{image}: cannot be opened (a pipe or device, not a file)")
 
 
 def reason(data: Image.Image | bytes, error: Exception) -> str:
@@ -222,6 +217,10 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             _guard(picture.height, picture.width, max_pixels)
             if name == "PNG":
                 _check_png(data)
+            elif name == "TIFF":
+                _check_tiff(data, picture)
+            elif name == "BMP" and picture.mode == "1" and data[28] == 8:
+                raise DataError("a BMP of 8 bits and two colours, which Pillow reads as one of 1 bit; save it as PNG")
             return picture
     raise UnidentifiedImageError
 
@@ -246,6 +245,19 @@ def _check_png(data: bytes) -> None:
         if data[at + 4 : at + 8] == b"IDAT" and zlib.crc32(memoryview(data)[at + 4 : end]) != checksum:
             raise ValueError("a checksum of its pixels is wrong")
         at = end + 4
+
+
+def _check_tiff(data: bytes, picture: Any) -> None:
+    """Raise ValueError if a checksum of a deflated strip or tile is wrong, which libtiff does not look at."""
+    tags = picture.tag_v2
+    if tags.get(_COMPRESSION) not in (8, 32946):
+        return
+    for places, lengths in ((273, 279), (324, 325)):
+        for at, length in zip(tags.get(places, ()), tags.get(lengths, ()), strict=False):
+            try:
+                zlib.decompress(memoryview(data)[at : at + length])
+            except zlib.error as error:
+                raise ValueError(error) from None
 
 
 def exif_orientation(image: ImageLike) -> int:
@@ -300,15 +312,15 @@ def decoded(picture: Image.Image, orientation: str) -> tuple[Image.Image, int]:
 
 def _from_pillow(picture: Image.Image, reading: ReadOptions) -> np.ndarray:
     tags = getattr(picture, "tag_v2", {})
-    bits, highest = tags.get(_BITS, (8,)), tags.get(_HIGHEST, (0,))
-    deep = min(bits) == 16 or (picture.format == "PNG" and ";16" in str(getattr(picture, "tile", "")))
+    bits, highest = tags.get(_BITS, ()), tags.get(_HIGHEST, (0,))
+    deep = min(bits, default=0) == 16 or (picture.format == "PNG" and ";16" in str(getattr(picture, "tile", "")))
     inverted = tags.get(_WHITE_IS_ZERO) == 0
     picture, orientation = decoded(picture, reading.orientation)
     if picture.mode.startswith("I") or picture.mode == "F":
         highest = highest[0] if isinstance(highest, tuple) else highest
         stated = next((d for d in BIT_DEPTHS if 2**d - 1 == highest or ((d,) == bits and d < 16)), None)
-        stated = 16 if picture.format == "PPM" else stated
-        array = _from_array(np.asarray(picture), reading.depth or stated)
+        stated = 16 if picture.format == "PPM" and picture.mode != "F" else stated
+        array = eight_bit_rgb(np.asarray(picture), reading.depth or stated)
         return turned(255 - array if inverted else array, orientation)
     if picture.has_transparency_data:
         black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
@@ -321,65 +333,3 @@ def _from_pillow(picture: Image.Image, reading: ReadOptions) -> np.ndarray:
             "colour of 16 bits that is nearly black; if it is, say so with depth=16, else save it with 8 bits"
         )
     return turned(array, orientation)
-
-
-def _from_array(array: np.ndarray, depth: int | tuple[float, float] | None) -> np.ndarray:
-    """Convert an array [H W], [H W 1], [H W 3] or [H W 4] of any number type to u8 [H W 3]."""
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise DataError(f"an image must be [H W], [H W 1], [H W 3] or [H W 4], not {list(array.shape)}")
-    array = _eight_bits(array, depth)
-    if array.shape[2] == 4:
-        alpha = array[:, :, 3:].astype(np.uint16)
-        array = ((array[:, :, :3] * alpha + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
-
-
-def _eight_bits(array: np.ndarray, depth: int | tuple[float, float] | None) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind not in "iuf":
-        raise DataError(f"an image must hold finite numbers, not {array.dtype}")
-    if not np.isfinite(array).all():
-        count = int((~np.isfinite(array)).sum())
-        raise DataError(
-            f"an image must hold finite numbers, {count} are NaN or infinite; replace them, for example by 0"
-        )
-    low, high = float(array.min()), float(array.max())
-    if isinstance(depth, tuple):
-        return _scaled(array, *depth)
-    if array.dtype.kind == "f":
-        return _scaled(array, 0, 2**depth - 1 if depth else _float_range(low, high))
-    if low < 0 or high >= 2 ** BIT_DEPTHS[-1]:
-        raise DataError(f"an image must lie in 0..65535, not {low:g}..{high:g}; give its range with depth=LOW:HIGH")
-    depth = depth or (8 if array.itemsize > 2 and high < 256 else _depth(high))
-    if high >= 2**depth:
-        raise DataError(f"its largest value is {high:g}, which is more than the {depth} bits of its depth")
-    return (array.astype(np.uint16) >> (depth - 8)).astype(np.uint8)
-
-
-def _depth(high: float) -> int:
-    """The depth of a 16-bit image of no stated depth. Raises DataError if it may have fewer bits."""
-    if 0 < high < 2 ** BIT_DEPTHS[-2]:
-        depths = " or ".join(f"depth={d}" for d in BIT_DEPTHS if high < 2**d)
-        raise DataError(
-            f"16-bit grey with the largest value {high:g}, and the file does not say how many bits are used; say it "
-            f"with {depths}, or save the image with 8 bits"
-        )
-    return BIT_DEPTHS[-1]
-
-
-def _float_range(low: float, high: float) -> float:
-    """The value of white, 1 or 255, in a floating-point image. Raises DataError if it can be neither."""
-    for white, dark in ((1, 0), (255, 64)):
-        if dark <= high <= (1 + OVERSHOOT) * white and low >= -OVERSHOOT * white:
-            return white
-    raise DataError(
-        f"floating-point values must lie in 0..1 or 0..255, not {low:g}..{high:g}; give their range with depth=LOW:HIGH"
-    )
-
-
-def _scaled(array: np.ndarray, low: float, high: float) -> np.ndarray:
-    share = (array.astype(np.float64) - low) / (high - low)
-    return np.round(share.clip(0, 1) * 255).astype(np.uint8)

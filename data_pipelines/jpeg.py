@@ -18,6 +18,7 @@ PIXELS_PER_BYTE = 1000  # a black image of the most compact Huffman code has few
 _WARNINGS = ("Corrupt JPEG data", "Premature end", "Inconsistent progression", "Invalid SOS parameters", "Warning:")
 _WARNINGS += ("Unknown Adobe",)
 _JFIF = b"\xff\xe0\x00\x10JFIF\0\1\1\0\0\1\0\1\0\0"
+_AHEAD = 8  # bytes that the Huffman decoder reads in advance
 _ALONE = (0x00, 0x01, 0xFF, *range(0xD0, 0xD9))  # stuffed bytes and markers without a segment
 _NEEDED = (*range(0xC0, 0xD0), 0xDB, 0xDD)  # frame, Huffman and quantisation tables, restart interval
 
@@ -54,8 +55,9 @@ def decode(data: bytes, colors: str, at_least: int) -> np.ndarray | None:
         return simplejpeg.decode_jpeg(data, colors, **scale)
     except ValueError as error:
         left = re.search(r"(\d+) extraneous bytes before marker 0xd9", str(error))
-        end = data.rfind(b"\xff\xd9")
-        if left and set(data[end - int(left[1]) : end]) in ({0}, {0xFF}):  # some cameras fill up to a block
+        body = data[: data.rfind(b"\xff\xd9")]
+        zeros = len(body) - len(body.rstrip(b"\0"))
+        if left and 0 <= zeros - int(left[1]) <= _AHEAD:  # some cameras fill up to a block
             return simplejpeg.decode_jpeg(data, colors, **scale, strict=False)
         raise
 

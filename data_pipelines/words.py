@@ -4,6 +4,7 @@
     labels.csv,mask=disc+cup         a path in each column; points=fovea+disc reads fovea_x, fovea_y, disc_x, disc_y
     labels.csv,text=report,weight=2  options after commas: our column name = theirs, or a template ("text=eye with {grade}")
     folder/                          images in <class>/, or in train|val|test/<class>/; split=test takes one part only
+    training_labels.txt              VisionFM's lists without a header: path;label, or path,label,days for forecasts
     tfds:idrid                       a data set built by `launch.py data build`; tfds:idrid/test is its test split
     array_record:folder              a folder written by `launch.py data convert`
     synthetic                        synthetic eyes, with n=, start=, seed=, size=, language=
@@ -32,12 +33,12 @@ from typing import Any
 from data_pipelines.datasets import source as built
 from data_pipelines.images import EXTENSIONS, ReadOptions, read_options
 from data_pipelines.records import MODALITIES, DataError, Source
-from data_pipelines.sources.csv import csv_source
+from data_pipelines.sources.csv import CsvSource, csv_source
 from data_pipelines.sources.folders import image_folder, parts_of
+from data_pipelines.sources.label_list import LabelList
 from data_pipelines.sources.matching import Matched
 from data_pipelines.sources.parts import column_parts
 from data_pipelines.sources.shards import array_records
-from data_pipelines.sources.tables import read_rows
 from data_pipelines.synthetic.sources import Eyes
 
 DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # the default folder of `launch.py data build`
@@ -74,7 +75,11 @@ def word_of(word: str) -> tuple[str, dict[str, str]]:
     cells = next(csv.reader([word]), [""])
     paths = (count for count in range(len(cells), 1, -1) if Path(",".join(cells[:count])).exists())
     count = next(paths, 1)
-    return ",".join(cells[:count]), dict(_option(part, word) for part in cells[count:])
+    options: list[str] = []
+    for cell in cells[count:]:
+        goes_on = options and options[-1].startswith("values=") and "=" not in cell  # values=0:cup,128:disc
+        options[-1:] = [f"{options[-1]},{cell}"] if goes_on else [*options[-1:], cell]
+    return ",".join(cells[:count]), dict(_option(part, word) for part in options)
 
 
 def named(word: str, defaults: Mapping[str, str] | None = None, data_dir: str | Path = DATA_DIR) -> Named:
@@ -122,6 +127,10 @@ def _opened(
         raise DataError(f"{head}: no such file; expected {kinds}")
     if path.suffix.lower() in EXTENSIONS:
         raise DataError(f"{head}: is an image; expected a table of images, or a folder of them")
+    if path.suffix.lower() == ".txt":
+        _known(options, ("images", "modality", *_READING), word)
+        folder = Path(options["images"]) if options.get("images") else None
+        return path.stem, LabelList(path, folder, options.get("modality", "CFP"), _reading(options)), {}
     _known(options, _CSV, word)
     name = path.parent.name if path.stem in ("labels", "train", "data") else path.stem
     return name or path.stem, _csv(path, {**defaults, **options}), {}
@@ -170,16 +179,11 @@ def _renamed(classes: str, name: str, strict: bool, source: Source) -> Source:
 
 def split_column(one: Named) -> Mapping[str, Source]:
     """The parts that a table's column `split` names; {} without one."""
-    path = Path(word_of(one.word)[0]) if one.word else Path()
-    if not path.is_file() or path.suffix.lower() in EXTENSIONS:
+    table = one.source.source if isinstance(one.source, Matched) else one.source
+    cells = table.column("split") if isinstance(table, CsvSource) else None
+    if cells is None:
         return {}
-    rows = read_rows(path, _separator(one.options), one.options.get("encoding", "utf-8"))
-    header = [cell.strip() for cell in next(rows)[2]]
-    if "split" not in header:
-        return {}
-    cells = {row: values[header.index("split")] for row, _, values in rows}
-    table = getattr(one.source, "table", None) or one.source.source.table  # type: ignore[attr-defined]
-    chosen = table.places.array[:, 0][getattr(one.source, "rows", slice(None))]
+    chosen = one.source.rows if isinstance(one.source, Matched) else range(len(cells))
     return column_parts(one.source, [cells[int(row)] for row in chosen], one.name)
 
 

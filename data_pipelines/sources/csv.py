@@ -36,6 +36,7 @@ def csv_source(
     values: Mapping[str, str] | str = "",
     depth: str = "",
     orientation: str = "",
+    max_pixels: str = "",
 ) -> CsvSource:
     """A table with one image per row: a CSV or TSV file, Excel (.xlsx) or Parquet.
 
@@ -66,6 +67,7 @@ def csv_source(
             labelled. With a mask column, values are those of its pixels instead (images.ReadOptions).
         depth: true bits of grey images, or their range (images.ReadOptions).
         orientation: "stored" leaves images and masks as stored; "" turns them upright.
+        max_pixels: number of pixels above which an image is refused.
 
     The first use reads the file. It raises DataError naming the file and its columns, or the row (from 1, without the
     header) and the line.
@@ -87,7 +89,7 @@ def csv_source(
     )
     folder = Path(image_dir) if image_dir is not None else Path(path).parent
     pixels = "+".join(f"{old}:{new}" for old, new in pairs) if masks else ""
-    return CsvSource(schema, folder, read_options(depth, orientation, pixels))
+    return CsvSource(schema, folder, read_options(depth, orientation, pixels, max_pixels))
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,6 @@ class CsvSchema:
                 raise DataError(f"columns: {name!r} is not one of our names {', '.join(NAMES)}")
         if self.empty not in ("error", "drop", "keep"):
             raise DataError(f"empty must be error, drop or keep, not {self.empty!r}")
-        if len(self.sep) > 1:
-            raise DataError(f"sep must be one character, not {self.sep!r}")
         if self.classes is not None:
             Classes(self.classes)
 

@@ -25,6 +25,7 @@ from data_pipelines.records import DataError
 _log = logging.getLogger(__name__)
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a report can be longer than csv's default of 128 KiB
 
+SEPARATORS = {"tab": "\t", "semicolon": ";", "comma": ",", "bar": "|"}  # as words of the command line
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".xlsx", ".xlsm", ".parquet")
 # how pandas, R, SQL, Excel, Stata and people write a missing value
 EMPTY = frozenset({
@@ -76,14 +77,16 @@ def read_rows(path: Path, sep: str = ",", encoding: str = "") -> Iterator[tuple[
 
     Args:
         path: a text file, an Excel file (.xlsx, its first sheet) or a Parquet file.
-        sep: the separator of a text file. With a comma, a header without commas may also be separated by semicolons,
-            tabs or vertical bars, which is logged.
+        sep: the separator of a text file, or its name in SEPARATORS. With a comma, a header without commas may also be
+            separated by semicolons, tabs or vertical bars, which is logged.
         encoding: encoding of a text file without a byte order mark; "" is UTF-8. A byte order mark decides by itself.
 
     `line` is the line of the file where the row starts. Rows without any content are skipped. Raises DataError for a file
     that cannot be read or is no table, a quotation mark that stays open, a row with more or fewer fields than the header,
     and content in a column without a name.
     """
+    if len(sep := SEPARATORS.get(sep, sep)) > 1:
+        raise DataError(f"sep must be one character or one of {', '.join(SEPARATORS)}, not {sep!r}")
     header: list[str] = []
     nameless: list[int] = []
     row = 0

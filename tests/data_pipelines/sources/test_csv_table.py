@@ -199,7 +199,7 @@ def test_templates_that_are_wrong_are_one_line(tmp_path, template, message):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"empty": "skip"}, "error, drop or keep"), ({"sep": "||"}, "one char")]
+    ("arguments", "message"), [({"empty": "skip"}, "error, drop or keep"), ({"columns": {"x": "y"}}, "our names")]
 )
 def test_wrong_arguments_are_told_at_once(tmp_path, arguments, message):
     with pytest.raises(DataError, match=message):

@@ -95,7 +95,7 @@ def test_mask_and_points_follow_a_scaled_decoding(tmp_path):
 
 def test_mask_of_another_size_or_that_is_missing():
     record = visit(LEFT, targets={"mask": np.zeros((6, 9), np.int32)})
-    with pytest.raises(DataError, match=r"row 7 \(line 9\): the mask is 6 x 9, its image 6 x 8 pixels"):
+    with pytest.raises(DataError, match=r"row 7 \(line 9\): mask is 9 x 6 pixels, its image 8 x 6"):
         SingleView(targets=("mask",))(record, RNG)
     with pytest.raises(DataError, match=r"row 7 \(line 9\): gone.png: no such image file"):
         SingleView(targets=("mask",))(visit(LEFT, targets={"mask": Path("gone.png")}), RNG)
