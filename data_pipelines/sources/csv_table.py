@@ -124,6 +124,7 @@ class _Builder:
         self.numbers = {name: array("f") for name in self.groups}
         self.days = array("q")
         self.dated: bool | None = None
+        self.parsed_days: dict[str, tuple[int, bool]] = {}
 
     def _keeps(self, name: str) -> bool:
         if name not in self.header.names:
@@ -199,6 +200,8 @@ class _Builder:
 
     def _mapped(self, label: str) -> str:
         """A label after the option `values`; _GAP for a value that is mapped to a gap."""
+        if not self.values:
+            return label
         tidy = re.sub(r"(?<=\d)\.0*$", "", label)
         meaning = self.values.get(label, self.values.get(tidy, label))
         return _GAP if meaning == GAP and label != GAP else meaning
@@ -251,7 +254,9 @@ class _Builder:
 
     def _add_day(self, value: str) -> None:
         """Append a day. Raises DataError if dates and numbers of days are mixed."""
-        number, dated = day(value)
+        if (found := self.parsed_days.get(value)) is None:
+            found = self.parsed_days[value] = day(value)
+        number, dated = found
         if self.dated not in (None, dated):
             kinds = ("numbers of days", "dates")
             raise DataError(f"day: {value!r} is among {kinds[not dated]}; a column has one of both")

@@ -103,7 +103,7 @@ class Matched(Indexed):
             _log.warning("%s: %s that are not used: %s", self.called, self._what, ", ".join(names))
             return Stored(rows)
         labels = np.array([int(self.source[row].targets.get("label", -1)) for row in rows])
-        counts = {self.names[k]: int((labels == k).sum()) for k in unknown}
+        counts = {self.names[int(k)]: int((labels == k).sum()) for k in unknown}
         counted = [f"{name} ({count} rows)" for name, count in counts.items() if count]
         if counted:
             self._refuse(counted)

@@ -69,7 +69,8 @@ def where(path: Path, row: int, line: int) -> str:
 
 def plain(cell: str) -> str:
     """A cell without white space and invisible characters around it."""
-    return cell.strip().strip(_INVISIBLE).strip()
+    cell = cell.strip()
+    return cell if cell.isascii() else cell.strip(_INVISIBLE).strip()
 
 
 def read_rows(path: Path, sep: str = ",", encoding: str = "") -> Iterator[tuple[int, int, list[str]]]:
@@ -183,7 +184,8 @@ def _text(path: Path, sep: str, codec: str) -> Iterator[tuple[int, list[str]]]:
             reader = csv.reader(_checked(itertools.chain([first] * (not declared), file)), delimiter=sep, strict=True)
             start = line = 2 if declared else 1
             for cells in reader:
-                if any("\n" in cell or "\r" in cell for cell in cells) and (inner := _swallowed(cells, sep)):
+                several = reader.line_num + start > line + 1
+                if several and (inner := _swallowed(cells, sep)):
                     raise csv.Error(f"a cell holds the line {inner[:60]!r}, which looks like a row")
                 yield line, cells
                 row += any(cell.strip() for cell in cells)
