@@ -24,6 +24,7 @@ LAZY = {
         "sacrebleu",
     ),
     *("tensorboardX", "wandb", "onnx", "open_clip", "timm"),
+    *("openpyxl", "pyarrow"),
 }
 # Rooms (folders, or files at a root) by level: a room imports rooms of lower levels only, and files of its own room.
 LEVELS = {
@@ -43,8 +44,9 @@ LEVELS = {
         ("geometry", "notices", "records"),
         ("depth", "jpeg"),
         ("images",),
-        ("datasets", "language", "masks"),
+        ("language", "masks"),
         ("bad_records", "sources", "synthetic", "workers"),
+        ("datasets",),
         ("collate", "transforms", "words"),
         ("contact_sheet", "convert", "open", "pipeline"),
         ("tasks",),
