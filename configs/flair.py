@@ -58,6 +58,5 @@ def recipe(
         train=mix(shares(sources, chain, equal=balanced), **run.loader()),
         optimizer=optim.flair_adamw(run.lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=run.weight_decay),
         evals={"zero_shot": zero_shot(test.labelled, test.classes, test.prompts)},
-        preprocessing={"interpolation": "bilinear"},
         tokenizer=words,
     )

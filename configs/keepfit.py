@@ -75,6 +75,5 @@ def recipe(
         optimizer=optim.flair_adamw(run.lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=run.weight_decay),
         evals={f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in held_out},
         best=f"zero_shot{held_out[0].suffix}/macro_auc",
-        preprocessing={"interpolation": "bilinear"},
         tokenizer=words,
     )

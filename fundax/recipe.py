@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import optax
 
+from fundax.encoders.backbone import preprocessing
 from fundax.runtime import serialize
 from fundax.runtime.mesh import RULES, Rules
 from fundax.runtime.workdir import write_json
@@ -155,17 +156,7 @@ class Recipe:
     source: Mapping[str, Any] = field(default_factory=dict)  # config path and arguments, set by fundax.config.load
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "preprocessing", _preprocessing(self.objective) | dict(self.preprocessing))
-
-
-def _preprocessing(objective: Any) -> dict[str, Any]:
-    """What an objective says about its images; a config adds what its own transforms do differently."""
-    objective = getattr(objective, "base", objective)  # KeepFIT's
-    size = getattr(getattr(objective, "image", None), "image_size", None)
-    if size is None or not hasattr(objective, "mean"):
-        return {}
-    moments = {"mean": objective.mean, "std": objective.std}
-    return {"image_size": size, **moments, "resize": "squash", "interpolation": "bicubic"}
+        object.__setattr__(self, "preprocessing", preprocessing(self.objective) | dict(self.preprocessing))
 
 
 def describe(recipe: Recipe, workdir: str | Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fundax.encoders.backbone import preprocessing
 from fundax.interop.weights import State
 from fundax.types import Extra, Params, UserError
 
@@ -22,8 +23,8 @@ class Checkpoint:
     Attributes:
         objective: the frozen dataclass of `fundax.objectives` (or `encoders.Encoder`) that computes with the parameters.
         params: nested fp32 parameters, layers stacked or not.
-        preprocessing: image_size, mean, std, resize ("squash", "shortest" or "longest"), interpolation; also classes,
-            names or findings where the model has them.
+        preprocessing: image_size, mean, std, resize ("squash", "shortest", "longest" or "canvas"), resize_to where
+            the centre is then cut out, interpolation; also classes, names or findings where the model has them.
         tokenizer: texts to ids i32 [N L], with `save(folder)`; None where the checkpoint has none.
         source: where the parameters came from, for the record (name, step, config_sha256, format).
         extra: arrays that are not trained by gradients: batch statistics, EMA teacher, centers.
@@ -88,21 +89,28 @@ class Format:
 
 def preprocessing_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """The checkpoint's preprocessing with its defaults filled in. Raises UserError where it contradicts the model."""
-    objective = checkpoint.objective
-    found = {
-        "image_size": objective.image.image_size,
-        "mean": list(objective.mean),
-        "std": list(objective.std),
-        "resize": "squash",
-        "interpolation": "bicubic",
-    } | dict(checkpoint.preprocessing)
-    if int(found["image_size"]) != objective.image.image_size:
-        size = objective.image.image_size
+    model, found = (
+        preprocessing(checkpoint.objective),
+        stored_preprocessing(checkpoint.objective, checkpoint.preprocessing),
+    )
+    if model and int(found["image_size"]) != model["image_size"]:
+        size = model["image_size"]
         raise UserError(f"preprocessing.image_size is {found['image_size']}, but the model takes {size} pixels")
-    for name in ("mean", "std"):
-        if not np.array_equal(np.asarray(found[name], float), np.asarray(getattr(objective, name), float)):
-            raise UserError(f"preprocessing.{name} is {found[name]}, but the model has {getattr(objective, name)}")
+    for name in ("mean", "std") if model else ():
+        if not np.array_equal(np.asarray(found[name], float), np.asarray(model[name], float)):
+            raise UserError(f"preprocessing.{name} is {found[name]}, but the model has {model[name]}")
     return found
+
+
+def stored_preprocessing(objective: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What preprocessing.json holds, or another program's file, with the objective's own for what it leaves out.
+
+    A model that has one rule for resizing alone is resized by it: runs of FLAIR and KeepFIT made before the rule had a
+    name hold another one.
+    """
+    own = preprocessing(objective)
+    fixed = ("resize", "interpolation") if hasattr(getattr(objective, "base", objective), "resize") else ()
+    return own | dict(stored) | {name: own[name] for name in fixed}
 
 
 def probe(checkpoint: Checkpoint, count: int = 2) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,13 +101,13 @@ def import_checkpoint(path: str | Path, workdir: str | Path, like: str = "", mod
 
 def _preprocessing(model: Checkpoint) -> Mapping[str, Any]:
     """The preprocessing to store, complete and checked against the model; a text model has none."""
-    objective = getattr(model.objective, "base", model.objective)  # KeepFIT normalises as the FLAIR in it
+    objective = model.objective
     if not hasattr(objective, "image"):
         return model.preprocessing
     size = int(model.preprocessing.get("image_size", 0))
     if isinstance(objective, Segment | Landmark) and size > objective.image.image_size:
         return model.preprocessing  # images are resized to this size, and the model sees windows of them
-    return preprocessing_of(dataclasses.replace(model, objective=objective))
+    return preprocessing_of(model)
 
 
 def digest_of(params: Params) -> dict[str, str]:

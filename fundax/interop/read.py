@@ -9,7 +9,7 @@ from typing import Any
 
 from data_pipelines.language import tokenizers
 from fundax.encoders.vit import SIZES
-from fundax.interop.checkpoint import Checkpoint, Format
+from fundax.interop.checkpoint import Checkpoint, Format, stored_preprocessing
 from fundax.interop.formats import format_of
 from fundax.interop.weights import State, folder_of, read_state
 from fundax.objectives.clip import CLIP, clip
@@ -66,8 +66,12 @@ def read_run(run: str | Path, checkpoint: int | str = "latest") -> Checkpoint:
     words = tokenizers.load(run / "tokenizer") if (run / "tokenizer").is_dir() else None
     digest = hashlib.sha256((run / "config.json").read_bytes()).hexdigest()
     source = {"name": run.resolve().name, "step": step, "config_sha256": digest}
-    preprocessing = read_optional_json(run / "preprocessing.json")
-    return Checkpoint(objective, params, preprocessing, words, source, extra, f"run step {step}")
+    return Checkpoint(objective, params, read_preprocessing(run, objective), words, source, extra, f"run step {step}")
+
+
+def read_preprocessing(run: str | Path, objective: Any) -> dict[str, Any]:
+    """A run's preprocessing.json, with the objective's own for what it leaves out."""
+    return stored_preprocessing(objective, read_optional_json(Path(run) / "preprocessing.json"))
 
 
 def read_objective(run: str | Path) -> Any:
