@@ -192,13 +192,14 @@ RESIZE_MODES = ("squash", "shortest", "longest", "canvas")
 
 
 def resize_moves(
-    size: tuple[int, int], to: int, mode: str, interpolation: str = "bicubic", resize_to: int = 0
+    size: tuple[int, int], to: int, mode: str, interpolation: str = "bicubic", resize_to: int = 0, down: bool = False
 ) -> tuple[Move, ...]:
     """The transforms from size (H, W) to a square of `to` pixels.
 
     `mode` is "squash" (ignore the aspect ratio), "shortest" (crop the centre), "longest" (pad with 0 around the image) or
     "canvas" (pad with 0 below it or to its right). resize_to: resize to this many pixels instead, and then cut or pad the
-    centre to `to`. Source: open_clip 2.30 `image_transform` and torchvision, which truncates the longer side, while
+    centre to `to`. down: the place of that cut is
+    rounded down, as in transformers. Source: open_clip 2.30 `image_transform` and torchvision, which truncates the longer side, while
     `longest` rounds both; `canvas` is FLAIR's `preprocess_image`, which truncates both.
     """
     height, width = size
@@ -216,7 +217,7 @@ def resize_moves(
         return (resize,)
     if mode == "canvas":
         return resize, Crop(0, 0, to, to)
-    return resize, Crop(_middle(high, to), _middle(wide, to), to, to)
+    return resize, Crop(_middle(high, to, down), _middle(wide, to, down), to, to)
 
 
 def fitted(height: int, width: int, size: int) -> tuple[int, int]:
@@ -225,6 +226,8 @@ def fitted(height: int, width: int, size: int) -> tuple[int, int]:
     return (size, size) if height == width else (max(int(height / scale), 1), max(int(width / scale), 1))
 
 
-def _middle(length: int, to: int) -> int:
-    """Where a centre crop begins, below 0 if it pads; as torchvision rounds."""
-    return round((length - to) / 2) if length >= to else -((to - length) // 2)
+def _middle(length: int, to: int, down: bool) -> int:
+    """Where a centre crop begins, below 0 if it pads; half a pixel is rounded to even, as torchvision does."""
+    if length < to:
+        return -((to - length) // 2)
+    return (length - to) // 2 if down else round((length - to) / 2)

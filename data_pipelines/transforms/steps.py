@@ -75,13 +75,15 @@ class Squash:
     """Resize to a square of `size`, ignoring the aspect ratio, with Pillow's antialiased resize (open_clip's `squash`).
 
     The other modes keep the aspect ratio: "shortest" crops the centre, "longest" pads with black around the image, and
-    "canvas" below it or to its right. resize_to: resize to this many pixels, then cut or pad the centre to `size`.
+    "canvas" below it or to its right. resize_to: resize to this many pixels, then cut or pad the centre to `size`;
+    round_down: the place of that cut, as transformers does.
     """
 
     size: int
     interpolation: str = "bicubic"
     mode: str = "squash"
     resize_to: int = 0
+    round_down: bool = False
 
     def __post_init__(self) -> None:
         _choice("resize", self.mode, RESIZE_MODES)
@@ -89,7 +91,7 @@ class Squash:
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         for key in present(example):
-            rule = (self.size, self.mode, self.interpolation, self.resize_to)
+            rule = (self.size, self.mode, self.interpolation, self.resize_to, self.round_down)
             example = move(example, key, resize_moves(_size(example[key]), *rule))
         return example
 
@@ -110,10 +112,10 @@ def preprocess(image: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarra
 
 def eval_step(preprocessing: Mapping[str, Any]) -> Squash:
     """The resize of a checkpoint's image_size, resize, resize_to and interpolation. Raises DataError without image_size."""
-    facts = {"resize": "squash", "interpolation": "bicubic", "resize_to": 0} | dict(preprocessing)
-    if "image_size" not in facts:
+    if "image_size" not in preprocessing:
         raise DataError(f"preprocessing has no image_size, only {', '.join(preprocessing) or 'nothing'}")
-    return Squash(int(facts["image_size"]), facts["interpolation"], facts["resize"], int(facts["resize_to"]))
+    rule = {k: preprocessing[k] for k in ("interpolation", "resize_to", "round_down") if k in preprocessing}
+    return Squash(int(preprocessing["image_size"]), mode=preprocessing.get("resize", "squash"), **rule)
 
 
 @dataclass(frozen=True)

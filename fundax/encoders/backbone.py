@@ -78,7 +78,7 @@ def preprocessing(objective: Any) -> dict[str, Any]:
     if size is None or not hasattr(owner, "mean"):
         return {}
     rule = {"resize": getattr(owner, "resize", "squash"), "interpolation": getattr(owner, "interpolation", "bicubic")}
-    return {"image_size": size, "mean": owner.mean, "std": owner.std, **rule}
+    return {"image_size": size, "mean": list(owner.mean), "std": list(owner.std), **rule}
 
 
 def normalized(objective: Any, image: Any, row: int = 0) -> jax.Array:

@@ -163,9 +163,11 @@ def _read_as(found: Format, objective: Any, state: State, path: str) -> _Source:
     assert found.read_as is not None
     params, extra = found.read_as(objective, state, path)
     if found.configured:
+        activation = getattr(getattr(objective, "image", None), "activation", None)
+        said = f" ({activation.__name__})" if activation else ""
         _log.warning(
-            "%s: no %s beside the weights, so activation, heads and pooling are taken to be the model's own",
-            path, found.files[1],
+            "%s: no %s beside the weights, so activation%s, heads and pooling are taken to be the model's own",
+            path, found.files[1], said,
         )  # fmt: skip
     return _Source(objective, params, extra, known=False, partial=kind(objective) not in found.holds)
 

@@ -174,9 +174,11 @@ def resolve(workdir: str | Path, checkpoint: int | str = "latest") -> int:
     folder, steps = Path(workdir) / "checkpoints", saved_steps(workdir)
     if checkpoint == "latest":
         return steps[-1]
-    if checkpoint == "best":
+    if checkpoint in ("", "best"):
         values = {step: _ranked(folder / str(step)) for step in steps}
         ranked = {step: value for step, value in values.items() if value is not None}
+        if not ranked and checkpoint == "":
+            return steps[-1]
         if not ranked:
             raise UserError(f"{workdir}: no checkpoint was ranked; set Recipe.best, or ask for one of {steps}")
         return max(ranked, key=lambda step: (ranked[step], step))
