@@ -198,9 +198,10 @@ def resize_moves(
 
     `mode` is "squash" (ignore the aspect ratio), "shortest" (crop the centre), "longest" (pad with 0 around the image) or
     "canvas" (pad with 0 below it or to its right). resize_to: resize to this many pixels instead, and then cut or pad the
-    centre to `to`. down: the place of that cut is
-    rounded down, as in transformers. Source: open_clip 2.30 `image_transform` and torchvision, which truncates the longer side, while
-    `longest` rounds both; `canvas` is FLAIR's `preprocess_image`, which truncates both.
+    centre to `to`. down: the place of that cut is rounded down, as in transformers.
+
+    Source: open_clip 2.30 `image_transform` and torchvision, which truncates the longer side, while `longest` rounds
+    both; `canvas` is FLAIR's `preprocess_image`, which truncates both.
     """
     height, width = size
     edge = resize_to or to

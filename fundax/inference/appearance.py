@@ -29,7 +29,7 @@ def appearance_width(run: str | Path) -> int:
     return objective.appearance if isinstance(objective, VectorQuantize) else GRID * GRID * objective.image.width
 
 
-def looking(run: str | Path, checkpoint: int | str = "latest") -> Look:
+def looking(run: str | Path, checkpoint: int | str = "") -> Look:
     """A function from images u8 [B h w 3] to appearance vectors f32 [B A].
 
     The run comes from configs/vector_quantize.py or contains a ViT. Images of another size are resized to the size of

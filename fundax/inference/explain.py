@@ -52,7 +52,7 @@ class Looker:
         return {name: value[0] for name, value in self(preprocess(photograph, self.preprocessing)[None]).items()}
 
 
-def read_looker(run: str | Path, checkpoint: int | str = "latest", modality: str = "CFP") -> Looker:
+def read_looker(run: str | Path, checkpoint: int | str = "", modality: str = "CFP") -> Looker:
     """Load the ViT of a run's checkpoint. Raises UserError if the run has no ViT."""
     if not is_run(run):
         raise UserError(f"{run} is not a run of fundax: it has no checkpoints")
@@ -67,7 +67,7 @@ def explain(
     photographs: Sequence[str | Path],
     out: str | Path,
     *,
-    checkpoints: str = "latest",
+    checkpoints: str = "",
     modality: str = "CFP",
     mass: float = 1.0,
     overwrite: bool = False,
@@ -75,7 +75,7 @@ def explain(
     """Write overlays of the mean attention, the rollout and each head for each photograph, and a sheet of all of them.
 
     Args:
-        checkpoints: latest, best, a step, several steps separated by commas, or all. With more than one, a strip that
+        checkpoints: best, latest, a step, several steps separated by commas, or all; by default best if one was selected. With more than one, a strip that
             compares the steps is written as well.
         modality: modality of the photographs, for models with one mean and standard deviation per modality.
         mass: 0.6 shows only the patches that hold 60 % of a map's attention, as DINO's figures do; 1 shows all.

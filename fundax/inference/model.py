@@ -25,11 +25,11 @@ from fundax.types import Extra, Params, UserError
 Image = files.ImageLike  # a path, encoded bytes, or u8 [H W 3]
 
 
-def load(path: str | Path, checkpoint: int | str = "latest", batch: int = 32) -> Model:
+def load(path: str | Path, checkpoint: int | str = "", batch: int = 32) -> Model:
     """Load the model of a run, an import, or an exported open_clip or Hugging Face CLIP folder.
 
     Args:
-        checkpoint: the checkpoint of a run: "latest", "best" or a step.
+        checkpoint: the checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         batch: the largest number of images or texts in one forward pass.
     Raises:
         UserError: there is no such model at `path`, or a part of it is missing or damaged.

@@ -17,6 +17,7 @@ from fundax.encoders.vit import ViT
 from fundax.interop.checkpoint import stored_preprocessing
 from fundax.interop.initial import fit_positions, own_state, same_shapes, taken_extra
 from fundax.interop.read import is_run, load, read_objective, read_preprocessing
+from fundax.interop.weights import existing
 from fundax.params import stack_blocks, unflatten
 from fundax.runtime.checkpoint import load_params
 from fundax.types import Extra, Params, UserError
@@ -50,7 +51,7 @@ class ImageBackbone:
 def backbone(
     path_or_size: str | Path | Mapping[int, str],
     *,
-    checkpoint: int | str = "latest",
+    checkpoint: int | str = "",
     modality: str = "",
     image_size: int = 0,
     feature: Any = "token",
@@ -67,7 +68,7 @@ def backbone(
         path_or_size: a run, an exported folder, a file of weights, or a size: a name of encoders.vit.SIZES ("smoke",
             "tiny", "B/16", ...) or encoders.resnet.SIZES ("resnet-tiny", "resnet50", ...). A mapping of modality numbers
             to such names gives an encoder for each; all must have one architecture.
-        checkpoint: which checkpoint of a run: "latest", "best" or a step.
+        checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         modality: the modality of the images ("oct"). A run of several normalisations then uses this modality's; a file
             VisionFM's for it; "" is the run's own, or ImageNet's.
         image_size: side of the images in pixels; 0 takes the encoder's own. Positions are resized to it.
@@ -86,9 +87,10 @@ def backbone(
     name = str(path_or_size)
     if name in vit.SIZES or name in resnet.SIZES:
         return _fresh(name, modality, image_size, options, fields)
-    if not Path(name).exists():
+    if not Path(name).exists() and "/" not in name:
         sizes = ", ".join((*vit.SIZES, *resnet.SIZES))
         raise UserError(f"{name!r} is neither a run, a folder or a file of weights nor a size; sizes are {sizes}")
+    existing(name)
     objective, stored = _described(name, modality)
     image = getattr(objective, "image", None)
     if not isinstance(image, ViT | ResNet) or getattr(getattr(objective, "tower", None), "modalities", ()):

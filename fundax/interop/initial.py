@@ -63,7 +63,7 @@ class _Source:
 
 
 def warm_start(
-    path: str | Path, objective: Any, parts: Collection[str] = (), *, checkpoint: int | str = "latest"
+    path: str | Path, objective: Any, parts: Collection[str] = (), *, checkpoint: int | str = ""
 ) -> WarmStart:
     """Steps that fill `objective` from a run, an exported folder or a file of weights; "" leaves it fresh.
 
@@ -77,7 +77,7 @@ def warm_start(
             run starts, not here.
         objective: the model to fill.
         parts: fill these parts alone ("image", "text", "project", ...), all of which must fit.
-        checkpoint: which checkpoint of a run: "latest", "best" or a step.
+        checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
     Raises (when a step is called):
         UserError: keys that are missing or unknown and tensors of another shape, by name; a configuration that computes
             something else with the same tensors (heads, activation, pooling).

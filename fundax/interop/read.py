@@ -13,7 +13,7 @@ from fundax.encoders import layers
 from fundax.encoders.vit import SIZES
 from fundax.interop.checkpoint import Checkpoint, Format, replace_preprocessing, say_once, stored_preprocessing
 from fundax.interop.formats import format_of
-from fundax.interop.weights import State, folder_of, read_state
+from fundax.interop.weights import State, existing, folder_of, read_state
 from fundax.objectives.clip import CLIP, clip
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import load_params, resolve
@@ -118,7 +118,7 @@ def tokenizer(
     """
     if not str(path) and default is not None:
         return default
-    path = Path(path)
+    path = existing(path)
     if path.is_file() and path.suffix in (".txt", ".gz"):
         if path.name.startswith("vocab"):
             return tokenizers.wordpiece(path, context or 512)
