@@ -75,8 +75,8 @@ def explain(
     """Write overlays of the mean attention, the rollout and each head for each photograph, and a sheet of all of them.
 
     Args:
-        checkpoints: best, latest, a step, several steps separated by commas, or all; by default best if one was selected. With more than one, a strip that
-            compares the steps is written as well.
+        checkpoints: best, latest, a step, several steps separated by commas, or all; "" is best if the run selected one.
+            With more than one, a strip that compares the steps is written as well.
         modality: modality of the photographs, for models with one mean and standard deviation per modality.
         mass: 0.6 shows only the patches that hold 60 % of a map's attention, as DINO's figures do; 1 shows all.
         overwrite: replace `out` if it is not empty.
