@@ -107,8 +107,7 @@ def check_recipe(recipe, run, trained):
     if recipe.steps and "feature" not in wanted:  # computing features would compile an encoder
         assert wanted <= set(next(iter(recipe.train(0, 1))))
     own = "linear_probe" if "linear_probe" in str(recipe.source["config"]) else "quickstart"
-    if not run.startswith("gs:"):
-        copy_run(trained / own, Path(run))
+    copy_run(trained / own, Path(run))
 
 
 def copy_run(source, target):
