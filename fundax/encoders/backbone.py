@@ -94,7 +94,7 @@ class Backbone:
     feature: `token`: the class tokens of the last `blocks` blocks, each through the final norm, earliest block first.
         `mean`: mean of the last block's patch tokens. `unnormalized`: the same without the final norm. `token_mean`:
         class token and mean. `pooled`: the encoder's own pooled output. A ResNet has `mean` and `pooled`, which are equal.
-    mean, std: of RGB in [0, 1], one row or a row for each `modality` of a batch.
+    mean, std: mean and deviation of RGB in [0, 1], one row or a row for each `modality` of a batch.
     modalities: indices of the modalities if each has its own encoder, with parameters {"m0": ..., "m2": ...}. (): one
         encoder for all.
     frozen: the encoder gets no gradient and runs without stochastic depth.
@@ -226,7 +226,7 @@ def apply_head(
 class Encoder:
     """A pretrained ViT with the normalisation of its images. It gives features and has no loss.
 
-    mean, std: of RGB in [0, 1], one row or a row for each `modality` of a batch.
+    mean, std: mean and deviation of RGB in [0, 1], one row or a row for each `modality` of a batch.
     """
 
     image: ViT

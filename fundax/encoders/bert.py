@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from fundax.encoders import layers
 from fundax.encoders.clip_text import Embedding
+from fundax.runtime.mesh import constrain_rows
 from fundax.types import UserError
 
 # width, depth, heads, hidden; RBT3 is the first three layers of RoBERTa-wwm-ext (github.com/ymcui/Chinese-BERT-wwm)
@@ -135,10 +136,10 @@ class PostNormBlock(nn.Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, rows: layers.Rows = None) -> jax.Array:
         """x [B L D], mask bool broadcastable to [B H L L]; returns [B L D], or [B 1 D] if `rows` is given."""
-        off = not self.has_rng("dropout")
+        off, x = not self.has_rng("dropout"), constrain_rows(x)
         y = self.drop(self.attention(x, mask, rows), deterministic=off)
         x = self.norm1(layers.take_rows(x, rows) + y)
-        return self.norm2(x + self.drop(self.mlp(x), deterministic=off))
+        return constrain_rows(self.norm2(x + self.drop(self.mlp(x), deterministic=off)))
 
 
 class MaskedHead(nn.Module):

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 
 from fundax.encoders import layers
 from fundax.encoders.vit import size_named
+from fundax.runtime.mesh import gather_parameter
 from fundax.types import UserError
 
 
 class Embedding(nn.Module):
-    """Embedding table [V D]; only the rows that are looked up are cast to `dtype`."""
+    """Embedding table [V D]; only the rows that are looked up are cast to `dtype`. An id of V or more gives NaN."""
 
     count: int
     width: int
@@ -25,7 +26,8 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         table = self.param("embedding", nn.initializers.normal(self.std), (self.count, self.width), jnp.float32)
-        return table[ids].astype(self.dtype)
+        table = gather_parameter(table, (*self.path, "embedding"))
+        return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 
 class TextTransformer(nn.Module):

@@ -10,6 +10,7 @@ import numpy as np
 from fundax.encoders import layers
 from fundax.encoders.positions import sin_cos
 from fundax.encoders.resnet import BatchNorm
+from fundax.runtime.mesh import gather_parameter
 from fundax.types import UserError
 
 
@@ -27,6 +28,7 @@ class PrototypeLayer(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         initial = layers.uniform(x.shape[-1] ** -0.5)
         v = self.param("kernel", initial, (x.shape[-1], self.prototypes), jnp.float32)
+        v = gather_parameter(v, (*self.path, "kernel"))
         g = self.param("scale", nn.initializers.ones, (self.prototypes,), jnp.float32)
         g = jax.lax.stop_gradient(g) if self.frozen_scale else g
         w = v * (g * jax.lax.rsqrt((v * v).sum(0)))[None]

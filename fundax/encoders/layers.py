@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders.attention import Path, attend
+from fundax.runtime.mesh import constrain_rows, gather_parameter
 from fundax.types import UserError
 
 Initializer = Callable[..., jax.Array]
@@ -71,9 +72,16 @@ def apply(
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """L2-normalise the last axis in fp32; norms below 1e-12 count as 1e-12, as in PyTorch's normalize."""
+    """L2-normalise the last axis in fp32; norms below 1e-12 count as 1e-12, as in PyTorch's normalize.
+
+    Unlike PyTorch's, the gradient of such a row is passed on as it is, not multiplied by 1e12. A row whose squared norm
+    overflows becomes NaN instead of zero, so that training stops.
+    """
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
+    square = (x * x).sum(-1, keepdims=True)
+    unit = x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+    tiny = x + jax.lax.stop_gradient(unit - x)
+    return jnp.where(jnp.isinf(square), jnp.nan, jnp.where(square < 1e-24, tiny, unit))
 
 
 def take_rows(x: jax.Array, rows: Rows, axis: int = 1) -> jax.Array:
@@ -154,7 +162,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_initial, (x.shape[-1], self.width), jnp.float32)
         bias = self.param("bias", self.bias_initial, (self.width,), jnp.float32).astype(self.dtype)
-        y = product(x.astype(self.dtype), kernel)
+        y = product(x.astype(self.dtype), gather_parameter(kernel, (*self.path, "kernel")))
         return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
@@ -171,6 +179,7 @@ class PackedProjection(nn.Module):
         """Projections first..last-1 of (queries, keys, values) of x [B N D]; [B N last-first D]."""
         width = self.width
         kernel = self.param("kernel", self.initial, (width, 3, width), jnp.float32)
+        kernel = gather_parameter(kernel, (*self.path, "kernel"))
         y = product(x.astype(self.dtype), kernel[:, first:last])
         if not self.bias:
             return y
@@ -270,8 +279,9 @@ class Block(nn.Module):
         """
         scale1 = self.layer_scale1 if self.layer_scale is not None else _same
         scale2 = self.layer_scale2 if self.layer_scale is not None else _same
+        x = constrain_rows(x)
         x = take_rows(x, rows) + self._dropped(scale1(self.attention(self.norm1(x), mask, rows)), drop)
-        return x + self._dropped(scale2(self.mlp(self.norm2(x))), drop)
+        return constrain_rows(x + self._dropped(scale2(self.mlp(self.norm2(x))), drop))
 
     def _dropped(self, x: jax.Array, rate: jax.Array | None) -> jax.Array:
         """Stochastic depth: drop each example's branch with probability `rate`, else divide it by 1 - rate.

@@ -25,8 +25,8 @@ def normalize(
 
     Args:
         image: [B ... 3].
-        mean, std: of RGB in [0, 1], one row or a row for each modality.
-        dtype: of the result.
+        mean, std: mean and deviation of RGB in [0, 1], one row or a row for each modality.
+        dtype: dtype of the result.
         modality: i32 [B], the row of each image; needed if there are several rows.
 
     Raises:
@@ -66,6 +66,8 @@ def mixup_cutmix(
         image, targets: [B h w 3] and f32 [B K].
         mixup, cutmix: alpha of Beta(alpha, alpha), 0 to disable; if both are enabled, each is used half of the time.
         chance: probability of mixing at all.
+
+    A row of targets with NaN is unlabelled; its mixture with a labelled row is unlabelled, too.
     """
     if not mixup and not cutmix:
         return image, targets
@@ -76,7 +78,8 @@ def mixup_cutmix(
     box, share = _box(keys[4], kept, (image.shape[1], image.shape[2]))
     inside = jnp.where(cut, box.astype(jnp.float32), 1 - kept)[None, :, :, None].astype(image.dtype)
     kept = jnp.where(cut, 1 - share, kept)
-    return image * (1 - inside) + image[::-1] * inside, kept * targets + (1 - kept) * targets[::-1]
+    mixed = jnp.where(kept < 1, kept * targets + (1 - kept) * targets[::-1], targets)  # 0 * NaN would be NaN
+    return image * (1 - inside) + image[::-1] * inside, mixed
 
 
 def _box(rng: jax.Array, kept: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:

@@ -184,7 +184,7 @@ class ReportDecoder(nn.Module):
     def _words(self, ids: jax.Array, places: jax.Array) -> jax.Array:
         if ids.shape[1] > self.context:
             raise UserError(f"a report has {ids.shape[1]} positions; this decoder has {self.context}")
-        x = self.word[ids] * math.sqrt(self.width) + places[None]
+        x = jnp.take(self.word, ids, axis=0, mode="fill", fill_value=jnp.nan) * math.sqrt(self.width) + places[None]
         return self.drop(x.astype(self.dtype), deterministic=not self.has_rng("dropout"))
 
     def _next(self, x: jax.Array) -> jax.Array:

@@ -47,7 +47,7 @@ class UNETR(nn.Module):
 
     outputs: K. start: initial bias of the logits; with -3 few pixels belong to any structure at first, which saves many
         steps for small structures (arXiv:1708.02002, section 3.3).
-    dropout: of whole channels; active if the caller passes a "dropout" rng.
+    dropout: dropout rate of whole channels; active if the caller passes a "dropout" rng.
 
     With `train` the batch norms use batch statistics, which are in the collection "batch_stats".
     """

@@ -161,9 +161,9 @@ class ViT(nn.Module):
     mask_token: have a learned token that replaces masked patches (iBOT).
     any_size: accept images of other sizes and interpolate the positions (positions.scaled).
     drop_path: stochastic depth of the last block, rising linearly from 0; active with a "drop_path" rng.
-    init_std: of positions and class token; None: width ** -0.5. init_blocks: initialisers of the blocks.
+    init_std: deviation of the initial positions and class token; None: width ** -0.5. init_blocks: initialisers of the blocks.
     scan: one scan over stacked layers, which compiles faster; otherwise unrolled. remat: see layers.Stack.
-    dtype: of matrix products. attention: implementation, see encoders/attention.py.
+    dtype: dtype of matrix products. attention: implementation, see encoders/attention.py.
     """
 
     image_size: int

@@ -44,6 +44,11 @@ def similarity(image: jax.Array, text: jax.Array) -> jax.Array:
     return spread(jnp.einsum("be,ce->bc", image, text, precision=_EXACT))
 
 
+def _present(features: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Zeros in place of the features of absent examples: NaN there would reach the loss or its gradient as 0 * NaN."""
+    return features if mask is None else jnp.where(mask[:, None], features, 0)
+
+
 def _mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
     if mask is None:
         return values.mean()
@@ -91,7 +96,7 @@ def softmax_contrastive(
         targets: f32 [B B] >= 0, how much text j matches image i; normalised over texts for each image and over images
             for each text. None is the identity.
     """
-    image, text = image.astype(jnp.float32), text.astype(jnp.float32)
+    image, text = (_present(x, mask).astype(jnp.float32) for x in (image, text))
     logits = similarity(logit_scale * image, text)  # scaling [B E] instead of [B B] saves an array
     own = jnp.diagonal(logits)  # the very numbers that are in the logsumexp, so that rounding cancels in a small loss
     return 0.5 * (_cross_entropy(logits, own, targets, mask, 1) + _cross_entropy(logits, own, targets, mask, 0))
@@ -106,7 +111,7 @@ def sigmoid_contrastive(
     Arguments are those of softmax_contrastive. Text j matches image i where targets > 0, and the sum is divided by the
     number of pairs in the mask. Source: arXiv:2303.15343, algorithm 1.
     """
-    logits = logit_scale * similarity(image, text) + logit_bias
+    logits = logit_scale * similarity(_present(image, mask), _present(text, mask)) + logit_bias
     match = jnp.eye(len(logits), dtype=bool) if targets is None else targets > 0
     terms = -jax.nn.log_sigmoid(jnp.where(match, logits, -logits))
     if mask is None:
@@ -127,7 +132,7 @@ def contrastive_accuracy(
 
     image, text [B E]. With group i32 [B], a nearest example of the same group counts as correct.
     """
-    logits = similarity(image, text)
+    logits = similarity(_present(image, mask), _present(text, mask))
     group = jnp.arange(len(logits)) if group is None else group
     to_text = (group[jnp.argmax(_hide(logits, mask), axis=1)] == group).astype(jnp.float32)
     to_image = (group[jnp.argmax(_hide(logits.T, mask), axis=1)] == group).astype(jnp.float32)

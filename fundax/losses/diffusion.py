@@ -110,7 +110,7 @@ def sample_loop(
         key: one key per image [B], used by "ddpm".
         steps: number of steps.
         sampler: "ddpm" adds noise in every step but the last; "ddim" adds none.
-        percentile: of dynamic_threshold, applied to every predicted x_0.
+        percentile: percentile of dynamic_threshold, applied to every predicted x_0.
     """
     times = jnp.linspace(LAST, 0.0, steps + 1)
     logsnrs = cosine_logsnr(times)

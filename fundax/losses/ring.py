@@ -21,8 +21,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from fundax.runtime.mesh import BATCH_AXES
-
 BLOCK_ELEMENTS = 2**22  # size of a chunk of logits: 16 MiB in fp32
 NEVER = -1e30  # logit of a pair that does not count; finite, because inf - inf is NaN
 
@@ -330,13 +328,15 @@ def _sigmoid_bwd(ring, gradients, g):
 _sigmoid.defvjp(_sigmoid_fwd, _sigmoid_bwd)
 
 
-def make_ring(batch: int, pairs: int = 1, axes: tuple[str, ...] = BATCH_AXES, rows: int | None = None) -> Ring:
-    """The ring of the current mesh (jax.set_mesh), or of one device if there is none.
+def make_ring(batch: int, pairs: int = 1, rows: int | None = None) -> Ring:
+    """The ring over all devices of the current mesh (jax.set_mesh), or of one device without a mesh.
 
     Raises ValueError if the batch does not divide among the devices."""
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in axes if axis in mesh.axis_names)
-    devices = math.prod(mesh.shape[axis] for axis in axes)
+    devices, axes = mesh.size or 1, mesh.axis_names
+    if batch % devices:  # then every device of the model axis repeats the ring
+        axes = tuple(axis for axis in axes if axis != "model")
+        devices = math.prod(mesh.shape[axis] for axis in axes)
     if batch % devices:
         raise ValueError(f"a batch of {batch} does not divide among {devices} devices (mesh axes {axes})")
     local = batch // devices
@@ -348,12 +348,12 @@ def make_ring(batch: int, pairs: int = 1, axes: tuple[str, ...] = BATCH_AXES, ro
 def _prepare(image: jax.Array, text: jax.Array, present: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     image, text = jnp.asarray(image, jnp.float32), jnp.asarray(text, jnp.float32)
     present = jnp.ones(image.shape[:2], bool) if present is None else jnp.asarray(present, bool)
-    return image, text, present
+    return *(jnp.where(present[..., None], x, 0.0) for x in (image, text)), present  # hidden logits, but 0 * NaN is NaN
 
 
 def softmax_pairs(
     image: jax.Array, text: jax.Array, logit_scale: jax.Array, *, group: jax.Array | None = None,
-    present: jax.Array | None = None, axes: tuple[str, ...] = BATCH_AXES, rows: int | None = None,
+    present: jax.Array | None = None, rows: int | None = None,
 ) -> jax.Array:  # fmt: skip
     """Symmetric InfoNCE of R pairs in one ring; f32 [R].
 
@@ -361,7 +361,7 @@ def softmax_pairs(
     positives of each other, weighted equally (FLAIR's label-aware targets). present bool [R B]: the other pairs are left
     out as rows, columns and in the mean. Source: arXiv:2103.00020, figure 3; the soft targets: github.com/jusiro/FLAIR."""
     image, text, present = _prepare(image, text, present)
-    ring = make_ring(image.shape[1], image.shape[0], axes, rows)
+    ring = make_ring(image.shape[1], image.shape[0], rows)
     return _softmax(ring, image, text, logit_scale, group, present)
 
 
@@ -374,26 +374,26 @@ def softmax(image: jax.Array, text: jax.Array, logit_scale: jax.Array, **options
 
 def sigmoid(
     image: jax.Array, text: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array, *, group: jax.Array | None = None,
-    present: jax.Array | None = None, axes: tuple[str, ...] = BATCH_AXES, rows: int | None = None,
+    present: jax.Array | None = None, rows: int | None = None,
 ) -> jax.Array:  # fmt: skip
     """Sum of the sigmoid losses of all pairs, divided by B; a scalar. Arguments are those of `softmax`.
 
     Source: arXiv:2303.15343, algorithm 1."""
     image, text, present = _prepare(image[None], text[None], None if present is None else present[None])
-    ring = make_ring(image.shape[1], 1, axes, rows)
+    ring = make_ring(image.shape[1], 1, rows)
     scale, bias = jnp.reshape(logit_scale, (1,)), jnp.reshape(logit_bias, (1,))
     return _sigmoid(ring, image, text, scale, bias, group, present)[0]  # pyright: ignore[reportIndexIssue]
 
 
 def accuracy(
     image: jax.Array, text: jax.Array, *, group: jax.Array | None = None, present: jax.Array | None = None,
-    axes: tuple[str, ...] = BATCH_AXES, rows: int | None = None,
+    rows: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Image-to-text and text-to-image accuracy of the nearest neighbour, as contrastive_accuracy; fp32 () each.
 
     Arguments are those of `softmax`."""
     image, text, there = _prepare(image[None], text[None], None if present is None else present[None])
-    ring = make_ring(image.shape[1], 1, axes, rows)
+    ring = make_ring(image.shape[1], 1, rows)
     group = jnp.arange(image.shape[1], dtype=jnp.int32) if group is None else group
     sides = Side(image, group, there), Side(text, group, there)
     to_text, to_image = _on_devices(ring, _accuracy, sides, (), (P(), P()))

@@ -35,7 +35,9 @@ def cross_entropy(
     targets = jnp.where(known[:, None], targets, 0.0)
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     if focal:
-        log_p = log_p * (1 - jnp.exp(log_p)) ** focal
+        rest = 1 - jnp.exp(log_p)
+        # where p rounds to 1, the derivative of rest ** focal would be infinite for focal < 1
+        log_p = jnp.where(rest > 0, log_p * jnp.where(rest > 0, rest, 1.0) ** focal, 0.0)
     by_class = jnp.asarray(weights or (1.0,) * logits.shape[1], jnp.float32)[None]
     total = -(targets * by_class * log_p).sum()
     return total / jnp.maximum((targets * by_class).sum(), 1e-12)
@@ -56,7 +58,7 @@ def binary_cross_entropy(
     z = logits.astype(jnp.float32)
     positive = jnp.asarray(weights or (1.0,) * logits.shape[1], jnp.float32)[None]
     log_p, log_q = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)
-    p_wrong, q_wrong = (jnp.exp(log_q) ** focal, jnp.exp(log_p) ** focal) if focal else (1.0, 1.0)
+    p_wrong, q_wrong = jnp.exp(focal * log_q), jnp.exp(focal * log_p)  # 1 without focal
     cell = -(positive * y * p_wrong * log_p + (1 - y) * q_wrong * log_q)
     return jnp.where(known, cell, 0.0).sum() / jnp.maximum(known.sum(), 1)
 

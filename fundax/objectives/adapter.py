@@ -207,7 +207,7 @@ def fit(
         features, labels: f32 [N E] and i32 [N].
         order: rows of each batch, i32 [steps B].
         rates: learning rates f32 [steps].
-        weight_decay, eps: of AdamW; every parameter decays.
+        weight_decay, eps: arguments of AdamW; every parameter decays.
         storage_quirk: for Tip-Adapter-F. In FLAIR's code the keys share memory with the training features, so the
             "frozen" features change with the keys.
     """

@@ -124,8 +124,8 @@ class MultiModality:
     `label` f32 [B K]: the first `grades` columns are a distribution over grades (zeros: no grade), the others 0, 1 or
     NaN if unknown.
 
-    names: of the columns; the default is VisionFM's thirteen.
-    weights: of the findings in the loss; () gives VisionFM's weights.
+    names: names of the columns; the default is VisionFM's thirteen.
+    weights: weights of the findings in the loss; () gives VisionFM's weights.
     given: whether training batches have "image" or "feature".
     """
 

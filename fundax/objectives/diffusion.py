@@ -57,7 +57,7 @@ class Diffusion:
     modalities, findings: number of modalities and findings that the model is conditioned on, by `modality` i32 [B] and
         `findings` f32 [B F] of the batch.
     drop_condition: fraction of training images without condition, for classifier-free guidance (arXiv:2207.12598).
-    momentum: of the moving average; at an early step at most (1 + step) / (10 + step).
+    momentum: momentum of the moving average; at an early step at most (1 + step) / (10 + step).
     min_snr: gamma of the min-SNR weighting (arXiv:2303.09556); 0 to disable. It is unknown whether VisionFM uses it.
     predicts: output of the U-Net, and what the loss compares. With "velocity" (alpha noise - sigma x_0,
         arXiv:2202.00512) x_0 follows without dividing by alpha, so a small model keeps its colours at high noise.

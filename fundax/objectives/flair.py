@@ -43,7 +43,7 @@ class FLAIR:
     context: tokens of a caption; BERT has text.context positions.
     project, normalize: FLAIR's two flags. Both: normalise, project to `embed` dimensions, normalise again. Only
         `project`: project. Without `project`: the encoders' outputs.
-    mean, std: of images. The default only divides by 255, as FLAIR's code does.
+    mean, std: mean and deviation of the images. The default only divides by 255, as FLAIR's code does.
     negatives, targets: see losses.label_aware.
 
     Batch statistics of a ResNet are in `extra`.

@@ -82,8 +82,8 @@ class IBOT:
 
     steps, epoch_steps: length of the training and of an epoch; the temperatures change by epoch.
     global_crops, local_crops, local_size: number of crops of each kind, and pixels of a local crop.
-    mean, std: of RGB in [0, 1], one row or a row for each `modality` of a batch.
-    momentum: of the teacher at the first and the last step, along a cosine.
+    mean, std: mean and deviation of RGB in [0, 1], one row or a row for each `modality` of a batch.
+    momentum: momentum of the teacher at the first and the last step, along a cosine.
     token_weight, patch_weight, koleo: weights of the terms of the loss.
     mask_start: first epoch with masked patches.
     """

@@ -24,7 +24,7 @@ class Attention:
 
     softmax: "keys" normalises over the examples, as usual. "heads" normalises over the heads, as the published code
         does: the weights of a query's examples do not sum to 1, and with one head all of them are 1.
-    dropout: of the weights, if a random key is given.
+    dropout: dropout rate of the weights; active if a random key is given.
     """
 
     heads: int = 2
@@ -80,12 +80,12 @@ class Reference:
 
     The logits of the weights are lam * semantic similarity + (1 - lam) * cosine of appearances / tau_appearance.
 
-    similarity: the semantic one. "attention": learned queries, keys and values of the image features, in heads.
+    similarity: the semantic similarity. "attention": learned queries, keys and values of the image features, in heads.
         "cosine": cosine of the features / tau_semantic, without gradient to the elite image, and
         R = normalise(W_o sum_j w_j T'_j).
-    attention: used for "attention"; its softmax and dropout for both.
+    attention: the attention; its softmax and dropout are used for both similarities.
     loss: "mse", the mean over all B E entries, or "cosine", 1 - cos(T, R).
-    weight: of the loss in the total.
+    weight: weight of the loss in the total.
     stop_gradient: treat R as a constant.
     """
 

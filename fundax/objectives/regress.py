@@ -26,7 +26,7 @@ class Regress:
     training data with `standardize`, and freeze them in the optimizer (optim.freeze). Their initial values 0 and 1 give
     VisionFM's raw targets.
 
-    names: of the values. given: whether training batches have "image" or "feature".
+    names: names of the values. given: whether training batches have "image" or "feature".
     """
 
     tower: Backbone

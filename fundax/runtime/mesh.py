@@ -16,6 +16,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -176,6 +177,49 @@ def constrain(tree: Any, rules: Rules = RULES) -> Any:
     if mesh.empty or mesh.size == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh, rules, warn=False))
+
+
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """Inside jit: constrain activations [B ...] to rows over "data" and "fsdp", with nothing else split.
+
+    Encoders call it at the entry and exit of every block.
+    """
+    # Without it the sharding of the kernels spreads to the activations: on an fsdp axis XLA then sums activations over
+    # devices in every layer instead of gathering weights (docs/measurements/scaling.md).
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or x.shape[0] % batch_parts(mesh):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(batch_axes(mesh)))
+
+
+def gather_parameter(x: jax.Array, path: Sequence[str], rules: Rules = RULES) -> jax.Array:
+    """Inside jit: a parameter where it is used, gathered over "fsdp"; its gradient is scattered again.
+
+    path: names of the modules that own the parameter, and its own name. The split over "model" stays.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape.get("fsdp", 1) == 1:
+        return x
+    name = _STACKED.sub(r"\1", "/".join(path))  # inside a scan there is one layer, without the leading axis
+    split, _ = _fit(spec_of(name, x.ndim, rules), x.shape, mesh, stacked=False)
+    whole = P(*(None if axis == "fsdp" else axis for axis in split))
+    return _gathered(whole, split, x)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered(whole: P, split: P, x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+def _gathered_forward(whole: P, split: P, x: jax.Array) -> tuple[jax.Array, None]:
+    return _gathered(whole, split, x), None
+
+
+def _gathered_backward(whole: P, split: P, _: None, g: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(g, split),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -226,7 +226,7 @@ def test_named_files_arguments_and_objects_exist(document):
     assert not list(hooks.missing(text))
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (REPO / document).parent.joinpath(target).exists() or target.endswith("reference/index.md"), target
-    ours = re.sub(r"`hf download [^`]+`", "", text)  # a program of the hub
+    ours = re.sub(r"`hf download[^`]+`", "", text)  # a program of the hub
     assert not {flag for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", ours) if flag not in arguments()}
 
 

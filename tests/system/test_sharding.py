@@ -1,5 +1,7 @@
 """The same five steps on every mesh: sharding changes where the arithmetic happens, not what it gives."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from fundax.objectives.clip import CLIP
 from fundax.optim import adamw, clip_params, constant, peer_open_clip
 from fundax.params import path_string
 from fundax.recipe import Recipe
+from fundax.roofline.compile import compile_step
 from fundax.runtime.mesh import RULES, device_put, make_mesh, shard_batch, shardings
 from fundax.train import TrainState, abstract_state, train_step
 
@@ -86,3 +89,17 @@ def test_sharded_equals_unsharded(fresh, alone, shape):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5, err_msg=path_string(path))
     wanted = shardings(state, make_mesh(shape), RULES)  # what was split stays so over the steps
     assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, wanted)))
+
+
+def test_fsdp_sends_weights_and_not_activations():
+    """What the devices send does not grow with the batch, but for the features and the loss."""
+    sent = {}
+    for batch in (16, 64):
+        compiled = compile_step(replace(tiny(), batch=batch, mesh=(1, 8, 1)))
+        sent[batch] = sum(one.moved for one in compiled.communication)
+    one_activation = 48 * (4 + 6) * 32 * 4  # bytes of the tokens of both encoders of 48 more examples, at one place
+    assert sent[64] - sent[16] < one_activation / 4
+    weights = sum(
+        x.size for x in jax.tree.leaves(jax.eval_shape(tiny().objective.init, jax.random.key(0), next(batches()))[0])
+    )
+    assert sent[64] < 2 * 3 * 4 * weights  # twice the ideal: weights gathered twice, gradients scattered once

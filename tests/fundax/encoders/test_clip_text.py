@@ -68,6 +68,12 @@ def test_embedding_and_the_gradient_of_repeated_ids():
     np.testing.assert_array_equal(jax.grad(total)(table), [[1, 1], [0, 0], [2, 2]])
 
 
+def test_an_id_beyond_the_vocabulary_is_nan_and_not_the_last_word():
+    table = jnp.ones((3, 2))
+    rows = Embedding(3, 2).apply({"params": {"embedding": table}}, jnp.array([2, 3]))
+    np.testing.assert_array_equal(rows, [[1, 1], [jnp.nan, jnp.nan]])
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -44,6 +44,16 @@ def test_l2_normalize():
     )
 
 
+def test_l2_normalize_at_the_edges():
+    """A row of zeros has a bounded gradient, and a row whose norm overflows does not pass for zeros."""
+    gradient = jax.grad(lambda x: layers.l2_normalize(x)[0].sum())(jnp.zeros((2, 3)))
+    np.testing.assert_array_equal(gradient, [[1, 1, 1], [0, 0, 0]])
+    assert np.isnan(layers.l2_normalize(jnp.full((1, 2), 1e20))).all()
+    x = jnp.array([[3.0, 4.0]])
+    expected = [[0.16 / 5 * 4, -0.16 / 5 * 3]]  # by hand: d/dx (x_0 / |x|) = (x_1^2, -x_0 x_1) / |x|^3
+    np.testing.assert_allclose(jax.grad(lambda x: layers.l2_normalize(x)[0, 0])(x), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(4, 6), (6, 4), (4, 3, 4)])
 def test_product_and_its_gradients(shape):
     x, kernel = normal(2, 5, shape[0]), normal(*shape, seed=1)

@@ -136,3 +136,20 @@ def test_flair_and_keepfit():
     named = features("image_features", "text_features", "elite/image_features", "elite/text_features")
     same_in_every_form(flair, params, batch, {k: v for k, v in named.items() if "/" not in k})
     same_in_every_form(lambda form: KeepFIT(flair(form), reference=None), params, batch, named)
+
+
+@pytest.mark.parametrize("negatives", ["plain", "ring"])
+@pytest.mark.parametrize("loss", [contrastive.softmax_contrastive, contrastive.sigmoid_contrastive])
+def test_nan_in_a_row_that_does_not_count_is_not_seen(loss, negatives):
+    image, text, mask = l2_normalize(B, E), l2_normalize(B, E, seed=1), jnp.arange(B) != 3
+
+    def total(i, t):
+        return contrast(loss, i, t, (jnp.float32(20),), mask=mask, negatives=negatives)
+
+    both = jax.jit(jax.value_and_grad(total, (0, 1)))
+    expected, gradients = both(image, text)
+    found, others = both(image.at[3].set(jnp.nan), text.at[3].set(jnp.nan))
+    assert found == expected and np.isfinite(expected)
+    for ours, theirs in zip(others, gradients, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert all(np.isfinite(accuracy(image.at[3].set(jnp.nan), text, mask, negatives=negatives)))

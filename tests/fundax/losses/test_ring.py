@@ -105,6 +105,20 @@ def test_memory_is_linear_in_the_batch():
         assert analysis is not None and analysis.temp_size_in_bytes < limit * 2**20
 
 
+def test_the_model_axis_takes_part():
+    """Compiled on (2, 4): a device holds what it holds on (8, 1), and a copy of its rows of the replicated features."""
+    rows = lambda on: jax.ShapeDtypeStruct((65536, 512), jnp.float32, sharding=NamedSharding(on, PartitionSpec("data")))  # noqa: E731
+    taken = {}
+    for shape in ((8, 1), (2, 4)):
+        with jax.set_mesh(on := mesh(*shape)):
+            number = jax.ShapeDtypeStruct((), jnp.float32)
+            step = jax.jit(jax.value_and_grad(ring.softmax, (0, 1, 2))).lower(rows(on), rows(on), number).compile()
+            taken[shape] = step.memory_analysis().temp_size_in_bytes, ring.make_ring(65536).devices
+    assert taken[2, 4][0] <= taken[8, 1][0] + 65536 // 8 * 512 * 4 + 2**16 and taken[2, 4][1] == 8
+
+
 def test_a_batch_that_does_not_divide():
+    with jax.set_mesh(mesh(2, 4)):
+        assert ring.make_ring(12).axes == ("data",)  # not by 8, but by 2: the model axis repeats the ring
     with jax.set_mesh(mesh(8, 1)), pytest.raises(ValueError, match="12 does not divide among 8"):
         ring.make_ring(12)

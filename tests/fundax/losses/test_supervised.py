@@ -50,6 +50,19 @@ def test_binary_cross_entropy_leaves_gaps_out():
     assert np.isfinite(grad).all() and grad[0, 1] == 0
 
 
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.binary_cross_entropy])
+def test_focal_below_one_has_a_gradient_where_an_answer_is_certain(loss):
+    logits = jnp.array([[200.0, -200.0], [0.0, 1.0]])
+    value, gradient = jax.value_and_grad(lambda z: loss(z, jnp.eye(2), focal=0.5))(logits)
+    assert np.isfinite(value) and np.isfinite(gradient).all() and (gradient[1] != 0).all() and (gradient[0] == 0).all()
+
+
+def test_mixing_nothing_leaves_rows_with_an_unlabelled_partner_alone():
+    targets = jnp.array([[1.0, 0.0], [jnp.nan, jnp.nan]])
+    off = mixup_cutmix(jax.random.key(3), jnp.zeros((2, 8, 8, 3)), targets, mixup=0.8, chance=0.0)
+    np.testing.assert_array_equal(off[1], targets)
+
+
 def test_smooth_l1():
     found = losses.smooth_l1(jnp.array([[0.5, 3.0, 9.0]]), jnp.array([[0.0, 0.0, jnp.nan]]))
     assert float(found) == pytest.approx((0.125 + 2.5) / 2)
