@@ -175,7 +175,7 @@ class _Builder:
             self.numbers[name].extend(values)
         for name, writer in self.texts.items():
             text = "" if name in ("mask", "fov") and is_empty(row[name]) else row[name]
-            writer.append(_file(text) if name in FILES else text)
+            writer.append(_file(text) if name in FILES else _without_point(text) if name == "patient" else text)
         for name, writer in self.kept.items():
             value = row[f"keep {name}"]
             writer.append("" if is_empty(value) else value)
@@ -202,8 +202,7 @@ class _Builder:
         """A label after the option `values`; _GAP for a value that is mapped to a gap."""
         if not self.values:
             return label
-        tidy = re.sub(r"(?<=\d)\.0*$", "", label)
-        meaning = self.values.get(label, self.values.get(tidy, label))
+        meaning = self.values.get(label, self.values.get(_without_point(label), label))
         return _GAP if meaning == GAP and label != GAP else meaning
 
     def _gap_of_labels(self, cells: list[str], labels: Sequence[float]) -> str:
@@ -354,6 +353,11 @@ def _from_name(theirs: str) -> bool:
         except re.error as error:
             raise DataError(f"patient={theirs}: is not a regular expression ({error})") from None
     return theirs == "name" or theirs.startswith("name:")
+
+
+def _without_point(number: str) -> str:
+    """ "7" for "7.0", as pandas writes whole numbers beside gaps."""
+    return re.sub(r"^(-?\d+)\.0*$", r"\1", number) if "." in number else number
 
 
 def _file(path: str) -> str:

@@ -105,7 +105,7 @@ class Header:
     def _hint(self, name: str, read: Mapping[str, Sequence[str]]) -> str:
         plain = re.sub(r"[\s_-]+", "_", name.lower())
         ours = next((ours for ours, others in OTHER_NAMES.items() if plain in (ours, f"{ours}s", *others)), "")
-        return f"{name} ({ours}={name} reads it)" if ours and ours not in read else name
+        return f"{name} ({ours}={name} reads it)" if ours and ours not in (name, *read) else name
 
 
 def parsed(template: str) -> list[tuple[str, str | None, str]]:
