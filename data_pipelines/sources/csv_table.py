@@ -186,7 +186,8 @@ class _Builder:
         if "label" in row:
             row["label"] = self._mapped(row["label"])
         for name in REQUIRED:
-            if name in row and is_empty(row[name]) and not (name == "label" and self._may_be_empty(row[name])):
+            empty = self._lacks_label(row[name]) if name == "label" and name in row else is_empty(row.get(name, name))
+            if empty and not (name == "label" and self.schema.empty == "keep"):
                 if self.schema.empty != "drop":
                     hint = "; if it is a class, name the classes with classes=" * bool(name == "label" and row[name])
                     fill = "fill it in, or leave such rows out with empty=drop"
@@ -194,9 +195,10 @@ class _Builder:
                 return name
         return ""
 
-    def _may_be_empty(self, label: str) -> bool:
-        """Whether a label such as "" or "none" is kept as a gap, or is the name of a class."""
-        return self.schema.empty == "keep" or (self.classes is not None and label in self.classes)
+    def _lacks_label(self, label: str) -> bool:
+        """Whether a label is a word for a missing value. "none" is not: it is a usual name of a grade."""
+        named = self.classes is not None and label in self.classes
+        return is_empty(label) and label.lower() != "none" and not named
 
     def _mapped(self, label: str) -> str:
         """A label after the option `values`; _GAP for a value that is mapped to a gap."""
@@ -244,7 +246,7 @@ class _Builder:
             return self.schema.modality if is_empty(value) else modality_name(value)
         if name == "eye":
             return "" if is_empty(value) else eye_name(value)
-        if value == _GAP or unlabelled(value) or (is_empty(value) and not (self.classes and value in self.classes)):
+        if value == _GAP or unlabelled(value) or self._lacks_label(value):
             return NOT_LABELLED
         if self.classes is not None:
             return self.classes.index(value)
@@ -305,6 +307,9 @@ class _Builder:
             line = "%s: %d of %d rows are not labelled (%s)"
             warn_line(_log, line, self.schema.path, sum(without.values()), len(codes), shown)
         labelled = {value: n for value, n in counts.items() if value not in without}
+        if self.classes is None and (nones := [repr(value) for value in labelled if value.lower() == "none"]):
+            line = "%s: the label %s is a class; if it means missing, add values=%s:%s"
+            warn_line(_log, line, self.schema.path, nones[0], nones[0][1:-1], GAP)
         classes = self.classes or Classes(class_names(labelled, str(self.schema.path)))
         return [NOT_LABELLED if value in without else classes.index(value) for value in found], classes.names
 
