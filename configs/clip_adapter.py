@@ -28,7 +28,7 @@ def recipe(
     data: Data = Data(patients=700, fractions=FRACTIONS),
     run: Run = Run(batch=64, epochs=40, lr=1e-3, weight_decay=0.01),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     wording: str = "",
     ratio: float = 0.2,
     reduction: int = 4,

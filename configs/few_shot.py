@@ -31,7 +31,7 @@ def recipe(
     data: Data = Data(patients=420, fractions=(0.5, 0.5), part="test"),
     run: Run = Run(batch=64),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     shots: tuple[int, ...] = (1, 2, 4, 8, 16),
     seeds: int = 5,
     methods: tuple[str, ...] = METHODS,

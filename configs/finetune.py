@@ -34,7 +34,7 @@ def recipe(
     data: Data = Data(patients=1400, fractions=FRACTIONS),
     run: Run = Run(lr=8e-3, weight_decay=0.05),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     size: str = "tiny",
     encoder_lr: float = 4e-3,
     depth_decay: float = 1.0,

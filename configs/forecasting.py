@@ -29,7 +29,7 @@ def recipe(
     data: Data = Data(patients=700, fractions=FRACTIONS),
     run: Run = Run(batch=64, steps=800, lr=1e-3, weight_decay=0.05),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     size: str = "resnet-tiny",
     image_size: int = 0,
     visits: int = 1,

@@ -30,7 +30,7 @@ def recipe(
     missing: Literal["error", "allowed"] = "error",
     disc_diameter: float = 0.0,
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     modality: str = "",
     size: str = "tiny/16",
     train_encoder: bool | None = True,

@@ -24,7 +24,7 @@ def recipe(
     data: Data = Data(patients=1400, fractions=FRACTIONS),
     run: Run = Run(batch=128, epochs=100, lr=1e-3, weight_decay=0.05),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     size: str = "tiny",
     head: Literal["linear", "mlp"] = "linear",
     feature: Feature = "token",

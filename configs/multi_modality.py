@@ -26,7 +26,7 @@ def recipe(
     data: Data = Data(patients=700, modalities=("CFP", "FFA", "OCT"), fractions=FRACTIONS),
     run: Run = Run(batch=128, epochs=60, lr=1e-2),
     init: tuple[str, ...] = (),
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     size: str = "tiny",
     blocks: int = 4,
     copies: int = 2,

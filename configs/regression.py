@@ -28,7 +28,7 @@ def recipe(
     data: Data = Data(patients=3000, fractions=FRACTIONS),
     run: Run = Run(batch=64, epochs=14, lr=4e-3, weight_decay=0.05),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     size: str = "resnet-tiny",
     image_size: int = 0,
     raw: bool = False,

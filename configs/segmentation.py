@@ -29,7 +29,7 @@ def recipe(
     run: Run = Run(batch=8, steps=400, lr=2e-3, weight_decay=0.05),
     overlapping: bool = False,
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     modality: str = "",
     size: str = "tiny/8",
     train_encoder: bool | None = True,

@@ -28,7 +28,7 @@ def recipe(
     data: Data = Data(patients=420, fractions=(0.7, 0.15, 0.15), part="all"),
     run: Run = Run(batch=64),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     wording: str = "",
     parity: bool = False,
 ) -> Recipe:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.matching import Matched, names_of
@@ -115,7 +117,7 @@ class Sources:
                     prefix = f"{name}/" if one.given.get(name) is source else ""  # in folders, names repeat
                     patients.setdefault(name, {})[one.name] = [prefix + patient for patient in patients_of(source)]
         if patients:
-            self.used["split"] = split_record(patients, seed=seed, source=" ".join(self.data))
+            self.used["split"] = split_record(patients, seed=seed)
             if self.split and stored is None:
                 write_split(self.split, self.used["split"])
         return self._with_part(parts | ({"val": self.noted(opener(self.val))} if self.val else {}))
@@ -188,15 +190,21 @@ class Data(Sources):
         if not names:
             return list(sources)
         self.used["classes"] = list(names_of(names))
-        found = []
-        for one in sources:
-            own = value_names(one) if target == "value" else tuple(getattr(one.source, "classes", ()))
-            if own != names and target in one.source[0].targets:
-                strictly = strict and self.part != "all" and one.options.get("others") != "drop"
-                match = Matched(one.source, names, one.name, target, own if target == "value" else (), strictly)
-                one = replace(one, source=match)
-            found.append(one)
-        return found
+        return [self._matched(one, strict, target, names) for one in sources]
+
+    def _matched(self, one: Named, strict: bool, target: str, names: tuple[str, ...]) -> Named:
+        own = value_names(one) if target == "value" else tuple(getattr(one.source, "classes", ()))
+        first = one.source[0].targets
+        if own == names or target not in first:
+            return one
+        if target == "value" and not own:  # of a source that cannot name them
+            if len(np.ravel(first[target])) != len(names_of(names)):
+                count = len(np.ravel(first[target]))
+                raise DataError(f"{one.name}: has {count} values, expected {len(names)}: {', '.join(names)}")
+            return one
+        strictly = strict and self.part != "all" and one.options.get("others") != "drop"
+        match = Matched(one.source, names, one.name, target, own if target == "value" else (), strictly)
+        return replace(one, source=match)
 
 
 _TASKLESS: Mapping[str, Any] = {"train": "train", "val": "val", "test": "test"}

@@ -4,6 +4,7 @@
     labels.csv,mask=disc+cup         a path in each column; points=fovea+disc reads fovea_x, fovea_y, disc_x, disc_y
     labels.csv,text=report,weight=2  options after commas: our column name = theirs, or a template ("text=eye with {grade}")
     folder/                          images in <class>/, or in train|val|test/<class>/; split=test takes one part only
+    training_labels.txt              VisionFM's lists without a header: path;label, or path,label,days for forecasts
     tfds:idrid                       a data set built by `launch.py data build`; tfds:idrid/test is its test split
     array_record:folder              a folder written by `launch.py data convert`
     synthetic                        synthetic eyes, with n=, start=, seed=, size=, language=
@@ -30,20 +31,20 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.datasets import source as built
-from data_pipelines.images import EXTENSIONS
+from data_pipelines.images import EXTENSIONS, ReadOptions, read_options
 from data_pipelines.records import MODALITIES, DataError, Source
-from data_pipelines.sources.csv import csv_source
-from data_pipelines.sources.csv_table import read_rows
-from data_pipelines.sources.folders import image_folder
+from data_pipelines.sources.csv import CsvSource, csv_source
+from data_pipelines.sources.folders import image_folder, parts_of
+from data_pipelines.sources.label_list import LabelList
 from data_pipelines.sources.matching import Matched
-from data_pipelines.sources.parts import column_parts, folder_parts, joint
+from data_pipelines.sources.parts import column_parts
 from data_pipelines.sources.shards import array_records
 from data_pipelines.synthetic.sources import Eyes
 
 DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # the default folder of `launch.py data build`
 _COLUMNS = ("image", "text", "label", "modality", "eye", "patient", "day", "value")
 _DENSE = ("mask", "fov", "points")  # columns that are read only on request
-_READING = ("depth", "orientation")  # how image files are read
+_READING = ("depth", "orientation", "max_pixels")  # how image files are read
 _CSV = (*_COLUMNS, *_DENSE, *_READING, "images", "sep", "encoding", "only", "empty", "keep", "classes", "values")
 _FOLDER = ("split", "modality", "classes", *_READING)
 _ALL = ("weight", "name", "others")
@@ -74,7 +75,11 @@ def word_of(word: str) -> tuple[str, dict[str, str]]:
     cells = next(csv.reader([word]), [""])
     paths = (count for count in range(len(cells), 1, -1) if Path(",".join(cells[:count])).exists())
     count = next(paths, 1)
-    return ",".join(cells[:count]), dict(_option(part, word) for part in cells[count:])
+    options: list[str] = []
+    for cell in cells[count:]:
+        goes_on = options and options[-1].startswith("values=") and "=" not in cell  # values=0:cup,128:disc
+        options[-1:] = [f"{options[-1]},{cell}"] if goes_on else [*options[-1:], cell]
+    return ",".join(cells[:count]), dict(_option(part, word) for part in options)
 
 
 def named(word: str, defaults: Mapping[str, str] | None = None, data_dir: str | Path = DATA_DIR) -> Named:
@@ -113,17 +118,19 @@ def _opened(
     path = Path(head)
     if path.is_dir():
         _known(options, _FOLDER, word)
-        plain = {key: value for key, value in options.items() if key not in ("classes", "split")}
-        ordered = {"classes": options["classes"].split("+")} if _plain_classes(options) else {}
-        if "split" in options:
-            return path.name, image_folder(path, options["split"], **plain, **ordered), {}
-        parts = folder_parts(path, **plain, **ordered)
-        return path.name, joint(list(parts.values())), {} if "" in parts else parts
+        classes = tuple(options["classes"].split("+")) if _plain_classes(options) else ()
+        fields = {"classes": classes, "modality": options.get("modality", "CFP"), "reading": _reading(options)}
+        parts = {} if "split" in options else {part: image_folder(path, part, **fields) for part in parts_of(path)}
+        return path.name, image_folder(path, options.get("split", "all"), **fields), parts
     if not path.is_file():
         kinds = "a CSV, an image folder, tfds:NAME, array_record:FOLDER or synthetic"
         raise DataError(f"{head}: no such file; expected {kinds}")
     if path.suffix.lower() in EXTENSIONS:
         raise DataError(f"{head}: is an image; expected a table of images, or a folder of them")
+    if path.suffix.lower() == ".txt":
+        _known(options, ("images", "modality", *_READING), word)
+        folder = Path(options["images"]) if options.get("images") else None
+        return path.stem, LabelList(path, folder, options.get("modality", "CFP"), _reading(options)), {}
     _known(options, _CSV, word)
     name = path.parent.name if path.stem in ("labels", "train", "data") else path.stem
     return name or path.stem, _csv(path, {**defaults, **options}), {}
@@ -155,6 +162,12 @@ def _separator(options: Mapping[str, str]) -> str:
     return {"tab": "\t", "semicolon": ";", "comma": ","}.get(options.get("sep", ","), options.get("sep", ","))
 
 
+def _reading(options: Mapping[str, str]) -> ReadOptions:
+    """How image files are read."""
+    values = options.get("values", "") if options.get("mask") else ""
+    return read_options(**{name: options.get(name, "") for name in _READING}, values=values)
+
+
 def _plain_classes(options: Mapping[str, str]) -> bool:
     """Whether the option classes names the classes as they are in the data, without codes."""
     return bool(options.get("classes")) and not any(":" in one for one in options["classes"].split("+"))
@@ -166,16 +179,11 @@ def _renamed(classes: str, name: str, strict: bool, source: Source) -> Source:
 
 def split_column(one: Named) -> Mapping[str, Source]:
     """The parts that a table's column `split` names; {} without one."""
-    path = Path(word_of(one.word)[0]) if one.word else Path()
-    if not path.is_file() or path.suffix.lower() in EXTENSIONS:
+    table = one.source.source if isinstance(one.source, Matched) else one.source
+    cells = table.column("split") if isinstance(table, CsvSource) else None
+    if cells is None:
         return {}
-    rows = read_rows(path, _separator(one.options), one.options.get("encoding", "utf-8"))
-    header = [cell.strip() for cell in next(rows)[2]]
-    if "split" not in header:
-        return {}
-    cells = {row: values[header.index("split")] for row, _, values in rows}
-    table = getattr(one.source, "table", None) or one.source.source.table  # type: ignore[attr-defined]
-    chosen = table.places.array[:, 0][getattr(one.source, "rows", slice(None))]
+    chosen = one.source.rows if isinstance(one.source, Matched) else range(len(cells))
     return column_parts(one.source, [cells[int(row)] for row in chosen], one.name)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.sources.columns import Indexed, Stored, read_once
-from data_pipelines.sources.csv_table import findings_of
+from data_pipelines.sources.labels import findings_of, folded
 from data_pipelines.sources.splits import hashes_of, patients_of
 
 _log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ def places(own: Sequence[str], given: Sequence[str]) -> np.ndarray:
     for word in given:
         code, name = _parts(word)
         for spelling in (code, name):
-            found.setdefault(_plain(spelling), names.index(name))
-    return np.array([found.get(_plain(name), -1) for name in own], np.int64)
+            found.setdefault(folded(spelling), names.index(name))
+    return np.array([found.get(folded(name), -1) for name in own], np.int64)
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,3 @@ class Matched(Indexed):
 def _parts(word: str) -> tuple[str, str]:
     code, colon, name = word.partition(":")
     return (code.strip(), name.strip()) if colon else (word.strip(), word.strip())
-
-
-def _plain(name: str) -> str:
-    plain = " ".join(name.replace("_", " ").casefold().split())
-    return plain.removesuffix(".0") if are_numbers([plain]) else plain

@@ -4,50 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.images import EXTENSIONS
 from data_pipelines.records import DataError, Record, Source
-from data_pipelines.sources.folders import image_folder
+from data_pipelines.sources.folders import PARTS as SPELLINGS
 from data_pipelines.sources.splits import Concatenated, divided, patients_of, select, split
 
-PARTS = ("train", "val", "test")
-_SPELLINGS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+PARTS = tuple(SPELLINGS)
 _log = logging.getLogger(__name__)
 
 
 def part_of(word: str) -> str:
     """The part that a folder or a cell names: valid, validation and dev are "val"; "" if it is none."""
-    return next((part for part in PARTS if word.strip().casefold() in _SPELLINGS[part]), "")
-
-
-def folder_parts(root: Path, **options: Any) -> dict[str, Source]:
-    """The parts of a folder train|val|test/<class>/; {"": source} for folders of classes without parts.
-
-    options: arguments of image_folder. Raises DataError for a folder without folders of classes.
-    """
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    found: dict[str, list[Path]] = {}
-    for folder in folders:
-        if part := part_of(folder.name):
-            found.setdefault(part, []).append(folder)
-    if not found:
-        if not folders:
-            count = sum(path.suffix.lower() in EXTENSIONS for path in root.iterdir())
-            raise DataError(
-                f"{root}: holds {count} images and no folders; expected {root}/<class>/ or {root}/train/<class>/, or a "
-                "CSV with the columns image and label or text"
-            )
-        classes = options.pop("classes", None) or [folder.name for folder in folders]
-        return {"": image_folder(root.parent, root.name, classes, **options)}
-    names = {e.name for same in found.values() for f in same for e in f.iterdir() if e.is_dir()}
-    options["classes"] = options.get("classes") or sorted(name for name in names if not name.startswith("."))
-    return {
-        part: joint([image_folder(root, f.name, **options) for f in found[part]]) for part in PARTS if part in found
-    }
+    return next((part for part, same in SPELLINGS.items() if word.strip().casefold() in same), "")
 
 
 def joint(sources: Sequence[Any]) -> Source:

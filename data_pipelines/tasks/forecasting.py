@@ -18,6 +18,7 @@ from data_pipelines.tasks.labelled import Parts, Thumbnail, WithAttributes, attr
 from data_pipelines.transforms.steps import Select, Step, eval_step, present
 from data_pipelines.transforms.views import Grouped, SingleView
 
+ANSWERS = ("stable", "progression")
 KEYS = ("label", "days", "present", "modality")  # what training needs besides the images
 
 
@@ -36,7 +37,7 @@ class Followups:
 
     source: Source
     visits: int = 1
-    classes: tuple[str, ...] = ("stable", "progression")
+    classes: tuple[str, ...] = ANSWERS
 
     def _pairs(self) -> list[tuple[tuple[int, ...], int]]:
         if "_found" not in self.__dict__:
@@ -86,7 +87,7 @@ class Listed:
     """VisionFM's list: each row has an image, a label (0 or 1), and as its `value` the days until the label applies."""
 
     source: Source
-    classes: tuple[str, ...] = ("stable", "progression")
+    classes: tuple[str, ...] = ANSWERS
 
     def __len__(self) -> int:
         return len(self.source)
@@ -146,7 +147,8 @@ def questions(data: Data, patients: Patients, seed: int, visits: int = 1) -> Par
     Raises DataError for states that are names without a given order, and as labelled.parts does.
     """
     share = 0.5 if patients.n < 20 else 0.25
-    found = labelled.parts(data, patients, seed, share=share)
+    states = () if data.classes == ANSWERS else data.classes  # a run gives its answers as classes
+    found = labelled.parts(data, patients, seed, share=share, classes=states)
     if data.data and "value" in found.train[0].targets:
         return replace(found, train=Listed(found.train), scored=Listed(found.scored))
     if "grade" not in found.train[0].targets:

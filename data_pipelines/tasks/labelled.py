@@ -66,23 +66,32 @@ class Parts:
             )
 
 
-def parts(data: Data, synthetic: Eyes | Patients, seed: int = 0, target: str = "label", share: float = 0.25) -> Parts:
+def parts(
+    data: Data,
+    synthetic: Eyes | Patients,
+    seed: int = 0,
+    target: str = "label",
+    share: float = 0.25,
+    classes: Sequence[str] | None = None,
+) -> Parts:
     """The training part and the evaluated part of a labelled source, stratified by label and matched by class names.
 
     Without --data, they are parts of synthetic patients. target: a target that every record must have; names of values
-    are those of their columns. share: size of the synthetic val and test parts, relative to train. Raises DataError for a
-    record without the target, if nothing is held out, and as Data.parts and Data.matched do.
+    are those of their columns. share: size of the synthetic val and test parts, relative to train. classes: None takes
+    data.classes. Raises DataError for a record without the target, if nothing is held out, and as Data.parts and
+    Data.matched do.
     """
     few = max(round(synthetic.n * share), 2)
     own = synthetic_parts(synthetic, keep=True, val=few, test=few, task=True)
     found = data.parts(own, seed, lambda record: strata(record, target))
     for one in (*found["train"], *data.held_out(found)):
         strata(one.source[0], target)
-    names = data.classes or (value_names(found["train"][0]) if target == "value" else ())
+    classes = data.classes if classes is None else classes
+    names = tuple(classes) or (value_names(found["train"][0]) if target == "value" else ())
     train = data.matched(found["train"], strict=True, target=target, names=names)
     names = names or (() if target == "value" else tuple(getattr(joined(train), "classes", ())))
     scored = data.matched(data.scored(found), strict=False, target=target, names=names)
-    given = bool(data.classes) or not data.data or all("classes" in one.options for one in train)
+    given = bool(classes) or not data.data or all("classes" in one.options for one in train)
     values = names_of(names) if target == "value" else ()
     return Parts(joined(train), joined(scored), data.part or "val", given, values)
 

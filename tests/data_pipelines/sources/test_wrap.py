@@ -65,3 +65,14 @@ def test_wrapped_items_that_are_wrong(item, message):
 def test_wrapped_mapping_without_a_mapped_column():
     with pytest.raises(DataError, match="list row 1: has no caption, only image, text"):
         wrap([{"image": PIXELS, "text": "x"}], {"text": "caption"})[0]
+
+
+def test_a_pillow_image_that_cannot_be_read_names_its_row(tmp_path):
+    deep = Image.fromarray(np.full((4, 4), 900, np.uint16))
+    with pytest.raises(DataError, match=r"^list row 1: a Pillow image: 16-bit grey with the largest value 900"):
+        wrap([{"image": deep}])[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        assert wrap([{"image": opened}])[0].views[0].image.shape == (6, 4, 3)
