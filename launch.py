@@ -131,7 +131,7 @@ def evaluate(argv: list[str]) -> None:
     except _user_errors() as error:
         raise wrong(error, run, stored, rest) if not own.config else error from None
     _meet(cluster)
-    fit(replace(named(recipe, run, rest, own.name, step), steps=0), run, checkpoint=step)
+    fit(replace(named(recipe, run, own.name, step), steps=0), run, checkpoint=step)
     _report(run)
 
 

@@ -4,6 +4,7 @@
     labels.csv,mask=disc+cup         a path in each column; points=fovea+disc reads fovea_x, fovea_y, disc_x, disc_y
     labels.csv,text=report,weight=2  options after commas: our column name = theirs, or a template ("text=eye with {grade}")
     folder/                          images in <class>/, or in train|val|test/<class>/; split=test takes one part only
+    training_labels.txt              VisionFM's lists without a header: path;label, or path,label,days for forecasts
     tfds:idrid                       a data set built by `launch.py data build`; tfds:idrid/test is its test split
     array_record:folder              a folder written by `launch.py data convert`
     synthetic                        synthetic eyes, with n=, start=, seed=, size=, language=
@@ -32,20 +33,20 @@ from typing import Any
 from data_pipelines.datasets import source as built
 from data_pipelines.images import EXTENSIONS, ReadOptions, read_options
 from data_pipelines.records import MODALITIES, DataError, Source
-from data_pipelines.sources.csv import csv_source
+from data_pipelines.sources.csv import CsvSource, csv_source
 from data_pipelines.sources.folders import image_folder, parts_of
+from data_pipelines.sources.label_list import LabelList
 from data_pipelines.sources.matching import Matched
 from data_pipelines.sources.parts import column_parts
 from data_pipelines.sources.shards import array_records
-from data_pipelines.sources.tables import read_rows
 from data_pipelines.synthetic.sources import Eyes
 
 DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # the default folder of `launch.py data build`
 _COLUMNS = ("image", "text", "label", "modality", "eye", "patient", "day", "value")
 _DENSE = ("mask", "fov", "points")  # columns that are read only on request
-READING = ("depth", "orientation", "max_pixels")  # how image files are read
-_CSV = (*_COLUMNS, *_DENSE, *READING, "images", "sep", "encoding", "only", "empty", "keep", "classes", "values")
-_FOLDER = ("split", "modality", "classes", *READING)
+_READING = ("depth", "orientation", "max_pixels")  # how image files are read
+_CSV = (*_COLUMNS, *_DENSE, *_READING, "images", "sep", "encoding", "only", "empty", "keep", "classes", "values")
+_FOLDER = ("split", "modality", "classes", *_READING)
 _ALL = ("weight", "name", "others")
 
 
@@ -126,6 +127,10 @@ def _opened(
         raise DataError(f"{head}: no such file; expected {kinds}")
     if path.suffix.lower() in EXTENSIONS:
         raise DataError(f"{head}: is an image; expected a table of images, or a folder of them")
+    if path.suffix.lower() == ".txt":
+        _known(options, ("images", "modality", *_READING), word)
+        folder = Path(options["images"]) if options.get("images") else None
+        return path.stem, LabelList(path, folder, options.get("modality", "CFP"), _reading(options)), {}
     _known(options, _CSV, word)
     name = path.parent.name if path.stem in ("labels", "train", "data") else path.stem
     return name or path.stem, _csv(path, {**defaults, **options}), {}
@@ -133,7 +138,7 @@ def _opened(
 
 def _csv(path: Path, options: Mapping[str, str]) -> Source:
     columns: dict[str, Any] = {name: options[name] or None for name in (*_COLUMNS, *_DENSE) if name in options}
-    fields: dict[str, Any] = {name: options[name] for name in ("encoding", *READING) if options.get(name)}
+    fields: dict[str, Any] = {name: options[name] for name in ("encoding", *_READING) if options.get(name)}
     fields |= {"classes": tuple(options["classes"].split("+"))} if _plain_classes(options) else {}
     fields |= {"keep": tuple(options["keep"].split("+"))} if options.get("keep") else {}
     fields |= {"values": options["values"]} if options.get("values") else {}
@@ -160,7 +165,7 @@ def _separator(options: Mapping[str, str]) -> str:
 def _reading(options: Mapping[str, str]) -> ReadOptions:
     """How image files are read."""
     values = options.get("values", "") if options.get("mask") else ""
-    return read_options(**{name: options.get(name, "") for name in READING}, values=values)
+    return read_options(**{name: options.get(name, "") for name in _READING}, values=values)
 
 
 def _plain_classes(options: Mapping[str, str]) -> bool:
@@ -174,16 +179,11 @@ def _renamed(classes: str, name: str, strict: bool, source: Source) -> Source:
 
 def split_column(one: Named) -> Mapping[str, Source]:
     """The parts that a table's column `split` names; {} without one."""
-    path = Path(word_of(one.word)[0]) if one.word else Path()
-    if not path.is_file() or path.suffix.lower() in EXTENSIONS:
+    table = one.source.source if isinstance(one.source, Matched) else one.source
+    cells = table.column("split") if isinstance(table, CsvSource) else None
+    if cells is None:
         return {}
-    rows = read_rows(path, _separator(one.options), one.options.get("encoding", "utf-8"))
-    header = [cell.strip() for cell in next(rows)[2]]
-    if "split" not in header:
-        return {}
-    cells = {row: values[header.index("split")] for row, _, values in rows}
-    table = getattr(one.source, "table", None) or one.source.source.table  # type: ignore[attr-defined]
-    chosen = table.places.array[:, 0][getattr(one.source, "rows", slice(None))]
+    chosen = one.source.rows if isinstance(one.source, Matched) else range(len(cells))
     return column_parts(one.source, [cells[int(row)] for row in chosen], one.name)
 
 

@@ -15,7 +15,7 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -131,6 +131,10 @@ SMOKE = {
 }
 
 
+# Arguments of Run that only a training follows.
+_OF_TRAINING = frozenset({"epochs", "lr", "weight_decay", "accumulate", "eval_every", "save_every", "keep", "best"})
+
+
 def load(
     path: str | Path,
     argv: Sequence[str] = (),
@@ -154,12 +158,18 @@ def load(
     if not isinstance(built, Recipe):
         raise UserError(f"{path}: recipe() returned {type(built).__name__}; expected a fundax.recipe.Recipe")
     flat = _flat(arguments)
-    asked = words.given(argv)
+    _check_honoured(built, words.given(argv), flat, path)
+    best = next((one.selects(built.best) for one in arguments.values() if isinstance(one, Run)), built.best)
+    return replace(built, best=best, source=_source(path, argv, flat), data=_used(arguments, flat)), flat
+
+
+def _check_honoured(built: Recipe, asked: Collection[str], flat: Mapping[str, Any], path: str | Path) -> None:
+    """Raise UserError, by name, for an argument that was given and that the recipe does not follow."""
     for name in ("steps", "batch"):
         if name in asked and flat[name] and getattr(built, name) != flat[name]:
             raise UserError(f"--{name} {flat[name]}: {path} takes {getattr(built, name)} instead; leave it out")
-    best = next((one.selects(built.best) for one in arguments.values() if isinstance(one, Run)), built.best)
-    return replace(built, best=best, source=_source(path, argv, flat), data=_used(arguments, flat)), flat
+    if not built.steps and (idle := sorted(_OF_TRAINING & set(asked))):
+        raise UserError(f"--{idle[0].replace('_', '-')}: {path} trains nothing; leave it out")
 
 
 def _source(path: str | Path, argv: Sequence[str], flat: Mapping[str, Any]) -> dict[str, Any]:

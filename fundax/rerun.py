@@ -17,6 +17,7 @@ from fundax.types import UserError
 
 PARTS = ("val", "test", "all")
 _DATA = ("data", "val")
+_IMAGES = (*_DATA, "elite", "image_dir", "data_dir", "patients", "modalities", "seed", "fractions")
 _OF_ITS_DATA = (*_DATA, "split", "image_dir", "part")  # arguments of a run that say nothing of other data
 _log = logging.getLogger("fundax")
 
@@ -44,7 +45,7 @@ def repeated(run: str, stored: Sequence[str], argv: Sequence[str]) -> tuple[list
 
 def _own_split(run: str, stored: Sequence[str], argv: Sequence[str]) -> dict[str, Any]:
     path = (Path(run) / SPLIT).absolute()
-    if not path.is_file() or "split" in words.given(argv) or not _same(stored, argv, _DATA):
+    if not path.is_file() or "split" in words.given(argv) or not _same(stored, argv, (*_DATA, "fractions", "seed")):
         return {}
     return {"split": str(path)}
 
@@ -54,38 +55,38 @@ def _same(stored: Sequence[str], argv: Sequence[str], names: Sequence[str]) -> b
     return all(before.get(name, []) == now.get(name, []) for name in names)
 
 
-def named(recipe: Recipe, run: str, argv: Sequence[str], name: str, step: int) -> Recipe:
+def named(recipe: Recipe, run: str, name: str, step: int) -> Recipe:
     """The recipe with names of its results under which nothing of the run's own results is replaced.
 
     Results on other data are named `name`, by default by their source; those of another step than the default one end in
     its number. Raises UserError where a name is needed, or is one of the run's own.
     """
     stored = read_optional_json(Path(run) / "config.json")
-    before, now = stored.get("data", {}), recipe.data
-    digests = {source["digest"] for source in before.get("sources", [])}
-    foreign = [source for source in now.get("sources", []) if source["digest"] not in digests]
-    known = bool(digests) and bool(now.get("sources"))
-    other_split = known and not foreign and _split_differs(before, now)
-    other = bool(foreign) or other_split if known else bool(words.given(argv).keys() & {*_DATA, "elite"})
-    if known and not foreign and now.get("part") == "all":
+    digests = {source["digest"] for source in stored.get("data", {}).get("sources", [])}
+    foreign = [source for source in recipe.data.get("sources", []) if source["digest"] not in digests]
+    if digests and not foreign and recipe.data.get("part") == "all":
         _log.info("these are the run's own data, and part all includes the images it was trained on")
-    if not other and not name:
-        default = resolve(run)
-        ending = "" if step == default else f"_step{step}"
+    if not name and not _other(recipe, stored, bool(digests), bool(foreign)):
+        ending = "" if step == resolve(run) else f"_step{step}"
         return replace(recipe, evals={f"{key}{ending}": one for key, one in recipe.evals.items()})
-    name = name or "+".join(dict.fromkeys(str(source["name"]) for source in foreign or now.get("sources", [])))
-    if not name or other_split or "/" in name or name.startswith(".") or name in {*recipe.evals, *PARTS}:
-        why = f"{name!r} cannot be used" if name and not other_split else "these are other parts than the run's own"
-        raise UserError(
-            f"{why}: give --name NAME, a word that names the results and is none of {', '.join(recipe.evals)}"
-        )
+    name = name or "+".join(dict.fromkeys(str(source["name"]).replace("/", "_") for source in foreign))
+    own = sorted({*recipe.evals, *PARTS})
+    if not name or "/" in name or name.startswith(".") or name in own:
+        given = f"--name {name}" if name else "these are other images than the run's own: give --name"
+        raise UserError(f"{given}: expected a word for their results, none of {', '.join(own)}")
     parts = [key for key in recipe.evals if key in PARTS]
     keys = {key: name if parts == [key] else f"{name}_{key}" for key in recipe.evals}
     return replace(recipe, evals={keys[key]: one for key, one in recipe.evals.items()})
 
 
-def _split_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    return bool(before.get("split") and now.get("split")) and digest_of_data(before) != digest_of_data(now)
+def _other(recipe: Recipe, stored: Mapping[str, Any], known: bool, foreign: bool) -> bool:
+    """Whether a recipe evaluates other images than the run's; `known`: the run stored what it read."""
+    before, now = stored.get("data", {}), recipe.data
+    if known and now.get("sources"):
+        split = before.get("split") and now.get("split")
+        return foreign or (bool(split) and digest_of_data(before) != digest_of_data(now))
+    theirs, ours = (words.absolute_values(one.get("args", {})) for one in (stored, recipe.source))
+    return any(theirs[name] != ours[name] for name in _IMAGES if name in theirs and name in ours)
 
 
 def wrong(error: Exception, run: str, stored: Mapping[str, Any], argv: Sequence[str]) -> Exception:

@@ -6,6 +6,7 @@ the outputs mean or what is learnt, so it needs a new folder. Nothing is written
 from __future__ import annotations
 
 import datetime
+import fnmatch
 import importlib.metadata
 import json
 import logging
@@ -21,6 +22,7 @@ import jax
 from fundax.recipe import Recipe
 from fundax.runtime import argv as words
 from fundax.runtime import serialize
+from fundax.runtime.best import ranking
 from fundax.runtime.checkpoint import has_checkpoints
 from fundax.runtime.workdir import digest_of_json, make, read_about, read_optional_json, write_json
 from fundax.types import Contrastive, UserError
@@ -107,7 +109,7 @@ def _differences(recipe: Recipe, folder: Path, stored: Mapping[str, Any]) -> Ite
     yield from _of_arguments(stored, recipe.source)
     for name in ("batch", "seed", "best"):
         mine = _plain(getattr(recipe, name))
-        if name in stored and stored[name] != mine:
+        if name in stored and stored[name] != mine and not (name == "best" and _same_best(stored[name], recipe)):
             yield name, stored[name], mine
     before = _as_now(stored.get("objective")) if now else None
     images = read_optional_json(folder / "preprocessing.json")
@@ -123,6 +125,17 @@ def _differences(recipe: Recipe, folder: Path, stored: Mapping[str, Any]) -> Ite
             known, mine = _vocabulary(folder / "tokenizer"), _vocabulary(Path(temporary) / "tokenizer")
         if known != mine:
             yield "tokenizer", known, mine
+
+
+def _same_best(theirs: Any, recipe: Recipe) -> bool:
+    """Whether two metrics select by the same results, such as zero_shot*/auc and zero_shot/auc of a single evaluation."""
+
+    def selected(best: Any) -> tuple[Any, ...]:
+        name, sign = ranking(best if isinstance(best, str) else tuple(best))
+        pattern, _, metric = name.partition("/")
+        return [one for one in recipe.evals if fnmatch.fnmatchcase(one, pattern)], metric, sign
+
+    return bool(theirs and recipe.best) and selected(theirs) == selected(recipe.best)
 
 
 def _of_data(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Difference]:

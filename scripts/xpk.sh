@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# CLUSTER=my-cluster IMAGE=my-image TPU=v5litepod-256 scripts/xpk.sh NAME configs/mm_fundus_clip.py --workdir gs://bucket/run [arguments]
+# CLUSTER=my-cluster IMAGE=my-image TPU=v5litepod-256 scripts/xpk.sh NAME configs/mm_fundus_clip.py --workdir /mnt/shared/run [arguments]
 # Starts a workload on GKE by XPK. For GPUs: DEVICE=h100-80gb-8 NODES=4 in place of TPU.
 set -euo pipefail
 name=$1; shift

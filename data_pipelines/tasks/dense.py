@@ -59,7 +59,7 @@ def _prepared(
     **columns: str,
 ) -> Parts:
     counts = {"val": max(data.patients // 5, 2), "test": max(data.patients // 4, 2) if len(data.fractions) > 2 else 0}
-    eyes = synthetic_parts(data.eyes(seed, size, masks=True), keep=False, **counts)
+    eyes = synthetic_parts(data.eyes(seed, max(size, 16), masks=True), keep=False, **counts)
     # The eyes themselves are not cached, only the prepared images.
     own = {name: drawn(getattr(part, "source", part)) for name, part in eyes.items()}
     found = data.parts(own, seed, lambda record: 0, **columns)

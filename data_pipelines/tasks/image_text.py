@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +69,17 @@ def scored_names(data: Sources, parts: Mapping[str, list[Named]]) -> list[tuple[
     """The sources of the evaluated part, and what is appended to the names of their evaluations: "" for val of one source."""
     scored, part = data.scored(parts), "_test" if data.part == "test" else ""
     return [(part + (f"_{one.name}" if len(scored) > 1 else ""), one) for one in scored]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Add `reference` i32 [most], the token ids of the whole text: Tokenize cuts it to the context of the model."""
+
+    tokenizer: Tokenizer
+    most: int = 4096
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return example | {"reference": replace(self.tokenizer, context=self.most)([example["text"]])[0]}
 
 
 def zero_shot_pass(source: Source, resize: Step, batch: int, workers: int = 0) -> Batches:

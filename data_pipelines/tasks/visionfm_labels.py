@@ -111,5 +111,6 @@ def parts(data: Data, seed: int = 0) -> Parts:
 
 def _thirteen(one: Named, strict: bool) -> Thirteen:
     """The source with its label columns, if it has several, in the order of NAMES."""
-    columns = np.ndim(one.source[0].targets.get("label", 0)) and tuple(getattr(one.source, "classes", ())) != NAMES
+    names = tuple(getattr(one.source, "classes", ()))  # () of a list, which has the order of NAMES
+    columns = np.ndim(one.source[0].targets.get("label", 0)) and names not in (NAMES, ())
     return Thirteen(Matched(one.source, NAMES, one.name, strict=strict) if columns else one.source)

@@ -184,11 +184,13 @@ def _progress(console: Console) -> Progress:
 
 
 def to_console(level: int = logging.INFO) -> None:
-    """Show the log messages of this package on the console; for command-line programs."""
+    """Show the log messages of both packages on the console; for command-line programs."""
     handler = RichHandler(console=Console(stderr=True, soft_wrap=True), show_path=False, show_time=False)
-    logger = logging.getLogger("fundax")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
+    for name in ("fundax", "data_pipelines"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+        logger.propagate = False  # the root logger would print each message again
 
 
 def _writer(name: str, folder: Path, step: int) -> Writer:

@@ -111,3 +111,13 @@ def test_mm_fundus_clip_from_random_weights_is_said(root, caplog):
     with caplog.at_level(logging.WARNING):
         load("configs/mm_fundus_clip.py", ["--data", f"{root}/names.csv"])
     assert "without --init the model starts from random weights" in caplog.text
+
+
+def test_written_reports_are_compared_with_whole_texts(root):
+    long = "image,text\n" + "".join(f"{k}.png,drusen {'and drusen ' * 60}at the macula {k}\n" for k in range(40))
+    (root / "long.csv").write_text(long)
+    found = recipe("keepfit_report", "--data", root / "long.csv")
+    batch = next(iter(found.evals["reports"].data()))
+    assert batch["text"].shape[1] == 33
+    whole = found.tokenizer.decode(batch["reference"])[0]
+    assert whole.count("drusen") == 61 and "at the macula" in whole

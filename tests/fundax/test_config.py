@@ -44,6 +44,9 @@ def test_an_argument_that_a_config_does_not_honour_is_refused_by_name(config):
     assert load(config, ["--smoke"])[0].steps == 2
     with pytest.raises(UserError, match=r"--steps 3000: .*small.py takes 2 instead; leave it out"):
         load(config, ["--smoke", "--steps", "3000"])
+    config.write_text(CONFIG.replace("steps=steps", "steps=0"))
+    with pytest.raises(UserError, match=r"--lr: .*small.py trains nothing; leave it out"):
+        load(config, ["--lr", "1"])
 
 
 def test_a_stored_command_holds_in_any_folder(config, tmp_path, monkeypatch):

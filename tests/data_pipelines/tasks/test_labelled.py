@@ -1,5 +1,7 @@
 """Labelled parts, follow-ups and the thirteen answers: who is in which part, which questions visits make, what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,10 +9,11 @@ from PIL import Image
 from data_pipelines.open import Data, named
 from data_pipelines.records import DataError, Record, View
 from data_pipelines.sources.splits import Concatenated
-from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.tasks.forecasting import Followups, Listed, Visits, single, worse
+from data_pipelines.synthetic.sources import Eyes, Patients
+from data_pipelines.tasks.forecasting import Followups, Listed, Visits, questions, single, worse
 from data_pipelines.tasks.labelled import FRACTIONS, FlipRows, Reader, Thumbnail, by_class, labels_of, parts, repeated
 from data_pipelines.tasks.visionfm_labels import NAMES, Thirteen
+from data_pipelines.tasks.visionfm_labels import parts as thirteen
 from data_pipelines.transforms.steps import Squash
 
 RNG = np.random.default_rng(0)
@@ -135,3 +138,46 @@ def test_thirteen_answers():
         Thirteen([Record("p", eyes[0].views, targets={"label": np.int32(0)})])[0]
     both = Concatenated(([1, 2], [3]))
     assert len(both) == 3 and both[2] == 3
+
+
+def test_attributes_reach_the_batches_of_an_evaluation(tmp_path):
+    rows = ["image,label,sex,age,ward"]
+    for k in range(12):
+        Image.fromarray(np.full((8, 6, 3), k, np.uint8)).save(tmp_path / f"{k}.png")
+        rows.append(f"{k}.png,{'ab'[k % 2]},{'female' if k % 3 else 'm'},{40 + k if k else ''},w{k}")
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    found = labelled(f"{tmp_path}/t.csv,keep=ward", part="all")
+    read = Reader(found, {"image_size": 8})
+    batch = next(iter(read.once(found.scored, batch=12)()))
+    assert {"age", "sex", "ward"} <= set(read.keys)
+    assert batch["sex"][:3].tolist() == ["m", "female", "female"] and batch["ward"].tolist()[-1] == "w11"
+    assert batch["age"].dtype == np.float32 and np.isnan(batch["age"][0]) and batch["age"][1] == 41
+
+
+def test_states_of_visits_need_an_order(tmp_path):
+    rows = ["image,label,patient,day"]
+    for k in range(24):
+        Image.fromarray(np.full((8, 6, 3), k, np.uint8)).save(tmp_path / f"{k}.png")
+        rows.append(f"{k}.png,{('no', 'mild', 'severe')[k % 3]},p{k // 2},{100 * (k % 2)}")
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    data = Data(data=(f"{tmp_path}/t.csv",), fractions=(0.5, 0.5))
+    with pytest.raises(
+        DataError, match="states of visits: the order of the classes is not given; in the alphabet it is mild"
+    ):
+        questions(data, Patients(4), 0)
+    asked = questions(replace(data, classes=("no", "mild", "severe")), Patients(4), 0)
+    assert asked.train.classes == ("stable", "progression") and len(asked.train) + len(asked.scored) == 12
+
+
+def test_the_thirteen_labels_are_matched_by_the_names_of_their_columns(tmp_path):
+    columns = ("cataract", "Healthy", "glaucoma", "DR_1")
+    rows = ["image," + ",".join(columns)]
+    for k in range(8):
+        Image.fromarray(np.full((8, 6, 3), k, np.uint8)).save(tmp_path / f"{k}.png")
+        rows.append(f"{k}.png,1,{k % 2},0,{1 - k % 2}")
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    word = f"{tmp_path}/t.csv,label=" + "+".join(columns)
+    found = thirteen(Data(data=(word,), part="all"))
+    label = found.scored[1].targets["label"]
+    known = {name: value for name, value in zip(NAMES, label.tolist(), strict=True) if not np.isnan(value)}
+    assert known == {"healthy": 1, "DR-1": 0, "glaucoma": 0, "cataract": 1} and found.scored[1].targets["grade"] == 0
