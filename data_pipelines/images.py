@@ -157,6 +157,10 @@ def read_bytes(image: Image.Image | bytes | str | os.PathLike[str]) -> tuple[Ima
             return image, name
         file.seek(0)
         return file.read(), name
+    if not isinstance(image, str | os.PathLike):
+        raise DataError(
+            f"an image or mask must be a file, bytes, an array or a Pillow image, not {type(image).__name__}"
+        )
     try:
         kind = os.stat(image).st_mode
         if stat.S_ISREG(kind) or stat.S_ISDIR(kind):

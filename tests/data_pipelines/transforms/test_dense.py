@@ -9,6 +9,7 @@ from PIL import Image
 from data_pipelines.geometry import Affine, FlipRows, Rotate, Transpose, move
 from data_pipelines.open import named
 from data_pipelines.records import DataError
+from data_pipelines.sources.wrap import wrap
 from data_pipelines.synthetic.sources import Drawn, Eyes
 from data_pipelines.transforms.dense import Prepared, RandomCrop, RandomMove, Ready, RightAngles
 from data_pipelines.transforms.steps import Flip
@@ -131,6 +132,25 @@ def test_a_structure_that_covers_most_of_an_image_is_said(table, caplog, monkeyp
     assert said.endswith(
         "m0.png: vessel is 100 % of the image; if it is what is black, use values=0:vessel,255:background"
     )
+
+
+def test_masks_of_overlapping_classes_in_one_array_are_checked():
+    mask = np.zeros((4, 6, 2), np.uint8)
+    mask[:2], mask[..., 1] = 255, 255
+    image = np.zeros((4, 6, 3), np.uint8)
+
+    def truth(mask):
+        source = wrap([{"image": image, "mask": mask}])
+        return Prepared(source, 4, classes=("a", "b"), overlapping=True)[0].targets["truth"]
+
+    assert truth(mask).sum((0, 1)).tolist() == [12, 24] and truth(mask.tolist()).shape == (4, 6, 2)
+    for wrong, message in (
+        (mask[..., :1], "1 masks for 2 classes"),
+        (mask.swapaxes(0, 1), "mask is 4 x 6"),
+        (mask // 2, "127"),
+    ):
+        with pytest.raises(DataError, match=f"list row 1: .*{message}"):
+            truth(wrong)
 
 
 def test_landmarks_of_a_turned_image_are_said(table, tmp_path, caplog, monkeypatch):
