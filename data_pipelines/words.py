@@ -128,7 +128,7 @@ def _opened(
     if path.suffix.lower() in EXTENSIONS:
         raise DataError(f"{head}: is an image; expected a table of images, or a folder of them")
     if path.suffix.lower() == ".txt":
-        _known(options, ("images", "modality", *_READING), word)
+        _known(options, ("images", "modality", *READING), word)
         folder = Path(options["images"]) if options.get("images") else None
         return path.stem, LabelList(path, folder, options.get("modality", "CFP"), _reading(options)), {}
     _known(options, _CSV, word)
