@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import struct
+import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,7 +275,7 @@ def exif_orientation(image: ImageLike) -> int:
     if data[:2] == jpeg.MAGIC and not jpeg.has_exif(data):
         return 1
     try:
-        with open_image(data) as picture:
+        with open_image(data, sys.maxsize) as picture:
             return _orientation(picture)
     except UNREADABLE:
         return 1
