@@ -45,16 +45,24 @@ def _locked(path: Path) -> TextIO:
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path.parent}: another training is writing to this folder ({_owner(path)})") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
-                raise UserError(f"{path}: cannot be locked ({error.strerror})") from error
-            _log.warning("%s: this file system has no locks, so a second training would not be noticed", path.parent)
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
+            _lock(file, path)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except UserError:
+            file.close()
+            raise
         file.close()  # its owner has just removed it
+
+
+def _lock(file: TextIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path.parent}: another training is writing to this folder ({_owner(path)})") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+            raise UserError(f"{path}: cannot be locked ({error.strerror})") from error
+        _log.warning("%s: this file system has no locks, so a second training would not be noticed", path.parent)
 
 
 def _job() -> str:
