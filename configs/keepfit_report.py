@@ -63,6 +63,7 @@ def recipe(
     report_cut_texts(parts["train"], words)
     steps = run.total(-(-len(source) // run.batch))
     rule = optim.adamw(optim.cosine(run.lr, steps, min(100, steps // 2)), weight_decay=run.weight_decay)
+    published = amsgrad(run.lr, run.weight_decay)
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective, ("image",)), log=50, save=500, eval=500),
         objective=objective,
