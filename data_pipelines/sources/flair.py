@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.notices import warn_line
 from data_pipelines.records import DataError, Record, View, modality_name
 from data_pipelines.sources.columns import read_once
+from data_pipelines.sources.header import Header
 from data_pipelines.sources.tables import is_empty, read_named, read_rows
 
 # categories that FLAIR excludes from pretraining, to evaluate on unseen ones
@@ -69,6 +71,8 @@ def flair_frame(
     ban: Sequence[str] = (),
     ban_by: str = "substring",
     modality: str = "CFP",
+    sep: str = ",",
+    encoding: str = "",
 ) -> FlairFrame:
     """A CSV with the columns image (a path below `root`), atributes and categories (Python lists of strings).
 
@@ -76,12 +80,13 @@ def flair_frame(
         ban: categories whose rows are left out.
         ban_by: "substring" as in FLAIR, where "myopia" also bans "pathologic myopia"; "exact" as in KeepFIT, where it
             does not.
+        sep, encoding: as in tables.read_rows.
 
     The file is read at the first use, which raises DataError naming the file and its columns or row.
     """
     if ban_by not in BANS:
         raise DataError(f"ban_by is {ban_by!r}; expected {' or '.join(BANS)}")
-    return FlairFrame(Path(path), Path(root), tuple(ban), ban_by, modality_name(modality))
+    return FlairFrame(Path(path), Path(root), tuple(ban), ban_by, modality_name(modality), sep, encoding)
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class FlairFrame:
     ban: tuple[str, ...]
     ban_by: str
     modality: str
+    sep: str = ","
+    encoding: str = ""
 
     def __getstate__(self) -> dict[str, Any]:
         len(self)  # read the file once, not in every worker
@@ -101,7 +108,11 @@ class FlairFrame:
     @read_once
     def rows(self) -> tuple[Row, ...]:
         """The rows that are not banned."""
-        kept = tuple(row for row in _read_frame(self.path) if not self.banned(row.categories))
+        kept = tuple(
+            row
+            for row in _read_frame(self.path, self.modality, self.sep, self.encoding)
+            if not self.banned(row.categories)
+        )
         if not kept:
             raise DataError(f"{self.path}: has no rows" + (" outside the banned categories" if self.ban else ""))
         return kept
@@ -127,7 +138,14 @@ class FlairFrame:
 
 
 def mm_retinal(
-    path: str | Path, image_dir: str | Path, *, language: str = "en", modality: str = "CFP", suffix: str = ""
+    path: str | Path,
+    image_dir: str | Path,
+    *,
+    language: str = "en",
+    modality: str = "CFP",
+    suffix: str = "",
+    sep: str = ",",
+    encoding: str = "",
 ) -> MMRetinal:
     """Images with expert captions: a CSV with Image_ID, cn_caption and en_caption, or image and caption, or FLAIR's columns.
 
@@ -137,12 +155,13 @@ def mm_retinal(
 
     Args:
         suffix: appended to Image_ID, for tables that leave out ".jpg".
+        sep, encoding: as in tables.read_rows.
 
     The file is read at the first use, which raises DataError naming the file and the missing column.
     """
     if language not in CAPTIONS:
         raise DataError(f"language {language!r} is not one of {', '.join(CAPTIONS)}")
-    return MMRetinal(Path(path), Path(image_dir), language, modality_name(modality), suffix)
+    return MMRetinal(Path(path), Path(image_dir), language, modality_name(modality), suffix, sep, encoding)
 
 
 @dataclass(frozen=True)
@@ -154,6 +173,8 @@ class MMRetinal:
     language: str
     modality: str
     suffix: str
+    sep: str = ","
+    encoding: str = ""
 
     def __getstate__(self) -> dict[str, Any]:
         len(self)
@@ -162,13 +183,19 @@ class MMRetinal:
     @read_once
     def rows(self) -> tuple[tuple[str, str, str, int], ...]:
         """(image, caption, place, status) of every row that has a caption after cleaning."""
-        header, table = _read_table(self.path)
+        header, table = _read_table(self.path, self.sep, self.encoding)
         status = {place: _status(place, values.get("fundus_status", "")) for place, values in table}
         if "categories" in header:
-            captions = [(row.image, ", ".join(row.categories), row.place) for row in _read_frame(self.path)]
+            captions = [
+                (row.image, ", ".join(row.categories), row.place)
+                for row in _read_frame(self.path, self.modality, self.sep, self.encoding)
+            ]
         else:
             image = _one_of(self.path, header, ("Image_ID", "image"))
             caption = _one_of(self.path, header, CAPTIONS[self.language])
+            read = {"image": (image,), "caption": (caption,), "fundus_status": ("fundus_status",)}
+            read = {ours: theirs for ours, theirs in read.items() if theirs[0] in header}
+            Header(self.path, tuple(header)).describe(read, (f"modality {self.modality}",))
             captions = [(_image(place, cells[image]) + self.suffix, cells[caption], place) for place, cells in table]
         cleaned = [(name, "" if is_empty(text) else clean_caption(text), place) for name, text, place in captions]
         kept = tuple((name, text, place, status[place]) for name, text, place in cleaned if text)
@@ -178,7 +205,7 @@ class MMRetinal:
             empty = sum(is_empty(text) for _, text, _ in captions)
             line = "%s: left out %d of %d rows (%d without a caption, %d that only refer to a figure)"
             left = len(captions) - len(kept)
-            _log.warning(line, self.path, left, len(captions), empty, left - empty)
+            warn_line(_log, line, self.path, left, len(captions), empty, left - empty)
         return kept
 
     def __len__(self) -> int:
@@ -216,10 +243,12 @@ def _letters(text: str) -> bool:
     return any(letter.isalpha() for letter in text)
 
 
-def _read_frame(path: Path) -> list[Row]:
-    header, rows = _read_table(path)
+def _read_frame(path: Path, modality: str, sep: str, encoding: str) -> list[Row]:
+    header, rows = _read_table(path, sep, encoding)
     image, categories = (_one_of(path, header, (name,)) for name in ("image", "categories"))
     attributes = next((name for name in ("atributes", "attributes") if name in header), None)
+    read = {name: (name,) for name in (image, categories, attributes) if name}
+    Header(path, tuple(header)).describe(read, (f"modality {modality}",))
     return [
         Row(
             _image(place, cells[image]),
@@ -231,10 +260,10 @@ def _read_frame(path: Path) -> list[Row]:
     ]
 
 
-def _read_table(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+def _read_table(path: Path, sep: str, encoding: str) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
     """The column names, and for each row its place in the file, as messages name it, and its cells by column."""
-    rows = list(read_named(path))
-    return list(rows[0][1]) if rows else next(read_rows(path))[2], rows
+    rows = list(read_named(path, sep=sep, encoding=encoding))
+    return list(rows[0][1]) if rows else next(read_rows(path, sep, encoding))[2], rows
 
 
 def _image(place: str, name: str) -> str:

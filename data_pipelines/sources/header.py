@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines.notices import warn_line
 from data_pipelines.records import DataError
 from data_pipelines.sources.labels import whole
-from data_pipelines.sources.tables import is_empty
+from data_pipelines.sources.tables import SEPARATORS, is_empty
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Header:
         parts = parsed(theirs)
         if not any(name is not None for _, name, _ in parts):
             raise self.missing(ours, theirs)
-        filled = [(text, name and self.getter(ours, name), name, spec) for text, name, spec in parts]
+        filled = [(text, self.getter(ours, name) if name else None, name, spec) for text, name, spec in parts]
 
         def fill(cells: list[str]) -> str:
             words = []
@@ -72,7 +73,7 @@ class Header:
         problem = f"{self.path}: has no column {theirs!r} (our {ours!r}), only {shown}"
         if ours == "only":
             return DataError(f"{problem}; `only` takes a column of the file")
-        if sep := next((f"sep={word}" for sign, word in _SIGNS.items() if sign in others[0]), ""):
+        if sep := next((f"sep={word}" for word, sign in SEPARATORS.items() if sign in others[0]), ""):
             return DataError(f"{problem}; is the separator {sep}?")
         lower = {name.lower(): name for name in reversed(others)}
         near = difflib.get_close_matches(theirs.lower(), list(lower), 1, 0.5)
@@ -86,22 +87,25 @@ class Header:
 
     def describe(self, read: Mapping[str, Sequence[str]], assumed: Sequence[str] = ()) -> None:
         """Log in one line which columns are read (our name -> theirs), which are ignored, and what is assumed."""
-        shown = [ours if [ours] == list(theirs) else f"{ours} ({_listed(theirs)})" for ours, theirs in read.items()]
+        shown = [
+            ours if [ours] == list(theirs) else f"{ours} ({_listed(theirs) or 'from the name of the image'})"
+            for ours, theirs in read.items()
+        ]
         taken = {name for theirs in read.values() for one in theirs for name in self.used(one)}
         ignored = [self._hint(name, read) for name in self.names if name and name not in taken]
         ignored.sort(key=lambda text: "=" not in text)  # what may have been meant comes first
         line = f"{self.path}: reads {_listed(shown)}"
         line += f"; ignores {_listed(ignored)}" if ignored else ""
         line += f"; assumes {_listed(assumed)}" if assumed else ""
-        _log.log(logging.WARNING if ignored or assumed else logging.INFO, "%s", line)
+        if ignored or assumed:
+            warn_line(_log, "%s", line)
+        else:
+            _log.info("%s", line)
 
     def _hint(self, name: str, read: Mapping[str, Sequence[str]]) -> str:
         plain = re.sub(r"[\s_-]+", "_", name.lower())
         ours = next((ours for ours, others in OTHER_NAMES.items() if plain in (ours, f"{ours}s", *others)), "")
         return f"{name} ({ours}={name} reads it)" if ours and ours not in read else name
-
-
-_SIGNS = {"\t": "tab", ";": "semicolon", "|": "|"}
 
 
 def parsed(template: str) -> list[tuple[str, str | None, str]]:
@@ -111,6 +115,8 @@ def parsed(template: str) -> list[tuple[str, str | None, str]]:
     except ValueError as error:
         raise DataError(f"template {template!r}: {error}; write {{COLUMN}}, and {{{{ for a brace") from None
     for _, name, spec, conversion in parts:
+        if name == "":
+            raise DataError(f"template {template!r}: {{}} names no column; write {{COLUMN}}")
         if conversion or (spec and not _NUMBER.fullmatch(spec) and not _ALIGNED.fullmatch(spec)):
             wrong = f"!{conversion}" if conversion else f":{spec}"
             raise DataError(f"template {template!r}: {wrong!r} is not supported; expected such as {{{name}:04d}}")

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.notices import warn_line
 from data_pipelines.records import DataError, Record, View, no_such_image
 from data_pipelines.sources.columns import Strings, StringWriter, read_once
 from data_pipelines.sources.header import Header
@@ -160,7 +161,7 @@ class PatientCSV:
                 writer.append(path if name in ("left", "right") else value)
         if dropped:
             total = dropped + len(places) // 2
-            _log.warning("%s: left out %d of %d rows with empty fields", self.table, dropped, total)
+            warn_line(_log, "%s: left out %d of %d rows with empty fields", self.table, dropped, total)
         if not places:
             raise DataError(f"{self.table}: has no rows" + (f" left, {dropped} have empty fields" if dropped else ""))
         return tuple(writer.finish() for writer in writers), np.array(places, np.uint32).reshape(-1, 2)
@@ -321,7 +322,7 @@ def open_pairs(word: str | Path, image_dir: str | Path = "") -> PairedFiles | Pa
     other path or option.
     """
     head, *rest = [str(word)] if Path(word).exists() else str(word).split(",")
-    path, options = Path(head), dict(part.partition("=")[::2] for part in rest)
+    path, options = Path(head), {name: value for name, _, value in (part.partition("=") for part in rest)}
     known = (*PATIENT_COLUMNS, "images", "sep", "encoding", "empty")
     table = path.suffix.lower() in SUFFIXES and not path.name.endswith("_imgs.tsv")
     if wrong := [name for name in options if not table or name not in known]:
@@ -335,8 +336,12 @@ def open_pairs(word: str | Path, image_dir: str | Path = "") -> PairedFiles | Pa
             f"{path}: expected a table ({', '.join(SUFFIXES)}), a ..._imgs.tsv, or a folder with the LMDBs imgs and pairs"
         )
     folder = options.pop("images", "") or image_dir
-    sep = {"tab": "\t", "semicolon": ";", "comma": ","}.get(options.get("sep", ","), options.get("sep", ","))
     columns = tuple((name, options[name]) for name in PATIENT_COLUMNS if options.get(name))
     return PatientCSV(
-        path, Path(folder) if folder else None, columns, sep, options.get("encoding", ""), options.get("empty", "error")
+        path,
+        Path(folder) if folder else None,
+        columns,
+        options.get("sep", ","),
+        options.get("encoding", ""),
+        options.get("empty", "error"),
     )

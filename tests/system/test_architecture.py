@@ -24,6 +24,7 @@ LAZY = {
         "sacrebleu",
     ),
     *("tensorboardX", "wandb", "onnx", "open_clip", "timm"),
+    *("openpyxl", "pyarrow"),
 }
 # Rooms (folders, or files at a root) by level: a room imports rooms of lower levels only, and files of its own room.
 LEVELS = {
