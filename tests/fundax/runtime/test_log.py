@@ -1,8 +1,9 @@
 import json
+import logging
 
 import pytest
 
-from fundax.runtime.log import Log
+from fundax.runtime.log import Log, to_console
 from fundax.types import UserError
 
 
@@ -59,6 +60,26 @@ def test_a_repeated_evaluation_replaces_its_own_row_only(tmp_path):
         log.evaluation(5, {"e/auc": 0.9})
     assert [row["step"] for row in rows(tmp_path)] == [5, 10, 5]
     assert rows(tmp_path)[-1]["e/auc"] == 0.9 and rows(tmp_path)[0]["train/loss"] == 1.0
+
+
+def test_names_are_text_and_no_markup(tmp_path, capsys):
+    with opened(tmp_path, step=9) as log:
+        log.evaluation(9, {"e/drusen [small]": 0.5})
+        log.evaluation(10, {"e/drusen [small]": 0.5, "e/[bold]": 1.0, "e/:eye:": 0.0})
+    said = capsys.readouterr().err
+    assert said.count("drusen [small]") == 2 and "[bold]" in said and ":eye:" in said
+
+
+def test_a_message_is_one_line_of_the_console(capsys):
+    loggers = [logging.getLogger(name) for name in ("fundax", "data_pipelines")]
+    before = [(one.handlers[:], one.level, one.propagate) for one in loggers]
+    to_console()
+    logging.getLogger("data_pipelines.sources").warning("a [table] of %d words%s", 40, " word" * 40)
+    loggers[0].info("an assumption")
+    for one, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        one.handlers[:], one.level, one.propagate = handlers, level, propagate
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["warning: a [table] of 40 words" + " word" * 40, "an assumption"]
 
 
 def test_tensorboard_gets_the_rows(tmp_path):
