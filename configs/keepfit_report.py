@@ -63,14 +63,12 @@ def recipe(
     report_cut_texts(parts["train"], words)
     steps = run.total(-(-len(source) // run.batch))
     rule = optim.adamw(optim.cosine(run.lr, steps, min(100, steps // 2)), weight_decay=run.weight_decay)
-    published = amsgrad(run.lr, run.weight_decay)
+    rule = optax.chain(optax.clip_by_global_norm(1.0), rule)
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective, ("image",)), log=50, save=500, eval=500),
         objective=objective,
         train=train(source, learn, **run.loader()),
-        optimizer=amsgrad(run.lr, run.weight_decay)
-        if augment == "published"
-        else optax.chain(optax.clip_by_global_norm(1.0), rule),
+        optimizer=amsgrad(run.lr, run.weight_decay) if augment == "published" else rule,
         evals={"reports": evals.WrittenReports(data=passes, decode=words.decode, findings=graded)},
         best="reports/cider",
         preprocessing={"findings": names} if findings else {},
