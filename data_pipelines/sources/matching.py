@@ -104,7 +104,7 @@ class Matched(Indexed):
             self._refuse(names)
             _log.warning("%s: %s that are not used: %s", self.called, self._what, ", ".join(names))
             return Stored(rows)
-        labels = np.array([int(self.source[row].targets.get("label", -1)) for row in rows])
+        labels = np.array([int(self.source[row].targets.get("label", -1)) for row in range(len(rows))])
         counts = {self.names[k]: int((labels == k).sum()) for k in unknown}
         counted = [f"{name} ({count} rows)" for name, count in counts.items() if count]
         if counted:

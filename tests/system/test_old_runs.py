@@ -35,7 +35,7 @@ TOLERANCE = 1e-5  # of the largest number of an array, or of 1
 
 def open_run(path):
     """(objective, params, extra) of a run."""
-    return read_objective(path), *load_params(path)
+    return read_objective(path), *load_params(path, "latest")
 
 
 def open_export(path):
