@@ -60,6 +60,5 @@ def recipe(
         train=mix(shares(sources, chain, equal=balanced), **run.loader()),
         optimizer=optim.flair_adamw(run.lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=run.weight_decay),
         **scores_of(held_out),
-        preprocessing={"interpolation": "bilinear"},
         tokenizer=words,
     )

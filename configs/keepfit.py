@@ -66,6 +66,5 @@ def recipe(
         train=keepfit.WithAppearance(both, looking(appearance)) if seen else both,
         optimizer=optim.flair_adamw(run.lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=run.weight_decay),
         **scores_of(found, pairs=bool(data.data or elite)),
-        preprocessing={"interpolation": "bilinear"},
         tokenizer=words,
     )
