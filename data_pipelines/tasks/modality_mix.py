@@ -18,10 +18,9 @@ from data_pipelines.synthetic.render import DRAWERS
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.transforms.steps import Select, Squash, Step
 from data_pipelines.transforms.views import Grouped, SingleView
-from data_pipelines.words import Named, word_of
+from data_pipelines.words import READING, Named, word_of
 
 ByModality = dict[str, list[Named]]
-_READING = ("depth", "orientation", "max_pixels")  # options of a folder of modalities
 
 
 def by_modality(
@@ -108,8 +107,8 @@ def _sources(word: str, data: Sources, wanted: Sequence[str], synthetic: Eyes) -
         found = [Named(f"synthetic_{name.lower()}", one, None, word, {"modality": name}) for name, one in eyes.items()]
     elif Path(folder := word_of(word)[0]).is_dir() and _has_modalities(Path(folder)):
         options = word_of(word)[1]
-        if unknown := [name for name in options if name not in _READING]:
-            raise DataError(f"{word}: unknown option {unknown[0]!r}; expected one of {', '.join(_READING)}")
+        if unknown := [name for name in options if name not in READING]:
+            raise DataError(f"{word}: unknown option {unknown[0]!r}; expected one of {', '.join(READING)}")
         sources = modality_folders(folder, reading=read_options(**options)).items()
         name_of = Path(folder).name
         found = [Named(f"{name_of}_{name.lower()}", one, None, word, {"modality": name}) for name, one in sources]
