@@ -11,7 +11,7 @@ from typing import Any
 from data_pipelines.language.prompts import prompts_of
 from data_pipelines.open import Data
 from data_pipelines.tasks import labelled
-from data_pipelines.tasks.image_text import check_words
+from data_pipelines.tasks.image_text import check_words, fingerprint
 from data_pipelines.tasks.labelled import FRACTIONS, Reader
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax import evals, interop, objectives, optim
@@ -49,23 +49,18 @@ def recipe(
         extra = {"model": reduce(lambda tree, change: change(tree), model.init_extra, {})}
         return objective.told(filled, extra, partial(class_features, prompts=prompts))
 
-    begin_extra = tuple(lambda fresh, change=change: {"model": change(fresh["model"])} for change in model.init_extra)
-    frozen = evals.Frozen(objective, (start,), run.seed, cache, begin_extra)
+    extra = tuple(lambda fresh, change=change: {"model": change(fresh["model"])} for change in model.init_extra)
+    begin = interop.WarmStart((start,), extra)
+    frozen = evals.Frozen(objective, begin.init_from, run.seed, cache, begin.init_extra)
     view = Grouped(SingleView(text=None, targets=("label",)))
     read = Reader(parts, model.preprocessing, first=view, workers=run.workers)
-    origin = "" if data.data else f"synthetic {parts.name} {data.patients} {run.seed}"
-    rows = lambda part: frozen.rows(read.once(getattr(parts, part)), read.keys, origin and f"{part} {origin}")  # noqa: E731
+    origin = fingerprint(data, run.seed)
+    rows = lambda part: frozen.rows(read.once(getattr(parts, part)), read.keys, f"{part} {origin}")  # noqa: E731
     epoch = max(len(parts.train) // run.batch, 1)
     steps = run.total(epoch)
     rule = optim.adamw(optim.cosine_schedule(run.lr, 0, steps), weight_decay=run.weight_decay, decay=optim.decay_all)
     return Recipe(
-        **run.recipe(
-            steps,
-            interop.WarmStart((start,), begin_extra),
-            log=max(steps // 20, 1),
-            save=0,
-            eval=max(epoch, steps // 20),
-        ),
+        **run.recipe(steps, begin, log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
         objective=objective,
         train=evals.Epochs(rows("train"), run.batch, run.seed),
         optimizer=optim.freeze(rule, "^(model|heads)/"),

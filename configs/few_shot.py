@@ -67,8 +67,8 @@ def recipe(
                 methods=methods,
                 patient="group",
                 cache=cache,
-                pool_fingerprint=origin and f"pool of {origin}",
-                test_fingerprint=origin and f"test of {origin}",
+                pool_fingerprint=f"pool of {origin}",
+                test_fingerprint=f"test of {origin}",
             )
         },
         preprocessing=model.preprocessing,

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from data_pipelines.open import Data
 from data_pipelines.pipeline import mix, train
 from data_pipelines.tasks import labelled
-from data_pipelines.tasks.labelled import FRACTIONS, Reader
 from data_pipelines.transforms.steps import Select
 from fundax import encoders, evals, interop, objectives
 from fundax.losses.supervised import inverse_frequencies
@@ -31,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def recipe(
     *,
     preset: Literal["laptop", "visionfm", "retfound", "ret_clip"] = "laptop",
-    data: Data = Data(patients=1400, fractions=FRACTIONS),
+    data: Data = Data(patients=1400, fractions=labelled.FRACTIONS),
     run: Run = Run(lr=8e-3, weight_decay=0.05),
     init: str = "",
     checkpoint: str = "",
@@ -60,7 +59,7 @@ def recipe(
         classes=classes, focal=focal, smoothing=smoothing, mixup=mixup, cutmix=cutmix, peer_softmax=preset == "ret_clip",
         weights=inverse_frequencies(labelled.labels_of(parts.train), len(classes)) if weights == "balanced" else (),
     )  # fmt: skip
-    read = Reader(parts, start.preprocessing, workers=run.workers)
+    read = labelled.Reader(parts, start.preprocessing, workers=run.workers)
     steps = (read.view, *labelled.augmentation(preset, start.image.image_size), Select(("image", "label", "modality")))
     turns = [(part, steps, 1.0) for part in labelled.by_class(parts.train, len(classes))] if balanced else []
     epoch = max(len(parts.train) // run.batch, 1)

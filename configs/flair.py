@@ -17,7 +17,7 @@ from data_pipelines.tasks.image_text import rows_of, shares, tests
 from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, FlairAugment
 from data_pipelines.transforms.steps import Flip, Select, Tokenize
 from fundax import encoders, interop, optim
-from fundax.evals.zero_shot import zero_shot
+from fundax.inference.image_text import scores_of
 from fundax.objectives.flair import flair
 from fundax.recipe import Recipe, Run
 
@@ -59,7 +59,6 @@ def recipe(
         objective=objective,
         train=mix(shares(sources, chain, equal=balanced), **run.loader()),
         optimizer=optim.flair_adamw(run.lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=run.weight_decay),
-        evals={f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in held_out},
-        best="zero_shot*/macro_auc" if held_out else None,
+        **scores_of(held_out),
         tokenizer=words,
     )

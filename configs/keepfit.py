@@ -10,16 +10,13 @@ from typing import Literal
 
 from data_pipelines.language import tokenizers
 from data_pipelines.language.prompts import prompts_of
-from data_pipelines.open import Named, Sources
-from data_pipelines.sources.cached import CachedSource
+from data_pipelines.open import Sources
 from data_pipelines.tasks import keepfit
 from data_pipelines.tasks.image_text import report_cut_texts, rows_of, tests
-from data_pipelines.tasks.keepfit import WithAppearance
-from data_pipelines.transforms.flair import Canvas, Diagnosed
+from data_pipelines.transforms.flair import Canvas
 from fundax import encoders, interop, optim
-from fundax.evals.retrieval import retrieval
-from fundax.evals.zero_shot import zero_shot
 from fundax.inference.appearance import appearance_width, looking
+from fundax.inference.image_text import scores_of
 from fundax.objectives.flair import flair
 from fundax.objectives.keepfit import KeepFIT, caption_decoder
 from fundax.objectives.keepfit_reference import V1, V2
@@ -57,30 +54,17 @@ def recipe(
     objective = KeepFIT(base, reference, appearance=appearance_width(appearance) if seen else 1, **branches)
     side = base.image.image_size
     eyes = data.eyes(run.seed, side)
-    synthetic = [eyes, eyes.split("task_train", max(data.patients // 20, 4))]
-    synthetic = synthetic if run.workers else list(map(CachedSource, synthetic))
-    public, experts = ([Named("synthetic", Diagnosed(source))] for source in synthetic)
-    few = min(max(14, data.patients // 10), 280)
-    unseen = [replace(eyes.split("val", few), modalities=(name,)) for name in data.modalities]
-    drawn = {"val": [Named(one.modalities[0], CachedSource(one)) for one in unseen]}
-    if data.data or elite:
-        parts = data.parts({}, run.seed, opener=keepfit.opened(data.data + data.val, data.image_dir), also=elite)
-        read = [[one for one in parts["train"] if ("elite" in one.options) == expert] for expert in (False, True)]
-        public, experts = read[0] or public, read[1] or experts
-        drawn = {name: keepfit.by_category(part) for name, part in parts.items()}
-        report_cut_texts(experts, words)
+    public, experts, held_out = keepfit.sources(data, elite, eyes, run.seed, keep=not run.workers)
+    report_cut_texts(experts, words)
     both = keepfit.pairs(public, experts, words, side, run.loader(), synonyms=not data.data)
     epoch = max(rows_of(public) // run.batch, 1)
-    held_out = tests(data, drawn, Canvas(side), words, prompts_of, run.batch)
-    scores = {f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in held_out if t.labelled}
-    paired = {f"retrieval{t.suffix}": retrieval(t.pairs) for t in held_out if t.pairs and (data.data or elite)}
+    found = tests(data, held_out, Canvas(side), words, prompts_of, run.batch)
     start = interop.warm_start(init, objective) + interop.warm_start(init_text, objective, ("text",))
     return Recipe(
         **run.recipe(run.total(epoch), start, log=50, save=500, eval=500),
         objective=objective,
-        train=WithAppearance(both, looking(appearance)) if seen else both,
+        train=keepfit.WithAppearance(both, looking(appearance)) if seen else both,
         optimizer=optim.flair_adamw(run.lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=run.weight_decay),
-        evals=scores | paired,
-        best="zero_shot*/macro_auc" if scores else "retrieval*/image_to_text_R@1" if paired else None,
+        **scores_of(found, pairs=bool(data.data or elite)),
         tokenizer=words,
     )

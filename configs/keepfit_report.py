@@ -5,7 +5,7 @@ layers, 90 words, beam search. Without --data it trains on synthetic angiograms 
 which also learns the findings of an image (docs/methods/reports.md): --preset laptop.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import optax
 
@@ -18,7 +18,7 @@ from data_pipelines.tasks.image_text import Reference, report_cut_texts
 from data_pipelines.transforms.steps import ColorJitter, Flip, RandomResizedCrop, Select, Squash, Tokenize
 from data_pipelines.transforms.views import SingleView
 from fundax import encoders, evals, interop, optim
-from fundax.objectives.report import report
+from fundax.objectives.report import amsgrad, report
 from fundax.recipe import Recipe, Run
 
 LAPTOP = {"size": "tiny", "epochs": 4, "lr": 2e-3, "context": 64, "beams": 1, "patients": 6000, "workers": 0}
@@ -63,17 +63,12 @@ def recipe(
     report_cut_texts(parts["train"], words)
     steps = run.total(-(-len(source) // run.batch))
     rule = optim.adamw(optim.cosine(run.lr, steps, min(100, steps // 2)), weight_decay=run.weight_decay)
-    rates = {"image": run.lr / 2, "decoder": run.lr}
-    groups: dict[Any, optax.GradientTransformation] = {
-        name: optax.chain(optax.add_decayed_weights(run.weight_decay), optax.amsgrad(r)) for name, r in rates.items()
-    }
-    split = optax.multi_transform(groups, lambda params: {n: n if n == "image" else "decoder" for n in params})
-    published = optax.chain(optax.clip(0.1), split)
+    rule = optax.chain(optax.clip_by_global_norm(1.0), rule)
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective, ("image",)), log=50, save=500, eval=500),
         objective=objective,
         train=train(source, learn, **run.loader()),
-        optimizer=published if augment == "published" else optax.chain(optax.clip_by_global_norm(1.0), rule),
+        optimizer=amsgrad(run.lr, run.weight_decay) if augment == "published" else rule,
         evals={"reports": evals.WrittenReports(data=passes, decode=words.decode, findings=graded)},
         best="reports/cider",
         preprocessing={"findings": names} if findings else {},

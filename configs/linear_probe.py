@@ -9,7 +9,7 @@ from typing import Literal
 
 from data_pipelines.open import Data
 from data_pipelines.tasks import labelled
-from data_pipelines.tasks.labelled import FRACTIONS, Reader
+from data_pipelines.tasks.image_text import fingerprint
 from fundax import encoders, evals, interop, objectives, optim
 from fundax.encoders.backbone import Feature
 from fundax.evals import features
@@ -21,7 +21,7 @@ PRESETS = {"smoke": {"steps": 3, "patients": 28}}
 
 def recipe(
     *,
-    data: Data = Data(patients=1400, fractions=FRACTIONS),
+    data: Data = Data(patients=1400, fractions=labelled.FRACTIONS),
     run: Run = Run(batch=128, epochs=100, lr=1e-3, weight_decay=0.05),
     init: str = "",
     checkpoint: str = "",
@@ -50,9 +50,9 @@ def recipe(
         weights=inverse_frequencies(labelled.labels_of(parts.train), len(classes)) if weights == "balanced" else (),
     )  # fmt: skip
     frozen = evals.Frozen(objective, start.init_from, run.seed, cache, start.init_extra)
-    read = Reader(parts, start.preprocessing, workers=run.workers)
-    origin = "" if data.data else f"synthetic {parts.name} {data.patients} {run.seed} {copies}"
-    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n), read.keys, origin and f"{part} {origin}")  # noqa: E731
+    read = labelled.Reader(parts, start.preprocessing, workers=run.workers)
+    origin = f"{copies} {fingerprint(data, run.seed)}"
+    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n), read.keys, f"{part} {origin}")  # noqa: E731
     epoch = max(len(parts.train) * copies // run.batch, 1)
     steps = run.steps or max(run.epochs * copies * len(parts.train) // run.batch, 1)
     rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps)

@@ -18,8 +18,7 @@ from data_pipelines.tasks.image_text import report_cut_texts, rows_of, shares, t
 from data_pipelines.transforms.steps import Select, Squash, Tokenize, extra_aug
 from data_pipelines.transforms.views import SingleView
 from fundax import encoders, interop, optim
-from fundax.evals.retrieval import retrieval
-from fundax.evals.zero_shot import zero_shot
+from fundax.inference.image_text import scores_of
 from fundax.objectives.clip import clip
 from fundax.recipe import Recipe, Run
 
@@ -62,9 +61,6 @@ def recipe(
     chain = (SingleView(prompt=prompt), *see, Tokenize(words), Select(("image", "text")))
     held_out = tests(data, parts, Squash(side), words, worded(prompt), run.batch, prompt)
     report_cut_texts(parts["train"], words, prompt)
-    evals = {f"retrieval{t.suffix}": retrieval(t.pairs) for t in held_out if t.pairs}
-    evals |= {f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in held_out if t.labelled}
-    ranked = "zero_shot*/macro_auc" if any(t.labelled for t in held_out) else "retrieval*/image_to_text_R@1"
     return Recipe(
         **run.recipe(run.total(epoch), interop.warm_start(init, objective), log=32, save=epoch, eval=epoch),
         objective=objective,
@@ -73,7 +69,6 @@ def recipe(
             optim.adamw(optim.constant(run.lr, warmup), (0.9, 0.95), 1e-6, run.weight_decay, optim.peer_open_clip),
             optim.clip_params({"^log_scale": (0.0, math.log(100))}),
         ),
-        evals=evals,
-        best=ranked if evals else None,
+        **scores_of(held_out),
         tokenizer=words,
     )

@@ -13,7 +13,7 @@ from data_pipelines.tasks.image_text import report_cut_texts, rows_of, shares, t
 from data_pipelines.transforms.steps import Flip, Select, Squash, Tokenize
 from data_pipelines.transforms.views import SingleView
 from fundax import encoders, interop, optim
-from fundax.evals.zero_shot import zero_shot
+from fundax.inference.image_text import scores_of
 from fundax.objectives.clip import clip
 from fundax.recipe import Recipe, Run
 
@@ -38,7 +38,7 @@ def recipe(
     parts = data.parts(eyes, run.seed)
     steps = run.total(-(-rows_of(parts["train"]) // run.batch))
     chain = (SingleView(), Flip(), Squash(side), Tokenize(words), Select(("image", "text")))
-    labelled = [t for t in tests(data, parts, Squash(side), words, templated(TEMPLATES), run.batch) if t.classes]
+    held_out = tests(data, parts, Squash(side), words, templated(TEMPLATES), run.batch)
     report_cut_texts(parts["train"], words)
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=200),
@@ -54,7 +54,6 @@ def recipe(
             ),
             optim.clip_params({"log_scale": (0.0, optim.MAX_LOG_SCALE)}),
         ),
-        evals={f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in labelled},
-        best="zero_shot*/macro_auc" if labelled else None,
+        **scores_of(held_out, pairs=False),
         tokenizer=words,
     )

@@ -13,7 +13,6 @@ from data_pipelines.open import Data
 from data_pipelines.pipeline import train
 from data_pipelines.synthetic.sources import BIOMARKERS
 from data_pipelines.tasks import labelled
-from data_pipelines.tasks.labelled import FRACTIONS, Reader
 from data_pipelines.transforms.steps import Select, eval_step
 from fundax import encoders, evals, interop, objectives, optim
 from fundax.encoders.backbone import Feature
@@ -25,7 +24,7 @@ PRESETS = {"smoke": {"size": "resnet-smoke", "image_size": 32, "steps": 3}}
 
 def recipe(
     *,
-    data: Data = Data(patients=3000, fractions=FRACTIONS),
+    data: Data = Data(patients=3000, fractions=labelled.FRACTIONS),
     run: Run = Run(batch=64, epochs=14, lr=4e-3, weight_decay=0.05),
     init: str = "",
     checkpoint: str = "",
@@ -49,7 +48,7 @@ def recipe(
     )
     decoder = encoders.MLPHead(len(names), 2 if head == "mlp" else 1, dropout, norm=head == "mlp")
     objective = objectives.Regress(start.backbone, decoder, names, given="image" if learns else "feature")
-    read = Reader(parts, start.preprocessing, ("value",), workers=run.workers)
+    read = labelled.Reader(parts, start.preprocessing, ("value",), workers=run.workers)
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
     rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n), read.keys)  # noqa: E731
     passes = read.once(parts.scored, batch=min(run.batch, 64)) if learns else features.one_epoch(rows("scored"))

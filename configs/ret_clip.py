@@ -5,22 +5,20 @@ left, right, text), S_imgs.tsv beside S_texts.jsonl, or a folder of LMDB; withou
 that two CPU cores train in ten minutes: python launch.py train configs/ret_clip.py --preset laptop --workdir runs/ret_clip
 """
 
-from typing import Literal
-
-import optax
+from typing import Any, Literal
 
 from data_pipelines.language.tokenizers import bundled
 from data_pipelines.open import Sources, joined, synthetic_parts
-from data_pipelines.pipeline import one_epoch, train
+from data_pipelines.pipeline import train
 from data_pipelines.synthetic.sources import Patients
-from data_pipelines.tasks.eye_pairs import level_prompts, paired, pairs, probe_data
-from data_pipelines.tasks.image_text import report_cut_texts, scored_names
+from data_pipelines.tasks.eye_pairs import level_prompts, paired, pairs, probe_data, retrieval_passes
+from data_pipelines.tasks.image_text import report_cut_texts
 from data_pipelines.transforms.steps import Flip, Select, Squash, Tokenize, ret_clip_aug
 from data_pipelines.transforms.views import PairedEyes
-from fundax import encoders, evals, interop, optim
+from fundax import encoders, evals, interop
 from fundax.evals.retrieval import retrieval
 from fundax.evals.zero_shot import zero_shot
-from fundax.objectives.ret_clip import ret_clip
+from fundax.objectives.ret_clip import optimizer, ret_clip
 from fundax.recipe import Recipe, Run
 
 LAPTOP = {"batch": 64, "epochs": 8, "workers": 0, "dtype": "float32", "remat": "none", "patients": 4000, "context": 96}
@@ -62,25 +60,19 @@ def recipe(
     see = ret_clip_aug(side, parity=parity) if published else (Flip(), Squash(side))
     eyes, prompts = paired(unseen, run.batch), level_prompts(unseen, words)
     probes, label = probe_data(unseen, rfmid_root, run.batch)
-    chain = (PairedEyes(), Squash(side), Tokenize(words), Select(KEYS))
-    held_out = {n: one_epoch(one.source, chain, batch=run.batch) for n, one in scored_names(data, parts)}
-    scores = {f"retrieval{n}": retrieval(one, parity=parity, inputs=KEYS[:4]) for n, one in held_out.items()}
-    drawn = {
-        "zero_shot": zero_shot(eyes, unseen.classes, prompts["patient"], inputs=("left", "right")),
-        "laterality": evals.Laterality(data=eyes, prompts={eye: prompts[eye] for eye in KEYS[:2]}),
-    }
-    probe = {"probe": evals.Probe(**probes, label=label, feature="visual")}
-    rule = optim.peer_ret_clip if published else optim.decay_matrices
+    held_out = retrieval_passes(data, parts, (Squash(side), Tokenize(words), Select(KEYS)), run.batch)
+    scores: dict[str, Any] = {n: retrieval(one, parity=parity, inputs=KEYS[:4]) for n, one in held_out.items()}
+    if not data.data:
+        scores["zero_shot"] = zero_shot(eyes, unseen.classes, prompts["patient"], inputs=("left", "right"))
+        scores["laterality"] = evals.Laterality(data=eyes, prompts={eye: prompts[eye] for eye in KEYS[:2]})
+    if rfmid_root or not data.data:
+        scores["probe"] = evals.Probe(**probes, label=label, feature="visual")
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=200),
         objective=objective,
         train=train(source, (PairedEyes(), *see, Tokenize(words), Select(KEYS)), **run.loader()),
-        optimizer=optax.chain(
-            optax.identity() if published else optax.clip_by_global_norm(1.0),
-            optim.adamw(optim.cosine(run.lr, steps, min(50, steps // 2)), (0.9, 0.98), 1e-6, run.weight_decay, rule),
-            optim.clip_params({"^log_scale/": (0.0, optim.MAX_LOG_SCALE)}),
-        ),
-        evals=scores | (probe if rfmid_root else {}) if data.data else drawn | probe,
-        best="zero_shot/macro_auc" if not data.data else "retrieval*/image_to_text_R@1" if scores else None,
+        optimizer=optimizer(run.lr, steps, run.weight_decay, published),
+        evals=scores,
+        best="zero_shot/macro_auc" if not data.data else "retrieval*/image_to_text_R@1" if held_out else None,
         tokenizer=words,
     )

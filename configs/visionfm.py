@@ -5,21 +5,18 @@ has a folder for each modality; without --data it trains on synthetic eyes. On t
 python launch.py train configs/visionfm.py --preset laptop --workdir runs/visionfm
 """
 
-from dataclasses import replace
 from typing import Literal
-
-import optax
 
 from data_pipelines.open import Sources, joined
 from data_pipelines.pipeline import mix, one_epoch
 from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.sources.modality_folders import moments
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.tasks.modality_mix import by_modality, images, labelled_passes, probe_data, shares
+from data_pipelines.tasks.modality_mix import by_modality, images, probe_passes, shares
 from data_pipelines.transforms.multi_crop import MultiCrop, published_colours
 from data_pipelines.transforms.steps import Select
 from data_pipelines.transforms.views import SingleView
-from fundax import encoders, evals, interop, optim
+from fundax import encoders, evals, interop
 from fundax.objectives import ibot
 from fundax.recipe import Recipe, Run
 
@@ -63,23 +60,17 @@ def recipe(
     crops = {"local_crops": local_crops, "local_size": small, "mask": mask, "colours": published_colours(side, jitter)}
     keys = ("global", "masked", *(("local",) if local_crops else ()), "modality")
     chain = (SingleView(size_hint=2 * side, text=None, targets=()), MultiCrop(side, tower.patch, **crops), Select(keys))
-    rate = optim.cosine_schedule(run.lr * run.batch / 256, by.last_lr, steps, min(round(by.warmup * epoch), steps // 2))
-    late = ("head/last_layer", max(round(by.frozen * epoch), 1))
-    decay = {"weight_decay": optim.cosine_schedule(0.04, 0.4, steps), "decay": optim.peer_visionfm}
-    rule = optax.chain(optim.clip_leaves(3.0), optim.adamw(rate, late=late, **decay))
     few, folds = (16, 2) if run.smoke else (100, 5)
-    unseen = replace(eyes.split("val", probe), conditions=("normal", "cataract") if run.smoke else None)
-    passes = {n.lower(): (unseen.classes, d) for n, d in probe_data(wanted, unseen, side, few).items()}
-    passes = labelled_passes(held, side, few) if data.data else passes
+    passes, unlabelled = probe_passes(data, held, eyes.split("val", probe), wanted, side, few)
     scores = {f"probe_{n}": evals.FrozenProbe(data=d, classes=c, folds=folds) for n, (c, d) in passes.items()}
-    if held and not scores:
-        one = one_epoch(joined([one for group in held.values() for one in group]), chain, batch=run.batch)
-        scores = {"held_out": evals.HeldOutLoss(data=one, objective=objective, step=steps)}
+    if unlabelled:
+        rest = one_epoch(joined(unlabelled), chain, batch=run.batch)
+        scores = {"held_out": evals.HeldOutLoss(data=rest, objective=objective, step=steps)}
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective), save=epoch, eval=epoch if held else 0),
         objective=objective,
         train=mix(shares(sources, chain, balanced), **run.loader()),
-        optimizer=optim.freeze(rule, "head/last_layer2?/scale"),
+        optimizer=ibot.optimizer(by, run.lr * run.batch / 256, steps, epoch),
         evals=scores,
         best="probe_*/macro_auc" if data.data and passes else None,
         preprocessing={"modalities": wanted},

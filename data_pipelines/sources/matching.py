@@ -81,11 +81,13 @@ class Matched(Indexed):
         """i64 [names]: the place of each of the source's own names."""
         found, names = places(self.names, self.given), names_of(self.given)
         if (found < 0).all():
-            own = ", ".join(self.names) or "no names"
-            word = "+".join(f"{name}:NAME" for name in self.names[:3]) + ("+..." if len(self.names) > 3 else "")
+            own, some = ", ".join(self.names) or "no names", self.names[:3] or ("CODE",)
+            more = "..." if len(self.names) > len(some) else ""
+            option = f"classes={'+'.join(f'{name}:NAME' for name in some)}{more} as an option of the source"
+            flags = f"--classes {' '.join(f'{name}:NAME' for name in some)}{more}"
             raise DataError(
                 f"{self.called}: its {self._what} are {own}; none of them is one of {', '.join(names)}; "
-                f"say which is which: classes={word or 'CODE:NAME+...'} as an option of the source"
+                f"say which is which: {option if self.target == 'label' else flags}"
             )
         if absent := [name for k, name in enumerate(names) if k not in found]:
             _log.warning("%s: has no %s %s", self.called, self._what, ", ".join(absent))
@@ -102,8 +104,8 @@ class Matched(Indexed):
             self._refuse(names)
             _log.warning("%s: %s that are not used: %s", self.called, self._what, ", ".join(names))
             return Stored(rows)
-        labels = np.array([int(self.source[row].targets.get("label", -1)) for row in rows])
-        counts = {self.names[int(k)]: int((labels == k).sum()) for k in unknown}
+        labels = np.array([int(self.source[row].targets.get("label", -1)) for row in range(len(rows))])
+        counts = {self.names[k]: int((labels == k).sum()) for k in unknown}
         counted = [f"{name} ({count} rows)" for name, count in counts.items() if count]
         if counted:
             self._refuse(counted)

@@ -56,9 +56,12 @@ def _prepared(
     drawn: Callable[[Any], Source],
     keep: bool,
     fields: dict[str, Any],
-    **columns: str,
+    **columns: Any,
 ) -> Parts:
-    counts = {"val": max(data.patients // 5, 2), "test": max(data.patients // 4, 2) if len(data.fractions) > 2 else 0}
+    counts: dict[str, Any] = {
+        "val": max(data.patients // 5, 2),
+        "test": max(data.patients // 4, 2) if len(data.fractions) > 2 else 0,
+    }
     eyes = synthetic_parts(data.eyes(seed, max(size, 16), masks=True), keep=False, **counts)
     # The eyes themselves are not cached, only the prepared images.
     own = {name: drawn(getattr(part, "source", part)) for name, part in eyes.items()}
@@ -69,7 +72,7 @@ def _prepared(
     for some in (found["train"], data.held_out(found)):
         source = Prepared(joined([_by_name(one, target, data.classes) for one in some]), size, **fields)
         made.append(CachedSource(source) if keep else source)
-    return Parts(*made, data.part or "val")
+    return Parts(made[0], made[1], data.part or "val")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from data_pipelines.pipeline import Data, one_epoch
 from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.ret_clip import open_pairs
 from data_pipelines.synthetic.sources import Eyes, Patients
-from data_pipelines.transforms.steps import Select, Squash
+from data_pipelines.tasks.image_text import scored_names
+from data_pipelines.transforms.steps import Select, Squash, Step
 from data_pipelines.transforms.views import PairedEyes, SingleView
 from data_pipelines.words import Named
 
@@ -26,6 +27,14 @@ TARGETS = ("label", "label_left", "label_right")
 def pairs(data: Sources) -> Callable[[Sequence[str]], list[Named]]:
     """A function that opens words of --data as tables, files or databases of both eyes and a report (open_pairs)."""
     return lambda words: [Named(Path(word).stem, open_pairs(word, data.image_dir), None, word) for word in words]
+
+
+def retrieval_passes(
+    data: Sources, parts: Mapping[str, list[Named]], steps: Sequence[Step], batch: int
+) -> dict[str, Data]:
+    """One pass over both eyes and the report of each held-out patient of --data, by the name of the evaluation."""
+    named = scored_names(data, parts) if data.data else []
+    return {f"retrieval{end}": one_epoch(one.source, (PairedEyes(), *steps), batch=batch) for end, one in named}
 
 
 def paired(patients: Patients, batch: int) -> Data:

@@ -166,7 +166,8 @@ def _length(tokenizer: Tokenizer, text: str) -> int:
 
 def fingerprint(data: Data, seed: int) -> str:
     """A key for cached features of the parts of --data, which have been read; image files are assumed not to change."""
-    return hashlib.sha256(repr((data.patients, seed, data.part, data.used)).encode()).hexdigest()
+    settings = (data.patients, data.modalities, data.fractions, data.part, seed, data.used)
+    return hashlib.sha256(repr(settings).encode()).hexdigest()
 
 
 def by_modality(sources: Sequence[Named]) -> dict[str, Source]:

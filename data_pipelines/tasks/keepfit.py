@@ -10,13 +10,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from data_pipelines.open import Sources
 from data_pipelines.pipeline import mix
 from data_pipelines.records import DataError, Record, Source
+from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.columns import Indexed, read_once
 from data_pipelines.sources.flair import flair_frame, mm_retinal
 from data_pipelines.sources.tables import SUFFIXES
+from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.image_text import shares
-from data_pipelines.transforms.flair import Canvas, CategoryCaption, EliteReport, FlairAugment
+from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, EliteReport, FlairAugment
 from data_pipelines.transforms.steps import Flip, Select, Tokenize
 from data_pipelines.words import Named, word_of
 
@@ -211,6 +214,25 @@ def opened(public: Sequence[str], image_dir: str = "", **ban: Any) -> Callable[[
         return found
 
     return opener
+
+
+def sources(
+    data: Sources, elite: Sequence[str], eyes: Eyes, seed: int, keep: bool
+) -> tuple[list[Named], list[Named], dict[str, list[Named]]]:
+    """The public sources and the expert reports to train on, and the parts of both by name, to evaluate on.
+
+    What is not given is drawn: photographs and reports of `eyes`, and unseen eyes of each modality. keep: keep drawn images
+    in memory.
+    """
+    drawn = [eyes, eyes.split("task_train", max(eyes.n // 20, 4))]
+    public, experts = ([Named("synthetic", Diagnosed(CachedSource(one) if keep else one))] for one in drawn)
+    if not data.data and not elite:
+        unseen = eyes.split("val", min(max(14, eyes.n // 10), 280))
+        each = {name: CachedSource(replace(unseen, modalities=(name,))) for name in data.modalities}
+        return public, experts, {"val": [Named(name, one) for name, one in each.items()]}
+    parts = data.parts({}, seed, opener=opened(data.data + data.val, data.image_dir), also=elite)
+    known = [[one for one in parts["train"] if ("elite" in one.options) == expert] for expert in (False, True)]
+    return known[0] or public, known[1] or experts, {name: by_category(part) for name, part in parts.items()}
 
 
 @dataclass(frozen=True)

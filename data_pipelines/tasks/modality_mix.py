@@ -68,28 +68,31 @@ def shares(sources: ByModality, steps: tuple[Step, ...], balanced: bool) -> list
     return parts
 
 
-def probe_data(wanted: Sequence[str], unseen: Eyes, size: int, batch: int) -> dict[str, Any]:
-    """One labelled pass over the synthetic eyes `unseen` for each wanted modality that can be rendered."""
-    names = [name for name in DRAWERS if name in wanted and unseen.n]
-    eyes = {name: CachedSource(replace(unseen, modalities=(name,))) for name in names}
-    return {name: labelled_pass(source, size, batch) for name, source in eyes.items()}
+def probe_passes(
+    data: Sources, held: ByModality, unseen: Eyes, wanted: Sequence[str], size: int, batch: int
+) -> tuple[dict[str, tuple[tuple[str, ...], Any]], list[Named]]:
+    """Classes and one pass over labelled images to probe, by modality; and the held-out sources if none has labels.
 
-
-def labelled_pass(source: Source, size: int, batch: int) -> Any:
-    """One pass over the images, labels and patients of a labelled source."""
-    steps = (Grouped(SingleView(text=None)), Squash(size), Select(("image", "label", "modality", "group")))
-    return one_epoch(source, steps, batch=batch)
-
-
-def labelled_passes(held: ByModality, size: int, batch: int) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """The classes of the labelled sources of `held`, and a pass over them, by modality (and name, if there are several)."""
+    They are the labelled sources of `held`, or without --data the synthetic eyes `unseen` (of two conditions if they are
+    few) of each wanted modality that can be rendered. A name has the name of its source if there are several.
+    """
+    if not data.data:
+        unseen = replace(unseen, conditions=("normal", "cataract") if unseen.n < 100 else None)
+        names = [name for name in DRAWERS if name in wanted and unseen.n]
+        drawn = {name: CachedSource(replace(unseen, modalities=(name,))) for name in names}
+        return {n.lower(): (unseen.classes, _labelled(one, size, batch)) for n, one in drawn.items()}, []
     found = {}
     for modality, group in held.items():
         known = [one for one in group if getattr(one.source, "classes", ()) and "label" in one.source[0].targets]
         for one in known:
             name = modality.lower() + (f"_{one.name}" if len(known) > 1 else "")
-            found[name] = (one.source.classes, labelled_pass(one.source, size, batch))  # type: ignore[attr-defined]
-    return found
+            found[name] = (one.source.classes, _labelled(one.source, size, batch))  # type: ignore[attr-defined]
+    return found, [] if found else [one for group in held.values() for one in group]
+
+
+def _labelled(source: Source, size: int, batch: int) -> Any:
+    steps = (Grouped(SingleView(text=None)), Squash(size), Select(("image", "label", "modality", "group")))
+    return one_epoch(source, steps, batch=batch)
 
 
 def images(sources: ByModality) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data_pipelines.language import tokenizers
+from fundax.evals.retrieval import retrieval
+from fundax.evals.zero_shot import zero_shot
 from fundax.interop.read import load
 from fundax.objectives.clip import MEAN, STD, clip
 from fundax.types import Extra, Params, UserError
@@ -51,3 +53,20 @@ def image_text(init: str, checkpoint: int | str = "", *, smoke: bool = False) ->
         raise UserError(f"{init} has no tokenizer, which is needed to describe the classes")
     start = (lambda fresh: model.params,), (lambda fresh: model.extra,)
     return ImageText(model.objective, dict(model.preprocessing), model.tokenizer, *start)
+
+
+def scores_of(tests: Sequence[Any], *, labels: bool = True, pairs: bool = True) -> dict[str, Any]:
+    """The fields evals and best of a Recipe: zero-shot scores of labelled images, retrieval of images with texts.
+
+    tests: data_pipelines.tasks.image_text.tests. The best checkpoint is chosen by the mean over the sources, of zero-shot
+    AUC if there are labels, else of retrieval.
+    """
+    found: dict[str, Any] = {}
+    for one in tests:
+        if pairs and one.pairs:
+            found[f"retrieval{one.suffix}"] = retrieval(one.pairs)
+        if labels and one.labelled:
+            found[f"zero_shot{one.suffix}"] = zero_shot(one.labelled, one.classes, one.prompts)
+    ranked = any(name.startswith("zero_shot") for name in found)
+    best = "zero_shot*/macro_auc" if ranked else "retrieval*/image_to_text_R@1"
+    return {"evals": found, "best": best if found else None}

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fundax.encoders.backbone import image_features
 from fundax.encoders.heads import IBOTHead
@@ -18,7 +19,7 @@ from fundax.encoders.layers import apply
 from fundax.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
 from fundax.encoders.vit import ViT, dino_vit
 from fundax.losses import distillation
-from fundax.optim import cosine_schedule, ema_update
+from fundax.optim import adamw, clip_leaves, cosine_schedule, ema_update, freeze, peer_visionfm
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 # Small sizes of the encoder: image size, patch, width, depth, heads; and the side of their local crops is half the image's.
@@ -262,3 +263,11 @@ def _by_crop(tower: ViT, params: Params, crops: jax.Array, **given: Any) -> dict
     # the crops of an image stay neighbours, so that a sharded batch need not move between devices
     out = apply(tower, params, crops.reshape(-1, *crops.shape[2:]), **given)
     return {name: x.reshape(*crops.shape[:2], *x.shape[1:]) for name, x in out.items()}
+
+
+def optimizer(by: Schedules, lr: float, steps: int, epoch_steps: int) -> optax.GradientTransformation:
+    """AdamW with the schedules of `by`: each gradient clipped at 3, decay from 0.04 to 0.4, a last layer that starts late."""
+    rate = cosine_schedule(lr, by.last_lr, steps, min(round(by.warmup * epoch_steps), steps // 2))
+    late = ("head/last_layer", max(round(by.frozen * epoch_steps), 1))
+    decay = {"weight_decay": cosine_schedule(0.04, 0.4, steps), "decay": peer_visionfm}
+    return freeze(optax.chain(clip_leaves(3.0), adamw(rate, late=late, **decay)), "head/last_layer2?/scale")

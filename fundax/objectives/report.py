@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fundax.encoders.backbone import apply_encoder
 from fundax.encoders.layers import apply
@@ -175,3 +176,13 @@ def report(
     decoder = ReportDecoder(tokenizer.vocab_size, dtype=dtype, **ids, **fields)
     asked: dict[str, Any] = {"findings": findings, "words_every": every} if findings else {}
     return Report(ResNet(image_size or side, width, units, dtype=dtype), decoder, beams=beams, **asked)
+
+
+def amsgrad(lr: float, weight_decay: float) -> optax.GradientTransformation:
+    """The published optimizer: AMSGrad with L2 regularisation, the image encoder at half the rate, gradients cut at 0.1."""
+    rates = {"image": lr / 2, "decoder": lr}
+    groups: dict[Any, optax.GradientTransformation] = {
+        name: optax.chain(optax.add_decayed_weights(weight_decay), optax.amsgrad(rate)) for name, rate in rates.items()
+    }
+    split = optax.multi_transform(groups, lambda params: {n: n if n == "image" else "decoder" for n in params})
+    return optax.chain(optax.clip(0.1), split)

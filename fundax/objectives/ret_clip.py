@@ -13,6 +13,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from fundax.encoders import autoencoder, layers
 from fundax.encoders.bert import BERT, bert
@@ -22,6 +23,7 @@ from fundax.encoders.vit import Size, ViT, kept_patches, size_named, vit
 from fundax.losses import contrastive
 from fundax.losses.contrastive import NEGATIVES, Negatives, accuracy, contrast, contrast_pairs, mean_over_devices
 from fundax.optim import MAX_LOG_SCALE as MAX_LOG_SCALE  # the bound of the log scales, for configs
+from fundax.optim import adamw, clip_params, cosine, decay_matrices, peer_ret_clip
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 LEVELS = ("patient", "left", "right")
@@ -328,3 +330,13 @@ def ret_clip(
     tower = vit(size, image_size=image_size or size_named(size).image_size, **images)
     fields.setdefault("embed", size_named(size).embed)
     return RetCLIP(image=tower, text=bert(text, vocab=vocab, dropout=dropout, **both), **fields)
+
+
+def optimizer(lr: float, steps: int, weight_decay: float, published: bool) -> optax.GradientTransformation:
+    """AdamW with 50 steps of warm-up and a cosine. Unless `published`, gradients are clipped and matrices alone decay."""
+    rule = peer_ret_clip if published else decay_matrices
+    return optax.chain(
+        optax.identity() if published else optax.clip_by_global_norm(1.0),
+        adamw(cosine(lr, steps, min(50, steps // 2)), (0.9, 0.98), 1e-6, weight_decay, rule),
+        clip_params({"^log_scale/": (0.0, MAX_LOG_SCALE)}),
+    )
