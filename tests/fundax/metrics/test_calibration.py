@@ -101,7 +101,8 @@ def test_gaps_between_known_groups():
     ]  # fmt: skip
     found = subgroups.gaps(rows)
     assert found["sex"].estimate.value == pytest.approx(0.3) and found["sex"][1:] == ("f", "m")
-    assert not found["device"].defined and "fewer than two groups" in found["device"].note
+    device = found["device"].estimate
+    assert not device.defined and "fewer than two groups" in device.note
     assert set(found) == {"sex", "device"}
 
 
