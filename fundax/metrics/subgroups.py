@@ -39,7 +39,7 @@ def gaps(table: Sequence[Row]) -> dict[str, Gap]:
         if len(rows) < 2:
             out[name] = Gap(blank("fewer than two groups have a value"))
             continue
-        best, worst = max(rows, key=lambda r: r.estimate.value), min(rows, key=lambda r: r.estimate.value)
+        worst, *_, best = sorted(rows, key=lambda r: r.estimate.value)
         out[name] = Gap(Estimate(best.estimate.value - worst.estimate.value), best.group, worst.group)
     return out
 

@@ -16,7 +16,7 @@ from fundax.results.panels import COLOURS, Frame, Line, panel, plain, png, style
 from fundax.results.read import read_curves
 from fundax.types import UserError
 
-MOST_CLASSES = 40  # drawn in one figure or matrix
+MOST_CLASSES = 24  # drawn in one figure or matrix
 
 # metrics that are drawn together, on an axis from 0 to 1
 HIGHER = (

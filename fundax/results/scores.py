@@ -215,6 +215,9 @@ def _group(
         found = int((part.truth == 1).sum()) if part.binary else part.rows
     if count < least:
         return Row(attribute, group, part.rows, count, found, blank(f"{count} patients; at least {least} are required"))
+    if part.kind == "classification" and part.truth is not None and len(np.unique(part.truth)) == 1:
+        why = f"every row is of the class {part.names[int(part.truth[0])]}"
+        return Row(attribute, group, part.rows, count, found, blank(why))
     if name == "AUC" and part.truth is not None:
         estimate = auc_interval(part.truth == 1, part.ranks[:, 1], patients=part.patients)
     else:

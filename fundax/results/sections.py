@@ -133,7 +133,9 @@ def _probabilities(group: Sequence[Evaluation]) -> Table:
 def _classes(one: Evaluation) -> list[Block]:
     rows = []
     for name, count, found, why in scores.by_class(one):
-        cells = [number(found[key]) if found[key].defined else _dash(found[key], why) for key in _PER_CLASS]
+        cells = [
+            number(found[key]) if found[key].defined or key == "AUC" else _dash(found[key], why) for key in _PER_CLASS
+        ]
         rows.append((name, count, *cells))
     where = "at probability 0.5" if one.kind == "multi_label" else "of the most probable class"
     by_logit = " Rows are ranked by the logit of the class." if _ranked_by_logits(one) else ""
