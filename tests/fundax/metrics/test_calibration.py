@@ -110,3 +110,9 @@ def test_age_bands():
     assert subgroups.age_bands([12, 40, 54.9, 55, 70, math.nan]) == [
         *("under 40", "40-54", "40-54", "55-69", "70 and over", ""),
     ]
+
+
+def test_the_gap_of_equal_groups_is_between_two_groups():
+    rows = [subgroups.Row("sex", group, 9, 9, 3, Estimate(1.0)) for group in ("f", "m")]
+    gap = subgroups.gaps(rows)["sex"]
+    assert gap.estimate.value == 0 and {gap.best, gap.worst} == {"f", "m"}
