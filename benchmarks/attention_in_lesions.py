@@ -45,11 +45,10 @@ def shares(lookers: dict[str, Looker], condition: str, eyes: int, size: int) -> 
     truths = [_lesions(record.targets["masks"]) for record in records]
     for name, looker in lookers.items():
         maps = looker(np.stack([preprocess(image, looker.preprocessing) for image in photographs]))
-        resize = looker.preprocessing.get("resize", "squash")
         for row, (lesion, field) in enumerate(truths):
             if lesion.any():
                 for kind in KINDS:
-                    heat = over_photograph(maps[kind][row], size, size, resize, smooth=False)
+                    heat = over_photograph(maps[kind][row], size, size, looker.preprocessing, smooth=False)
                     found[f"{name} {kind}"].append(inside(heat, lesion, field))
     return {name: np.asarray(pairs).reshape(-1, 2) for name, pairs in found.items()}
 

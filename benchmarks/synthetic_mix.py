@@ -79,13 +79,13 @@ def main() -> None:
         (path,) = (workdir / "evals").glob("probe_*.npz")
         with np.load(path, allow_pickle=False) as stored:
             found[k] = {name: stored[name] for name in ("labels", "patient", "logits")}
-    columns, rows = ("real:synthetic", "macro AUC", "difference to 1:0", "95 % interval"), []
+    columns, rows = ("rendered:generated", "macro AUC", "difference to 1:0", "95 % interval"), []
     start = np.exp(found[0]["logits"])
     for k, one in found.items():
         gain = difference(one["labels"], one["patient"], start, np.exp(one["logits"]))
         interval = f"{gain['low']:+.3f} to {gain['high']:+.3f}" if k else "-"
         rows.append((f"1:{k}", f"{gain['second']:.3f}", f"{gain['second'] - gain['first']:+.3f}", interval))
-    title = f"{own.real} real eyes with k times as many synthetic ones, {own.steps} steps each"
+    title = f"{own.real} rendered eyes with k times as many generated ones, {own.steps} steps each"
     record("synthetic_mix", [Table(title, columns, rows)], keep=not own.no_keep)
 
 

@@ -61,6 +61,5 @@ def recipe(
         optimizer=optim.flair_adamw(run.lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=run.weight_decay),
         evals={f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in held_out},
         best="zero_shot*/macro_auc" if held_out else None,
-        preprocessing={"interpolation": "bilinear"},
         tokenizer=words,
     )

@@ -82,6 +82,5 @@ def recipe(
         optimizer=optim.flair_adamw(run.lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=run.weight_decay),
         evals=scores | paired,
         best="zero_shot*/macro_auc" if scores else "retrieval*/image_to_text_R@1" if paired else None,
-        preprocessing={"interpolation": "bilinear"},
         tokenizer=words,
     )

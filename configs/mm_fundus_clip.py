@@ -26,7 +26,9 @@ from fundax.recipe import Recipe, Run
 # The published model is large: it needs accelerators, and a pretrained CLIP to start from.
 PUBLISHED = {"size": "H/14-378", "batch": 128, "dtype": "bfloat16", "remat": "full", "workers": 8, "patients": 20_000}
 PRESETS = {"published": PUBLISHED}
-NOISE = "without --init the model starts from random weights, and --lr 1e-6 is for tuning a pretrained CLIP: give --init"
+NOISE = (
+    "without --init the model starts from random weights, and --lr 1e-6 is for tuning a pretrained CLIP: give --init"
+)
 
 
 def recipe(

@@ -188,21 +188,47 @@ def mask_pixels(step: Move, mask: np.ndarray) -> np.ndarray:
     return np.stack([step.pixels(np.ascontiguousarray(m), nearest=True) for m in np.moveaxis(mask, -1, 0)], -1)
 
 
-def resize_moves(size: tuple[int, int], to: int, mode: str, interpolation: str = "bicubic") -> tuple[Move, ...]:
+RESIZE_MODES = ("squash", "shortest", "longest", "canvas")
+
+
+def resize_moves(
+    size: tuple[int, int], to: int, mode: str, interpolation: str = "bicubic", resize_to: int = 0, down: bool = False
+) -> tuple[Move, ...]:
     """The transforms from size (H, W) to a square of `to` pixels.
 
-    `mode` is "squash" (ignore the aspect ratio), "shortest" (crop the centre) or "longest" (pad with 0). Source:
-    open_clip 2.30 `image_transform`; torchvision truncates the longer side, and `longest` rounds both.
+    `mode` is "squash" (ignore the aspect ratio), "shortest" (crop the centre), "longest" (pad with 0 around the image) or
+    "canvas" (pad with 0 below it or to its right). resize_to: resize to this many pixels instead, and then cut or pad the
+    centre to `to`. down: the place of that cut is rounded down, as in transformers.
+
+    Source: open_clip 2.30 `image_transform` and torchvision, which truncates the longer side, while `longest` rounds
+    both; `canvas` is FLAIR's `preprocess_image`, which truncates both.
     """
     height, width = size
-    if mode == "squash":
-        return (Resize(to, to, interpolation),)
-    if mode == "shortest":
-        short = min(height, width)
-        high, wide = int(to * height / short), int(to * width / short)
-        middle = Crop(round((high - to) / 2), round((wide - to) / 2), to, to)
-    else:
-        ratio = max(height, width) / to
-        high, wide = max(round(height / ratio), 1), max(round(width / ratio), 1)
-        middle = Crop(-((to - high) // 2), -((to - wide) // 2), to, to)
-    return (Resize(high, wide, interpolation), middle)
+    edge = resize_to or to
+    high = wide = edge
+    if mode == "canvas":
+        high, wide = fitted(height, width, edge)
+    elif mode == "shortest":
+        high, wide = (int(edge * side / min(size)) for side in size)
+    elif mode == "longest":
+        ratio = max(height, width) / edge
+        high, wide = (max(round(side / ratio), 1) for side in size)
+    resize = Resize(high, wide, interpolation)
+    if (high, wide) == (to, to):
+        return (resize,)
+    if mode == "canvas":
+        return resize, Crop(0, 0, to, to)
+    return resize, Crop(_middle(high, to, down), _middle(wide, to, down), to, to)
+
+
+def fitted(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of an image resized to fit FLAIR's canvas of `size`, rounded down to whole pixels."""
+    scale = max(height, width) / size
+    return (size, size) if height == width else (max(int(height / scale), 1), max(int(width / scale), 1))
+
+
+def _middle(length: int, to: int, down: bool) -> int:
+    """Where a centre crop begins, below 0 if it pads; half a pixel is rounded to even, as torchvision does."""
+    if length < to:
+        return -((to - length) // 2)
+    return (length - to) // 2 if down else round((length - to) / 2)

@@ -44,9 +44,9 @@ from data_pipelines.synthetic.sources import Eyes
 DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # the default folder of `launch.py data build`
 _COLUMNS = ("image", "text", "label", "modality", "eye", "patient", "day", "value")
 _DENSE = ("mask", "fov", "points")  # columns that are read only on request
-_READING = ("depth", "orientation", "max_pixels")  # how image files are read
-_CSV = (*_COLUMNS, *_DENSE, *_READING, "images", "sep", "encoding", "only", "empty", "keep", "classes", "values")
-_FOLDER = ("split", "modality", "classes", *_READING)
+READING = ("depth", "orientation", "max_pixels")  # how image files are read
+_CSV = (*_COLUMNS, *_DENSE, *READING, "images", "sep", "encoding", "only", "empty", "keep", "classes", "values")
+_FOLDER = ("split", "modality", "classes", *READING)
 _ALL = ("weight", "name", "others")
 
 
@@ -128,7 +128,7 @@ def _opened(
     if path.suffix.lower() in EXTENSIONS:
         raise DataError(f"{head}: is an image; expected a table of images, or a folder of them")
     if path.suffix.lower() == ".txt":
-        _known(options, ("images", "modality", *_READING), word)
+        _known(options, ("images", "modality", *READING), word)
         folder = Path(options["images"]) if options.get("images") else None
         return path.stem, LabelList(path, folder, options.get("modality", "CFP"), _reading(options)), {}
     _known(options, _CSV, word)
@@ -138,7 +138,7 @@ def _opened(
 
 def _csv(path: Path, options: Mapping[str, str]) -> Source:
     columns: dict[str, Any] = {name: options[name] or None for name in (*_COLUMNS, *_DENSE) if name in options}
-    fields: dict[str, Any] = {name: options[name] for name in ("encoding", *_READING) if options.get(name)}
+    fields: dict[str, Any] = {name: options[name] for name in ("encoding", *READING) if options.get(name)}
     fields |= {"classes": tuple(options["classes"].split("+"))} if _plain_classes(options) else {}
     fields |= {"keep": tuple(options["keep"].split("+"))} if options.get("keep") else {}
     fields |= {"values": options["values"]} if options.get("values") else {}
@@ -165,7 +165,7 @@ def _separator(options: Mapping[str, str]) -> str:
 def _reading(options: Mapping[str, str]) -> ReadOptions:
     """How image files are read."""
     values = options.get("values", "") if options.get("mask") else ""
-    return read_options(**{name: options.get(name, "") for name in _READING}, values=values)
+    return read_options(**{name: options.get(name, "") for name in READING}, values=values)
 
 
 def _plain_classes(options: Mapping[str, str]) -> bool:

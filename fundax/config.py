@@ -376,4 +376,5 @@ def _check_names(argv: Sequence[str], names: Sequence[str]) -> None:
         if option.startswith("--") and option.split(".")[0] not in known:
             near = difflib.get_close_matches(option, sorted(known), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
+            hint = "; it is --part test now" if option == "--test" else hint
             raise UserError(f"unknown argument {word.split('=')[0]}{hint} (--help lists them)")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import optax
 
+from fundax.encoders.backbone import preprocessing
 from fundax.runtime.best import Best, ranking
 from fundax.runtime.mesh import RULES, Rules
 from fundax.types import Data, Eval, Objective, Params, UserError
@@ -161,14 +162,4 @@ class Recipe:
     data: Mapping[str, Any] = field(default_factory=dict)  # JSON: sources, classes, split and part, set by the same
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "preprocessing", _preprocessing(self.objective) | dict(self.preprocessing))
-
-
-def _preprocessing(objective: Any) -> dict[str, Any]:
-    """What an objective says about its images; a config adds what its own transforms do differently."""
-    objective = getattr(objective, "base", objective)  # KeepFIT's
-    size = getattr(getattr(objective, "image", None), "image_size", None)
-    if size is None or not hasattr(objective, "mean"):
-        return {}
-    moments = {"mean": objective.mean, "std": objective.std}
-    return {"image_size": size, **moments, "resize": "squash", "interpolation": "bicubic"}
+        object.__setattr__(self, "preprocessing", preprocessing(self.objective) | dict(self.preprocessing))

@@ -35,12 +35,11 @@ def repeated(run: str, stored: Sequence[str], argv: Sequence[str]) -> tuple[list
 
     stored: the run's own arguments. argv: those given now. Other data are scored whole, with the run's classes.
     """
-    asked = words.given(argv)
+    if "data" not in words.given(argv) or _same(stored, argv, ("data",)):
+        return [*stored, *argv], _own_split(run, stored, [*stored, *argv])
     objective = read_optional_json(Path(run) / "config.json").get("objective")
-    defaults: dict[str, Any] = {"classes": names} if (names := names_of(objective, Path(run))) else {}
-    if "data" in asked and not _same(stored, argv, ("data",)):
-        return [*words.without(stored, _OF_ITS_DATA), *argv], defaults | {"part": "all"}
-    return [*stored, *argv], defaults | _own_split(run, stored, [*stored, *argv])
+    names = names_of(objective, Path(run))
+    return [*words.without(stored, _OF_ITS_DATA), *argv], {"part": "all"} | ({"classes": names} if names else {})
 
 
 def _own_split(run: str, stored: Sequence[str], argv: Sequence[str]) -> dict[str, Any]:
@@ -85,6 +84,8 @@ def _other(recipe: Recipe, stored: Mapping[str, Any], known: bool, foreign: bool
     if known and now.get("sources"):
         split = before.get("split") and now.get("split")
         return foreign or (bool(split) and digest_of_data(before) != digest_of_data(now))
+    if "data" not in stored:  # an earlier version's, whose values of arguments may have been others
+        return not _same(stored.get("argv", []), recipe.source.get("argv", []), (*_DATA, "elite"))
     theirs, ours = (words.absolute_values(one.get("args", {})) for one in (stored, recipe.source))
     return any(theirs[name] != ours[name] for name in _IMAGES if name in theirs and name in ours)
 

@@ -68,7 +68,9 @@ def changes(recipe: Recipe, workdir: str | Path) -> list[Difference]:
 
 def told(differences: Sequence[Difference]) -> str:
     """Differences in words: "--steps 100 -> 200"."""
-    return "; ".join(f"{name} {_short(theirs)} -> {_short(ours)}" for name, theirs, ours in differences)
+    return "; ".join(
+        f"{name.removesuffix('.@')} {_short(theirs)} -> {_short(ours)}" for name, theirs, ours in differences
+    )
 
 
 def check_evaluation(recipe: Recipe, workdir: str | Path) -> list[Difference]:

@@ -35,17 +35,33 @@ def export(
     print(interop.export(run, to, out, checkpoint=checkpoint, overwrite=overwrite))
 
 
-def import_(path: Positional[str], /, *, workdir: str, like: str = "", modality: str = "") -> None:
+def import_(
+    path: Positional[str],
+    /,
+    *,
+    workdir: str,
+    like: str = "",
+    activation: Literal["quick_gelu", "gelu", ""] = "",
+    modality: str = "",
+    resize: str = "",
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> None:
     """Write the checkpoint of another program as a run.
 
     Args:
         path: Folder or weights file.
         workdir: Folder of the run to write.
         like: Size, such as H/14-378, of a CLIP file without a configuration beside it.
+        activation: Activation of such a file: quick_gelu (OpenAI, DFN) or gelu (LAION and most others).
         modality: Modality of the images of an image encoder, which decides how they are normalised; empty: as ImageNet.
+        resize: How photographs become square, where the files do not say: squash, shortest, longest or canvas.
+        mean: Mean of red, green and blue between 0 and 1, where the files do not say.
+        std: Standard deviation of red, green and blue, where the files do not say.
     """
     check_local(workdir)
-    print(interop.import_checkpoint(path, workdir, like, modality))
+    shown = {name: value for name, value in (("resize", resize), ("mean", mean), ("std", std)) if value}
+    print(interop.import_checkpoint(path, workdir, like=like, modality=modality, activation=activation, shown=shown))
 
 
 def synth(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.notices import warn_line
 from data_pipelines.records import ATTRIBUTES, DataError, eye_name, modality_name
 from data_pipelines.sources.columns import Stored, Strings, StringWriter
 from data_pipelines.sources.header import Getter, Header
@@ -188,8 +189,9 @@ class _Builder:
         for name in REQUIRED:
             if name in row and is_empty(row[name]) and not (name == "label" and self._may_be_empty(row[name])):
                 if self.schema.empty != "drop":
-                    hint = "fill it in, or leave such rows out with empty=drop"
-                    raise DataError(f"{name} is empty ({row[name]!r}); {hint}")
+                    hint = "; if it is a class, name the classes with classes=" * bool(name == "label" and row[name])
+                    fill = "fill it in, or leave such rows out with empty=drop"
+                    raise DataError(f"{name} is empty ({row[name]!r}); {fill}{hint}")
                 return name
         return ""
 
@@ -264,7 +266,7 @@ class _Builder:
         if self.dropped:
             reasons = ", ".join(f"{name} {count}" for name, count in self.dropped.items())
             total = rows + self.dropped.total()
-            _log.warning("%s: left out %d of %d rows with empty fields (%s)", path, total - rows, total, reasons)
+            warn_line(_log, "%s: left out %d of %d rows with empty fields (%s)", path, total - rows, total, reasons)
         if not rows:
             raise self._no_rows()
         codes: dict[str, Stored] = {}
@@ -299,7 +301,7 @@ class _Builder:
         if without:
             shown = ", ".join(sorted(repr(value) for value in without if value != _GAP)[:5]) or GAP
             line = "%s: %d of %d rows are not labelled (%s)"
-            _log.warning(line, self.schema.path, sum(without.values()), len(codes), shown)
+            warn_line(_log, line, self.schema.path, sum(without.values()), len(codes), shown)
         labelled = {value: n for value, n in counts.items() if value not in without}
         classes = self.classes or Classes(class_names(labelled, str(self.schema.path)))
         return [NOT_LABELLED if value in without else classes.index(value) for value in found], classes.names
@@ -312,17 +314,19 @@ class _Builder:
 
     def _describe(self, texts: Mapping[str, Strings]) -> None:
         """Log what is read, ignored and assumed, and what such a table is easily mistaken in."""
+        gaps = any(map(is_empty, self.found.get("modality", ())))
         assumed = [] if "modality" in self.read else [f"modality {self.schema.modality}"]
+        assumed += [f"modality {self.schema.modality} where none is given"] if gaps else []
         assumed += [] if "patient" in self.read else ["that each image is its own patient"]
         assumed += ["that both eyes of a patient are one"] if "day" in self.read and "eye" not in self.read else []
         self.header.describe(self.read, assumed)
         first = (texts["image"][row] for row in range(min(len(texts["image"]), 20_000)))
         if "patient" not in self.read and (pair := looks_paired(first)):
             hint = "patient=name takes the patient from the name"
-            _log.warning("%s: %s and %s look like eyes of one patient; %s", self.schema.path, *pair, hint)
+            warn_line(_log, "%s: %s and %s look like eyes of one patient; %s", self.schema.path, *pair, hint)
         if self.dated is False and min(self.days) >= 1900 and max(self.days) <= 2100:
             line = "%s: day holds %d to %d, read as numbers of days; if they are years, write dates"
-            _log.warning(line, self.schema.path, min(self.days), max(self.days))
+            warn_line(_log, line, self.schema.path, min(self.days), max(self.days))
 
     def _no_rows(self) -> DataError:
         for column, _, wanted in self.filters:

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.notices import warn_line
 from data_pipelines.records import DataError, Record, View, modality_name
 from data_pipelines.sources.columns import read_once
+from data_pipelines.sources.header import Header
 from data_pipelines.sources.tables import is_empty, read_named, read_rows
 
 # categories that FLAIR excludes from pretraining, to evaluate on unseen ones
@@ -101,7 +103,7 @@ class FlairFrame:
     @read_once
     def rows(self) -> tuple[Row, ...]:
         """The rows that are not banned."""
-        kept = tuple(row for row in _read_frame(self.path) if not self.banned(row.categories))
+        kept = tuple(row for row in _read_frame(self.path, self.modality) if not self.banned(row.categories))
         if not kept:
             raise DataError(f"{self.path}: has no rows" + (" outside the banned categories" if self.ban else ""))
         return kept
@@ -165,10 +167,15 @@ class MMRetinal:
         header, table = _read_table(self.path)
         status = {place: _status(place, values.get("fundus_status", "")) for place, values in table}
         if "categories" in header:
-            captions = [(row.image, ", ".join(row.categories), row.place) for row in _read_frame(self.path)]
+            captions = [
+                (row.image, ", ".join(row.categories), row.place) for row in _read_frame(self.path, self.modality)
+            ]
         else:
             image = _one_of(self.path, header, ("Image_ID", "image"))
             caption = _one_of(self.path, header, CAPTIONS[self.language])
+            read = {"image": (image,), "caption": (caption,), "fundus_status": ("fundus_status",)}
+            read = {ours: theirs for ours, theirs in read.items() if theirs[0] in header}
+            Header(self.path, tuple(header)).describe(read, (f"modality {self.modality}",))
             captions = [(_image(place, cells[image]) + self.suffix, cells[caption], place) for place, cells in table]
         cleaned = [(name, "" if is_empty(text) else clean_caption(text), place) for name, text, place in captions]
         kept = tuple((name, text, place, status[place]) for name, text, place in cleaned if text)
@@ -178,7 +185,7 @@ class MMRetinal:
             empty = sum(is_empty(text) for _, text, _ in captions)
             line = "%s: left out %d of %d rows (%d without a caption, %d that only refer to a figure)"
             left = len(captions) - len(kept)
-            _log.warning(line, self.path, left, len(captions), empty, left - empty)
+            warn_line(_log, line, self.path, left, len(captions), empty, left - empty)
         return kept
 
     def __len__(self) -> int:
@@ -216,10 +223,12 @@ def _letters(text: str) -> bool:
     return any(letter.isalpha() for letter in text)
 
 
-def _read_frame(path: Path) -> list[Row]:
+def _read_frame(path: Path, modality: str) -> list[Row]:
     header, rows = _read_table(path)
     image, categories = (_one_of(path, header, (name,)) for name in ("image", "categories"))
     attributes = next((name for name in ("atributes", "attributes") if name in header), None)
+    read = {name: (name,) for name in (image, categories, attributes) if name}
+    Header(path, tuple(header)).describe(read, (f"modality {modality}",))
     return [
         Row(
             _image(place, cells[image]),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines.notices import warn_line
 from data_pipelines.records import DataError
 from data_pipelines.sources.labels import whole
 from data_pipelines.sources.tables import is_empty
@@ -86,14 +87,20 @@ class Header:
 
     def describe(self, read: Mapping[str, Sequence[str]], assumed: Sequence[str] = ()) -> None:
         """Log in one line which columns are read (our name -> theirs), which are ignored, and what is assumed."""
-        shown = [ours if [ours] == list(theirs) else f"{ours} ({_listed(theirs)})" for ours, theirs in read.items()]
+        shown = [
+            ours if [ours] == list(theirs) else f"{ours} ({_listed(theirs) or 'from the name of the image'})"
+            for ours, theirs in read.items()
+        ]
         taken = {name for theirs in read.values() for one in theirs for name in self.used(one)}
         ignored = [self._hint(name, read) for name in self.names if name and name not in taken]
         ignored.sort(key=lambda text: "=" not in text)  # what may have been meant comes first
         line = f"{self.path}: reads {_listed(shown)}"
         line += f"; ignores {_listed(ignored)}" if ignored else ""
         line += f"; assumes {_listed(assumed)}" if assumed else ""
-        _log.log(logging.WARNING if ignored or assumed else logging.INFO, "%s", line)
+        if ignored or assumed:
+            warn_line(_log, "%s", line)
+        else:
+            _log.info("%s", line)
 
     def _hint(self, name: str, read: Mapping[str, Sequence[str]]) -> str:
         plain = re.sub(r"[\s_-]+", "_", name.lower())
@@ -111,6 +118,8 @@ def parsed(template: str) -> list[tuple[str, str | None, str]]:
     except ValueError as error:
         raise DataError(f"template {template!r}: {error}; write {{COLUMN}}, and {{{{ for a brace") from None
     for _, name, spec, conversion in parts:
+        if name == "":
+            raise DataError(f"template {template!r}: {{}} names no column; write {{COLUMN}}")
         if conversion or (spec and not _NUMBER.fullmatch(spec) and not _ALIGNED.fullmatch(spec)):
             wrong = f"!{conversion}" if conversion else f":{spec}"
             raise DataError(f"template {template!r}: {wrong!r} is not supported; expected such as {{{name}:04d}}")

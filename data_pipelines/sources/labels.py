@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.notices import warn_line
 from data_pipelines.records import DataError
 from data_pipelines.sources.tables import is_empty
 
@@ -109,11 +110,11 @@ def class_names(counts: Mapping[str, int], place: str) -> tuple[str, ...]:
     for value in sorted(counts, key=lambda value: (-counts[value], value)):
         spellings.setdefault(folded(value), []).append(value)
     for same in [same for same in spellings.values() if len(same) > 1][:20]:
-        _log.warning("%s: the labels %s are one class, %r", place, " and ".join(map(repr, same)), same[0])
+        warn_line(_log, "%s: the labels %s are one class, %r", place, " and ".join(map(repr, same)), same[0])
     if numbers:
-        _log.warning("%s: labels are words and also numbers (%s)", place, _some(map(str, sorted(numbers))))
+        warn_line(_log, "%s: labels are words and also numbers (%s)", place, _some(map(str, sorted(numbers))))
     if len(spellings) > max(20, sum(counts.values()) // 2):
-        _log.warning("%s: has %d classes in %d rows; is it a text?", place, len(spellings), sum(counts.values()))
+        warn_line(_log, "%s: has %d classes in %d rows; is it a text?", place, len(spellings), sum(counts.values()))
     return tuple(sorted(same[0] for same in spellings.values()))
 
 
@@ -121,10 +122,10 @@ def _codes(numbers: set[int], place: str) -> tuple[str, ...]:
     top = max(numbers)
     absent = top + 1 - len(numbers)
     if top > MOST_CLASSES or absent > 100 + 10 * len(numbers):
-        raise DataError(f"{place}: label {top} is not a class number")
+        raise DataError(f"{place}: label {top} is not a class number ({len(numbers)} different numbers)")
     if absent:
         missing = _some(str(k) for k in range(top + 1) if k not in numbers)
-        _log.warning("%s: labels are numbers up to %d, and no row has %s", place, top, missing)
+        warn_line(_log, "%s: labels are numbers up to %d, and no row has %s", place, top, missing)
     return tuple(str(number) for number in range(top + 1))
 
 

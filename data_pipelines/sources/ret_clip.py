@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.notices import warn_line
 from data_pipelines.records import DataError, Record, View, no_such_image
 from data_pipelines.sources.columns import Strings, StringWriter, read_once
 from data_pipelines.sources.header import Header
@@ -160,7 +161,7 @@ class PatientCSV:
                 writer.append(path if name in ("left", "right") else value)
         if dropped:
             total = dropped + len(places) // 2
-            _log.warning("%s: left out %d of %d rows with empty fields", self.table, dropped, total)
+            warn_line(_log, "%s: left out %d of %d rows with empty fields", self.table, dropped, total)
         if not places:
             raise DataError(f"{self.table}: has no rows" + (f" left, {dropped} have empty fields" if dropped else ""))
         return tuple(writer.finish() for writer in writers), np.array(places, np.uint32).reshape(-1, 2)

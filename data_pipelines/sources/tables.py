@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.notices import warn_line
 from data_pipelines.records import DataError
 
 _log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def _lines(path: Path, sep: str, encoding: str) -> Iterable[tuple[int, list[str]
     if head.startswith(b"PAR1"):
         return _parquet(path)
     if other := next((what for magic, what in _OTHERS if head.lstrip().startswith(magic)), ""):
-        raise DataError(f"{path}: is {other}, not a table")
+        raise DataError(f"{path}: is not a table, but {other}")
     return _text(path, sep, _codec(path, head, encoding))
 
 
@@ -145,8 +146,10 @@ def _codec(path: Path, head: bytes, encoding: str) -> str:
         if b"\0" in head:
             raise DataError(f"{path}: holds zero bytes; if it is UTF-16, add encoding=utf-16-le or encoding=utf-16-be")
         return "utf-8"
-    if not head.isascii() and _is_utf8(head):
-        _log.warning("%s: looks like UTF-8, and is read as %s as asked", path, encoding)
+    if found := re.sub("[\0-\x7f]", "", _as_utf8(head)):
+        if max(found) >= "\u0800":  # three bytes that fit; two of them may be a letter of GB18030 by chance
+            raise DataError(f"{path}: is UTF-8, not {encoding}; leave the option encoding out")
+        warn_line(_log, "%s: looks like UTF-8, and is read as %s as asked", path, encoding)
     return encoding
 
 
@@ -159,12 +162,12 @@ def codecs_name(path: Path, encoding: str) -> str:
         raise DataError(f"{path}: encoding {encoding!r} is unknown; expected such as gb18030, big5, cp1252") from None
 
 
-def _is_utf8(data: bytes) -> bool:
+def _as_utf8(data: bytes) -> str:
+    """The first bytes of a file as UTF-8; "" if they are not."""
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(data)
+        return codecs.getincrementaldecoder("utf-8")().decode(data)
     except UnicodeDecodeError:
-        return False
-    return True
+        return ""
 
 
 def _text(path: Path, sep: str, codec: str) -> Iterator[tuple[int, list[str]]]:
@@ -192,7 +195,8 @@ def _text(path: Path, sep: str, codec: str) -> Iterator[tuple[int, list[str]]]:
         )
         raise DataError(f"{path}: is not {codec} ({error}){hint}, or save it as UTF-8") from error
     except csv.Error as error:
-        raise DataError(f"{where(path, row, line)}: {error}; is a quotation mark left open?") from error
+        hint = "is a quotation mark left open, or one inside a cell not doubled?"
+        raise DataError(f"{where(path, row, line)}: {error}; {hint}") from error
 
 
 def _checked(lines: Iterable[str]) -> Iterator[str]:
@@ -212,7 +216,7 @@ def _separator(path: Path, header: str, sep: str) -> str:
     names = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
     found = next((other for other in names if other in header), usual)
     if found != usual:
-        _log.warning("%s: its columns are separated by %s", path, names[found])
+        warn_line(_log, "%s: its columns are separated by %s", path, names[found])
     return found
 
 
@@ -243,20 +247,18 @@ def _excel(path: Path) -> Iterator[tuple[int, list[str]]]:
     except ModuleNotFoundError:
         raise DataError(f"{path}: reading Excel needs `pip install 'fundax[excel]'`; or save it as CSV") from None
     try:
-        with warnings.catch_warnings():  # about styles and extensions that no value depends on
+        with path.open("rb") as file, warnings.catch_warnings():  # about styles, which no value depends on
             warnings.simplefilter("ignore")
-            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
             sheet = book.worksheets[0]
             sheet.reset_dimensions()  # some programs write wrong ones
             rows = [[_as_text(value) for value in row] for row in sheet.iter_rows(values_only=True)]
             others = [name for name in book.sheetnames if name != sheet.title]
             book.close()
-    except DataError:
-        raise
     except Exception as error:  # a damaged archive raises almost anything
         raise DataError(f"{path}: is a zip archive, but not an Excel table that can be read ({error})") from error
     if others:
-        _log.warning("%s: reads its first sheet %r, not %s", path, sheet.title, ", ".join(others))
+        warn_line(_log, "%s: reads its first sheet %r, not %s", path, sheet.title, ", ".join(others))
     width = 0
     for line, cells in enumerate(rows, 1):
         while len(cells) > width and cells and not cells[-1]:
@@ -279,7 +281,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, list[str]]]:
                 if not (types.is_nested(f.type) or types.is_binary(f.type)) or types.is_list(f.type)
             ]
             if left := [name for name in schema.names if name not in kept]:
-                _log.warning("%s: ignores %s, which are neither texts nor numbers", path, ", ".join(left))
+                warn_line(_log, "%s: ignores %s, which are neither texts nor numbers", path, ", ".join(left))
             yield 0, kept
             for batch in file.iter_batches(columns=kept):
                 for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):

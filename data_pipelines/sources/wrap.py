@@ -89,7 +89,7 @@ class Wrapped:
             report=_word(item, "text"),
             findings=findings_of(targets, self.classes) if self.classes else (),
             targets=targets,
-            day=day(item["day"])[0] if _given(item.get("day")) else 0,
+            day=_day(item),
             where=place,
             attributes={name: str(item[name]) if _given(item[name]) else "" for name in ATTRIBUTES if name in item},
         )
@@ -142,6 +142,15 @@ def _word(item: Mapping[str, Any], key: str) -> str:
     return str(value)
 
 
+def _day(item: Mapping[str, Any]) -> int:
+    """The day of a visit, 0 without the key."""
+    if "day" not in item:
+        return 0
+    if not _given(item["day"]):
+        raise DataError(f"day is empty ({item['day']!r}); give the day, or leave the key out")
+    return day(item["day"])[0]
+
+
 def _patient(item: Mapping[str, Any], place: str) -> str:
     """The patient as text: a text or a whole number. Without the key, each item is its own patient."""
     if "patient" not in item:
@@ -180,7 +189,9 @@ def _image(image: Any) -> np.ndarray | bytes | Path:
     """Convert Pillow images, path strings and Hugging Face's {"bytes", "path"} to the images of a View."""
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
-    if isinstance(image, str) and _given(image):
+    if not isinstance(image, np.ndarray) and not _given(image):
+        raise DataError(f"image is empty ({image!r})")
+    if isinstance(image, str):
         return Path(image)
     if isinstance(image, np.ndarray | bytes | Path):
         return image

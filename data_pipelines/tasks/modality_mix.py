@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.images import read_options
 from data_pipelines.open import Sources
 from data_pipelines.pipeline import Part, one_epoch
 from data_pipelines.records import DataError, Source, modality_name
@@ -17,7 +18,7 @@ from data_pipelines.synthetic.render import DRAWERS
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.transforms.steps import Select, Squash, Step
 from data_pipelines.transforms.views import Grouped, SingleView
-from data_pipelines.words import Named
+from data_pipelines.words import READING, Named, word_of
 
 ByModality = dict[str, list[Named]]
 
@@ -101,10 +102,13 @@ def _sources(word: str, data: Sources, wanted: Sequence[str], synthetic: Eyes) -
     if word == "synthetic":
         eyes = {name: replace(synthetic, modalities=(name,)) for name in DRAWERS}
         found = [Named(f"synthetic_{name.lower()}", one, None, word, {"modality": name}) for name, one in eyes.items()]
-    elif Path(word).is_dir() and _has_modalities(Path(word)):
-        folder = Path(word).name
-        sources = modality_folders(word).items()
-        found = [Named(f"{folder}_{name.lower()}", one, None, word, {"modality": name}) for name, one in sources]
+    elif Path(folder := word_of(word)[0]).is_dir() and _has_modalities(Path(folder)):
+        options = word_of(word)[1]
+        if unknown := [name for name in options if name not in READING]:
+            raise DataError(f"{word}: unknown option {unknown[0]!r}; expected one of {', '.join(READING)}")
+        sources = modality_folders(folder, reading=read_options(**options)).items()
+        name_of = Path(folder).name
+        found = [Named(f"{name_of}_{name.lower()}", one, None, word, {"modality": name}) for name, one in sources]
     else:
         (one,) = data.open([word])
         found = [replace(one, options={**one.options, "modality": one.source[0].views[0].modality})]

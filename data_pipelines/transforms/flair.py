@@ -12,15 +12,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.geometry import Crop, Move, Resize, move
+from data_pipelines.geometry import Crop, fitted
 from data_pipelines.language import knowledge
 from data_pipelines.records import MODALITIES, DataError, Record
 from data_pipelines.sources.flair import AS_THEY_ARE
-from data_pipelines.transforms.steps import present
+from data_pipelines.transforms.steps import Squash, present
 from data_pipelines.transforms.views import SingleView
 
 
@@ -120,12 +121,6 @@ class Diagnosed:
 SIZE = 512  # image size of the published FLAIR model
 
 
-def fitted(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width of an image resized to fit a canvas of `size`, rounded down to whole pixels."""
-    scale = max(height, width) / size
-    return int(height / scale), int(width / scale)
-
-
 def flair_pixels(image: np.ndarray, size: int = SIZE, *, antialias: bool = True, canvas: bool = True) -> np.ndarray:
     """Preprocess an image exactly as FLAIR's model does: f32 [size size 3] from 0 to 1.
 
@@ -141,7 +136,7 @@ def flair_pixels(image: np.ndarray, size: int = SIZE, *, antialias: bool = True,
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(f"FLAIR takes images u8 [H W 3], this one is {image.dtype} {list(image.shape)}")
     height, width = image.shape[:2]
-    tall, wide = fitted(height, width, size) if canvas and height != width else (size, size)
+    tall, wide = fitted(height, width, size) if canvas else (size, size)
     out = np.zeros((size, size, 3), np.float32)
     rows, columns = triangles(height, tall, antialias), triangles(width, wide, antialias)
     out[:tall, :wide] = np.einsum("ah,bw,hwc->abc", rows, columns, image / 255.0, optimize=True)
@@ -161,25 +156,8 @@ def triangles(old: int, new: int, antialias: bool) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
-@dataclass(frozen=True)
-class Canvas:
-    """Resize the longer side to `size` and pad with black to a square, below or to the right, in u8.
-
-    Masks and points are transformed with the image.
-    """
-
-    size: int = SIZE
-
-    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        for key in present(example):
-            example = move(example, key, self.moves(*example[key].shape[:2]))
-        return example
-
-    def moves(self, height: int, width: int) -> tuple[Move, ...]:
-        """The resize and, unless the image is square, the padding."""
-        tall, wide = fitted(height, width, self.size)
-        resize = Resize(tall, wide, "bilinear")
-        return (resize,) if tall == wide else (resize, Crop(0, 0, self.size, self.size))
+# The resize of FLAIR's training in u8: the longer side to `size`, black below or to the right.
+Canvas = partial(Squash, interpolation="bilinear", mode="canvas")
 
 
 def foreground(image: np.ndarray) -> Crop:

@@ -17,12 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from data_pipelines.geometry import INTERPOLATIONS, Crop, Mirror, Move, Resize, Rotate, move, resize_moves
+from data_pipelines.geometry import INTERPOLATIONS, RESIZE_MODES, Crop, Mirror, Move, Resize, Rotate, move, resize_moves
 from data_pipelines.records import MODALITIES, DataError
 from data_pipelines.transforms.views import mirrored_order, swap_sides
 
 IMAGES = ("image", "left", "right")
-RESIZE_MODES = ("squash", "shortest", "longest")
 
 
 class Step(Protocol):
@@ -75,12 +74,16 @@ def present(example: Mapping[str, Any]) -> tuple[str, ...]:
 class Squash:
     """Resize to a square of `size`, ignoring the aspect ratio, with Pillow's antialiased resize (open_clip's `squash`).
 
-    The other modes keep the aspect ratio: "shortest" crops the centre, "longest" pads with black.
+    The other modes keep the aspect ratio: "shortest" crops the centre, "longest" pads with black around the image, and
+    "canvas" below it or to its right. resize_to: resize to this many pixels, then cut or pad the centre to `size`;
+    round_down: the place of that cut, as transformers does.
     """
 
     size: int
     interpolation: str = "bicubic"
     mode: str = "squash"
+    resize_to: int = 0
+    round_down: bool = False
 
     def __post_init__(self) -> None:
         _choice("resize", self.mode, RESIZE_MODES)
@@ -88,8 +91,8 @@ class Squash:
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         for key in present(example):
-            moves = resize_moves(_size(example[key]), self.size, self.mode, self.interpolation)
-            example = move(example, key, moves)
+            rule = (self.size, self.mode, self.interpolation, self.resize_to, self.round_down)
+            example = move(example, key, resize_moves(_size(example[key]), *rule))
         return example
 
 
@@ -103,16 +106,16 @@ def _choice(what: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> 
 
 
 def preprocess(image: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:
-    """Resize u8 [H W 3] to u8 [S S 3] according to a checkpoint's preprocessing (image_size, resize, interpolation)."""
+    """Resize u8 [H W 3] to u8 [S S 3] as a checkpoint's preprocessing says (see eval_step)."""
     return eval_step(preprocessing)({"image": image}, np.random.default_rng(0))["image"]
 
 
 def eval_step(preprocessing: Mapping[str, Any]) -> Squash:
-    """The deterministic resize step that a checkpoint's preprocessing describes. Raises DataError without image_size."""
+    """The resize of a checkpoint's image_size, resize, resize_to and interpolation. Raises DataError without image_size."""
     if "image_size" not in preprocessing:
         raise DataError(f"preprocessing has no image_size, only {', '.join(preprocessing) or 'nothing'}")
-    resize, interpolation = preprocessing.get("resize", "squash"), preprocessing.get("interpolation", "bicubic")
-    return Squash(int(preprocessing["image_size"]), interpolation, resize)
+    rule = {k: preprocessing[k] for k in ("interpolation", "resize_to", "round_down") if k in preprocessing}
+    return Squash(int(preprocessing["image_size"]), mode=preprocessing.get("resize", "squash"), **rule)
 
 
 @dataclass(frozen=True)

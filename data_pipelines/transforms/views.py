@@ -188,7 +188,7 @@ def _load(record: Record, view: View, at_least: int | None) -> tuple[np.ndarray,
     try:
         return load_sized(view.image, at_least)
     except DataError as error:
-        raise DataError(f"{_name(record)}: {error}") from error
+        raise error if str(error).startswith(_name(record)) else DataError(f"{_name(record)}: {error}") from error
 
 
 def _targets(

@@ -23,6 +23,8 @@ with _epy.lazy_api_imports(globals()):
         image_features,
         init_head,
         normalized,
+        owner_of,
+        preprocessing,
         tower_of,
     )
     from fundax.encoders.bert import BERT, MaskedHead, PostNormBlock

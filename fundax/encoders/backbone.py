@@ -61,11 +61,30 @@ def tower_of(objective: Any, params: Params, extra: Extra) -> tuple[ViT, Params]
     return tower.clone(mask_ratio=0.0, drop_path=0.0), weights
 
 
+def owner_of(objective: Any) -> Any:
+    """What normalises the images of an objective: itself, or the model below its head, its adapter or KeepFIT."""
+    below = next((getattr(objective, name) for name in ("tower", "model", "base") if hasattr(objective, name)), None)
+    return objective if below is None else owner_of(below)
+
+
+def preprocessing(objective: Any) -> dict[str, Any]:
+    """How an objective sees a photograph: image_size, mean, std, resize and interpolation; {} if it says nothing.
+
+    mean and std are of RGB in [0, 1]: three numbers, or a row of three for each modality. A model that was trained with
+    one rule for resizing alone has it as `resize` and `interpolation`.
+    """
+    owner = owner_of(objective)
+    size = getattr(getattr(owner, "image", None), "image_size", None)
+    if size is None or not hasattr(owner, "mean"):
+        return {}
+    rule = {"resize": getattr(owner, "resize", "squash"), "interpolation": getattr(owner, "interpolation", "bicubic")}
+    return {"image_size": size, "mean": list(owner.mean), "std": list(owner.std), **rule}
+
+
 def normalized(objective: Any, image: Any, row: int = 0) -> jax.Array:
     """Normalise images [B h w 3] for the image encoder of an objective; `row`: index of their modality."""
-    holder = getattr(objective, "tower", getattr(objective, "model", objective))  # below a head or an adapter
-    modality = jnp.full(len(image), row, jnp.int32)
-    return normalize(image, holder.mean, holder.std, objective.image.dtype, modality)
+    owner, modality = owner_of(objective), jnp.full(len(image), row, jnp.int32)
+    return normalize(image, owner.mean, owner.std, objective.image.dtype, modality)
 
 
 @dataclass(frozen=True)

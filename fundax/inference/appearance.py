@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fundax.encoders.pixels import normalize
+from fundax.encoders.backbone import normalized
 from fundax.encoders.vit import ViT
 from fundax.interop.read import read_objective
 from fundax.objectives.vector_quantize import GRID, VectorQuantize, grid_means
@@ -29,7 +29,7 @@ def appearance_width(run: str | Path) -> int:
     return objective.appearance if isinstance(objective, VectorQuantize) else GRID * GRID * objective.image.width
 
 
-def looking(run: str | Path, checkpoint: int | str = "latest") -> Look:
+def looking(run: str | Path, checkpoint: int | str = "") -> Look:
     """A function from images u8 [B h w 3] to appearance vectors f32 [B A].
 
     The run comes from configs/vector_quantize.py or contains a ViT. Images of another size are resized to the size of
@@ -57,7 +57,7 @@ def appearance(objective: Any, params: Any, extra: Any, images: jax.Array) -> ja
         images = jnp.round(jax.image.resize(images.astype(jnp.float32), shape, "bilinear")).astype(jnp.uint8)
     if coded:
         return objective.forward(params, extra, {"image": images})["appearance"]
-    pixels = normalize(images, objective.mean, objective.std, tower.dtype)
+    pixels = normalized(objective, images)
     tokens = tower.apply({"params": params["image"]}, pixels)["tokens"][:, int(tower.class_token) :]
     fields = round(tokens.shape[1] ** 0.5)
     return grid_means(tokens.reshape(len(images), fields, fields, -1))

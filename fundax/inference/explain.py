@@ -17,14 +17,14 @@ from PIL import Image
 from rich.progress import track
 
 from data_pipelines import images as files
+from data_pipelines.geometry import Crop
 from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.transforms.steps import preprocess
 from fundax.encoders.backbone import normalized, tower_of
 from fundax.encoders.vit import ViT, attention_maps, rollout
 from fundax.interop.folder import fresh_folder
-from fundax.interop.read import is_run, read_objective
+from fundax.interop.read import is_run, read_objective, read_preprocessing
 from fundax.runtime.checkpoint import load_params, resolve, saved_steps
-from fundax.runtime.workdir import read_optional_json
 from fundax.types import Params, UserError
 
 Maps = dict[str, np.ndarray]  # mean and rollout f32 [r c], heads f32 [H r c]
@@ -52,14 +52,13 @@ class Looker:
         return {name: value[0] for name, value in self(preprocess(photograph, self.preprocessing)[None]).items()}
 
 
-def read_looker(run: str | Path, checkpoint: int | str = "latest", modality: str = "CFP") -> Looker:
+def read_looker(run: str | Path, checkpoint: int | str = "", modality: str = "CFP") -> Looker:
     """Load the ViT of a run's checkpoint. Raises UserError if the run has no ViT."""
     if not is_run(run):
         raise UserError(f"{run} is not a run of fundax: it has no checkpoints")
     objective, step = read_objective(run), resolve(run, checkpoint)
     tower, weights = tower_of(objective, *load_params(run, step))
-    stored = read_optional_json(Path(run) / "preprocessing.json")
-    fitting = {"image_size": tower.image_size} | stored
+    fitting = {"image_size": tower.image_size} | read_preprocessing(run, objective)
     return Looker(objective, tower, weights, fitting, step, MODALITIES.index(modality_name(modality)))
 
 
@@ -68,7 +67,7 @@ def explain(
     photographs: Sequence[str | Path],
     out: str | Path,
     *,
-    checkpoints: str = "latest",
+    checkpoints: str = "",
     modality: str = "CFP",
     mass: float = 1.0,
     overwrite: bool = False,
@@ -76,8 +75,8 @@ def explain(
     """Write overlays of the mean attention, the rollout and each head for each photograph, and a sheet of all of them.
 
     Args:
-        checkpoints: latest, best, a step, several steps separated by commas, or all. With more than one, a strip that
-            compares the steps is written as well.
+        checkpoints: best, latest, a step, several steps separated by commas, or all; "" is best if the run selected one.
+            With more than one, a strip that compares the steps is written as well.
         modality: modality of the photographs, for models with one mean and standard deviation per modality.
         mass: 0.6 shows only the patches that hold 60 % of a map's attention, as DINO's figures do; 1 shows all.
         overwrite: replace `out` if it is not empty.
@@ -96,20 +95,21 @@ def explain(
         written = []
         for name, photograph in track(list(zip(names, pixels, strict=True)), "photographs"):
             seen = [looker.look(photograph) for looker in lookers]
-            resize = lookers[-1].preprocessing.get("resize", "squash")
-            written += _write(folder, name, photograph, seen[-1], resize, mass)
+            facts = lookers[-1].preprocessing
+            written += _write(folder, name, photograph, seen[-1], facts, mass)
             if len(seen) > 1:
                 steps = [looker.step for looker in lookers]
-                written.append(
-                    strip(photograph, dict(zip(steps, seen, strict=True)), folder / f"{name}_strip.png", resize)
-                )
+                maps = dict(zip(steps, seen, strict=True))
+                written.append(strip(photograph, maps, folder / f"{name}_strip.png", facts))
         sizes = {name: list(image.shape[:2]) for name, image in zip(names, pixels, strict=True)}
         record = {"run": str(run), "steps": [x.step for x in lookers], "photographs": sizes}
         (folder / "explain.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return [Path(out) / path.name for path in written]
 
 
-def overlay(photograph: np.ndarray, attention: np.ndarray, resize: str = "squash", mass: float = 1.0) -> np.ndarray:
+def overlay(
+    photograph: np.ndarray, attention: np.ndarray, facts: Mapping[str, Any] = {}, mass: float = 1.0
+) -> np.ndarray:
     """Overlay a map f32 [r c] on a photograph at the photograph's resolution; returns u8 [H W 3].
 
     The colour scale ends at the largest value of the map. The weight of the colour grows with attention, from 0.15 to
@@ -119,13 +119,13 @@ def overlay(photograph: np.ndarray, attention: np.ndarray, resize: str = "squash
 
     shown = attention * top_mass(attention, mass) if mass < 1 else attention
     height, width = photograph.shape[:2]
-    heat = over_photograph(shown / max(float(shown.max()), 1e-12), height, width, resize)
+    heat = over_photograph(shown / max(float(shown.max()), 1e-12), height, width, facts)
     colour = np.asarray(matplotlib.colormaps[COLOURS](np.clip(heat, 0, 1)))[..., :3] * 255
     weight = (0.15 + 0.5 * np.clip(heat, 0, 1))[..., None]
     return np.round(photograph * (1 - weight) + colour * weight).astype(np.uint8)
 
 
-def sheet(photograph: np.ndarray, maps: Maps, path: Path, resize: str = "squash", mass: float = 1.0) -> Path:
+def sheet(photograph: np.ndarray, maps: Maps, path: Path, facts: Mapping[str, Any], mass: float = 1.0) -> Path:
     """Write a PNG of the photograph, the mean, the rollout and every head; titles give the maximum relative to uniform."""
     parts = {"Mean of heads": maps["mean"], "Rollout": maps["rollout"]}
     parts |= {f"Head {k + 1}": head for k, head in enumerate(maps["heads"])}
@@ -138,13 +138,13 @@ def sheet(photograph: np.ndarray, maps: Maps, path: Path, resize: str = "squash"
     grid[0].imshow(photograph)
     grid[0].set_title("Photograph", fontsize=9, loc="left")
     for cell, (title, one) in zip(grid[1:], parts.items(), strict=False):
-        cell.imshow(overlay(photograph, one, resize, mass))
+        cell.imshow(overlay(photograph, one, facts, mass))
         cell.set_title(f"{title}: at most {one.max() * one.size:.1f} x even", fontsize=8.5, loc="left")
     figure.savefig(path, dpi=130)
     return path
 
 
-def strip(photograph: np.ndarray, maps: Mapping[int, Maps], path: Path, resize: str = "squash") -> Path:
+def strip(photograph: np.ndarray, maps: Mapping[int, Maps], path: Path, facts: Mapping[str, Any]) -> Path:
     """Write a PNG of the maps over training: one column per step, with the mean above the rollout."""
     steps = sorted(maps)
     figure = _figure(2.1 * len(steps) + 0.4, 4.6)
@@ -152,7 +152,7 @@ def strip(photograph: np.ndarray, maps: Mapping[int, Maps], path: Path, resize: 
     for column, step in enumerate(steps):
         for row, name in enumerate(("mean", "rollout")):
             cell, one = grid[row, column], maps[step][name]
-            cell.imshow(overlay(photograph, one, resize))
+            cell.imshow(overlay(photograph, one, facts))
             cell.set(xticks=[], yticks=[])
             cell.spines[:].set_visible(False)
             cell.set_xlabel(f"at most {one.max() * one.size:.1f} x even", fontsize=8)
@@ -163,14 +163,16 @@ def strip(photograph: np.ndarray, maps: Mapping[int, Maps], path: Path, resize: 
     return path
 
 
-def _write(folder: Path, name: str, photograph: np.ndarray, maps: Maps, resize: str, mass: float) -> Iterator[Path]:
+def _write(
+    folder: Path, name: str, photograph: np.ndarray, maps: Maps, facts: Mapping[str, Any], mass: float
+) -> Iterator[Path]:
     parts = {"mean": maps["mean"], "rollout": maps["rollout"]}
     parts |= {f"head{k + 1}": head for k, head in enumerate(maps["heads"])}
     for part, one in parts.items():
         path = folder / f"{name}_{part}.png"
-        Image.fromarray(overlay(photograph, one, resize, mass)).save(path)
+        Image.fromarray(overlay(photograph, one, facts, mass)).save(path)
         yield path
-    yield sheet(photograph, maps, folder / f"{name}.png", resize, mass)
+    yield sheet(photograph, maps, folder / f"{name}.png", facts, mass)
 
 
 def _steps(run: str | Path, checkpoints: str) -> list[int | str]:
@@ -227,24 +229,19 @@ def top_mass(attention: np.ndarray, share: float) -> np.ndarray:
 
 
 def over_photograph(
-    attention: np.ndarray, height: int, width: int, resize: str = "squash", smooth: bool = True
+    attention: np.ndarray, height: int, width: int, facts: Mapping[str, Any] = {}, smooth: bool = True
 ) -> np.ndarray:
     """Resample a map f32 [r c] to the pixels f32 [height width] of the original photograph.
 
-    resize: how the photograph was made square: squash, shortest (centre crop; the map is 0 outside) or longest (padded).
-    smooth: interpolate bilinearly; otherwise all pixels of a patch have its value.
+    facts: preprocessing, which says how the photograph was made square (see eval_step); where the model did not see the
+    photograph, the map is 0. smooth: interpolate bilinearly; otherwise all pixels of a patch have its value.
     """
-    side = {"squash": None, "shortest": min(height, width), "longest": max(height, width)}[resize]
-    if side is None:
-        return _resized(attention, height, width, smooth)
-    square = _resized(attention, side, side, smooth)
-    if resize == "longest":
-        top, left = (side - height) // 2, (side - width) // 2
-        return square[top : top + height, left : left + width]
-    out = np.zeros((height, width), np.float32)
-    top, left = (height - side) // 2, (width - side) // 2
-    out[top : top + side, left : left + side] = square
-    return out
+    resize, shown = facts.get("resize", "squash"), facts.get("resize_to") or 0
+    part = facts["image_size"] / shown if shown else 1.0  # of what was resized, the model saw this much
+    side = {"squash": None, "shortest": min(height, width), "longest": max(height, width), "canvas": max(height, width)}
+    high, wide = (round((side[resize] or length) * part) for length in (height, width))
+    top, left = (0, 0) if resize == "canvas" else ((high - height) // 2, (wide - width) // 2)
+    return Crop(top, left, height, width).pixels(_resized(attention, high, wide, smooth))
 
 
 def inside(attention: np.ndarray, mask: np.ndarray, field: np.ndarray | None = None) -> tuple[float, float]:

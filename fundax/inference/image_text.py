@@ -30,7 +30,7 @@ class ImageText:
     init_extra: tuple[Callable[[Extra], Extra], ...] = ()
 
 
-def image_text(init: str, checkpoint: int | str = "latest", *, smoke: bool = False) -> ImageText:
+def image_text(init: str, checkpoint: int | str = "", *, smoke: bool = False) -> ImageText:
     """Load an image-text model from any path that interop.load supports.
 
     smoke: without `init`, create a tiny untrained model instead (smoke test). Raises UserError if `init` is empty, holds

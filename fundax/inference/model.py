@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,20 @@ from data_pipelines import images as files
 from data_pipelines.transforms.steps import preprocess
 from fundax.encoders.layers import LayerNorm
 from fundax.encoders.pixels import normalize
+from fundax.encoders.vit import ViT
 from fundax.evals.features import class_features
 from fundax.interop.checkpoint import preprocessing_of
 from fundax.interop.read import load as load_checkpoint
-from fundax.types import Params, UserError
+from fundax.types import Extra, Params, UserError
 
 Image = files.ImageLike  # a path, encoded bytes, or u8 [H W 3]
 
 
-def load(path: str | Path, checkpoint: int | str = "latest", batch: int = 32) -> Model:
+def load(path: str | Path, checkpoint: int | str = "", batch: int = 32) -> Model:
     """Load the model of a run, an import, or an exported open_clip or Hugging Face CLIP folder.
 
     Args:
-        checkpoint: the checkpoint of a run: "latest", "best" or a step.
+        checkpoint: the checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         batch: the largest number of images or texts in one forward pass.
     Raises:
         UserError: there is no such model at `path`, or a part of it is missing or damaged.
@@ -37,7 +38,8 @@ def load(path: str | Path, checkpoint: int | str = "latest", batch: int = 32) ->
     if not hasattr(loaded.objective, "encode"):
         raise UserError(f"{path} holds {type(loaded.objective).__name__}; expected an image-text model")
     params = jax.tree.map(jax.numpy.asarray, loaded.params)
-    return Model(loaded.objective, params, preprocessing_of(loaded), loaded.tokenizer, batch)
+    extra = jax.tree.map(jax.numpy.asarray, loaded.extra)
+    return Model(loaded.objective, params, preprocessing_of(loaded), loaded.tokenizer, batch, extra)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,7 @@ class Model:
     preprocessing: Mapping[str, Any]
     tokenizer: Any  # texts -> i32 [N L], or None
     batch: int = 32
+    extra: Extra = field(default_factory=dict)  # batch statistics
 
     def encode_image(self, images: Sequence[Image]) -> np.ndarray:
         """Unit features f32 [N E] of N images: paths, encoded bytes or arrays u8 [H W 3], of any sizes.
@@ -98,6 +101,8 @@ class Model:
         Patch tokens are projected like the pooled token, which the model was not trained for. The map is a
         visualisation, not a segmentation.
         """
+        if not isinstance(self.objective.image, ViT):
+            raise UserError(f"a similarity map is of a ViT's patches; this is {type(self.objective.image).__name__}")
         pixels, words = self._pixels([image]), self.encode_text([text])[0]
         patches = np.asarray(_patch_features(self.objective, self.params, pixels))[0]  # [N E]
         side = self.objective.image.image_size // self.objective.image.patch
@@ -113,7 +118,10 @@ class Model:
         return self.tokenizer(list(texts))
 
     def _forward(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        return {name: np.asarray(value) for name, value in _forward(self.objective, self.params, dict(batch)).items()}
+        return {
+            name: np.asarray(value)
+            for name, value in _forward(self.objective, self.params, self.extra, dict(batch)).items()
+        }
 
     def _batched(self, items: Sequence[Any], key: str, read: Callable[[Sequence[Any]], np.ndarray]) -> np.ndarray:
         """Read and encode all items batch by batch; small batches are padded to a power of two."""
@@ -134,8 +142,8 @@ def _power(n: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(objective: Any, params: Params, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    return objective.forward(params, {}, batch)
+def _forward(objective: Any, params: Params, extra: Extra, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    return objective.forward(params, extra, batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -64,7 +64,7 @@ class Generator:
         return np.asarray(_draw(*fields, {"average": self.average}, dict(batch)))
 
 
-def read_generator(run: str | Path, checkpoint: int | str = "latest") -> Generator:
+def read_generator(run: str | Path, checkpoint: int | str = "") -> Generator:
     """Load the model of a diffusion run. Raises UserError for another kind of run."""
     read_config(run)
     objective = read_objective(run)
@@ -82,7 +82,7 @@ def synthesize(
     n: int,
     how: How = How(),
     *,
-    checkpoint: int | str = "latest",
+    checkpoint: int | str = "",
     base: str | Path | None = None,
     check: bool = True,
     overwrite: bool = False,

@@ -10,15 +10,16 @@ from typing import Any
 from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.sources.modality_folders import moments
 from fundax.encoders import resnet, vit
-from fundax.encoders.backbone import Backbone
+from fundax.encoders.backbone import Backbone, preprocessing
 from fundax.encoders.positions import pixel_centres
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
+from fundax.interop.checkpoint import stored_preprocessing
 from fundax.interop.initial import fit_positions, own_state, same_shapes, taken_extra
-from fundax.interop.read import is_run, load, read_objective
+from fundax.interop.read import is_run, load, read_objective, read_preprocessing
+from fundax.interop.weights import existing
 from fundax.params import stack_blocks, unflatten
 from fundax.runtime.checkpoint import load_params
-from fundax.runtime.workdir import read_optional_json
 from fundax.types import Extra, Params, UserError
 
 IMAGENET = (Backbone.mean, Backbone.std)  # the defaults of the dataclass
@@ -50,7 +51,7 @@ class ImageBackbone:
 def backbone(
     path_or_size: str | Path | Mapping[int, str],
     *,
-    checkpoint: int | str = "latest",
+    checkpoint: int | str = "",
     modality: str = "",
     image_size: int = 0,
     feature: Any = "token",
@@ -67,7 +68,7 @@ def backbone(
         path_or_size: a run, an exported folder, a file of weights, or a size: a name of encoders.vit.SIZES ("smoke",
             "tiny", "B/16", ...) or encoders.resnet.SIZES ("resnet-tiny", "resnet50", ...). A mapping of modality numbers
             to such names gives an encoder for each; all must have one architecture.
-        checkpoint: which checkpoint of a run: "latest", "best" or a step.
+        checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         modality: the modality of the images ("oct"). A run of several normalisations then uses this modality's; a file
             VisionFM's for it; "" is the run's own, or ImageNet's.
         image_size: side of the images in pixels; 0 takes the encoder's own. Positions are resized to it.
@@ -86,9 +87,10 @@ def backbone(
     name = str(path_or_size)
     if name in vit.SIZES or name in resnet.SIZES:
         return _fresh(name, modality, image_size, options, fields)
-    if not Path(name).exists():
+    if not Path(name).exists() and "/" not in name:
         sizes = ", ".join((*vit.SIZES, *resnet.SIZES))
         raise UserError(f"{name!r} is neither a run, a folder or a file of weights nor a size; sizes are {sizes}")
+    existing(name)
     objective, stored = _described(name, modality)
     image = getattr(objective, "image", None)
     if not isinstance(image, ViT | ResNet) or getattr(getattr(objective, "tower", None), "modalities", ()):
@@ -97,9 +99,11 @@ def backbone(
     mean, std = _moments(objective, modality)
     defaults = {"resize": "squash", "interpolation": "bicubic", "mean": mean, "std": std}
     chosen = {"mean": mean, "std": std} if modality else {}
-    preprocessing = defaults | stored | chosen | {"image_size": sized.image_size}
+    facts = defaults | stored | chosen | {"image_size": sized.image_size}
+    if stored.get("resize_to"):  # in proportion, where the encoder is asked for another size
+        facts["resize_to"] = round(stored["resize_to"] * sized.image_size / stored["image_size"])
     fill, fill_extra = _filling(name, checkpoint, sized)
-    return ImageBackbone(_backbone(sized, mean, std, options), preprocessing, (fill,), (fill_extra,))
+    return ImageBackbone(_backbone(sized, mean, std, options), facts, (fill,), (fill_extra,))
 
 
 def _fresh(name: str, modality: str, image_size: int, options: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
@@ -118,9 +122,10 @@ def _fresh(name: str, modality: str, image_size: int, options: Mapping[str, Any]
 def _described(path: str, modality: str) -> tuple[Any, dict[str, Any]]:
     """The objective and the preprocessing of a checkpoint."""
     if is_run(path):
-        return read_objective(path), read_optional_json(Path(path) / "preprocessing.json")
+        objective = read_objective(path)
+        return objective, read_preprocessing(path, objective)
     model = load(path, modality=modality)
-    return model.objective, dict(model.preprocessing)
+    return model.objective, stored_preprocessing(model.objective, model.preprocessing)
 
 
 def _sized(path: str, image: ViT | ResNet, image_size: int, fields: Mapping[str, Any]) -> ViT | ResNet:
@@ -147,10 +152,8 @@ def _kind(objective: Any) -> str:
 
 def _moments(objective: Any, modality: str) -> tuple[Any, Any]:
     """Rows of means and deviations: one for all images or one for each modality."""
-    holder = getattr(objective, "tower", getattr(objective, "model", objective))  # below a decoder or an adapter
-    mean, std = (
-        _rows(getattr(holder, name, None), default) for name, default in zip(("mean", "std"), IMAGENET, strict=True)
-    )
+    own = preprocessing(objective)
+    mean, std = (_rows(own.get(name), default) for name, default in zip(("mean", "std"), IMAGENET, strict=True))
     if modality and len(mean) > 1:
         row = MODALITIES.index(modality_name(modality))
         if row >= len(mean):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.geometry import RESIZE_MODES
+from fundax.encoders.backbone import preprocessing
 from fundax.interop.weights import State
 from fundax.types import Extra, Params, UserError
+
+_log = logging.getLogger("fundax")
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,13 @@ class Checkpoint:
     Attributes:
         objective: the frozen dataclass of `fundax.objectives` (or `encoders.Encoder`) that computes with the parameters.
         params: nested fp32 parameters, layers stacked or not.
-        preprocessing: image_size, mean, std, resize ("squash", "shortest" or "longest"), interpolation; also classes,
-            names or findings where the model has them.
+        preprocessing: image_size, mean, std, resize ("squash", "shortest", "longest" or "canvas"), resize_to where
+            the centre is then cut out, interpolation; also classes, names or findings where the model has them.
         tokenizer: texts to ids i32 [N L], with `save(folder)`; None where the checkpoint has none.
         source: where the parameters came from, for the record (name, step, config_sha256, format).
         extra: arrays that are not trained by gradients: batch statistics, EMA teacher, centers.
         origin: the source in words, such as "run step 500" or "open_clip".
+        assumed: the preprocessing in words, where nothing that was read says it; "" where something does.
     """
 
     objective: Any
@@ -37,6 +44,7 @@ class Checkpoint:
     source: Mapping[str, Any] = field(default_factory=dict)
     extra: Extra = field(default_factory=dict)
     origin: str = ""
+    assumed: str = ""
 
 
 def whole(checkpoint: Checkpoint) -> Checkpoint:
@@ -88,21 +96,56 @@ class Format:
 
 def preprocessing_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """The checkpoint's preprocessing with its defaults filled in. Raises UserError where it contradicts the model."""
-    objective = checkpoint.objective
-    found = {
-        "image_size": objective.image.image_size,
-        "mean": list(objective.mean),
-        "std": list(objective.std),
-        "resize": "squash",
-        "interpolation": "bicubic",
-    } | dict(checkpoint.preprocessing)
-    if int(found["image_size"]) != objective.image.image_size:
-        size = objective.image.image_size
+    model = preprocessing(checkpoint.objective)
+    found = stored_preprocessing(checkpoint.objective, checkpoint.preprocessing)
+    if model and int(found["image_size"]) != model["image_size"]:
+        size = model["image_size"]
         raise UserError(f"preprocessing.image_size is {found['image_size']}, but the model takes {size} pixels")
-    for name in ("mean", "std"):
-        if not np.array_equal(np.asarray(found[name], float), np.asarray(getattr(objective, name), float)):
-            raise UserError(f"preprocessing.{name} is {found[name]}, but the model has {getattr(objective, name)}")
+    for name in ("mean", "std") if model else ():
+        if not np.array_equal(np.asarray(found[name], float), np.asarray(model[name], float)):
+            raise UserError(f"preprocessing.{name} is {found[name]}, but the model has {model[name]}")
     return found
+
+
+def stored_preprocessing(objective: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What preprocessing.json holds, or another program's file, with the objective's own for what it leaves out.
+
+    A model that has one rule for resizing alone is resized by it: runs of FLAIR and KeepFIT made before the rule had a
+    name hold another one.
+    """
+    own = preprocessing(objective)
+    fixed = ("resize", "interpolation") if hasattr(getattr(objective, "base", objective), "resize") else ()
+    return own | dict(stored) | {name: own[name] for name in fixed}
+
+
+OPENAI = "CLIP's mean and deviation, the shortest edge and a centre crop"
+IMAGENET = "ImageNet's mean and deviation, squashed to a square"
+
+
+def replace_preprocessing(checkpoint: Checkpoint, shown: Mapping[str, Any]) -> Checkpoint:
+    """The same model with another mean, std or resize. Raises UserError for a resize or a number of channels unknown."""
+    if not shown:
+        return checkpoint
+    if shown.get("resize", "squash") not in RESIZE_MODES:
+        raise UserError(f"resize is {shown['resize']!r}; expected {', '.join(RESIZE_MODES)}")
+    moments = {name: tuple(map(float, shown[name])) for name in ("mean", "std") if name in shown}
+    if wrong := [name for name, value in moments.items() if len(value) != 3]:
+        raise UserError(f"{wrong[0]} is {shown[wrong[0]]}; expected three numbers, of red, green and blue")
+    objective = checkpoint.objective
+    if moments:
+        rows = isinstance(objective.mean[0], tuple)
+        objective = dataclasses.replace(objective, **{k: (v,) if rows else v for k, v in moments.items()})
+    facts = dict(checkpoint.preprocessing) | {name: shown[name] for name in shown}
+    dropped = ("resize_to", "round_down") if "resize" in shown else ()
+    return dataclasses.replace(
+        checkpoint, objective=objective, preprocessing={k: v for k, v in facts.items() if k not in dropped}
+    )
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """Warn of something assumed; a model is often read more than once."""
+    _log.warning("%s", message)
 
 
 def probe(checkpoint: Checkpoint, count: int = 2) -> tuple[np.ndarray, np.ndarray]:

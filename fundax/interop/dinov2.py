@@ -12,9 +12,10 @@ import numpy as np
 
 from fundax.encoders import layers
 from fundax.encoders.backbone import Encoder
+from fundax.encoders.positions import pixel_centres, resize_positions
 from fundax.encoders.vit import ViT, init_dino
-from fundax.interop import folder, keymap, vit
-from fundax.interop.checkpoint import Checkpoint, Format
+from fundax.interop import folder, keymap, processor, vit
+from fundax.interop.checkpoint import IMAGENET, Checkpoint, Format, stored_preprocessing
 from fundax.interop.keymap import Row
 from fundax.interop.weights import State, folder_of
 from fundax.objectives.ibot import IBOT
@@ -90,15 +91,11 @@ def config_of(objective: Encoder) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def preprocessor_of(objective: Encoder) -> dict[str, Any]:
+def preprocessor_of(model: Checkpoint) -> dict[str, Any]:
     """preprocessor_config.json; a model of several normalisations is written with the first, the record has them all."""
-    side = objective.image.image_size
-    return {
-        "image_processor_type": "BitImageProcessor", "do_convert_rgb": True, "do_resize": True,
-        "size": {"height": side, "width": side}, "resample": 3, "do_center_crop": False, "do_rescale": True,
-        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(objective.mean[0]),
-        "image_std": list(objective.std[0]),
-    }  # fmt: skip
+    facts = stored_preprocessing(model.objective, model.preprocessing)
+    first = {name: list(getattr(model.objective, name)[0]) for name in ("mean", "std")}
+    return processor.config_of(facts | first, "BitImageProcessor")
 
 
 def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
@@ -106,11 +103,11 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
 
     Raises UserError for a model Dinov2Model cannot hold, and for a folder that is there and not empty.
     """
-    state = from_fundax(model.objective, model.params)
+    state, preprocessor = from_fundax(model.objective, model.params), preprocessor_of(model)
     with folder.fresh_folder(out, overwrite) as temporary:
         folder.write_model(temporary, WEIGHTS, state, model, {})
         write_json(temporary / CONFIG, config_of(model.objective))
-        write_json(temporary / "preprocessor_config.json", preprocessor_of(model.objective))
+        write_json(temporary / processor.FILE, preprocessor)
         folder.write_card(temporary, model, "transformers", USAGE, "image-feature-extraction")
 
 
@@ -139,21 +136,25 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
         )  # fmt: skip
     except KeyError as error:
         raise UserError(f"{path}/{CONFIG}: {error} is missing") from error
+    settings = processor.read(folder_of(path))
+    facts = processor.preprocessing_of(settings, path) if settings else {"image_size": tower.image_size}
+    if facts["image_size"] != tower.image_size:  # published ones learnt at 518 pixels and are shown 224
+        tower = tower.clone(image_size=facts["image_size"])
+        if tower.image_size % tower.patch:
+            raise UserError(f"{path}: patches of {tower.patch} pixels do not fill photographs of {tower.image_size}")
+        state = fit_positions(state, tower.patches + 1)
     params = keymap.read(rows(tower), state, vit.shapes_of(tower), str(path))
-    return Checkpoint(
-        replace(_recorded(folder_of(path)), image=tower), {"image": params}, {"image_size": tower.image_size}
-    )
+    moments = [(tuple(facts.pop(name)),) for name in ("mean", "std") if name in facts]
+    record = read_optional_json(folder_of(path) / folder.RECORD)  # it has the normalisation of every modality
+    objective = serialize.from_json(record["objective"]) if record else Encoder(tower, *moments)
+    assumed = "" if record or settings else IMAGENET
+    return Checkpoint(replace(objective, image=tower), {"image": params}, facts, assumed=assumed)
 
 
-def _recorded(path: Path) -> Encoder:
-    """An encoder with the normalisation of our record, else of preprocessor_config.json, else ImageNet's."""
-    if record := read_optional_json(path / folder.RECORD):
-        return serialize.from_json(record["objective"])
-    tower = ViT(16, 16, 8, 1, 1)  # replaced by the caller
-    facts = read_optional_json(path / "preprocessor_config.json")
-    if not facts:
-        return Encoder(tower)
-    return Encoder(tower, (tuple(facts["image_mean"]),), (tuple(facts["image_std"]),))
+def fit_positions(state: State, rows: int) -> State:
+    """The same tensors with the position table [1 N D] moved to `rows` rows, as transformers does at another size."""
+    key = "embeddings.position_embeddings"
+    return state | {key: resize_positions(state[key][0], rows, pixel_centres)[None]}
 
 
 def difference(path: str | Path, model: Checkpoint) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,14 @@ from fundax.types import Params, UserError
 LARGEST = 1e-4  # difference of unit features between two programs in fp32 from which on an export counts as wrong
 
 
-def export(
-    run: str | Path, to: str, out: str | Path, *, checkpoint: int | str = "latest", overwrite: bool = False
-) -> str:
+def export(run: str | Path, to: str, out: str | Path, *, checkpoint: int | str = "", overwrite: bool = False) -> str:
     """Write a run (or an import) as a folder for another program; returns a line on what was written and checked.
 
     Args:
         run: the run's folder.
         to: the format, one of `export_names()`.
         out: the folder to write.
-        checkpoint: which checkpoint: "latest", "best" or a step.
+        checkpoint: "best", "latest" or a step; "" is the best one if the run selected one, else the latest.
         overwrite: replace a folder that is not empty.
     Raises:
         UserError: an unknown format, no such run, a model that the format cannot hold, `out` in use, or features that
@@ -73,19 +70,19 @@ def compare(found: Format, path: str | Path, model: Checkpoint) -> str:
     return f"parameters read back bit for bit, largest difference of features from {found.title} {difference:.2g}{note}"
 
 
-def import_checkpoint(path: str | Path, workdir: str | Path, like: str = "", modality: str = "") -> str:
+def import_checkpoint(path: str | Path, workdir: str | Path, **options: Any) -> str:
     """Write the checkpoint of another program in the form of a run: to predict with, to export, and to start from.
 
     Args:
         path: a folder or file that `load` opens.
         workdir: the folder to write; it must not exist, or be empty.
-        like, modality: see `load`.
+        options: like, modality, activation and shown, see `load`.
     Returns:
         A line on what was written.
     Raises:
         UserError: `path` is unknown, incomplete or does not fit; `workdir` is in use.
     """
-    model = load(path, like=like, modality=modality)
+    model = load(path, **options)
     with fresh_folder(workdir) as folder:
         config = {"objective": serialize.to_json(model.objective), "imported_from": dict(model.source)}
         write_json(folder / "config.json", config)
@@ -97,18 +94,19 @@ def import_checkpoint(path: str | Path, workdir: str | Path, like: str = "", mod
     count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     silent = model.tokenizer or not hasattr(model.objective, "text")
     note = "" if silent else f"; no tokenizer there: texts need its files in {Path(workdir) / 'tokenizer'}"
+    note += f"; {options['activation']} in its MLPs, as given" if options.get("activation") else ""
     return f"{workdir}: {count:,} parameters from {path}{note}"
 
 
 def _preprocessing(model: Checkpoint) -> Mapping[str, Any]:
     """The preprocessing to store, complete and checked against the model; a text model has none."""
-    objective = getattr(model.objective, "base", model.objective)  # KeepFIT normalises as the FLAIR in it
+    objective = model.objective
     if not hasattr(objective, "image"):
         return model.preprocessing
     size = int(model.preprocessing.get("image_size", 0))
     if isinstance(objective, Segment | Landmark) and size > objective.image.image_size:
         return model.preprocessing  # images are resized to this size, and the model sees windows of them
-    return preprocessing_of(dataclasses.replace(model, objective=objective))
+    return preprocessing_of(model)
 
 
 def digest_of(params: Params) -> dict[str, str]:

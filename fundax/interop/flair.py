@@ -294,8 +294,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     record = read_optional_json(folder_of(path) / folder.RECORD)
     if not record:
         objective, params, extra = to_fundax(state)
-        facts = {"image_size": objective.image.image_size, "interpolation": "bilinear"}
-        return Checkpoint(objective, params, facts, extra=extra)
+        return Checkpoint(objective, params, {}, extra=extra)
     objective = serialize.from_json(record["objective"])
     params, extra = read(getattr(objective, "base", objective), state, str(path))
     left_out = {key.split("/")[0] for key in record.get("left_out", {})}

@@ -14,12 +14,12 @@ import numpy as np
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
-from fundax.interop import folder, keymap
-from fundax.interop.checkpoint import Checkpoint, Format, largest_difference, preprocessing_of, probe
+from fundax.interop import folder, keymap, processor
+from fundax.interop.checkpoint import OPENAI, Checkpoint, Format, largest_difference, preprocessing_of, probe
 from fundax.interop.keymap import Row
 from fundax.interop.weights import State, folder_of
 from fundax.losses import contrastive
-from fundax.objectives.clip import CLIP, MEAN, STD
+from fundax.objectives.clip import CLIP
 from fundax.runtime.workdir import read_json, read_optional_json, write_json
 from fundax.types import Extra, Params, UserError
 
@@ -32,7 +32,6 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": layers.gelu_tanh,
 }
 _LEGACY_EOS = 2  # in old configs: pool at the highest id, wherever it is
-_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
 USAGE = """
 from transformers import pipeline
 
@@ -234,14 +233,15 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
 
     Raises UserError for a model that CLIPModel cannot hold, and for a folder that is there and not empty.
     """
-    config, preprocessor = config_of(model.objective, model.tokenizer), preprocessor_of(model)
+    config = config_of(model.objective, model.tokenizer)
+    preprocessor = processor.config_of(preprocessing_of(model))
     state = from_fundax(model.objective, model.params)
     bias = model.params.get("logit_bias")
     with folder.fresh_folder(out, overwrite) as temporary:
         left_out = {} if bias is None else {"logit_bias": float(bias)}
         folder.write_model(temporary, WEIGHTS, state, model, left_out)
         write_json(temporary / CONFIG, config)
-        write_json(temporary / "preprocessor_config.json", preprocessor)
+        write_json(temporary / processor.FILE, preprocessor)
         folder.write_card(temporary, model, "transformers", USAGE)
 
 
@@ -253,53 +253,16 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     """
     path = folder_of(path)
     objective, params = to_fundax(state, read_json(path / CONFIG))
-    preprocessor = read_optional_json(path / "preprocessor_config.json")
-    preprocessing = read_preprocessor(preprocessor) if preprocessor else {}
-    mean, std = preprocessing.get("mean", MEAN), preprocessing.get("std", STD)
+    settings, size = processor.read(path), objective.image.image_size
+    facts = processor.preprocessing_of(settings or {"size": size, "crop_size": size}, path)
     left_out = read_optional_json(path / folder.RECORD).get("left_out", {})
     bias = left_out.get("logit_bias")
-    changes: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)}
+    changes: dict[str, Any] = {"mean": tuple(facts["mean"]), "std": tuple(facts["std"])}
     if bias is not None:
         params["logit_bias"] = np.float32(bias).reshape(())
         changes |= {"init_logit_bias": float(bias), "contrast": contrastive.sigmoid_contrastive}
-    return Checkpoint(dataclasses.replace(objective, **changes), params, preprocessing)
-
-
-def preprocessor_of(model: Checkpoint) -> dict[str, Any]:
-    """preprocessor_config.json. Raises UserError for a resize that CLIPImageProcessor does not have."""
-    facts = preprocessing_of(model)
-    size, resize, resample = int(facts["image_size"]), facts["resize"], facts["interpolation"]
-    if resize not in ("squash", "shortest") or resample not in _RESAMPLE:
-        raise UserError(f"CLIPImageProcessor has no resize '{resize}' with interpolation '{resample}'")
-    square = {"height": size, "width": size}
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": square if resize == "squash" else {"shortest_edge": size},
-        "resample": _RESAMPLE.index(resample),
-        "do_center_crop": resize == "shortest",
-        "crop_size": square,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": facts["mean"],
-        "image_std": facts["std"],
-    }
-
-
-def read_preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The preprocessing of a preprocessor_config.json: the inverse of preprocessor_of, for CLIP's processors."""
-    size = config.get("size", 224)
-    size = {"shortest_edge": size} if isinstance(size, int) else size
-    squash = "height" in size
-    return {
-        "image_size": size["height"] if squash else size["shortest_edge"],
-        "mean": config.get("image_mean", list(MEAN)),
-        "std": config.get("image_std", list(STD)),
-        "resize": "squash" if squash else "shortest",
-        "interpolation": _RESAMPLE[config.get("resample", 3)],
-    }
+    assumed = "" if settings else OPENAI
+    return Checkpoint(dataclasses.replace(objective, **changes), params, facts, assumed=assumed)
 
 
 def difference(path: str | Path, model: Checkpoint) -> float | None:

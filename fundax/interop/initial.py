@@ -63,7 +63,7 @@ class _Source:
 
 
 def warm_start(
-    path: str | Path, objective: Any, parts: Collection[str] = (), *, checkpoint: int | str = "latest"
+    path: str | Path, objective: Any, parts: Collection[str] = (), *, checkpoint: int | str = ""
 ) -> WarmStart:
     """Steps that fill `objective` from a run, an exported folder or a file of weights; "" leaves it fresh.
 
@@ -77,7 +77,7 @@ def warm_start(
             run starts, not here.
         objective: the model to fill.
         parts: fill these parts alone ("image", "text", "project", ...), all of which must fit.
-        checkpoint: which checkpoint of a run: "latest", "best" or a step.
+        checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
     Raises (when a step is called):
         UserError: keys that are missing or unknown and tensors of another shape, by name; a configuration that computes
             something else with the same tensors (heads, activation, pooling).
@@ -163,9 +163,11 @@ def _read_as(found: Format, objective: Any, state: State, path: str) -> _Source:
     assert found.read_as is not None
     params, extra = found.read_as(objective, state, path)
     if found.configured:
+        activation = getattr(getattr(objective, "image", None), "activation", None)
+        said = f" ({activation.__name__})" if activation else ""
         _log.warning(
-            "%s: no %s beside the weights, so activation, heads and pooling are taken to be the model's own",
-            path, found.files[1],
+            "%s: no %s beside the weights, so activation%s, heads and pooling are taken to be the model's own",
+            path, found.files[1], said,
         )  # fmt: skip
     return _Source(objective, params, extra, known=False, partial=kind(objective) not in found.holds)
 

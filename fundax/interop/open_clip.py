@@ -14,7 +14,7 @@ from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.interop import folder, keymap
-from fundax.interop.checkpoint import Checkpoint, Format, largest_difference, preprocessing_of, probe
+from fundax.interop.checkpoint import OPENAI, Checkpoint, Format, largest_difference, preprocessing_of, probe
 from fundax.interop.keymap import Row
 from fundax.interop.weights import State, folder_of
 from fundax.losses import contrastive
@@ -326,15 +326,17 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     """
     config = read_json(folder_of(path) / CONFIG)
     objective, params = to_fundax(state, config)
-    stored = config.get("preprocess_cfg", {})
-    preprocessing = {
-        "image_size": objective.image.image_size,
+    stored, size = config.get("preprocess_cfg", {}), objective.image.image_size
+    if stored.get("size", size) not in (size, [size, size], (size, size)):
+        raise UserError(f"{path}: preprocess_cfg.size is {stored['size']}, but the model takes {size} pixels")
+    facts = {
+        "image_size": size,
         "mean": list(objective.mean),
         "std": list(objective.std),
         "resize": stored.get("resize_mode", "shortest"),
         "interpolation": stored.get("interpolation", "bicubic"),
     }
-    return Checkpoint(objective, params, preprocessing)
+    return Checkpoint(objective, params, facts, assumed="" if stored else OPENAI)
 
 
 def difference(path: str | Path, model: Checkpoint) -> float | None:

@@ -4,48 +4,68 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.language import tokenizers
+from fundax.encoders import layers
 from fundax.encoders.vit import SIZES
-from fundax.interop.checkpoint import Checkpoint, Format
+from fundax.interop.checkpoint import Checkpoint, Format, replace_preprocessing, say_once, stored_preprocessing
 from fundax.interop.formats import format_of
-from fundax.interop.weights import State, folder_of, read_state
+from fundax.interop.weights import State, existing, folder_of, read_state
 from fundax.objectives.clip import CLIP, clip
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import load_params, resolve
 from fundax.runtime.workdir import read_json, read_optional_json
 from fundax.types import UserError
 
+ACTIVATIONS = {"quick_gelu": layers.quick_gelu, "gelu": layers.gelu_exact}
 
-def load(path: str | Path, checkpoint: int | str = "latest", like: str = "", modality: str = "") -> Checkpoint:
+
+def load(
+    path: str | Path,
+    checkpoint: int | str = "",
+    like: str = "",
+    modality: str = "",
+    *,
+    activation: str = "",
+    shown: Mapping[str, Any] | None = None,
+) -> Checkpoint:
     """The model at `path`: a run, an exported folder, or a file of weights of another program.
 
     Args:
         path: a run of fundax or an import (its folder), a folder of a format in `FORMATS`, or one of its weights files
             (.safetensors, .pt, .pth, .bin, .npz).
-        checkpoint: which checkpoint of a run: "latest", "best" or a step.
+        checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         like: the size ("H/14-378", a name of encoders.vit.SIZES) of a CLIP file without configuration beside it.
         modality: the modality of the images ("oct") whose mean and deviation an image encoder normalises by, where the
             file does not say; "" takes ImageNet's.
+        activation: of a CLIP file without configuration: "quick_gelu" (OpenAI's and DFN's) or "gelu" (LAION's).
+        shown: mean, std and resize, where they are not what the files say, or where the files say nothing.
     Returns:
         The model with fp32 parameters, which are bit-identical to those that were exported.
     Raises:
         UserError: nothing at `path`, an unknown format, a damaged or incomplete file; the message names the keys.
     """
-    path = Path(path)
+    path, shown = Path(path), shown or {}
     if is_run(path):
         return read_run(path, checkpoint)
     state = read_state(path)
     found, folder = format_of(state, str(path)), folder_of(path)
     if like:
-        model = _of_size(found, state, like)
+        model = _of_size(found, state, like, activation)
     elif found.configured and not has_configuration(found, path):
         sizes = f", or a size: {', '.join(SIZES)}" if found.read_as is not None and CLIP in found.holds else ""
         raise UserError(f"{path}: no {found.files[1]} beside the weights; expected it there{sizes}")
     else:
         model = found.read(path, state, modality)
+    if model.assumed and not {"mean", "std", "resize"} <= set(shown):
+        say_once(
+            f"{path}: nothing there says how the model is shown photographs; assumed: {model.assumed} "
+            "(import takes --mean, --std and --resize)"
+        )
+    model = replace_preprocessing(model, shown)
     source = {"name": path.resolve().name, "format": found.title}
     words = _tokenizer_beside(folder, model.objective)
     return dataclasses.replace(model, tokenizer=words, source=source, origin=found.title)
@@ -56,7 +76,7 @@ def is_run(path: str | Path) -> bool:
     return (Path(path) / "checkpoints").is_dir()
 
 
-def read_run(run: str | Path, checkpoint: int | str = "latest") -> Checkpoint:
+def read_run(run: str | Path, checkpoint: int | str = "") -> Checkpoint:
     """The model of a run or an import. Raises UserError where a part is missing or damaged."""
     run = Path(run)
     if not is_run(run):
@@ -66,8 +86,12 @@ def read_run(run: str | Path, checkpoint: int | str = "latest") -> Checkpoint:
     words = tokenizers.load(run / "tokenizer") if (run / "tokenizer").is_dir() else None
     digest = hashlib.sha256((run / "config.json").read_bytes()).hexdigest()
     source = {"name": run.resolve().name, "step": step, "config_sha256": digest}
-    preprocessing = read_optional_json(run / "preprocessing.json")
-    return Checkpoint(objective, params, preprocessing, words, source, extra, f"run step {step}")
+    return Checkpoint(objective, params, read_preprocessing(run, objective), words, source, extra, f"run step {step}")
+
+
+def read_preprocessing(run: str | Path, objective: Any) -> dict[str, Any]:
+    """A run's preprocessing.json, with the objective's own for what it leaves out."""
+    return stored_preprocessing(objective, read_optional_json(Path(run) / "preprocessing.json"))
 
 
 def read_objective(run: str | Path) -> Any:
@@ -94,7 +118,7 @@ def tokenizer(
     """
     if not str(path) and default is not None:
         return default
-    path = Path(path)
+    path = existing(path)
     if path.is_file() and path.suffix in (".txt", ".gz"):
         if path.name.startswith("vocab"):
             return tokenizers.wordpiece(path, context or 512)
@@ -112,12 +136,19 @@ def has_configuration(found: Format, path: Path) -> bool:
     return len(found.files) > 1 and (folder_of(path) / found.files[1]).is_file()
 
 
-def _of_size(found: Format, state: State, like: str) -> Checkpoint:
-    """The weights of a known size; QuickGELU, as OpenAI's, DFN's and MM-Fundus-CLIP's have it."""
+def _of_size(found: Format, state: State, like: str, activation: str) -> Checkpoint:
+    """The weights of a known size, whose tensors do not show which activation they were trained with."""
     if found.read_as is None or CLIP not in found.holds:
         raise UserError(f"{found.title} needs no size: --like is for CLIP files without configuration")
-    objective = clip(like)
-    return Checkpoint(objective, found.read_as(objective, state, like)[0], {})
+    clip(like)  # an unknown size is named first
+    if activation not in ACTIVATIONS:
+        raise UserError(
+            f"the weights do not show the activation of their MLPs: give --activation {' or '.join(ACTIVATIONS)} "
+            "(quick_gelu: OpenAI's, DFN's and MM-Fundus-CLIP's; gelu: LAION's and most others)"
+        )
+    objective = clip(like, activation=ACTIVATIONS[activation])
+    assumed = "CLIP's mean and deviation, squashed to a square as DFN's"
+    return Checkpoint(objective, found.read_as(objective, state, like)[0], {}, assumed=assumed)
 
 
 def _tokenizer_beside(folder: Path, objective: Any) -> tokenizers.Tokenizer | None:

@@ -5,6 +5,8 @@ huggingface/pytorch-image-models; config.json is what timm's `push_to_hf_hub` wr
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ import numpy as np
 from data_pipelines.sources.modality_folders import moments
 from fundax.encoders.backbone import Encoder
 from fundax.interop import folder, vit
-from fundax.interop.checkpoint import Checkpoint, Format
+from fundax.interop.checkpoint import IMAGENET, Checkpoint, Format, stored_preprocessing
 from fundax.interop.weights import State, folder_of, write_torch
 from fundax.objectives.ibot import IBOT
 from fundax.runtime import serialize
 from fundax.runtime.workdir import read_optional_json, write_json
+from fundax.types import UserError
 
 NAME = "timm"
+CROP_MODES = {"shortest": "center", "squash": "squash"}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 USAGE = """
 import timm
@@ -47,7 +51,13 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
 
 
 def config_of(model: Checkpoint) -> dict[str, Any]:
-    """timm's config.json. A model of several normalisations is written with the first; the record has them all."""
+    """timm's config.json. A model of several normalisations is written with the first; the record has them all.
+
+    Raises UserError for a resize that timm does not have.
+    """
+    facts = stored_preprocessing(model.objective, model.preprocessing)
+    if facts["resize"] not in CROP_MODES:
+        raise UserError(f"{NAME} has no resize '{facts['resize']}'; expected {', '.join(CROP_MODES)}")
     tower, side = model.objective.image, model.objective.image.image_size
     pooled = tower.norm_after_pool and tower.pool == "mean"
     arguments = {"img_size": side, "patch_size": tower.patch, "embed_dim": tower.width, "depth": tower.depth,
@@ -55,7 +65,8 @@ def config_of(model: Checkpoint) -> dict[str, Any]:
                  "global_pool": "avg" if pooled else "token"}  # fmt: skip
     pretrained = {
         "tag": "fundax", "custom_load": False, "input_size": [3, side, side], "fixed_input_size": True,
-        "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center", "mean": list(model.objective.mean[0]),
+        "interpolation": facts["interpolation"], "crop_pct": side / (facts.get("resize_to") or side),
+        "crop_mode": CROP_MODES[facts["resize"]], "mean": list(model.objective.mean[0]),
         "std": list(model.objective.std[0]), "num_classes": 0, "first_conv": "patch_embed.proj", "classifier": "head",
     }  # fmt: skip
     return {"architecture": "vit_base_patch16_224", "num_classes": 0, "num_features": tower.width,
@@ -76,10 +87,27 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
         fields |= dict(zip(("mean", "std"), moments((modality,)), strict=True))
     heads = config.get("model_args", {}).get("num_heads")
     objective, params = vit.to_fundax(state, str(path), heads, **fields)
+    facts = _resize(stored, objective.image.image_size)
     record = read_optional_json(folder_of(path) / folder.RECORD)
     if record and stored:  # written by fundax: the record has every modality's normalisation
         objective = replace(serialize.from_json(record["objective"]), image=objective.image)
-    return Checkpoint(objective, params, {"image_size": objective.image.image_size})
+    return Checkpoint(objective, params, facts, assumed="" if "mean" in fields else IMAGENET)
+
+
+def _resize(stored: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """The resize of a pretrained_cfg, with timm's defaults; {} of none."""
+    if not stored:
+        return {"image_size": size}
+    if tuple(stored.get("input_size", (3, size, size))[1:]) != (size, size):
+        raise UserError(
+            f"pretrained_cfg.input_size is {stored['input_size']}, but the positions are those of {size} pixels"
+        )
+    modes = {theirs: ours for ours, theirs in CROP_MODES.items()}
+    mode, edge = stored.get("crop_mode") or "center", math.floor(size / (stored.get("crop_pct") or 0.875))
+    if mode not in modes:
+        raise UserError(f"pretrained_cfg.crop_mode is {mode!r}; supported: {', '.join(modes)}")
+    rule = {"resize": modes[mode], "interpolation": stored.get("interpolation") or "bicubic"}
+    return {"image_size": size, **rule, **({"resize_to": edge} if edge != size else {})}
 
 
 def difference(path: str | Path, model: Checkpoint) -> float | None:

@@ -6,9 +6,9 @@ import argparse
 import hashlib
 import json
 import pickle
-import zipfile
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ml_dtypes
@@ -36,6 +36,7 @@ SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # training programs put the tensors one level down
 SELF_DISTILLED = ("student", "teacher", "ibot_loss")  # DINO, iBOT and VisionFM keep these dicts of tensors
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
+LARGEST_VIEW = 2**28  # bytes of a tensor that repeats what is stored, such as a position table with a batch axis
 _SAFETENSORS = {
     "F64": np.float64,
     "F32": np.float32,
@@ -52,15 +53,25 @@ _SAFETENSORS = {
 
 def find_file(path: str | Path) -> Path:
     """The file of weights at `path`: itself, or the first of FILE_NAMES in a folder. UserError if none is."""
-    path = Path(path)
+    path = existing(path)
     if path.is_file():
         return path
-    if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder of weights")
     for name in FILE_NAMES:
         if (path / name).is_file():
             return path / name
     raise UserError(f"{path}: the folder has no weights; expected one of {', '.join(FILE_NAMES)}")
+
+
+def existing(path: str | Path) -> Path:
+    """The path. Raises UserError if nothing is there, with the way to download it if it may be a name of the hub."""
+    if Path(path).exists():
+        return Path(path)
+    name = re.sub(r"^(hf-hub|hf):", "", str(path))
+    may_be = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).parent.exists()
+    hint = (
+        f"; a model of the Hugging Face hub is downloaded by: hf download {name} --local-dir FOLDER" if may_be else ""
+    )
+    raise UserError(f"{path}: no such file or folder{hint}")
 
 
 def folder_of(path: str | Path) -> Path:
@@ -116,7 +127,7 @@ def write_torch(tree: Mapping[str, Any], path: str | Path) -> None:
     try:
         import torch
     except ImportError as error:
-        raise UserError(f"{path}: writing PyTorch files needs torch: pip install 'fundax[torch]'") from error
+        raise UserError(f"{path}: writing PyTorch files needs torch: pip install -e '.[torch]'") from error
 
     def tensors(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -134,12 +145,12 @@ def digests(state: Mapping[str, np.ndarray]) -> dict[str, str]:
 def _read_shards(index: Path) -> State:
     try:
         files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{index}: not an index of shards; expected a JSON object with 'weight_map'") from error
     state: State = {}
     for name in files:
-        if Path(name).name != name:
-            raise UserError(f"{index}: names the shard '{name}', which is not a file of the same folder")
+        if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in SUFFIXES:
+            raise UserError(f"{index}: names the shard {name!r}, which is not a weights file of the same folder")
         state |= read_state(index.parent / name)
     return state
 
@@ -149,8 +160,8 @@ def _read_safetensors(path: Path) -> State:
 
     try:
         tensors = deserialize(path.read_bytes())
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
+    except (SafetensorError, OSError, MemoryError) as error:
+        raise UserError(f"{path}: damaged or not a safetensors file ({_first_line(error)})") from error
     state = {}
     for name, tensor in tensors:
         if tensor["dtype"] not in _SAFETENSORS:
@@ -163,15 +174,20 @@ def _read_safetensors(path: Path) -> State:
 def _read_npz(path: Path) -> State:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
-    except (zipfile.BadZipFile, ValueError, TypeError, AttributeError, EOFError, OSError) as error:
-        raise UserError(f"{path}: damaged, or not an .npz file of plain arrays ({error})") from error
+            state = dict(archive)
+    except Exception as error:  # damaged bytes raise what zipfile, zlib, tokenize and numpy happen to raise
+        raise UserError(f"{path}: damaged, or not an .npz file of plain arrays ({_first_line(error)})") from error
+    for name, value in state.items():
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufV":
+            raise UserError(f"{path}: '{name}' is no array of numbers; expected an .npz file of plain arrays")
+    return state
 
 
 def load_torch(path: str | Path) -> Any:
     """The content of a PyTorch file, read by an unpickler that makes tensors and plain values only.
 
-    An argparse Namespace, which training programs store with the weights, counts as a plain value.
+    What training programs store beside the weights counts as a plain value: numbers of NumPy, paths, defaultdicts and
+    an argparse Namespace.
 
     Raises:
         UserError: torch absent, a damaged file, or a pickle of anything else.
@@ -179,17 +195,55 @@ def load_torch(path: str | Path) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise UserError(f"{path}: reading PyTorch files needs torch: pip install 'fundax[torch]'") from error
+        raise UserError(f"{path}: reading PyTorch files needs torch: pip install -e '.[torch]'") from error
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_plain_values()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UserError(
-            f"{path}: refused: damaged, or it holds more than tensors, which could run code when read; "
-            "save model.state_dict() alone, best as .safetensors"
+            f"{path}: refused: damaged, or it holds {name[1] if name else 'more than tensors'}, which could run code "
+            "when read; save model.state_dict() alone, best as .safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # damaged bytes raise what torch's unpickler happens to raise
         raise UserError(f"{path}: damaged or not a PyTorch state dict ({_first_line(error)})") from error
+
+
+class _NumberType:
+    """Stands for numpy.dtype in a pickle. NumPy's own would let a file change the types of the whole process."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.dtype = np.dtype(str(name))
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+def _number(kind: _NumberType, data: bytes) -> Any:
+    return np.frombuffer(data, kind.dtype)[0].item()
+
+
+def _mapping(factory: Any = None) -> dict[Any, Any]:
+    """Stands for a defaultdict."""
+    del factory
+    return {}
+
+
+def _factory(*_: Any) -> None:
+    """Stands for the factory of a defaultdict."""
+
+
+def _plain_values() -> list[Any]:
+    """What may lie beside the weights, by the names that pickles use, with what stands for it here."""
+    scalar = [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    modules, kinds = (
+        ("pathlib", "pathlib._local"),
+        ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"),
+    )
+    paths = [(PurePosixPath, f"{module}.{kind}") for module in modules for kind in kinds]
+    factories = [(_factory, f"builtins.{name}") for name in ("list", "dict", "int", "float", "str", "tuple", "bool")]
+    others = [(_NumberType, "numpy.dtype"), (_mapping, "collections.defaultdict"), argparse.Namespace]
+    return [*scalar, *paths, *factories, *others]
 
 
 def _tensors(path: Path, loaded: Any) -> State:
@@ -203,7 +257,7 @@ def _tensors(path: Path, loaded: Any) -> State:
     for name, value in loaded.items():
         if not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: not a state dict; '{name}' is of type {type(value).__name__}; {expected}")
-    return {str(name): _array(tensor, torch) for name, tensor in loaded.items()}
+    return {str(name): _array(tensor, f"{path}: tensor '{name}'", torch) for name, tensor in loaded.items()}
 
 
 def _unwrapped(loaded: Any) -> Any:
@@ -215,11 +269,20 @@ def _unwrapped(loaded: Any) -> Any:
     return next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
 
 
-def _array(tensor: Any, torch: Any) -> np.ndarray:
+def _array(tensor: Any, where: str, torch: Any) -> np.ndarray:
     tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:  # numpy has no such dtype of its own
-        return tensor.view(torch.uint16).contiguous().numpy().view(ml_dtypes.bfloat16)
-    return tensor.contiguous().numpy()
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
+        raise UserError(f"{where} is {kind}; expected dense tensors")
+    size = tensor.numel() * tensor.element_size()
+    if size > max(tensor.untyped_storage().nbytes(), LARGEST_VIEW):
+        raise UserError(f"{where} is a view of {size:,} bytes on {tensor.untyped_storage().nbytes():,} stored ones")
+    try:
+        if tensor.dtype == torch.bfloat16:  # numpy has no such dtype of its own
+            return tensor.view(torch.uint16).contiguous().numpy().view(ml_dtypes.bfloat16)
+        return tensor.contiguous().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise UserError(f"{where} has the unsupported dtype {tensor.dtype}") from error
 
 
 def _first_line(error: BaseException) -> str:

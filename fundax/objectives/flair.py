@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,8 @@ class FLAIR:
     negatives: Negatives = "global"
     targets: Targets = contrastive.matching_targets
     init_logit_scale: float = math.log(1 / 0.07)
+    resize: ClassVar[str] = "canvas"  # of the program and of all its data: the longer side to the size, then black
+    interpolation: ClassVar[str] = "bilinear"
 
     def __post_init__(self) -> None:
         if self.negatives not in NEGATIVES:

@@ -92,6 +92,16 @@ class KeepFIT:
         """The text encoder of the base."""
         return self.base.text
 
+    @property
+    def mean(self) -> Any:
+        """Mean of images, the base's."""
+        return self.base.mean
+
+    @property
+    def std(self) -> Any:
+        """Deviation of images, the base's."""
+        return self.base.std
+
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The base's keys, elite/image and elite/text, appearances if `reference` uses them, status with `by_status`."""
         spec = self.base.batch_spec(batch)

@@ -189,7 +189,7 @@ def _devices(topology: str) -> Sequence[Any]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"{topology}: compiling for a TPU needs libtpu: pip install 'fundax[tpu]'")
+        raise UserError(f"{topology}: compiling for a TPU needs libtpu: pip install -e '.[tpu]'")
     from jax.experimental import topologies
 
     name, _, slices = topology.partition("*")

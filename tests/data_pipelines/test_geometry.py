@@ -36,6 +36,8 @@ def centre(pixels):
         (Mirror(),),
         resize_moves((HEIGHT, WIDTH), 40, "shortest"),
         resize_moves((HEIGHT, WIDTH), 40, "longest"),
+        resize_moves((HEIGHT, WIDTH), 40, "canvas"),
+        resize_moves((HEIGHT, WIDTH), 40, "shortest", resize_to=46),
         (Rotate(20), Crop(2, 3, 44, 60), Resize(56, 56), Mirror()),
     ],
     ids=str,
@@ -97,10 +99,21 @@ def test_resize_is_pillows(interpolation):
 
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (7, 500), (33, 33), (1, 9)])
-@pytest.mark.parametrize("mode", ["squash", "shortest", "longest"])
+@pytest.mark.parametrize("mode", ["squash", "shortest", "longest", "canvas"])
 def test_every_size_becomes_the_square_asked_for(size, mode):
     image = np.full((*size, 3), 200, np.uint8)
     for step in resize_moves(size, 28, mode):
         image = step.pixels(image)
     assert image.shape == (28, 28, 3)
-    assert (image == 0).any() == (mode == "longest" and size[0] != size[1])
+    assert (image == 0).any() == (mode in ("longest", "canvas") and size[0] != size[1])
+
+
+@pytest.mark.parametrize("side", range(16, 200))
+def test_a_square_fills_the_canvas(side):
+    assert resize_moves((side, side), 170, "canvas") == (Resize(170, 170),)
+
+
+def test_a_resize_of_another_size_than_the_crop():
+    assert resize_moves((60, 90), 28, "shortest", resize_to=32) == (Resize(32, 48), Crop(2, 10, 28, 28))
+    assert resize_moves((60, 90), 28, "squash", resize_to=32) == (Resize(32, 32), Crop(2, 2, 28, 28))
+    assert resize_moves((60, 90), 28, "shortest", resize_to=21) == (Resize(21, 31), Crop(-3, 2, 28, 28))

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from data_pipelines.geometry import fitted
 from data_pipelines.transforms.flair import (
     FlairAugment,
     adjust_colors,
-    fitted,
     flair_pixels,
     foreground,
     rotate_and_scale,

@@ -24,6 +24,7 @@ LAZY = {
         "sacrebleu",
     ),
     *("tensorboardX", "wandb", "onnx", "open_clip", "timm"),
+    *("openpyxl", "pyarrow"),
 }
 # Rooms (folders, or files at a root) by level: a room imports rooms of lower levels only, and files of its own room.
 LEVELS = {
@@ -45,7 +46,8 @@ LEVELS = {
         ("images",),
         ("language", "masks"),
         ("bad_records", "sources", "synthetic", "workers"),
-        ("collate", "datasets", "transforms"),
+        ("datasets",),
+        ("collate", "transforms"),
         ("words",),
         ("contact_sheet", "convert", "open", "pipeline"),
         ("tasks",),

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 from tiny_objective import recipe
 
 from fundax.recipe import Intervals
@@ -227,8 +226,3 @@ def test_a_mistake_is_found_before_others_are_waited_for(tmp_path):
             check=False,
         )
         assert done.returncode == 2 and line in done.stderr and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("script", ["slurm.sbatch", "xpk.sh"])
-def test_shell_scripts_are_sound(script):
-    subprocess.run(["bash", "-n", str(REPO / "scripts" / script)], check=True)

@@ -79,7 +79,7 @@ def test_files_that_cannot_be_read(tmp_path):
     assert failure(tmp_path, "image,text\n") == "labels.csv: has no rows"
     assert failure(tmp_path, "image,text\na,b\nc\n") == "labels.csv row 2 (line 3): has 1 fields, the header has 2"
     open_quote = failure(tmp_path, 'image,text\na,b\nb,"open\nc,d\n')
-    assert open_quote == "labels.csv row 2 (line 3): unexpected end of data; is a quotation mark left open?"
+    assert open_quote.startswith("labels.csv row 2 (line 3): unexpected end of data; is a quotation mark left open")
 
 
 def test_other_encodings_are_asked_for(tmp_path):
@@ -100,7 +100,10 @@ def test_classes_are_numbers_as_they_are_or_sorted_names(tmp_path):
     assert failure(tmp_path, "image,label\na,0\nb,PRD\n", classes=("No DR", "PDR")) == (
         "labels.csv row 2 (line 3): label 'PRD' is not one of the classes No DR, PDR; did you mean 'PDR'?"
     )
-    assert failure(tmp_path, "image,label\na,999999\n") == "labels.csv: label 999999 is not a class number"
+    assert (
+        failure(tmp_path, "image,label\na,999999\n")
+        == "labels.csv: label 999999 is not a class number (1 different numbers)"
+    )
     assert Classes(("2", "1")).index("2") == 0 and class_names({"b": 1, "a": 1}, "t.csv") == ("a", "b")
 
 
@@ -161,6 +164,38 @@ def test_only_some_rows(tmp_path):
 def test_templates(tmp_path):
     rows = source(tmp_path, "ID,dx\n7,PDR\n", columns={"image": "img/{ID}.png", "text": "fundus with {dx}"})
     assert rows[0].views[0].image == tmp_path / "img" / "7.png" and rows[0].report == "fundus with PDR"
+
+
+def test_a_template_with_an_empty_part_is_empty(tmp_path, caplog):
+    text = "id,grade,dme\n0,2,1\n1,,0\n2,nan,\n3,2.0,0\n"
+    columns = {"image": "{id:03d}.png", "text": "grade {grade} with oedema {dme}", "label": "DR{grade}"}
+    assert failure(tmp_path, text, columns=columns).startswith("labels.csv row 2 (line 3): text is empty ('')")
+    rows = source(tmp_path, text, columns=columns, empty="drop")
+    assert [row.report for row in rows] == ["grade 2 with oedema 1", "grade 2.0 with oedema 0"]
+    assert rows.classes == ("DR2",) and rows[1].views[0].image == tmp_path / "003.png"
+    assert "left out 2 of 4 rows with empty fields (text 2)" in caplog.text
+    kept = source(tmp_path, text, columns=columns | {"text": None}, empty="keep")
+    assert kept.classes == ("DR2",) and [int(row.targets["label"]) for row in kept] == [0, -1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{id", "expected '}' before end of string"),
+        ("{", "Single '{' encountered"),
+        ("{}.png", "{} names no column"),
+        ("{id!r}", "'!r' is not supported"),
+        ("{id:>1000000000}", "':>1000000000' is not supported; expected such as {id:04d}"),
+        ("{id:{id}}", "':{id}' is not supported"),
+        ("{id:d}", "':d' is not supported"),
+        ("{id:04d}", "row 1 (line 2): id is 'x', expected a whole number for {id:04d}"),
+        ("{id.real}", "has no column 'id.real'"),
+        ("{id[0]}", "has no column 'id[0]'"),
+    ],
+)
+def test_templates_that_are_wrong_are_one_line(tmp_path, template, message):
+    assert message in failure(tmp_path, "id\nx\n", columns={"image": template})
+    assert source(tmp_path, "id\n7\n", columns={"image": "{id:0>4}.png"})[0].patient == "0007.png"
 
 
 @pytest.mark.parametrize(

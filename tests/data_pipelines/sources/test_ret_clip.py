@@ -185,5 +185,5 @@ def test_csv_of_patients(tmp_path):
     with pytest.raises(DataError, match=r"row 1 \(line 2\): has 5 fields, the header has 4"):
         len(PatientCSV(table))
     table.write_text('patient,left,right,text\np1,l.png,r.png,"left open\np2,l.png,r.png,drusen\n')
-    with pytest.raises(DataError, match=r"row 1 \(line 2\): unexpected end of data; is a quotation mark left open\?"):
+    with pytest.raises(DataError, match=r"row 1 \(line 2\): unexpected end of data; is a quotation mark left open"):
         len(PatientCSV(table))

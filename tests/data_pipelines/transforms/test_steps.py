@@ -72,7 +72,7 @@ def test_preprocess_follows_the_mapping():
     got = transforms.preprocess(NOISE, {"image_size": 20, "resize": "squash", "interpolation": "bilinear", "mean": 0})
     np.testing.assert_array_equal(got, image)
     assert transforms.eval_step({"image_size": 20}) == Squash(20, "bicubic", "squash")
-    with pytest.raises(DataError, match="resize must be one of squash, shortest, longest, not 'pad'"):
+    with pytest.raises(DataError, match="resize must be one of squash, shortest, longest, canvas, not 'pad'"):
         transforms.preprocess(NOISE, {"image_size": 20, "resize": "pad"})
     with pytest.raises(DataError, match="interpolation must be one of nearest, bilinear, bicubic, lanczos, not 'area'"):
         transforms.preprocess(NOISE, {"image_size": 20, "interpolation": "area"})

@@ -80,9 +80,9 @@ def test_maps_lie_where_the_model_looked():
     grid = np.array([[1, 0], [0, 0]], np.float32)
     plain = over_photograph(grid, 4, 6, smooth=False)
     np.testing.assert_array_equal(plain, np.outer([1, 1, 0, 0], [1, 1, 1, 0, 0, 0]))
-    middle = over_photograph(grid, 2, 4, "shortest", smooth=False)  # a 2 x 2 square in the middle was seen
+    middle = over_photograph(grid, 2, 4, {"resize": "shortest"}, smooth=False)  # a 2 x 2 square in the middle was seen
     np.testing.assert_array_equal(middle, [[0, 1, 0, 0], [0, 0, 0, 0]])
-    padded = over_photograph(grid, 2, 4, "longest", smooth=False)  # rows 0 and 3 of 4 were padding
+    padded = over_photograph(grid, 2, 4, {"resize": "longest"}, smooth=False)  # rows 0 and 3 of 4 were padding
     np.testing.assert_array_equal(padded, [[1, 1, 0, 0], [0, 0, 0, 0]])
     assert over_photograph(grid, 40, 60).shape == (40, 60)
 

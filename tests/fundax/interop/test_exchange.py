@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from data_pipelines.language import tokenizers
+from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.interop import exchange, huggingface, keymap, open_clip
 from fundax.interop.checkpoint import Checkpoint
-from fundax.interop.read import load, read_run
+from fundax.interop.read import load, read_objective, read_run
 from fundax.interop.weights import write_safetensors
-from fundax.objectives.clip import CLIP, MEAN, STD
+from fundax.objectives.clip import CLIP, MEAN, STD, clip
 from fundax.params import unflatten
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.runtime.serialize import to_json
@@ -133,8 +134,21 @@ def test_a_file_without_configuration_needs_a_size(tmp_path):
     with pytest.raises(UserError, match="size is 'B/15'"):
         exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / "run", like="B/15")
     with pytest.raises(UserError, match="B/32: the keys do not fit"):
-        exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / "run", like="B/32")
+        exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / "run", like="B/32", activation="gelu")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_activation_of_a_file_without_configuration_is_asked_for(tmp_path):
+    theirs = clip("Ti/16", activation=layers.gelu_exact)
+    params = numbers(theirs)
+    write_safetensors(open_clip.from_fundax(theirs, params), tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"give --activation quick_gelu or gelu"):
+        exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / "run", like="Ti/16")
+    for name, used in (("gelu", layers.gelu_exact), ("quick_gelu", layers.quick_gelu)):
+        said = exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / name, like="Ti/16", activation=name)
+        assert f"{name} in its MLPs, as given" in said
+        found = read_objective(tmp_path / name)
+        assert found.image.activation is used and found.text.activation is used
 
 
 def test_the_file_that_was_named_is_the_one_that_is_read(run, tmp_path):

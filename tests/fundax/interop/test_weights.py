@@ -1,18 +1,22 @@
 """Weights in files: every format gives the same arrays; a hostile or damaged file gives one clear message."""
 
+import argparse
+import collections
 import json
 import os
 import pickle
 import subprocess
 import sys
 import zipfile
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fundax.interop.weights import digests, find_file, read_state, strip_prefixes, write_safetensors
+from fundax.interop import backbone, load, tokenizer
+from fundax.interop.weights import digests, find_file, load_torch, read_state, strip_prefixes, write_safetensors
 from fundax.types import UserError
 
 STATE = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "logit_scale": np.float32(2.5).reshape(())}
@@ -124,7 +128,7 @@ def test_missing_torch_names_the_extra(tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "x.pt")], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("UserError")
-    assert "pip install 'fundax[torch]'" in done.stdout
+    assert "pip install -e '.[torch]'" in done.stdout
 
 
 def test_folders_and_shards(tmp_path):
@@ -142,7 +146,7 @@ def test_folders_and_shards(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     same(read_state(tmp_path))
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "../../secret.safetensors"}}')
-    with pytest.raises(UserError, match="not a file of the same folder"):
+    with pytest.raises(UserError, match="not a weights file of the same folder"):
         read_state(tmp_path)
 
 
@@ -156,3 +160,123 @@ def test_digests_do_not_depend_on_strides():
     assert digests({"x": x.T})["x"] == digests({"x": x.T.copy()})["x"] != digests({"x": x})["x"]
     # printf "\\x00\\x00\\x80\\x3f" | sha256sum: 1.0 in IEEE 754, little-endian
     assert digests({"one": np.float32(1)})["one"].startswith("e00e5eb9")
+
+
+def test_plain_values_beside_the_weights_are_read(tmp_path):
+    torch = pytest.importorskip("torch", reason="reading PyTorch files needs torch")
+    counts = collections.defaultdict(list, {"a": [1, 2]})
+    beside = {
+        "epoch": np.int64(3), "best": np.float64(0.5), "rate": np.float32(1e-4), "done": np.bool_(True), "name": np.str_("a"),
+        "big": np.dtype(">i4").type(7), "log": Path("runs/a"), "root": PurePosixPath("/x"), "there": PureWindowsPath("c:/x"),
+        "counts": counts, "empty": collections.defaultdict(int), "args": argparse.Namespace(lr=np.float64(1.0)),
+        "ordered": collections.OrderedDict(a=1),
+    }  # fmt: skip
+    for k, zipped in enumerate((True, False)):
+        path = tmp_path / f"{k}.pth"
+        torch.save({"model": {"w": torch.ones(2)}, **beside}, path, _use_new_zipfile_serialization=zipped)
+        np.testing.assert_array_equal(read_state(path)["w"], [1, 1])
+    loaded = load_torch(tmp_path / "0.pth")
+    assert (loaded["epoch"], loaded["best"], loaded["done"], loaded["name"]) == (3, 0.5, True, "a")
+    assert loaded["counts"] == {"a": [1, 2]} and str(loaded["log"]) == "runs/a" and loaded["args"].lr == 1.0
+
+
+class NumberType:
+    """Pickles as numpy.dtype("f8") whose state a file sets: NumPy's own would change the process's type."""
+
+    def __reduce__(self):
+        return np.dtype, ("f8",), (3, ">", None, None, None, -1, -1, 0)
+
+
+def test_a_file_cannot_change_the_types_of_the_process(tmp_path):
+    torch = pytest.importorskip("torch", reason="reading PyTorch files needs torch")
+    torch.save({"model": {"w": torch.ones(2)}, "kind": NumberType()}, tmp_path / "x.pth")
+    read_state(tmp_path / "x.pth")
+    assert np.dtype("f8").isnative
+
+
+def test_what_a_file_holds_besides_is_named(tmp_path):
+    torch = pytest.importorskip("torch", reason="reading PyTorch files needs torch")
+    torch.save({"model": {"w": torch.ones(2)}, "rng": np.random.default_rng(0)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"it holds numpy\.random[\w.]+, which could run code"):
+        read_state(tmp_path / "x.pth")
+
+
+def unusual(torch):
+    small = torch.ones(4)
+    return {
+        "a view of 10,000,000,000 bytes on 4 stored ones": torch.zeros(1).expand(50_000, 50_000),
+        "sparse": torch.eye(3).to_sparse(),
+        "meta": torch.ones(2, device="meta"),
+        "float8_e4m3fn": small.to(torch.float8_e4m3fn),
+        "quantized": torch.quantize_per_tensor(small, 0.1, 0, torch.qint8),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of quantized and sparse tensors
+@pytest.mark.parametrize(
+    "words", ["a view of 10,000,000,000 bytes on 4 stored ones", "sparse", "meta", "float8_e4m3fn", "quantized"]
+)
+def test_tensors_that_are_no_arrays_are_named(tmp_path, words):
+    torch = pytest.importorskip("torch", reason="reading PyTorch files needs torch")
+    torch.save({"model": {"w": unusual(torch)[words]}}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=rf"x\.pth: tensor 'w' .*{words}|x\.pth: (refused|damaged).*"):
+        read_state(tmp_path / "x.pth")
+
+
+def test_parameters_views_and_repeated_tables_are_read(tmp_path):
+    torch = pytest.importorskip("torch", reason="reading PyTorch files needs torch")
+    kept = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    table = torch.arange(3).expand(4, -1)
+    for inner in ({"w": kept, "ids": table}, {"backbone.w": kept.T, "backbone.ids": table}):
+        torch.save({"teacher": inner}, tmp_path / "x.pth")
+        found = read_state(tmp_path / "x.pth")
+        assert sorted(value.shape for value in found.values()) in ([(2, 3), (4, 3)], [(3, 2), (4, 3)])
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "pt"])
+def test_flipped_bytes_are_one_line(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "pt":
+        torch = pytest.importorskip("torch", reason="reading PyTorch files needs torch")
+        torch.save({"w": torch.arange(40), "epoch": np.int64(3)}, path)
+    else:
+        write_safetensors(STATE, path) if suffix == "safetensors" else np.savez_compressed(path, **STATE)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(150):
+        bytes_ = bytearray(whole)
+        for at in rng.integers(len(whole), size=3):
+            bytes_[at] = rng.integers(256)
+        path.write_bytes(bytes(bytes_))
+        try:
+            read_state(path)
+        except UserError as error:
+            assert f"x.{suffix}" in str(error)
+
+
+@pytest.mark.parametrize("name", ["..", "../a.safetensors", "x.safetensors.index.json", 5, "folder"])
+def test_an_index_names_weights_of_its_own_folder(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    write_safetensors(STATE, tmp_path / "model.safetensors")
+    index = tmp_path / "folder" / "x.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(UserError, match="not a weights file of the same folder"):
+        read_state(index)
+
+
+def test_a_member_of_an_archive_that_is_no_array(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("notes.txt", b"words")
+    with pytest.raises(UserError, match=r"'notes\.txt' is no array of numbers"):
+        read_state(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("name", ["apple/DFN5B-CLIP-ViT-H-14-378", "hf-hub:laion/CLIP-ViT-H-14"])
+def test_a_name_of_the_hub_is_not_a_path(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    wanted = rf"no such file or folder; a model .* hf download {name.removeprefix('hf-hub:')} --local-dir FOLDER"
+    for read in (load, tokenizer, backbone):
+        with pytest.raises(UserError, match=wanted):
+            read(name)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError, match=r"runs/a: no such file or folder$"):
+        load("runs/a")

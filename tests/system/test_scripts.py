@@ -1,0 +1,87 @@
+"""The launch scripts, run with stand-ins for the programs of a cluster."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Runs a script where srun, scontrol, xpk and python3 write down how they were called."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    record = 'import json, sys\nopen("{log}", "a").write(json.dumps(sys.argv[1:]) + "\\n")\n'
+    for name in ("scontrol", "xpk", "python3", "srun"):
+        log = tmp_path / f"{name}.log"
+        (programs / name).write_text(f"#!{sys.executable}\n" + record.format(log=log))
+        (programs / name).chmod(0o755)
+    (programs / "python").symlink_to(sys.executable)
+
+    def call(*command, **variables):
+        environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", **variables}
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    def calls(name):
+        log = tmp_path / f"{name}.log"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    call.calls = calls
+    return call
+
+
+def a_run(folder, saved, steps=10):
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for step in saved:
+        (folder / "checkpoints" / str(step)).mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"steps": steps}))
+
+
+@pytest.mark.parametrize("argument", [["--workdir", "runs/a"], ["--workdir=runs/a"]], ids=" ".join)
+def test_slurm_queues_a_run_again_until_it_is_finished(cluster, tmp_path, argument):
+    job = ("bash", str(SCRIPTS / "slurm.sbatch"), "configs/x.py", *argument, "--prompt", "{modality}: {text}")
+    a_run(tmp_path / "runs" / "a", saved=[4])
+    assert cluster(*job).returncode == 0
+    launched = ["--kill-on-bad-exit=1", "python", "launch.py", "train", *job[2:]]
+    assert cluster.calls("srun") == [launched] and cluster.calls("scontrol") == [["requeue", "7"]]
+    done = cluster(*job)  # nothing was saved since
+    assert "step 4 of 10; no progress, not queued again" in done.stdout and len(cluster.calls("scontrol")) == 1
+    a_run(tmp_path / "runs" / "a", saved=[4, 8])
+    cluster(*job)
+    assert len(cluster.calls("scontrol")) == 2
+    a_run(tmp_path / "runs" / "a", saved=[8, 10])
+    done = cluster(*job)
+    assert "step 10 of 10; finished" in done.stdout and done.returncode == 0 and len(cluster.calls("scontrol")) == 2
+
+
+def test_slurm_does_not_queue_again_what_never_began(cluster):
+    cluster("bash", str(SCRIPTS / "slurm.sbatch"), "configs/x.py", "--workdir", "nowhere")
+    cluster("bash", str(SCRIPTS / "slurm.sbatch"), "configs/x.py")
+    assert len(cluster.calls("srun")) == 2 and cluster.calls("scontrol") == []
+
+
+def test_xpk_keeps_quotes(cluster):
+    words = [
+        "configs/x.py",
+        "--prompt",
+        "{modality}: {text}",
+        "--data",
+        "a.csv,text=it's $HOME",
+        "--classes",
+        "青光眼",
+        "",
+    ]
+    variables = {"CLUSTER": "c", "IMAGE": "i", "TPU": "v5litepod-256"}
+    done = cluster("bash", str(SCRIPTS / "xpk.sh"), "name", *words, **variables)
+    assert done.returncode == 0, done.stderr
+    (call,) = cluster.calls("xpk")
+    assert call[:4] == ["workload", "create", "--cluster", "c"] and "v5litepod-256" in call
+    assert subprocess.run(["sh", "-n", "-c", call[-1]], check=False).returncode == 0
+    cluster("sh", "-c", call[-1])
+    assert cluster.calls("python3") == [["launch.py", "train", *words]]
