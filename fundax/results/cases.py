@@ -152,7 +152,7 @@ def sheet(
         if legend:
             figure.suptitle(legend, fontsize=9.5, fontweight="normal")
         if shown:
-            colours = [np.array(PAINT[k % len(PAINT)]) / 255 for k in range(len(shown))]
+            colours = ["#{:02x}{:02x}{:02x}".format(*PAINT[k % len(PAINT)]) for k in range(len(shown))]
             patches = [Patch(facecolor=c, edgecolor="#606060", label=n) for c, n in zip(colours, shown, strict=True)]
             figure.legend(handles=patches, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
     return Path(path)
