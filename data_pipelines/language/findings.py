@@ -78,8 +78,8 @@ class Vocabulary:
         words = tokens(text)
         matches = _phrases(self.phrases).matches(words)
         found = statuses(words, matches)
-        named = ((name, found[match.start]) for match in matches if match.start in found for name in match.values)
-        return [Mention(name, status) for name, status in named if name in self.reported]
+        named = ((match.start, name) for match in matches if match.start in found for name in match.values)
+        return [Mention(name, found[at]) for at, name in named if name in self.reported]
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ _WORDS: dict[tuple[Status, str], tuple[str, ...]] = {
         *("could not be detected", "could not be identified", "cannot be found", "could not be found", "undetectable"),
         *("has resolved", "have resolved", "resolved", "has regressed", "have regressed", "disappeared", "reabsorbed"),
         *("has cleared", "have cleared", "no more", "is nil"),
-        *("已吸收", "已消退", "已消失", "完全吸收", "完全消退", "吸收", "消退", "消失", "已愈", "不明显", "阴性", "可能性小"),
+        *("已吸收", "已消退", "已消失", "完全吸收", "完全消退", "吸收", "消退", "消失", "已愈", "不明显", "阴性"),
+        *("可能性小", "已复位"),
         *("(-)", "不可见", "未可见", "均未见", "家族史", "手术史", "术后"),
     ),
     ("absent", "nearer"): ("absent", "ruled out", "excluded", "negative", "nil", "none", "unlikely", "no longer", "排除", "已排除"),
@@ -57,7 +58,7 @@ _WORDS: dict[tuple[Status, str], tuple[str, ...]] = {
         *("not exclude", "not rule out", "rule out", "to rule out", "r/o", "to exclude", "differential diagnosis"),
         *("differential includes", "screening for", "screened for", "at risk of", "at risk for", "risk of", "risk for"),
         *("risk factor for", "monitor for", "watch for", "check for", "evaluate for", "evaluation for", "look for"),
-        *("assess for", "questionable", "equivocal for", "if", "whether", "history of", "past history of"),
+        *("assess for", "questionable", "equivocal for", "if", "whether", "history of", "past history of", "hx of", "h/o"),
         *("疑", "怀疑", "疑为", "可疑为", "可能为", "可能是", "可能存在", "是否", "鉴别", "警惕", "预防", "筛查", "高危"),
     ),
     ("uncertain", "before"): (
@@ -168,12 +169,15 @@ def _backwards(text: Sequence[Token], clauses: Sequence[_Clause], ends: set[int]
 
 
 def _answers(clauses: Sequence[_Clause], found: dict[int, Status]) -> None:
-    """ "Drusen: none": a clause after a colon that holds no finding applies to the one before."""
-    for clause, answer in pairwise(clauses):
+    """ "Drusen, exudates: none": a clause after a colon that holds no finding applies to the list before."""
+    for k, (clause, answer) in enumerate(pairwise(clauses)):
         if clause.separator == ":" and answer.matches and not answer.findings:
             cue = _cue(answer.matches[0])
             if cue is not None and cue.status != "present" and answer.matches[0].start == answer.start:
-                for match in clause.findings:
+                first = k
+                while first and k - first < _NEARBY and clauses[first - 1].separator == "," and clauses[first - 1].bare:
+                    first -= 1
+                for match in (match for one in clauses[first : k + 1] for match in one.findings):
                     _set(found, match, cue.status)
 
 

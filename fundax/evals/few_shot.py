@@ -16,6 +16,7 @@ from scipy.special import softmax
 
 from fundax.evals.features import extract
 from fundax.evals.kinds import FewShotResult
+from fundax.evals.places import check_labels
 from fundax.metrics.classification import classification
 from fundax.objectives.adapter import ClipAdapter, TipAdapter, fit, heads, remember
 from fundax.types import Batch, Extra, Forward, Params, UserError
@@ -102,9 +103,13 @@ class FewShot:
         names = tuple(dict.fromkeys((self.feature, self.linear_feature)))
         kept = {"extra_keys": extra_keys, "cache": self.cache, "fingerprint": fingerprint}
         rows = extract(forward, params, extra, data, names, **kept)
-        wrong = (rows["label"] < 0) | (rows["label"] >= len(self.classes))
-        if rows["label"].ndim != 1 or wrong.any():
-            raise UserError(f"few-shot labels must be 0 to {len(self.classes) - 1} ({', '.join(self.classes)})")
+        if rows["label"].ndim != 1:
+            raise UserError(f"few-shot labels have shape {rows['label'].shape}; expected one class per image")
+        known = np.nan_to_num(rows["label"].astype(np.float64), nan=-1) >= 0
+        check_labels(rows["label"], known, {}, 0, self.classes, data)
+        if not known.any():
+            raise UserError("few-shot data have no labelled image; expected at least one")
+        rows = {key: values[known] for key, values in rows.items()}
         named = {"feature": rows[self.feature], "linear": rows[self.linear_feature]}
         short = {"label": "label", self.patient: "patient"}
         return named | {short[key]: rows[key].astype(np.int64) for key in extra_keys}

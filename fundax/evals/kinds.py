@@ -106,11 +106,15 @@ PARTS: dict[str, type[Part]] = {"rows": Rows, "cases": Cases, "by_class": ByClas
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result(Mapping[str, Any]):
-    """Base of all results. metrics: scalars to log, by name."""
+    """Base of all results. metrics: scalars to log, by name.
+
+    about: in a file, the data, part, step and preprocessing that the result is of (see fundax/results/about.py).
+    """
 
     kind: ClassVar[str] = ""
 
     metrics: Mapping[str, float]
+    about: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if shared := self.metrics.keys() & self.arrays().keys():
@@ -162,8 +166,9 @@ class Scores(Result):
     @classmethod
     def read(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """The result out of the arrays of its file."""
-        own = ("kind", "metric_name", "metric_value")
-        return cls(metrics=_metrics(arrays), other={k: v for k, v in arrays.items() if k not in own})
+        own = ("kind", "metric_name", "metric_value", "about")
+        other = {k: v for k, v in arrays.items() if k not in own}
+        return cls(metrics=_metrics(arrays), about=arrays.get("about"), other=other)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -356,4 +361,8 @@ def named(metric: str, names: Iterable[str], values: np.ndarray) -> dict[str, fl
 
 def _metrics(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
     names, values = arrays.get("metric_name", ()), arrays.get("metric_value", ())
+    if np.shape(names) != np.shape(values) or np.ndim(values) != 1:
+        raise UserError(
+            f"metric_name {np.shape(names)} and metric_value {np.shape(values)}; expected one value for each name"
+        )
     return {str(name): float(value) for name, value in zip(names, values, strict=True)}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from fundax.evals.kinds import Cases, LandmarkResult, Rows
+from fundax.evals.kinds import Cases, LandmarkResult, Rows, row_columns
 from fundax.evals.original_grid import original_points
 from fundax.evals.pictures import extremes, points_over
 from fundax.metrics.statistics import Estimate
@@ -79,7 +79,7 @@ class Landmarks:
         kept = {key: rows[key] for key in ("error", "error_diameters", "found", "truth")}
         return LandmarkResult(
             metrics=self._floats(rows), names=np.array(self.names), **kept,
-            rows=Rows(index=rows["index"], patient=rows.get("patient")),
+            rows=Rows(**{f.name: rows[f.name] for f in fields(Rows) if f.name in rows}),
             cases=Cases(pictures=np.stack(drawn), picture_row=shown, picture_score=score[shown]),
         )  # fmt: skip
 
@@ -95,9 +95,8 @@ def _measured(batch: Batch, found: np.ndarray) -> Table:
     rows = {
         "image": whole["image"], "grid_found": found, "grid_truth": truth, "error_grid": distances(found, truth),
         "found": there[0], "truth": there[1], "error": error, "error_diameters": error / diameter,
-        "index": whole.get("index", np.arange(len(found))),
     }  # fmt: skip
-    return rows | ({"patient": whole["group"]} if "group" in whole else {})
+    return rows | {"index": np.arange(len(found))} | row_columns(whole)
 
 
 def _median(values: np.ndarray) -> float:

@@ -18,6 +18,7 @@ from scipy.special import expit
 
 from fundax.evals.features import extract
 from fundax.evals.kinds import ClassificationResult, MultiLabelResult, Rows
+from fundax.evals.places import check_labels
 from fundax.metrics import weighted
 from fundax.metrics.classification import multi_label, nanmean
 from fundax.metrics.statistics import Weighted, weighted_difference
@@ -162,10 +163,12 @@ class FrozenProbe:
         )  # fmt: skip
 
     def extract(self, forward: Forward, params: Params, extra: Extra) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features f32 [n D], labels i32 [n] and groups i32 [n] of the valid rows of one pass. Raises UserError."""
+        """Features f32 [n D], labels i32 [n] and groups i32 [n] of the labelled rows of one pass. Raises UserError."""
         extra_keys, input_keys = ("label", "group"), ("image", "modality")
         rows = extract(forward, params, extra, self.data, (self.feature,), extra_keys=extra_keys, input_keys=input_keys)
-        return rows[self.feature], rows["label"], rows["group"]
+        known = np.nan_to_num(rows["label"].astype(np.float64), nan=-1) >= 0
+        check_labels(rows["label"], known, {}, 0, self.classes, self.data)
+        return rows[self.feature][known], rows["label"][known], rows["group"][known]
 
     def scores(self, features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Probabilities f64 [n K] of every row, predicted out of fold; 0 for classes absent from the training folds."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from fundax.evals.kinds import Cases, Rows, SegmentationResult
+from fundax.evals.kinds import Cases, Rows, SegmentationResult, row_columns
 from fundax.evals.original_grid import original_map, slide
 from fundax.evals.pictures import extremes, masks_over
 from fundax.metrics import weighted
@@ -77,7 +77,7 @@ class Segmentation:
         row: dict[str, Any] = {name: np.array([one[name] for one in each]) for name in NAMES}
         if not self.overlapping and len(self.classes) > 1:
             row["background"] = scores(np.asarray(~truth.any(-1)), np.asarray(~found.any(-1)), inside)["dice"]
-        row |= {ours: int(batch[key][i]) for ours, key in (("index", "index"), ("patient", "group")) if key in batch}
+        row |= {name: np.asarray(values)[i] for name, values in row_columns(batch).items()}
         row["missed"] = int(sum(math.isnan(one["hd95"]) and not math.isnan(one["dice"]) for one in each))
         photograph = _whole(np.asarray(batch["image"][i]), np.asarray(batch["frame"][i]), truth.shape[:2])
         return row | {"picture": masks_over(photograph, truth, found)}
@@ -101,11 +101,11 @@ class Segmentation:
     def _result(self, rows: Sequence[dict[str, Any]]) -> SegmentationResult:
         score = _means(rows)
         shown = extremes(score)
-        patient = np.array([row["patient"] for row in rows]) if "patient" in rows[0] else None
+        columns = {f.name: np.array([row[f.name] for row in rows]) for f in fields(Rows) if f.name in rows[0]}
         return SegmentationResult(
             metrics=self._floats(rows), classes=np.array(self.classes),
             **{name: np.stack([row[name] for row in rows]) for name in NAMES},
-            rows=Rows(index=np.array([row["index"] for row in rows]), patient=patient),
+            rows=Rows(**columns),
             cases=Cases(
                 pictures=np.stack([rows[i]["picture"] for i in shown]), picture_row=shown, picture_score=score[shown]
             ),

@@ -23,6 +23,7 @@ from fundax.evals.kinds import (
     row_columns,
 )
 from fundax.evals.pictures import ANSWERS, Thumbnails
+from fundax.evals.places import check_labels
 from fundax.metrics.classification import by_horizon, classification, multi_label, nanmean
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
@@ -65,6 +66,7 @@ class Classified:
             out, label, valid = _run(self, forward, params, extra, batch)
             logits = self._two(np.asarray(out, np.float32))
             known = valid & _labelled(label)
+            check_labels(label, known, batch, seen, self.classes, self.data)
             unlabelled += int((valid & ~known).sum())
             rows.take(batch, known, seen, logits=logits, labels=label)
             sure, right = _certainty(_probabilities(logits, label.ndim), label)
@@ -82,7 +84,8 @@ class Classified:
         horizons, whole = self._horizons(label, probabilities.astype(np.float32), arrays)
         return (MultiLabelResult if several else ClassificationResult)(
             metrics=_floats(found, self.classes) | whole | counts,
-            labels=label, probabilities=probabilities.astype(np.float32), logits=logits, classes=np.array(self.classes),
+            labels=label, probabilities=probabilities, logits=logits,  # float32 would tie confident rows and change their AUC
+             classes=np.array(self.classes),
             rows=Rows(**arrays), by_class=ByClass.read(found), horizons=horizons, cases=Cases.read(kept.arrays()),
         )  # fmt: skip
 

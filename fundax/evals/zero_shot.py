@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -10,6 +11,7 @@ from scipy.special import softmax
 from fundax.evals.features import class_features
 from fundax.evals.kinds import ByClass, Cases, ClassificationResult, Rows, named, row_columns
 from fundax.evals.pictures import ANSWERS, Thumbnails
+from fundax.evals.places import check_labels
 from fundax.metrics.classification import classification
 from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
 
@@ -36,8 +38,8 @@ def zero_shot(
     Returns a ClassificationResult ranked by logits. Metrics: macro_auc, macro_ap, macro_accuracy, accuracy, and per class
     auc/NAME, ap/NAME and recall/NAME where they are defined. The patient of a row is `group` or `patient` of the batches.
 
-    Raises UserError for features that are not finite, labels out of range, a data set without rows, and prompts
-    that do not match the classes.
+    Rows whose label is below 0 have none and are left out (unlabelled counts them). Raises UserError for features that are
+    not finite, labels of K or above, data without a labelled row, and prompts that do not match the classes.
 
     Source: Radford et al. 2021 (CLIP), section 3.1.4, prompt ensembles in feature space.
     """
@@ -52,12 +54,13 @@ def zero_shot(
         encode = lambda batch: forward(params, extra, batch)  # noqa: E731
         heads = class_features(encode, prompts, text_batch)  # [K E]
         kept = Thumbnails(pictures, ANSWERS)
-        logits, labels, rows = _logits(encode, data(), heads, classes, inputs, kept)
+        logits, labels, rows, unlabelled = _logits(encode, data(), heads, classes, inputs, kept, data)
         probabilities = parity_scores(logits) if parity else softmax(logits, axis=1)
         by_class = parity_rows(probabilities, labels) if parity else class_rows(logits, labels, classes)
-        accuracy = {"accuracy": float((probabilities.argmax(axis=1) == labels).mean())}
+        more = {"accuracy": float((probabilities.argmax(axis=1) == labels).mean())}
+        more |= {"unlabelled": float(unlabelled)} if unlabelled else {}
         return ClassificationResult(
-            metrics=_summary(by_class, classes, parity) | accuracy,
+            metrics=_summary(by_class, classes, parity) | more,
             labels=labels, logits=logits, probabilities=probabilities, classes=np.array(classes),
             ranked_by="probabilities" if parity else "logits",
             rows=Rows(**rows), by_class=ByClass(**by_class), cases=Cases.read(kept.arrays()),
@@ -106,17 +109,25 @@ def _logits(
     classes: Sequence[str],
     inputs: Sequence[str],
     kept: Thumbnails,
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Logits f32 [N K] and labels i64 [N] of all non-padding rows, and their other columns."""
-    logits, labels, seen = [], [], 0
+    source: Any,
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], int]:
+    """Logits f32 [N K] and labels i64 [N] of all rows with a label, their other columns, and the number of rows without."""
+    logits, labels, seen, unlabelled = [], [], 0, 0
     kept_columns: dict[str, list[np.ndarray]] = {}
     for batch in data:
         if "label" not in batch:
             raise UserError(f"zero-shot batches have {', '.join(sorted(batch))}; expected also 'label'")
         valid = np.asarray(batch.get("valid", np.ones(len(batch["label"]), bool)))
-        rows = np.asarray(batch["index"] if "index" in batch else seen + np.arange(len(valid)))[valid]
-        label = np.asarray(batch["label"])[valid]
-        _check_labels(label, rows, classes)
+        label = np.asarray(batch["label"])
+        if label.ndim != 1:
+            raise UserError(f"zero-shot labels have shape {label.shape}; expected one class index per row")
+        known = valid & (np.nan_to_num(label.astype(np.float64), nan=-1) >= 0)
+        check_labels(label, known, batch, seen, classes, source)
+        unlabelled, seen = unlabelled + int((valid & ~known).sum()), seen + len(valid)
+        if not (valid := known).any():
+            continue
+        rows = np.asarray(batch["index"] if "index" in batch else seen - len(valid) + np.arange(len(valid)))[valid]
+        label = label[valid]
         out = encode({key: batch[key] for key in inputs})
         features = np.asarray(out["image_features"], np.float32)[valid]  # [B E]
         _check_finite("image_features", features, rows)
@@ -130,19 +141,10 @@ def _logits(
         columns = {name: np.asarray(values)[valid] for name, values in row_columns(batch).items()}
         for name, values in (columns | {"index": rows}).items():
             kept_columns.setdefault(name, []).append(values)
-        seen += len(valid)
     if not sum(map(len, labels)):
-        raise UserError("the zero-shot evaluation set has no rows; expected at least one labelled image")
+        raise UserError("the zero-shot evaluation has no labelled row; expected at least one labelled image")
     columns = {name: np.concatenate(parts) for name, parts in kept_columns.items()}
-    return np.concatenate(logits), np.concatenate(labels).astype(np.int64), columns
-
-
-def _check_labels(label: np.ndarray, rows: np.ndarray, classes: Sequence[str]) -> None:
-    if label.ndim != 1:
-        raise UserError(f"zero-shot labels have shape {label.shape}; expected one class index per row")
-    for row, value in zip(rows, label, strict=True):
-        if not 0 <= value < len(classes):
-            raise UserError(f"row {row}: label {value}; expected 0 to {len(classes) - 1} ({', '.join(classes)})")
+    return np.concatenate(logits), np.concatenate(labels).astype(np.int64), columns, unlabelled
 
 
 def _check_finite(name: str, features: np.ndarray, rows: np.ndarray) -> None:

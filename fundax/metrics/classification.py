@@ -42,6 +42,16 @@ def classification(labels: Any, scores: Any, classes: Sequence[str] = ()) -> dic
     return out | {"accuracy": float(np.trace(confusion) / len(labels)) if len(labels) else float("nan")}
 
 
+def roc(positive: Any, scores: Any) -> tuple[np.ndarray, np.ndarray, float]:
+    """False and true positive rates f64 [n] of bool [N] and scores [N], and the area under the curve, as scikit-learn gives
+    them. Both classes must be there.
+    """
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    false, true, _ = roc_curve(positive, scores)
+    return false, true, float(roc_auc_score(positive, scores))
+
+
 def quadratic_kappa(confusion: np.ndarray) -> float:
     """Cohen's kappa with quadratic weights from counts [K K]; NaN where chance agreement is complete.
 

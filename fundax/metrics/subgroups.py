@@ -23,21 +23,37 @@ class Row(NamedTuple):
     estimate: Estimate
 
 
-def gaps(table: Sequence[Row]) -> dict[str, Estimate]:
-    """Largest minus smallest value per attribute, over known groups; blank where fewer than two groups have a value."""
+class Gap(NamedTuple):
+    """Largest minus smallest value of an attribute's groups, and the two groups."""
+
+    estimate: Estimate
+    best: str = ""
+    worst: str = ""
+
+
+def gaps(table: Sequence[Row]) -> dict[str, Gap]:
+    """The gap of each attribute over its known groups; blank where fewer than two groups have a value."""
     out = {}
     for name in dict.fromkeys(row.attribute for row in table if row.attribute != "all"):
         rows = [r for r in table if r.attribute == name and r.group != "unknown" and r.estimate.defined]
         if len(rows) < 2:
-            out[name] = blank("fewer than two groups have a value")
+            out[name] = Gap(blank("fewer than two groups have a value"))
             continue
-        best, worst = max(rows, key=lambda r: r.estimate.value), min(rows, key=lambda r: r.estimate.value)
-        out[name] = Estimate(best.estimate.value - worst.estimate.value, note=f"{best.group} over {worst.group}")
+        worst, *_, best = sorted(rows, key=lambda r: r.estimate.value)
+        out[name] = Gap(Estimate(best.estimate.value - worst.estimate.value), best.group, worst.group)
     return out
 
 
 def age_bands(ages: Any, edges: Sequence[float] = (40, 55, 70)) -> list[str]:
-    """ "under 40", "40-54", ..., "70 and over" for ages in years; "" (unknown) for NaN."""
+    """ "under 40", "40-54", ..., "70 and over" for ages in years; "" (unknown) for NaN and what is no number."""
     names = [f"under {edges[0]:g}", *(f"{a:g}-{b - 1:g}" for a, b in pairwise(edges))]
     names.append(f"{edges[-1]:g} and over")
-    return ["" if math.isnan(age) else names[int(np.searchsorted(edges, age, "right"))] for age in map(float, ages)]
+    years = [*map(_number, ages)]
+    return ["" if math.isnan(age) else names[int(np.searchsorted(edges, age, "right"))] for age in years]
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -25,6 +25,8 @@ def class_aucs(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> n
 
 def average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Average precision of bool [n] and scores [n]: scikit-learn's, with equal scores as one threshold."""
+    if not len(scores):
+        return np.full(len(weights), np.nan)
     order = np.argsort(-scores, kind="stable")
     value, is_k = -scores[order], positive[order]
     w = weights[:, order].astype(np.float64)

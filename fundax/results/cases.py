@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from fundax.evals.kinds import Cases
+from fundax.evals.pictures import COLOURS as PAINT
 from fundax.results.blocks import Case, Gallery, picture
 from fundax.results.evaluation import Evaluation
+from fundax.results.panels import png
 from fundax.types import UserError
 
 MOST = 16  # thumbnails of one evaluation of one run
@@ -117,26 +119,40 @@ def distance_goodness(one: Evaluation, rows: np.ndarray) -> np.ndarray:
     return -np.nan_to_num(one.scores[rows, 0])
 
 
-def sheet(cases: Cases, index: np.ndarray | None, path: str | Path) -> Path:
+def sheet(
+    cases: Cases,
+    index: np.ndarray | None,
+    path: str | Path,
+    *,
+    measure: str = "score {:.3g}",
+    legend: str = "",
+    names: Sequence[str] = (),
+    about: str = "",
+) -> Path:
     """A PNG of the thumbnails in two columns, each with its row of the data and its score. Returns the path.
 
-    Raises UserError if the arrays are not thumbnails with scores.
+    measure: format of a score with its name and unit. legend: what the parts of a thumbnail show. names: what the colours
+    of an overlay stand for. about: the data, part and step, written below. Raises UserError if the arrays are not
+    thumbnails with scores.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     pictures, score = cases.pictures, cases.picture_score
     if pictures.ndim != 4 or not len(pictures) or score is None:
         raise UserError(f"pictures {pictures.shape}; expected [T h w 3] with a score each")
     rows, aspect = math.ceil(len(pictures) / 2), pictures.shape[2] / pictures.shape[1]
-    figure = Figure(figsize=(9.4, (4.6 / aspect + 0.3) * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for at, axes in enumerate(figure.subplots(rows, 2, squeeze=False).ravel()):
-        axes.set_axis_off()
-        if at < len(pictures):
-            row = cases.picture_row[at]
-            axes.imshow(pictures[at])
-            axes.set_title(f"row {row if index is None else index[row]}: {score[at]:.3g}", loc="left", fontsize=9)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.1)
+    with png(path, (9.4, (4.6 / aspect + 0.3) * rows + 0.6), list(names), about) as (figure, shown):
+        for at, axes in enumerate(figure.subplots(rows, 2, squeeze=False).ravel()):
+            axes.set_axis_off()
+            if at < len(pictures):
+                row = cases.picture_row[at]
+                axes.imshow(pictures[at])
+                title = f"row {row if index is None else index[row]}: {measure.format(score[at])}"
+                axes.set_title(title, loc="left", fontsize=9, fontweight="normal")
+        if legend:
+            figure.suptitle(legend, fontsize=9.5, fontweight="normal")
+        if shown:
+            colours = ["#{:02x}{:02x}{:02x}".format(*PAINT[k % len(PAINT)]) for k in range(len(shown))]
+            patches = [Patch(facecolor=c, edgecolor="#606060", label=n) for c, n in zip(colours, shown, strict=True)]
+            figure.legend(handles=patches, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
     return Path(path)

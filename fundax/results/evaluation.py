@@ -17,6 +17,7 @@ from fundax.evals.kinds import (
     SegmentationResult,
 )
 from fundax.metrics.statistics import Weighted
+from fundax.results.about import About
 
 GROUPS = ("sex", "age", "device", "modality", "eye", "site", "camera", "ethnicity")  # columns that define subgroups
 
@@ -33,6 +34,7 @@ class Evaluation:
     run: str
     name: str
     result: Result
+    about: About
     names: tuple[str, ...]
     scores: np.ndarray
     truth: np.ndarray | None
@@ -86,29 +88,15 @@ View = tuple[tuple[str, ...], np.ndarray, np.ndarray | None, np.ndarray]  # name
 
 
 def of_classes(result: ClassificationResult) -> View:
-    """Probabilities against one class per row. Raises ValueError for arrays that do not fit together."""
-    names, scores = tuple(map(str, result.classes)), np.asarray(result.probabilities, np.float64)
-    truth = np.asarray(result.labels)
-    if scores.ndim != 2 or len(scores) != len(truth) or scores.shape[1] != len(names):
-        raise ValueError(f"labels {truth.shape}, scores {scores.shape} and {len(names)} classes do not fit together")
-    if not np.isfinite(scores).all():
-        raise ValueError(f"row {int(np.argwhere(~np.isfinite(scores))[0][0])}: a score is not finite")
-    if result.kind == "multi_label":
-        if truth.shape != scores.shape:
-            raise ValueError(f"labels {truth.shape} and scores {scores.shape} differ")
-        return names, scores, truth.astype(np.float64), result.ranks
-    if truth.dtype.kind == "f" and not np.isfinite(truth).all():
-        raise ValueError(f"row {int(np.flatnonzero(~np.isfinite(truth))[0])}: the label is NaN")
-    if truth.ndim != 1 or (len(truth) and not (truth.min() >= 0 and truth.max() < len(names))):
-        raise ValueError(f"labels {truth.shape} are not classes 0 to {len(names) - 1}")
-    return names, scores, truth.astype(np.int64), result.ranks
+    """Probabilities against one class per row, or several findings."""
+    kind = np.float64 if result.kind == "multi_label" else np.int64
+    scores = np.asarray(result.probabilities, np.float64)
+    return tuple(map(str, result.classes)), scores, np.asarray(result.labels).astype(kind), result.ranks
 
 
 def of_values(result: RegressionResult) -> View:
-    """Predictions against values. Raises ValueError where their shapes differ."""
+    """Predictions against values."""
     truth, scores = (np.asarray(a, np.float64) for a in (result.value, result.predicted))
-    if truth.shape != scores.shape:
-        raise ValueError(f"value {truth.shape} and predicted {scores.shape} differ")
     return tuple(map(str, result.names)), scores, truth, scores
 
 

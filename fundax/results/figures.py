@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from fundax.metrics import classification as metrics
 from fundax.results.panels import COLOURS, Frame, Line, panel, plain, png, style
 from fundax.results.read import read_curves
 from fundax.types import UserError
+
+MOST_CLASSES = 24  # drawn in one figure or matrix
 
 # metrics that are drawn together, on an axis from 0 to 1
 HIGHER = (
@@ -22,20 +25,21 @@ HIGHER = (
 )
 
 
-def confusion(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: str | Path) -> Path:
+def confusion(
+    labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: str | Path, about: str = ""
+) -> Path:
     """Confusion matrix: counts, and the share of the true class in percent as text and colour.
 
-    labels: i [N]; scores: f [N K], the prediction is the highest. A class without rows has an empty row.
-    Returns the path written. Raises UserError where the shapes do not fit.
+    labels: i [N]; scores: f [N K], the prediction is the highest. A class without rows has an empty row. Of more than
+    MOST_CLASSES classes those with most rows are drawn, and the others together. Returns the path written. Raises
+    UserError where the shapes do not fit.
     """
     labels, scores = _checked(labels, scores, classes)
-    k = len(classes)
-    counts = np.zeros((k, k), int)
-    np.add.at(counts, (labels, scores.argmax(axis=1)), 1)
-    totals = counts.sum(axis=1, keepdims=True)
+    counts, classes = largest(confusion_counts(labels, scores.argmax(axis=1), len(classes)), list(classes))
+    k, totals = len(classes), counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(totals, 1)
     side = max(4.5, 0.62 * k + 2.6)
-    with png(path, (side + 0.8, side), classes) as (figure, names):
+    with png(path, (side + 0.8, side), classes, about) as (figure, names):
         axes = figure.subplots()
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for row, column in zip(*np.nonzero(counts), strict=True):
@@ -50,8 +54,9 @@ def confusion(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], pa
         axes.grid(which="minor", color="#d0d0d0", linewidth=0.6)
         axes.tick_params(which="both", length=0)
         axes.set(xlabel="Predicted", ylabel="True")
-        right = counts.trace() / max(len(labels), 1)
-        axes.set_title(f"Confusion matrix: {counts.trace()} of {len(labels)} correct ({100 * right:.1f} %)", loc="left")
+        right = int((labels == scores.argmax(axis=1)).sum())
+        share_right = 100 * right / max(len(labels), 1)
+        axes.set_title(f"Confusion matrix: {right} of {len(labels)} correct ({share_right:.1f} %)", loc="left")
         bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, ticks=[0, 0.25, 0.5, 0.75, 1])
         bar.ax.set_yticklabels(["0 %", "25 %", "50 %", "75 %", "100 %"])
         bar.set_label("Share of the true class")
@@ -59,10 +64,11 @@ def confusion(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], pa
     return Path(path)
 
 
-def roc(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: str | Path) -> Path:
+def roc(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: str | Path, about: str = "") -> Path:
     """One-vs-rest ROC curves, a panel for each class with its AUC, after a panel with the mean of the classes present.
 
-    A dozen curves on one axis are hard to distinguish: each panel shows its own in colour over the others in grey.
+    Of more than MOST_CLASSES classes those with most rows have a panel; the mean is over all. A dozen curves on one axis
+    are hard to distinguish: each panel shows its own in colour over the others in grey.
     labels: i [N], or f [N K] of 0, 1 and NaN for several findings at once; scores: f [N K], higher is more likely. The
     macro curve is the mean sensitivity at equal false positive rates. Returns the path written. Raises UserError where
     the shapes do not fit.
@@ -73,19 +79,20 @@ def roc(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: st
         labels = (labels[:, None] == np.arange(len(classes))[None]).astype(np.float32)
     away = np.linspace(0, 1, 501)
     found = _roc_curves(labels, scores, away)  # class to (curve, AUC)
-    others = [Line(away, curve, -1) for curve, _ in found.values()]
-    columns = min(4, len(classes) + 1)
-    rows = math.ceil((len(classes) + 1) / columns)
-    with png(path, (2.6 * columns, 2.75 * rows + 0.3), classes) as (figure, names):
+    drawn = most_frequent((labels == 1).sum(0))
+    others = [Line(away, found[k][0], -1) for k in drawn if k in found]
+    columns = min(4, len(drawn) + 1)
+    rows = math.ceil((len(drawn) + 1) / columns)
+    with png(path, (2.6 * columns, 2.75 * rows + 0.3), classes, about) as (figure, names):
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for at, axes in enumerate(grid):
-            axes.set_visible(at <= len(classes))
-            axes.tick_params(labelbottom=at + columns > len(classes), labelleft=at % columns == 0)
+            axes.set_visible(at <= len(drawn))
+            axes.tick_params(labelbottom=at + columns > len(drawn), labelleft=at % columns == 0)
         if found:
             mean = np.mean([curve for curve, _ in found.values()], axis=0)
             area = np.mean([value for _, value in found.values()])
             _roc_panel(grid[0], "Macro average", away, others, mean, f"AUC {area:.3f}\n{len(found)} classes")
-        for k, axes in enumerate(grid[1 : len(classes) + 1]):
+        for k, axes in zip(drawn, grid[1:], strict=False):
             count = (labels[:, k] == 1).sum()
             if k in found:
                 _roc_panel(axes, names[k], away, others, found[k][0], f"AUC {found[k][1]:.3f}\nn = {count}")
@@ -94,7 +101,8 @@ def roc(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: st
                 _roc_panel(axes, names[k], away, others, None, f"{why}\nn = {count}")
         figure.supxlabel("False positive rate (1 - specificity)")
         figure.supylabel("True positive rate (sensitivity)")
-        figure.suptitle(f"ROC, each class against the rest: {len(labels)} images", fontweight="bold", fontsize=11)
+        rest = "" if len(drawn) == len(classes) else f"; the {len(drawn)} largest of {len(classes)} classes"
+        figure.suptitle(f"ROC, each class against the rest: {len(labels)} images{rest}", fontweight="bold", fontsize=11)
     return Path(path)
 
 
@@ -120,11 +128,11 @@ def curves(metrics: str | Path, path: str | Path) -> Path:
     return Path(path)
 
 
-def pairs(pictures: np.ndarray, reconstruction: np.ndarray, path: str | Path) -> Path:
+def pairs(pictures: np.ndarray, reconstruction: np.ndarray, path: str | Path, about: str = "") -> Path:
     """Images above their reconstructions, u8 [N H W 3] each. Returns the path written."""
     if pictures.shape != reconstruction.shape or pictures.ndim != 4 or not len(pictures):
         raise UserError(f"images {pictures.shape} and reconstructions {reconstruction.shape}; expected [N H W 3] twice")
-    with png(path, (1.7 * len(pictures) + 0.4, 3.7), []) as (figure, _):
+    with png(path, (1.7 * len(pictures) + 0.4, 3.7), [], about) as (figure, _):
         grid = figure.subplots(2, len(pictures), squeeze=False)
         for row, (title, images) in enumerate((("Image", pictures), ("Reconstruction", reconstruction))):
             for axes, image in zip(grid[row], images, strict=True):
@@ -134,7 +142,7 @@ def pairs(pictures: np.ndarray, reconstruction: np.ndarray, path: str | Path) ->
     return Path(path)
 
 
-def shots(table: Mapping[str, np.ndarray], path: str | Path) -> Path:
+def shots(table: Mapping[str, np.ndarray], path: str | Path, about: str = "") -> Path:
     """Few-shot results: a line per method over images per class, with mean and standard deviation of the draws.
 
     table: method, shots, balanced_accuracy and macro_auc [draws], as in FewShotResult; zero shots are a horizontal line.
@@ -143,7 +151,7 @@ def shots(table: Mapping[str, np.ndarray], path: str | Path) -> Path:
     method, count = np.asarray(table["method"]), np.asarray(table["shots"])
     ticks = sorted({int(n) for n in count if n})
     titles = {"balanced_accuracy": "Balanced accuracy", "macro_auc": "Macro AUC"}
-    with png(path, (9.4, 3.9), []) as (figure, _):
+    with png(path, (9.4, 3.9), [], about) as (figure, _):
         for axes, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
             for k, name in enumerate(dict.fromkeys(method)):
                 draws = {n: table[key][(method == name) & (count == n)] for n in np.unique(count[method == name])}
@@ -165,11 +173,11 @@ def shots(table: Mapping[str, np.ndarray], path: str | Path) -> Path:
     return Path(path)
 
 
-def scatter(truth: np.ndarray, predicted: np.ndarray, names: Any, path: str | Path) -> Path:
+def scatter(truth: np.ndarray, predicted: np.ndarray, names: Any, path: str | Path, about: str = "") -> Path:
     """Predicted over true values, f [N K] each, a panel per target with the line of agreement. Returns the path."""
     columns = min(4, len(names))
     rows = math.ceil(len(names) / columns)
-    with png(path, (2.9 * columns, 3.0 * rows), [str(name) for name in names]) as (figure, shown):
+    with png(path, (2.9 * columns, 3.0 * rows), [str(name) for name in names], about) as (figure, shown):
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for k, axes in enumerate(grid):
             axes.set_visible(k < len(names))
@@ -187,6 +195,31 @@ def scatter(truth: np.ndarray, predicted: np.ndarray, names: Any, path: str | Pa
     return Path(path)
 
 
+def confusion_counts(labels: np.ndarray, called: np.ndarray, classes: int) -> np.ndarray:
+    """Counts i64 [K K]: rows are the truth, columns the predictions."""
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (labels, called), 1)
+    return counts
+
+
+def most_frequent(totals: np.ndarray) -> list[int]:
+    """All classes, or in their order the MOST_CLASSES with most rows."""
+    order = np.argsort(-totals, kind="stable")[:MOST_CLASSES]
+    return sorted(int(k) for k in order)
+
+
+def largest(counts: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """The counts [K K] of the classes with most rows, and of all others as one last class."""
+    kept = most_frequent(counts.sum(1))
+    if len(kept) == len(names):
+        return counts, names
+    place = np.full(len(names), len(kept))
+    place[kept] = np.arange(len(kept))
+    out = np.zeros((len(kept) + 1, len(kept) + 1), np.int64)
+    np.add.at(out, (place[:, None], place[None]), counts)
+    return out, [*(names[k] for k in kept), f"{len(names) - len(kept)} other classes"]
+
+
 def _checked(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     labels, scores = np.asarray(labels), np.asarray(scores)
     if labels.ndim != 1 or scores.shape != (len(labels), len(classes)):
@@ -200,16 +233,13 @@ def _checked(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> 
 
 
 def _roc_curves(labels: np.ndarray, scores: np.ndarray, away: np.ndarray) -> dict[int, tuple[np.ndarray, float]]:
-    from sklearn.metrics import roc_auc_score, roc_curve
-
     found = {}
     for k in range(scores.shape[1]):
         known = ~np.isnan(labels[:, k])
-        truth, score = labels[known, k], scores[known, k]
-        if 0 < (truth == 1).sum() < len(truth):
-            false, true, _ = roc_curve(truth, score)
-            curve = np.concatenate([[0.0], np.interp(away[1:], false, true)])
-            found[k] = curve, float(roc_auc_score(truth, score))
+        truth, score = labels[known, k] == 1, scores[known, k]
+        if truth.any() and not truth.all():
+            false, true, area = metrics.roc(truth, score)
+            found[k] = np.concatenate([[0.0], np.interp(away[1:], false, true)]), area
     return found
 
 

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.records import EYES, MODALITIES
-from fundax.evals.kinds import ClassificationResult, ReconstructionResult, RegressionResult, Result
+from fundax.evals.kinds import (
+    ClassificationResult,
+    FewShotResult,
+    LandmarkResult,
+    ReconstructionResult,
+    RegressionResult,
+    Result,
+    SegmentationResult,
+)
 from fundax.metrics.statistics import Weighted
 from fundax.results import cases, evaluation, figures, reports, scores, sections
+from fundax.results.about import about
 from fundax.results.blocks import Block
 from fundax.results.cases import View
 from fundax.results.evaluation import Evaluation
@@ -43,23 +52,40 @@ class Kind(NamedTuple):
 
 
 def _draw_confusion(result: ClassificationResult, path: Path) -> Path:
-    return figures.confusion(result.labels, result.ranks, list(map(str, result.classes)), path)
+    return figures.confusion(
+        result.labels, result.probabilities, list(map(str, result.classes)), path, about(result).text()
+    )
 
 
 def _draw_roc(result: ClassificationResult, path: Path) -> Path:
-    return figures.roc(result.labels, result.ranks, list(map(str, result.classes)), path)
+    return figures.roc(result.labels, result.ranks, list(map(str, result.classes)), path, about(result).text())
 
 
-def _draw_cases(result: Any, path: Path) -> Path:
-    return cases.sheet(result.cases, result.rows.index if result.rows else None, path)
+def _draw_masks(result: SegmentationResult, path: Path) -> Path:
+    legend = "Left to right: photograph, reference, prediction"
+    return _sheet(result, path, measure="mean Dice {:.3f}", legend=legend)
+
+
+def _draw_points(result: LandmarkResult, path: Path) -> Path:
+    legend = "Left: photograph. Right: reference (circles) and prediction (crosses)"
+    return _sheet(result, path, measure="mean error {:.1f} pixels of the original", legend=legend)
+
+
+def _sheet(result: Any, path: Path, **shown: str) -> Path:
+    index, names = result.rows.index if result.rows else None, list(map(str, result.names))
+    return cases.sheet(result.cases, index, path, names=names, about=about(result).text(), **shown)
 
 
 def _draw_scatter(result: RegressionResult, path: Path) -> Path:
-    return figures.scatter(result.value, result.predicted, result.names, path)
+    return figures.scatter(result.value, result.predicted, result.names, path, about(result).text())
 
 
 def _draw_pairs(result: ReconstructionResult, path: Path) -> Path:
-    return figures.pairs(result.pictures, result.reconstruction, path)
+    return figures.pairs(result.pictures, result.reconstruction, path, about(result).text())
+
+
+def _draw_shots(result: FewShotResult, path: Path) -> Path:
+    return figures.shots(result, path, about(result).text())
 
 
 _MEASURES = Kind(
@@ -67,7 +93,7 @@ _MEASURES = Kind(
     scores=scores.of_measures,
     page=sections.measures,
     cases=View(cases.measure_caption, cases.score_goodness),
-    figures={"_cases.png": _draw_cases},
+    figures={"_cases.png": _draw_masks},
 )
 
 KINDS: dict[str, Kind] = {
@@ -96,9 +122,11 @@ KINDS: dict[str, Kind] = {
         figures={"_scatter.png": _draw_scatter},
     ),
     "segmentation": _MEASURES,
-    "landmarks": _MEASURES._replace(cases=View(cases.measure_caption, cases.distance_goodness)),
+    "landmarks": _MEASURES._replace(
+        cases=View(cases.measure_caption, cases.distance_goodness), figures={"_cases.png": _draw_points}
+    ),
     "retrieval": Kind(alone=sections.retrieval),
-    "few_shot": Kind(alone=sections.few_shot, figures={"_shots.png": figures.shots}),
+    "few_shot": Kind(alone=sections.few_shot, figures={"_shots.png": _draw_shots}),
     "reports": Kind(alone=reports.blocks, figures={".html": reports.page, ".png": reports.sheet}),
     "reconstruction": Kind(alone=sections.reconstruction, figures={"_pictures.png": _draw_pairs}),
 }
@@ -117,7 +145,8 @@ def evaluations(run: Run) -> tuple[list[Evaluation], dict[str, str]]:
             reasons[name] = str(error)
             continue
         more: Any = evaluation.row_columns(getattr(result, "rows", None), len(values), WORDS)
-        found.append(Evaluation(run.name, name, result, names, values, truth, ranks, kind.scores, **more))
+        one = Evaluation(run.name, name, result, about(result), names, values, truth, ranks, kind.scores, **more)
+        found.append(one)
     return found, reasons
 
 

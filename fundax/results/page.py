@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from fundax.results import plots, scores
+from fundax.results.about import about
 from fundax.results.blocks import Beside, Block, Cell, Heading, Section, Table, Text, number, write
 from fundax.results.cases import gallery
 from fundax.results.evaluation import Evaluation
@@ -61,13 +62,13 @@ def report(
 
 
 def grouped(found: Iterable[Evaluation]) -> Groups:
-    """Evaluations that belong together: one name, kind and set of classes. Called "eval", or "eval, run" where two differ."""
+    """Evaluations that belong together: one name, kind, set of classes and data. Called "eval", or "eval, run" where two differ."""
     alike: dict[tuple[Any, ...], list[Evaluation]] = {}
     for one in found:
-        alike.setdefault((one.name, one.kind, one.names), []).append(one)
-    called = [name for name, _, _ in alike]
+        alike.setdefault((one.name, one.kind, one.names, one.about.digest, one.about.part), []).append(one)
+    called = [name for name, *_ in alike]
     out: Groups = {}
-    for (name, kind, _), group in alike.items():
+    for (name, kind, *_), group in alike.items():
         title = name if called.count(name) == 1 else f"{name}, {group[0].run}"
         out[title if title not in out else f"{title} ({kind})"] = group
     return out
@@ -105,10 +106,11 @@ def _headlines(groups: Groups, resamples: int) -> list[Block]:
             found = scores.headline(one, resamples)
             patients = "–" if one.patients is None else str(len(np.unique(one.patients)))
             if len(found) > 8:  # many structures or landmarks: a row for each
-                caption = f"{_label(name, one)}: {one.rows} rows, {patients} patients"
+                of = f" ({one.about.text()})" if one.about.text() else ""
+                caption = f"{_label(name, one)}{of}: {one.rows} rows, {patients} patients"
                 long.append(Table(("", "value"), [(what, number(each)) for what, each in found.items()], caption))
                 continue
-            row = [_label(name, one), one.rows, patients, *map(number, found.values())]
+            row = [Cell(_label(name, one), one.about.text()), one.rows, patients, *map(number, found.values())]
             tables.setdefault(tuple(found), []).append(row)
     if not tables and not long:
         return [Text("No evaluation kept predictions beside the truth; see the other evaluations below.", soft=False)]
@@ -127,7 +129,7 @@ def _comparison(groups: Groups, resamples: int) -> list[Block]:
             for t in tests
         ]
         if len({one.run for one in group}) < 2:
-            reasons.append(f"{name}: only {group[0].run} has it, with these classes.")
+            reasons.append(f"{name}: only {group[0].run} has it, with these classes and data.")
     head = ("metric", "difference of", "test", "difference", "p", "p, Holm")
     note = Text("Holm's correction is over the tests of one evaluation.")
     out: list[Block] = [Table(head, rows), note] if rows else [Text("No two runs can be paired.", soft=False)]
@@ -136,7 +138,9 @@ def _comparison(groups: Groups, resamples: int) -> list[Block]:
 
 def _evaluation(group: list[Evaluation], runs: Sequence[Run], context: Context, attention: bool) -> list[Block]:
     kind = KINDS[group[0].kind]
-    out = kind.page(group, context) if kind.page is not None else []
+    made = dict.fromkeys(f"{one.run}: {one.about.text()}" for one in group if one.about.text())
+    out: list[Block] = [Text("; ".join(made) + ".")] if made else []
+    out += kind.page(group, context) if kind.page is not None else []
     for one in group:
         out += subgroups(one, context.resamples)
         cases = getattr(one.result, "cases", None)
@@ -148,10 +152,16 @@ def _evaluation(group: list[Evaluation], runs: Sequence[Run], context: Context, 
 
 
 def _validation(one: Evaluation, found: Iterable[Evaluation]) -> Evaluation | None:
-    """The same run's evaluation of validation rows: its name has val, valid or validation in place of test."""
+    """The same run's evaluation of validation rows: its name has val, valid or validation in place of test.
+
+    For rows of other data it is the run's only evaluation of a part `val` with these classes.
+    """
     wanted = {one.name.replace("test", word) for word in ("validation", "valid", "val")} - {one.name}
-    alike = ((o.run, o.names, o.kind) == (one.run, one.names, one.kind) and o.name in wanted for o in found)
-    return next((o for o, same in zip(found, alike, strict=True) if same), None)
+    alike = [o for o in found if o is not one and (o.run, o.names, o.kind) == (one.run, one.names, one.kind)]
+    if named := [o for o in alike if o.name in wanted]:
+        return named[0]
+    held_out = [o for o in alike if o.about.part == "val"]
+    return held_out[0] if len(held_out) == 1 and one.about.part not in ("", "val") else None
 
 
 def _attention(run: Run, pictures: np.ndarray) -> dict[str, np.ndarray]:
@@ -174,7 +184,8 @@ def _others(runs: Sequence[Run], reasons: Sequence[dict[str, str]]) -> list[Bloc
         for name, result in run.results.items():
             kind = KINDS[result.kind]
             if kind.alone is not None:
-                out += [Heading(f"{name}, {run.name}"), *kind.alone(result)]
+                of = about(result).text()
+                out += [Heading(f"{name}, {run.name}"), *([Text(of)] if of else []), *kind.alone(result)]
         out += [Text(f"{run.name}: {name}: {why}") for name, why in left_out.items()]
     return out
 

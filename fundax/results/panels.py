@@ -109,10 +109,13 @@ def cjk_font() -> str | None:
 
 
 @contextmanager
-def png(path: str | Path, size: tuple[float, float], names: Sequence[str] = ()) -> Iterator[tuple[Any, list[str]]]:
+def png(
+    path: str | Path, size: tuple[float, float], names: Sequence[str] = (), about: str = ""
+) -> Iterator[tuple[Any, list[str]]]:
     """A figure that is saved as PNG on exit, and `names` as they can be drawn with the installed fonts.
 
-    Without a font for Chinese characters such names become "class 0", "class 1", ..., and a note says so.
+    about: the data, part and step that it shows, written below it. Without a font for Chinese characters such names become
+    "class 0", "class 1", ..., and a note says so.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -125,9 +128,11 @@ def png(path: str | Path, size: tuple[float, float], names: Sequence[str] = ()) 
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure, [textwrap.fill(name, 26) for name in shown]
+        notes = [textwrap.fill(about, 110)] if about else []
         if lost:
-            note = "No font with Chinese characters is installed: classes are numbered in their order, from 0."
-            figure.text(0.01, -0.02, note, fontsize=7.5, color="#606060", va="top")
+            notes.append("No font with Chinese characters is installed: classes are numbered in their order, from 0.")
+        if notes:
+            figure.text(0.01, -0.02, "\n".join(notes), fontsize=7.5, color="#606060", va="top")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
 

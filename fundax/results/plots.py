@@ -9,8 +9,10 @@ from functools import partial
 import numpy as np
 
 from fundax.metrics.calibration import reliability
+from fundax.metrics.classification import roc
 from fundax.results.blocks import Block, Heading, Matrix, Panels, Text
 from fundax.results.evaluation import Evaluation
+from fundax.results.figures import confusion_counts, largest, most_frequent
 from fundax.results.panels import COLOURS, DASHES, Frame, Line, panel, svg
 from fundax.results.scores import positives
 
@@ -22,14 +24,17 @@ _SKIP = ("images_per_second", "data_wait", "rows", "unlabelled", "labels_used", 
 def curves_of_classes(group: Sequence[Evaluation]) -> list[Block]:
     """ROC, precision-recall and calibration, a line for each run; an absent class has an empty panel that says so."""
     found = {one.run: positives(one) for one in group}
-    names = [name for name, *_ in next(iter(found.values()))]
-    rows = [{run: questions[k][2:] for run, questions in found.items()} for k in range(len(names))]
+    first = next(iter(found.values()))
+    drawn = most_frequent(np.array([truth.sum() for _, _, truth, _ in first]))
+    names = [first[k][0] for k in drawn]
+    rows = [{run: questions[k][2:] for run, questions in found.items()} for k in drawn]
     parts = {
         "ROC": [_roc(name, one) for name, one in zip(names, rows, strict=True)],
         "Precision and recall": [_precision_recall(name, one) for name, one in zip(names, rows, strict=True)],
         "Calibration": _calibration(group),
     }
-    level = Text("The dotted line of precision is the prevalence of the class, the precision of guessing.")
+    bound = f" The {len(names)} classes with most rows of {len(first)}." if len(names) < len(first) else ""
+    level = Text(f"The dotted line of precision is the prevalence of the class, the precision of guessing.{bound}")
     runs = _key(list(found))
     out: list[Block] = []
     if len(names) == 1:
@@ -46,14 +51,13 @@ def curves_of_classes(group: Sequence[Evaluation]) -> list[Block]:
 def confusion(one: Evaluation) -> Matrix:
     """Counts and the share of the true class; rows are the truth, columns are numbered as the rows are."""
     assert one.truth is not None
-    k = len(one.names)
-    counts = np.zeros((k, k), np.int64)
-    np.add.at(counts, (one.truth, one.scores.argmax(1)), 1)
-    totals = counts.sum(1)
+    counts, names = largest(confusion_counts(one.truth, one.scores.argmax(1), len(one.names)), list(one.names))
+    k, totals = len(names), counts.sum(1)
     shares = counts / np.maximum(totals, 1)[:, None]
     cells = [[(int(counts[r, c]), float(shares[r, c]), *_fill(shares[r, c])) for c in range(k)] for r in range(k)]
-    caption = f"{one.run}: {counts.trace()} of {len(one.truth)} correct; counts and % of the true class"
-    return Matrix(caption, [f"{name} (n={n})" for name, n in zip(one.names, totals, strict=True)], cells)
+    right = int((one.truth == one.scores.argmax(1)).sum())
+    caption = f"{one.run}: {right} of {len(one.truth)} correct; counts and % of the true class"
+    return Matrix(caption, [f"{name} (n={n})" for name, n in zip(names, totals, strict=True)], cells)
 
 
 def predicted_and_true(group: Sequence[Evaluation]) -> list[Block]:
@@ -104,16 +108,14 @@ def _panel(title: str, lines: Sequence[Line], frame: Frame, notes: Sequence[str]
 
 
 def _roc(name: str, rows: Rows) -> tuple[str, str, str]:
-    from sklearn.metrics import auc, roc_curve
-
     lines, notes = [], []
     for k, (truth, scores) in enumerate(rows.values()):
         if why := _absent(truth):
             notes.append(why)
             continue
-        away, hit, _ = roc_curve(truth, scores)
+        away, hit, area = roc(truth, scores)
         lines.append(Line(away, hit, k))
-        notes.append(f"AUC {auc(away, hit):.3f}")
+        notes.append(f"AUC {area:.3f}")
     if lines and len(rows) == 1:
         truth = next(iter(rows.values()))[0]
         notes.append(f"n = {int(truth.sum())} of {len(truth)}")
@@ -149,7 +151,8 @@ def _calibration(group: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
     found = [positives(one) for one in group]
     return [
         _panel(name, [_reliability(rows[c][2].astype(int), rows[c][3], k) for k, rows in enumerate(found)], frame)
-        for c, name in enumerate(group[0].names)
+        for c in most_frequent(np.array([truth.sum() for _, _, truth, _ in found[0]]))
+        for name in group[0].names[c : c + 1]
     ]
 
 

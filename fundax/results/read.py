@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from fundax.evals.kinds import Result, read
+from fundax.results.about import about
+from fundax.results.checked import check
 from fundax.results.older import with_kind
 from fundax.types import UserError
 
@@ -62,7 +64,10 @@ def read_result(file: Path) -> Result:
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
         raise UserError(f"{file}: cannot be read ({error}); launch.py eval writes it again") from None
     try:
-        return read(arrays if "kind" in arrays else with_kind(arrays))
+        result = read(arrays if "kind" in arrays else with_kind(arrays))
+        about(result)
+        check(result)
+        return result
     except (UserError, ValueError) as error:
         raise UserError(f"{file}: {error}") from None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -26,7 +27,8 @@ from fundax.metrics.statistics import (
     mcnemar,
     weighted_difference,
 )
-from fundax.metrics.subgroups import Row, age_bands, gaps
+from fundax.metrics.subgroups import Gap, Row, age_bands, gaps
+from fundax.results.about import apart
 from fundax.results.evaluation import Evaluation
 
 LEAST = 10  # patients of a group, below which its metric is left blank
@@ -87,8 +89,11 @@ def by_class(one: Evaluation) -> list[tuple[str, int, dict[str, Estimate], str]]
 def operating(one: Evaluation, chosen_on: Evaluation | None) -> list[tuple[str, OperatingPoint, dict[str, Estimate]]]:
     """For each class: sensitivity at 90 % specificity and the reverse, and of two classes the best kappa + F1.
 
-    Thresholds are chosen on `chosen_on` (validation), or on these rows where it is None.
+    Thresholds are chosen on `chosen_on` (validation), or on these rows where it is None. They are blank, with the reason,
+    where `chosen_on` is of another step or preprocessing.
     """
+    if chosen_on is not None and (why := apart(chosen_on.about, one.about)):
+        return [(name, OperatingPoint(math.nan, "", why), {}) for name, *_ in positives(one)]
     out = []
     source = positives(chosen_on if chosen_on is not None else one)
     for (name, _, truth, scores), (_, _, truth_0, scores_0) in zip(positives(one), source, strict=True):
@@ -120,19 +125,44 @@ def subgroups(one: Evaluation, resamples: int) -> tuple[str, list[Row], dict[str
     """The main metric's name, its value in every group with an interval, and the gaps between groups."""
     name = main_metric(one)
     table = [_group(one, "all", "all", np.ones(one.rows, bool), name, resamples, 0)]
+    found: dict[tuple[str, str], np.ndarray] = {}
     for attribute, column in one.columns.items():
-        years = attribute == "age" and column.dtype.kind in "fiu"
-        bands = [*map(_group_name, age_bands(column) if years else column)]
+        bands = np.array([*map(_group_name, age_bands(column) if attribute == "age" else column)])
         for group in sorted(set(bands), key=lambda g: (g == "unknown", not g.startswith("under"), g)):
-            chosen = np.array([g == group for g in bands])
-            table.append(_group(one, attribute, group, chosen, name, resamples, LEAST))
-    return name, table, gaps(table)
+            found[attribute, group] = bands == group
+            table.append(_group(one, attribute, group, bands == group, name, resamples, LEAST))
+    return (
+        name,
+        table,
+        {attribute: _gap(one, attribute, gap, found, name, resamples) for attribute, gap in gaps(table).items()},
+    )
+
+
+def _gap(
+    one: Evaluation, attribute: str, gap: Gap, found: Mapping[tuple[str, str], np.ndarray], name: str, resamples: int
+) -> Estimate:
+    """The gap between the best and the worst group, with an interval by resampling patients."""
+    if not gap.estimate.defined:
+        return gap.estimate
+    rows = [found[attribute, group] for group in (gap.best, gap.worst)]
+    metrics = [one.part(chosen).metrics()[name] for chosen in rows]
+
+    def metric(weights: np.ndarray) -> np.ndarray:
+        return metrics[0](weights[:, rows[0]]) - metrics[1](weights[:, rows[1]])
+
+    drawn = bootstrap_weighted(metric, one.rows, patients=one.patients, resamples=resamples)
+    return replace(drawn, note=f"{gap.best} minus {gap.worst}")
 
 
 def comparable(first: Evaluation, second: Evaluation) -> str:
     """Why two evaluations cannot be paired row by row; an empty string if they can."""
     if first.kind != second.kind or first.names != second.names:
         return f"{first.run} and {second.run} have other classes or names"
+    data = [each.about.digest for each in (first, second)]
+    if all(data) and data[0] != data[1]:
+        return (
+            f"{first.run} and {second.run} were evaluated on other data ({first.about.text()}; {second.about.text()})"
+        )
     if first.rows != second.rows:
         return f"{first.run} has {first.rows} rows, {second.run} {second.rows}"
     for what, a, b in (("truth", first.truth, second.truth), ("rows", first.index, second.index)):
@@ -185,6 +215,9 @@ def _group(
         found = int((part.truth == 1).sum()) if part.binary else part.rows
     if count < least:
         return Row(attribute, group, part.rows, count, found, blank(f"{count} patients; at least {least} are required"))
+    if part.kind == "classification" and part.truth is not None and len(np.unique(part.truth)) == 1:
+        why = f"every row is of the class {part.names[int(part.truth[0])]}"
+        return Row(attribute, group, part.rows, count, found, blank(why))
     if name == "AUC" and part.truth is not None:
         estimate = auc_interval(part.truth == 1, part.ranks[:, 1], patients=part.patients)
     else:

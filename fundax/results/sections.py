@@ -23,7 +23,7 @@ from fundax.results.blocks import (
     picture,
     plain,
 )
-from fundax.results.evaluation import Evaluation
+from fundax.results.evaluation import GROUPS, Evaluation
 
 _PER_CLASS = ("AUC", "AP", "sensitivity", "specificity", "precision", "F1")
 
@@ -104,7 +104,7 @@ def subgroups(one: Evaluation, resamples: int) -> list[Block]:
     if not one.columns:
         return [
             Heading("Subgroups"),
-            Text(f"{one.run}: no column of this evaluation (sex, age, device, modality, eye) has two values."),
+            Text(f"{one.run}: no column of this evaluation ({', '.join(GROUPS)}) has two values."),
         ]
     name, found, gaps = scores.subgroups(one, resamples)
     head = ("group", "rows", "patients", *(("positives",) if one.binary else ()), name)
@@ -112,11 +112,13 @@ def subgroups(one: Evaluation, resamples: int) -> list[Block]:
     for r in found:
         group = "all" if r.attribute == "all" else f"{r.attribute}: {r.group}"
         rows.append((group, r.rows, r.patients, *((r.positives,) if one.binary else ()), number(r.estimate)))
-    gap_rows = [(attribute, plain(gap.value), gap.note) for attribute, gap in gaps.items()]
+    gap_rows = [(attribute, number(gap), gap.note if gap.defined else "") for attribute, gap in gaps.items()]
+    caption = f"Groups of fewer than {scores.LEAST} patients are blank; ages are in bands of years."
+    gap_caption = "Intervals of gaps resample patients, and do not account for the choice of the two groups."
     return [
         Heading(f"Subgroups: {one.run}"),
-        Table(head, rows),
-        Table(("largest gap", name, "between"), gap_rows, kind="words"),
+        Table(head, rows, caption),
+        Table(("largest gap", name, "between"), gap_rows, gap_caption, kind="words"),
     ]
 
 
@@ -131,7 +133,9 @@ def _probabilities(group: Sequence[Evaluation]) -> Table:
 def _classes(one: Evaluation) -> list[Block]:
     rows = []
     for name, count, found, why in scores.by_class(one):
-        cells = [number(found[key]) if found[key].defined else _dash(found[key], why) for key in _PER_CLASS]
+        cells = [
+            number(found[key]) if found[key].defined or key == "AUC" else _dash(found[key], why) for key in _PER_CLASS
+        ]
         rows.append((name, count, *cells))
     where = "at probability 0.5" if one.kind == "multi_label" else "of the most probable class"
     by_logit = " Rows are ranked by the logit of the class." if _ranked_by_logits(one) else ""
@@ -149,12 +153,22 @@ def _operating(one: Evaluation, chosen_on: Evaluation | None) -> list[Block]:
         keys = ("sensitivity", "specificity", "ppv", "npv")
         cells = [number(found[key]) if key in found and not point.note else Cell("–", kind="blank") for key in keys]
         threshold = Cell("–", point.note, "blank") if point.note else plain(point.threshold)
-        rows.append((f"{name}, {_short(point.chosen_for)}", threshold, *cells))
+        called = f"{name}, {_short(point.chosen_for)}" if point.chosen_for else name
+        rows.append((called, threshold, *cells))
     where = (
         f"on {chosen_on.name}" if chosen_on is not None else "on these very rows, which makes the numbers optimistic"
     )
     caption = f"{one.run}: thresholds are chosen {where}. Exact (Clopper-Pearson) intervals, rows taken as independent."
-    head = ("class, chosen for", "threshold", "sensitivity", "specificity", "PPV", "NPV")
+    logits = _ranked_by_logits(one)
+    caption += " Thresholds are logits, by which zero-shot ranks the rows." if logits else ""
+    head = (
+        "class, chosen for",
+        "threshold (logit)" if logits else "threshold (probability)",
+        "sensitivity",
+        "specificity",
+        "PPV",
+        "NPV",
+    )
     return [Heading("Operating points"), Table(head, rows, caption)]
 
 

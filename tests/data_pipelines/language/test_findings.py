@@ -126,6 +126,7 @@ def test_a_part_of_a_wording_is_no_finding(text):
         ("glaucoma cannot be ruled out", "glaucoma", "uncertain"),
         ("drusen: none", "drusen", "absent"),
         ("出血：无", "haemorrhage", "absent"),
+        ("视网膜脱离已复位", "retinal detachment", "absent"),
         ("青光眼待排", "glaucoma", "uncertain"),
         ("不除外青光眼", "glaucoma", "uncertain"),
         ("青光眼家族史", "glaucoma", "absent"),

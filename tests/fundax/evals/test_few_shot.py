@@ -138,7 +138,7 @@ def test_mistakes_are_named():
         FewShot(pool=eyes(9, 0), test=eyes(9, 0), classes=CLASSES, methods=("knn",))
     with pytest.raises(UserError, match="expected numbers from 1 up"):
         FewShot(pool=eyes(9, 0), test=eyes(9, 0), classes=CLASSES, shots=(0,))
-    with pytest.raises(UserError, match=r"labels must be 0 to 1 \(a, b\)"):
+    with pytest.raises(UserError, match=r"row 2: label 2; expected 0 to 1 \(a, b\)"):
         FewShot(pool=eyes(9, 0), test=eyes(9, 0), classes=("a", "b"))(forward, PARAMS, {})
     with pytest.raises(UserError, match="expected the feature 'visual'"):
         features.extract(forward, PARAMS, {}, eyes(9, 0), ("visual",))

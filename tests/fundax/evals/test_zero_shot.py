@@ -138,8 +138,8 @@ def test_parity_leaves_out_classes_of_recall_0():
         ([[1, 0, 0], [np.nan, 0, 0]], [0, 1], {}, "image_features of rows 1 are not finite"),
         ([[1, 0, 0], [np.inf, 0, 0]], [0, 1], {"index": np.array([40, 41])}, "rows 41 are not finite"),
         ([[1, 0, 0]], [3], {}, r"row 0: label 3; expected 0 to 2 \(normal, glaucoma, macular hole\)"),
-        ([[1, 0, 0]], [-1], {}, "row 0: label -1"),
-        ([[1, 0, 0]], [0], {"valid": np.array([False])}, "has no rows"),
+        ([[1, 0, 0]], [-1], {}, "has no labelled row"),
+        ([[1, 0, 0]], [0], {"valid": np.array([False])}, "has no labelled row"),
         ([[1, 0, 0]], [[0, 1, 0]], {}, "expected one class index per row"),
     ],
 )

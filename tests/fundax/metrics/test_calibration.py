@@ -100,8 +100,9 @@ def test_gaps_between_known_groups():
         row("device", "a", Estimate(0.8)), row("device", "b", blank("1 patients; at least 10 are required")),
     ]  # fmt: skip
     found = subgroups.gaps(rows)
-    assert found["sex"].value == pytest.approx(0.3) and found["sex"].note == "f over m"
-    assert not found["device"].defined and "fewer than two groups" in found["device"].note
+    assert found["sex"].estimate.value == pytest.approx(0.3) and found["sex"][1:] == ("f", "m")
+    device = found["device"].estimate
+    assert not device.defined and "fewer than two groups" in device.note
     assert set(found) == {"sex", "device"}
 
 
@@ -109,3 +110,9 @@ def test_age_bands():
     assert subgroups.age_bands([12, 40, 54.9, 55, 70, math.nan]) == [
         *("under 40", "40-54", "40-54", "55-69", "70 and over", ""),
     ]
+
+
+def test_the_gap_of_equal_groups_is_between_two_groups():
+    rows = [subgroups.Row("sex", group, 9, 9, 3, Estimate(1.0)) for group in ("f", "m")]
+    gap = subgroups.gaps(rows)["sex"]
+    assert gap.estimate.value == 0 and {gap.best, gap.worst} == {"f", "m"}
