@@ -67,8 +67,9 @@ def load(
         )
     model = replace_preprocessing(model, shown)
     source = {"name": path.resolve().name, "format": found.title}
+    facts = stored_preprocessing(model.objective, model.preprocessing)
     words = _tokenizer_beside(folder, model.objective)
-    return dataclasses.replace(model, tokenizer=words, source=source, origin=found.title)
+    return dataclasses.replace(model, preprocessing=facts, tokenizer=words, source=source, origin=found.title)
 
 
 def is_run(path: str | Path) -> bool:
