@@ -64,11 +64,13 @@ class Stored:
     """The run to evaluate.
 
     Args:
-        checkpoint: Checkpoint to evaluate: latest, best or a step.
+        checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
+        name: Name of the results on other data than the run's; by default that of the data.
         config: Config to use instead of the copy in the run; the arguments of the run must then be given again.
     """
 
-    checkpoint: str = "latest"
+    checkpoint: str = ""
+    name: str = ""
     config: str = ""
 
 
@@ -91,41 +93,45 @@ def train(argv: list[str]) -> None:
     """Train a config. `train CONFIG --help` lists its arguments, too; rerun the same command to resume."""
     from dataclasses import replace
 
-    from fundax.train import fit
+    from fundax.rerun import defaults_to_resume
+    from fundax.train import fit, is_complete
 
     (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
     if not own.workdir and "--help" not in rest:
         raise _mistake("train: --workdir DIR is missing")
     cluster = _cluster(processes)
-    recipe = _load(config, rest, Output, Cluster)
+    recipe = _load(config, rest, Output, Cluster, defaults=defaults_to_resume(own.workdir, rest))
     _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
+    complete = is_complete(recipe, own.workdir)
     fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), own.workdir)
-    _report(own.workdir)
+    if not complete:
+        _report(own.workdir)
 
 
 def evaluate(argv: list[str]) -> None:
-    """Evaluate a run with its own config; further arguments change those of the run, such as --data."""
+    """Evaluate a run with its own config; further arguments change those of the run.
+
+    Other data (--data OTHER) are scored whole, with the run's classes, and stored beside the run's own results.
+    """
     from dataclasses import replace
 
+    from fundax.rerun import named, repeated, wrong
     from fundax.runtime.checkpoint import resolve
     from fundax.runtime.workdir import read_config
     from fundax.train import fit
-    from fundax.types import UserError
 
     (own, processes), run, rest = _options("eval RUN", evaluate, argv, Stored, Cluster)
     cluster = _cluster(processes)
     stored = read_config(run)
-    resolve(run, own.checkpoint)
-    argv = [] if own.config else stored.get("argv", [])
+    step = resolve(run, own.checkpoint)
+    again, defaults = repeated(run, [] if own.config else stored.get("argv", []), rest)
     try:
-        recipe = _load(own.config or str(Path(run) / "config.py"), [*argv, *rest], Stored, Cluster, verb="eval")
-    except UserError as error:
-        if own.config:
-            raise
-        original = f"configs/{Path(stored.get('config', 'NAME.py')).name}"
-        raise UserError(f"{error}; if the run is of an older version: --config {original} and its arguments") from None
+        config = own.config or str(Path(run) / "config.py")
+        recipe = _load(config, again, Stored, Cluster, verb="eval", defaults=defaults)
+    except _user_errors() as error:
+        raise wrong(error, run, stored, rest) if not own.config else error from None
     _meet(cluster)
-    fit(replace(recipe, steps=0), run, checkpoint=own.checkpoint)
+    fit(replace(named(recipe, run, own.name, step), steps=0), run, checkpoint=step)
     _report(run)
 
 
@@ -139,7 +145,9 @@ def predict(argv: list[str]) -> None:
 
     parser = Parser(prog="launch.py predict", description=predict.__doc__, allow_abbrev=False, add_help=False)
     parser.add_argument("model", nargs="?", metavar="RUN", help="a run, or an exported folder")
-    parser.add_argument("--checkpoint", default="latest", help="checkpoint of the run: latest, best or a step")
+    parser.add_argument(
+        "--checkpoint", default="", help="checkpoint: best, latest or a step; by default best if selected"
+    )
     own, _ = parser.parse_known_args(argv)
     if own.model is None:
         parser.print_help()
@@ -151,7 +159,7 @@ def predict(argv: list[str]) -> None:
     module = predictor_of(own.model)
     parser.add_argument("-h", "--help", action="help")
     module.add_arguments(parser)
-    Console().print(module.run(own.model, parser.parse_args(argv)))
+    Console(markup=False, emoji=False).print(module.run(own.model, parser.parse_args(argv)))
 
 
 def compile_(argv: list[str]) -> None:
@@ -230,17 +238,20 @@ def _options(
     from fundax.config import show_help, take_options
 
     found, rest = take_options(argv, *options)
-    position = next((k for k, word in enumerate(rest) if word.endswith(".py")), 0)
+    position = 0
+    if rest and rest[0].startswith("-"):  # the config or the run stands behind the arguments
+        mine = [k for k, word in enumerate(rest) if word.endswith(".py") or (Path(word) / "config.json").is_file()]
+        position = next((k for k in mine if rest[k].endswith(".py")), mine[-1] if mine else 0)
     if not rest or rest[position].startswith("-"):
         show_help(f"launch.py {usage}", verb.__doc__, *options)
         raise SystemExit(0 if "--help" in rest else 2)
     return found, rest[position], rest[:position] + rest[position + 1 :]
 
 
-def _load(config: str, argv: Sequence[str], *options: type, verb: str = "train") -> Any:
+def _load(config: str, argv: Sequence[str], *options: type, verb: str = "train", **fields: Any) -> Any:
     from fundax.config import load
 
-    return load(config, argv, others=options, prog=f"launch.py {verb}")[0]
+    return load(config, argv, others=options, prog=f"launch.py {verb}", **fields)[0]
 
 
 def _cluster(own: Cluster) -> Any:

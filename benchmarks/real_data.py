@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from record import Table, record
 
-from data_pipelines.sources.splits import folds, write_split
+from data_pipelines.sources.splits import folds, split_record, write_split
 from fundax.config import load
 from fundax.metrics.classification import quadratic_kappa
 from fundax.metrics.statistics import bootstrap_weighted
@@ -78,9 +78,9 @@ def splits(patients: list[str], labels: np.ndarray, count: int, out: Path, name:
     for k in range(count):
         path = out / f"{name}_fold{k}.json"
         rest = np.concatenate([parts[j] for j in range(count) if j not in (k, (k + 1) % count)])
-        write_split(
-            path, patients, {"train": rest, "val": parts[(k + 1) % count], "test": parts[k]}, source=name, fold=k
-        )
+        rows = {"train": rest, "val": parts[(k + 1) % count], "test": parts[k]}
+        named = {part: {name: [patients[row] for row in chosen]} for part, chosen in rows.items()}
+        write_split(path, split_record(named, fold=k))
         yield path
 
 
@@ -92,7 +92,7 @@ def run(method: str, word: str, split: Path, workdir: Path, more: list[str]) -> 
         arguments = [*own, "--data", word, "--split", str(split), *more]
         recipe, _ = load(CONFIGS / config, arguments)
         fit(replace(recipe, keep=1), workdir)
-        recipe, _ = load(CONFIGS / config, [*arguments, "--test"])
+        recipe, _ = load(CONFIGS / config, [*arguments, "--part", "test"])
         fit(replace(recipe, steps=0), workdir, checkpoint="best")
     with np.load(stored, allow_pickle=False) as file:
         return {key: file[key] for key in ("labels", "probabilities", "patient")}

@@ -2,7 +2,7 @@
 
 CLIP-Adapter (arXiv:2110.04544): two small matrices on top of a frozen image-text model, to which the classes are described
 in words; trained on features that are computed once. Without --data: synthetic eyes. The checkpoint is selected on the
-validation part; evaluate the test part at the end: launch.py eval runs/adapter --checkpoint best --test
+validation part; evaluate the test part at the end: launch.py eval runs/adapter --part test
 """
 
 from functools import partial, reduce
@@ -10,8 +10,8 @@ from typing import Any
 
 from data_pipelines.language.prompts import prompts_of
 from data_pipelines.open import Data
-from data_pipelines.records import DataError
 from data_pipelines.tasks import labelled
+from data_pipelines.tasks.image_text import check_words
 from data_pipelines.tasks.labelled import FRACTIONS, Reader
 from data_pipelines.transforms.views import Grouped, SingleView
 from fundax import evals, interop, objectives, optim
@@ -28,18 +28,16 @@ def recipe(
     data: Data = Data(patients=700, fractions=FRACTIONS),
     run: Run = Run(batch=64, epochs=40, lr=1e-3, weight_decay=0.01),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     wording: str = "",
     ratio: float = 0.2,
     reduction: int = 4,
     cache: str = "",
-    test: bool = False,
 ) -> Recipe:
     """FLAIR's settings of the adapter, in steps of a batch instead of single images."""
     model = image_text(init, checkpoint, smoke=run.smoke)
     parts = labelled.parts(data, data.eyes(run.seed, int(model.preprocessing["image_size"])), run.seed)
-    if not parts.classes:
-        raise DataError("the classes of --data have no names, which the model needs; expected labels as words")
+    check_words(parts.kind()[1], "--data")
     modality = parts.train[0].views[0].modality
     prompts = [model.tokenizer(list(prompts_of(name, modality, wording))) for name in parts.classes]
     adapter = objectives.ClipAdapter(model.objective.embed, len(parts.classes), ratio, reduction)
@@ -55,9 +53,9 @@ def recipe(
     frozen = evals.Frozen(objective, (start,), run.seed, cache, begin_extra)
     view = Grouped(SingleView(text=None, targets=("label",)))
     read = Reader(parts, model.preprocessing, first=view, workers=run.workers)
-    origin = "" if data.data else f"synthetic {data.patients} {run.seed}"
-    rows = lambda part: frozen.rows(read.once(part), read.keys, origin and f"{part} {origin}")  # noqa: E731
-    epoch, part = max(len(parts.train) // run.batch, 1), "test" if test else "val"
+    origin = "" if data.data else f"synthetic {parts.name} {data.patients} {run.seed}"
+    rows = lambda part: frozen.rows(read.once(getattr(parts, part)), read.keys, origin and f"{part} {origin}")  # noqa: E731
+    epoch = max(len(parts.train) // run.batch, 1)
     steps = run.total(epoch)
     rule = optim.adamw(optim.cosine_schedule(run.lr, 0, steps), weight_decay=run.weight_decay, decay=optim.decay_all)
     return Recipe(
@@ -71,7 +69,7 @@ def recipe(
         objective=objective,
         train=evals.Epochs(rows("train"), run.batch, run.seed),
         optimizer=optim.freeze(rule, "^(model|heads)/"),
-        evals={part: evals.Classified(data=features.one_epoch(rows(part)), classes=parts.classes)},
+        evals={parts.name: evals.Classified(data=features.one_epoch(rows("scored")), classes=parts.classes)},
         best="val/macro_auc",
         preprocessing={**model.preprocessing, "classes": parts.classes},
         tokenizer=model.tokenizer,

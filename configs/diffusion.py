@@ -54,7 +54,7 @@ def recipe(
     side = objective.size
     eyes = data.eyes(run.seed, max(side, 16))
     parts = data.parts(synthetic_parts(eyes, keep=False, val=min(max(data.patients // 2, 1), 128)), run.seed)
-    source, test = joined(parts["train"]), CachedSource(joined(parts["val"]))
+    source, test = joined(parts["train"]), CachedSource(joined(data.held_out(parts)))
     source = source if run.workers else CachedSource(source)
     targets = () if data.data else ("findings",)
     keys = ("image", *(("modality", *targets) if conditional else ()))

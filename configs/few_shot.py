@@ -13,7 +13,7 @@ from data_pipelines.language.prompts import prompts_of
 from data_pipelines.open import Data, joined
 from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.sources.cached import CachedSource
-from data_pipelines.tasks.image_text import fingerprint
+from data_pipelines.tasks.image_text import check_words, fingerprint
 from data_pipelines.tasks.labelled import strata
 from data_pipelines.transforms.steps import Select, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
@@ -28,10 +28,10 @@ PRESETS = {"smoke": {"steps": 0, "patients": 28, "batch": 64, "shots": (1,), "se
 
 def recipe(
     *,
-    data: Data = Data(patients=420, fractions=(0.5, 0.5)),
+    data: Data = Data(patients=420, fractions=(0.5, 0.5), part="test"),
     run: Run = Run(batch=64),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     shots: tuple[int, ...] = (1, 2, 4, 8, 16),
     seeds: int = 5,
     methods: tuple[str, ...] = METHODS,
@@ -41,8 +41,12 @@ def recipe(
     model = image_text(init, checkpoint, smoke=run.smoke)
     eyes = data.eyes(run.seed, int(model.preprocessing["image_size"]))
     own = {"train": CachedSource(eyes.split("task_val")), "test": CachedSource(eyes.split("test"))}
-    pool, test = (joined(part) for part in data.parts(own, run.seed, strata, names=tuple(own)).values())
+    parts = data.parts(own, run.seed, strata, names=tuple(own))
+    pool = joined(data.matched(parts["train"], strict=True))
     classes, modality = tuple(getattr(pool, "classes", ())), pool[0].views[0].modality
+    test = joined(data.matched(data.scored(parts), strict=False, names=classes))
+    if methods != ("linear",):
+        check_words(classes, "--data")
     prompts = [model.tokenizer(list(prompts_of(name, modality))) for name in classes]
     view = Grouped(SingleView(text=None, targets=("label",)))
     steps = (view, eval_step(model.preprocessing), Select(("image", "label", "group")))

@@ -2,7 +2,7 @@
 
 An encoder and a classifier trained together, by the published recipe of --preset visionfm, retfound or ret_clip, or with
 settings for two CPU cores (laptop). Without --data it learns the conditions of synthetic eyes. The checkpoint is selected
-on the validation part; evaluate the test part at the end: launch.py eval runs/finetune --checkpoint best --test
+on the validation part; evaluate the test part at the end: launch.py eval runs/finetune --part test
 """
 
 from typing import Any, Literal
@@ -34,7 +34,7 @@ def recipe(
     data: Data = Data(patients=1400, fractions=FRACTIONS),
     run: Run = Run(lr=8e-3, weight_decay=0.05),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     size: str = "tiny",
     encoder_lr: float = 4e-3,
     depth_decay: float = 1.0,
@@ -46,7 +46,6 @@ def recipe(
     weights: Literal["equal", "balanced"] = "equal",
     balanced: bool = False,
     ordered: bool = False,
-    test: bool = False,
 ) -> Recipe:
     """Fine-tuning. Learning rates are for a batch of 256; docs/guide/downstream.md lists what is left out."""
     parts = labelled.parts(data, data.eyes(run.seed, 96), run.seed)
@@ -54,6 +53,8 @@ def recipe(
     fields = run.compute(encoders.ViT)[0] | {"feature": feature, "blocks": blocks, "drop_path": drop_path}
     start = interop.backbone(init or size, checkpoint=checkpoint, frozen=False, **fields)
     several, classes = parts.kind()
+    if ordered:
+        parts.check_order()
     objective = objectives.Classify(
         start.backbone, encoders.MLPHead(len(classes), layers, norm=norm), kind="several" if several else "single",
         classes=classes, focal=focal, smoothing=smoothing, mixup=mixup, cutmix=cutmix, peer_softmax=preset == "ret_clip",
@@ -62,9 +63,9 @@ def recipe(
     read = Reader(parts, start.preprocessing, workers=run.workers)
     steps = (read.view, *labelled.augmentation(preset, start.image.image_size), Select(("image", "label", "modality")))
     turns = [(part, steps, 1.0) for part in labelled.by_class(parts.train, len(classes))] if balanced else []
-    epoch, part = max(len(parts.train) // run.batch, 1), "test" if test else "val"
+    epoch = max(len(parts.train) // run.batch, 1)
     total = run.total(epoch)
-    scored = evals.Classified(data=read.once(part, batch=min(run.batch, 64)), classes=classes, ordered=ordered)
+    scored = evals.Classified(data=read.once(parts.scored, batch=min(run.batch, 64)), classes=classes, ordered=ordered)
     rates = (run.lr * run.batch / 256, encoder_lr * run.batch / 256)
     decays = (run.weight_decay, depth_decay, getattr(start.image, "depth", 1))
     return Recipe(
@@ -72,7 +73,7 @@ def recipe(
         objective=objective,
         train=mix(turns, **run.loader()) if turns else train(parts.train, steps, **run.loader()),
         optimizer=fine_tuning(preset, *rates, total, epoch, *decays),
-        evals={part: scored},
+        evals={parts.name: scored},
         best="val/kappa" if ordered else "val/macro_auc",
         preprocessing=start.preprocessing | {"classes": classes},
     )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from data_pipelines.language.prompts import prompts_of
 from data_pipelines.language.tokenizers import bundled
-from data_pipelines.open import Named, Sources
+from data_pipelines.open import Sources
 from data_pipelines.pipeline import mix
 from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.flair import UNSEEN
@@ -45,18 +45,21 @@ def recipe(
     objective = flair(size, vocab=words.vocab_size, context=words.context, **model)
     side = objective.image.image_size
     eyes = data.eyes(run.seed, side)
-    sources = keepfit.frames(data.data, data.image_dir, ban=UNSEEN if ban else (), ban_by=ban_by)
-    sources = sources or [Named("synthetic", Diagnosed(eyes))]
+    opener = keepfit.opened(data.data + data.val, data.image_dir, ban=UNSEEN if ban else (), ban_by=ban_by)
+    drawn = {"train": Diagnosed(eyes), "val": CachedSource(eyes.split("val", min(data.patients, 420)))}
+    parts = data.parts(drawn, run.seed, opener=opener)
+    sources = parts["train"]
     keys = Select(("image", "text", "category"))
     chain = (CategoryCaption(by_synonym=not data.data), Canvas(side), Flip(), FlairAugment(), Tokenize(words), keys)
     epoch = max(rows_of(sources) // run.batch, 1)
-    unseen = [Named("synthetic", CachedSource(eyes.split("val", min(data.patients, 420))))]
-    (test,) = tests(unseen, Canvas(side), words, prompts_of, run.batch)
+    scored = {name: keepfit.by_category(part) for name, part in parts.items()}
+    held_out = tests(data, scored, Canvas(side), words, prompts_of, run.batch)
     return Recipe(
         **run.recipe(run.total(epoch), interop.warm_start(init, objective), log=50, save=500, eval=1000),
         objective=objective,
         train=mix(shares(sources, chain, equal=balanced), **run.loader()),
         optimizer=optim.flair_adamw(run.lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=run.weight_decay),
-        evals={"zero_shot": zero_shot(test.labelled, test.classes, test.prompts)},
+        evals={f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in held_out},
+        best="zero_shot*/macro_auc" if held_out else None,
         tokenizer=words,
     )

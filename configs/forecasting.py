@@ -3,7 +3,7 @@
 Will this eye get worse within so many days? VisionFM's forecast head, on the encoder of --init, which stays frozen unless
 --train-encoder True, or with a new encoder that is trained too (the default). `visits.csv` has image, patient, day, label
 (the state: higher is worse) and eye; every pair of visits is a question. Or the authors' list, image and label of 0 and 1:
---data list.csv,value=days. Evaluate the test part at the end: launch.py eval runs/forecasting --checkpoint best --test
+--data list.csv,value=days. Evaluate the test part at the end: launch.py eval runs/forecasting --part test
 """
 
 from typing import Any, Literal
@@ -29,7 +29,7 @@ def recipe(
     data: Data = Data(patients=700, fractions=FRACTIONS),
     run: Run = Run(batch=64, steps=800, lr=1e-3, weight_decay=0.05),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     size: str = "resnet-tiny",
     image_size: int = 0,
     visits: int = 1,
@@ -39,7 +39,6 @@ def recipe(
     positive: float = 1.0,
     copies: int = 2,
     optimizer: Literal["adamw", "sgd"] = "adamw",
-    test: bool = False,
 ) -> Recipe:
     """VisionFM: SGD 1e-3 with momentum 0.9 for 500 epochs, --positive 10, --feature unnormalized. 1 keeps probabilities honest."""
     learns = not init if train_encoder is None else train_encoder
@@ -55,9 +54,9 @@ def recipe(
     objective = objectives.Forecast(start.backbone, encoders.ForecastHead(), positive, visits, given=given)
     read = VisitReader(parts, start.preprocessing, workers=run.workers)
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
-    rows = lambda part, n=1: frozen.rows(read.once(part, n, batch=32), read.keys)  # noqa: E731
-    part, total = "test" if test else "val", run.total(max(len(parts.train) // run.batch, 1) if not run.steps else 1)
-    passes = read.once(part, batch=8 if run.smoke else 64) if learns else features.one_epoch(rows(part))
+    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n, batch=32), read.keys)  # noqa: E731
+    total = run.total(max(len(parts.train) // run.batch, 1) if not run.steps else 1)
+    passes = read.once(parts.scored, batch=8 if run.smoke else 64) if learns else features.one_epoch(rows("scored"))
     rate: Any = optim.cosine_schedule(run.lr, 0, total, total // 20 if learns else 0)
     rule = optax.sgd(rate, momentum=0.9) if optimizer == "sgd" else optim.adamw(rate, weight_decay=run.weight_decay)
     batches = train(parts.train, read.steps(True, KEYS), **run.loader()) if learns else None
@@ -66,7 +65,7 @@ def recipe(
         objective=objective,
         train=batches or evals.Epochs(rows("train", copies), run.batch, run.seed),
         optimizer=rule if learns else optim.freeze(rule, "^image/"),
-        evals={part: evals.Classified(data=passes, classes=objective.classes, bands=3)},
+        evals={parts.name: evals.Classified(data=passes, classes=objective.classes, bands=3)},
         best="val/macro_auc",
         preprocessing=start.preprocessing | {"classes": objective.classes},
     )

@@ -14,6 +14,7 @@ from data_pipelines.language.conditions import CONDITIONS, FINDINGS
 from data_pipelines.language.findings import TellFindings, vocabulary
 from data_pipelines.open import Data, joined, synthetic_parts
 from data_pipelines.pipeline import one_epoch, train
+from data_pipelines.tasks.image_text import Reference, report_cut_texts
 from data_pipelines.transforms.steps import ColorJitter, Flip, RandomResizedCrop, Select, Squash, Tokenize
 from data_pipelines.transforms.views import SingleView
 from fundax import encoders, evals, interop, optim
@@ -51,14 +52,15 @@ def recipe(
     side = objective.image.image_size
     eyes = data.eyes(run.seed, side, language=language)
     parts = data.parts(synthetic_parts(eyes, keep=not run.workers, val=min(data.patients, 420)), run.seed)
-    source, test = joined(parts["train"]), joined(parts["val"])
+    source, test = joined(parts["train"]), joined(data.held_out(parts))
     see = (Squash(256), RandomResizedCrop(side, (0.7, 1.0))) if augment == "published" else (Squash(side),)
     tell, keys = ((TellFindings(names),), ("findings",)) if findings else ((), ())
     learn = (SingleView(), Flip(), *see, ColorJitter(), *tell, Tokenize(words), Select(("image", "text", *keys)))
-    shown = (SingleView(), Squash(side), Tokenize(words), Select(("image", "text")))
+    shown = (SingleView(), Squash(side), Reference(words), Tokenize(words), Select(("image", "text", "reference")))
     graded = {"findings": known.only(FINDINGS), "conditions": known.only(CONDITIONS)}
     graded = {"findings": known} if data.data else graded
     passes = one_epoch(test, shown, batch=min(run.batch, 64))
+    report_cut_texts(parts["train"], words)
     steps = run.total(-(-len(source) // run.batch))
     rule = optim.adamw(optim.cosine(run.lr, steps, min(100, steps // 2)), weight_decay=run.weight_decay)
     rates = {"image": run.lr / 2, "decoder": run.lr}

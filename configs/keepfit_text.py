@@ -12,9 +12,11 @@ import optax
 from data_pipelines.language import knowledge, tokenizers
 from data_pipelines.open import Named
 from data_pipelines.pipeline import mix, one_epoch
+from data_pipelines.sources.parts import joint
+from data_pipelines.sources.splits import split_by
 from data_pipelines.sources.texts import Captions, TextFiles, Words, descriptions
 from data_pipelines.tasks import keepfit
-from data_pipelines.tasks.image_text import shares
+from data_pipelines.tasks.image_text import report_cut_texts, shares
 from data_pipelines.transforms.steps import Select, Tokenize
 from data_pipelines.transforms.word_masks import MaskWords
 from fundax import encoders, evals, interop, optim
@@ -42,11 +44,15 @@ def recipe(
     words = interop.tokenizer(init, tokenizers.bundled(context), context)
     words = tokenizers.wordpiece(tokenizer, context, straight_quotes=False) if tokenizer else words
     known = knowledge.bundled()
-    sources = [descriptions(known, languages=("en", language)), *(TextFiles(Path(path)) for path in texts)]
-    sources += [Captions(one.source) for one in keepfit.elite(elite, language=language)]
+    own = [TextFiles(Path(path)) for path in texts]
+    own += [Captions(one.source) for one in keepfit.elite(elite, language=language)]
+    parts = [split_by(source, "report", {"train": 0.9, "val": 0.1}, run.seed) for source in own]
+    sources = [descriptions(known, languages=("en", language)), *(part["train"] for part in parts)]
+    unseen = joint([part["val"] for part in parts]) if parts else descriptions(known, evaluate=True)
+    report_cut_texts([Named("texts", source) for source in own], words)
     mask = MaskWords(words, text_rate)
     hide = (Words(), Tokenize(words), mask, Select(("text", "original", "hidden")))
-    held_out = one_epoch(descriptions(known, evaluate=True), hide, batch=run.batch)
+    held_out = one_epoch(unseen, hide, batch=run.batch)
     # No more tokens are masked than this: the share, or one word of at most mask.longest pieces.
     guesses = min(max(round(text_rate * context), mask.longest), context)
     encoder = text_encoder(size, words.vocab_size, **run.compute(encoders.BERT)[0])

@@ -2,7 +2,7 @@
 
 Fovea and optic disc: by default of synthetic eyes, with a small encoder, in some minutes on two CPU cores. Your own images,
 with columns fovea_x, fovea_y, disc_x, disc_y in pixels: --data labels.csv --split split.json --init runs/landmarks. Others:
---landmarks left_angle right_angle. Errors are in pixels of the original images and, with --disc-diameter (or a column: --data
+--classes left_angle right_angle. Errors are in pixels of the original images and, with --disc-diameter (or a column: --data
 labels.csv,value=COLUMN), in disc diameters. The checkpoint is selected on the validation part.
 """
 
@@ -25,13 +25,12 @@ PRESETS = {"smoke": {"patients": 8, "image_size": 16, "head": "linear"}}
 
 def recipe(
     *,
-    data: Data = Data(patients=400, fractions=(0.6, 0.15, 0.25)),
+    data: Data = Data(patients=400, fractions=(0.6, 0.15, 0.25), classes=("fovea", "disc")),
     run: Run = Run(batch=8, steps=400, lr=2e-3, weight_decay=0.05),
-    landmarks: tuple[str, ...] = ("fovea", "disc"),
     missing: Literal["error", "allowed"] = "error",
     disc_diameter: float = 0.0,
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     modality: str = "",
     size: str = "tiny/16",
     train_encoder: bool | None = True,
@@ -54,19 +53,19 @@ def recipe(
     start = interop.backbone(init or size, checkpoint=checkpoint, frozen=fixed, **fields)
     shape = {"width": width, "dropout": dropout, "blocks": decoder_layers}
     options = {"missing": missing, "diameter": disc_diameter, "resize": resize, "keep": not run.workers}
-    parts = dense.points(data, run.seed, image_size, landmarks, **options)
+    parts, landmarks = dense.points(data, run.seed, image_size, **options), data.classes
     augment = (RandomMove(degrees, shift, scale), Flip(landmarks=landmarks), ColorJitter(jitter, jitter, jitter / 2))
     see, scores = Ready(("points", "frame", "diameter")), {"names": landmarks, "read": points, "interval": bootstrap}
-    passes = {n: one_epoch(p, (see,), batch=min(run.batch, len(p))) for n, p in parts.items() if n != "train"}
-    steps = run.total(max(len(parts["train"]) // run.batch, 1) if not run.steps else 1)
+    passes = one_epoch(parts.scored, (see,), batch=min(run.batch, len(parts.scored)))
+    steps = run.total(max(len(parts.train) // run.batch, 1) if not run.steps else 1)
     rate = optim.cosine(run.lr, steps, min(50, steps // 2))
     rule = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(rate, weight_decay=run.weight_decay))
     return Recipe(
         **run.recipe(steps, start, save=200, eval=200),
         objective=Landmark(**on_encoder(start.backbone, head, len(landmarks), **shape), names=landmarks, sigma=sigma),
-        train=train(parts["train"], (Ready(("points",)), *augment, Select(("image", "points"))), **run.loader()),
+        train=train(parts.train, (Ready(("points",)), *augment, Select(("image", "points"))), **run.loader()),
         optimizer=optim.freeze(rule, "^image/") if fixed else rule,
-        evals={name: evals.Landmarks(data=one, **scores) for name, one in passes.items()},
+        evals={parts.name: evals.Landmarks(data=passes, **scores)},
         best=("val/mean_error", "min"),
         preprocessing={"image_size": image_size, "resize": resize, "interpolation": "bilinear"},
     )

@@ -2,7 +2,7 @@
 
 A linear classifier (or VisionFM's decoder, --head mlp) on the features of a frozen encoder, which are computed once. Without
 --data it learns the conditions of synthetic eyes, without --init the encoder is random. The checkpoint is selected on the
-validation part; evaluate the test part at the end: launch.py eval runs/probe --checkpoint best --test
+validation part; evaluate the test part at the end: launch.py eval runs/probe --part test
 """
 
 from typing import Literal
@@ -24,7 +24,7 @@ def recipe(
     data: Data = Data(patients=1400, fractions=FRACTIONS),
     run: Run = Run(batch=128, epochs=100, lr=1e-3, weight_decay=0.05),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     size: str = "tiny",
     head: Literal["linear", "mlp"] = "linear",
     feature: Feature = "token",
@@ -36,13 +36,14 @@ def recipe(
     balanced: bool = False,
     ordered: bool = False,
     cache: str = "",
-    test: bool = False,
 ) -> Recipe:
     """VisionFM's settings for the decoder of one modality; the learning rate is for a batch of 256."""
     parts = labelled.parts(data, data.eyes(run.seed, 128), run.seed)
     fields = {"feature": feature, "blocks": blocks} | run.compute(encoders.ViT)[0]
     start = interop.backbone(init or size, checkpoint=checkpoint, **fields)
     several, classes = parts.kind()
+    if ordered:
+        parts.check_order()
     objective = objectives.Classify(
         start.backbone, encoders.MLPHead(len(classes), 3 if head == "mlp" else 1, norm=head == "mlp"), given="feature",
         kind="several" if several else "single", classes=classes, focal=focal, smoothing=smoothing,
@@ -50,18 +51,18 @@ def recipe(
     )  # fmt: skip
     frozen = evals.Frozen(objective, start.init_from, run.seed, cache, start.init_extra)
     read = Reader(parts, start.preprocessing, workers=run.workers)
-    origin = "" if data.data else f"synthetic {data.patients} {run.seed} {copies}"
-    rows = lambda part, n=1: frozen.rows(read.once(part, n), read.keys, origin and f"{part} {origin}")  # noqa: E731
-    epoch, part = max(len(parts.train) * copies // run.batch, 1), "test" if test else "val"
+    origin = "" if data.data else f"synthetic {parts.name} {data.patients} {run.seed} {copies}"
+    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n), read.keys, origin and f"{part} {origin}")  # noqa: E731
+    epoch = max(len(parts.train) * copies // run.batch, 1)
     steps = run.steps or max(run.epochs * copies * len(parts.train) // run.batch, 1)
     rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps)
-    scored = evals.Classified(data=features.one_epoch(rows(part)), classes=classes, ordered=ordered)
+    scored = evals.Classified(data=features.one_epoch(rows("scored")), classes=classes, ordered=ordered)
     return Recipe(
         **run.recipe(steps, start, log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
         objective=objective,
         train=evals.Epochs(rows("train", copies), run.batch, run.seed, "label" if balanced else ""),
         optimizer=optim.freeze(optim.adamw(rate, weight_decay=run.weight_decay, decay=optim.decay_all), "^image/"),
-        evals={part: scored},
+        evals={parts.name: scored},
         best="val/kappa" if ordered else "val/macro_auc",
         preprocessing=start.preprocessing | {"classes": classes},
     )

@@ -3,7 +3,7 @@
 VisionFM's modality-agnostic decoder: features of several modalities, from one frozen encoder or one for each (--init
 CFP=runs/fundus OCT=runs/oct), for one decoder of thirteen labels. A CSV has the thirteen columns of
 data_pipelines/tasks/visionfm_labels.py (label=A+B+..., empty=keep for gaps); without --data: synthetic eyes.
-Evaluate the test part at the end: launch.py eval runs/multi --checkpoint best --test
+Evaluate the test part at the end: launch.py eval runs/multi --part test
 """
 
 import optax
@@ -26,11 +26,10 @@ def recipe(
     data: Data = Data(patients=700, modalities=("CFP", "FFA", "OCT"), fractions=FRACTIONS),
     run: Run = Run(batch=128, epochs=60, lr=1e-2),
     init: tuple[str, ...] = (),
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     size: str = "tiny",
     blocks: int = 4,
     copies: int = 2,
-    test: bool = False,
 ) -> Recipe:
     """VisionFM trains with ten copies, batch 8192 and SGD for 100 epochs; the learning rate is for a batch of 256."""
     parts = visionfm_labels.parts(data, run.seed)
@@ -40,9 +39,9 @@ def recipe(
     objective = objectives.MultiModality(start.backbone, encoders.MLPHead(len(LAYOUT)), given="feature")
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
     read = Reader(parts, start.preprocessing, ("label", "grade", "answers"), workers=run.workers)
-    rows = lambda part, n=1: frozen.rows(read.once(part, n), read.keys)  # noqa: E731
-    part, grades = "test" if test else "val", len(GRADES)
-    scored = {"data": features.one_epoch(rows(part))}
+    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n), read.keys)  # noqa: E731
+    grades = len(GRADES)
+    scored = {"data": features.one_epoch(rows("scored"))}
     graded = {"classes": GRADES, "ordered": True, "label": "grade", "columns": tuple(range(grades))}
     answers = {"classes": FINDINGS, "label": "answers", "columns": tuple(range(grades, len(LAYOUT)))}
     steps = run.steps or max(run.epochs * copies * len(parts.train) // run.batch, 1)
@@ -53,8 +52,8 @@ def recipe(
         train=evals.Epochs(rows("train", copies), run.batch, run.seed),
         optimizer=optim.freeze(sgd, "^image/"),
         evals={
-            f"{part}_grades": evals.Classified(**scored, **graded),
-            f"{part}_findings": evals.Classified(**scored, **answers),
+            f"{parts.name}_grades": evals.Classified(**scored, **graded),
+            f"{parts.name}_findings": evals.Classified(**scored, **answers),
         },
         best="val_findings/macro_auc",
         preprocessing=start.preprocessing | {"classes": LAYOUT},

@@ -9,7 +9,7 @@ import optax
 from data_pipelines.language.tokenizers import bundled
 from data_pipelines.open import Data, synthetic_parts
 from data_pipelines.pipeline import mix
-from data_pipelines.tasks.image_text import rows_of, shares, templated, tests
+from data_pipelines.tasks.image_text import report_cut_texts, rows_of, shares, templated, tests
 from data_pipelines.transforms.steps import Flip, Select, Squash, Tokenize
 from data_pipelines.transforms.views import SingleView
 from fundax import encoders, interop, optim
@@ -39,9 +39,8 @@ def recipe(
     parts = data.parts(eyes, run.seed)
     steps = run.total(-(-rows_of(parts["train"]) // run.batch))
     chain = (SingleView(), Flip(), Squash(side), Tokenize(words), Select(("image", "text")))
-    labelled = [
-        t for t in tests(parts.get("val", []), Squash(side), words, templated(TEMPLATES), run.batch) if t.classes
-    ]
+    labelled = [t for t in tests(data, parts, Squash(side), words, templated(TEMPLATES), run.batch) if t.classes]
+    report_cut_texts(parts["train"], words)
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=200),
         objective=objective,
@@ -57,6 +56,6 @@ def recipe(
             optim.clip_params({"log_scale": (0.0, optim.MAX_LOG_SCALE)}),
         ),
         evals={f"zero_shot{t.suffix}": zero_shot(t.labelled, t.classes, t.prompts) for t in labelled},
-        best=f"zero_shot{labelled[0].suffix}/macro_auc" if labelled else None,
+        best="zero_shot*/macro_auc" if labelled else None,
         tokenizer=words,
     )

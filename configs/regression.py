@@ -3,7 +3,7 @@
 Values from an image: VisionFM's biomarker decoder, on standardised targets (the authors use them as they are: --raw). On
 synthetic eyes it learns age, systolic pressure, HbA1c and axial length together with the encoder, in some minutes on two
 CPU cores; the encoder of --init stays frozen unless --train-encoder True. Your own data: --data labels.csv,value=age+hba1c.
-Evaluate the test part at the end: launch.py eval runs/regression --checkpoint best --test
+Evaluate the test part at the end: launch.py eval runs/regression --part test
 """
 
 import functools
@@ -28,10 +28,9 @@ def recipe(
     data: Data = Data(patients=3000, fractions=FRACTIONS),
     run: Run = Run(batch=64, epochs=14, lr=4e-3, weight_decay=0.05),
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     size: str = "resnet-tiny",
     image_size: int = 0,
-    names: tuple[str, ...] = (),
     raw: bool = False,
     train_encoder: bool | None = None,
     head: Literal["linear", "mlp"] = "mlp",
@@ -39,13 +38,11 @@ def recipe(
     blocks: int = 4,
     copies: int = 1,
     dropout: float = 0.1,
-    test: bool = False,
 ) -> Recipe:
     """VisionFM's decoder has two layers, smooth L1 and AdamW; the learning rate is for a batch of 256."""
     learns = not init if train_encoder is None else train_encoder
     parts = labelled.parts(data, data.eyes(run.seed, max(image_size, 96)), run.seed, "value")
-    values = (f"value {k}" for k in range(len(parts.train[0].targets["value"])))
-    names = names or (tuple(values) if data.data else BIOMARKERS)
+    names = parts.values if data.data else BIOMARKERS
     fields = {"feature": feature, "blocks": blocks, "frozen": not learns, "image_size": image_size}
     start = interop.backbone(
         init or size, checkpoint=checkpoint, **fields, **run.compute(encoders.ViT, encoders.ResNet)[0]
@@ -54,9 +51,8 @@ def recipe(
     objective = objectives.Regress(start.backbone, decoder, names, given="image" if learns else "feature")
     read = Reader(parts, start.preprocessing, ("value",), workers=run.workers)
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
-    rows = lambda part, n=1: frozen.rows(read.once(part, n), read.keys)  # noqa: E731
-    part = "test" if test else "val"
-    passes = read.once(part, batch=min(run.batch, 64)) if learns else features.one_epoch(rows(part))
+    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n), read.keys)  # noqa: E731
+    passes = read.once(parts.scored, batch=min(run.batch, 64)) if learns else features.one_epoch(rows("scored"))
     steps = run.steps or max(run.epochs * (1 if learns else copies) * len(parts.train) // run.batch, 1)
     rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps, steps // 20 if learns else 0)
     chain = (read.view, *labelled.flips(), eval_step(start.preprocessing), Select(("image", "value", "modality")))
@@ -71,7 +67,7 @@ def recipe(
         if learns
         else evals.Epochs(rows("train", copies), run.batch, run.seed),
         optimizer=optim.freeze(optim.adamw(rate, weight_decay=run.weight_decay), *fixed),
-        evals={part: evals.Valued(data=passes, names=names)},
+        evals={parts.name: evals.Valued(data=passes, names=names)},
         best="val/r2",
         preprocessing=start.preprocessing | {"names": names},
     )

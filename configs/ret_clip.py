@@ -10,14 +10,15 @@ from typing import Literal
 import optax
 
 from data_pipelines.language.tokenizers import bundled
-from data_pipelines.open import Named, Sources, joined, synthetic_parts
-from data_pipelines.pipeline import train
-from data_pipelines.sources.ret_clip import open_pairs
+from data_pipelines.open import Sources, joined, synthetic_parts
+from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.synthetic.sources import Patients
-from data_pipelines.tasks.eye_pairs import level_prompts, paired, probe_data
+from data_pipelines.tasks.eye_pairs import level_prompts, paired, pairs, probe_data
+from data_pipelines.tasks.image_text import report_cut_texts, scored_names
 from data_pipelines.transforms.steps import Flip, Select, Squash, Tokenize, ret_clip_aug
 from data_pipelines.transforms.views import PairedEyes
 from fundax import encoders, evals, interop, optim
+from fundax.evals.retrieval import retrieval
 from fundax.evals.zero_shot import zero_shot
 from fundax.objectives.ret_clip import ret_clip
 from fundax.recipe import Recipe, Run
@@ -54,12 +55,21 @@ def recipe(
     side = objective.image.image_size
     patients = Patients(data.patients, run.seed, modalities=data.modalities, size=side, language=language)
     unseen = patients.split("val", min(data.patients, 420))
-    pairs = [Named(word, open_pairs(word, data.image_dir)) for word in data.data]
-    source = joined(pairs) if pairs else synthetic_parts(patients, keep=not run.workers, val=0)["train"]
+    parts = data.parts(synthetic_parts(patients, keep=not run.workers, val=len(unseen)), run.seed, opener=pairs(data))
+    report_cut_texts(parts["train"], words)
+    source = joined(parts["train"])
     steps = run.total(-(-len(source) // run.batch))
     see = ret_clip_aug(side, parity=parity) if published else (Flip(), Squash(side))
-    test, prompts = paired(unseen, run.batch), level_prompts(unseen, words)
+    eyes, prompts = paired(unseen, run.batch), level_prompts(unseen, words)
     probes, label = probe_data(unseen, rfmid_root, run.batch)
+    chain = (PairedEyes(), Squash(side), Tokenize(words), Select(KEYS))
+    held_out = {n: one_epoch(one.source, chain, batch=run.batch) for n, one in scored_names(data, parts)}
+    scores = {f"retrieval{n}": retrieval(one, parity=parity, inputs=KEYS[:4]) for n, one in held_out.items()}
+    drawn = {
+        "zero_shot": zero_shot(eyes, unseen.classes, prompts["patient"], inputs=("left", "right")),
+        "laterality": evals.Laterality(data=eyes, prompts={eye: prompts[eye] for eye in KEYS[:2]}),
+    }
+    probe = {"probe": evals.Probe(**probes, label=label, feature="visual")}
     rule = optim.peer_ret_clip if published else optim.decay_matrices
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=200),
@@ -70,11 +80,7 @@ def recipe(
             optim.adamw(optim.cosine(run.lr, steps, min(50, steps // 2)), (0.9, 0.98), 1e-6, run.weight_decay, rule),
             optim.clip_params({"^log_scale/": (0.0, optim.MAX_LOG_SCALE)}),
         ),
-        evals={
-            "zero_shot": zero_shot(test, unseen.classes, prompts["patient"], inputs=("left", "right")),
-            "laterality": evals.Laterality(data=test, prompts={eye: prompts[eye] for eye in KEYS[:2]}),
-            "probe": evals.Probe(**probes, label=label, feature="visual"),
-        },
-        best="zero_shot/macro_auc",
+        evals=scores | (probe if rfmid_root else {}) if data.data else drawn | probe,
+        best="zero_shot/macro_auc" if not data.data else "retrieval*/image_to_text_R@1" if scores else None,
         tokenizer=words,
     )

@@ -25,12 +25,11 @@ PRESETS = {"smoke": {"patients": 8, "image_size": 16, "resolution": 32, "head": 
 
 def recipe(
     *,
-    data: Data = Data(patients=400, fractions=(0.7, 0.15, 0.15)),
+    data: Data = Data(patients=400, fractions=(0.7, 0.15, 0.15), classes=("disc",)),
     run: Run = Run(batch=8, steps=400, lr=2e-3, weight_decay=0.05),
-    classes: tuple[str, ...] = ("disc",),
     overlapping: bool = False,
     init: str = "",
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     modality: str = "",
     size: str = "tiny/8",
     train_encoder: bool | None = True,
@@ -45,21 +44,20 @@ def recipe(
     jitter: float = 0.2,
 ) -> Recipe:
     """VisionFM's decoder. Published: width 32, dropout 0.3, 512 pixels, a constant learning rate of 1e-3, 100 epochs."""
+    classes = data.classes
     resolution, fixed = max(resolution, image_size), train_encoder is False or (train_encoder is None and bool(init))
     fields = {"modality": modality, "image_size": image_size, "scan": False} | run.compute(encoders.ViT)[0]
     start = interop.backbone(init or size, checkpoint=checkpoint, frozen=fixed, **fields)
     bias = 0.0 if len(classes) > 1 and not overlapping else -3.0
     shape = {"width": width, "dropout": dropout, "blocks": decoder_layers, "start": bias}
-    masks = {"overlapping": overlapping, "crop": crop_field, "keep": not run.workers}
-    parts = dense.masks(data, run.seed, resolution, classes, **masks)
+    parts = dense.masks(data, run.seed, resolution, overlapping=overlapping, crop=crop_field, keep=not run.workers)
     augment = (RandomCrop(image_size), RightAngles(transpose), ColorJitter(jitter, jitter, jitter / 2))
     see, batch = Ready(("truth", "truth_fov", "frame")), 1 if data.data else run.batch
     scores = {"classes": classes, "overlapping": overlapping, "interval": bootstrap}
     scores |= {"window": image_size if resolution > image_size else 0}
-    steps = run.total(max(len(parts["train"]) // run.batch, 1) if not run.steps else 1)
+    steps = run.total(max(len(parts.train) // run.batch, 1) if not run.steps else 1)
     rate = optim.cosine(run.lr, steps, min(50, steps // 2))
     rule = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(rate, weight_decay=run.weight_decay))
-    held_out = {name: part for name, part in parts.items() if name != "train"}
     return Recipe(
         **run.recipe(steps, start, save=200, eval=200),
         objective=Segment(
@@ -67,9 +65,9 @@ def recipe(
             classes=classes,
             overlapping=overlapping,
         ),
-        train=train(parts["train"], (Ready(("mask",)), *augment, Select(("image", "mask"))), **run.loader()),
+        train=train(parts.train, (Ready(("mask",)), *augment, Select(("image", "mask"))), **run.loader()),
         optimizer=optim.freeze(rule, "^image/") if fixed else rule,
-        evals={n: evals.Segmentation(data=one_epoch(p, (see,), batch=batch), **scores) for n, p in held_out.items()},
+        evals={parts.name: evals.Segmentation(data=one_epoch(parts.scored, (see,), batch=batch), **scores)},
         best="val/mean_dice",
         preprocessing={"image_size": resolution, "interpolation": "bilinear", "crop_field": crop_field},
     )

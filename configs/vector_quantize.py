@@ -44,7 +44,7 @@ def recipe(
         objective=objective,
         train=mix(shares(parts["train"], (view, flip, *see)), **run.loader()),
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), rule),
-        evals={"rebuilt": evals.rebuilt(one_epoch(joined(parts["val"]), (view, *see), batch=run.batch))},
+        evals={"rebuilt": evals.rebuilt(one_epoch(joined(data.held_out(parts)), (view, *see), batch=run.batch))},
         best="rebuilt/psnr",
         preprocessing={
             "image_size": side, "mean": (0.5,) * 3, "std": (0.5,) * 3, "resize": "squash", "interpolation": "bicubic",

@@ -10,12 +10,12 @@ from typing import Literal
 
 import optax
 
-from data_pipelines.open import Sources
-from data_pipelines.pipeline import mix
+from data_pipelines.open import Sources, joined
+from data_pipelines.pipeline import mix, one_epoch
 from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.sources.modality_folders import moments
 from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.tasks.modality_mix import by_modality, images, probe_data, shares
+from data_pipelines.tasks.modality_mix import by_modality, images, labelled_passes, probe_data, shares
 from data_pipelines.transforms.multi_crop import MultiCrop, published_colours
 from data_pipelines.transforms.steps import Select
 from data_pipelines.transforms.views import SingleView
@@ -51,7 +51,7 @@ def recipe(
     tower = ibot.encoder(size, drop_path=drop_path, **run.compute(encoders.ViT)[0])
     side, small = tower.image_size, 96 if size not in ibot.SIZES else tower.image_size // 2
     eyes = Eyes(data.patients, run.seed, size=side * 3 // 2 if size in ibot.SIZES else side)
-    sources = by_modality(data, wanted, eyes, keep=not run.workers)
+    sources, held = by_modality(data, wanted, eyes, keep=not run.workers)
     epoch = max(images(sources) // run.batch, 1)
     steps = run.total(epoch)
     by, (mean, std) = ibot.SCHEDULES[preset], moments(wanted)
@@ -67,14 +67,20 @@ def recipe(
     late = ("head/last_layer", max(round(by.frozen * epoch), 1))
     decay = {"weight_decay": optim.cosine_schedule(0.04, 0.4, steps), "decay": optim.peer_visionfm}
     rule = optax.chain(optim.clip_leaves(3.0), optim.adamw(rate, late=late, **decay))
+    few, folds = (16, 2) if run.smoke else (100, 5)
     unseen = replace(eyes.split("val", probe), conditions=("normal", "cataract") if run.smoke else None)
-    probes = probe_data(wanted, unseen, side, batch=16 if run.smoke else 100)
-    scores = {"classes": unseen.classes, "folds": 2 if run.smoke else 5}
+    passes = {n.lower(): (unseen.classes, d) for n, d in probe_data(wanted, unseen, side, few).items()}
+    passes = labelled_passes(held, side, few) if data.data else passes
+    scores = {f"probe_{n}": evals.FrozenProbe(data=d, classes=c, folds=folds) for n, (c, d) in passes.items()}
+    if held and not scores:
+        one = one_epoch(joined([one for group in held.values() for one in group]), chain, batch=run.batch)
+        scores = {"held_out": evals.HeldOutLoss(data=one, objective=objective, step=steps)}
     return Recipe(
-        **run.recipe(steps, interop.warm_start(init, objective), save=epoch, eval=0),
+        **run.recipe(steps, interop.warm_start(init, objective), save=epoch, eval=epoch if held else 0),
         objective=objective,
         train=mix(shares(sources, chain, balanced), **run.loader()),
         optimizer=optim.freeze(rule, "head/last_layer2?/scale"),
-        evals={f"probe_{n.lower()}": evals.FrozenProbe(data=d, **scores) for n, d in probes.items()},
+        evals=scores,
+        best="probe_*/macro_auc" if data.data and passes else None,
         preprocessing={"modalities": wanted},
     )

@@ -9,50 +9,43 @@ from typing import Any
 import optax
 
 from data_pipelines.language.prompts import prompts_of
-from data_pipelines.open import Data, joined
-from data_pipelines.pipeline import one_epoch, train
+from data_pipelines.open import Data
+from data_pipelines.pipeline import train
 from data_pipelines.sources.cached import CachedSource
-from data_pipelines.tasks.image_text import by_modality
+from data_pipelines.tasks.image_text import by_modality, zero_shot_pass
+from data_pipelines.tasks.labelled import strata
 from data_pipelines.transforms.steps import Select, eval_step
-from data_pipelines.transforms.views import Grouped, SingleView
+from data_pipelines.transforms.views import SingleView
 from fundax.evals.zero_shot import zero_shot
 from fundax.inference.image_text import image_text
 from fundax.recipe import Recipe, Run
-from fundax.types import UserError
 
-KEYS = ("image", "label", "group", "modality", "eye")
 PRESETS = {"smoke": {"steps": 0, "patients": 28, "batch": 64}}
 
 
 def recipe(
     *,
-    data: Data = Data(patients=420, fractions=(0.7, 0.15, 0.15)),
+    data: Data = Data(patients=420, fractions=(0.7, 0.15, 0.15), part="all"),
     run: Run = Run(batch=64),
     init: str = "",
-    checkpoint: str = "latest",
-    part: str = "test",
+    checkpoint: str = "",
     wording: str = "",
     parity: bool = False,
 ) -> Recipe:
-    """Zero-shot classification, one evaluation for each modality. All images of --data are used unless --split is given."""
+    """Zero-shot classification, one evaluation for each modality. All images of --data are used, or those of --part."""
     model = image_text(init, checkpoint, smoke=run.smoke)
     eyes = data.eyes(run.seed, int(model.preprocessing["image_size"])).split("test")
     sources: dict[str, Any] = {
         name: CachedSource(type(eyes)(eyes.n, eyes.seed, eyes.start, (name,), eyes.size)) for name in data.modalities
     }
-    if data.data and data.split:
-        parts = data.parts({}, run.seed)
-        if part not in parts:
-            raise UserError(f"--part {part!r}: the split has {', '.join(parts)}")
-        sources = by_modality(joined(parts[part]))
-    elif data.data:
-        sources = by_modality(joined(data.open(data.data)))
-    steps = (Grouped(SingleView(text=None)), eval_step(model.preprocessing), Select(KEYS))
+    if data.data:
+        sources = by_modality(data.matched(data.scored(data.parts({}, run.seed, strata)), strict=False))
+    steps = (SingleView(text=None), eval_step(model.preprocessing), Select(("image", "label")))
     evals = {}
     for modality, source in sources.items():
         name = "zero_shot" if len(sources) == 1 else f"zero_shot_{modality.lower()}"
         prompts = [model.tokenizer(list(prompts_of(one, modality, wording))) for one in source.classes]
-        passes = one_epoch(source, steps, batch=run.batch, workers=run.workers)
+        passes = zero_shot_pass(source, steps[1], run.batch, run.workers)
         evals[name] = zero_shot(passes, source.classes, prompts, parity=parity)
     return Recipe(
         **run.recipe(0, model, log=0, save=0, eval=0),

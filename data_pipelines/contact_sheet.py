@@ -1,4 +1,4 @@
-"""Contact sheets: the images of a source with captions, in one PNG."""
+"""Contact sheets: the images of a source with captions, in one picture."""
 
 from __future__ import annotations
 
@@ -6,39 +6,50 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from data_pipelines.images import load
 from data_pipelines.records import DataError, Record, Source, View
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
 
 
 def contact_sheet(
     source: Source, out: str | Path, count: int = 24, columns: int = 6, cell: int = 224, start: int = 0
 ) -> Path:
-    """Write a PNG of `count` records of a source, starting at row `start`; each view is a cell with a caption below.
+    """Draw `count` records of a source, starting at row `start`; each view is a cell with a caption below.
 
-    Cells are `cell` pixels wide, and the views of a record are adjacent. Returns the path. Raises DataError if the
-    source has no rows or a view cannot be read.
+    Cells are `cell` pixels wide, and the views of a record are adjacent. The suffix of `out` is the format: .png, .jpg,
+    .pdf, .svg, .tif or .webp. Returns the path. Raises DataError for another suffix, if the source has no such row, or
+    if a view cannot be read.
     """
+    path = Path(out)
+    if path.suffix.lower() not in _SUFFIXES:
+        raise DataError(f"{out}: expected a file name that ends in {', '.join(_SUFFIXES)}")
     if not len(source):
         raise DataError("contact sheet: the source has no rows")
     if min(count, columns, cell) < 1:
         raise DataError(f"contact sheet: count={count}, columns={columns}, cell={cell}: expected at least 1 each")
-    classes = tuple(getattr(source, "classes", ()))
-    cells = []
+    if not 0 <= start < len(source):
+        raise DataError(f"contact sheet: start={start}, the source has the rows 0 to {len(source) - 1}")
+    classes, cells = tuple(getattr(source, "classes", ())), []
     for row in range(start, min(len(source), start + count)):
         record = source[row]
-        cells += [(_pixels(record, view, row), _words(record, k, row, classes)) for k, view in enumerate(record.views)]
-    path = Path(out)
+        for k, view in enumerate(record.views):
+            cells.append((_pixels(record, view, row, cell), _words(record, k, row, classes)))
     path.parent.mkdir(parents=True, exist_ok=True)
     _draw(cells, min(columns, max(len(cells), 1)), cell, path)
     return path
 
 
-def _pixels(record: Record, view: View, row: int) -> np.ndarray:
+def _pixels(record: Record, view: View, row: int, cell: int) -> np.ndarray:
+    """The view, shrunk to fit into a cell."""
     try:
-        return load(view.image)
+        picture = Image.fromarray(load(view.image, cell))
     except DataError as error:
         raise DataError(f"{record.where or f'row {row}'}: {error}") from error
+    picture.thumbnail((cell, cell))
+    return np.asarray(picture)
 
 
 def _label(record: Record, view: View, classes: tuple[str, ...]) -> str:
@@ -140,4 +151,4 @@ def _draw(cells: list[tuple[np.ndarray, str]], columns: int, cell: int, path: Pa
                 va="top",
                 linespacing=1.1,
             )
-        canvas.print_png(str(path))
+        canvas.print_figure(str(path), dpi=dpi, facecolor="white")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from data_pipelines.geometry import Move, Resize
-from data_pipelines.images import exif_orientation, load_mask, load_sized
+from data_pipelines.geometry import MASKS, Move, Resize, mask_pixels
+from data_pipelines.images import StoredImage, exif_orientation, load_sized
+from data_pipelines.masks import BACKGROUND, load_mask, read_field_of_view, read_mask
 from data_pipelines.records import DataError, Record, Source, View
 from data_pipelines.sources.shards import FORMAT, shard_name, write_shard
 from data_pipelines.workers import death
@@ -45,17 +47,18 @@ class Sizing:
         """
         try:
             views, moves = zip(*(self._view(view) for view in record.views), strict=True)
-            targets = {name: _resize_target(name, value, moves) for name, value in record.targets.items()}
+            read = {name: _read(name, value, record.views, moves) for name, value in record.targets.items()}
+            targets = {name: _resize_target(name, value, moves) for name, value in read.items()}
         except DataError as error:
             message = str(error)
             raise DataError(message if record.where in message else f"{record.where}: {message}") from None
         return replace(record, views=views, targets=targets)
 
-    def _view(self, view: View) -> tuple[View, tuple[Move, tuple[int, int]] | None]:
+    def _view(self, view: View) -> tuple[View, _Moved]:
         array, size = load_sized(view.image, self.size)
         short = min(size)
         if short <= self.size:
-            return replace(view, image=self._encode(view.image, array)), None
+            return replace(view, image=self._encode(view.image, array)), (None, size)
         height, width = (max(round(side * self.size / short), 1) for side in size)
         move = Resize(height, width, "bicubic")
         return replace(view, image=self._encode(None, move.pixels(array))), (move, size)
@@ -65,26 +68,40 @@ class Sizing:
             buffer = io.BytesIO()
             Image.fromarray(array).save(buffer, "PNG")
             return buffer.getvalue()
-        data = original.read_bytes() if isinstance(original, Path) else original
+        data = Path(original).read_bytes() if isinstance(original, os.PathLike) else original
         if isinstance(data, bytes) and data[:2] == b"\xff\xd8" and exif_orientation(data) == 1:
             return data
         return simplejpeg.encode_jpeg(np.ascontiguousarray(array), self.quality, "RGB", "444")
 
 
-_Moves = Sequence[tuple[Move, tuple[int, int]] | None]
+_Moved = tuple[Move | None, tuple[int, int]]  # how a view is resized, and its (height, width) before
 
 
-def _resize_target(name: str, value: Any, moves: _Moves) -> Any:
-    """Resize a target with its image. It belongs to a single view, or has one entry per view on its first axis."""
-    if name in ("mask", "fov") and isinstance(value, tuple):
+def _read(name: str, value: Any, views: Sequence[View], moves: Sequence[_Moved]) -> Any:
+    """A mask or field of view as an array, whose size must be that of its image; other targets as they are."""
+    if name not in MASKS:
+        return value
+    if isinstance(value, tuple):
         raise DataError(f"{len(value)} masks of one image cannot be converted; train from the CSV itself")
-    if name in ("mask", "fov") and not isinstance(value, np.ndarray):
-        value = load_mask(value)
-    if name not in ("mask", "masks", "fov", "points") or not any(moves):
+    if isinstance(value, StoredImage) and any(not n.isdecimal() and n != BACKGROUND for _, n in value.reading.values):
+        raise DataError("data convert stores the numbers of classes: write values=128:2 instead of values=128:NAME")
+    if len(views) > 1:
+        return value if isinstance(value, np.ndarray) else load_mask(value)
+    if not isinstance(value, np.ndarray):
+        read = read_mask if name == "mask" else read_field_of_view
+        return read(value, moves[0][1], image=views[0].image)
+    if moves[0][1] not in (value.shape[:2], value.shape[1:]):
+        raise DataError(f"target {name!r} is {list(value.shape)}, its image {list(moves[0][1])} (height, width)")
+    return value
+
+
+def _resize_target(name: str, value: Any, moves: Sequence[_Moved]) -> Any:
+    """Resize a target with its image. It belongs to a single view, or has one entry per view on its first axis."""
+    if name not in (*MASKS, "masks", "points") or not any(move for move, _ in moves):
         return value
     if isinstance(value, tuple | list):
         return tuple(_apply(name, one, move) for one, move in zip(value, moves, strict=True))
-    if isinstance(value, np.ndarray) and value.ndim == 3:
+    if isinstance(value, np.ndarray) and value.ndim == 3 and len(value) == len(moves):
         parts = [_apply(name, one, move) for one, move in zip(value, moves, strict=True)]
         if len({part.shape for part in parts}) > 1:
             raise DataError(f"target {name!r} is one array for views of different sizes; shrink them beforehand")
@@ -94,14 +111,15 @@ def _resize_target(name: str, value: Any, moves: _Moves) -> Any:
     return _apply(name, value, moves[0])
 
 
-def _apply(name: str, value: Any, move: tuple[Move, tuple[int, int]] | None) -> Any:
+def _apply(name: str, value: Any, moved: _Moved) -> Any:
+    move, size = moved
     if move is None:
         return value
     if isinstance(value, Mapping):
-        return {key: _apply(name, inner, move) for key, inner in value.items()}
+        return {key: _apply(name, inner, moved) for key, inner in value.items()}
     if name == "points":
-        return move[0].points(np.asarray(value, np.float32), move[1])
-    return move[0].pixels(value.astype(np.int32), nearest=True).astype(value.dtype)
+        return move.points(np.asarray(value, np.float32), size)
+    return mask_pixels(move, value.astype(np.int32)).astype(value.dtype)
 
 
 def convert(source: Source, out: str | Path, sizing: Sizing, *, shard: int = 1024, workers: int = 0) -> Path:

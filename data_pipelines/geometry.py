@@ -174,14 +174,14 @@ def move(example: dict[str, Any], key: str, moves: Iterable[Move]) -> dict[str, 
         out[key] = np.ascontiguousarray(step.pixels(out[key]))
         for name in MASKS if key == "image" else ():
             if name in out:
-                out[name] = _classes(step, out[name])
+                out[name] = mask_pixels(step, out[name])
         for name in POINTS if key == "image" else ():
             if name in out:
                 out[name] = step.points(out[name], size)
     return out
 
 
-def _classes(step: Move, mask: np.ndarray) -> np.ndarray:
+def mask_pixels(step: Move, mask: np.ndarray) -> np.ndarray:
     """Transform a mask with nearest pixels; Pillow takes the channels of [H W K] one at a time."""
     if mask.ndim == 2:
         return np.ascontiguousarray(step.pixels(mask, nearest=True))

@@ -3,143 +3,288 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
+import stat
 import struct
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
-from data_pipelines.records import DataError
+from data_pipelines import jpeg
+from data_pipelines.depth import BIT_DEPTHS, Depth, check_depth, eight_bit_rgb
+from data_pipelines.notices import warn_once
+from data_pipelines.records import DataError, no_such_image
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".gif")
+EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".webp")
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # of Pillow; no others, some of which run programs
 
-MAX_PIXELS = 178_956_970  # 13,377 x 13,377: Pillow's limit for a decompression bomb
-
-BIT_DEPTHS = (8, 10, 12, 14, 16)  # true depths of cameras and OCT devices that write 16-bit files
+MAX_PIXELS = 100_000_000  # 10,000 x 10,000: the largest image that is decoded unless a source allows more
 
 # what Pillow and simplejpeg raise for broken files; Warning is for users who turn warnings into errors
-UNREADABLE = (ValueError, OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, Warning)
+UNREADABLE = (
+    ValueError,
+    OSError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    struct.error,
+    Image.DecompressionBombError,
+    Warning,
+)
 
-ORIENTATION = 0x0112  # EXIF tag
-_HEADER = 2**16  # bytes at the start of a JPEG that hold its EXIF block, which comes first or after a JFIF block
+_ORIENTATION, _BITS, _WHITE_IS_ZERO, _HIGHEST, _COMPRESSION = 0x0112, 258, 262, 281, 259  # EXIF and TIFF tags
+_DEFLATE = 1040  # the most bytes that one byte of a PNG can hold
 
-ImageLike = np.ndarray | bytes | Path | str
+_log = logging.getLogger(__name__)
 
 
-def load(image: ImageLike, at_least: int | None = None) -> np.ndarray:
+@dataclass(frozen=True)
+class ReadOptions:
+    """How the images and masks of a source are read.
+
+    Args:
+        depth: true bits of greyscale images with more than 8 bits: 8, 10, 12, 14 or 16; or the range (low, high) that
+            becomes 0..255, such as (0, 1) for floating-point images, with values outside clipped. None takes the depth
+            that the file states; a file whose values leave it open is then an error.
+        orientation: "exif" turns images and masks upright; "stored" leaves both as stored.
+        values: for masks, pairs of a pixel value (a number, or a colour "#rrggbb") and its class (a name, a number or
+            "background"); () takes the values as class numbers (masks.load_mask).
+        max_pixels: number of pixels above which an image is refused.
+    """
+
+    depth: Depth = None
+    orientation: str = "exif"
+    values: tuple[tuple[str, str], ...] = ()
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        check_depth(self.depth)
+        if self.orientation not in ("exif", "stored"):
+            raise DataError(f"orientation={self.orientation}: expected exif or stored")
+
+    def file(self, path: Path) -> Path | StoredImage:
+        """The file at `path`, to be read with these options."""
+        return path if self == DEFAULT else StoredImage(path, self)
+
+
+DEFAULT = ReadOptions()
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A file together with the options to read it, for sources whose options are not the default."""
+
+    path: Path
+    reading: ReadOptions
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    __str__ = __fspath__
+
+
+def read_options(depth: str = "", orientation: str = "", values: str = "", max_pixels: str = "") -> ReadOptions:
+    """ReadOptions from the words of the command line: depth=12, depth=0:1, values=0:cup,128:disc (or with + between)."""
+    try:
+        low, colon, high = depth.partition(":")
+        span = (float(low), float(high)) if colon else int(depth) if depth else None
+    except ValueError:
+        raise DataError(f"depth={depth}: expected a number of bits, or a range LOW:HIGH such as 0:1") from None
+    if max_pixels and not max_pixels.isdecimal():
+        raise DataError(f"max_pixels={max_pixels}: expected a number of pixels")
+    pairs = [word.partition(":") for word in values.replace("+", ",").split(",") if word.strip()]
+    if wrong := [f"{value}{colon}{name}" for value, colon, name in pairs if not value.strip() or not name.strip()]:
+        raise DataError(f"values={values}: {wrong[0]!r} is not VALUE:CLASS, such as 128:disc")
+    mapping = tuple((value.strip().lower(), name.strip()) for value, _, name in pairs)
+    return ReadOptions(span, orientation or "exif", mapping, int(max_pixels or MAX_PIXELS))
+
+
+ImageLike = np.ndarray | bytes | str | os.PathLike[str] | Image.Image
+
+
+def load(image: ImageLike, at_least: int | None = None, reading: ReadOptions = DEFAULT) -> np.ndarray:
     """Load one image as u8 [H W 3] RGB, upright according to its EXIF orientation.
 
     With `at_least`, a JPEG may be decoded at a smaller scale (n/8) whose sides are both at least this long, which is
-    several times faster. None decodes every pixel and gives what Pillow reads.
+    several times faster. None decodes every pixel and gives what Pillow reads. `reading` is for files, bytes, arrays and
+    Pillow images; a StoredImage has its own.
 
     Grey becomes three equal channels. Alpha is composited onto black, the background of a fundus photograph. Palettes
-    and CMYK are converted, and only the first of several frames is read. Grey of more than 8 bits is shifted down from
-    the smallest of the depths 8, 10, 12, 14 and 16 bits that holds its maximum, so that it covers 0..255.
+    and CMYK are converted, and only the first of several frames is read, which is logged. Grey of more than 8 bits is
+    divided by its depth, which is an option or stated by the file (BitsPerSample, MaxSampleValue, the maximum of a PGM);
+    a 16-bit image whose values would also fit in 14 bits or fewer is an error without the option. Floating-point values
+    of -0.05..1.05 are taken as 0..1, and those up to 1.05 * 255 that exceed 64 as 0..255; both are clipped.
 
-    Raises DataError naming the file if the image cannot be read.
+    Raises DataError naming the file if the image cannot be read, is damaged or larger than `reading.max_pixels`.
     """
-    return load_sized(image, at_least)[0]
+    return load_sized(image, at_least, reading)[0]
 
 
-def load_sized(image: ImageLike, at_least: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
+def load_sized(
+    image: ImageLike, at_least: int | None = None, reading: ReadOptions = DEFAULT
+) -> tuple[np.ndarray, tuple[int, int]]:
     """As `load`, together with the (height, width) at full scale, which the coordinates of points and masks refer to."""
+    if isinstance(image, StoredImage):
+        image, reading = image.path, image.reading
     if isinstance(image, np.ndarray):
-        array = _from_array(image)
+        array = eight_bit_rgb(image, reading.depth)
         return array, (array.shape[0], array.shape[1])
-    data, name = _read(image)
+    data, name = read_bytes(image)
     try:
-        return _decode(data, at_least)
+        if isinstance(data, Image.Image):
+            array = _from_pillow(data, reading)
+            return array, (array.shape[0], array.shape[1])
+        return _decode(data, name, at_least, reading)
     except UNREADABLE as error:
-        raise DataError(f"{name}: {_reason(data, error)}") from error
+        raise DataError(f"{name}: {reason(data, error)}") from error
 
 
-def load_mask(mask: ImageLike) -> np.ndarray:
-    """Load the class of each pixel as i32 [H W]: the palette index, the stored grey value, or 0/1 for 1-bit images.
-
-    Raises DataError for a colour image, which does not define classes.
-    """
-    if isinstance(mask, np.ndarray):
-        if mask.ndim != 2 or mask.dtype.kind not in "biu":
-            raise DataError(f"a mask must be whole numbers [H W], not {mask.dtype} {list(mask.shape)}")
-        return mask.astype(np.int32)
-    data, name = _read(mask)
-    try:
-        picture = _open(data)
-        picture.load()
-    except UNREADABLE as error:
-        raise DataError(f"{name}: {_reason(data, error)}") from error
-    if len(picture.getbands()) != 1 or picture.mode == "F":
-        raise DataError(f"{name}: a mask has one channel of class numbers, this image is {picture.mode}")
-    return np.asarray(picture).astype(np.int32)
-
-
-def _read(image: bytes | Path | str) -> tuple[bytes, str]:
+def read_bytes(image: Image.Image | bytes | str | os.PathLike[str]) -> tuple[Image.Image | bytes, str]:
+    """The encoded bytes of an image and its name in messages. A Pillow image without a file stays as it is."""
     if isinstance(image, bytes):
         return image, f"an image of {len(image)} bytes"
+    if isinstance(image, Image.Image):
+        name = str(getattr(image, "filename", "") or "a Pillow image")
+        file = getattr(image, "fp", None)
+        if not (isinstance(image, ImageFile) and image.tile and file is not None):  # already decoded
+            return image, name
+        file.seek(0)
+        return file.read(), name
     try:
-        return Path(image).read_bytes(), str(image)
+        kind = os.stat(image).st_mode
+        if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+            return Path(image).read_bytes(), str(image)
     except FileNotFoundError as error:
-        raise DataError(f"{image}: no such image file") from error
+        raise no_such_image(Path(image)) from error
     except OSError as error:
         raise DataError(f"{image}: cannot be opened ({error.strerror})") from error
+    except ValueError as error:  # such as a NUL in the path
+        raise DataError(f"{str(image)!r}: {error}") from error
+    raise DataError(f"{image}: cannot be opened (a pipe or device, not a file)")
 
 
-def _reason(data: bytes, error: Exception) -> str:
+def reason(data: Image.Image | bytes, error: Exception) -> str:
+    """What is wrong with an image, for one of the errors UNREADABLE."""
     if isinstance(error, DataError):
         return str(error)
-    if len(data) < 16:
+    if isinstance(data, bytes) and len(data) < 16:
         return f"not an image, it has only {len(data)} bytes"
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format (JPEG, PNG, TIFF, BMP, GIF, PPM, WebP)"
     return f"the image is damaged or cut short ({error})"
 
 
-def _decode(data: bytes, at_least: int | None) -> tuple[np.ndarray, tuple[int, int]]:
-    if data[:2] == b"\xff\xd8":
-        decoded = _decode_jpeg(data, at_least)
-        if decoded is not None:
-            return decoded
-    array = _to_rgb(_open(data))
-    return array, (array.shape[0], array.shape[1])
+def _decode(data: bytes, name: str, at_least: int | None, reading: ReadOptions) -> tuple[np.ndarray, tuple[int, int]]:
+    if data[:2] == jpeg.MAGIC and (header := jpeg.header(data)):
+        height, width, inks = header
+        _guard(height, width, reading.max_pixels)
+        array = jpeg.decode(data, "CMYK" if inks else "RGB", at_least or 0)
+        if array is not None and not inks:  # Pillow converts inks
+            orientation = exif_orientation(data) if reading.orientation == "exif" else 1
+            return turned(array, orientation), (width, height) if orientation >= 5 else (height, width)
+    with open_image(data, reading.max_pixels) as picture:
+        if picture.format in ("TIFF", "GIF", "WEBP", "PNG") and getattr(picture, "is_animated", False):
+            warn_once(_log, "frames", "%s: has several frames or pages; only the first is read", name)
+        width, height = whole = picture.size
+        if at_least:
+            picture.draft(None, (at_least, at_least))
+        reduced = picture.size != whole
+        array = _from_pillow(picture, reading)
+    if not reduced:
+        return array, (array.shape[0], array.shape[1])
+    aside = reading.orientation == "exif" and exif_orientation(data) >= 5
+    return array, (width, height) if aside else (height, width)
 
 
-def _decode_jpeg(data: bytes, at_least: int | None) -> tuple[np.ndarray, tuple[int, int]] | None:
-    """Decode a JPEG; None if Pillow has to: for CMYK, and for data libjpeg warns about, which Pillow may still accept."""
-    side = at_least or 0
-    try:
-        header: Any = simplejpeg.decode_jpeg_header(data)
-        height, width, colors, _ = header
-        _guard(height, width)
-        if colors in ("CMYK", "YCCK"):
-            return None
-        array = simplejpeg.decode_jpeg(data, "RGB", min_height=side, min_width=side)
-    except ValueError:
-        return None
-    orientation = exif_orientation(data)
-    size = (width, height) if orientation >= 5 else (height, width)
-    return _upright(array, orientation), size
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image of FORMATS with Pillow, without decoding it. Its own limit of pixels is replaced by `max_pixels`.
+
+    Raises DataError for an image with more pixels, or with more than its bytes can hold, and what Pillow raises.
+    """
+    if "WEBP" not in Image.OPEN:
+        Image.init()
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept and accept(data[:16]) is True:
+            picture = factory(io.BytesIO(data), "")
+            _guard(picture.height, picture.width, max_pixels)
+            if name == "PNG":
+                _check_png(data)
+            elif name == "TIFF":
+                _check_tiff(data, picture)
+            elif name == "BMP" and picture.mode == "1" and data[28] == 8:
+                raise DataError("a BMP of 8 bits and two colours, which Pillow reads as one of 1 bit; save it as PNG")
+            return picture
+    raise UnidentifiedImageError
 
 
-def _guard(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{width} x {height} pixels, more than {MAX_PIXELS}")
+def _guard(height: int, width: int, most: int) -> None:
+    if height * width > most:
+        raise DataError(
+            f"{width} x {height} pixels, more than the limit of {most}; allow more with max_pixels={height * width}"
+        )
 
 
-def exif_orientation(data: bytes) -> int:
-    """The EXIF orientation (1..8) of a JPEG; 1 if it has none or its EXIF block is damaged. Decodes no pixels."""
-    if b"Exif\0\0" not in data[:_HEADER]:  # most images: opening them again would cost time
+def _check_png(data: bytes) -> None:
+    """Raise ValueError if the pixels cannot be in the file, or if a checksum is wrong, which Pillow does not look at."""
+    width, height, bits, kind = struct.unpack_from(">IIBB", data, 16)
+    if height * (width * bits * {2: 3, 4: 2, 6: 4}.get(kind, 1) // 8) > _DEFLATE * len(data):
+        raise ValueError(f"{width} x {height} pixels in {len(data)} bytes")
+    at = 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        end = at + 8 + length
+        checksum = int.from_bytes(data[end : end + 4], "big")
+        if data[at + 4 : at + 8] == b"IDAT" and zlib.crc32(memoryview(data)[at + 4 : end]) != checksum:
+            raise ValueError("a checksum of its pixels is wrong")
+        at = end + 4
+
+
+def _check_tiff(data: bytes, picture: Any) -> None:
+    """Raise ValueError if a checksum of a deflated strip or tile is wrong, which libtiff does not look at."""
+    tags = picture.tag_v2
+    if tags.get(_COMPRESSION) not in (8, 32946):
+        return
+    for places, lengths in ((273, 279), (324, 325)):
+        for at, length in zip(tags.get(places, ()), tags.get(lengths, ()), strict=False):
+            try:
+                zlib.decompress(memoryview(data)[at : at + length])
+            except zlib.error as error:
+                raise ValueError(error) from None
+
+
+def exif_orientation(image: ImageLike) -> int:
+    """The EXIF orientation (1..8) by which a file is turned; 1 if it has none, or a damaged one. Decodes no pixels."""
+    if isinstance(image, np.ndarray | Image.Image) or (
+        isinstance(image, StoredImage) and image.reading.orientation == "stored"
+    ):
+        return 1
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    if data[:2] == jpeg.MAGIC and not jpeg.has_exif(data):
         return 1
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            value = picture.getexif().get(ORIENTATION, 1)
-    except UNREADABLE:  # some cameras write a damaged EXIF block with sound pixels
+        with open_image(data) as picture:
+            return _orientation(picture)
+    except UNREADABLE:
+        return 1
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+    except (*UNREADABLE, TypeError, KeyError):  # some cameras write a damaged EXIF block with sound pixels
         return 1
     return int(value) if value in range(1, 9) else 1
 
 
-def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+def turned(array: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation by a transposition, a horizontal flip and a vertical flip."""
     if orientation == 1:
         return array
@@ -152,44 +297,39 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _open(data: bytes) -> Image.Image:
-    picture = Image.open(io.BytesIO(data))
-    _guard(picture.height, picture.width)
-    return picture
+def decoded(picture: Image.Image, orientation: str) -> tuple[Image.Image, int]:
+    """The picture with its pixels, and the EXIF orientation that `turned` has to undo to read it as `orientation` says.
+
+    Pillow turns TIFF files by itself; for "stored" that is taken back.
+    """
+    before = _orientation(picture)
+    picture.load()
+    after = _orientation(picture)
+    if orientation == "exif":
+        return picture, after
+    return picture, {6: 8, 8: 6}.get(before, before) if after == 1 else 1
 
 
-def _to_rgb(picture: Image.Image) -> np.ndarray:
-    picture = ImageOps.exif_transpose(picture)
+def _from_pillow(picture: Image.Image, reading: ReadOptions) -> np.ndarray:
+    tags = getattr(picture, "tag_v2", {})
+    bits, highest = tags.get(_BITS, ()), tags.get(_HIGHEST, (0,))
+    deep = min(bits, default=0) == 16 or (picture.format == "PNG" and ";16" in str(getattr(picture, "tile", "")))
+    inverted = tags.get(_WHITE_IS_ZERO) == 0
+    picture, orientation = decoded(picture, reading.orientation)
     if picture.mode.startswith("I") or picture.mode == "F":
-        return _from_array(np.asarray(picture))
+        highest = highest[0] if isinstance(highest, tuple) else highest
+        stated = next((d for d in BIT_DEPTHS if 2**d - 1 == highest or ((d,) == bits and d < 16)), None)
+        stated = 16 if picture.format == "PPM" and picture.mode != "F" else stated
+        array = eight_bit_rgb(np.asarray(picture), reading.depth or stated)
+        return turned(255 - array if inverted else array, orientation)
     if picture.has_transparency_data:
         black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
         picture = Image.alpha_composite(black, picture.convert("RGBA"))
-    return np.array(picture.convert("RGB"))
-
-
-def _from_array(array: np.ndarray) -> np.ndarray:
-    """Convert an array [H W], [H W 1], [H W 3] or [H W 4] of any number type to u8 [H W 3]."""
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise DataError(f"an image must be [H W], [H W 1], [H W 3] or [H W 4], not {list(array.shape)}")
-    array = _eight_bits(array)
-    if array.shape[2] == 4:
-        alpha = array[:, :, 3:].astype(np.uint16)
-        array = ((array[:, :, :3] * alpha + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
-
-
-def _eight_bits(array: np.ndarray) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        raise DataError(f"an image must hold finite numbers, not {array.dtype}")
-    low, high = float(array.min()), float(array.max())
-    if low < 0 or high >= 2 ** BIT_DEPTHS[-1]:
-        raise DataError(f"an image must lie in 0..65535, not {low:g}..{high:g}")
-    if array.dtype.kind == "f" and high <= 1:
-        return np.round(array * 255).astype(np.uint8)
-    depth = next(d for d in BIT_DEPTHS if high < 2**d)
-    return (array.astype(np.uint16) >> (depth - 8)).astype(np.uint8)
+    if picture.mode == "LAB":
+        raise DataError("the colour space LAB is not supported; save the image as RGB")
+    array = np.array(picture.convert("RGB"))
+    if deep and array.max() < 2 ** (BIT_DEPTHS[-2] - 8) and reading.depth != 16:
+        raise DataError(
+            "colour of 16 bits that is nearly black; if it is, say so with depth=16, else save it with 8 bits"
+        )
+    return turned(array, orientation)

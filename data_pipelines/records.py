@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +56,9 @@ MODALITY_ALIASES = {
 }
 
 
+# what a table says of a patient or an image beside our own columns, for subgroups of an evaluation
+ATTRIBUTES = ("age", "sex", "device", "site", "camera", "ethnicity")
+
 EYE_ALIASES = {"left": ("l", "os", "o.s.", "左", "左眼"), "right": ("r", "od", "o.d.", "右", "右眼"), "": ()}
 
 
@@ -60,11 +66,38 @@ class DataError(ValueError):
     """Bad input. The message is one line naming the file, row or key and what was expected; the exit status is 2."""
 
 
+def no_such_image(path: Path) -> DataError:
+    """The error of an image file that is not there, with the file that may have been meant.
+
+    Names that look alike differ in their Unicode form (macOS), in capitals (01_h.JPG), or only in the ending.
+    """
+    hint = ""
+    if path.parent.is_dir():
+        names, stems = _listing(path.parent)
+        near = names.get(_alike(path.name), stems.get(_alike(path.stem) if path.suffix else _alike(path.name), ""))
+        same = unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", path.name)
+        hint = f"; there is {near}" + (", whose letters are composed otherwise (NFC and NFD)" * same) if near else ""
+    elif missing := next((folder for folder in reversed(path.parents) if not folder.exists()), None):
+        hint = f"; there is no folder {missing}"
+    return DataError(f"{path}: no such image file{hint}")
+
+
+@functools.lru_cache(maxsize=4)  # a table may name many files that are not there
+def _listing(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The names of the files of a folder, by name and by stem in the form of `_alike`."""
+    names = {_alike(other.name): other.name for other in folder.iterdir()}
+    return names, {_alike(Path(name).stem): name for name in names.values()}
+
+
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 @dataclass(frozen=True)
 class View:
-    """One image: u8 [H W 3], encoded bytes, or a path that is read when the image is needed."""
+    """One image: u8 [H W 3], encoded bytes, or a file that is read when the image is needed."""
 
-    image: np.ndarray | bytes | Path
+    image: np.ndarray | bytes | os.PathLike[str]
     modality: str = "CFP"
     eye: str = ""
 
@@ -72,6 +105,8 @@ class View:
 @dataclass(frozen=True)
 class Record:
     """One visit of a patient. `targets` holds arrays or scalars such as label, mask, points and value.
+
+    `attributes` are texts that an evaluation may group by: those of ATTRIBUTES, and others that were asked for.
 
     `where` is the record's name in messages, such as "labels.csv row 7 (line 8)". Rows are counted from 1 without the
     header; the line is the one to open in an editor.
@@ -84,6 +119,7 @@ class Record:
     targets: Mapping[str, Any] = field(default_factory=dict)
     day: int = 0
     where: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):

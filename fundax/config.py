@@ -15,13 +15,14 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from fundax.recipe import Recipe
+from fundax.recipe import Recipe, Run
+from fundax.runtime import argv as words
 from fundax.types import UserError
 
 VOCABULARY = {
@@ -35,8 +36,7 @@ VOCABULARY = {
     "cache": "Folder that keeps computed features for later runs.",
     "caption": "Also train a decoder that writes the expert report of each image.",
     "centering": "How the teacher's outputs are centered: by running means, or by Sinkhorn-Knopp.",
-    "checkpoint": "Checkpoint of the run to start from: latest, best or a step.",
-    "classes": "Names of the mask values 1, 2, ..., or of the masks if they overlap.",
+    "checkpoint": "Checkpoint of the run to start from: best, latest or a step; by default best if the run selected one.",
     "conditional": "Condition the images on their modality and, for synthetic eyes, on findings.",
     "context": "Number of tokens of a text.",
     "copies": "Number of augmented copies of each training image whose features are computed.",
@@ -62,7 +62,6 @@ VOCABULARY = {
     "jitter": "Strength of the random changes of brightness, contrast and colour.",
     "koleo": "Weight of the KoLeo loss, which spreads the class tokens.",
     "lam": "Weight of the texts' similarity in the reference; the rest is the similarity of appearance.",
-    "landmarks": "Names of the landmarks; those with left and right in them are exchanged in mirrored images.",
     "language": "Language of the synthetic reports and of the prompts.",
     "depth_decay": "Factor by which the learning rate falls from each block to the one below.",
     "local_crops": "Number of small crops of each image, besides the two large ones.",
@@ -72,13 +71,11 @@ VOCABULARY = {
     "missing": "Whether a landmark may be absent from an image (an empty cell).",
     "mixup": "Alpha of Mixup; 0 disables it.",
     "modality": "Modality of the images, which decides how they are normalised; empty takes the default.",
-    "names": "Names of the values to predict.",
     "negatives": "Negatives of the contrastive loss: the whole batch (in dense or ring form), or each device's own part.",
     "optimizer": "Update rule: AdamW, or SGD with momentum 0.9.",
     "ordered": "The classes are grades: report the quadratic kappa and select the checkpoint by it.",
     "overlapping": "A pixel may belong to several classes, each of which has its own mask.",
     "parity": "Reproduce the published code exactly, including its known shortcomings.",
-    "part": "Part of the data to evaluate on.",
     "points": "Predicted point: the most likely pixel, or the mean under the softmax.",
     "pool": "Pooling of the text encoder; unmasked_mean averages the padding in, as FLAIR does.",
     "positive": "Weight of the eyes that get worse in the loss.",
@@ -100,7 +97,6 @@ VOCABULARY = {
     "size": "Size of the model; tiny trains on a laptop.",
     "smoothing": "Label smoothing.",
     "stage": "Stage of the cascade: the base model of small images, or the model that enlarges them.",
-    "test": "Evaluate on the test part only: launch.py eval RUN --checkpoint best --test.",
     "text_rate": "Share of the tokens that are masked.",
     "text_size": "Size of the text encoder.",
     "texts": "Text files, or folders of them, with paragraphs separated by blank lines.",
@@ -135,16 +131,26 @@ SMOKE = {
 }
 
 
+# Arguments of Run that only a training follows.
+_OF_TRAINING = frozenset({"epochs", "lr", "weight_decay", "accumulate", "eval_every", "save_every", "keep", "best"})
+
+
 def load(
-    path: str | Path, argv: Sequence[str] = (), *, others: Sequence[type] = (), prog: str = "launch.py train"
+    path: str | Path,
+    argv: Sequence[str] = (),
+    *,
+    others: Sequence[type] = (),
+    prog: str = "launch.py train",
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of a config file under these command-line arguments, and the arguments as a flat dict.
 
-    `--help` prints and exits; it also shows the fields of the dataclasses `others`, which take_options reads. Raises
-    UserError for a missing file, an unknown argument (with the nearest known one) or a value of the wrong type.
+    defaults: values of arguments that `argv` does not give, as far as the config has them. `--help` prints and exits; it
+    also shows the fields of the dataclasses `others`, which take_options reads. Raises UserError for a missing file, an
+    unknown argument (with the nearest known one), a value of the wrong type, or a number of steps that the config ignores.
     """
     module = module_of(Path(path))
-    parameters = _parameters(module.recipe, _preset(module, argv))
+    parameters = _parameters(module.recipe, _preset(module, argv) | dict(defaults or {}))
     if {"-h", "--help"} & set(argv):
         parameters += _of(others)
     arguments = parse(parameters, argv, f"{prog} {path}", module.recipe.__doc__, vocabulary=VOCABULARY)
@@ -152,8 +158,33 @@ def load(
     if not isinstance(built, Recipe):
         raise UserError(f"{path}: recipe() returned {type(built).__name__}; expected a fundax.recipe.Recipe")
     flat = _flat(arguments)
-    source = {"config": str(path), "argv": list(argv), "args": json.loads(json.dumps(flat, default=str))}
-    return replace(built, source=source), flat
+    _check_honoured(built, words.given(argv), flat, path)
+    best = next((one.selects(built.best) for one in arguments.values() if isinstance(one, Run)), built.best)
+    return replace(built, best=best, source=_source(path, argv, flat), data=_used(arguments, flat)), flat
+
+
+def _check_honoured(built: Recipe, asked: Collection[str], flat: Mapping[str, Any], path: str | Path) -> None:
+    """Raise UserError, by name, for an argument that was given and that the recipe does not follow."""
+    for name in ("steps", "batch"):
+        if name in asked and flat[name] and getattr(built, name) != flat[name]:
+            raise UserError(f"--{name} {flat[name]}: {path} takes {getattr(built, name)} instead; leave it out")
+    if not built.steps and (idle := sorted(_OF_TRAINING & set(asked))):
+        raise UserError(f"--{idle[0].replace('_', '-')}: {path} trains nothing; leave it out")
+
+
+def _source(path: str | Path, argv: Sequence[str], flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The command as a run stores it; its paths hold in any folder."""
+    stored, words_of_data = words.absolute(argv), [*flat.get("data", ()), *flat.get("val", ())]
+    if "data_dir" not in words.given(argv) and any(word.startswith("tfds:") for word in words_of_data):
+        stored += ["--data-dir", words.absolute_path(flat["data_dir"])]
+    arguments = json.loads(json.dumps(words.absolute_values(flat), default=str))
+    return {"config": str(path), "argv": stored, "args": arguments}
+
+
+def _used(arguments: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What the data of a config say that they have read (data_pipelines.open.Sources.used), and the part evaluated."""
+    found = next((one.used for one in arguments.values() if hasattr(one, "used")), {})
+    return {**json.loads(json.dumps(found)), "part": flat.get("part") or "val"}
 
 
 def arguments_of(path: str | Path) -> dict[str, str]:
@@ -314,7 +345,8 @@ def _parameters(function: Callable[..., Any], values: Mapping[str, Any]) -> list
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in arguments.items():
-        flat |= vars(value) if is_dataclass(value) and not isinstance(value, type) else {name: value}
+        fields = [field.name for field in dataclasses.fields(value)] if is_dataclass(value) else []
+        flat |= {field: getattr(value, field) for field in fields} if fields else {name: value}
     return flat
 
 
@@ -344,4 +376,5 @@ def _check_names(argv: Sequence[str], names: Sequence[str]) -> None:
         if option.startswith("--") and option.split(".")[0] not in known:
             near = difflib.get_close_matches(option, sorted(known), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
+            hint = "; it is --part test now" if option == "--test" else hint
             raise UserError(f"unknown argument {word.split('=')[0]}{hint} (--help lists them)")

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import logging
-import platform
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import optax
 
 from fundax.encoders.backbone import preprocessing
-from fundax.runtime import serialize
+from fundax.runtime.best import Best, ranking
 from fundax.runtime.mesh import RULES, Rules
-from fundax.runtime.workdir import write_json
 from fundax.types import Data, Eval, Objective, Params, UserError
-
-_PACKAGES = ("fundax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-_log = logging.getLogger("fundax")
 
 
 @dataclass(frozen=True)
@@ -53,6 +43,7 @@ class Run:
         eval_every: Number of steps between evaluations; 0 takes the default of the config.
         save_every: Number of steps between checkpoints; 0 takes the default of the config.
         keep: Number of latest checkpoints to keep.
+        best: Metric that selects the best checkpoint, such as val/macro_auc or val/loss:min; empty takes the config's.
         seed: Seed of all random numbers.
         smoke: Train a tiny model for two steps on a few images, to test that everything runs.
     """
@@ -72,8 +63,24 @@ class Run:
     eval_every: int = 0
     save_every: int = 0
     keep: int = 2
+    best: str = ""
     seed: int = 0
     smoke: bool = False
+
+    def selects(self, default: Best | None) -> Best | None:
+        """What selects the best checkpoint: --best, else the config's `default`, whose direction the same metric keeps.
+
+        Raises UserError for a direction other than min and max.
+        """
+        if not self.best:
+            return default
+        name, colon, direction = self.best.partition(":")
+        if not colon and default is not None:
+            same, sign = ranking(default)
+            direction = "min" if sign < 0 and same.rpartition("/")[2] == name.rpartition("/")[2] else ""
+        found = (name, direction) if direction else name
+        ranking(found)
+        return found
 
     def total(self, epoch: int) -> int:
         """Number of steps of the run, when a pass over the data takes `epoch` steps."""
@@ -144,9 +151,7 @@ class Recipe:
     mesh: tuple[int, ...] = (-1, 1)  # (data, model) or (data, fsdp, model)
     rules: Rules = RULES
     intervals: Intervals = Intervals()
-    best: str | tuple[str, str] | None = (
-        None  # keep the best step by "zero_shot/macro_auc", or ("val/mean_error", "min")
-    )
+    best: Best | None = None  # keep the best step by "zero_shot*/macro_auc" (a mean), or ("val/mean_error", "min")
     keep: int = 2  # latest checkpoints kept
     accumulate: int = 1  # micro-batches per step
     seed: int = 0
@@ -154,51 +159,7 @@ class Recipe:
     tokenizer: Any = None  # anything with save(folder)
     writers: tuple[str, ...] = ()  # "tensorboard", "wandb": beside metrics.jsonl, where installed
     source: Mapping[str, Any] = field(default_factory=dict)  # config path and arguments, set by fundax.config.load
+    data: Mapping[str, Any] = field(default_factory=dict)  # JSON: sources, classes, split and part, set by the same
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preprocessing", preprocessing(self.objective) | dict(self.preprocessing))
-
-
-def describe(recipe: Recipe, workdir: str | Path) -> None:
-    """Write config.json, config.py, preprocessing.json and tokenizer/ into a run directory; process 0 only.
-
-    With `steps=0` (evaluation only), the files of an existing training run are left unchanged.
-    """
-    folder = Path(workdir)
-    if jax.process_index() or (recipe.steps == 0 and (folder / "config.json").exists()):
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {folder}: {error.strerror}") from None
-    config = {
-        **recipe.source,
-        "objective": _objective(recipe),
-        "steps": recipe.steps,
-        "batch": recipe.batch,
-        "seed": recipe.seed,
-        "best": recipe.best,
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
-    }
-    write_json(folder / "config.json", config)
-    write_json(folder / "preprocessing.json", dict(recipe.preprocessing))
-    original, copy = Path(str(recipe.source.get("config", ""))), folder / "config.py"
-    if original.is_file() and original.resolve() != copy.resolve():
-        shutil.copyfile(original, copy)
-    if recipe.tokenizer is not None:
-        recipe.tokenizer.save(folder / "tokenizer")
-
-
-def _objective(recipe: Recipe) -> Any:
-    try:
-        return serialize.to_json(recipe.objective)
-    except UserError as error:
-        _log.warning("config.json holds no objective, so the run opens only with its config: %s", error)
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -1,13 +1,17 @@
 """The training loop, which is the same for every method.
 
-The mesh is built and the state gets shardings by rule. The state is restored from the latest checkpoint of the workdir if
-there is one; otherwise parameters are initialised and `init_from` is applied. Evaluations run before the first step. Then
-every batch is placed and a step is run, with logging, evaluations and checkpoints at their intervals and at the last
-step. With steps=0 only the evaluations run."""
+The recipe is compared with what the workdir holds, and nothing is written before that (fundax/stored.py). The state is
+restored from the latest checkpoint if there is one; otherwise parameters are initialised and `init_from` is applied.
+Evaluations run before the first step. Then every batch is placed and a step is run, with logging, evaluations and
+checkpoints at their intervals and at the last step. With steps=0 only the evaluations run.
+
+If a metric selects the best checkpoint, evals/*.npz are those of the best step, else of the latest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import fnmatch
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +24,18 @@ from jax.sharding import PartitionSpec as P
 
 from fundax.optim import rate_of
 from fundax.params import check_same
-from fundax.recipe import Recipe, describe
+from fundax.recipe import Recipe
 from fundax.runtime import accumulate
 from fundax.runtime import mesh as meshes
 from fundax.runtime import workdir as folders
-from fundax.runtime.checkpoint import Checkpoints, resolve
+from fundax.runtime.best import measured, ranking
+from fundax.runtime.checkpoint import Checkpoints, best_step, has_checkpoints, resolve, saved_steps
 from fundax.runtime.distributed import compile_together
-from fundax.runtime.log import Log
+from fundax.runtime.log import Log, say
 from fundax.runtime.preemption import Preemption
 from fundax.runtime.prefetch import Prefetcher
 from fundax.runtime.process import configure_orbax
+from fundax.stored import changes, check_evaluation, describe, digest_of_data, told
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 BAD_RECORDS = "bad_records.jsonl"  # list of skipped images in the workdir, if the user chose to skip unreadable ones
@@ -44,14 +50,16 @@ class TrainState(NamedTuple):
     opt: Any
 
 
-def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "latest") -> TrainState:
+def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> TrainState:
     """Train a recipe to its last step, resuming from `workdir` if it holds checkpoints; returns the final state.
+
+    A run of other settings is refused before anything is written (fundax/stored.py); a complete run is left as it is.
 
     Args:
         recipe: see Recipe.
         workdir: folder of the run.
-        checkpoint: "latest", "best" or a step: the checkpoint to evaluate if recipe.steps is 0. Training always resumes
-            from the latest.
+        checkpoint: the checkpoint to evaluate if recipe.steps is 0, see runtime.checkpoint.resolve. Training always
+            resumes from the latest.
 
     Raises:
         UserError: an error the user can fix, including a loss that is not finite; the last checkpoint is kept.
@@ -60,7 +68,10 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "latest") -
     configure_orbax()
     mesh = meshes.make_mesh(recipe.mesh)
     check_batch(recipe, mesh)
-    describe(recipe, workdir)
+    check_best(recipe, recipe.evals)
+    evaluating = recipe.steps == 0 and has_checkpoints(workdir)
+    changed = check_evaluation(recipe, workdir) if evaluating else changes(recipe, workdir)
+    folders.make(workdir)
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir, recipe.keep, recipe.best) as kept,
@@ -71,12 +82,17 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "latest") -
             _restore(recipe, mesh, kept, resolve(workdir, checkpoint)) if restored else fresh(recipe, mesh)
         )
         first, last, intervals = int(state.step), recipe.steps, recipe.intervals
+        if first >= last > 0:
+            say(f"{workdir} is complete, at step {first} of {last}; nothing was changed. {_selected(recipe, workdir)}")
+            return state
         log = Log(workdir, step=first, steps=last, batch=recipe.batch, restored=restored, writers=recipe.writers)
         with log:
-            log.info(_opening(recipe, mesh, state, restored))
+            if not evaluating:
+                describe(recipe, workdir, first, changed)
+            log.info(_opening(recipe, mesh, state, restored) + (f"; changed: {told(changed)}" if changed else ""))
             run_step, evaluate = train_step(recipe), _evaluator(recipe, mesh, workdir, log)
-            row = evaluate(first, state) if first == 0 or first >= last else {}
-            if first >= last:
+            row = evaluate(first, state) if first == 0 or not last else {}
+            if not last:
                 return state
 
             spec = recipe.objective.batch_spec(recipe.batch // jax.process_count())
@@ -96,11 +112,11 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "latest") -
                         healthy.check()
                         log.train(step, metrics | data.counts())
                     stop = preemption.agreed(step, intervals.log)
-                    row = {}
-                    if _due(step, intervals.eval, last):
-                        row = evaluate(step, state)
-                    if _due(step, intervals.save, last) or (row and recipe.best) or stop:
-                        healthy.check()
+                    scores, saves = _due(step, intervals.eval, last), _due(step, intervals.save, last) or stop
+                    if scores or saves:
+                        healthy.check(state)
+                    row = evaluate(step, state) if scores else {}
+                    if saves or (row and recipe.best):
                         kept.save(step, _items(state), data.state, row)
                     if stop and step < last:
                         kept.wait()
@@ -108,7 +124,14 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "latest") -
                             f"Stopped at step {step}/{last}. Checkpoint saved to {workdir}. Rerun the same command to resume."
                         )
                         raise SystemExit(preemption.exit_code)
+            kept.wait()
+            log.info(f"Finished at step {last}. {_selected(recipe, workdir)}")
     return state
+
+
+def is_complete(recipe: Recipe, workdir: str | Path) -> bool:
+    """Whether the run in `workdir` is at the recipe's last step or beyond."""
+    return recipe.steps > 0 and has_checkpoints(workdir) and saved_steps(workdir)[-1] >= recipe.steps
 
 
 def train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -171,6 +194,11 @@ def _restore(recipe: Recipe, mesh: Mesh, kept: Checkpoints, step: int) -> tuple[
     step = step if recipe.steps == 0 else kept.steps()[-1]
     abstract = abstract_state(recipe, mesh)
     items, run = kept.restore(step, _items(abstract))
+    if recipe.steps and (broken := _not_finite(items)):
+        raise UserError(
+            f"checkpoint of step {step} in {kept.folder}: {broken} not finite; remove {kept.folder / str(step)} to resume "
+            f"from an earlier step ({', '.join(map(str, kept.steps()[:-1])) or 'there is none'})"
+        )
     return TrainState(meshes.device_put(np.int32(step), abstract.step.sharding), **items), run["data"]
 
 
@@ -186,23 +214,72 @@ def _evaluator(
     recipe: Recipe, mesh: Mesh, workdir: str | Path, log: Log
 ) -> Callable[[int, TrainState], dict[str, float]]:
     run = jax.jit(recipe.objective.forward, out_shardings=NamedSharding(mesh, P()))
+    selected = _BestSoFar(recipe, workdir)
 
     def forward(params: Params, extra: Extra, batch: Batch) -> dict[str, np.ndarray]:
         return jax.device_get(run(params, extra, meshes.shard_full_batch(batch, mesh)))
 
     def evaluate(step: int, state: TrainState) -> dict[str, float]:
         row: dict[str, float] = {}
+        arrays: dict[str, dict[str, np.ndarray]] = {}
         for name, one in recipe.evals.items():
             result = {key: np.asarray(value) for key, value in one(forward, state.params, state.extra).items()}
             numbers = {
                 key: float(value) for key, value in result.items() if not value.ndim and value.dtype.kind in "biuf"
             }
             row |= {f"{name}/{key}": value for key, value in numbers.items()}
-            folders.write_arrays(workdir, name, {key: value for key, value in result.items() if key not in numbers})
+            arrays[name] = {key: value for key, value in result.items() if key not in numbers}
+        if recipe.steps:
+            check_best(recipe, row)
+        if selected.by(step, row):
+            for name, found in arrays.items():
+                folders.write_arrays(workdir, name, found | _about(recipe, name, step) if found else {})
         log.evaluation(step, row)
         return row
 
     return evaluate
+
+
+def _about(recipe: Recipe, name: str, step: int) -> dict[str, np.ndarray]:
+    """What the results in evals/<name>.npz are of, as JSON: results of other data or steps do not belong together."""
+    part = name if name in ("val", "test", "all") else recipe.data.get("part", "")
+    about = {
+        "data": [source["name"] for source in recipe.data.get("sources", [])],
+        "digest": digest_of_data(recipe.data),
+    }
+    about |= {"part": part, "step": step, "preprocessing": folders.digest_of_json(dict(recipe.preprocessing))}
+    return {"about": np.array(json.dumps(about, ensure_ascii=False))}
+
+
+class _BestSoFar:
+    """Whether a step is the best of the run so far, so that its arrays are kept; without a ranked step, every step is."""
+
+    def __init__(self, recipe: Recipe, workdir: str | Path) -> None:
+        self._best = recipe.best if recipe.steps else None
+        found = best_step(workdir) if self._best else None
+        self._score = found[1] if found else None
+
+    def by(self, step: int, row: Mapping[str, float]) -> bool:
+        value = measured(self._best, row) if self._best else None
+        if self._best is None or value is None or np.isnan(value) or step == 0:  # step 0 is not saved
+            return self._score is None
+        score = ranking(self._best)[1] * value
+        if self._score is not None and score < self._score:
+            return False
+        self._score = score
+        return True
+
+
+def _selected(recipe: Recipe, workdir: str | Path) -> str:
+    """Which checkpoint the run selected and where it is."""
+    folder, latest = Path(workdir) / "checkpoints", saved_steps(workdir)[-1]
+    if recipe.best is None:
+        return f"Latest checkpoint: {folder / str(latest)}."
+    (name, sign), best = ranking(recipe.best), best_step(workdir)
+    if best is None:
+        return f"No step was selected, as {name} was not a number in any evaluation. Latest: {folder / str(latest)}."
+    which = f"step {best[0]}, {name} {sign * best[1]:.4f}"
+    return f"Best checkpoint: {which}, in {folder / str(best[0])}; evals and figures are of it. Latest: step {latest}."
 
 
 def check_batch(recipe: Recipe, mesh: Mesh) -> None:
@@ -213,8 +290,21 @@ def check_batch(recipe: Recipe, mesh: Mesh) -> None:
         raise UserError(f"a batch of {recipe.batch} does not divide over {what}")
 
 
+def check_best(recipe: Recipe, found: Mapping[str, Any]) -> None:
+    """Raise UserError if Recipe.best is none of the results `found`: names of metrics, or before training of evaluations."""
+    if recipe.best is None or not recipe.steps:
+        return
+    name = ranking(recipe.best)[0]
+    before = found is recipe.evals
+    wanted = name.partition("/")[0] if before else name
+    if not any(fnmatch.fnmatchcase(one, wanted) for one in found):
+        given = ", ".join(one for one in found if one.count("/") < 2) or "nothing"
+        what = "the evaluations are" if before else "the evaluations give"
+        raise UserError(f"best metric {name!r}: no evaluation gives it; {what} {given}. --best METRIC selects another")
+
+
 class _Finite:
-    """Checks that losses and gradients are finite, without waiting for the device at every step."""
+    """Checks that losses, gradients and what is saved are finite, without waiting for the device at every step."""
 
     def __init__(self, kept: Checkpoints) -> None:
         self._kept = kept
@@ -223,20 +313,40 @@ class _Finite:
     def note(self, step: int, metrics: Metrics) -> None:
         self._seen.append((step, (metrics["loss"], metrics["gradient_norm"])))
 
-    def check(self) -> None:
+    def check(self, state: TrainState | None = None) -> None:
+        """Raise UserError for the first step that is not finite; with `state` also if that is not, after its update."""
         for step, values in self._seen:
             loss, norm = (float(value) for value in values)
             if not np.isfinite(loss) or not np.isfinite(norm):
-                good = f"step {self._kept.latest()} is saved and good" if self._kept.steps() else "nothing is saved"
-                raise UserError(
-                    f"step {step}: loss {loss}, gradient norm {norm}: not finite, so training stopped; {good}. "
-                    "Try a lower learning rate, a longer warm-up or fp32, or check the input for damaged images."
-                )
+                raise self._stopped(f"step {step}: loss {loss}, gradient norm {norm}:")
         self._seen.clear()
+        if state is not None and (broken := _not_finite(_items(state))):
+            raise self._stopped(f"step {int(state.step)}: {broken} after the update:")
+
+    def _stopped(self, what: str) -> UserError:
+        self._kept.wait()  # only what is on disk is kept
+        steps = self._kept.steps()
+        good = f"step {steps[-1]} is saved and good" if steps else "nothing is saved"
+        return UserError(
+            f"{what} not finite, so training stopped; {good}. "
+            "Try a lower learning rate, a longer warm-up or fp32, or check the input for damaged images."
+        )
+
+
+def _not_finite(items: dict[str, Any]) -> str:
+    """The names of the items (params, extra, opt) that hold a number that is not finite, else ""."""
+    return " and ".join(name for name, finite in jax.device_get(_all_finite(items)).items() if not finite)
+
+
+@jax.jit
+def _all_finite(items: dict[str, Any]) -> dict[str, jax.Array]:
+    numbers = {k: [x for x in jax.tree.leaves(v) if jnp.issubdtype(x.dtype, jnp.inexact)] for k, v in items.items()}
+    return {name: jnp.array([jnp.isfinite(x).all() for x in found]).all() for name, found in numbers.items()}
 
 
 def _opening(recipe: Recipe, mesh: Mesh, state: TrainState, restored: bool) -> str:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}"
     where = f"resuming after step {int(state.step)}" if restored else "from step 0"
-    return f"{type(recipe.objective).__name__}, {count:,} parameters, {devices}; {where} of {recipe.steps}"
+    where = f"{where} of {recipe.steps}" if recipe.steps else f"evaluating step {int(state.step)}"
+    return f"{type(recipe.objective).__name__}, {count:,} parameters, {devices}; {where}"

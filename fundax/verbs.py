@@ -11,16 +11,17 @@ from data_pipelines.contact_sheet import contact_sheet
 from data_pipelines.convert import Sizing
 from data_pipelines.convert import convert as write_shards
 from data_pipelines.datasets import build as build_data_set
-from data_pipelines.open import DATA_DIR, named
+from data_pipelines.words import DATA_DIR, named
 from fundax import interop
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis
 from fundax.results import page
+from fundax.runtime.workdir import check_local
 from fundax.types import UserError
 
 
 def export(
-    run: Positional[str], out: Positional[str], /, *, to: str, checkpoint: str = "latest", overwrite: bool = False
+    run: Positional[str], out: Positional[str], /, *, to: str, checkpoint: str = "", overwrite: bool = False
 ) -> None:
     """Write a run as a folder that another program opens.
 
@@ -28,7 +29,7 @@ def export(
         run: Folder of the run.
         out: Folder to write.
         to: Format of the folder: {formats}.
-        checkpoint: Checkpoint of the run: latest, best or a step.
+        checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         overwrite: Replace a folder that is not empty.
     """
     print(interop.export(run, to, out, checkpoint=checkpoint, overwrite=overwrite))
@@ -58,6 +59,7 @@ def import_(
         mean: Mean of red, green and blue between 0 and 1, where the files do not say.
         std: Standard deviation of red, green and blue, where the files do not say.
     """
+    check_local(workdir)
     shown = {name: value for name, value in (("resize", resize), ("mean", mean), ("std", std)) if value}
     print(interop.import_checkpoint(path, workdir, like=like, modality=modality, activation=activation, shown=shown))
 
@@ -76,7 +78,7 @@ def synth(
     findings: str | None = None,
     modality: str = "",
     batch: int = 32,
-    checkpoint: str = "latest",
+    checkpoint: str = "",
     no_check: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -94,7 +96,7 @@ def synth(
         findings: Findings that a conditional model is given, separated by commas; by default those of its data.
         modality: Modality that a conditional model is given; by default that of its data.
         batch: Number of images generated at once.
-        checkpoint: Checkpoint of the run: latest, best or a step.
+        checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         no_check: Do not look for the nearest training images.
         overwrite: Replace a folder that is not empty.
     """
@@ -110,7 +112,7 @@ def explain(
     /,
     *,
     out: str,
-    checkpoints: str = "latest",
+    checkpoints: str = "",
     modality: str = "CFP",
     mass: float = 1.0,
     overwrite: bool = False,
@@ -121,7 +123,8 @@ def explain(
         run: Folder of the run.
         images: Photographs.
         out: Folder to write.
-        checkpoints: Checkpoints of the run: latest, best, steps separated by commas, or all for a film strip.
+        checkpoints: Checkpoints: best, latest, steps separated by commas, or all for a film strip; by default best if the
+            run selected one.
         modality: Modality of the photographs.
         mass: Share of the attention that the marked patches hold; 1 draws all of it.
         overwrite: Replace a folder that is not empty.

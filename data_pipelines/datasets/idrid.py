@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipelines.datasets.layouts import EyeDataset, Layout, Row, inside, label_table, table, whole
-from data_pipelines.records import DataError
+from data_pipelines.datasets.layouts import EyeDataset, Layout, Row, inside, label_table, whole
+from data_pipelines.records import DataError, no_such_image
+from data_pipelines.sources.tables import read_named
 
 IMAGES, TABLES = "1. Original Images", "2. Groundtruths"
 GRADE, OEDEMA = "Retinopathy grade", "Risk of macular edema"
@@ -46,7 +47,7 @@ def published(folder: Path) -> list[Row] | None:
         path = root / TABLES / labels
         if not path.is_file():
             raise DataError(f"idrid: no such file {path}")
-        rows += [_row(root / IMAGES / images, split, *row) for row in table(path, "Image name", GRADE, OEDEMA)]
+        rows += [_row(root / IMAGES / images, split, *row) for row in read_named(path, "Image name", GRADE, OEDEMA)]
     return rows
 
 
@@ -54,7 +55,7 @@ def _row(images: Path, split: str, where: str, cells: dict[str, str]) -> Row:
     grade, oedema = whole(cells[GRADE], where, GRADE, 5), whole(cells[OEDEMA], where, OEDEMA, 3)
     image = images / f"{cells['Image name']}.jpg"
     if not image.is_file():
-        raise DataError(f"{where}: no such image file {image}")
+        raise DataError(f"{where}: {no_such_image(image)}")
     # the test set uses the same numbers again, so the split is part of the name
     return Row(image, split, grade, f"{split}/{cells['Image name']}", {"macular_edema_risk": oedema})
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
-from data_pipelines.records import DataError
+from data_pipelines.images import FORMATS
+from data_pipelines.records import DataError, no_such_image
+from data_pipelines.sources import labels
+from data_pipelines.sources.tables import is_empty, read_named
 
 
 @dataclass(frozen=True)
@@ -80,30 +82,10 @@ def inside(folder: Path, *names: str) -> Path | None:
     return next((p for p in (folder, *children) if all((p / name).exists() for name in names)), None)
 
 
-def table(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield ("file row n", cells by column) of a CSV with a header. Raises DataError if a column is missing.
-
-    Spaces around names and cells are removed, and columns without a name are ignored; spreadsheets write both.
-    """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        header = [name.strip() for name in next(reader, [])]
-        missing = [column for column in columns if column not in header]
-        if missing:
-            raise DataError(f"{path}: no column {missing[0]!r}, it has {', '.join(filter(None, header)) or 'none'}")
-        for number, cells in enumerate(reader, start=1):
-            if any(cell.strip() for cell in cells):
-                row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
-                yield f"{path} row {number}", {column: row.get(column, "") for column in header if column}
-
-
 def whole(text: str, where: str, column: str, below: int) -> int:
     """Parse a whole number in [0, below). Raises DataError naming row and column."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < below:
+    value = labels.whole(text)
+    if value is None or value >= below:
         raise DataError(f"{where}: {column} is {text!r}, expected a whole number from 0 to {below - 1}")
     return value
 
@@ -129,25 +111,26 @@ def label_table(
         path = folder / "labels.csv"
         if not path.is_file():
             return None
-        return [_csv_row(folder, where, cells) for where, cells in table(path, "image")]
+        return [_csv_row(folder, where, cells) for where, cells in read_named(path, "image")]
 
     def _csv_row(folder: Path, where: str, cells: dict[str, str]) -> Row:
         column = label if label in cells else "label"
         if column not in cells:
             raise DataError(f"{where}: no column {label!r} or 'label', it has {', '.join(cells)}")
-        image, split = folder / cells["image"], cells.get("split") or "train"
+        split, patient = ("" if is_empty(cells.get(name, "")) else cells[name] for name in ("split", "patient"))
+        image, split = folder / cells["image"].replace("\\", "/"), split or "train"
         if not image.is_file():
-            raise DataError(f"{where}: no such image file {image}")
-        patient = cells.get("patient") or f"{split}/{image.stem}"
+            raise DataError(f"{where}: {no_such_image(image)}")
+        patient = patient or f"{split}/{image.stem}"
         extra = {name: whole(cells.get(of, ""), where, of, below) for name, (of, below) in targets.items()}
         return Row(image, split, _class(cells[column], where, column), patient, extra)
 
     def _class(text: str, where: str, column: str) -> int:
-        for names in (classes, codes):
-            if text in names:
-                return list(names).index(text)
-        if text.isdigit() and int(text) < len(classes):
-            return int(text)
+        for names in (codes, classes):
+            if text in labels.lookup(tuple(names)):
+                return labels.lookup(tuple(names)).index(text)
+        if (number := labels.whole(text)) is not None and number < len(classes):
+            return number
         known = f"{', '.join(codes)} or 0 to {len(classes) - 1}"
         raise DataError(f"{where}: {column} is {text!r}, expected one of {known}")
 
@@ -159,6 +142,8 @@ def _check_images(name: str, folder: Path, rows: list[Row]) -> None:
         raise DataError(f"{name}: {folder} has the right folders but no images in them")
     for row in rows:
         try:
-            Image.open(row.image).close()  # reads the header: finds truncated files and HTML error pages
+            Image.open(
+                row.image, formats=FORMATS
+            ).close()  # reads the header: finds truncated files and HTML error pages
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{name}: {row.image} is not an image ({row.image.stat().st_size} bytes)") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.records import DataError, Record, View
+from data_pipelines.sources.tables import is_empty, read_named
 
 # The 27 conditions with enough examples. The data set's challenge merges the other 18 columns into OTHER.
 CONDITIONS = (
@@ -42,8 +42,8 @@ class RFMiD:
         return len(self._rows[0])
 
     def __getitem__(self, index: int) -> Record:
-        names, labels = self._rows
-        where = f"{self.labels}, row {index + 1}"
+        names, labels, places = self._rows
+        where = places[index]
         for suffix in _SUFFIXES:
             path = self.images / f"{names[index]}{suffix}"
             if path.is_file():
@@ -53,23 +53,22 @@ class RFMiD:
         raise DataError(f"{where}: no image {names[index]}{{{','.join(_SUFFIXES)}}} in {self.images}")
 
     @cached_property
-    def _rows(self) -> tuple[list[str], np.ndarray]:
-        """The IDs, and the labels bool [rows 28]."""
-        if not self.labels.is_file():
-            raise DataError(f"no file {self.labels}")
-        names, labels = [], []
-        with self.labels.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = [c for c in reader.fieldnames or () if c not in ("ID", "Disease_Risk")]
-            if missing := [c for c in ("ID", *CONDITIONS) if c not in (reader.fieldnames or ())]:
-                raise DataError(f"{self.labels}: no column {', '.join(missing)}")
-            others = [c for c in columns if c not in CONDITIONS]  # 18 of them, or one that is called OTHER
-            for number, row in enumerate(reader, 1):
-                if bad := [c for c in columns if row[c] not in ("0", "1")]:
-                    raise DataError(f"{self.labels}, row {number}: {bad[0]} is {row[bad[0]]!r}, expected 0 or 1")
-                names.append(row["ID"])
-                labels.append([*(row[c] == "1" for c in CONDITIONS), any(row[c] == "1" for c in others)])
-        return names, np.array(labels, bool).reshape(-1, len(LABELS))
+    def _rows(self) -> tuple[list[str], np.ndarray, list[str]]:
+        """The IDs, the labels bool [rows 28], and the names of the rows in messages."""
+        names, labels, places = [], [], []
+        for place, row in read_named(self.labels, "ID", *CONDITIONS):
+            columns = [name for name in row if name not in ("ID", "Disease_Risk")]
+            others = [name for name in columns if name not in CONDITIONS]  # 18 of them, or one that is called OTHER
+            if is_empty(row["ID"]):
+                raise DataError(f"{place}: ID is empty")
+            if bad := [name for name in columns if row[name] not in ("0", "1")]:
+                raise DataError(f"{place}: {bad[0]} is {row[bad[0]]!r}, expected 0 or 1")
+            names.append(row["ID"])
+            places.append(place)
+            labels.append([*(row[name] == "1" for name in CONDITIONS), any(row[name] == "1" for name in others)])
+        if not names:
+            raise DataError(f"{self.labels}: has no rows")
+        return names, np.array(labels, bool).reshape(-1, len(LABELS)), places
 
 
 def rfmid(root: str | Path, split: str) -> RFMiD:

@@ -1,46 +1,63 @@
-"""Extract findings and conditions from English and Chinese reports, with negation.
+"""Extract findings and conditions from English and Chinese reports, with negation and uncertainty.
 
     vocabulary()("Flame haemorrhages and hard exudates, no macular oedema.") == {"flame haemorrhage", "hard exudate"}
 
-The vocabulary consists of the words of the synthetic reports and the names in data/eyes.json.
+The wordings are those of the synthetic reports, the names in data/eyes.json, and data/synonyms.json. Only a whole wording
+counts; where several begin at one place, the longest does.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipelines.language.conditions import CONDITIONS, FINDINGS
 from data_pipelines.language.knowledge import Finding, Knowledge, bundled
+from data_pipelines.language.phrases import END, NUMBER, Phrases, tokens
+from data_pipelines.language.scopes import CUES, Status, statuses
 from data_pipelines.language.wording import ABSENT, IMPRESSIONS, MODALITY_SIGNS, SIGNS
 from data_pipelines.records import DataError
 
-# A negation applies up to the end of its clause; one that follows what it negates applies back to the clause's start.
-_BEFORE = re.compile(r"\b(?:no|not|without|free of|absence of|negative for|nor|neither)\b|未见|未发现|未查见|没有|无")
-_AFTER = re.compile(r"\b(?:not (?:seen|present|visible|found|detected)|absent|ruled out|excluded)\b")
-
-# Words that end the scope of a negation within a clause.
-_BUT = re.compile(r"\b(?:but|with|except|apart from|although|however|yet|besides|other than)\b|但|偶见|除")
-
-_CLAUSE = re.compile(r"[;:；：。!?！？\n]|\.(?!\d)|[,，](?!\d)")
-
-# A negated list: it continues over commas if an "or" closes it.
-_LISTED = re.compile(r"(?:[^,.;:]*,){0,5}?[^,.;:]*\bn?or\b[^,.;:]*")
 # Names in data/eyes.json that mean the absence of something, or nothing specific.
 _VAGUE = re.compile(
     r"^(?:no|non|normal|abnormal)\b|^(?:a disease|ungradable|noisy|scar|maculopathy|exudates)$|grade|silicon"
 )
 _SHORT = 3  # letters; shorter abbreviations are ambiguous
 
+# Severity is read only in a phrase with its disease. In Chinese, stages are those of the guideline of 2014.
+_SEVERITIES = {
+    "mild diabetic retinopathy": ("mild", "minimal", "very mild"),
+    "moderate diabetic retinopathy": ("moderate", "mild to moderate", "moderately severe"),
+    "severe diabetic retinopathy": ("severe", "moderate to severe", "very severe"),
+}
+_SEVERITIES_ZH = {
+    "mild diabetic retinopathy": (("轻度", "轻"), ("i", "1")),
+    "moderate diabetic retinopathy": (("中度", "轻中度", "中"), ("ii", "2")),
+    "severe diabetic retinopathy": (("重度", "严重", "中重度", "重"), ("iii", "3")),
+    "proliferative diabetic retinopathy": ((), ("iv", "v", "vi", "4", "5", "6")),
+}
+_DISEASE_ZH = ("糖尿病视网膜病变", "糖尿病性视网膜病变", "糖网病", "糖网")
+_TYPES_ZH = ("", "非增殖期", "非增殖性", "非增殖型", "非增生期", "非增生性", "非增生型", "非增殖", "NPDR")
+
+
+class Mention(NamedTuple):
+    """A finding that a text names, and what the text says of it."""
+
+    finding: str
+    status: Status
+
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Pairs (wording, finding), and the findings to report. {cup} in a wording stands for a number.
+    """Pairs (wording, finding), and the findings to report. {number} in a wording stands for a number.
 
     A wording of a finding that is not reported still matches its text: "preretinal haemorrhage" is never "haemorrhage".
     """
@@ -53,23 +70,16 @@ class Vocabulary:
         return Vocabulary(self.phrases, frozenset(names))
 
     def __call__(self, text: str) -> frozenset[str]:
-        """The findings that a text states to be present at least once."""
-        return frozenset(name for name, present in self.mentions(text) if present)
+        """The findings that a text states to be present at least once, in either eye."""
+        return frozenset(name for name, status in self.mentions(text) if status == "present")
 
-    def mentions(self, text: str) -> list[tuple[str, bool]]:
-        """The pairs (finding, whether it is present or negated) in the order of the text.
-
-        If wordings overlap, the first counts; if they begin at the same place, the longest counts.
-        """
-        plain, (pattern, owners) = text.lower(), self._compiled
-        negated = _negated(plain)
-        hits = [(match.start(), owners[(match.lastindex or 1) - 1]) for match in pattern.finditer(plain)]
-        return [(name, not any(a <= at < b for a, b in negated)) for at, name in hits if name in self.reported]
-
-    @functools.cached_property
-    def _compiled(self) -> tuple[re.Pattern[str], list[str]]:
-        words = sorted(self.phrases, key=lambda pair: -len(pair[0]))
-        return re.compile("|".join(f"({_regex(word)})" for word, _ in words)), [name for _, name in words]
+    def mentions(self, text: str) -> list[Mention]:
+        """The findings that a text names, in its order, each present, absent or uncertain."""
+        words = tokens(text)
+        matches = _phrases(self.phrases).matches(words)
+        found = statuses(words, matches)
+        named = ((name, found[match.start]) for match in matches if match.start in found for name in match.values)
+        return [Mention(name, status) for name, status in named if name in self.reported]
 
 
 @dataclass(frozen=True)
@@ -90,39 +100,75 @@ def _only(names: tuple[str, ...]) -> Vocabulary:
     return vocabulary().only(names)
 
 
+@functools.lru_cache(maxsize=8)
+def _phrases(pairs: tuple[tuple[str, str], ...]) -> Phrases:
+    return Phrases((*pairs, *CUES))
+
+
 @functools.cache
 def vocabulary() -> Vocabulary:
-    """All wordings of conditions.FINDINGS and CONDITIONS (except normal), and the names in the knowledge base.
+    """All wordings of conditions.FINDINGS and CONDITIONS (except normal), the names in the knowledge base, and synonyms.
 
     A category of the knowledge base is the same as a finding if one of its names is already a wording of it ("hard
     exudates"). The other categories ("choroidal folds") are additional findings.
     """
-    owner: dict[str, str] = {}
+    owners: dict[str, dict[str, str]] = {}  # wording in plain tokens -> finding -> wording as written
+    for word, name in (*_templates(), *_severities(), *_synonyms()):
+        owners.setdefault(_plain(word), {}).setdefault(name, word)
+    _add_knowledge(owners, bundled())
+    pairs = tuple((word, name) for names in owners.values() for name, word in names.items())
+    return Vocabulary(pairs, frozenset(name for _, name in pairs if name))
+
+
+def _templates() -> Iterator[tuple[str, str]]:
+    """The wordings of the synthetic reports: in photographs, angiograms and scans, in negations, and of conditions."""
+    tables = (*SIGNS.values(), *MODALITY_SIGNS.values(), *({k: (v,) for k, v in a.items()} for a in ABSENT.values()))
     for name in FINDINGS:
-        for word in (name, *_signs(name)):
-            owner.setdefault(_bare(word), name)
+        words = (name, *(word for table in tables for word in table.get(name, ())))
+        yield from ((word.replace("{cup}", NUMBER), name) for word in words)
     for name in CONDITIONS[1:]:
-        for word in (name, *(word for by_name in IMPRESSIONS.values() for word in by_name[name])):
-            for part in re.split(r"[,，(（)）]", word):
-                owner.setdefault(_bare(part.strip()), name)
-    _add_knowledge(owner, bundled())
-    return Vocabulary(tuple((word, name) for word, name in owner.items() if word), frozenset(owner.values()))
+        yield from ((word, name) for word in (name, *(word for table in IMPRESSIONS.values() for word in table[name])))
 
 
-def _signs(name: str) -> list[str]:
-    """All wordings of a finding: in photographs, in angiograms and scans, and in negations."""
-    words = [word for by_name in SIGNS.values() for word in by_name[name]]
-    words += [word for by_name in MODALITY_SIGNS.values() for word in by_name.get(name, ())]
-    return words + [by_name[name] for by_name in ABSENT.values() if name in by_name]
+def _severities() -> Iterator[tuple[str, str]]:
+    """Grades of diabetic retinopathy; a grade after a comma or colon counts only where the clause ends after it."""
+    kinds = tuple(f"{kind}{name}" for kind, name in product(("", "non-proliferative "), ("diabetic retinopathy", "DR")))
+    for name, words in _SEVERITIES.items():
+        for word, kind in product(words, (*kinds, "background diabetic retinopathy", "NPDR")):
+            yield f"{word} {kind}", name
+            yield from ((f"{kind} {form}", name) for form in (f"of {word} degree", f"of {word} severity", f"({word})"))
+            yield from ((f"{kind}{mark} {word} {END}", name) for mark in (",", ":", ""))
+            yield from ((f"diabetic retinopathy{mark} {word} NPDR", name) for mark in (",", ":", " ("))
+    for name, (words, stages) in _SEVERITIES_ZH.items():
+        for disease, kind, word in product(_DISEASE_ZH, _TYPES_ZH, words):
+            forms = (f"{word}{kind}{disease}", f"{kind}{disease}{word}" if len(word) > 1 else "")
+            more = (
+                f"{kind}{disease}({word})",
+                f"{disease}({word}{kind})",
+                f"{disease}({kind}{word})",
+                f"{disease}({kind},{word})",
+            )
+            yield from ((form, name) for form in (*forms, *more, f"{disease}{word}{kind}{END}") if form)
+            yield from ((f"{kind}{disease}{mark}{word}{END}", name) for mark in (",", ":"))
+        for disease, stage in product(_DISEASE_ZH, stages):
+            yield from (
+                (form, name) for form in (f"{disease}{stage}期", f"{disease}({stage}期)", f"{stage}期{disease}")
+            )
 
 
-def _add_knowledge(owner: dict[str, str], known: Knowledge) -> None:
+def _synonyms() -> Iterator[tuple[str, str]]:
+    """Further wordings; those of the empty name contain a finding's wording and mean something else."""
+    path = Path(__file__).with_name("data") / "synonyms.json"
+    for name, words in json.loads(path.read_text(encoding="utf-8")).items():
+        yield from ((word, name) for word in words)
+
+
+def _add_knowledge(owners: dict[str, dict[str, str]], known: Knowledge) -> None:
     for finding in known.findings.values():
         words = _names(finding, known)
-        if words:
-            name = next((owner[word] for word in words if word in owner), finding.name)
-            for word in words:
-                owner.setdefault(word, name)
+        names = [name for word in words for name in owners.get(_plain(word), ())]
+        for word in words:
+            owners.setdefault(_plain(word), {names[0] if names else finding.name: word})
 
 
 def _names(finding: Finding, known: Knowledge) -> list[str]:
@@ -130,42 +176,8 @@ def _names(finding: Finding, known: Knowledge) -> list[str]:
     if _VAGUE.search(finding.name):
         return []
     names = [name for name in (finding.name, *finding.synonyms) if known.find(name) in (finding, None)]
-    return [word for name in names if len(word := _bare(name.removesuffix(f" on {finding.modality}"))) >= _SHORT]
+    return [word for name in names if len(word := name.removesuffix(f" on {finding.modality}")) >= _SHORT]
 
 
-def _bare(word: str) -> str:
-    """Remove the article and the plural s, and convert to lower case; the regex allows them again."""
-    return re.sub(r"(?<=[a-z]{3})(?<!s)s$", "", re.sub(r"^(?:an?|the) ", "", word.lower()))
-
-
-def _regex(word: str) -> str:
-    """The regex of a wording, with any hyphen or space between its words and an optional plural s."""
-    if not word.isascii():
-        return re.escape(word).replace(re.escape("{cup}"), r"[\d.]+")
-    parts = [re.escape(part).replace(re.escape("{cup}"), r"\d[\d.]*") for part in re.split(r"[\s-]+", word)]
-    spelling = (
-        r"[\s-]+".join(parts).replace("haem", "ha?em").replace("oedema", "o?edema").replace("ischaem", "ischa?em")
-    )
-    return rf"(?<!\w)(?<!\w-){spelling}s?(?!\w)"
-
-
-def _negated(text: str) -> list[tuple[int, int]]:
-    """The spans of a lower-case text in which findings are negated."""
-    ends = [match.start() for match in _CLAUSE.finditer(text)] + [len(text)]
-    spans, start = [], 0
-    for end in ends:
-        for match in _BEFORE.finditer(text, start, end):
-            spans.append((match.start(), _scope_end(text, match.end(), end)))
-        for match in _AFTER.finditer(text, start, end):
-            turns = [but.end() for but in _BUT.finditer(text, start, match.start())]
-            spans.append((max([start, *turns]), match.end()))
-        start = end
-    return spans
-
-
-def _scope_end(text: str, at: int, end: int) -> int:
-    """The end of a negation that begins at `at`: the end of its clause, or of a list that an "or" closes later."""
-    listed = _LISTED.match(text, at) if text[end : end + 1] == "," else None
-    end = listed.end() if listed else end
-    but = _BUT.search(text, at, end)
-    return but.start() if but else end
+def _plain(word: str) -> str:
+    return " ".join(token.text for token in tokens(word))

@@ -30,6 +30,7 @@ CLIP_WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 Merges = list[tuple[str, str]]
 _CHINESE = "[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"  # characters and full-width signs
+_SURROGATE = re.compile("[\ud800-\udfff]")
 BERT_MAX_CONTEXT = 512  # default for folders that do not define it
 
 
@@ -71,14 +72,14 @@ class Tokenizer:
         return 0 if self._is_clip else self._id("pad_token")
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Token ids i32 [N L] of N texts."""
+        """Token ids i32 [N L] of N texts. Raises DataError for None, NaN, bytes and whatever else is not a text."""
         if isinstance(texts, str):
             raise DataError("a tokenizer takes a list of texts, not one text: write [text]")
         ids = np.full((len(texts), self.context), self.pad, np.int32)  # [N L]
         start, end = self.start, self.end
         for row, text in zip(ids, texts, strict=True):
             # encode_batch would start threads, but a worker is already one of many processes.
-            pieces = self.backend.encode(self.clean(text), add_special_tokens=False).ids[: self.context - 2]
+            pieces = self.backend.encode(self.clean(readable(text)), add_special_tokens=False).ids[: self.context - 2]
             row[: len(pieces) + 2] = [start, *pieces, end]
         return ids
 
@@ -127,6 +128,13 @@ class Tokenizer:
         if token is None:
             raise DataError(f"the tokenizer has no token {self.special[role]!r} for its {role}")
         return token
+
+
+def readable(text: Any) -> str:
+    """A text in which lone surrogates, which no encoding has, are U+FFFD. Raises DataError for anything but a text."""
+    if not isinstance(text, str):
+        raise DataError(f"a tokenizer takes texts, not {type(text).__name__} ({text!r:.40})")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _SURROGATE.search(text) else text
 
 
 def load(folder: str | Path, context: int | None = None) -> Tokenizer:

@@ -1,9 +1,13 @@
 """Sources of records: tables, folders, shards and LMDB, and how they are split.
 
-csv                 csv_source: a CSV file
+csv                 csv_source: a table with one image per row
 folders             image_folder: one folder for each class
 wrap                any Python object with a length and items
-csv_table           the CSV reader and the table it builds
+tables              the one reader of tables: CSV, Excel, Parquet
+labels              the one rule for labels
+header              columns by name, templates over columns, and what a table is read as
+visits              dates, and patients from the names of files
+csv_table           the compact table behind csv_source
 columns             compact, memory-mapped columns of a large index
 shards              ArrayRecord shards written by `launch.py data convert`
 splits              subsets and patient-wise splits

@@ -91,7 +91,7 @@ class Strings:
         return len(self._ends)
 
     def __getitem__(self, row: int) -> str:
-        return self._encoded(row).decode()
+        return self._encoded(row).decode(errors="surrogatepass")
 
     def _encoded(self, row: int) -> bytes:
         if not 0 <= row < len(self):
@@ -115,7 +115,7 @@ class StringWriter:
 
     def append(self, text: str) -> None:
         """Append a string."""
-        data = text.encode()
+        data = text.encode(errors="surrogatepass")  # names of files that are not UTF-8 hold lone surrogates
         self._buffer += data
         self._end += len(data)
         self._ends.append(self._end)

@@ -1,37 +1,36 @@
-"""Read a CSV file of images, texts and labels into compact columns. Every error names the row and the line."""
+"""Read a table of images, texts and labels into compact columns. Every error names the row and the line."""
 
 from __future__ import annotations
 
-import csv
-import datetime
-import difflib
 import logging
 import math
 import re
-import string
-import sys
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from data_pipelines.records import DataError, eye_name, modality_name
+from data_pipelines.notices import warn_line
+from data_pipelines.records import ATTRIBUTES, DataError, eye_name, modality_name
 from data_pipelines.sources.columns import Stored, Strings, StringWriter
+from data_pipelines.sources.header import Getter, Header
+from data_pipelines.sources.labels import GAP, NOT_LABELLED, Classes, check_label, class_names, finding, unlabelled
+from data_pipelines.sources.tables import is_empty, read_rows, where
+from data_pipelines.sources.visits import day, looks_paired, patient_of
 
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a report can be longer than csv's default of 128 KiB
+_log = logging.getLogger(__name__)
 
 TEXTS = ("image", "text", "patient", "mask", "fov")
 CODES = ("label", "modality", "eye")
 NAMES = (*TEXTS, *CODES, "day", "points", "value")  # our names of columns
 ON_REQUEST = ("mask", "fov", "points", "value")  # read only if `columns` names them; fov also together with a mask
-REQUIRED = ("image", "text", "label", "patient")  # an empty cell in one of these columns is an error
-EMPTY = {"", "nan", "null", "na", "n/a", "<na>"}  # how pandas, R and SQL write a missing value
-MOST_CLASSES = 100_000  # a larger number is not a class
+REQUIRED = ("image", "text", "label", "patient", "day")  # an empty cell in one of these columns is an error
+FILES = ("image", "mask", "fov")
+KEPT = (*ATTRIBUTES, "split")  # read if the file has a column of this name
 
-Getter = Callable[[list[str]], str]
 Columns = Mapping[str, str | Sequence[str] | None]
 
 
@@ -47,7 +46,9 @@ class CsvSchema:
     classes: tuple[str, ...] | None = None
     modality: str = "CFP"
     empty: str = "error"
-    encoding: str = "utf-8"
+    encoding: str = ""
+    keep: tuple[str, ...] = ()
+    values: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name in [name for name, _ in self.columns] + list(self.require):
@@ -55,15 +56,18 @@ class CsvSchema:
                 raise DataError(f"columns: {name!r} is not one of our names {', '.join(NAMES)}")
         if self.empty not in ("error", "drop", "keep"):
             raise DataError(f"empty must be error, drop or keep, not {self.empty!r}")
-        if len(self.sep) != 1:
+        if len(self.sep) > 1:
             raise DataError(f"sep must be one character, not {self.sep!r}")
+        if self.classes is not None:
+            Classes(self.classes)
 
 
 @dataclass
 class Table:
     """The columns of a file: strings, codes (indices into `names`), numbers f32 [rows n].
 
-    `places` u32 [rows 2] holds the number of each data row, from 1, and its line in the file.
+    `places` u32 [rows 2] holds the number of each data row, from 1, and its line in the file. `kept` are the columns that
+    are not ours: attributes, and `split`.
     """
 
     places: Stored
@@ -71,52 +75,16 @@ class Table:
     codes: dict[str, Stored]
     names: dict[str, tuple[str, ...]]
     numbers: dict[str, Stored]
+    kept: dict[str, Strings]
 
     def __len__(self) -> int:
         return len(self.places.array)
 
 
-def where(path: Path, row: int, line: int) -> str:
-    """The name of a row in messages: its number from 1 without the header, and the line of the file where it starts."""
-    return f"{path} row {row} (line {line})"
-
-
-def read_rows(path: Path, sep: str = ",", encoding: str = "utf-8") -> Iterator[tuple[int, int, list[str]]]:
-    """Yield (row, line, cells) of a CSV file: first the header as row 0, then the data rows from 1.
-
-    `line` is the line of the file where the row starts. Empty lines are skipped. Raises DataError for a file that
-    cannot be read, a quotation mark that stays open, and a row with more or fewer fields than the header.
-    """
-    row, line, width = 0, 1, 0
-    codec = "utf-8-sig" if encoding.lower().replace("-", "") == "utf8" else encoding
-    try:
-        with path.open(newline="", encoding=codec) as file:
-            reader = csv.reader(file, delimiter=sep, strict=True)
-            for cells in reader:
-                if cells:
-                    width = width or len(cells)
-                    if len(cells) != width:
-                        raise DataError(f"{where(path, row, line)}: has {len(cells)} fields, the header has {width}")
-                    yield row, line, cells
-                    row += 1
-                line = reader.line_num + 1
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
-    except UnicodeError as error:
-        hint = "name its encoding, such as encoding='gb18030'"
-        raise DataError(f"{path}: is not {encoding} ({error}); {hint}") from error
-    except csv.Error as error:
-        raise DataError(f"{where(path, row, line)}: {error}; is a quotation mark left open?") from error
-    if not row:
-        raise DataError(f"{path}: the file is empty, its first line should name columns")
-
-
 def read_table(schema: CsvSchema) -> Table:
     """Read the whole file in one pass. Raises DataError naming the file and its row, line or columns."""
     rows = read_rows(schema.path, schema.sep, schema.encoding)
-    builder = _Builder(schema, [name.strip() for name in next(rows)[2]])
+    builder = _Builder(schema, Header(schema.path, tuple(next(rows)[2])))
     for row, line, cells in rows:
         try:
             if builder.add(cells):
@@ -131,67 +99,62 @@ class _Builder:
     """The columns of a table while the file is read."""
 
     schema: CsvSchema
-    header: list[str]
+    header: Header
     getters: dict[str, Getter] = field(default_factory=dict)
     groups: dict[str, list[tuple[str, Getter]]] = field(default_factory=dict)  # label, points, value: (column, getter)
-    dropped: int = 0
+    read: dict[str, Sequence[str]] = field(default_factory=dict)  # our name -> the columns it reads
+    dropped: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         requested = dict(self.schema.columns)
         for name in NAMES:
             automatic = name not in ON_REQUEST or (name == "fov" and bool(requested.get("mask")))
-            theirs = requested.get(name, name if name in self.header and automatic else "")
+            theirs = requested.get(name, name if name in self.header.names and automatic else "")
             if theirs:
                 self._bind(name, theirs)
             elif name == "image" or name in self.schema.require:
-                raise self._missing(name, name)
-        self.filters = [(column, self._getter("only", column), value) for column, value in self.schema.only]
+                raise self.header.missing(name, name)
+        self.kept = {name: StringWriter() for name in (*KEPT, *self.schema.keep) if self._keeps(name)}
+        self.filters = [(column, self.header.getter("only", column), value) for column, value in self.schema.only]
         self.seen: dict[str, set[str]] = {column: set() for column, _ in self.schema.only}
+        self.classes = None if self.schema.classes is None else Classes(self.schema.classes)
+        self.values = dict(self.schema.values)
         self.places = array("I")
         self.texts = {name: StringWriter() for name in TEXTS if name in self.getters}
         self.codes = {name: array("i") for name in CODES if name in self.getters}
-        self.values: dict[str, dict[str, int]] = {name: {} for name in self.codes}  # value -> code, as they come
+        self.found: dict[str, dict[str, int]] = {name: {} for name in self.codes}  # value -> code, as they come
         self.numbers = {name: array("f") for name in self.groups}
         self.days = array("q")
+        self.dated: bool | None = None
+
+    def _keeps(self, name: str) -> bool:
+        if name not in self.header.names:
+            if name in self.schema.keep:
+                raise self.header.missing("keep", name)
+            return False
+        self.getters[f"keep {name}"] = self.header.getter("keep", name)
+        self.read[name] = (name,)
+        return True
 
     def _bind(self, name: str, theirs: str | tuple[str, ...]) -> None:
-        if isinstance(theirs, str) and name not in ("points", "value"):
-            self.getters[name] = self._getter(name, theirs)
+        several = (theirs,) if isinstance(theirs, str) else theirs
+        if name == "patient" and isinstance(theirs, str) and theirs not in self.header.names and _from_name(theirs):
+            image, pattern = self.getters["image"], theirs[5:]
+            self.getters[name], self.read[name] = lambda cells: patient_of(_file(image(cells)), pattern), ()
             return
-        theirs = (theirs,) if isinstance(theirs, str) else theirs
-        getters = [(column, self._getter(name, column)) for column in theirs]
+        self.read[name] = several
+        if isinstance(theirs, str) and name not in ("points", "value"):
+            self.getters[name] = self.header.getter(name, theirs)
+            return
+        getters = [(column, self.header.getter(name, column)) for column in several]
         if name == "mask":
             self.getters[name] = lambda cells: "\n".join(get(cells) for _, get in getters)
             return
         if name not in ("label", "points", "value"):
-            raise DataError(f"columns: {name} is one column, not {len(theirs)}")
-        if name == "points" and len(theirs) % 2:
-            raise DataError(f"columns: points needs x and y of each point, {len(theirs)} columns are not pairs")
+            raise DataError(f"columns: {name} is one column, not {len(several)}")
+        if name == "points" and len(several) % 2:
+            raise DataError(f"columns: points needs x and y of each point, {len(several)} columns are not pairs")
         self.groups[name] = getters
-
-    def _getter(self, ours: str, theirs: str) -> Getter:
-        """The function that reads a column, or fills a template over columns such as "{ID}.png"."""
-        if theirs in self.header:
-            if self.header.count(theirs) > 1:
-                raise DataError(f"{self.schema.path}: column {theirs!r} occurs {self.header.count(theirs)} times")
-            place = self.header.index(theirs)
-            return lambda cells: cells[place].strip()
-        names = [name for _, name, _, _ in string.Formatter().parse(theirs) if name is not None]
-        if not names:
-            raise self._missing(ours, theirs)
-        parts = {name: self._getter(ours, name) for name in names}
-        return lambda cells: theirs.format(**{name: get(cells) for name, get in parts.items()})
-
-    def _missing(self, ours: str, theirs: str) -> DataError:
-        near = difflib.get_close_matches(theirs, self.header, 1, 0.4) or ["THEIRS"]
-        separator = max((s for s in ",;\t|" if s != self.schema.sep), key=self.header[0].count)
-        hint = f"map it with {self.schema.path},{ours}={near[0]}"
-        if len(self.header) == 1 and separator in self.header[0]:
-            hint = f"is the separator sep={separator!r}?"
-        if ours == "only":
-            hint = "`only` takes a column of the file"
-        found = f"has no column {theirs!r} (our {ours!r}), only {', '.join(self.header)}"
-        return DataError(f"{self.schema.path}: {found}; {hint}")
 
     def add(self, cells: list[str]) -> bool:
         """Append one row; False if it is filtered out or dropped. Raises DataError."""
@@ -200,60 +163,116 @@ class _Builder:
             if get(cells) != wanted:
                 return False
         row = {name: get(cells) for name, get in self.getters.items()}
-        gap = next((name for name in REQUIRED if name in row and row[name].lower() in EMPTY), "")
-        if gap and self.schema.empty != "drop":  # "keep" only concerns gaps in several labels
-            raise DataError(f'{gap} is empty ({row[gap]!r}); fill it in, or leave such rows out by empty="drop"')
-        codes = {} if gap else {name: self._code(name, row[name]) for name in self.codes}
-        numbers = {} if gap else {name: _numbers(name, cells, group) for name, group in self.groups.items()}
-        if gap or (self.schema.empty != "keep" and self._has_gap(cells, numbers.get("label", ()))):
-            self.dropped += 1
+        gap = self._gap(row)
+        numbers = {} if gap else {name: self._numbers(name, cells) for name in self.groups}
+        if gap := gap or self._gap_of_labels(cells, numbers.get("label", ())):
+            self.dropped[gap] += 1
             return False
+        for name in self.codes:
+            self.codes[name].append(self._code(name, row[name]))
         if "day" in row:
-            self.days.append(_day(row["day"]))
-        for name, code in codes.items():
-            self.codes[name].append(code)
+            self._add_day(row["day"])
         for name, values in numbers.items():
             self.numbers[name].extend(values)
         for name, writer in self.texts.items():
-            writer.append("" if name in ("mask", "fov") and row[name].lower() in EMPTY else row[name])
+            text = "" if name in ("mask", "fov") and is_empty(row[name]) else row[name]
+            writer.append(_file(text) if name in FILES else text)
+        for name, writer in self.kept.items():
+            value = row[f"keep {name}"]
+            writer.append("" if is_empty(value) else value)
         return True
 
-    def _has_gap(self, cells: list[str], labels: Sequence[float]) -> bool:
-        """Whether one of several labels is empty, which is an error unless such rows are dropped."""
-        gap = next((k for k, value in enumerate(labels) if math.isnan(value)), None)
-        if gap is not None and self.schema.empty == "error":
-            column, get = self.groups["label"][gap]
-            hint = "empty='drop' leaves out such rows, 'keep' keeps gaps"
-            raise DataError(f"label is empty ({get(cells)!r}) in {column}; {hint}")
-        return gap is not None
+    def _gap(self, row: dict[str, str]) -> str:
+        """The required column that is empty in a row to drop; "" if there is none. Raises DataError if it is an error."""
+        if "label" in row:
+            row["label"] = self._mapped(row["label"])
+        for name in REQUIRED:
+            if name in row and is_empty(row[name]) and not (name == "label" and self._may_be_empty(row[name])):
+                if self.schema.empty != "drop":
+                    hint = "; if it is a class, name the classes with classes=" * bool(name == "label" and row[name])
+                    fill = "fill it in, or leave such rows out with empty=drop"
+                    raise DataError(f"{name} is empty ({row[name]!r}); {fill}{hint}")
+                return name
+        return ""
+
+    def _may_be_empty(self, label: str) -> bool:
+        """Whether a label such as "" or "none" is kept as a gap, or is the name of a class."""
+        return self.schema.empty == "keep" or (self.classes is not None and label in self.classes)
+
+    def _mapped(self, label: str) -> str:
+        """A label after the option `values`; _GAP for a value that is mapped to a gap."""
+        tidy = re.sub(r"(?<=\d)\.0*$", "", label)
+        meaning = self.values.get(label, self.values.get(tidy, label))
+        return _GAP if meaning == GAP and label != GAP else meaning
+
+    def _gap_of_labels(self, cells: list[str], labels: Sequence[float]) -> str:
+        """ "label" if one of several labels is empty, which is an error unless such rows are dropped; else ""."""
+        for (column, get), label in zip(self.groups["label"] if len(labels) else (), labels, strict=True):
+            value = get(cells)
+            if math.isnan(label) and self.schema.empty != "keep" and self._mapped(value) != _GAP:
+                if self.schema.empty == "drop":
+                    return "label"
+                hint = "empty=drop leaves out such rows, empty=keep keeps gaps"
+                raise DataError(f"label is empty ({value!r}) in {column}; {hint}")
+        return ""
+
+    def _numbers(self, name: str, cells: list[str]) -> list[float]:
+        """The cells of a group as numbers; NaN where empty. Raises DataError naming the column."""
+        numbers = []
+        for column, get in self.groups[name]:
+            value = get(cells)
+            try:
+                if name == "label":
+                    value = self._mapped(value)
+                    numbers.append(math.nan if value == _GAP else finding(value))
+                else:
+                    numbers.append(_number(value))
+            except DataError as error:
+                raise DataError(f"{name}: {column} is {error}") from None
+        return numbers
 
     def _code(self, name: str, value: str) -> int:
-        codes = self.values[name]
+        codes = self.found[name]
         if value not in codes:
-            self._meanings(name, [value])  # raises for an unknown value, while the row is known
+            self._meaning(name, value)  # raises for an unknown value, while the row is known
             codes[value] = len(codes)
         return codes[value]
 
-    def _meanings(self, name: str, values: Iterable[str]) -> list[str] | None:
-        """The modality, eye or given class that each value means; None for labels whose classes are not given."""
+    def _meaning(self, name: str, value: str) -> str | int:
+        """The modality or eye that a value means, or the index of a class; 0 for a class whose name is not given."""
         if name == "modality":
-            return [modality_name(value or self.schema.modality) for value in values]
+            return self.schema.modality if is_empty(value) else modality_name(value)
         if name == "eye":
-            return [eye_name(value) for value in values]
-        classes = self.schema.classes
-        return None if classes is None else [classes[class_index(value, classes)] for value in values]
+            return "" if is_empty(value) else eye_name(value)
+        if value == _GAP or unlabelled(value) or (is_empty(value) and not (self.classes and value in self.classes)):
+            return NOT_LABELLED
+        if self.classes is not None:
+            return self.classes.index(value)
+        check_label(value)
+        return 0
+
+    def _add_day(self, value: str) -> None:
+        """Append a day. Raises DataError if dates and numbers of days are mixed."""
+        number, dated = day(value)
+        if self.dated not in (None, dated):
+            kinds = ("numbers of days", "dates")
+            raise DataError(f"day: {value!r} is among {kinds[not dated]}; a column has one of both")
+        self.dated = dated
+        self.days.append(number)
 
     def finish(self) -> Table:
         """The finished table. Raises DataError if it has no rows."""
         path, rows = self.schema.path, len(self.places) // 2
         if self.dropped:
-            logging.getLogger(__name__).warning("%s: left out %d rows with empty fields", path, self.dropped)
+            reasons = ", ".join(f"{name} {count}" for name, count in self.dropped.items())
+            total = rows + self.dropped.total()
+            warn_line(_log, "%s: left out %d of %d rows with empty fields (%s)", path, total - rows, total, reasons)
         if not rows:
             raise self._no_rows()
         codes: dict[str, Stored] = {}
         names: dict[str, tuple[str, ...]] = {}
-        for name, values in self.values.items():
-            index, names[name] = self._indices(name, values)
+        for name in self.found:
+            index, names[name] = self._labels() if name == "label" else self._indices(name)
             kind = np.int8 if len(names[name]) < 128 else np.int32
             codes[name] = Stored(np.asarray(index, kind)[np.frombuffer(self.codes[name], np.int32)])
         if "label" in self.groups:
@@ -263,87 +282,90 @@ class _Builder:
                 raise DataError(f"{path}: {len(names['label'])} classes for {len(columns)} label columns")
         if "day" in self.getters:
             codes["day"] = Stored(np.frombuffer(self.days, np.int64))
+        texts = {name: writer.finish() for name, writer in self.texts.items()}
+        self._describe(texts)
         return Table(
             Stored(np.frombuffer(self.places, np.uint32).reshape(rows, 2)),
-            {name: writer.finish() for name, writer in self.texts.items()},
+            texts,
             codes,
             names,
             {name: Stored(np.frombuffer(n, np.float32).reshape(rows, -1)) for name, n in self.numbers.items()},
+            {name: writer.finish() for name, writer in self.kept.items()},
         )
 
-    def _indices(self, name: str, values: Mapping[str, int]) -> tuple[list[int], tuple[str, ...]]:
-        """(index into the names for each value, names): classes, or modalities and eyes in order of appearance."""
-        if name == "label":
-            classes = self.schema.classes or class_names(values, self.schema.path)
-            return [class_index(value, classes) for value in values], classes
-        meanings = self._meanings(name, values) or []
+    def _labels(self) -> tuple[list[int], tuple[str, ...]]:
+        """(index of the class for each value, class names); logs how many rows are not labelled."""
+        found, codes = self.found["label"], np.frombuffer(self.codes["label"], np.int32)
+        counts = dict(zip(found, np.bincount(codes, minlength=len(found)).tolist(), strict=True))
+        without = {value: n for value, n in counts.items() if self._meaning("label", value) == NOT_LABELLED}
+        if without:
+            shown = ", ".join(sorted(repr(value) for value in without if value != _GAP)[:5]) or GAP
+            line = "%s: %d of %d rows are not labelled (%s)"
+            warn_line(_log, line, self.schema.path, sum(without.values()), len(codes), shown)
+        labelled = {value: n for value, n in counts.items() if value not in without}
+        classes = self.classes or Classes(class_names(labelled, str(self.schema.path)))
+        return [NOT_LABELLED if value in without else classes.index(value) for value in found], classes.names
+
+    def _indices(self, name: str) -> tuple[list[int], tuple[str, ...]]:
+        """(index into the names for each value, names in order of appearance): modalities or eyes."""
+        meanings = [str(self._meaning(name, value)) for value in self.found[name]]
         names = tuple(dict.fromkeys(meanings))
         return [names.index(meaning) for meaning in meanings], names
+
+    def _describe(self, texts: Mapping[str, Strings]) -> None:
+        """Log what is read, ignored and assumed, and what such a table is easily mistaken in."""
+        gaps = any(map(is_empty, self.found.get("modality", ())))
+        assumed = [] if "modality" in self.read else [f"modality {self.schema.modality}"]
+        assumed += [f"modality {self.schema.modality} where none is given"] if gaps else []
+        assumed += [] if "patient" in self.read else ["that each image is its own patient"]
+        assumed += ["that both eyes of a patient are one"] if "day" in self.read and "eye" not in self.read else []
+        self.header.describe(self.read, assumed)
+        first = (texts["image"][row] for row in range(min(len(texts["image"]), 20_000)))
+        if "patient" not in self.read and (pair := looks_paired(first)):
+            hint = "patient=name takes the patient from the name"
+            warn_line(_log, "%s: %s and %s look like eyes of one patient; %s", self.schema.path, *pair, hint)
+        if self.dated is False and min(self.days) >= 1900 and max(self.days) <= 2100:
+            line = "%s: day holds %d to %d, read as numbers of days; if they are years, write dates"
+            warn_line(_log, line, self.schema.path, min(self.days), max(self.days))
 
     def _no_rows(self) -> DataError:
         for column, _, wanted in self.filters:
             if self.seen[column] and wanted not in self.seen[column]:
                 values = ", ".join(sorted(self.seen[column])[:20])
                 return DataError(f"{self.schema.path}: no row has {column} = {wanted!r}, it has {values}")
-        return DataError(f"{self.schema.path}: has no rows" + (" left" if self.dropped or self.filters else ""))
+        left = " left" if self.dropped or self.filters else ""
+        return DataError(
+            f"{self.schema.path}: has no rows{left}"
+            + (f", {self.dropped.total()} have empty fields" * bool(self.dropped))
+        )
 
 
-def _numbers(name: str, cells: list[str], group: Sequence[tuple[str, Getter]]) -> list[float]:
-    """The cells of a group as numbers; NaN where empty."""
-    numbers = []
-    for _, get in group:
-        value = get(cells)
+_GAP = "\0gap"  # no cell of a table is equal to it
+
+
+def _from_name(theirs: str) -> bool:
+    """Whether an option takes the patient from the image's name: "name", or "name:" and a regular expression."""
+    if theirs.startswith("name:"):
         try:
-            numbers.append(math.nan if value.lower() in EMPTY else float(value))
-        except ValueError as error:
-            raise DataError(f"{name}: {value!r} is not a number") from error
-    return numbers
+            re.compile(theirs[5:])
+        except re.error as error:
+            raise DataError(f"patient={theirs}: is not a regular expression ({error})") from None
+    return theirs == "name" or theirs.startswith("name:")
 
 
-def _day(value: str) -> int:
-    for read in (int, lambda v: datetime.date.fromisoformat(v).toordinal()):
-        try:
-            return read(value)
-        except ValueError:
-            continue
-    raise DataError(f"day: {value!r} is neither a whole number of days nor a date such as 2024-07-13")
+def _file(path: str) -> str:
+    """A path as Windows writes it, with this system's separators."""
+    return path.replace("\\", "/")
 
 
-def _whole(value: str) -> int | None:
-    """The number in "3" and in "3.0", as pandas writes it."""
-    match = re.fullmatch(r"(\d{1,9})(\.0*)?", value)
-    return int(match.group(1)) if match else None
-
-
-def class_names(values: Iterable[str], path: Path) -> tuple[str, ...]:
-    """Class names from the labels of a file: numbers become 0..max including gaps, names are sorted."""
-    values = list(values)
-    numbers = [number for value in values if (number := _whole(value)) is not None]
-    if len(numbers) < len(values):
-        return tuple(sorted(values))
-    if max(numbers) > MOST_CLASSES:
-        raise DataError(f"{path}: label {max(numbers)} is not a class number")
-    return tuple(str(number) for number in range(max(numbers) + 1))
-
-
-def class_index(value: str, classes: Sequence[str]) -> int:
-    """The index of a label, which is a class name or a class number. Raises DataError."""
-    if value in classes:
-        return classes.index(value)
-    number = _whole(value)
-    if number is not None and number < len(classes):
-        return number
-    near = difflib.get_close_matches(value, classes, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise DataError(f"label {value!r} is not one of the classes {', '.join(classes[:30])}{hint}")
-
-
-def findings_of(targets: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, ...]:
-    """The names of the classes that a label says are present."""
-    if "label" not in targets:
-        return ()
-    label = targets["label"]
-    present: list[int] = [int(label)] if label.ndim == 0 else np.flatnonzero(label > 0).tolist()
-    if any(not 0 <= k < len(classes) for k in present):
-        raise DataError(f"label {label} is beyond the {len(classes)} classes")
-    return tuple(classes[k] for k in present)
+def _number(value: str) -> float:
+    """A number, NaN if empty. Raises DataError for anything else, also for infinity."""
+    if is_empty(value):
+        return math.nan
+    try:
+        number = math.nan if "_" in value else float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{value!r}, not a number" + (" (a decimal comma?)" if "," in value else ""))
+    return number

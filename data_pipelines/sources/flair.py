@@ -7,6 +7,7 @@ included.
 from __future__ import annotations
 
 import ast
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.notices import warn_line
 from data_pipelines.records import DataError, Record, View, modality_name
 from data_pipelines.sources.columns import read_once
-from data_pipelines.sources.csv_table import read_rows, where
+from data_pipelines.sources.header import Header
+from data_pipelines.sources.tables import is_empty, read_named, read_rows
 
 # categories that FLAIR excludes from pretraining, to evaluate on unseen ones
 UNSEEN = ("myopia", "cataract", "macular hole", "retinitis pigmentosa", "myopic", "myope", "myop", "retinitis")
@@ -25,13 +28,30 @@ UNSEEN = ("myopia", "cataract", "macular hole", "retinitis pigmentosa", "myopic"
 # data sets whose labels FLAIR does not expand into descriptions: free texts, or words with another meaning
 AS_THEY_ARE = ("06_EYENET", "11_STARE", "08_ODIR-5K", "31_JICHI")
 
+_log = logging.getLogger(__name__)
+
 BANS = ("substring", "exact")
 
 CAPTIONS = {"en": ("en_caption", "caption"), "zh": ("cn_caption",)}
 
-_OTHER_FIGURE = re.compile(
-    r"[^.;]*\b(?:same (?:person|patient|eye) as|see) fig(?:ure|\.)?[^.;]*(?:\.\d[^.;]*)*[.;]?", re.I
+# a figure of the atlas: Fig. 2.1, Figures 3-1 and 3-2, figure 4a; 图3-1. A figure-of-eight pattern is none.
+_NUMBER = r"\d{1,3}(?:[-.–]\d{1,3}){0,3}[a-z]?(?![0-9A-Za-z])"
+_FIGURE = re.compile(
+    rf"\bfig(?:ure|ures|s)?\b\.? ?(?:{_NUMBER}(?:(?:, ?| ?and | ?& ?| ?to |, and )(?:fig(?:ure|s)?\.? ?)?{_NUMBER}){{0,5}}"
+    rf"|above|below)|图 ?{_NUMBER}",
+    re.I,
 )
+# what leads to it, and what follows it, in the same sentence
+_BEFORE = re.compile(
+    r"(?:(?:(?:this|it) is )?(?:of )?(?:the )?same (?:person|patient|eye|case|lesion)(?: as| of)?(?: in| of)?(?: the)?"
+    r"|(?:please )?(?:also )?(?:see|seen|shown|as|refer to|referred to|cf\.?|compare|compared)(?: also)?(?: to| with)?"
+    r"(?: shown| seen)?(?: in)?|\b(?:in|from|of|on)|(?:同|与|和|见|参见|详见|如|参考|同一患者|同一病人)) ?$",
+    re.I,
+)
+_AFTER = re.compile(
+    r" ?(?:\b(?:shows?|showed|demonstrates?)\b|:|所示|为?(?:同一|同)(?:患者|病人|只眼|眼)(?:的|之)?)", re.I
+)
+_SAME = re.compile(r"(?:为|系)?同一(?:患者|病人|只眼|眼)(?=$|[,，.。;；])")
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,7 @@ class FlairFrame:
     @read_once
     def rows(self) -> tuple[Row, ...]:
         """The rows that are not banned."""
-        kept = tuple(row for row in _read_frame(self.path) if not self.banned(row.categories))
+        kept = tuple(row for row in _read_frame(self.path, self.modality) if not self.banned(row.categories))
         if not kept:
             raise DataError(f"{self.path}: has no rows" + (" outside the banned categories" if self.ban else ""))
         return kept
@@ -113,9 +133,9 @@ def mm_retinal(
 ) -> MMRetinal:
     """Images with expert captions: a CSV with Image_ID, cn_caption and en_caption, or image and caption, or FLAIR's columns.
 
-    In FLAIR's columns, as in the FFA table, the categories are the caption. Sentences that refer to other figures are
-    removed from captions. The column fundus_status (normal or abnormal) becomes the target "status": 0 or 1, or -1 if
-    the column or the cell is missing.
+    In FLAIR's columns, as in the FFA table, the categories are the caption. References to other figures are cut from
+    captions; rows without a caption are left out, and counted in the log. The column fundus_status (normal or abnormal)
+    becomes the target "status": 0 or 1, or -1 if the column or the cell is missing.
 
     Args:
         suffix: appended to Image_ID, for tables that leave out ".jpg".
@@ -144,19 +164,28 @@ class MMRetinal:
     @read_once
     def rows(self) -> tuple[tuple[str, str, str, int], ...]:
         """(image, caption, place, status) of every row that has a caption after cleaning."""
-        header, table = _read_csv(self.path)
+        header, table = _read_table(self.path)
         status = {place: _status(place, values.get("fundus_status", "")) for place, values in table}
         if "categories" in header:
-            captions = [(row.image, ", ".join(row.categories), row.place) for row in _read_frame(self.path)]
+            captions = [
+                (row.image, ", ".join(row.categories), row.place) for row in _read_frame(self.path, self.modality)
+            ]
         else:
             image = _one_of(self.path, header, ("Image_ID", "image"))
             caption = _one_of(self.path, header, CAPTIONS[self.language])
-            captions = [(values[image] + self.suffix, values[caption], place) for place, values in table]
-        kept = tuple(
-            (image, clean, place, status[place]) for image, text, place in captions if (clean := clean_caption(text))
-        )
+            read = {"image": (image,), "caption": (caption,), "fundus_status": ("fundus_status",)}
+            read = {ours: theirs for ours, theirs in read.items() if theirs[0] in header}
+            Header(self.path, tuple(header)).describe(read, (f"modality {self.modality}",))
+            captions = [(_image(place, cells[image]) + self.suffix, cells[caption], place) for place, cells in table]
+        cleaned = [(name, "" if is_empty(text) else clean_caption(text), place) for name, text, place in captions]
+        kept = tuple((name, text, place, status[place]) for name, text, place in cleaned if text)
         if not kept:
             raise DataError(f"{self.path}: has no rows with a caption")
+        if len(kept) < len(captions):
+            empty = sum(is_empty(text) for _, text, _ in captions)
+            line = "%s: left out %d of %d rows (%d without a caption, %d that only refer to a figure)"
+            left = len(captions) - len(kept)
+            warn_line(_log, line, self.path, left, len(captions), empty, left - empty)
         return kept
 
     def __len__(self) -> int:
@@ -169,30 +198,58 @@ class MMRetinal:
 
 
 def clean_caption(caption: str) -> str:
-    """Remove sentences that refer to other figures of the atlas, and collapse white space."""
-    return " ".join(_OTHER_FIGURE.sub(" ", caption).split())
+    """Cut references to other figures of the atlas, keep the rest of their sentences, and collapse white space.
+
+    "Hard exudates (see figure 3) and oedema." becomes "Hard exudates and oedema."; nothing but a reference becomes "".
+    """
+    text, kept, start = " ".join(caption.split()), [], 0
+    for figure in _FIGURE.finditer(text):
+        before = _BEFORE.search(text, max(start, figure.start() - 60), figure.start())
+        after = _AFTER.match(text, figure.end())
+        kept.append(text[start : before.start() if before else figure.start()])
+        start = after.end() if after else figure.end()
+    if not kept:
+        return _SAME.sub("", text) if _letters(_SAME.sub("", text)) else ""
+    text = _SAME.sub("", "".join([*kept, text[start:]]))
+    text = re.sub(r"[(（][\s,;，；.]{0,9}[)）]", "", text)
+    text = re.sub(r" {1,9}(?=[,.;:，。；)）])|(?<=[(（]) |(?<=[(（])[,;:，；] ?", "", " ".join(text.split()))
+    text = re.sub(r"([,;:，；])(?: ?[,;:，；]){1,9}", r"\1", text)
+    text = re.sub(r"[,;:，；] ?(?=[.。)）]|$)", "", text)
+    sentences = [part.strip(" ,;，；") for part in re.split(r"(?<=[.。;；])(?: |(?=[^\d ]))", text)]
+    return " ".join(part for part in sentences if _letters(part))
 
 
-def _read_frame(path: Path) -> list[Row]:
-    header, rows = _read_csv(path)
+def _letters(text: str) -> bool:
+    return any(letter.isalpha() for letter in text)
+
+
+def _read_frame(path: Path, modality: str) -> list[Row]:
+    header, rows = _read_table(path)
     image, categories = (_one_of(path, header, (name,)) for name in ("image", "categories"))
     attributes = next((name for name in ("atributes", "attributes") if name in header), None)
+    read = {name: (name,) for name in (image, categories, attributes) if name}
+    Header(path, tuple(header)).describe(read, (f"modality {modality}",))
     return [
         Row(
-            values[image],
-            _names(place, values[attributes]) if attributes else (),
-            _names(place, values[categories]),
+            _image(place, cells[image]),
+            _names(place, cells[attributes]) if attributes else (),
+            _names(place, cells[categories]),
             place,
         )
-        for place, values in rows
+        for place, cells in rows
     ]
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
-    """The header, and for each row its place in the file, as messages name it, and its cells by column."""
-    rows = read_rows(path)
-    header = next(rows)[2]
-    return header, [(where(path, row, line), dict(zip(header, cells, strict=True))) for row, line, cells in rows]
+def _read_table(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+    """The column names, and for each row its place in the file, as messages name it, and its cells by column."""
+    rows = list(read_named(path))
+    return list(rows[0][1]) if rows else next(read_rows(path))[2], rows
+
+
+def _image(place: str, name: str) -> str:
+    if is_empty(name):
+        raise DataError(f"{place}: image is empty ({name!r})")
+    return name.replace("\\", "/")
 
 
 def _one_of(path: Path, header: Sequence[str], names: Sequence[str]) -> str:
@@ -215,6 +272,6 @@ def _names(place: str, text: str) -> tuple[str, ...]:
 
 def _status(place: str, word: str) -> int:
     known = {"": -1, "normal": 0, "abnormal": 1}
-    if (plain := word.strip().lower()) not in known:
+    if (plain := "" if is_empty(word) else word.lower()) not in known:
         raise DataError(f"{place}: fundus_status is {word!r}; expected normal, abnormal or nothing")
     return known[plain]

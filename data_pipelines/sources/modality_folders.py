@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.images import EXTENSIONS
+from data_pipelines.images import DEFAULT, EXTENSIONS, ReadOptions
 from data_pipelines.records import MODALITIES, DataError, Record, Source, View, modality_name
 from data_pipelines.sources.columns import Strings, read_once, row_index
+from data_pipelines.sources.folders import images_below, is_helper, report_others
 
 RGB = tuple[float, float, float]
 Moments = tuple[RGB, ...]
@@ -48,20 +49,22 @@ def normalisation(modality: str) -> tuple[tuple[Moments, Moments] | None, int]:
 
 @dataclass(frozen=True)
 class PlainFolder:
-    """All images directly in `root`, sorted by name, as views of one modality, without labels or patients.
+    """All images in `root` and its subfolders, sorted by name, as views of one modality, without labels or patients.
 
-    The first use raises DataError if the folder is missing or has no images.
+    The first use raises DataError if the folder is missing or has no images, and logs the files that are passed over.
     """
 
     root: Path
     modality: str
+    reading: ReadOptions = DEFAULT
 
     @read_once
     def files(self) -> Strings:
-        """The file names."""
+        """Paths of the files relative to `root`."""
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such image folder")
-        names = sorted(e.name for e in os.scandir(self.root) if e.is_file() and e.name.lower().endswith(EXTENSIONS))
+        names, others = images_below(self.root)
+        report_others(self.root, others)
         if not names:
             raise DataError(f"{self.root}: no images ({', '.join(EXTENSIONS)})")
         return Strings.of(names)
@@ -71,31 +74,32 @@ class PlainFolder:
 
     def __getitem__(self, index: int) -> Record:
         name = self.files[row_index(index, len(self))]
-        return Record(name, (View(self.root / name, self.modality),), where=str(self.root / name))
+        return Record(name, (View(self.reading.file(self.root / name), self.modality),), where=str(self.root / name))
 
     def hashes(self, key: str, seed: int) -> np.ndarray:
-        """u64 [rows]: a hash of each file name, for split_by; a folder has no patients."""
+        """u64 [rows]: a hash of each path, for split_by; a folder has no patients."""
         return self.files.hashes(seed)
 
 
-def modality_folders(root: str | Path, only: Sequence[str] = ()) -> dict[str, Source]:
+def modality_folders(root: str | Path, only: Sequence[str] = (), reading: ReadOptions = DEFAULT) -> dict[str, Source]:
     """Open `root/<Modality>/*`, VisionFM's layout: a source for each modality, in the order of MODALITIES.
 
-    Folders are named by MODALITIES or their aliases (Fundus, Ultrasound, Silt-Lamp, ...). `only` selects modalities.
+    Folders are named by MODALITIES or their aliases (Fundus, Ultrasound, Silt-Lamp, ...). `only` selects modalities, and
+    `reading` says how the files are read.
     Raises DataError for a folder that does not name a modality, two folders of one modality, and if nothing is left.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     sources: dict[str, Source] = {}
-    for entry in sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")):
+    for entry in sorted(e.name for e in os.scandir(root) if e.is_dir() and not is_helper(e.name)):
         try:
             name = modality_name(entry)
         except DataError as error:
             raise DataError(f"{root / entry}: {error}") from None
         if name in sources:
             raise DataError(f"{root / entry}: another folder of {root} is also {name}")
-        sources[name] = PlainFolder(root / entry, name)
+        sources[name] = PlainFolder(root / entry, name, reading)
     kept = {name: sources[name] for name in MODALITIES if name in sources and (not only or name in only)}
     if not kept:
         wanted = ", ".join(only) or ", ".join(MODALITIES)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import io
 import json
+import logging
 import os
 import pickle
 from array import array
@@ -21,12 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.records import DataError, Record, View
+from data_pipelines.notices import warn_line
+from data_pipelines.records import DataError, Record, View, no_such_image
 from data_pipelines.sources.columns import Strings, StringWriter, read_once
-from data_pipelines.sources.csv_table import EMPTY, read_rows, where
+from data_pipelines.sources.header import Header
+from data_pipelines.sources.tables import SUFFIXES, is_empty, plain, read_rows, where
 
-_PLAIN = "only tuples, str, bytes and int"
-_NO_REPORT = EMPTY | {"none"}
+_log = logging.getLogger(__name__)
+
+_PLAIN = "only a tuple of str, bytes and int"
+PATIENT_COLUMNS = ("patient", "left", "right", "text")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
@@ -46,7 +52,8 @@ class PairedFiles:
 
     def __getitem__(self, index: int) -> Record:
         image_start, image_end, text_start, text_end = self._rows[index]
-        patient, *eyes = _span(self.images, image_start, image_end).rstrip(b"\r\n").decode().split("\t")
+        name, *eyes = _span(self.images, image_start, image_end).rstrip(b"\r\n").split(b"\t")
+        patient = _utf8(name, str(self.images))
         place = f"{self.images}, patient {patient}"
         left, right = _decode_pair(eyes, place)
         text = json.loads(_span(self.texts, text_start, text_end))["text"]
@@ -76,7 +83,9 @@ class PairedLMDB:
 
     def __len__(self) -> int:
         count = _lmdb_get(self.root / "pairs", "num_samples")
-        return int(count.decode())
+        if not count.isdigit():
+            raise DataError(f"{self.root / 'pairs'}: num_samples is {count[:40]!r}, expected a number")
+        return int(count)
 
     def __getitem__(self, index: int) -> Record:
         pairs, images = self.root / "pairs", self.root / "imgs"
@@ -92,15 +101,19 @@ class PairedLMDB:
 
 @dataclass(frozen=True)
 class PatientCSV:
-    """A CSV with the columns patient, left, right and text. Image paths are relative to `image_dir`.
+    """A table with the columns patient, left, right and text. Image paths are relative to `image_dir`.
 
-    An empty cell in left or right is an eye without an image. Raises DataError naming the file and the row or column.
+    An empty cell in left or right is an eye without an image. A row without a patient, an image or a text is an error, or
+    with empty="drop" left out and counted in the log. `columns` maps our names to the table's columns or to templates.
+    Raises DataError naming the file and the row or column.
     """
 
     table: Path
     image_dir: Path | None = None  # the folder of the table if None
-    columns: tuple[str, str, str, str] = ("patient", "left", "right", "text")
-    separator: str = ","
+    columns: tuple[tuple[str, str], ...] = ()
+    sep: str = ","
+    encoding: str = ""
+    empty: str = "error"
 
     def __len__(self) -> int:
         return len(self._places)
@@ -112,7 +125,7 @@ class PatientCSV:
         place = where(self.table, *self._places[index].tolist())
         for path in paths:
             if path is not None and not path.is_file():
-                raise DataError(f"{place}: no such image file {path}")
+                raise DataError(f"{place}: {no_such_image(path)}")
         return both_eyes(patient, paths[0], paths[1], text, place)
 
     @property
@@ -126,34 +139,56 @@ class PatientCSV:
     @read_once
     def _index(self) -> tuple[tuple[Strings, ...], np.ndarray]:
         """The four columns, and the row and line of each record u32 [rows 2]."""
-        rows = read_rows(self.table, self.separator)
-        header = next(rows)[2]
-        if missing := [name for name in self.columns if name not in header]:
-            raise DataError(f"{self.table}: no column {missing[0]!r} among {', '.join(header)}")
-        columns = [(header.index(name), StringWriter()) for name in self.columns]
-        places = array("I")
+        if self.empty not in ("error", "drop"):
+            raise DataError(f"empty must be error or drop, not {self.empty!r}")
+        rows = read_rows(self.table, self.sep, self.encoding)
+        header, asked = Header(self.table, tuple(next(rows)[2])), dict(self.columns)
+        theirs = {name: asked.get(name) or name for name in PATIENT_COLUMNS}
+        getters = [header.getter(ours, column) for ours, column in theirs.items()]
+        header.describe({ours: (column,) for ours, column in theirs.items()}, ("modality CFP",))
+        writers, places, dropped = [StringWriter() for _ in getters], array("I"), 0
         for row, line, cells in rows:
+            values = [get(cells) for get in getters]
+            if problem := _missing(*values):
+                if self.empty == "error":
+                    hint = "fill it in, or leave such rows out with empty=drop"
+                    raise DataError(f"{where(self.table, row, line)}: {problem}; {hint}")
+                dropped += 1
+                continue
             places.extend((row, line))
-            for column, writer in columns:
-                writer.append(cells[column].strip())
-        return tuple(writer.finish() for _, writer in columns), np.array(places, np.uint32).reshape(-1, 2)
+            for writer, value, name in zip(writers, values, PATIENT_COLUMNS, strict=True):
+                path = "" if is_empty(value) else value.replace("\\", "/")
+                writer.append(path if name in ("left", "right") else value)
+        if dropped:
+            total = dropped + len(places) // 2
+            warn_line(_log, "%s: left out %d of %d rows with empty fields", self.table, dropped, total)
+        if not places:
+            raise DataError(f"{self.table}: has no rows" + (f" left, {dropped} have empty fields" if dropped else ""))
+        return tuple(writer.finish() for writer in writers), np.array(places, np.uint32).reshape(-1, 2)
+
+
+def _missing(patient: str, left: str, right: str, text: str) -> str:
+    """What a row of a patient's table lacks; "" if nothing."""
+    if is_empty(left) and is_empty(right):
+        return "expected an image of at least one eye, both are empty"
+    return next((f"the {of} is empty ({v!r})" for of, v in (("patient", patient), ("report", text)) if is_empty(v)), "")
 
 
 def both_eyes(patient: str, left: bytes | Path | None, right: bytes | Path | None, report: str, place: str) -> Record:
     """Build the record of one visit; None is an eye without an image.
 
-    Raises DataError naming `place` if both images are None, or if the report is empty, "nan", "None", "NULL" or "N/A".
+    Raises DataError naming `place` if both images are None, or if the report is empty or a word for it, such as "NULL".
     """
     views = tuple(View(image, "CFP", eye) for image, eye in ((left, "left"), (right, "right")) if image)
     if not views:
         raise DataError(f"{place}: expected an image of at least one eye, both are empty")
-    if report.strip().lower() in _NO_REPORT:
+    if is_empty(plain(report)):
         raise DataError(f"{place}: the report is empty ({report!r}); expected text")
     return Record(patient, views, report, where=place)
 
 
 def safe_loads(data: bytes, place: str) -> Any:
-    """Unpickle tuples of str, bytes and int.
+    """Unpickle a tuple of str, bytes and int.
 
     Raises DataError naming `place` for anything else. Nothing that the pickle names is imported or called.
     """
@@ -177,10 +212,9 @@ class _Restricted(pickle.Unpickler):
 
 
 def _only_plain(value: Any, place: str) -> Any:
-    if type(value) is tuple:
-        return tuple(_only_plain(item, place) for item in value)
-    if type(value) not in (str, bytes, int):
-        raise DataError(f"{place}: refused a pickled {type(value).__name__}; expected {_PLAIN}")
+    for item in value if type(value) is tuple else (value,):
+        if type(item) not in (str, bytes, int):
+            raise DataError(f"{place}: refused a pickled {type(item).__name__}; expected {_PLAIN}")
     return value
 
 
@@ -235,7 +269,7 @@ def _image_lines(path: Path) -> dict[str, tuple[int, int]]:
                 f"{path}, line {number}: expected 3 tab-separated columns (patient, left, right; "
                 f"leave a column empty for an eye without an image), found {len(columns)}"
             )
-        patient = columns[0].decode()
+        patient = _utf8(columns[0], f"{path}, line {number}")
         if patient in lines:
             raise DataError(f"{path}, line {number}: patient {patient} occurs twice")
         lines[patient] = (start, end)
@@ -245,18 +279,29 @@ def _image_lines(path: Path) -> dict[str, tuple[int, int]]:
 def _patients_of(line: bytes, place: str) -> list[str]:
     try:
         row = json.loads(line)
-        if not isinstance(row["text"], str):
+        text, patients = row["text"], [str(patient) for patient in row["image_ids"]]
+        if not isinstance(text, str) or isinstance(row["image_ids"], str):
             raise TypeError
-        return [str(patient) for patient in row["image_ids"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f'{place}: expected {{"text_id", "text", "image_ids": [...]}}, found {line[:60]!r}') from None
+    if is_empty(plain(text)):
+        raise DataError(f"{place}: the report is empty ({text!r}); expected text")
+    return patients
+
+
+def _utf8(data: bytes, place: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: the patient {data[:40]!r} is not UTF-8 ({error.reason})") from None
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, int, int, bytes]]:
     if not path.is_file():
         raise DataError(f"no file {path}")
-    start = 0
     with path.open("rb") as file:
+        start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+        file.seek(start)
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, start, start + len(line), line
@@ -269,16 +314,30 @@ def _span(path: Path, start: int, end: int) -> bytes:
         return file.read(end - start)
 
 
-def open_pairs(path: str | Path, image_dir: str | Path = "") -> PairedFiles | PairedLMDB | PatientCSV:
-    """Choose the source for a path: `S_imgs.tsv` next to `S_texts.jsonl`, a folder with imgs/ and pairs/, or a CSV.
+def open_pairs(word: str | Path, image_dir: str | Path = "") -> PairedFiles | PairedLMDB | PatientCSV:
+    """The source for a path: `S_imgs.tsv` beside `S_texts.jsonl`, a folder with imgs/ and pairs/, or a table of patients.
 
-    Files are opened at the first use. Raises DataError for any other path.
+    Options of a table follow commas: patient=, left=, right= and text= are its columns, images= the folder of the images,
+    and sep=, encoding= and empty=drop are as in csv_source. Files are opened at the first use. Raises DataError for any
+    other path or option.
     """
-    path = Path(path)
+    head, *rest = [str(word)] if Path(word).exists() else str(word).split(",")
+    path, options = Path(head), dict(part.partition("=")[::2] for part in rest)
+    known = (*PATIENT_COLUMNS, "images", "sep", "encoding", "empty")
+    table = path.suffix.lower() in SUFFIXES and not path.name.endswith("_imgs.tsv")
+    if wrong := [name for name in options if not table or name not in known]:
+        raise DataError(f"{word}: unknown option {wrong[0]!r}; a table of patients has {', '.join(known)}")
     if path.name.endswith("_imgs.tsv"):
         return PairedFiles(path, path.with_name(path.name.removesuffix("_imgs.tsv") + "_texts.jsonl"))
     if (path / "pairs").is_dir() and (path / "imgs").is_dir():
         return PairedLMDB(path)
-    if path.suffix == ".csv":
-        return PatientCSV(path, Path(image_dir) if image_dir else None)
-    raise DataError(f"{path}: expected a .csv, a ..._imgs.tsv, or a folder with the LMDBs imgs and pairs")
+    if not table:
+        raise DataError(
+            f"{path}: expected a table ({', '.join(SUFFIXES)}), a ..._imgs.tsv, or a folder with the LMDBs imgs and pairs"
+        )
+    folder = options.pop("images", "") or image_dir
+    sep = {"tab": "\t", "semicolon": ";", "comma": ","}.get(options.get("sep", ","), options.get("sep", ","))
+    columns = tuple((name, options[name]) for name in PATIENT_COLUMNS if options.get(name))
+    return PatientCSV(
+        path, Path(folder) if folder else None, columns, sep, options.get("encoding", ""), options.get("empty", "error")
+    )

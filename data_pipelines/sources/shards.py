@@ -40,6 +40,7 @@ def pack(record: Record) -> bytes:
         "findings": list(record.findings),
         "day": record.day,
         "where": record.where,
+        "attributes": dict(record.attributes),
         "views": views,
         "targets": {name: _to_json(name, value, blobs) for name, value in record.targets.items()},
     }
@@ -59,6 +60,7 @@ def unpack(data: bytes) -> Record:
     except (struct.error, ValueError, KeyError, TypeError, zlib.error) as error:
         raise DataError(f"not a record of launch.py data convert, or a damaged one ({error})") from None
     fields = {name: header[name] for name in ("patient", "report", "day", "where")}
+    fields["attributes"] = header.get("attributes", {})
     return Record(views=views, findings=tuple(header["findings"]), targets=targets, **fields)
 
 

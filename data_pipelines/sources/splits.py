@@ -97,7 +97,7 @@ class Part:
 
     @read_once
     def chosen(self) -> Stored:
-        hashes = _hashes(self.source, self.key, self.seed)
+        hashes = hashes_of(self.source, self.key, self.seed)
         groups, member, counts = np.unique(hashes, return_inverse=True, return_counts=True)
         # a group belongs to the part in which the middle of its rows falls
         middle = (np.cumsum(counts) - counts / 2) / len(hashes)
@@ -129,7 +129,7 @@ class Part:
         return self.source[int(self.rows[index])]
 
 
-def _hashes(source: Source, key: str, seed: int) -> np.ndarray:
+def hashes_of(source: Source, key: str, seed: int) -> np.ndarray:
     """Hashes u64 [rows] of the key, from the source's columns if it has them, else from its records."""
     own = getattr(source, "hashes", None)
     if own is not None:
@@ -140,7 +140,19 @@ def _hashes(source: Source, key: str, seed: int) -> np.ndarray:
     return np.fromiter(words, np.uint64, len(source))
 
 
-FORMAT = "fundax split 1"
+def patients_of(source: Source) -> list[str]:
+    """The patient of each row: the source's own `patients()` if it has them, else from its records."""
+    own = getattr(source, "patients", None)
+    if own is not None:
+        return list(own())
+    if isinstance(source, Subset | Part):
+        whole = patients_of(source.source)
+        return [whole[row] for row in source.rows]
+    return [source[row].patient for row in range(len(source))]
+
+
+FORMAT = "fundax split 2"
+_OF_ONE_SOURCE = "fundax split 1"  # earlier files hold {part: digests}, later ones {part: {source: digests}}
 
 
 def stratified(
@@ -182,84 +194,86 @@ def folds(patients: Sequence[str], labels: Any, count: int = 5, seed: int = 0) -
     return [np.flatnonzero(fold[member] == k) for k in range(count)]
 
 
-def write_split(path: str | Path, patients: Sequence[str], parts: Mapping[str, Any], **notes: Any) -> str:
-    """Write parts (name -> rows) as JSON with digests of patients; returns the digest of the file, for citation.
+def split_record(parts: Mapping[str, Mapping[str, Sequence[str]]], **notes: Any) -> dict[str, Any]:
+    """The content of a split file, in which digests stand for patients.
 
-    notes: further metadata (seed, source, date). Raises DataError if a patient is in two parts.
+    parts: part -> source -> the patient of each of its rows. notes: further metadata (seed, date). Raises DataError if a
+    patient is in two parts of a source.
     """
-    digests = np.array([_digest(name) for name in patients])
-    named = {name: sorted({str(d) for d in digests[np.asarray(rows, np.int64)]}) for name, rows in parts.items()}
-    _check_disjoint(named, str(path))
-    counts = {name: {"patients": len(named[name]), "rows": len(rows)} for name, rows in parts.items()}
-    record = {"format": FORMAT, "rows": len(digests), "counts": counts, "said": notes, "parts": named}
+    digests = {p: {n: sorted(set(map(_digest, rows))) for n, rows in named.items()} for p, named in parts.items()}
+    counts = {
+        part: {name: {"patients": len(digests[part][name]), "rows": len(rows)} for name, rows in named.items()}
+        for part, named in parts.items()
+    }
+    _check_disjoint(digests, "a split")
+    return {"format": FORMAT, "counts": counts, "said": notes, "parts": digests}
+
+
+def write_split(path: str | Path, record: Mapping[str, Any]) -> str:
+    """Write a split_record as JSON; returns the digest of the file, for citation."""
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_split(path: str | Path, source: Source, patients: Sequence[str] | None = None) -> dict[str, Subset]:
-    """The parts of a source, read from a file of write_split; the order of the rows does not matter.
+def read_split(path: str | Path) -> dict[str, dict[str, list[str]]]:
+    """part -> source -> digests of patients, of a file of write_split. The source of an earlier file is "".
 
-    patients: the patient of each row; read from the records if not given. Raises DataError if the file is not a split
-    file, if a patient is not in the file, or if a patient of the file is not in the source.
+    Raises DataError if the file is not a split file, or if a patient is in two parts of a source.
     """
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-        parts = record["parts"] if record["format"] == FORMAT else None
+        found, parts = record["format"], record["parts"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected a split written by fundax ({error})") from None
-    if parts is None:
-        raise DataError(f"{path}: format {record['format']!r}; expected {FORMAT!r}")
+    if found not in (FORMAT, _OF_ONE_SOURCE):
+        raise DataError(f"{path}: format {found!r}; expected {FORMAT!r}")
+    parts = parts if found == FORMAT else {name: {"": digests} for name, digests in parts.items()}
     _check_disjoint(parts, str(path))
-    names = [source[row].patient for row in range(len(source))] if patients is None else patients
-    where = {digest: name for name, digests in parts.items() for digest in digests}
-    digests = [_digest(name) for name in names]
+    return parts
+
+
+def divided(
+    parts: Mapping[str, Mapping[str, Sequence[str]]], source: Source, name: str = "", file: str | Path = "the split"
+) -> dict[str, Subset]:
+    """The parts of a source by the digests of read_split; the order of the rows does not matter.
+
+    name: the source's name in the file; a file of a single source fits any name. Raises DataError if the file lacks the
+    source or one of its patients, or if a patient of the file is not in the source.
+    """
+    names = {one for found in parts.values() for one in found}
+    name = name if name in names or len(names) != 1 else next(iter(names))
+    if name not in names:
+        raise DataError(f"{file}: has no source {name!r}, only {', '.join(sorted(names))}")
+    where = {digest: part for part, found in parts.items() for digest in found.get(name, ())}
+    digests = [_digest(patient) for patient in patients_of(source)]
     if unknown := [row for row, digest in enumerate(digests) if digest not in where]:
-        raise DataError(f"{path}: {len(unknown)} rows are of patients it does not have, first row {unknown[0] + 1}")
+        raise DataError(f"{file}: {len(unknown)} rows are of patients it does not have, first row {unknown[0] + 1}")
     if absent := len(where.keys() - set(digests)):
-        raise DataError(f"{path}: {absent} of its {len(where)} patients are not in the source")
+        raise DataError(f"{file}: {absent} of its {len(where)} patients are not in the source")
     member = np.array([where[digest] for digest in digests])
-    return {name: select(source, np.flatnonzero(member == name)) for name in parts}
+    return {part: select(source, np.flatnonzero(member == part)) for part, found in parts.items() if found.get(name)}
 
 
 def split(
-    source: Source,
-    fractions: Mapping[str, float],
-    /,
-    *,
-    file: str | Path = "",
-    seed: int = 0,
-    labels: Callable[[Record], Any] | None = None,
-    **notes: Any,
+    source: Source, fractions: Mapping[str, float], *, seed: int = 0, labels: Callable[[Record], Any] | None = None
 ) -> dict[str, Source]:
     """Split a source into named parts that share no patient. All configs split data with this function.
 
     Args:
         fractions: name of each part and its share of the patients.
-        file: a split file (see write_split). It is read if it exists, otherwise written; "" for no file.
         labels: the label of a record to stratify by, a class or a vector of findings (`stratified`). Without it,
             patients are ordered by a hash, and nothing is read until a part is used (`split_by`).
-        notes: further metadata for the file, such as the source.
 
-    Raises DataError for a file that lacks a part of `fractions`, and as read_split, stratified and split_by do.
+    Raises DataError as stratified and split_by do.
     """
-    if file and Path(file).is_file():
-        found = read_split(file, source)
-        if missing := [name for name in fractions if name not in found]:
-            raise DataError(f"{file} has no part {missing[0]!r}, only {', '.join(found)}")
-        return {name: found[name] for name in fractions}
     if labels is None:
-        parts: dict[str, Any] = dict(split_by(source, "patient", fractions, seed))
-        chosen = {name: part.rows for name, part in parts.items()} if file else {}
-    else:
-        records = [source[row] for row in range(len(source))]
-        strata = np.stack([labels(record) for record in records])
-        chosen = stratified([record.patient for record in records], strata, fractions, seed)
-        parts = {name: select(source, rows) for name, rows in chosen.items()}
-    if file:
-        patients = [source[row].patient for row in range(len(source))]
-        write_split(file, patients, chosen, seed=seed, **notes)
-    return parts
+        return dict(split_by(source, "patient", fractions, seed))
+    records = [source[row] for row in range(len(source))]
+    strata = np.stack([labels(record) for record in records])
+    chosen = stratified([record.patient for record in records], strata, fractions, seed)
+    return {name: select(source, rows) for name, rows in chosen.items()}
 
 
 def _strata(patients: Sequence[str], labels: Any, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -295,9 +309,12 @@ def _digest(name: str) -> str:
     return hashlib.sha256(str(name).encode()).hexdigest()[:20]
 
 
-def _check_disjoint(parts: Mapping[str, Sequence[str]], where: str) -> None:
-    seen: dict[str, str] = {}
-    for name, digests in parts.items():
-        for digest in digests:
-            if seen.setdefault(digest, name) != name:
-                raise DataError(f"{where}: a patient is in {seen[digest]!r} and in {name!r}")
+def _check_disjoint(parts: Mapping[str, Mapping[str, Sequence[str]]], where: str) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for part, found in parts.items():
+        for name, digests in found.items():
+            for digest in digests:
+                if seen.setdefault((name, digest), part) != part:
+                    raise DataError(
+                        f"{where}: a patient of {name or 'it'} is in {seen[name, digest]!r} and in {part!r}"
+                    )

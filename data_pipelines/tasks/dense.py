@@ -1,69 +1,118 @@
-"""Images with masks or landmarks at a fixed resolution, split into parts that share no patient."""
+"""Images with masks or landmarks at a fixed resolution: the training part, and the part to evaluate on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.open import Data, joined, synthetic_parts
-from data_pipelines.records import DataError, Source
+from data_pipelines.records import DataError, Record, Source
 from data_pipelines.sources.cached import CachedSource
+from data_pipelines.sources.matching import places
 from data_pipelines.synthetic.sources import Drawn
+from data_pipelines.tasks.labelled import Parts
 from data_pipelines.transforms.dense import Prepared
+from data_pipelines.words import Named
+
+_log = logging.getLogger(__name__)
 
 
-def masks(
-    data: Data, seed: int, size: int, classes: tuple[str, ...], *, overlapping: bool, crop: bool, keep: bool
-) -> dict[str, Source]:
-    """Each part with masks of `classes`, at `size` pixels; without --data, structures of synthetic eyes.
+def masks(data: Data, seed: int, size: int, *, overlapping: bool, crop: bool, keep: bool) -> Parts:
+    """Parts with masks of data.classes at `size` pixels; without --data, structures of synthetic eyes.
 
     crop: crop photographs to the field of view first. keep: keep the prepared images in memory. Raises DataError if
     `overlapping` is set with fewer than two classes.
     """
-    if overlapping and len(classes) < 2:
+    if overlapping and len(data.classes) < 2:
         raise DataError("--overlapping needs at least two --classes")
-    found = _parts(data, seed, size, lambda eyes: Drawn(eyes, classes, overlapping), mask="mask")
-    prepared = {
-        n: Prepared(part, size, classes=classes, overlapping=overlapping, crop=crop) for n, part in found.items()
-    }
-    return _kept(prepared, keep)
+    drawn = lambda eyes: Drawn(eyes, data.classes, overlapping)  # noqa: E731
+    fields = {"classes": data.classes, "overlapping": overlapping, "crop": crop}
+    return _prepared(data, seed, size, drawn, keep, fields, mask="mask")
 
 
-def points(
-    data: Data,
-    seed: int,
-    size: int,
-    landmarks: tuple[str, ...],
-    *,
-    missing: str,
-    diameter: float,
-    resize: str,
-    keep: bool,
-) -> dict[str, Source]:
-    """Each part with the coordinates of `landmarks`, at `size` pixels; without --data, fovea and disc of synthetic eyes.
+def points(data: Data, seed: int, size: int, *, missing: str, diameter: float, resize: str, keep: bool) -> Parts:
+    """Parts with the coordinates of the landmarks data.classes; without --data, fovea and disc of synthetic eyes.
 
     missing: "allowed" if landmarks may have no coordinates. diameter: diameter of the disc in pixels of the original
     images, to report errors in disc diameters. resize: "longest" or "squash". keep: keep the prepared images in memory.
     Raises DataError for landmarks that synthetic eyes do not have.
     """
+    landmarks = data.classes
     if not data.data and landmarks != ("fovea", "disc"):
         raise DataError(f"synthetic eyes have the landmarks fovea and disc, not {', '.join(landmarks)}; give --data")
-    found = _parts(data, seed, size, Drawn, points="+".join(landmarks))
     fields: dict[str, Any] = {"landmarks": landmarks, "missing": missing if data.data else "allowed"}
     fields |= {"diameter": diameter, "resize": resize}
-    return _kept({name: Prepared(part, size, **fields) for name, part in found.items()}, keep)
+    return _prepared(data, seed, size, Drawn, keep, fields, points="+".join(landmarks))
 
 
-def _parts(data: Data, seed: int, size: int, drawn: Callable[[Any], Source], **columns: str) -> dict[str, Source]:
-    test = max(data.patients // 4, 2) if len(data.fractions) > 2 else 0
-    counts: dict[str, Any] = {"val": max(data.patients // 5, 2), "test": test}
-    eyes = synthetic_parts(data.eyes(seed, size, masks=True), keep=False, **counts)
-    own = {
-        name: drawn(getattr(part, "source", part)) for name, part in eyes.items()
-    }  # the eyes themselves are not cached, only the prepared images
-    parts = data.parts(own, seed, lambda record: 0, **columns)
-    return {name: joined(part) for name, part in parts.items()}
+def _prepared(
+    data: Data,
+    seed: int,
+    size: int,
+    drawn: Callable[[Any], Source],
+    keep: bool,
+    fields: dict[str, Any],
+    **columns: str,
+) -> Parts:
+    counts = {"val": max(data.patients // 5, 2), "test": max(data.patients // 4, 2) if len(data.fractions) > 2 else 0}
+    eyes = synthetic_parts(data.eyes(seed, max(size, 16), masks=True), keep=False, **counts)
+    # The eyes themselves are not cached, only the prepared images.
+    own = {name: drawn(getattr(part, "source", part)) for name, part in eyes.items()}
+    found = data.parts(own, seed, lambda record: 0, **columns)
+    data.used["classes"] = list(data.classes)
+    (target,) = columns
+    made = []
+    for some in (found["train"], data.held_out(found)):
+        source = Prepared(joined([_by_name(one, target, data.classes) for one in some]), size, **fields)
+        made.append(CachedSource(source) if keep else source)
+    return Parts(*made, data.part or "val")
 
 
-def _kept(parts: dict[str, Any], keep: bool) -> dict[str, Source]:
-    return {name: CachedSource(part) for name, part in parts.items()} if keep else parts
+@dataclass(frozen=True)
+class Reordered:
+    """A source whose several masks or points stand in another order: `order` [K] are their places in the source."""
+
+    source: Source
+    target: str
+    order: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        own = record.targets.get(self.target)
+        if not isinstance(own, tuple | np.ndarray) or len(own) != len(self.order):
+            return record
+        moved = own[list(self.order)] if isinstance(own, np.ndarray) else tuple(own[k] for k in self.order)
+        return replace(record, targets={**record.targets, self.target: moved})
+
+
+def _by_name(one: Named, target: str, classes: Sequence[str]) -> Named:
+    """The source with its mask or point columns (the option mask=A+B) in the order of the classes that they name.
+
+    A column names a class that its name contains ("disc_mask"). Columns that name no class are left in their order, with
+    one line.
+    """
+    columns = one.options.get(target, "").split("+")
+    if len(columns) < 2 or "{" in one.options[target]:
+        return one
+    order = [_column(columns, name) for name in classes]
+    if len(columns) != len(classes) or None in order or len(set(order)) < len(order):
+        listed = f"{', '.join(columns)} are read as {', '.join(classes)}, in this order"
+        _log.warning("%s: the columns %s, since their names do not say which is which", one.name, listed)
+        return one
+    moved = tuple(k for k in order if k is not None)
+    return one if moved == tuple(range(len(moved))) else replace(one, source=Reordered(one.source, target, moved))
+
+
+def _column(columns: Sequence[str], name: str) -> int | None:
+    """The number of the only column that is named as a class, or contains its name."""
+    exact = np.flatnonzero(places(columns, [name]) >= 0)
+    inside = [k for k, column in enumerate(columns) if name.casefold() in column.casefold()]
+    found = exact if len(exact) else inside
+    return int(found[0]) if len(found) == 1 else None

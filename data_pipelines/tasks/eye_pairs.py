@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +11,21 @@ import numpy as np
 from data_pipelines.datasets.rfmid import rfmid
 from data_pipelines.language.prompts import prompts
 from data_pipelines.language.tokenizers import Tokenizer
+from data_pipelines.open import Sources
 from data_pipelines.pipeline import Data, one_epoch
 from data_pipelines.sources.cached import CachedSource
+from data_pipelines.sources.ret_clip import open_pairs
 from data_pipelines.synthetic.sources import Eyes, Patients
 from data_pipelines.transforms.steps import Select, Squash
 from data_pipelines.transforms.views import PairedEyes, SingleView
+from data_pipelines.words import Named
 
 TARGETS = ("label", "label_left", "label_right")
+
+
+def pairs(data: Sources) -> Callable[[Sequence[str]], list[Named]]:
+    """A function that opens words of --data as tables, files or databases of both eyes and a report (open_pairs)."""
+    return lambda words: [Named(Path(word).stem, open_pairs(word, data.image_dir), None, word) for word in words]
 
 
 def paired(patients: Patients, batch: int) -> Data:

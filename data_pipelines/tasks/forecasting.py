@@ -14,10 +14,11 @@ from data_pipelines.pipeline import one_epoch
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.synthetic.sources import Patients
 from data_pipelines.tasks import labelled
-from data_pipelines.tasks.labelled import Parts, Thumbnail, flips, repeated
+from data_pipelines.tasks.labelled import Parts, Thumbnail, WithAttributes, attribute_names, flips, repeated
 from data_pipelines.transforms.steps import Select, Step, eval_step, present
 from data_pipelines.transforms.views import Grouped, SingleView
 
+ANSWERS = ("stable", "progression")
 KEYS = ("label", "days", "present", "modality")  # what training needs besides the images
 
 
@@ -36,7 +37,7 @@ class Followups:
 
     source: Source
     visits: int = 1
-    classes: tuple[str, ...] = ("stable", "progression")
+    classes: tuple[str, ...] = ANSWERS
 
     def _pairs(self) -> list[tuple[tuple[int, ...], int]]:
         if "_found" not in self.__dict__:
@@ -86,7 +87,7 @@ class Listed:
     """VisionFM's list: each row has an image, a label (0 or 1), and as its `value` the days until the label applies."""
 
     source: Source
-    classes: tuple[str, ...] = ("stable", "progression")
+    classes: tuple[str, ...] = ANSWERS
 
     def __len__(self) -> int:
         return len(self.source)
@@ -141,12 +142,18 @@ def horizons(days: Sequence[float], count: int = 3) -> list[float]:
 
 
 def questions(data: Data, patients: Patients, seed: int, visits: int = 1) -> Parts:
-    """The parts, split by patient, as pairs of visits (Followups), or as rows of a list (Listed, with value=COLUMN)."""
+    """The parts, split by patient, as pairs of visits (Followups), or as rows of a list (Listed, with value=COLUMN).
+
+    Raises DataError for states that are names without a given order, and as labelled.parts does.
+    """
     share = 0.5 if patients.n < 20 else 0.25
-    found = labelled.parts(data, patients, seed, share=share)
-    listed = any("value=" in word for word in data.data) and "value" in found.train[0].targets
-    parts = (found.train, found.val, found.test)
-    return Parts(*(Listed(one) if listed else Followups(one, visits) for one in parts))
+    states = () if data.classes == ANSWERS else data.classes  # a run gives its answers as classes
+    found = labelled.parts(data, patients, seed, share=share, classes=states)
+    if data.data and "value" in found.train[0].targets:
+        return replace(found, train=Listed(found.train), scored=Listed(found.scored))
+    if "grade" not in found.train[0].targets:
+        found.check_order("states of visits")
+    return replace(found, train=Followups(found.train, visits), scored=Followups(found.scored, visits))
 
 
 @dataclass(frozen=True)
@@ -160,15 +167,17 @@ class VisitReader:
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of a pass that are not given to the encoder."""
-        return ("label", "days", "present", "horizon", "modality", "eye", "group", "picture", "index")
+        own = ("label", "days", "present", "horizon", "modality", "eye", "group", "picture")
+        return (*own, *attribute_names(self.parts.scored), "index")
 
     def steps(self, flip: bool, keys: Sequence[str]) -> tuple[Any, ...]:
         """All preprocessing steps, with random flips if `flip`."""
         steps = (Thumbnail(), *(flips() if flip else ()), eval_step(self.preprocessing))
         first = Grouped(single(2 * int(self.preprocessing["image_size"])))
+        first = WithAttributes(first, attribute_names(self.parts.scored))
         return Visits(first, steps), Select(("image", *keys))
 
-    def once(self, part: str, copies: int = 1, batch: int = 64) -> Batches:
-        """One pass over `copies` copies of a part; with more than one copy, images are flipped at random."""
-        source = repeated(getattr(self.parts, part), copies)
+    def once(self, source: Source, copies: int = 1, batch: int = 64) -> Batches:
+        """One pass over `copies` copies of a source; with more than one copy, images are flipped at random."""
+        source = repeated(source, copies)
         return one_epoch(source, self.steps(copies > 1, self.keys[:-1]), batch=batch, workers=self.workers)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipelines.language.conditions import CONDITIONS, PROMPTS
 from data_pipelines.language.tokenizers import Tokenizer
-from data_pipelines.open import Data, Named
+from data_pipelines.open import Data, Sources, joined
 from data_pipelines.pipeline import Data as Batches
 from data_pipelines.pipeline import Part, one_epoch
 from data_pipelines.records import EYE_PHRASES, PHRASES, DataError, Source
 from data_pipelines.sources.splits import select
+from data_pipelines.tasks.labelled import WithAttributes, attribute_names
 from data_pipelines.transforms.steps import Select, Step, Tokenize
-from data_pipelines.transforms.views import SingleView
+from data_pipelines.transforms.views import Grouped, SingleView, words
+from data_pipelines.words import Named
 
+_log = logging.getLogger(__name__)
 Wording = Callable[[str, str], Sequence[str]]  # (name of a class, modality) -> sentences that describe it
 
 
@@ -33,28 +37,93 @@ class Test(NamedTuple):
 
 
 def tests(
-    parts: Sequence[Named],
+    data: Sources,
+    parts: Mapping[str, list[Named]],
     resize: Step,
     tokenizer: Tokenizer,
     wording: Wording,
     batch: int,
     prompt: str = "{text}",
 ) -> list[Test]:
-    """Evaluation data of each source. `wording` gives the prompts of a class; `prompt` formats the texts of the pairs."""
-    found = []
-    for part in parts:
-        suffix, first = "" if len(parts) == 1 else f"_{part.name}", part.source[0]
-        pairs = labelled = None
-        names: tuple[str, ...] = tuple(getattr(part.source, "classes", ())) if "label" in first.targets else ()
+    """Evaluation data of each source of the evaluated part.
+
+    wording: the prompts of a class. prompt: format of the texts of the pairs. Raises DataError for classes that are numbers.
+    """
+    scored, found = data.scored(parts), []
+    matches = data.matched(scored, strict=False) if isinstance(data, Data) else scored
+    for (suffix, one), matched in zip(scored_names(data, parts), matches, strict=True):
+        first, pairs, classified = one.source[0], None, None
+        names: tuple[str, ...] = tuple(getattr(matched.source, "classes", ())) if "label" in first.targets else ()
         if first.report:
             steps = (SingleView(prompt=prompt, targets=()), resize, Tokenize(tokenizer), Select(("image", "text")))
-            pairs = one_epoch(part.source, steps, batch=batch)
+            pairs = one_epoch(one.source, steps, batch=batch)
         if names:
-            steps = (SingleView(text=None), resize, Select(("image", "label")))
-            labelled = one_epoch(part.source, steps, batch=batch)
+            check_words(names, one.name)
+            classified = zero_shot_pass(matched.source, resize, batch)
         prompts = [tokenizer(list(wording(name, first.views[0].modality))) for name in names]
-        found.append(Test(suffix, pairs, labelled, names, prompts))
+        found.append(Test(suffix, pairs, classified, names, prompts))
     return found
+
+
+def scored_names(data: Sources, parts: Mapping[str, list[Named]]) -> list[tuple[str, Named]]:
+    """The sources of the evaluated part, and what is appended to the names of their evaluations: "" for val of one source."""
+    scored, part = data.scored(parts), "_test" if data.part == "test" else ""
+    return [(part + (f"_{one.name}" if len(scored) > 1 else ""), one) for one in scored]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Add `reference` i32 [most], the token ids of the whole text: Tokenize cuts it to the context of the model."""
+
+    tokenizer: Tokenizer
+    most: int = 4096
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return example | {"reference": replace(self.tokenizer, context=self.most)([example["text"]])[0]}
+
+
+def zero_shot_pass(source: Source, resize: Step, batch: int, workers: int = 0) -> Batches:
+    """One pass over the labelled rows of a source: image, label, modality, eye, group and the attributes of the patients."""
+    names, rows = attribute_names(source), known_rows(source)
+    first = WithAttributes(Grouped(SingleView(text=None)), names)
+    steps = (first, resize, Select(("image", "label", "group", "modality", "eye", *names)))
+    return one_epoch(rows, steps, batch=batch, workers=workers)
+
+
+def known_rows(source: Source) -> Source:
+    """The rows of a source that have a label: a class, or several."""
+    labels = [source[row].targets.get("label", -1) for row in range(len(source))]
+    known = [row for row, label in enumerate(labels) if np.ndim(label) or label >= 0]
+    return source if len(known) == len(labels) else select(source, known)
+
+
+def check_words(names: Sequence[str], called: str) -> None:
+    """Raise DataError if a class name has no letter, since a text model needs words."""
+    if mute := [name for name in names if not any(letter.isalpha() for letter in name)]:
+        codes = "+".join(f"{name}:NAME" for name in names[:3]) + ("+..." if len(names) > 3 else "")
+        raise DataError(
+            f"{called}: its classes are {', '.join(names[:9])}, and a text model cannot be asked for {mute[0]!r}; name "
+            f"them: {called},classes={codes} or --classes {codes.replace('+', ' ')} (or leave the labels out: label=)"
+        )
+
+
+def report_cut_texts(
+    sources: Sequence[Named], tokenizer: Tokenizer, prompt: str = "{text}", most: int = 10_000
+) -> None:
+    """Say in one line for each source how many of its texts are longer than the tokenizer's context, and so are cut.
+
+    At most `most` rows, evenly spaced, are counted. Synthetic eyes are not rendered for this.
+    """
+    for one in sources:
+        if one.name == "synthetic":
+            continue
+        rows = range(0, len(one.source), max(-(-len(one.source) // most), 1))
+        records = [one.source[row] for row in rows]
+        texts = [words(record, record.views[0], "report", prompt) for record in records]
+        cut = sum(_length(tokenizer, text) > tokenizer.context for text in texts)
+        if cut:
+            shown = "%s: %d of %d texts are longer than %d tokens and are cut"
+            _log.warning(shown, one.name, cut, len(texts), tokenizer.context)
 
 
 def shares(sources: Sequence[Named], steps: Sequence[Step], equal: bool = False) -> list[Part]:
@@ -90,28 +159,23 @@ def templated(templates: Sequence[str], language: str = "en") -> Wording:
     return wording
 
 
+def _length(tokenizer: Tokenizer, text: str) -> int:
+    """Number of tokens of a text with its start and end token, before it is cut."""
+    return 2 + len(tokenizer.backend.encode(tokenizer.clean(text), add_special_tokens=False).ids)
+
+
 def fingerprint(data: Data, seed: int) -> str:
-    """A key for cached features of the images of --data; "" if they cannot be identified.
-
-    It contains digests of the CSV and of the split file. Image files are assumed not to change.
-    """
-    words = data.data or ("synthetic",)
-    tables = [Path(word.split(",")[0]) for word in data.data]
-    if not all(table.is_file() for table in tables):
-        return ""
-    files = [path for path in (*tables, Path(data.split)) if path.is_file()]
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    return " ".join((*words, str(data.patients), str(seed), *digests))
+    """A key for cached features of the parts of --data, which have been read; image files are assumed not to change."""
+    return hashlib.sha256(repr((data.patients, seed, data.part, data.used)).encode()).hexdigest()
 
 
-def by_modality(source: Source) -> dict[str, Source]:
-    """Divide a labelled source by modality. Raises DataError if classes have no names or a row has no label."""
-    if not getattr(source, "classes", ()):
+def by_modality(sources: Sequence[Named]) -> dict[str, Source]:
+    """Divide labelled sources with the same classes by modality. Raises DataError for classes that are numbers."""
+    source = joined(sources)
+    if not (classes := tuple(getattr(source, "classes", ()))):
         raise DataError("the classes of --data have no names, which prompts need; expected labels as words")
-    rows: dict[str, list[int]] = {}
+    check_words(classes, sources[0].name)
+    source, rows = known_rows(source), {}
     for row in range(len(source)):
-        record = source[row]
-        if "label" not in record.targets:
-            raise DataError(f"{record.where or f'row {row + 1}'}: has no label")
-        rows.setdefault(record.views[0].modality, []).append(row)
+        rows.setdefault(source[row].views[0].modality, []).append(row)
     return {modality: select(source, chosen) for modality, chosen in rows.items()}

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipelines.open import Named
 from data_pipelines.pipeline import mix
-from data_pipelines.records import DataError
+from data_pipelines.records import DataError, Record, Source
+from data_pipelines.sources.columns import Indexed, read_once
 from data_pipelines.sources.flair import flair_frame, mm_retinal
 from data_pipelines.tasks.image_text import shares
 from data_pipelines.transforms.flair import Canvas, CategoryCaption, EliteReport, FlairAugment
 from data_pipelines.transforms.steps import Flip, Select, Tokenize
+from data_pipelines.words import Named, word_of
 
 PREFIX = "elite/"
+_log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 
 
@@ -171,13 +174,14 @@ def frames(words: Sequence[str], image_dir: str = "", **ban: Any) -> list[Named]
     """
     found = []
     for word in words:
-        path, options = _options(word, "modality", "images")
+        path, options = _options(word, "modality", "images", "name")
         paths = sorted(Path(path).glob("*.csv")) if Path(path).is_dir() else [Path(path)]
         if not paths:
             raise DataError(f"{path}: expected CSV files, one for each data set")
         for one in paths:
             root = options.get("images") or image_dir or one.parent
-            found.append(Named(one.stem, flair_frame(one, root, modality=options.get("modality", "CFP"), **ban)))
+            frame = flair_frame(one, root, modality=options.get("modality", "CFP"), **ban)
+            found.append(Named(options.get("name", one.stem), frame, None, word))
     return found
 
 
@@ -188,9 +192,66 @@ def elite(words: Sequence[str], image_dir: str = "", **defaults: str) -> list[Na
     """
     found = []
     for word in words:
-        path, options = _options(word, "modality", "images", "suffix", "language")
-        root = options.pop("images", image_dir) or Path(path).parent
-        found.append(Named(Path(path).stem, mm_retinal(path, root, **defaults | options)))
+        path, options = _options(word, "modality", "images", "suffix", "language", "name")
+        name, root = options.pop("name", Path(path).stem), options.pop("images", image_dir) or Path(path).parent
+        found.append(Named(name, mm_retinal(path, root, **defaults | options), None, word, {"elite": "yes"}))
+    return found
+
+
+def opened(public: Sequence[str], image_dir: str = "", **ban: Any) -> Callable[[Sequence[str]], list[Named]]:
+    """A function that opens the words `public` as frames of FLAIR's form, and all others as expert reports."""
+
+    def opener(words: Sequence[str]) -> list[Named]:
+        found: list[Named] = []
+        for word in words:
+            found += frames([word], image_dir, **ban) if word in public else elite([word], image_dir)
+        return found
+
+    return opener
+
+
+@dataclass(frozen=True)
+class ByCategory(Indexed):
+    """The rows of a source of FLAIR's form that have exactly one category, which becomes their label."""
+
+    source: Source
+
+    @read_once
+    def index(self) -> tuple[tuple[str, ...], np.ndarray]:
+        """The categories, sorted, and the rows i64 that have one."""
+        found = [tuple(dict.fromkeys(self.source[row].findings)) for row in range(len(self.source))]
+        rows = [row for row, names in enumerate(found) if len(names) == 1]
+        return tuple(sorted({found[row][0] for row in rows})), np.array(rows, np.int64)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The categories, sorted."""
+        return self.index[0]
+
+    def __len__(self) -> int:
+        return len(self.index[1])
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[int(self.index[1][index])]
+        return replace(record, targets={"label": np.int32(self.classes.index(record.findings[0]))})
+
+
+def by_category(sources: Sequence[Named]) -> list[Named]:
+    """Sources of FLAIR's form with their categories as classes, for zero-shot scores; the others as they are.
+
+    Rows with several categories or none are not scored. A source that is left with fewer than two classes is left out.
+    """
+    found = []
+    for one in sources:
+        if "elite" in one.options or getattr(one.source, "classes", ()):
+            found.append(one)
+            continue
+        source = ByCategory(one.source)
+        if len(source) < len(one.source):
+            shown = "%s: %d of %d rows have several categories or none, and are not scored"
+            _log.warning(shown, one.name, len(one.source) - len(source), len(one.source))
+        if len(source.classes) > 1:
+            found.append(replace(one, source=source))
     return found
 
 
@@ -205,8 +266,7 @@ def id_counts(sources: Sequence[Any], tokenizer: Any) -> np.ndarray:
 
 
 def _options(word: str, *known: str) -> tuple[str, dict[str, str]]:
-    path, *rest = word.split(",")
-    options = {name: value for name, _, value in (part.partition("=") for part in rest)}
+    path, options = word_of(word)
     if unknown := set(options) - set(known):
         raise DataError(f"{word}: unknown {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
     return path, options

@@ -1,25 +1,28 @@
-"""Labelled images in three parts that share no patient, and how encoders and classifiers read them.
+"""Labelled images to train and evaluate on, which share no patient, and how encoders and classifiers read them.
 
-Checkpoints are selected on `val`, and `test` is for the final evaluation."""
+Checkpoints are selected on the part `val`; `test` is for the final evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data_pipelines.open import PARTS, Data, joined, synthetic_parts
+from data_pipelines.open import Data, joined, synthetic_parts
 from data_pipelines.pipeline import Data as Batches
 from data_pipelines.pipeline import one_epoch
 from data_pipelines.records import DataError, Record, Source
+from data_pipelines.sources.matching import are_numbers, names_of
 from data_pipelines.sources.splits import select
 from data_pipelines.synthetic.sources import Eyes, Patients
 from data_pipelines.transforms import steps as t
 from data_pipelines.transforms.steps import IndependentFlip, Select, Step, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
+from data_pipelines.words import value_names
 
 FRACTIONS = (0.7, 0.15, 0.15)
 # What an evaluation stores of each example besides its label.
@@ -28,11 +31,17 @@ EXTRA_KEYS = ("modality", "eye", "group", "picture")
 
 @dataclass(frozen=True)
 class Parts:
-    """The three parts of a labelled source."""
+    """A labelled source to train on, and the part to evaluate on, with the same classes.
+
+    train, scored: the sources. name: name of the part that is evaluated. in_order: whether the order of the classes was
+    given, and is not that of the alphabet. values: names of the values, if they are the target.
+    """
 
     train: Source
-    val: Source
-    test: Source
+    scored: Source
+    name: str = "val"
+    in_order: bool = True
+    values: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -48,17 +57,43 @@ class Parts:
         count = labels.shape[1] if several else int(labels.max()) + 1
         return several, tuple(str(k) for k in range(count))
 
+    def check_order(self, why: str = "--ordered") -> None:
+        """Raise DataError if the classes are names whose order was not given."""
+        if not self.in_order and not are_numbers(self.classes):
+            raise DataError(
+                f"{why}: the order of the classes is not given; in the alphabet it is {' < '.join(self.classes)}; "
+                f"expected all of them from the lowest to the highest: --classes {' '.join(map(repr, self.classes))}"
+            )
 
-def parts(data: Data, synthetic: Eyes | Patients, seed: int = 0, target: str = "label", share: float = 0.25) -> Parts:
-    """The parts of a labelled source, stratified by label; without --data, parts of synthetic patients.
 
-    target: a target that every record must have. share: size of the synthetic val and test parts, relative to train.
-    Raises DataError for a record without the target, and as Data.parts does.
+def parts(
+    data: Data,
+    synthetic: Eyes | Patients,
+    seed: int = 0,
+    target: str = "label",
+    share: float = 0.25,
+    classes: Sequence[str] | None = None,
+) -> Parts:
+    """The training part and the evaluated part of a labelled source, stratified by label and matched by class names.
+
+    Without --data, they are parts of synthetic patients. target: a target that every record must have; names of values
+    are those of their columns. share: size of the synthetic val and test parts, relative to train. classes: None takes
+    data.classes. Raises DataError for a record without the target, if nothing is held out, and as Data.parts and
+    Data.matched do.
     """
     few = max(round(synthetic.n * share), 2)
     own = synthetic_parts(synthetic, keep=True, val=few, test=few, task=True)
     found = data.parts(own, seed, lambda record: strata(record, target))
-    return Parts(*(joined(found[name]) for name in PARTS))
+    for one in (*found["train"], *data.held_out(found)):
+        strata(one.source[0], target)
+    classes = data.classes if classes is None else classes
+    names = tuple(classes) or (value_names(found["train"][0]) if target == "value" else ())
+    train = data.matched(found["train"], strict=True, target=target, names=names)
+    names = names or (() if target == "value" else tuple(getattr(joined(train), "classes", ())))
+    scored = data.matched(data.scored(found), strict=False, target=target, names=names)
+    given = bool(classes) or not data.data or all("classes" in one.options for one in train)
+    values = names_of(names) if target == "value" else ()
+    return Parts(joined(train), joined(scored), data.part or "val", given, values)
 
 
 def strata(record: Record, target: str = "label") -> np.ndarray:
@@ -106,26 +141,60 @@ class Reader:
     first: Step | None = None
     workers: int = 0
 
+    @functools.cached_property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the columns that describe the patients of the evaluated part, such as age and sex."""
+        return attribute_names(self.parts.scored)
+
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of a pass that are not given to the encoder."""
-        return (*self.targets, *EXTRA_KEYS, "index")
+        return (*self.targets, *EXTRA_KEYS, *self.attributes, "index")
 
     @property
     def view(self) -> Step:
         """The first step, which reads the image."""
         hint = 2 * int(self.preprocessing["image_size"])
-        return self.first or Grouped(SingleView(size_hint=hint, text=None, targets=self.targets))
+        first = self.first or Grouped(SingleView(size_hint=hint, text=None, targets=self.targets))
+        return WithAttributes(first, self.attributes)
 
     def steps(self, *augment: Step) -> tuple[Step, ...]:
         """All preprocessing steps, with `augment` between the thumbnail and the resize."""
         select_keys = Select(("image", *self.keys[:-1]))
         return (self.view, Thumbnail(), *augment, eval_step(self.preprocessing), select_keys)
 
-    def once(self, part: str, copies: int = 1, batch: int = 64) -> Batches:
-        """One pass over `copies` copies of a part; with more than one copy, images are flipped at random."""
-        source = repeated(getattr(self.parts, part), copies)
+    def once(self, source: Source, copies: int = 1, batch: int = 64) -> Batches:
+        """One pass over `copies` copies of a source; with more than one copy, images are flipped at random."""
+        source = repeated(source, copies)
         return one_epoch(source, self.steps(*(flips() if copies > 1 else ())), batch=batch, workers=self.workers)
+
+
+def attribute_names(source: Source) -> tuple[str, ...]:
+    """Names of the attributes of the source's records (age, sex, ...)."""
+    return tuple(getattr(source[0], "attributes", ())) if len(source) else ()
+
+
+def attributes(record: Record, names: Sequence[str]) -> dict[str, Any]:
+    """The attributes of a record as str, "" where unknown; the age as f32 [], NaN where it is not a number."""
+    given = getattr(record, "attributes", {})
+    found: dict[str, Any] = {name: np.str_(given.get(name, "")) for name in names}
+    if "age" in found:
+        try:
+            found["age"] = np.float32(found["age"])
+        except ValueError:
+            found["age"] = np.float32(np.nan)
+    return found
+
+
+@dataclass(frozen=True)
+class WithAttributes:
+    """A first step that adds the attributes `names` of a record to what `first` reads; evaluations store them."""
+
+    first: Step
+    names: tuple[str, ...]
+
+    def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
+        return self.first(example, rng) | attributes(example, self.names)
 
 
 def augmentation(recipe: str, side: int) -> tuple[Step, ...]:

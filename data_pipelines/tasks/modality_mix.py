@@ -7,36 +7,51 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.open import Named, Sources, named
+from data_pipelines.images import read_options
+from data_pipelines.open import Sources
 from data_pipelines.pipeline import Part, one_epoch
-from data_pipelines.records import DataError, modality_name
+from data_pipelines.records import DataError, Source, modality_name
 from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.modality_folders import modality_folders
+from data_pipelines.sources.parts import PARTS
 from data_pipelines.synthetic.render import DRAWERS
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.transforms.steps import Select, Squash, Step
 from data_pipelines.transforms.views import Grouped, SingleView
+from data_pipelines.words import READING, Named, word_of
 
 ByModality = dict[str, list[Named]]
 
 
-def by_modality(data: Sources, wanted: Sequence[str], synthetic: Eyes, keep: bool = False) -> ByModality:
-    """Group the sources of --data by modality.
+def by_modality(
+    data: Sources, wanted: Sequence[str], synthetic: Eyes, keep: bool = False
+) -> tuple[ByModality, ByModality]:
+    """The sources of --data to train on, by modality, and those to evaluate on ({} for synthetic eyes alone).
 
     Each word of --data is `synthetic` (all modalities that can be rendered), a folder with VisionFM's layout
-    `<Modality>/*`, or a source that data_pipelines.open supports; such a source has the modality of its first record.
+    `<Modality>/*`, or a source that data_pipelines.words supports; such a source has the modality of its first record.
 
     wanted: modalities to include. synthetic: number, seed and size of the synthetic eyes of each modality. keep: render
     synthetic eyes once and keep them in memory. Raises DataError if no source has a wanted modality.
     """
+
+    def opened(words: Sequence[str]) -> list[Named]:
+        found = [one for word in words for one in _sources(word, data, wanted, synthetic)]
+        if not found:
+            raise DataError(f"{' '.join(words)}: no images of {', '.join(wanted)}")
+        return found
+
+    if not data.data:
+        return _grouped(opened(("synthetic",)), keep), {}
+    parts = data.parts({}, synthetic.seed, names=PARTS, opener=opened)
+    return _grouped(parts["train"], keep), _grouped(data.scored(parts), True)
+
+
+def _grouped(sources: Sequence[Named], keep: bool) -> ByModality:
     found: ByModality = {}
-    words = data.data or ("synthetic",)
-    for word in words:
-        for name, source in _sources(word, data, wanted, synthetic, keep):
-            if name in wanted:
-                found.setdefault(name, []).append(source)
-    if not found:
-        raise DataError(f"{' '.join(words)}: no images of {', '.join(wanted)}")
+    for one in sources:
+        own = replace(one, source=CachedSource(one.source)) if keep and isinstance(one.source, Eyes) else one
+        found.setdefault(one.options["modality"], []).append(own)
     return found
 
 
@@ -55,10 +70,26 @@ def shares(sources: ByModality, steps: tuple[Step, ...], balanced: bool) -> list
 
 def probe_data(wanted: Sequence[str], unseen: Eyes, size: int, batch: int) -> dict[str, Any]:
     """One labelled pass over the synthetic eyes `unseen` for each wanted modality that can be rendered."""
-    steps = (Grouped(SingleView(text=None)), Squash(size), Select(("image", "label", "modality", "group")))
     names = [name for name in DRAWERS if name in wanted and unseen.n]
     eyes = {name: CachedSource(replace(unseen, modalities=(name,))) for name in names}
-    return {name: one_epoch(source, steps, batch=batch) for name, source in eyes.items()}
+    return {name: labelled_pass(source, size, batch) for name, source in eyes.items()}
+
+
+def labelled_pass(source: Source, size: int, batch: int) -> Any:
+    """One pass over the images, labels and patients of a labelled source."""
+    steps = (Grouped(SingleView(text=None)), Squash(size), Select(("image", "label", "modality", "group")))
+    return one_epoch(source, steps, batch=batch)
+
+
+def labelled_passes(held: ByModality, size: int, batch: int) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """The classes of the labelled sources of `held`, and a pass over them, by modality (and name, if there are several)."""
+    found = {}
+    for modality, group in held.items():
+        known = [one for one in group if getattr(one.source, "classes", ()) and "label" in one.source[0].targets]
+        for one in known:
+            name = modality.lower() + (f"_{one.name}" if len(known) > 1 else "")
+            found[name] = (one.source.classes, labelled_pass(one.source, size, batch))  # type: ignore[attr-defined]
+    return found
 
 
 def images(sources: ByModality) -> int:
@@ -66,15 +97,22 @@ def images(sources: ByModality) -> int:
     return sum(len(one.source) for group in sources.values() for one in group)
 
 
-def _sources(word: str, data: Sources, wanted: Sequence[str], synthetic: Eyes, keep: bool) -> list[tuple[str, Named]]:
+def _sources(word: str, data: Sources, wanted: Sequence[str], synthetic: Eyes) -> list[Named]:
+    """The sources of a word whose modality is wanted; the option `modality` of each says which it is."""
     if word == "synthetic":
-        drawn = [name for name in DRAWERS if name in wanted]
-        eyes = [Eyes(synthetic.n, synthetic.seed, synthetic.start, (name,), synthetic.size) for name in drawn]
-        return [(name, Named(word, CachedSource(e) if keep else e)) for name, e in zip(drawn, eyes, strict=True)]
-    if Path(word).is_dir() and _has_modalities(Path(word)):
-        return [(name, Named(word, source)) for name, source in modality_folders(word).items()]
-    one = named(word, {"images": data.image_dir}, data.data_dir)
-    return [(one.source[0].views[0].modality, one)]
+        eyes = {name: replace(synthetic, modalities=(name,)) for name in DRAWERS}
+        found = [Named(f"synthetic_{name.lower()}", one, None, word, {"modality": name}) for name, one in eyes.items()]
+    elif Path(folder := word_of(word)[0]).is_dir() and _has_modalities(Path(folder)):
+        options = word_of(word)[1]
+        if unknown := [name for name in options if name not in READING]:
+            raise DataError(f"{word}: unknown option {unknown[0]!r}; expected one of {', '.join(READING)}")
+        sources = modality_folders(folder, reading=read_options(**options)).items()
+        name_of = Path(folder).name
+        found = [Named(f"{name_of}_{name.lower()}", one, None, word, {"modality": name}) for name, one in sources]
+    else:
+        (one,) = data.open([word])
+        found = [replace(one, options={**one.options, "modality": one.source[0].views[0].modality})]
+    return [one for one in found if one.options["modality"] in wanted]
 
 
 def _has_modalities(root: Path) -> bool:

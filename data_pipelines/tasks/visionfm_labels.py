@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_pipelines.open import Data
+from data_pipelines.open import Data, synthetic_parts
 from data_pipelines.records import DataError, Record, Source
+from data_pipelines.sources.matching import Matched
+from data_pipelines.sources.parts import PARTS
 from data_pipelines.sources.splits import Concatenated
-from data_pipelines.tasks.labelled import Parts
-from data_pipelines.tasks.labelled import parts as labelled_parts
+from data_pipelines.tasks.labelled import Parts, strata
+from data_pipelines.words import Named
 
 GRADES = ("healthy", "DR-1", "DR-2", "DR-3", "DR-4")
 
@@ -95,12 +97,20 @@ class Thirteen:
 def parts(data: Data, seed: int = 0) -> Parts:
     """The parts of all sources, concatenated, with thirteen labels; without --data, synthetic eyes of each modality.
 
-    The parts of a source share no patient. The class names of the sources may differ.
+    The parts of a source share no patient. Label columns are matched to NAMES by name.
     """
-    if data.data:
-        each = [labelled_parts(replace(data, data=(word,)), data.eyes(seed, 96), seed) for word in data.data]
-    else:
-        single = (replace(data, modalities=(name,)) for name in data.modalities)
-        each = [labelled_parts(one, one.eyes(seed, 96), seed) for one in single]
-    names = ("train", "val", "test")
-    return Parts(*(Thirteen(Concatenated(tuple(getattr(one, n) for one in each), each[0].classes)) for n in names))
+    few = max(round(data.patients * 0.25), 2)
+    eyes = [replace(data, modalities=(name,)).eyes(seed, 96) for name in data.modalities]
+    drawn = [synthetic_parts(one, keep=True, val=few, test=few, task=True) for one in eyes]
+    own = {name: Concatenated(tuple(one[name] for one in drawn), eyes[0].classes) for name in PARTS}
+    found = data.parts(own, seed, strata)
+    train = tuple(_thirteen(one, True) for one in found["train"])
+    scored = tuple(_thirteen(one, False) for one in data.held_out(found))
+    return Parts(Concatenated(train, NAMES), Concatenated(scored, NAMES), data.part or "val")
+
+
+def _thirteen(one: Named, strict: bool) -> Thirteen:
+    """The source with its label columns, if it has several, in the order of NAMES."""
+    names = tuple(getattr(one.source, "classes", ()))  # () of a list, which has the order of NAMES
+    columns = np.ndim(one.source[0].targets.get("label", 0)) and names not in (NAMES, ())
+    return Thirteen(Matched(one.source, NAMES, one.name, strict=strict) if columns else one.source)

@@ -8,19 +8,22 @@ Geometric steps transform masks (nearest pixel) and points (exactly) with the im
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.geometry import Affine, Crop, FlipRows, Mirror, Transpose, move
-from data_pipelines.images import load_mask, load_sized
+from data_pipelines.images import StoredImage, exif_orientation, load_sized
+from data_pipelines.masks import read_field_of_view, read_mask
+from data_pipelines.notices import warn_once
 from data_pipelines.records import EYES, MODALITIES, DataError, Record, Source, View, text_hash
 from data_pipelines.transforms.steps import FieldOfViewCrop, eval_step, present
 
 FRAME = np.array([[0, 0], [1000, 0], [0, 1000]], np.float32)  # maps predictions back to the original
 
+_log = logging.getLogger(__name__)
 _NO_DRAWS = np.random.default_rng(0)  # for steps that draw nothing
 
 
@@ -77,8 +80,8 @@ class Prepared:
         if self.classes:
             example["mask"] = targets["truth"] = self._mask(record, size)
             if "fov" in record.targets:
-                example["fov"] = targets["truth_fov"] = read_mask(record.targets["fov"], size, "fov") > 0
-                example["fov"] = example["fov"].astype(np.uint8)
+                targets["truth_fov"] = read_field_of_view(record.targets["fov"], size, image=view.image) > 0
+                example["fov"] = targets["truth_fov"].astype(np.uint8)
         if self.landmarks:
             example["points"] = self._points(record, size)
         if self.crop:
@@ -94,11 +97,11 @@ class Prepared:
         """i32 [H W] of classes, or u8 [H W K] of 0 and 1."""
         if "mask" not in record.targets:
             raise DataError("has no mask; name its column with mask=COLUMN")
-        mask = record.targets["mask"]
+        mask, image = record.targets["mask"], record.views[0].image
         if not self.overlapping:
             if isinstance(mask, tuple):
                 raise DataError(f"has {len(mask)} masks; several masks of one image are for overlapping classes")
-            return whole_classes(read_mask(mask, size, "mask"), self.classes, _called(mask))
+            return _report_coverage(read_mask(mask, size, self.classes, image=image), mask, self.classes)
         if isinstance(mask, np.ndarray) and mask.ndim == 3:
             return mask.astype(np.uint8)
         parts = mask if isinstance(mask, tuple) else (mask,)
@@ -106,7 +109,7 @@ class Prepared:
             raise DataError(f"has {len(parts)} masks for {len(self.classes)} classes ({', '.join(self.classes)})")
         none = np.zeros(size, np.uint8)  # an empty cell: the image does not have this lesion
         channels = [
-            none if part is None else whole_classes(read_mask(part, size, "mask"), (name,), _called(part))
+            none if part is None else _report_coverage(read_mask(part, size, (name,), image=image), part, (name,))
             for part, name in zip(parts, self.classes, strict=True)
         ]
         return np.stack(channels, -1).astype(np.uint8)
@@ -117,6 +120,12 @@ class Prepared:
         points = np.asarray(record.targets["points"], np.float32)
         if points.shape != (len(self.landmarks), 2):
             raise DataError(f"has points {list(points.shape)}; expected (x, y) of {', '.join(self.landmarks)}")
+        if (turn := exif_orientation(record.views[0].image)) > 1:
+            message = (
+                "%s: is turned by its EXIF orientation %d, and its landmarks are taken as pixels of the turned image; "
+            )
+            message += "use orientation=stored if they are pixels of the image as stored"
+            warn_once(_log, "landmarks of a turned image", message, record.views[0].image, turn)
         for name, (x, y) in zip(self.landmarks, points, strict=True):
             if np.isnan([x, y]).any():
                 if self.missing == "error":
@@ -130,29 +139,14 @@ class Prepared:
         return float(value[0]) if len(value) == 1 and not self.diameter else self.diameter or float("nan")
 
 
-def read_mask(mask: Any, size: tuple[int, int], what: str) -> np.ndarray:
-    """Read a mask i32 [H W] from a path or an array. Raises DataError if its size is not that of the image, (H, W)."""
-    array = load_mask(mask)
-    if array.shape != size:
-        shape, image = (f"{width} x {height}" for height, width in (array.shape, size))
-        raise DataError(f"{what} {_called(mask)}is {shape} pixels, its image {image}")
+def _report_coverage(array: np.ndarray, mask: Any, classes: tuple[str, ...]) -> np.ndarray:
+    """The mask itself; logs once if a single class covers most of an image, as when it was drawn in black on white."""
+    mapped = isinstance(mask, StoredImage) and mask.reading.values
+    if len(classes) == 1 and not isinstance(mask, np.ndarray) and not mapped and (share := (array > 0).mean()) > 0.5:
+        name = classes[0]
+        message = "mask %s: %s is %.0f %% of the image; if it is what is black, use values=0:%s,255:background"
+        warn_once(_log, ("coverage", name), message, mask, name, 100 * share, name)
     return array
-
-
-def whole_classes(mask: np.ndarray, classes: tuple[str, ...], called: str = "") -> np.ndarray:
-    """Check that the values of a mask are classes. With a single class, 255 is read as 1, as most programs write it."""
-    highest = len(classes)
-    wrong = mask[(mask < 0) | (mask > highest)]
-    if highest == 1 and wrong.size and (wrong == 255).all() and not (mask == 1).any():
-        return (mask > 0).astype(np.int32)
-    if wrong.size:
-        names = ", ".join(("background", *classes))
-        raise DataError(f"mask {called}has the value {wrong[0]}; expected 0 to {highest} for {names}")
-    return mask
-
-
-def _called(mask: Any) -> str:
-    return f"{mask} " if isinstance(mask, str | Path) else ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.geometry import Resize
-from data_pipelines.images import load_mask, load_sized
+from data_pipelines.images import load_sized
+from data_pipelines.masks import read_mask
 from data_pipelines.records import EYE_PHRASES, EYES, MODALITIES, PHRASES, DataError, Record, View, text_hash
 
 SWAPS = {"left": "right", "od": "os", "左": "右"}
@@ -187,7 +188,7 @@ def _load(record: Record, view: View, at_least: int | None) -> tuple[np.ndarray,
     try:
         return load_sized(view.image, at_least)
     except DataError as error:
-        raise DataError(f"{_name(record)}: {error}") from error
+        raise error if str(error).startswith(_name(record)) else DataError(f"{_name(record)}: {error}") from error
 
 
 def _targets(
@@ -215,10 +216,7 @@ def _target(record: Record, name: str, value: Any, size: tuple[int, int], now: t
 
 def _mask(record: Record, value: Any, size: tuple[int, int], now: tuple[int, int]) -> np.ndarray:
     try:
-        mask = load_mask(value)
+        mask = read_mask(value, size)
     except DataError as error:
         raise DataError(f"{_name(record)}: {error}") from error
-    if mask.shape != size:
-        shape = f"{mask.shape[0]} x {mask.shape[1]}"
-        raise DataError(f"{_name(record)}: the mask is {shape}, its image {size[0]} x {size[1]} pixels")
     return Resize(*now).pixels(mask, nearest=True)

@@ -6,6 +6,7 @@ with _epy.lazy_api_imports(globals()):
     from fundax.evals.denoising import Denoising
     from fundax.evals.features import Epochs, Frozen, class_features, extract
     from fundax.evals.few_shot import FewShot, draw
+    from fundax.evals.held_out import HeldOutLoss
     from fundax.evals.kinds import (
         KINDS,
         Cases,

@@ -18,7 +18,8 @@ Find = Callable[[str], Collection[str]]  # the findings that a text says are the
 class WrittenReports:
     """An Eval that generates a report for every image and compares it with the reference report.
 
-    data: batches with image u8 [B h w 3], text i32 [B L] and, where rows are padding, valid.
+    data: batches with image u8 [B h w 3], valid where rows are padding, and the reference report as token ids: `text`
+        i32 [B L], which is cut at the model's context, and the whole text under `reference` i32 [B M], if it is there.
     decode: token ids [B L] to texts. Both reports go through it, so that they are compared as the tokenizer leaves them.
     findings: functions that find findings in a text, by name, such as {"findings": ..., "conditions": ...}.
     shown: number of images kept with their reports for a page.
@@ -67,7 +68,7 @@ class WrittenReports:
             rows = np.asarray(batch.get("valid", np.ones(len(batch["text"]), bool)))
             ids = np.asarray(forward(params, extra, {"image": batch["image"]})["report"])
             written += self.decode(ids[rows])
-            true += self.decode(np.asarray(batch["text"])[rows])
+            true += self.decode(np.asarray(batch.get("reference", batch["text"]))[rows])
             images += list(np.asarray(batch["image"])[rows][: max(self.shown - len(images), 0)])
         if not true:
             raise UserError("the evaluation of reports has no rows; expected at least one image with its report")

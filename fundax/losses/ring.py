@@ -334,7 +334,7 @@ def make_ring(batch: int, pairs: int = 1, rows: int | None = None) -> Ring:
     Raises ValueError if the batch does not divide among the devices."""
     mesh = jax.sharding.get_abstract_mesh()
     devices, axes = mesh.size or 1, mesh.axis_names
-    if batch % devices:  # then every device of the model axis repeats the ring
+    if batch % devices:  # each device of the model axis repeats the ring
         axes = tuple(axis for axis in axes if axis != "model")
         devices = math.prod(mesh.shape[axis] for axis in axes)
     if batch % devices:
@@ -346,9 +346,9 @@ def make_ring(batch: int, pairs: int = 1, rows: int | None = None) -> Ring:
 
 
 def _prepare(image: jax.Array, text: jax.Array, present: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    image, text = jnp.asarray(image, jnp.float32), jnp.asarray(text, jnp.float32)
     present = jnp.ones(image.shape[:2], bool) if present is None else jnp.asarray(present, bool)
-    return *(jnp.where(present[..., None], x, 0.0) for x in (image, text)), present  # hidden logits, but 0 * NaN is NaN
+    there = present[..., None]  # zeros elsewhere: those logits are hidden, but 0 * NaN is NaN
+    return jnp.where(there, image, 0.0).astype(jnp.float32), jnp.where(there, text, 0.0).astype(jnp.float32), present
 
 
 def softmax_pairs(

@@ -17,24 +17,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fundax.params import _subtree, _with_subtree, check_same
+from fundax.runtime.best import Best, measured, ranking
 from fundax.runtime.process import configure_orbax, ignore_abandoned_reads
+from fundax.runtime.workdir import check_local
 from fundax.types import Extra, Params, UserError
 
 _ARRAYS = ("params", "extra", "opt")
 _OLD = ".old"  # old steps are renamed into this folder before they are deleted, so that a crash leaves no half step
 _policies = ocp.checkpoint_managers
-Best = str | tuple[str, str]  # a logged metric to maximise, or (metric, "min") or (metric, "max")
-
-
-def ranking(best: Best) -> tuple[str, float]:
-    """The name of the metric that ranks checkpoints, and the sign that makes higher values better.
-
-    Raises UserError for anything but a name, (name, "min") or (name, "max").
-    """
-    name, direction = (best, "max") if isinstance(best, str) else best
-    if direction not in ("min", "max"):
-        raise UserError(f'Recipe.best is {best!r}; expected a metric, (metric, "min") or (metric, "max")')
-    return name, 1.0 if direction == "max" else -1.0
 
 
 class Checkpoints:
@@ -46,7 +36,7 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, keep: int = 2, best: Best | None = None) -> None:
         configure_orbax()
         self.folder = Path(workdir).absolute() / "checkpoints"
-        self._best = None if best is None else ranking(best)
+        self._rank = None if best is None else (best, ranking(best)[1])
         keepers: list[Any] = [_policies.LatestN(max(keep, 1))]
         if best:
             # Orbax's own best_fn alone deletes the latest step; a union keeps both.
@@ -79,12 +69,8 @@ class Checkpoints:
                 shutil.rmtree(step, ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """The complete steps on disk, in ascending order."""
+        """The steps on disk and the one that is being saved, in ascending order; after `wait`, those on disk."""
         return sorted(self._orbax.all_steps())
-
-    def latest(self) -> int | None:
-        """The last complete step, or None."""
-        return self._orbax.latest_step()
 
     def save(self, step: int, items: Mapping[str, Any], data: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Start saving {"params", "extra", "opt"} as this step; an existing step is not overwritten.
@@ -98,8 +84,8 @@ class Checkpoints:
         run = {"data": dict(data), "metrics": dict(metrics), "fingerprint": _fingerprints(items)}
         args = {k: ocp.args.StandardSave(v) for k, v in items.items() if jax.tree.leaves(v)}
         ranked = None
-        if self._best and not np.isnan(value := metrics.get(self._best[0], np.nan)):
-            ranked = {"value": float(value), "score": self._best[1] * float(value)}
+        if self._rank and (value := measured(self._rank[0], metrics)) is not None and not np.isnan(value):
+            ranked = {"value": value, "score": self._rank[1] * value}
         self._orbax.save(step, args=ocp.args.Composite(run=ocp.args.JsonSave(run), **args), metrics=ranked, force=True)
 
     def reached_preemption(self, step: int) -> bool:
@@ -148,8 +134,8 @@ class Checkpoints:
         return UserError(f"checkpoint of step {step} in {self.folder} is damaged ({lines[0][:200]}); {advice}")
 
 
-def load_params(workdir: str | Path, checkpoint: int | str = "latest") -> tuple[Params, Extra]:
-    """(params, extra) of a run as NumPy arrays; `checkpoint` is "latest", "best" or a step.
+def load_params(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params, Extra]:
+    """(params, extra) of a run as NumPy arrays; for `checkpoint` see `resolve`.
 
     No devices of the saving machine are needed. Raises UserError if the run, the step or its files are missing or
     damaged.
@@ -169,26 +155,42 @@ def load_params(workdir: str | Path, checkpoint: int | str = "latest") -> tuple[
     return items["params"], items.get("extra", {})
 
 
-def resolve(workdir: str | Path, checkpoint: int | str = "latest") -> int:
-    """The step that "latest", "best" or a number stands for; "best" is by the metric the run was ranked by."""
-    folder, steps = Path(workdir) / "checkpoints", saved_steps(workdir)
+def resolve(workdir: str | Path, checkpoint: int | str = "") -> int:
+    """The step that a word stands for: "best", "latest" or a number; "" is the best step if the run selected one."""
+    steps = saved_steps(workdir)
+    if checkpoint in ("", "best"):
+        if selected := best_step(workdir):
+            return selected[0]
+        if checkpoint == "best":
+            raise UserError(f"{workdir}: no checkpoint was ranked; set Recipe.best, or ask for one of {steps}")
+        return steps[-1]
     if checkpoint == "latest":
         return steps[-1]
-    if checkpoint in ("", "best"):
-        values = {step: _ranked(folder / str(step)) for step in steps}
-        ranked = {step: value for step, value in values.items() if value is not None}
-        if not ranked and checkpoint == "":
-            return steps[-1]
-        if not ranked:
-            raise UserError(f"{workdir}: no checkpoint was ranked; set Recipe.best, or ask for one of {steps}")
-        return max(ranked, key=lambda step: (ranked[step], step))
     if str(checkpoint).isdigit() and int(checkpoint) in steps:
         return int(checkpoint)
-    raise UserError(f"{workdir} has no checkpoint {checkpoint!r}; expected latest, best or one of {steps}")
+    raise UserError(f"{workdir} has no checkpoint {checkpoint!r}; expected best, latest or one of {steps}")
+
+
+def best_step(workdir: str | Path) -> tuple[int, float] | None:
+    """(step, score) of the best of a run's ranked checkpoints, higher is better; None if none is ranked."""
+    folder = Path(workdir) / "checkpoints"
+    steps = saved_steps(workdir) if has_checkpoints(workdir) else []
+    scores = {step: _ranked(folder / str(step)) for step in steps}
+    ranked = [(score, step) for step, score in scores.items() if score is not None]
+    if not ranked:
+        return None
+    score, step = max(ranked)
+    return step, score
+
+
+def has_checkpoints(workdir: str | Path) -> bool:
+    """Whether a folder holds a checkpoint."""
+    return any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*"))
 
 
 def saved_steps(workdir: str | Path) -> list[int]:
     """The steps of a run's checkpoints, in ascending order. Raises UserError if there is none."""
+    check_local(workdir)
     folder = Path(workdir) / "checkpoints"
     steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
     if not steps:
@@ -196,7 +198,7 @@ def saved_steps(workdir: str | Path) -> list[int]:
     return steps
 
 
-def partial(where: str, checkpoint: int | str = "latest") -> Callable[[Params], Params]:
+def partial(where: str, checkpoint: int | str = "") -> Callable[[Params], Params]:
     """A step of `init_from` that loads a subtree of another run ("runs/x:image") or all its parameters ("runs/x").
 
     The other parameters keep their initial values. Raises UserError, when applied, if the subtree is missing on one side

@@ -48,7 +48,7 @@ class Log:
         self._since: tuple[int, float, float] | None = None  # step, time, seconds waited for data
         self.waited: Callable[[], float] = lambda: 0.0  # seconds waited for data so far
         self._writers: list[Writer] = []
-        self.console = Console(quiet=not self._leads, stderr=True, soft_wrap=True)
+        self.console = _console()
         if not self._leads:
             return
         folder = Path(workdir)
@@ -75,7 +75,7 @@ class Log:
 
     def info(self, text: str) -> None:
         """Print one line to the console."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, highlight=False)
 
     def start_clock(self, step: int) -> None:
         """Start measuring images/s at this step; call it after a pause such as compilation, evaluation or saving."""
@@ -139,6 +139,16 @@ class Log:
             self.info(f"step {step}/{self._steps}  loss {loss}{timing}")
 
 
+def say(text: str) -> None:
+    """Print one line to the console, on process 0."""
+    _console().print(text, highlight=False)
+
+
+def _console() -> Console:
+    # names of classes and files are text, also where they look like rich's markup
+    return Console(quiet=bool(jax.process_index()), stderr=True, soft_wrap=True, markup=False, emoji=False)
+
+
 def _summary(row: Mapping[str, float]) -> dict[str, float]:
     """The metrics without those of single classes, which are named eval/metric/class."""
     return {name: value for name, value in row.items() if name.count("/") < 2}
@@ -174,11 +184,13 @@ def _progress(console: Console) -> Progress:
 
 
 def to_console(level: int = logging.INFO) -> None:
-    """Show the log messages of this package on the console; for command-line programs."""
+    """Show the log messages of both packages on the console; for command-line programs."""
     handler = RichHandler(console=Console(stderr=True, soft_wrap=True), show_path=False, show_time=False)
-    logger = logging.getLogger("fundax")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
+    for name in ("fundax", "data_pipelines"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+        logger.propagate = False  # the root logger would print each message again
 
 
 def _writer(name: str, folder: Path, step: int) -> Writer:

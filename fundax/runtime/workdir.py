@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 import os
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,22 @@ import numpy as np
 
 from fundax.types import UserError
 
-_PACKAGES = ("fundax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-_log = logging.getLogger("fundax")
+
+def check_local(workdir: str | Path) -> None:
+    """Raise UserError for an address such as gs://bucket/run: runs are written to local folders only."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workdir)):
+        raise UserError(
+            f"{workdir}: runs are kept in local folders only for now; give a folder (a mounted bucket is one)"
+        )
+
+
+def make(workdir: str | Path) -> None:
+    """Create the folder of a run if it is not there. Raises UserError where that cannot be done."""
+    check_local(workdir)
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {workdir}: {error.strerror}") from None
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -39,6 +55,7 @@ def read_optional_json(path: str | Path) -> dict[str, Any]:
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
     """config.json of a run. Raises UserError if the folder is not a run."""
+    check_local(workdir)
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} is not a run: it has no config.json")
@@ -56,8 +73,28 @@ def write_arrays(workdir: str | Path, name: str, arrays: Mapping[str, np.ndarray
     os.replace(temporary, folder / f"{name}.npz")
 
 
+def read_about(workdir: str | Path, name: str) -> dict[str, Any]:
+    """What evals/<name>.npz says about its data and step (`about`); {} where there is no such file, or it says nothing."""
+    path = Path(workdir) / "evals" / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found = json.loads(str(stored["about"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented UTF-8 JSON atomically: after a crash there is either the old file or the new one."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(_text(value), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def digest_of_json(value: Any) -> str:
+    """A digest of a value: 12 hex digits of the SHA-256 of the file that write_json makes of it."""
+    return hashlib.sha256(_text(value).encode()).hexdigest()[:12]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

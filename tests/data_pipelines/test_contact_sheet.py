@@ -20,6 +20,13 @@ def test_sheet_has_a_cell_for_every_view(tmp_path: Path) -> None:
     assert (pixels[162:, 220:] == 255).all()  # the empty cells
 
 
+@pytest.mark.parametrize("suffix", ["png", "JPG", "tif", "webp", "svg", "pdf"])
+def test_the_suffix_is_the_format(tmp_path: Path, suffix: str) -> None:
+    data = contact_sheet(Eyes(1, size=32), tmp_path / f"sheet.{suffix}", cell=60).read_bytes()
+    begins = {"png": b"\x89PNG", "JPG": b"\xff\xd8", "tif": b"II*", "webp": b"RIFF", "svg": b"<?xml", "pdf": b"%PDF"}
+    assert data.startswith(begins[suffix])
+
+
 def test_words_say_class_eye_and_report() -> None:
     source = Eyes(4, size=16)
     record = source[1]
@@ -46,6 +53,10 @@ def test_faults_name_the_row(tmp_path: Path) -> None:
         contact_sheet(Eyes(0), tmp_path / "a.png")
     with pytest.raises(DataError, match="columns=0"):
         contact_sheet(Eyes(1), tmp_path / "a.png", columns=0)
+    with pytest.raises(DataError, match=r"sheet.xyz: expected a file name that ends in .png, .jpg"):
+        contact_sheet(Eyes(1), tmp_path / "sheet.xyz")
+    with pytest.raises(DataError, match="start=9, the source has the rows 0 to 0"):
+        contact_sheet(Eyes(1, size=16), tmp_path / "a.png", start=9)
     bad = [Record("p", (View(b"abc"),))]
     with pytest.raises(DataError, match="row 0: an image of 3 bytes: not an image"):
         contact_sheet(bad, tmp_path / "a.png")

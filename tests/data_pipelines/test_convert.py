@@ -9,7 +9,7 @@ from PIL import Image
 
 import launch
 from data_pipelines.convert import Sizing, convert
-from data_pipelines.images import load
+from data_pipelines.images import ReadOptions, StoredImage, load, read_options
 from data_pipelines.open import named
 from data_pipelines.records import DataError, Record, View
 from data_pipelines.sources.folders import image_folder
@@ -78,6 +78,49 @@ def test_images_shrink_and_what_lies_on_them_follows(tmp_path):
     np.testing.assert_array_equal(record.targets["mask"], np.repeat(np.arange(40)[None] >= 20, 20, 0) * 7)
     # the middle of the picture stays its middle: (59.5 + .5) / 3 - .5
     np.testing.assert_allclose(record.targets["points"], [[19.5, 9.5], [29.5, 4.5]], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [40, 200])
+def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path, size):
+    image, mask = np.zeros((80, 112, 3), np.uint8), np.ones((112, 80), np.uint8)
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    for value in (mask, tmp_path / "m.png"):
+        with pytest.raises(
+            DataError, match=r"row 1: .*mask.*(80 x 112 pixels, its image 112 x 80|its image \[80, 112\])"
+        ):
+            convert(wrap([{"image": image, "mask": value}]), tmp_path / "out", Sizing(size))
+    item = {"image": image, "mask": np.stack([mask.T, 0 * mask.T], -1)}  # one channel for each class
+    (record,) = array_records(convert(wrap([item]), tmp_path / "out", Sizing(40)))
+    assert record.targets["mask"].shape == (40, 56, 2) and record.targets["mask"].sum((0, 1)).tolist() == [2240, 0]
+
+
+def test_masks_are_stored_as_class_numbers(tmp_path):
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:2] = 128
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    item = {
+        "image": np.zeros((8, 8, 3), np.uint8),
+        "mask": StoredImage(tmp_path / "m.png", read_options(values="0:0,128:2")),
+    }
+    (record,) = array_records(convert(wrap([item]), tmp_path / "out", Sizing(8)))
+    assert record.targets["mask"].sum() == 32
+    item["mask"] = StoredImage(tmp_path / "m.png", read_options(values="0:background,128:disc"))
+    with pytest.raises(DataError, match="stores the numbers of classes: write values=128:2 instead of values=128:NAME"):
+        convert(wrap([item]), tmp_path / "other", Sizing(8))
+
+
+def test_stored_orientation_and_depth_are_kept(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    image = np.zeros((8, 16, 3), np.uint8)
+    image[:, 8:] = 200
+    Image.fromarray(image).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    Image.fromarray(image[..., 0].astype(np.uint16) * 16).save(tmp_path / "b.png")
+    views = [StoredImage(tmp_path / "a.jpg", ReadOptions(orientation="stored"))]
+    views.append(StoredImage(tmp_path / "b.png", ReadOptions(depth=12)))
+    records = [Record("p", (View(view),), where="row") for view in views]
+    for record in array_records(convert(records, tmp_path / "out", Sizing(8))):
+        assert np.abs(load(record.views[0].image).astype(int) - image).max() < 9
 
 
 def test_a_small_jpeg_keeps_its_bytes_and_a_large_one_is_encoded_well(tmp_path):

@@ -20,7 +20,7 @@ def recipe(*, steps: int = 3, lr: float = 0.1, size: Literal["S/16", "B/16"] = "
     """Args:
         steps: how many updates.
     """
-    return made(steps=2 if smoke else steps, rate=lr)
+    return made(steps=steps, rate=lr, batch=batch_size)
 '''
 
 
@@ -36,7 +36,36 @@ def test_keyword_arguments_are_the_command_line(config):
     assert isinstance(recipe, Recipe) and recipe.steps == 7 and recipe.objective == Linear()
     assert args == {"steps": 7, "lr": 1e-3, "size": "S/16", "data": ("a.csv", "b.csv"), "batch_size": 4, "smoke": False}
     assert recipe.source["argv"][:2] == ["--steps", "7"] and recipe.source["args"]["data"] == ["a.csv", "b.csv"]
-    assert load(config, ["--steps", "9", "--smoke", "--steps", "8"])[1]["steps"] == 8
+    assert load(config, ["--steps", "9", "--smoke", "--steps", "8"])[0].steps == 8
+
+
+def test_an_argument_that_a_config_does_not_honour_is_refused_by_name(config):
+    config.write_text(CONFIG.replace("steps=steps", "steps=2 if smoke else steps"))
+    assert load(config, ["--smoke"])[0].steps == 2
+    with pytest.raises(UserError, match=r"--steps 3000: .*small.py takes 2 instead; leave it out"):
+        load(config, ["--smoke", "--steps", "3000"])
+    config.write_text(CONFIG.replace("steps=steps", "steps=0"))
+    with pytest.raises(UserError, match=r"--lr: .*small.py trains nothing; leave it out"):
+        load(config, ["--lr", "1"])
+
+
+def test_a_stored_command_holds_in_any_folder(config, tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "a.csv").write_text("image")
+    monkeypatch.chdir(tmp_path)
+    source = load(config, ["--data=a.csv,images=images", "gone.csv", "--size", "S/16"])[0].source
+    here = f"{tmp_path}/a.csv,images={tmp_path}/images"
+    assert source["argv"] == [f"--data={here}", "gone.csv", "--size", "S/16"]
+    assert source["args"]["data"] == [here, "gone.csv"]
+
+
+def test_defaults_of_a_run_hold_where_an_argument_is_not_given(config):
+    defaults = {"lr": 0.5, "unknown": 1, "data": ("x.csv",)}
+    assert (
+        load(config, [], defaults=defaults)[1] | {"lr": 0.5, "data": ("x.csv",)}
+        == load(config, [], defaults=defaults)[1]
+    )
+    assert load(config, ["--lr", "0.2"], defaults=defaults)[1]["lr"] == 0.2
 
 
 @pytest.mark.parametrize(
@@ -117,6 +146,22 @@ def test_presets_and_smoke_are_defaults_which_an_argument_overrides(shared):
         load(shared.with_name("twice.py"))
     with pytest.raises(UserError, match="invalid choice 'labtop' for argument '--preset'"):
         load(shared, ["--preset", "labtop"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "default", "selects"),
+    [
+        ([], ("val/error", "min"), ("val/error", "min")),
+        (["--best", "mine/error"], ("val/error", "min"), ("mine/error", "min")),
+        (["--best", "mine/auc"], ("val/error", "min"), "mine/auc"),
+        (["--best", "mine/loss:min"], None, ("mine/loss", "min")),
+    ],
+)
+def test_best_keeps_the_direction_of_the_same_metric(shared, argv, default, selects):
+    shared.write_text(SHARED.replace("made(rate", f"made(best={default!r}, rate"))
+    assert load(shared, argv)[0].best == selects
+    with pytest.raises(UserError, match=r"expected a metric"):
+        load(shared, ["--best", "val/auc:most"])
 
 
 def test_options_of_a_program_are_taken_out_and_shown_by_help(shared, capsys):

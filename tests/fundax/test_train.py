@@ -2,18 +2,19 @@ import json
 import os
 import re
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny_objective import Linear, Rows, recipe
 
 from fundax.recipe import Intervals
 from fundax.runtime.checkpoint import Checkpoints, load_params
 from fundax.runtime.mesh import make_mesh
-from fundax.train import TrainState, abstract_state, fit, train_step
+from fundax.train import TrainState, _items, abstract_state, fit, is_complete, train_step
 from fundax.types import UserError
 
 
@@ -92,7 +93,44 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         fit(recipe(steps=6, poison=4), tmp_path)
     assert np.all(np.isfinite(load_params(tmp_path)[0]["head"]["kernel"]))
     with Checkpoints(tmp_path) as kept:
-        assert kept.latest() == 4
+        assert kept.steps()[-1] == 4
+
+
+@dataclass(frozen=True)
+class Breaking(Linear):
+    """The loss of step `at` is finite; its update is not."""
+
+    at: int = 4
+    where: str = "params"
+
+    def loss(self, params, extra, batch, rng, step):
+        loss, (extra, metrics) = super().loss(params, extra, batch, rng, step)
+        broken = jnp.where((step == self.at - 1) & (self.where == "extra"), jnp.nan, 0.0)
+        return loss, ({"seen": extra["seen"] + broken}, metrics)
+
+
+@pytest.mark.parametrize("where", ["params", "extra"])
+@pytest.mark.parametrize(("at", "good"), [(4, "step 3 is saved and good"), (6, "step 5 is saved and good")])
+def test_a_state_that_is_not_finite_is_never_saved_as_good(tmp_path, where, at, good):
+    def rate(count):
+        return jnp.where((count == at - 1) & (where == "params"), jnp.inf, 0.1)
+
+    run = recipe(objective=Breaking(at=at, where=where), optimizer=optax.sgd(rate), intervals=Intervals(1, 1, 0))
+    with pytest.raises(UserError, match=rf"step {at}: {where}.* after the update: not finite.*{good}"):
+        fit(run, tmp_path)
+    assert np.all(np.isfinite(load_params(tmp_path)[0]["head"]["kernel"]))
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 6
+
+
+def test_a_checkpoint_that_an_earlier_version_saved_broken_names_a_good_one(tmp_path):
+    fit(recipe(steps=4), tmp_path)
+    with Checkpoints(tmp_path) as kept:
+        items, _ = kept.restore(4, _items(abstract_state(recipe(), make_mesh((1, 1)))))
+        kept.save(5, items | {"extra": {"seen": jnp.float32(np.nan)}}, {"step": 5}, {})
+    with pytest.raises(
+        UserError, match=r"step 5 in .*: extra not finite; remove .*/5 to resume from an earlier step \(4\)"
+    ):
+        fit(recipe(steps=6), tmp_path)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
@@ -123,6 +161,49 @@ def test_best_and_latest_are_both_kept(tmp_path):
         assert kept.steps() == [2, 5]
     best, _ = load_params(tmp_path, "best")
     equal(best, load_params(tmp_path, 2)[0])
+
+
+def test_arrays_are_of_the_step_that_is_selected(tmp_path, capsys):
+    scores = iter([0.9, 0.5, 0.8, 0.2])  # step 0, then 1..3; step 0 is not saved
+    arrays = iter([0, 1, 2, 3])
+    run = recipe(
+        steps=3,
+        evals={"e": lambda f, p, x: {"auc": next(scores), "out": np.full(3, next(arrays))}},
+        best="e/auc",
+        intervals=Intervals(1, 1, 1),
+    )
+    fit(run, tmp_path)
+    with np.load(tmp_path / "evals" / "e.npz") as stored:
+        assert stored["out"].tolist() == [2, 2, 2] and json.loads(str(stored["about"]))["step"] == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"Best checkpoint: step 2, e/auc 0.8000, in {tmp_path / 'checkpoints' / '2'}" in said
+        and "Latest: step 3" in said
+    )
+
+
+def test_a_best_metric_that_no_evaluation_gives_is_an_error_before_training(tmp_path):
+    with pytest.raises(UserError, match=r"'held/auc': no evaluation gives it; the evaluations are held_out"):
+        fit(recipe(best="held/auc"), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(UserError, match=r"'held_out/auc': no evaluation gives it; the evaluations give held_out/error"):
+        fit(recipe(best="held_out/auc"), tmp_path / "b")
+    assert not (tmp_path / "b" / "checkpoints" / "2").exists()
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_complete_run_says_so_and_stays_as_it_is(tmp_path, capsys):
+    fit(recipe(steps=4), tmp_path)
+    before = files(tmp_path)
+    assert is_complete(recipe(steps=3), tmp_path) and not is_complete(recipe(steps=5), tmp_path)
+    equal(fit(recipe(steps=3), tmp_path).params, load_params(tmp_path)[0])
+    assert files(tmp_path) == before
+    assert "is complete, at step 4 of 3; nothing was changed. Latest checkpoint:" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ LAZY = {
         "sacrebleu",
     ),
     *("tensorboardX", "wandb", "onnx", "open_clip", "timm"),
+    *("openpyxl", "pyarrow"),
 }
 # Rooms (folders, or files at a root) by level: a room imports rooms of lower levels only, and files of its own room.
 LEVELS = {
@@ -33,17 +34,22 @@ LEVELS = {
         ("metrics", "optim", "runtime"),
         ("encoders", "losses"),
         ("objectives", "recipe"),
-        ("config", "evals", "interop", "train"),
+        ("stored",),
+        ("config", "evals", "interop", "rerun", "train"),
         ("inference", "roofline"),
         ("results",),
         ("verbs",),
     ),
     "data_pipelines": (
-        ("geometry", "records"),
-        ("datasets", "images", "language"),
+        ("geometry", "notices", "records"),
+        ("depth", "jpeg"),
+        ("images",),
+        ("language", "masks"),
         ("bad_records", "sources", "synthetic", "workers"),
-        ("collate", "open", "transforms"),
-        ("contact_sheet", "convert", "pipeline"),
+        ("datasets",),
+        ("collate", "transforms"),
+        ("words",),
+        ("contact_sheet", "convert", "open", "pipeline"),
         ("tasks",),
     ),
 }

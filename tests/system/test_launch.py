@@ -68,6 +68,15 @@ def test_a_run_is_logged_where_asked(monkeypatch):
     assert fitted == [("tensorboard", "wandb"), ()]
 
 
+def test_the_config_and_the_run_may_stand_behind_the_arguments(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(REPO)
+    code, err = said(capsys, "train", "--workdir", "x", "--data", "gone.csv", "configs/quickstart.py")
+    assert code == 2 and "gone.csv: no such file" in err
+    (tmp_path / "config.json").write_text("{}")
+    code, err = said(capsys, "eval", "--data", "gone.csv", str(tmp_path))
+    assert code == 2 and f"{tmp_path} holds no checkpoints" in err
+
+
 CSV = ["image,text,patient", *(f"{k}.png,an eye,p{k}" for k in range(8))]
 
 

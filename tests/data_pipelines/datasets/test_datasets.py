@@ -160,9 +160,13 @@ def test_broken_kermany_oct_writes_nothing(tmp_path, oct_folder, harm, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("IDRiD_002,0", "IDRiD_009,0", r"Training Labels\.csv row 2: no such image file .*IDRiD_009\.jpg"),
-        ("IDRiD_001,3", "IDRiD_001,5", r"row 1: Retinopathy grade is '5', expected a whole number from 0 to 4"),
-        ("IDRiD_001,3", "IDRiD_001,", r"row 1: Retinopathy grade is '', expected"),
+        ("IDRiD_002,0", "IDRiD_009,0", r"Training Labels\.csv row 2 \(line 3\): .*IDRiD_009\.jpg: no such image"),
+        (
+            "IDRiD_001,3",
+            "IDRiD_001,5",
+            r"row 1 \(line 2\): Retinopathy grade is '5', expected a whole number from 0 to 4",
+        ),
+        ("IDRiD_001,3", "IDRiD_001,", r"row 1 \(line 2\): Retinopathy grade is '', expected"),
         ("Retinopathy grade", "Grade", r"no column 'Retinopathy grade', it has Image name, Grade, Risk"),
     ],
 )
@@ -207,7 +211,9 @@ def test_label_table_takes_classes_codes_and_numbers(tmp_path, picture):
     found = [(row.split, row.label, row.patient) for row in layout.rows(tmp_path)]
     assert found == [("test", 2, "p1"), ("train", 0, "train/picture"), ("train", 3, "train/picture")]
     table.write_text("image,label\npicture.jpg,ERM\n")
-    with pytest.raises(DataError, match=r"labels\.csv row 1: label is 'ERM', expected one of CNV, DME, DRUSEN, NORMAL"):
+    with pytest.raises(
+        DataError, match=r"labels\.csv row 1 \(line 2\): label is 'ERM', expected one of CNV, DME, DRUSEN, NORMAL"
+    ):
         layout.rows(tmp_path)
 
 

@@ -17,7 +17,7 @@ def test_the_real_label_file(shared_data, tmp_path):
     assert record.findings == ("MH", "ODC")
     assert record.targets["label"].shape == (28,)
     assert record.targets["label"].sum() == 2
-    with pytest.raises(DataError, match=r"labels\.csv, row 1: no image 1\{\.png"):
+    with pytest.raises(DataError, match=r"labels\.csv row 1 \(line 2\): no image 1\{\.png"):
         source[0]
     assert source._rows[1][:, -1].sum() == 34  # the rare ones together
 
@@ -42,8 +42,8 @@ def test_publishers_layout_and_other(tmp_path):
 
 def test_wrong_rows_are_named(tmp_path):
     write(tmp_path / "a", [[7, 1, 2, *[0] * 28]])
-    with pytest.raises(DataError, match="row 1: DR is '2', expected 0 or 1"):
+    with pytest.raises(DataError, match=r"row 1 \(line 2\): DR is '2', expected 0 or 1"):
         len(rfmid(tmp_path / "a", "train"))
     write(tmp_path / "b", [], columns=CONDITIONS[1:])
-    with pytest.raises(DataError, match="no column DR"):
+    with pytest.raises(DataError, match="no column 'DR'"):
         len(rfmid(tmp_path / "b", "train"))

@@ -235,3 +235,14 @@ def test_ids_back_to_text(merges, vocab):
     np.testing.assert_array_equal(ids[0, :2], [2, 5])
     # as a decoder writes them: without the start, and something behind the end
     assert pieces.decode(np.array([[5, 7, 3, 5, 5]])) == ["disc eye"]
+
+
+@pytest.mark.parametrize("text", [None, float("nan"), b"normal", ["a"], 3])
+def test_only_texts_are_tokenised(text):
+    with pytest.raises(DataError, match=f"a tokenizer takes texts, not {type(text).__name__}"):
+        tokenizers.bundled(8)([text])
+
+
+def test_lone_surrogates_are_an_unknown_character():
+    ids = tokenizers.bundled(16)(["a\ud800b", "a\ufffdb", "\ud83d\ude00", "\U0001f600"])
+    assert ids[0].tolist() == ids[1].tolist() and ids[2].tolist() == ids[3].tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.records import DataError, Record, View
-from data_pipelines.sources.splits import folds, read_split, stratified, write_split
+from data_pipelines.sources.splits import divided, folds, read_split, split_record, stratified, write_split
 
 PATIENTS = [f"p{k // 2}" for k in range(400)]  # two eyes each
 LABELS = np.array([0 if k // 2 % 10 < 7 else 1 if k // 2 % 10 < 9 else 2 for k in range(400)])
@@ -57,27 +57,50 @@ def test_folds():
 
 
 def test_written_and_read(tmp_path):
-    parts = stratified(PATIENTS, LABELS)
-    cited = write_split(tmp_path / "split.json", PATIENTS, parts, seed=0, source="made up")
-    text = (tmp_path / "split.json").read_text()
+    parts, path = stratified(PATIENTS, LABELS), tmp_path / "split.json"
+    named = {part: {"eyes": [PATIENTS[row] for row in rows]} for part, rows in parts.items()}
+    cited = write_split(path, split_record(named, seed=0, source="made up"))
+    text = path.read_text()
     assert '"p1"' not in text
     assert len(cited) == 64
-    assert json.loads(text)["counts"]["train"] == {"patients": 140, "rows": 280}
-    backwards = PATIENTS[::-1]
-    read = read_split(tmp_path / "split.json", source(backwards))
+    assert json.loads(text)["counts"]["train"]["eyes"] == {"patients": 140, "rows": 280}
+    stored, backwards = read_split(path), PATIENTS[::-1]
+    read = divided(stored, source(backwards), "eyes")
     assert {name: len(part) for name, part in read.items()} == {name: len(rows) for name, rows in parts.items()}
     assert {read["test"][k].patient for k in range(len(read["test"]))} == {PATIENTS[r] for r in parts["test"]}
+    assert len(divided(stored, source(backwards), "another name of a single source")["train"]) == 280
     with pytest.raises(DataError, match="2 rows are of patients it does not have, first row 401"):
-        read_split(tmp_path / "split.json", source([*PATIENTS, "new", "new"]))
+        divided(stored, source([*PATIENTS, "new", "new"]))
     with pytest.raises(DataError, match="1 of its 200 patients are not in the source"):
-        read_split(tmp_path / "split.json", source(PATIENTS[2:]))
+        divided(stored, source(PATIENTS[2:]))
     with pytest.raises(DataError, match="expected a split written by fundax"):
-        read_split(tmp_path / "none.json", source(PATIENTS))
+        read_split(tmp_path / "none.json")
     (tmp_path / "other.json").write_text('{"format": "x", "parts": {}}')
-    with pytest.raises(DataError, match="format 'x'; expected 'fundax split 1'"):
-        read_split(tmp_path / "other.json", source(PATIENTS))
-    with pytest.raises(DataError, match="a patient is in 'train' and in 'test'"):
-        write_split(tmp_path / "bad.json", PATIENTS, {"train": [0], "test": [1]})
+    with pytest.raises(DataError, match="format 'x'; expected 'fundax split 2'"):
+        read_split(tmp_path / "other.json")
+    with pytest.raises(DataError, match="a patient of eyes is in 'train' and in 'test'"):
+        split_record({"train": {"eyes": ["p"]}, "test": {"eyes": ["p"]}})
+
+
+def test_a_split_file_of_one_source_that_an_earlier_version_wrote(tmp_path):
+    digest = next(iter(split_record({"train": {"": ["p1"]}})["parts"]["train"].values()))
+    (tmp_path / "old.json").write_text(json.dumps({"format": "fundax split 1", "parts": {"train": digest, "val": []}}))
+    assert {name: len(part) for name, part in divided(read_split(tmp_path / "old.json"), source(["p1"])).items()} == {
+        "train": 1
+    }
+
+
+def test_a_split_file_of_several_sources(tmp_path):
+    record = split_record({"train": {"a": ["p1"], "b": ["p2", "p3"]}, "val": {"a": ["p2"]}})
+    write_split(tmp_path / "s.json", record)
+    stored = read_split(tmp_path / "s.json")
+    assert {name: len(part) for name, part in divided(stored, source(["p2", "p1"]), "a").items()} == {
+        "train": 1,
+        "val": 1,
+    }
+    assert {name: len(part) for name, part in divided(stored, source(["p3", "p2"]), "b").items()} == {"train": 2}
+    with pytest.raises(DataError, match="has no source 'c', only a, b"):
+        divided(stored, source(["p1"]), "c")
 
 
 def test_bad_input_is_named():

@@ -45,6 +45,17 @@ def test_folders(root):
     assert list(modality_folders(root, only=("OCT",))) == ["OCT"]
 
 
+def test_subfolders_and_helper_folders(root, caplog):
+    (root / "OCT" / "site1").mkdir()
+    (root / "__MACOSX").mkdir()
+    Image.fromarray(np.zeros((6, 6), np.uint8)).save(root / "OCT" / "site1" / "c.jfif", "JPEG")
+    (root / "OCT" / "._0.png").write_bytes(b"x")
+    (root / "OCT" / "scan.e2e").write_bytes(b"x")
+    source = modality_folders(root)["OCT"]
+    assert [record.patient for record in source] == ["0.png", "1.png", "site1/c.jfif"]
+    assert "OCT: 1 files are not images and are passed over (1 .e2e)" in caplog.text
+
+
 def test_mistakes_are_named(root):
     with pytest.raises(DataError, match="no folder of UBM; it holds CFP, OCT, SLIT_LAMP"):
         modality_folders(root, only=("UBM",))
@@ -67,7 +78,7 @@ def test_mistakes_are_named(root):
 def test_shares(root, balanced):
     """Balanced, every modality comes as often as the others; otherwise in proportion to its images."""
     words = ("synthetic", str(root)) if balanced else (str(root),)
-    sources = by_modality(Sources(data=words), MODALITIES, Eyes(2, size=16), keep=True)
+    sources, _ = by_modality(Sources(data=words, fractions=(1.0,)), MODALITIES, Eyes(2, size=16), keep=True)
     assert images(sources) == (14 if balanced else 6)
     chain = (SingleView(text=None, targets=()), Select(("modality",)))
     data = mix(shares(sources, chain, balanced), batch=40, seed=0)()

@@ -1,5 +1,7 @@
 """Labelled parts, follow-ups and the thirteen answers: who is in which part, which questions visits make, what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,10 +9,11 @@ from PIL import Image
 from data_pipelines.open import Data, named
 from data_pipelines.records import DataError, Record, View
 from data_pipelines.sources.splits import Concatenated
-from data_pipelines.synthetic.sources import Eyes
-from data_pipelines.tasks.forecasting import Followups, Listed, Visits, single, worse
+from data_pipelines.synthetic.sources import Eyes, Patients
+from data_pipelines.tasks.forecasting import Followups, Listed, Visits, questions, single, worse
 from data_pipelines.tasks.labelled import FRACTIONS, FlipRows, Reader, Thumbnail, by_class, labels_of, parts, repeated
 from data_pipelines.tasks.visionfm_labels import NAMES, Thirteen
+from data_pipelines.tasks.visionfm_labels import parts as thirteen
 from data_pipelines.transforms.steps import Squash
 
 RNG = np.random.default_rng(0)
@@ -30,22 +33,21 @@ def table(tmp_path):
 EYES = Eyes(3, size=32)
 
 
-def labelled(word, split="", seed=0, target="label"):
-    return parts(Data(data=(str(word),), split=str(split), fractions=FRACTIONS), EYES, seed, target)
+def labelled(word, split="", seed=0, target="label", **fields):
+    return parts(Data(data=(str(word),), split=str(split), fractions=FRACTIONS, **fields), EYES, seed, target)
+
+
+def patients(source):
+    return [source[k].patient for k in range(len(source))]
 
 
 def test_parts_share_no_patient_and_a_written_split_is_read(table, tmp_path):
     first = labelled(table, tmp_path / "s.json")
-    again = labelled(table, tmp_path / "s.json", seed=5)
-    patients = [{part[k].patient for k in range(len(part))} for part in (first.train, first.val, first.test)]
-    assert (
-        not patients[0] & patients[1]
-        and not (patients[0] | patients[1]) & patients[2]
-        and sum(map(len, patients)) == 10
-    )
-    assert [r.patient for r in (again.test[k] for k in range(len(again.test)))] == [
-        r.patient for r in (first.test[k] for k in range(len(first.test)))
-    ]
+    test = labelled(table, tmp_path / "s.json", seed=5, part="test")
+    names = [set(patients(part)) for part in (first.train, first.scored, test.scored)]
+    assert not names[0] & names[1] and not (names[0] | names[1]) & names[2] and sum(map(len, names)) == 10
+    assert patients(test.train) == patients(first.train) and (first.name, test.name) == ("val", "test")
+    assert patients(labelled(table, part="all").scored) == [f"p{k // 2}" for k in range(20)]
     assert first.kind() == (False, ("a", "b", "c"))
     assert sum(len(part) for part in by_class(first.train, 3)) == len(first.train)
     with pytest.raises(DataError, match="has no value; name its column"):
@@ -69,13 +71,14 @@ def test_a_class_missing_in_a_part_keeps_its_number(table, tmp_path):
                 (tmp_path / "f" / part / name).mkdir(parents=True)
                 Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "f" / part / name / "x.png")
     found = labelled(tmp_path / "f")
-    assert found.classes == ("no", "yes") and labels_of(found.val).tolist() == [0] and len(found.test) == 2
+    assert found.classes == ("no", "yes") and labels_of(found.scored).tolist() == [0]
+    assert len(labelled(tmp_path / "f", part="test").scored) == 2
 
 
 def test_copies_are_positions_and_thumbnails_are_small():
     found = parts(Data(fractions=FRACTIONS), EYES)
-    assert len(repeated(found.train, 3)) == 9 and len(found.val) == 2
-    batch = next(iter(Reader(found, {"image_size": 16}).once("train", copies=2, batch=6)()))
+    assert len(repeated(found.train, 3)) == 9 and len(found.scored) == 2
+    batch = next(iter(Reader(found, {"image_size": 16}).once(found.train, copies=2, batch=6)()))
     assert batch["image"].shape == (6, 16, 16, 3) and batch["picture"].shape == (6, 96, 96, 3)
     image = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
     assert (FlipRows(1.0)({"image": image}, RNG)["image"] == image[::-1]).all()
@@ -135,3 +138,46 @@ def test_thirteen_answers():
         Thirteen([Record("p", eyes[0].views, targets={"label": np.int32(0)})])[0]
     both = Concatenated(([1, 2], [3]))
     assert len(both) == 3 and both[2] == 3
+
+
+def test_attributes_reach_the_batches_of_an_evaluation(tmp_path):
+    rows = ["image,label,sex,age,ward"]
+    for k in range(12):
+        Image.fromarray(np.full((8, 6, 3), k, np.uint8)).save(tmp_path / f"{k}.png")
+        rows.append(f"{k}.png,{'ab'[k % 2]},{'female' if k % 3 else 'm'},{40 + k if k else ''},w{k}")
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    found = labelled(f"{tmp_path}/t.csv,keep=ward", part="all")
+    read = Reader(found, {"image_size": 8})
+    batch = next(iter(read.once(found.scored, batch=12)()))
+    assert {"age", "sex", "ward"} <= set(read.keys)
+    assert batch["sex"][:3].tolist() == ["m", "female", "female"] and batch["ward"].tolist()[-1] == "w11"
+    assert batch["age"].dtype == np.float32 and np.isnan(batch["age"][0]) and batch["age"][1] == 41
+
+
+def test_states_of_visits_need_an_order(tmp_path):
+    rows = ["image,label,patient,day"]
+    for k in range(24):
+        Image.fromarray(np.full((8, 6, 3), k, np.uint8)).save(tmp_path / f"{k}.png")
+        rows.append(f"{k}.png,{('no', 'mild', 'severe')[k % 3]},p{k // 2},{100 * (k % 2)}")
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    data = Data(data=(f"{tmp_path}/t.csv",), fractions=(0.5, 0.5))
+    with pytest.raises(
+        DataError, match="states of visits: the order of the classes is not given; in the alphabet it is mild"
+    ):
+        questions(data, Patients(4), 0)
+    asked = questions(replace(data, classes=("no", "mild", "severe")), Patients(4), 0)
+    assert asked.train.classes == ("stable", "progression") and len(asked.train) + len(asked.scored) == 12
+
+
+def test_the_thirteen_labels_are_matched_by_the_names_of_their_columns(tmp_path):
+    columns = ("cataract", "Healthy", "glaucoma", "DR_1")
+    rows = ["image," + ",".join(columns)]
+    for k in range(8):
+        Image.fromarray(np.full((8, 6, 3), k, np.uint8)).save(tmp_path / f"{k}.png")
+        rows.append(f"{k}.png,1,{k % 2},0,{1 - k % 2}")
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    word = f"{tmp_path}/t.csv,label=" + "+".join(columns)
+    found = thirteen(Data(data=(word,), part="all"))
+    label = found.scored[1].targets["label"]
+    known = {name: value for name, value in zip(NAMES, label.tolist(), strict=True) if not np.isnan(value)}
+    assert known == {"healthy": 1, "DR-1": 0, "glaucoma": 0, "cataract": 1} and found.scored[1].targets["grade"] == 0

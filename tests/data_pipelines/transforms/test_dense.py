@@ -9,8 +9,6 @@ from PIL import Image
 from data_pipelines.geometry import Affine, FlipRows, Rotate, Transpose, move
 from data_pipelines.open import named
 from data_pipelines.records import DataError
-from data_pipelines.sources.splits import split
-from data_pipelines.sources.wrap import wrap
 from data_pipelines.synthetic.sources import Drawn, Eyes
 from data_pipelines.transforms.dense import Prepared, RandomCrop, RandomMove, Ready, RightAngles
 from data_pipelines.transforms.steps import Flip
@@ -124,6 +122,26 @@ def test_a_csv_of_masks_and_points(table):
     assert Prepared(several, 4, classes=("a", "b"), overlapping=True)[0].targets["truth"].sum((0, 1)).tolist() == [8, 0]
 
 
+def test_a_structure_that_covers_most_of_an_image_is_said(table, caplog, monkeypatch):
+    monkeypatch.setattr("data_pipelines.notices._given", set())
+    source = named(table([[255], [255]]), {"mask": "mask"}).source
+    for row in range(2):
+        assert Prepared(source, 8, classes=("vessel",))[row].targets["truth"].all()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.endswith(
+        "m0.png: vessel is 100 % of the image; if it is what is black, use values=0:vessel,255:background"
+    )
+
+
+def test_landmarks_of_a_turned_image_are_said(table, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("data_pipelines.notices._given", set())
+    source, exif = named(table([[0], [0]]), {"points": "a"}).source, Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(np.full((4, 4, 3), 50, np.uint8)).save(tmp_path / "0.png", exif=exif)
+    Prepared(source, 4, landmarks=("a",))[0]
+    assert "0.png: is turned by its EXIF orientation 3, and its landmarks are taken as pixels of" in caplog.text
+
+
 def test_mistakes_are_named_by_file_and_row(table, tmp_path):
     def message(masks, points=None, size=(4, 4), row=1, **fields):
         source = named(table(masks, points, size), {"mask": "mask", "points": "a"}).source
@@ -134,7 +152,8 @@ def test_mistakes_are_named_by_file_and_row(table, tmp_path):
     at, three = f"{tmp_path}/t.csv row 2 (line 3): ", {"classes": ("disc", "cup")}
     assert (
         message([[0], [7]], **three)
-        == f"{at}mask {tmp_path}/m1.png has the value 7; expected 0 to 2 for background, disc, cup"
+        == f"{at}mask {tmp_path}/m1.png has the value 7; expected 0 to 2 for background, disc, cup, "
+        "or a mapping such as values=0:background,7:cup"
     )
     assert message([[0], [0]], size=(3, 4), **three) == f"{at}mask {tmp_path}/m1.png is 4 x 3 pixels, its image 4 x 4"
     (tmp_path / "m1.png").unlink()
@@ -148,15 +167,3 @@ def test_mistakes_are_named_by_file_and_row(table, tmp_path):
     assert "2 masks for 1 classes" not in message([[0], [7]], classes=("vessel",))
     allowed = named(table([[0], [0]], nan), {"points": "a"}).source
     assert np.isnan(Prepared(allowed, 8, landmarks=("a",), missing="allowed")[1].targets["points"]).any()
-
-
-def test_parts_by_patient_are_written_once(tmp_path):
-    rows = [{"image": np.zeros((4, 4, 3), np.uint8), "patient": f"p{i // 2}"} for i in range(20)]
-    path = str(tmp_path / "split.json")
-    first = split(wrap(rows), {"train": 0.8, "val": 0.2}, file=path, seed=1, labels=lambda record: 0)
-    again = split(wrap(rows[::-1]), {"train": 0.8, "val": 0.2}, file=path, seed=2, labels=lambda record: 0)
-    assert [len(part) for part in first.values()] == [16, 4]
-    names = lambda part: {part[i].patient for i in range(len(part))}  # noqa: E731
-    assert names(first["val"]) == names(again["val"]) and not names(first["val"]) & names(first["train"])
-    with pytest.raises(DataError, match="has no part 'test', only"):
-        split(wrap(rows), {"train": 0.6, "val": 0.2, "test": 0.2}, file=path, labels=lambda record: 0)

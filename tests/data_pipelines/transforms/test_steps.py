@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from data_pipelines import images
+from data_pipelines.masks import load_mask
 from data_pipelines.records import DataError, Record, View
 from data_pipelines.transforms import steps as transforms
 from data_pipelines.transforms.steps import (
@@ -247,7 +248,7 @@ def test_field_of_view_of_what_has_none():
 @pytest.mark.parametrize("folder", ["hrf", "chase_db1"])
 def test_field_of_view_of_real_photographs(shared_data, folder):
     for path in sorted((shared_data / folder / "images").glob("*.jpg"))[:6]:
-        lit = images.load_mask(shared_data / folder / "fov" / f"{path.stem}.png") > 0
+        lit = load_mask(shared_data / folder / "fov" / f"{path.stem}.png") > 0
         rows, columns = np.flatnonzero(lit.any(1)), np.flatnonzero(lit.any(0))
         box = transforms.field_of_view(images.load(path))
         edges = (box.top, box.left, box.top + box.height, box.left + box.width)

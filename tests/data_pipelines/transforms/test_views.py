@@ -95,14 +95,16 @@ def test_mask_and_points_follow_a_scaled_decoding(tmp_path):
 
 def test_mask_of_another_size_or_that_is_missing():
     record = visit(LEFT, targets={"mask": np.zeros((6, 9), np.int32)})
-    with pytest.raises(DataError, match=r"row 7 \(line 9\): the mask is 6 x 9, its image 6 x 8 pixels"):
+    with pytest.raises(DataError, match=r"row 7 \(line 9\): mask is 9 x 6 pixels, its image 8 x 6"):
         SingleView(targets=("mask",))(record, RNG)
     with pytest.raises(DataError, match=r"row 7 \(line 9\): gone.png: no such image file"):
         SingleView(targets=("mask",))(visit(LEFT, targets={"mask": Path("gone.png")}), RNG)
 
 
 def test_unreadable_images_name_row_and_file():
-    with pytest.raises(DataError, match=r"^a.csv row 7 \(line 9\): x/gone.jpg: no such image file$"):
+    with pytest.raises(
+        DataError, match=r"^a.csv row 7 \(line 9\): x/gone.jpg: no such image file; there is no folder x$"
+    ):
         SingleView()(visit(View(Path("x/gone.jpg"))), RNG)
     with pytest.raises(DataError, match=r"^a.csv row 7 \(line 9\): an image of 3 bytes: not an image, it has only"):
         PairedEyes()(visit(View(b"\xff\xd8\xff", eye="left")), RNG)

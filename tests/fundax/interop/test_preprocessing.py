@@ -24,9 +24,10 @@ from fundax.objectives.clip import clip
 from fundax.objectives.flair import FLAIR, flair, text_encoder
 from fundax.objectives.keepfit import KeepFIT
 from fundax.objectives.keepfit_reference import V1
-from fundax.recipe import Recipe, describe
+from fundax.recipe import Recipe
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.runtime.workdir import write_json
+from fundax.stored import describe
 from fundax.train import fit
 
 CONFIGS = Path(__file__).parents[3] / "configs"

@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fundax.runtime import process
-from fundax.runtime.checkpoint import Checkpoints, load_params, partial, resolve
+from fundax.runtime.best import measured
+from fundax.runtime.checkpoint import Checkpoints, best_step, load_params, partial, resolve
 from fundax.runtime.mesh import make_mesh
 from fundax.types import UserError
 
@@ -43,11 +44,12 @@ def largest_file(folder):
 
 def test_latest_and_best_are_kept_and_found_again(run):
     with Checkpoints(run, keep=2, best="e/auc") as kept:
-        assert kept.steps() == [2, 3, 4] and kept.latest() == 4
+        assert kept.steps() == [2, 3, 4]
         found, meta = kept.restore(3, abstract(items(0.0)))
     assert meta["data"] == {"step": 3} and found["extra"] == {}
     jax.tree.map(np.testing.assert_array_equal, found, items(3.0))
-    assert resolve(run) == 4 and resolve(run, "best") == 2 and resolve(run, "3") == 3
+    assert resolve(run, "latest") == 4 and resolve(run, "best") == resolve(run) == 2 and resolve(run, "3") == 3
+    assert best_step(run) == (2, 0.9)
 
 
 def test_a_reopened_run_still_keeps_its_best(run):
@@ -114,7 +116,7 @@ def test_an_old_step_goes_whole_or_not_at_all(run):
 def test_a_step_without_its_parameters_is_damaged(run):
     shutil.rmtree(run / "checkpoints" / "4" / "params")
     with pytest.raises(UserError, match=r"4 is damaged .* load another step"):
-        load_params(run)
+        load_params(run, "latest")
 
 
 def test_only_orbaxs_abandoned_reads_are_kept_quiet(monkeypatch):
@@ -143,9 +145,9 @@ def test_a_save_cut_short_leaves_the_latest_readable(run):
     torn = run / "checkpoints" / "5.orbax-checkpoint-tmp"
     (torn / "params").mkdir(parents=True)
     (torn / "params" / "manifest.ocdbt").write_bytes(b"half")
-    assert resolve(run) == 4
+    assert resolve(run, "latest") == 4
     with Checkpoints(run) as kept:
-        assert kept.latest() == 4
+        assert kept.steps()[-1] == 4
         kept.restore(4, abstract(items(0.0)))
 
 
@@ -154,7 +156,7 @@ def test_partial_takes_a_subtree(run):
     taken = partial(f"{run}:image", 3)(fresh)
     assert taken["log_scale"] == 7 and np.all(taken["image"]["mlp"]["kernel"] == 3)
     assert np.all(fresh["image"]["mlp"]["kernel"] == 0)
-    assert partial(str(run))(fresh)["log_scale"] == 4
+    assert partial(str(run))(fresh)["log_scale"] == 2 and partial(str(run), "latest")(fresh)["log_scale"] == 4
     with pytest.raises(UserError, match=r"no parameters 'text'; instead of 'text' it has \['image', 'log_scale'\]"):
         partial(f"{run}:text")(fresh)
     with pytest.raises(UserError, match=r"mlp/kernel \(40, 6\) instead of \(41, 6\)"):
@@ -162,7 +164,7 @@ def test_partial_takes_a_subtree(run):
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "message"), [("best", "no checkpoint was ranked"), (7, "expected latest, best or one of")]
+    ("checkpoint", "message"), [("best", "no checkpoint was ranked"), (7, "expected best, latest or one of")]
 )
 def test_what_is_not_there(tmp_path, checkpoint, message):
     with pytest.raises(UserError, match="holds no checkpoints"):
@@ -173,12 +175,30 @@ def test_what_is_not_there(tmp_path, checkpoint, message):
         load_params(tmp_path, checkpoint)
 
 
+def test_a_run_that_selected_nothing_opens_at_its_latest_step(tmp_path):
+    with Checkpoints(tmp_path) as kept:
+        for step in (1, 2):
+            kept.save(step, items(float(step)), {}, {})
+    assert resolve(tmp_path) == 2 and best_step(tmp_path) is None
+
+
+def test_the_best_of_several_sources_is_the_best_mean(tmp_path):
+    scores = [(0.9, 0.1), (0.6, 0.8), (0.3, float("nan"))]  # the first source alone would take the first step
+    with Checkpoints(tmp_path, keep=1, best="zero_shot*/auc") as kept:
+        for step, (a, b) in enumerate(scores, start=1):
+            kept.save(step, items(float(step)), {}, {"zero_shot_a/auc": a, "zero_shot_b/auc": b, "other/auc": 1.0})
+            kept.wait()
+    assert best_step(tmp_path) == (2, pytest.approx(0.7))
+    assert measured("zero_shot*/auc", {"zero_shot_a/auc": 0.5, "zero_shot_b/auc": 0.7}) == pytest.approx(0.6)
+    assert measured("probe/auc", {"zero_shot/auc": 0.5}) is None
+
+
 def test_the_lowest_value_can_be_the_best(tmp_path):
     with Checkpoints(tmp_path, keep=1, best=("e/error", "min")) as kept:
         for step, error in enumerate((0.4, 0.2, 0.3), start=1):
             kept.save(step, items(float(step)), {"step": step}, {"e/error": error})
             kept.wait()
         assert kept.steps() == [2, 3]
-    assert resolve(tmp_path, "best") == 2
+    assert resolve(tmp_path) == 2 and best_step(tmp_path) == (2, -0.2)
     with pytest.raises(UserError, match=r'expected a metric, \(metric, "min"\) or \(metric, "max"\)'):
         Checkpoints(tmp_path, best=("e/error", "lowest"))

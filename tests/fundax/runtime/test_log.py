@@ -61,6 +61,14 @@ def test_a_repeated_evaluation_replaces_its_own_row_only(tmp_path):
     assert rows(tmp_path)[-1]["e/auc"] == 0.9 and rows(tmp_path)[0]["train/loss"] == 1.0
 
 
+def test_names_are_text_and_no_markup(tmp_path, capsys):
+    with opened(tmp_path, step=9) as log:
+        log.evaluation(9, {"e/drusen [small]": 0.5})
+        log.evaluation(10, {"e/drusen [small]": 0.5, "e/[bold]": 1.0, "e/:eye:": 0.0})
+    said = capsys.readouterr().err
+    assert said.count("drusen [small]") == 2 and "[bold]" in said and ":eye:" in said
+
+
 def test_tensorboard_gets_the_rows(tmp_path):
     pytest.importorskip("tensorboardX", reason="the extra fundax[tensorboard] is not installed")
     with opened(tmp_path, writers=("tensorboard",)) as log:

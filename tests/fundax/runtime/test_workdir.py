@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import jax
 import numpy as np
@@ -9,9 +8,9 @@ from tiny_objective import recipe
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.objectives.clip import CLIP
-from fundax.recipe import describe
 from fundax.runtime import serialize
 from fundax.runtime.workdir import read_config, write_arrays
+from fundax.stored import describe
 from fundax.types import UserError
 
 
@@ -40,12 +39,6 @@ def test_a_run_describes_itself(tmp_path):
     }
     assert (tmp_path / "run" / "config.py").read_text() == "x = 1"
     assert (tmp_path / "run" / "tokenizer" / "words").exists()
-
-
-def test_an_evaluation_leaves_the_description_as_it_is(tmp_path):
-    describe(recipe(steps=6), tmp_path)
-    describe(replace(recipe(), steps=0), tmp_path)
-    assert read_config(tmp_path)["steps"] == 6
 
 
 def test_arrays_are_replaced_whole(tmp_path):

@@ -1,0 +1,80 @@
+"""Precision and recall of the findings that are read from reports, against hand-marked sentences.
+
+    python benchmarks/findings.py
+    python benchmarks/findings.py --sentences my_reports.tsv
+
+A file has the columns present (findings, separated by "; ") and text, separated by tabs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from record import Table, record
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from data_pipelines.language.findings import vocabulary
+from data_pipelines.records import DataError
+
+MARKED = Path(__file__).resolve().parent.parent / "tests" / "data_pipelines" / "language"
+LANGUAGES = {"English": MARKED / "marked_en.tsv", "Chinese": MARKED / "marked_zh.tsv"}
+Sentence = tuple[str, frozenset[str]]
+
+
+def read(path: Path) -> list[Sentence]:
+    """Sentences with the findings that they state to be present. Raises DataError naming a line that has no two columns."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    out = []
+    for number, line in enumerate(lines[1:], start=2):
+        present, tab, text = line.partition("\t")
+        if not tab or not text:
+            raise DataError(f"{path} line {number}: {line[:60]!r}; expected findings, a tab and a text")
+        out.append((text, frozenset(name.strip() for name in present.split(";") if name.strip())))
+    return out
+
+
+def count(sentences: Iterable[Sentence]) -> dict[str, tuple[int, int, int]]:
+    """Per finding: sentences in which it was read rightly, wrongly, and missed."""
+    find, found = vocabulary(), Counter()
+    for text, marked in sentences:
+        read_out = find(text)
+        for kind, names in enumerate((read_out & marked, read_out - marked, marked - read_out)):
+            found.update((name, kind) for name in names)
+    names = sorted({name for name, _ in found})
+    return {name: (found[name, 0], found[name, 1], found[name, 2]) for name in names}
+
+
+def table(title: str, sentences: Sequence[Sentence]) -> Table:
+    """Precision and recall of each finding, and of all of them together."""
+    counts = count(sentences)
+    total = tuple(sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0, 0)
+    rows = [_row(name, counts[name]) for name in counts] + [_row("all", total)]
+    return Table(
+        f"{title}: {len(sentences)} sentences", ("finding", "right", "wrong", "missed", "precision", "recall"), rows
+    )
+
+
+def _row(name: str, counts: Sequence[int]) -> tuple[str, ...]:
+    right, wrong, missed = counts
+    shares = [f"{right / of:.3f}" if of else "–" for of in (right + wrong, right + missed)]
+    return (name, *map(str, counts), *shares)
+
+
+def main() -> None:
+    """Score the bundled sentences, or a file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--sentences", type=Path, help="tab-separated file with present and text (default: the bundled)"
+    )
+    given = parser.parse_args().sentences
+    files = {given.name: given} if given else LANGUAGES
+    record("findings", [table(name, read(path)) for name, path in files.items()], keep=given is None)
+
+
+if __name__ == "__main__":
+    main()

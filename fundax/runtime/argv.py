@@ -1,0 +1,79 @@
+"""The words of a command line: which arguments are given, and paths in a form that holds in any folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Arguments whose values are paths, or name a path before options ("labels.csv,images=photos").
+PATHS = frozenset(
+    {"appearance", "cache", "data", "data_dir", "elite", "image_dir", "init", "init_text", "rfmid_root", "split"}
+    | {"texts", "tokenizer", "val"}
+)
+
+
+def given(argv: Sequence[str]) -> dict[str, list[str]]:
+    """The arguments of a command line by name ("image_dir"), each with its values; of two, the last one counts."""
+    return {name: values for name, _, values in _groups(argv) if name}
+
+
+def without(argv: Sequence[str], names: Iterable[str]) -> list[str]:
+    """The command line without these arguments."""
+    left_out = set(names)
+    return [word for name, words, _ in _groups(argv) if name not in left_out for word in words]
+
+
+def absolute(argv: Sequence[str]) -> list[str]:
+    """The command line with paths that exist as absolute paths."""
+    found: list[str] = []
+    for name, words, _ in _groups(argv):
+        if name in PATHS:
+            flag, equals, value = words[0].partition("=")
+            words = [flag + equals + absolute_path(value), *map(absolute_path, words[1:])]
+        found += words
+    return found
+
+
+def absolute_values(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for the values of arguments by name."""
+    found = dict(arguments)
+    for name in PATHS & found.keys():
+        value = found[name]
+        if isinstance(value, str):
+            found[name] = absolute_path(value)
+        elif isinstance(value, list | tuple):
+            found[name] = [absolute_path(word) if isinstance(word, str) else word for word in value]
+    return found
+
+
+def absolute_path(word: str) -> str:
+    """The word with its path, and the path of an option images=, made absolute where they exist."""
+    head, *options = word.split(",")
+    kind = "array_record:" if head.startswith("array_record:") else ""
+    options = [f"images={_absolute(o.removeprefix('images='))}" if o.startswith("images=") else o for o in options]
+    return ",".join([kind + _absolute(head.removeprefix(kind)), *options])
+
+
+def missing_paths(argv: Sequence[str]) -> list[str]:
+    """The paths of a command line that do not exist."""
+    words = [value.split(",")[0] for name, values in given(argv).items() if name in PATHS for value in values]
+    return [word for word in words if word and ":" not in word and word != "synthetic" and not Path(word).exists()]
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if path and Path(path).exists() else path
+
+
+def _groups(argv: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(name, words, values) of each argument with its values; the name of what stands before the first one is ""."""
+    words: list[str] = []
+    for word in [*argv, "--"]:
+        if word.startswith("--") and words:
+            flag, equals, value = words[0].partition("=")
+            named = flag.startswith("--")
+            name = flag.removeprefix("--").replace("-", "_").removeprefix("no_") if named else ""
+            yield name, words, ([value] if equals else []) + words[1:] if named else []
+            words = []
+        words.append(word)
