@@ -25,8 +25,9 @@ from fundax.objectives.clip import clip
 from fundax.objectives.flair import flair
 from fundax.objectives.ibot import IBOT
 from fundax.objectives.ret_clip import ret_clip
-from fundax.recipe import Recipe, describe
+from fundax.recipe import Recipe
 from fundax.runtime.checkpoint import Checkpoints
+from fundax.stored import describe
 from fundax.types import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
