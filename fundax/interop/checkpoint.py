@@ -78,6 +78,7 @@ class Format:
         select: the part of a model that is written, such as the teacher's encoder of a pretraining.
         objective_of: (folder) to the model that its configuration describes, without reading weights; None where only
             weights say it.
+        order: formats are tried in this order; one whose keys are among another's has the larger number.
         difference: largest difference of features between the other program and ours; None where it is not installed.
     """
 
@@ -94,6 +95,7 @@ class Format:
     fills: tuple[type, ...] = ()
     select: Callable[[Checkpoint], Checkpoint] = whole
     objective_of: Callable[[Path], Any] | None = None
+    order: int = 0
     difference: Callable[[str | Path, Checkpoint], float | None] = never_compared
 
 

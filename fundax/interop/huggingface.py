@@ -294,5 +294,5 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
 
 FORMAT = Format(
     "huggingface", NAME, (CLIP,), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
-    configured=True, read_as=read_as, difference=difference, objective_of=described,
+    configured=True, read_as=read_as, difference=difference, objective_of=described, order=3,
 )  # fmt: skip
