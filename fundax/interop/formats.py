@@ -15,7 +15,7 @@ from fundax.types import UserError
 
 
 @functools.cache
-def formats() -> tuple[Format, ...]:
+def all_formats() -> tuple[Format, ...]:
     """The formats that the files of this folder define, in the order in which they are tried."""
     names = sorted(found.name for found in pkgutil.iter_modules([str(Path(__file__).parent)]))
     modules = [importlib.import_module(f"fundax.interop.{name}") for name in names]
@@ -25,16 +25,16 @@ def formats() -> tuple[Format, ...]:
 
 def format_of(state: State, source: str) -> Format:
     """The format with these keys. Raises UserError naming a few of the keys if there is none."""
-    for found in formats():
+    for found in all_formats():
         if found.detect(state):
             return found
-    titles = " or ".join(dict.fromkeys(found.title for found in formats()))
+    titles = " or ".join(dict.fromkeys(found.title for found in all_formats()))
     raise UserError(f"{source}: the keys are not those of {titles}; it has {', '.join(sorted(state)[:5])}, ...")
 
 
 def export_names() -> tuple[str, ...]:
     """The choices of `export --to`."""
-    return tuple(dict.fromkeys(found.name for found in formats() if found.write is not None))
+    return tuple(dict.fromkeys(found.name for found in all_formats() if found.write is not None))
 
 
 def check_name(name: str) -> None:
@@ -45,11 +45,11 @@ def check_name(name: str) -> None:
 
 def writer(name: str, checkpoint: Checkpoint) -> Format:
     """The format of that name which holds a model. Raises UserError listing the names that would do."""
-    fitting = [found for found in formats() if found.write and isinstance(checkpoint.objective, found.holds)]
+    fitting = [found for found in all_formats() if found.write and isinstance(checkpoint.objective, found.holds)]
     for found in fitting:
         if found.name == name:
             return found
     kind = type(checkpoint.objective).__name__
     names = ", ".join(dict.fromkeys(found.name for found in fitting)) or "none of the formats"
-    title = next(found.title for found in formats() if found.name == name)
+    title = next(found.title for found in all_formats() if found.name == name)
     raise UserError(f"{title} cannot hold a {kind}: cannot export to '{name}'; expected {names}")

@@ -19,7 +19,7 @@ from fundax.encoders.vit import ViT
 from fundax.interop import keymap
 from fundax.interop.checkpoint import Format, say_once
 from fundax.interop.folder import RECORD
-from fundax.interop.formats import format_of, formats
+from fundax.interop.formats import all_formats, format_of
 from fundax.interop.read import has_configuration, is_run, load, read_objective, read_run
 from fundax.interop.weights import State, folder_of, read_state
 from fundax.objectives.clip import CLIP
@@ -128,7 +128,7 @@ def _described(path: Path) -> Any:
     """The objective of a run, or of a folder with a configuration; None where weights alone are there."""
     if is_run(path):
         return read_objective(path)
-    for found in formats():
+    for found in all_formats():
         if found.objective_of is not None and path.is_dir() and all((path / name).is_file() for name in found.files):
             return found.objective_of(path)
     record = read_optional_json(folder_of(path) / RECORD) if path.is_dir() else {}

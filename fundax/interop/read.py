@@ -35,7 +35,7 @@ def load(
     """The model at `path`: a run, an exported folder, or a file of weights of another program.
 
     Args:
-        path: a run of fundax or an import (its folder), a folder of one of `formats()`, or one of its weights files
+        path: a run of fundax or an import (its folder), a folder of one of `all_formats()`, or one of its weights files
             (.safetensors, .pt, .pth, .bin, .npz).
         checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         like: the size ("H/14-378", a name of encoders.vit.SIZES) of a CLIP file without configuration beside it.

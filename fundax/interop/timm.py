@@ -143,6 +143,6 @@ FORMAT = Format(
     select=vit.encoder_of, difference=difference, order=9,
 )  # fmt: skip
 RETFOUND = Format(  # its encoder is timm's, and export --to timm compares that
-    "retfound", "RETFound", (Encoder, IBOT, BackboneWithHead), ("retfound.pth",), vit.detect, read_model, write_retfound, RETFOUND_USAGE,
-    select=vit.encoder_of, order=10,
+    "retfound", "RETFound", (Encoder, IBOT, BackboneWithHead), ("retfound.pth",), vit.detect, read_model, write_retfound,
+    RETFOUND_USAGE, select=vit.encoder_of, order=10,
 )  # fmt: skip
