@@ -137,7 +137,8 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     except KeyError as error:
         raise UserError(f"{path}/{CONFIG}: {error} is missing") from error
     settings = processor.read(folder_of(path))
-    facts = processor.preprocessing_of(settings, path) if settings else {"image_size": tower.image_size}
+    own = {"image_size": tower.image_size}
+    facts: dict[str, Any] = processor.preprocessing_of(settings, path) if settings else own
     if facts["image_size"] != tower.image_size:  # published ones learnt at 518 pixels and are shown 224
         tower = tower.clone(image_size=facts["image_size"])
         if tower.image_size % tower.patch:
