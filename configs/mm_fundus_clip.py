@@ -1,8 +1,8 @@
 """python launch.py train configs/mm_fundus_clip.py --workdir runs/mm_fundus_clip --data train.csv --init WEIGHTS
 
-MM-Fundus-CLIP tunes a pretrained CLIP on photographs and their reports at a constant learning rate of 1e-6 (the article
-says 1e-5: --lr 1e-5). --preset published is DFN ViT-H/14 at 378 pixels; --size is that of --init. Several sources can be
-mixed: --data csdi/labels.csv,text=text_en tfds:idrid --prompt "{modality}: {text}". Without --data: synthetic eyes.
+MM-Fundus-CLIP tunes a pretrained CLIP, of the size of --init, on photographs and their reports at a constant learning rate
+of 1e-6 (the article says 1e-5: --lr 1e-5). --preset published is DFN ViT-H/14 at 378 pixels. Several sources can be mixed:
+--data csdi/labels.csv,text=text_en tfds:idrid --prompt "{modality}: {text}". Without --data: synthetic eyes.
 """
 
 import logging
@@ -35,7 +35,7 @@ def recipe(
     preset: Literal["published", "laptop"] = "laptop",
     data: Data = Data(),
     run: Run = Run(epochs=10, lr=1e-6, weight_decay=0.2),
-    size: str = "tiny",
+    size: str = "",
     init: str = "",
     tokenizer: str = "",
     prompt: str = "{text}",
@@ -51,8 +51,9 @@ def recipe(
         "context": words.context,
         "jitter": (0.2, 0.2) if augment == "device" else (0, 0),
     }
-    deep = run.remat != "none" or clip(size).image.depth > 12
-    objective = clip(size, scan=deep, **model, **run.compute(encoders.ViT)[0])
+    deep = run.remat != "none" or clip(size or "tiny").image.depth > 12
+    objective = clip(size or "tiny", scan=deep, **model, **run.compute(encoders.ViT)[0])
+    objective = objective if size else interop.sized_like(init, objective)
     side = objective.image.image_size
     eyes = synthetic_parts(data.eyes(run.seed, side), keep=False, val=max(16, data.patients // 50))
     parts = data.parts(eyes, run.seed)

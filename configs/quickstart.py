@@ -24,7 +24,7 @@ def recipe(
     *,
     data: Data = Data(),
     run: Run = Run(batch=64, steps=400, lr=1e-3, weight_decay=0.1),
-    size: str = "tiny",
+    size: str = "",
     image_size: int = 0,
     init: str = "",
     tokenizer: str = "",
@@ -32,7 +32,8 @@ def recipe(
     """A small CLIP on synthetic fundus photographs and their reports, or on images and texts of your own."""
     words = interop.tokenizer(tokenizer or init, bundled(48))
     model = {"vocab": words.vocab_size, "context": words.context, "image_size": image_size}
-    objective = clip(size, **model, **run.compute(encoders.ViT)[0])
+    objective = clip(size or "tiny", **model, **run.compute(encoders.ViT)[0])
+    objective = objective if size else interop.sized_like(init, objective)
     side = objective.image.image_size
     eyes = synthetic_parts(data.eyes(run.seed, side), keep=not run.workers, val=min(data.patients, 420))
     parts = data.parts(eyes, run.seed)

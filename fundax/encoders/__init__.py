@@ -16,6 +16,7 @@ with _epy.lazy_api_imports(globals()):
     )
     from fundax.encoders.backbone import (
         Backbone,
+        BackboneWithHead,
         Encoder,
         apply_encoder,
         apply_head,

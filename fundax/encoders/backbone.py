@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,16 @@ def tower_of(objective: Any, params: Params, extra: Extra) -> tuple[ViT, Params]
     if tower.mask_token:  # a teacher has no mask token, and never needs it
         weights.setdefault("mask_token", jnp.zeros(tower.width))
     return tower.clone(mask_ratio=0.0, drop_path=0.0), weights
+
+
+@runtime_checkable
+class BackboneWithHead(Protocol):
+    """An objective that answers from the feature of an image: it can be predicted with, and its encoder exported."""
+
+    @property
+    def tower(self) -> Any: ...
+    @property
+    def head(self) -> Any: ...
 
 
 def owner_of(objective: Any) -> Any:

@@ -16,6 +16,7 @@ from rich.table import Table
 from data_pipelines.images import load
 from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.transforms.steps import preprocess
+from fundax.encoders.backbone import BackboneWithHead
 from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.read import read_run
 from fundax.objectives.classify import Classify, MultiModality
@@ -23,7 +24,8 @@ from fundax.objectives.forecast import Forecast
 from fundax.objectives.regress import Regress
 from fundax.types import Extra, UserError
 
-OBJECTIVE = (Classify, MultiModality, Regress, Forecast)  # launch.py predict uses this module for these objectives
+# launch.py predict uses this module for these objectives, and for others on a Backbone with `classes` or `names`
+OBJECTIVE = (Classify, MultiModality, Regress, Forecast, BackboneWithHead)
 SHOWN = 8  # number of columns in the console; the CSV has all of them
 
 

@@ -14,7 +14,6 @@ from fundax.encoders.backbone import Backbone, preprocessing
 from fundax.encoders.positions import pixel_centres
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
-from fundax.interop.checkpoint import stored_preprocessing
 from fundax.interop.initial import fit_positions, own_state, same_shapes, taken_extra
 from fundax.interop.read import is_run, load, read_objective, read_preprocessing
 from fundax.interop.weights import existing
@@ -125,7 +124,7 @@ def _described(path: str, modality: str) -> tuple[Any, dict[str, Any]]:
         objective = read_objective(path)
         return objective, read_preprocessing(path, objective)
     model = load(path, modality=modality)
-    return model.objective, stored_preprocessing(model.objective, model.preprocessing)
+    return model.objective, dict(model.preprocessing)
 
 
 def _sized(path: str, image: ViT | ResNet, image_size: int, fields: Mapping[str, Any]) -> ViT | ResNet:

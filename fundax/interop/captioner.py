@@ -173,4 +173,6 @@ def _flair_key(key: str) -> str:
     return f"{FLAIR_VISION}.{name}.{rest}"
 
 
-FORMAT = Format("ffa_captioner", NAME, (Report,), (WEIGHTS, folder.RECORD), detect, read_model, write_folder, USAGE)
+FORMAT = Format(
+    "ffa_captioner", NAME, (Report,), (WEIGHTS, folder.RECORD), detect, read_model, write_folder, USAGE, order=5
+)

@@ -76,6 +76,9 @@ class Format:
             tables as long as they are stored: for files without configuration. None where `read` needs none.
         fills: classes of objectives that `read_as` gives parameters of, where they are not those that it holds.
         select: the part of a model that is written, such as the teacher's encoder of a pretraining.
+        objective_of: (folder) to the model that its configuration describes, without reading weights; None where only
+            weights say it.
+        order: formats are tried in this order; one whose keys are among another's has the larger number.
         difference: largest difference of features between the other program and ours; None where it is not installed.
     """
 
@@ -91,6 +94,8 @@ class Format:
     read_as: Callable[[Any, State, str], tuple[Params, Extra]] | None = None
     fills: tuple[type, ...] = ()
     select: Callable[[Checkpoint], Checkpoint] = whole
+    objective_of: Callable[[Path], Any] | None = None
+    order: int = 0
     difference: Callable[[str | Path, Checkpoint], float | None] = never_compared
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fundax.encoders import layers
-from fundax.encoders.backbone import Encoder
+from fundax.encoders.backbone import BackboneWithHead, Encoder
 from fundax.encoders.positions import pixel_centres, resize_positions
 from fundax.encoders.vit import ViT, init_dino
 from fundax.interop import folder, keymap, processor, vit
@@ -137,7 +137,8 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     except KeyError as error:
         raise UserError(f"{path}/{CONFIG}: {error} is missing") from error
     settings = processor.read(folder_of(path))
-    facts = processor.preprocessing_of(settings, path) if settings else {"image_size": tower.image_size}
+    own = {"image_size": tower.image_size}
+    facts: dict[str, Any] = processor.preprocessing_of(settings, path) if settings else own
     if facts["image_size"] != tower.image_size:  # published ones learnt at 518 pixels and are shown 224
         tower = tower.clone(image_size=facts["image_size"])
         if tower.image_size % tower.patch:
@@ -174,6 +175,6 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
 
 
 FORMAT = Format(
-    "huggingface", NAME, (Encoder, IBOT), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
-    configured=True, select=vit.encoder_of, difference=difference,
+    "huggingface", NAME, (Encoder, IBOT, BackboneWithHead), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
+    configured=True, select=vit.encoder_of, difference=difference, order=8,
 )  # fmt: skip

@@ -37,12 +37,14 @@ def export(run: str | Path, to: str, out: str | Path, *, checkpoint: int | str =
             differ from the other program's by more than LARGEST where that program is installed.
     """
     check_name(to)
-    model = read_run(run, checkpoint)
-    found = writer(to, model)
-    model = found.select(model)
+    whole = read_run(run, checkpoint)
+    found = writer(to, whole)
+    model = found.select(whole)
     assert found.write is not None
     found.write(model, out, overwrite)
-    return f"{out}: {to} folder of {run}, step {model.source['step']}; {compare(found, out, model)}"
+    left = ", ".join(sorted(whole.params.keys() - model.params.keys())) if not whole.extra.get("teacher") else ""
+    note = f"; the image encoder alone, without {left}" if left else ""
+    return f"{out}: {to} folder of {run}, step {model.source['step']}; {compare(found, out, model)}{note}"
 
 
 def compare(found: Format, path: str | Path, model: Checkpoint) -> str:

@@ -313,5 +313,5 @@ def read_as(objective: Any, state: State, source: str) -> tuple[Params, Extra]:
 
 
 FORMAT = Format(
-    "flair", NAME, (FLAIR, KeepFIT), (WEIGHTS, folder.RECORD), detect, read_model, write_folder, USAGE, read_as=read_as,
+    "flair", NAME, (FLAIR, KeepFIT), (WEIGHTS, folder.RECORD), detect, read_model, write_folder, USAGE, read_as=read_as, order=4,
 )  # fmt: skip

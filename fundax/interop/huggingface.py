@@ -144,6 +144,14 @@ def objective_of(config: Mapping[str, Any]) -> CLIP:
     )
 
 
+def described(path: Path) -> CLIP:
+    """The model of a folder without its weights, with the mean and deviation of its image processor."""
+    facts = processor.preprocessing_of(processor.read(path), path)
+    return dataclasses.replace(
+        objective_of(read_json(path / CONFIG)), mean=tuple(facts["mean"]), std=tuple(facts["std"])
+    )
+
+
 def _shared(cfg: Mapping[str, Any], width: int, heads: int, where: str) -> dict[str, Any]:
     name = cfg.get("hidden_act", "quick_gelu")
     if name not in ACTIVATIONS:
@@ -286,5 +294,5 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
 
 FORMAT = Format(
     "huggingface", NAME, (CLIP,), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
-    configured=True, read_as=read_as, difference=difference,
+    configured=True, read_as=read_as, difference=difference, objective_of=described, order=3,
 )  # fmt: skip

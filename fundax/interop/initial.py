@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -10,18 +11,22 @@ from typing import Any
 
 import numpy as np
 
+from fundax.encoders.backbone import preprocessing
 from fundax.encoders.bert import BERT
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.positions import aligned_corners, antialiased, pixel_centres, resize_positions
 from fundax.encoders.vit import ViT
 from fundax.interop import keymap
-from fundax.interop.checkpoint import Format
-from fundax.interop.formats import format_of
-from fundax.interop.read import has_configuration, is_run, load, read_run
-from fundax.interop.weights import State, read_state
+from fundax.interop.checkpoint import Format, say_once
+from fundax.interop.folder import RECORD
+from fundax.interop.formats import all_formats, format_of
+from fundax.interop.read import has_configuration, is_run, load, read_objective, read_run
+from fundax.interop.weights import State, folder_of, read_state
 from fundax.objectives.clip import CLIP
 from fundax.objectives.ret_clip import RetCLIP
 from fundax.params import flatten, like, unflatten, unstack_blocks
+from fundax.runtime import serialize
+from fundax.runtime.workdir import read_optional_json
 from fundax.types import Extra, Params, UserError
 
 _log = logging.getLogger("fundax")
@@ -36,6 +41,10 @@ SAME_TOKENS: dict[type, tuple[str, ...]] = {
     TextTransformer: ("heads", "activation", "epsilon", "causal"),
     BERT: ("heads", "activation", "epsilon"),
 }
+# What a run decides of an encoder that it starts from, and what comes from there besides the encoders.
+OF_THE_RUN = ("dtype", "remat", "attention", "scan", "drop_path", "mask_ratio", "vocab", "context", "dropout")
+OF_THE_MODEL = ("embed", "mean", "std", "text_bias", "init_logit_bias", "contrast", "project", "normalize")
+SCANNED = 12  # blocks from which on layers are compiled once
 SAME_POOLING: dict[type, tuple[str, ...]] = {ViT: ("pool", "norm_after_pool"), TextTransformer: ("pool",)}
 
 
@@ -94,6 +103,36 @@ def warm_start(
         return taken_extra(_opened(path, objective, checkpoint).extra, extra, parts)
 
     return WarmStart((fill,), (fill_extra,))
+
+
+def sized_like(path: str | Path, objective: Any) -> Any:
+    """`objective` with the encoders, width of features, mean and deviation of the model at `path`, to start from it.
+
+    What a run decides stays: dtype, rematerialisation, attention, masking, vocabulary and length of texts. "" and files
+    without configuration say nothing, and a model of another kind is left to `warm_start`: then nothing changes.
+    """
+    found = _described(Path(path)) if str(path) else None
+    if type(found) is not type(objective) or not set(TOWERS) <= {field.name for field in dataclasses.fields(objective)}:
+        return objective
+    towers = {}
+    for name in TOWERS:
+        ours, theirs = getattr(objective, name), getattr(found, name)
+        towers[name] = theirs.clone(**{k: getattr(ours, k) for k in OF_THE_RUN if hasattr(ours, k)})
+        if towers[name].depth > SCANNED and hasattr(ours, "scan"):
+            towers[name] = towers[name].clone(scan=True)
+    fields = {name: getattr(found, name) for name in OF_THE_MODEL if hasattr(found, name)}
+    return dataclasses.replace(objective, **towers, **fields)
+
+
+def _described(path: Path) -> Any:
+    """The objective of a run, or of a folder with a configuration; None where weights alone are there."""
+    if is_run(path):
+        return read_objective(path)
+    for found in all_formats():
+        if found.objective_of is not None and path.is_dir() and all((path / name).is_file() for name in found.files):
+            return found.objective_of(path)
+    record = read_optional_json(folder_of(path) / RECORD) if path.is_dir() else {}
+    return serialize.from_json(record["objective"]) if "objective" in record else None
 
 
 def kind(objective: Any) -> type:
@@ -173,6 +212,7 @@ def _read_as(found: Format, objective: Any, state: State, path: str) -> _Source:
 
 
 def _filled(source: _Source, objective: Any, params: Params, parts: Collection[str], path: str) -> Params:
+    _compare_moments(source, objective, path)
     same = kind(source.objective) is kind(objective)
     required = _required(source, params, parts, same, path)
     for part in TOWERS:
@@ -193,6 +233,14 @@ def _filled(source: _Source, objective: Any, params: Params, parts: Collection[s
     _log.info("%s: loaded %s%s", path, ", ".join(sorted(taken)), f"; new: {', '.join(new)}" if new else "")
     tree = unflatten({key: loaded.get(key, leaf) for key, leaf in ours.items() if _top(key) in taken})
     return {**params, **{name: like(params[name], tree[name]) for name in taken}}
+
+
+def _compare_moments(source: _Source, objective: Any, path: str) -> None:
+    """Say so if an image encoder is going to see images normalised otherwise than where it learnt."""
+    theirs, ours = preprocessing(source.objective), preprocessing(objective)
+    for name in ("mean", "std") if source.known and theirs and ours else ():
+        if np.shape(theirs[name]) == np.shape(ours[name]) and not np.allclose(theirs[name], ours[name], atol=1e-6):
+            say_once(f"{path}: its images have {name} {theirs[name]}, those of this run {ours[name]}")
 
 
 def _required(source: _Source, params: Params, parts: Collection[str], same: bool, path: str) -> set[str]:

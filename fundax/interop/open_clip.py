@@ -378,4 +378,5 @@ def _is_clip_vocabulary(path: Path) -> bool:
 FORMAT = Format(
     "open_clip", NAME, (CLIP,), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
     configured=True, read_as=read_as, difference=difference,
+    objective_of=lambda path: objective_of(read_json(path / CONFIG)), order=2,
 )  # fmt: skip

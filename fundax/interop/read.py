@@ -35,7 +35,7 @@ def load(
     """The model at `path`: a run, an exported folder, or a file of weights of another program.
 
     Args:
-        path: a run of fundax or an import (its folder), a folder of a format in `FORMATS`, or one of its weights files
+        path: a run of fundax or an import (its folder), a folder of one of `all_formats()`, or one of its weights files
             (.safetensors, .pt, .pth, .bin, .npz).
         checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         like: the size ("H/14-378", a name of encoders.vit.SIZES) of a CLIP file without configuration beside it.
@@ -67,8 +67,9 @@ def load(
         )
     model = replace_preprocessing(model, shown)
     source = {"name": path.resolve().name, "format": found.title}
+    facts = stored_preprocessing(model.objective, model.preprocessing)
     words = _tokenizer_beside(folder, model.objective)
-    return dataclasses.replace(model, tokenizer=words, source=source, origin=found.title)
+    return dataclasses.replace(model, preprocessing=facts, tokenizer=words, source=source, origin=found.title)
 
 
 def is_run(path: str | Path) -> bool:

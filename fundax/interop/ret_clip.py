@@ -302,5 +302,5 @@ FORMAT = Format(
 )
 CHINESE_CLIP = Format(
     "chinese_clip", "Chinese-CLIP", (), (), detect_chinese_clip, read_chinese_clip, None,
-    read_as=read_chinese_clip_as, fills=(RetCLIP,),
+    read_as=read_chinese_clip_as, fills=(RetCLIP,), order=1,
 )  # fmt: skip

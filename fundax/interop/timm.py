@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.sources.modality_folders import moments
-from fundax.encoders.backbone import Encoder
+from fundax.encoders.backbone import BackboneWithHead, Encoder
 from fundax.interop import folder, vit
 from fundax.interop.checkpoint import IMAGENET, Checkpoint, Format, stored_preprocessing
 from fundax.interop.weights import State, folder_of, write_torch
@@ -139,10 +139,10 @@ def write_retfound(model: Checkpoint, out: str | Path, overwrite: bool = False) 
 
 
 FORMAT = Format(
-    "timm", NAME, (Encoder, IBOT), (WEIGHTS, CONFIG), vit.detect, read_model, write_folder, USAGE,
-    select=vit.encoder_of, difference=difference,
+    "timm", NAME, (Encoder, IBOT, BackboneWithHead), (WEIGHTS, CONFIG), vit.detect, read_model, write_folder, USAGE,
+    select=vit.encoder_of, difference=difference, order=9,
 )  # fmt: skip
 RETFOUND = Format(  # its encoder is timm's, and export --to timm compares that
-    "retfound", "RETFound", (Encoder, IBOT), ("retfound.pth",), vit.detect, read_model, write_retfound, RETFOUND_USAGE,
-    select=vit.encoder_of,
+    "retfound", "RETFound", (Encoder, IBOT, BackboneWithHead), ("retfound.pth",), vit.detect, read_model, write_retfound,
+    RETFOUND_USAGE, select=vit.encoder_of, order=10,
 )  # fmt: skip

@@ -147,5 +147,5 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
 
 FORMAT = Format(
     "visionfm", NAME, (Segment, Landmark), (WEIGHTS, folder.RECORD), detect, read_model, write_folder, USAGE,
-    configured=True,
+    configured=True, order=6,
 )  # fmt: skip

@@ -176,4 +176,4 @@ def _shapes(objective: IBOT) -> keymap.Shapes:
     return {path: tuple(leaf.shape) for path, leaf in flatten(jax.eval_shape(tree)).items()}
 
 
-FORMAT = Format("visionfm", NAME, (IBOT,), (WEIGHTS,), detect, read_model, write_folder, USAGE)
+FORMAT = Format("visionfm", NAME, (IBOT,), (WEIGHTS,), detect, read_model, write_folder, USAGE, order=7)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fundax.encoders import layers
-from fundax.encoders.backbone import Encoder
+from fundax.encoders.backbone import Encoder, owner_of
 from fundax.encoders.positions import pixel_centres, resize_positions
 from fundax.encoders.vit import ViT, init_dino
 from fundax.interop import keymap
@@ -164,12 +164,18 @@ def from_fundax(objective: Encoder, params: Params) -> State:
 
 
 def encoder_of(model: Checkpoint) -> Checkpoint:
-    """The encoder of a pretraining: its teacher's. An encoder by itself is returned as it is."""
-    objective = model.objective
+    """The encoder of a pretraining, its teacher's, or that below a head. An encoder by itself is returned as it is.
+
+    Raises UserError for a model of several encoders, or of one that is no ViT.
+    """
+    objective, owner = model.objective, owner_of(model.objective)
     if isinstance(objective, Encoder):
         return model
-    encoder = Encoder(bare(objective.image), objective.mean, objective.std)
-    return replace(model, objective=encoder, params={"image": model.extra["teacher"]["image"]}, extra={})
+    if not isinstance(owner.image, ViT) or getattr(owner, "modalities", ()):
+        raise UserError(f"{NAME} holds one ViT; this {type(objective).__name__} has another image encoder, or several")
+    encoder = Encoder(bare(owner.image), owner.mean, owner.std)
+    params = {"image": model.extra.get("teacher", model.params)["image"]}
+    return replace(model, objective=encoder, params=params, extra={})
 
 
 def bare(tower: ViT) -> ViT:

@@ -130,7 +130,7 @@ def test_runs_without_a_vit_and_other_mistakes(run, photograph, tmp_path):
         tower_of(CLIP(TOWER.clone(class_token=False, pool="mean"), WORDS, embed=6), {}, {})
     with pytest.raises(UserError, match="not a run of fundax"):
         explain(tmp_path, [photograph], tmp_path / "out")
-    with pytest.raises(UserError, match=r"latest, best or one of \[0, 7\]"):
+    with pytest.raises(UserError, match=r"best, latest or one of \[0, 7\]"):
         explain(run, [photograph], tmp_path / "out", checkpoints="3")
     with pytest.raises(UserError, match="mass is 0"):
         explain(run, [photograph], tmp_path / "out", mass=0)

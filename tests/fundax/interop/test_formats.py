@@ -12,7 +12,7 @@ from fundax.encoders.report_decoder import ReportDecoder
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.unetr import UNETR, Linear
 from fundax.encoders.vit import dino_vit
-from fundax.interop import FORMATS, export, export_names, import_checkpoint, load
+from fundax.interop import all_formats, export, export_names, import_checkpoint, load
 from fundax.interop.weights import FILE_NAMES
 from fundax.objectives.dense import Landmark, Segment
 from fundax.objectives.flair import FLAIR, POOL_LAYERS
@@ -74,11 +74,11 @@ def test_out_and_in_again(tmp_path, name):
 
 def test_the_table():
     assert {"open_clip", "huggingface", "timm", "ret_clip", "flair", "visionfm", "bert"} <= set(export_names())
-    for one in FORMATS:
+    for one in all_formats():
         assert one.write is None or ("FOLDER" in one.usage and one.files[0] in FILE_NAMES)
         assert one.holds or one.read_as is not None
         assert not one.configured or len(one.files) == 2
-    pairs = [(one.name, kind) for one in FORMATS for kind in one.holds]
+    pairs = [(one.name, kind) for one in all_formats() for kind in one.holds]
     assert len(pairs) == len(set(pairs))  # `export --to NAME` means one format for every kind of model
 
 

@@ -13,9 +13,11 @@ from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.interop import huggingface, keymap, open_clip
 from fundax.interop.checkpoint import Checkpoint
-from fundax.interop.initial import warm_start
+from fundax.interop.initial import sized_like, warm_start
 from fundax.interop.weights import write_safetensors
-from fundax.objectives.clip import CLIP
+from fundax.objectives.clip import CLIP, clip
+from fundax.objectives.flair import flair
+from fundax.objectives.keepfit import KeepFIT
 from fundax.params import stack_blocks, unflatten, unstack_blocks
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.runtime.serialize import to_json
@@ -168,3 +170,34 @@ def test_resized_features_stay_close(tmp_path):
     assert jnp.all(jnp.diff(found, axis=0) > 0)
     np.testing.assert_allclose(found, found.T, atol=1e-6)
     np.testing.assert_allclose(found.mean(), 1.0, atol=1e-6)  # the ramp's mean
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_size_of_a_small_model_is_read_where_it_lies(tmp_path, kind):
+    theirs = tiny(image_size=12, act=layers.gelu_exact, mean=(0.5,) * 3, std=(0.25,) * 3)
+    params = numbers(theirs)
+    write(kind, tmp_path / "x", theirs, params)
+    ours = dataclasses.replace(clip("smoke", vocab=11, context=5, dtype="bfloat16", remat="full"), jitter=(0.2, 0.2))
+    found = sized_like(tmp_path / "x", ours)
+    assert found.image == theirs.image.clone(dtype="bfloat16", remat="full")
+    assert (found.text.vocab, found.text.width, found.embed, found.jitter) == (11, 8, 6, (0.2, 0.2))
+    assert found.mean == (0.5,) * 3 and found.std == (0.25,) * 3
+    same(init_from(tmp_path / "x", found)(numbers(theirs, seed=1)), params)
+
+
+def test_what_says_no_size_changes_none(tmp_path):
+    write_safetensors(open_clip.from_fundax(tiny(), numbers(tiny())), tmp_path / "x.safetensors")
+    write("run", tmp_path / "run", tiny(), numbers(tiny()))
+    ours = KeepFIT(flair("smoke", vocab=11))
+    for path, objective in (("", tiny(12)), (tmp_path / "x.safetensors", tiny(12)), (tmp_path / "run", ours)):
+        assert sized_like(path, objective) is objective
+
+
+def test_images_normalised_otherwise_are_one_line(tmp_path, caplog):
+    write("huggingface", tmp_path / "x", tiny(), numbers(tiny()))
+    fill = init_from(tmp_path / "x", tiny(mean=(0.5,) * 3))
+    with caplog.at_level(logging.WARNING):
+        fill(numbers(tiny(), seed=1))
+        fill(numbers(tiny(), seed=1))
+    said = [record.message for record in caplog.records if "its images have mean" in record.message]
+    assert len(said) == 1 and said[0].endswith("those of this run [0.5, 0.5, 0.5]")

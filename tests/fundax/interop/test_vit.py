@@ -158,7 +158,7 @@ class Evil:
 
 def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(UserError, match=r"needs torch: pip install 'fundax\[torch\]'"):
+    with pytest.raises(UserError, match=r"needs torch: pip install -e '.\[torch\]'"):
         write_torch({}, tmp_path / "x.pth")
 
 
