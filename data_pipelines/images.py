@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import struct
+import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,10 @@ def read_bytes(image: Image.Image | bytes | str | os.PathLike[str]) -> tuple[Ima
             return image, name
         file.seek(0)
         return file.read(), name
+    if not isinstance(image, str | os.PathLike):
+        raise DataError(
+            f"an image or mask must be a file, bytes, an array or a Pillow image, not {type(image).__name__}"
+        )
     try:
         kind = os.stat(image).st_mode
         if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
@@ -270,7 +275,7 @@ def exif_orientation(image: ImageLike) -> int:
     if data[:2] == jpeg.MAGIC and not jpeg.has_exif(data):
         return 1
     try:
-        with open_image(data) as picture:
+        with open_image(data, sys.maxsize) as picture:
             return _orientation(picture)
     except UNREADABLE:
         return 1

@@ -155,11 +155,7 @@ def _csv(path: Path, options: Mapping[str, str]) -> Source:
         column, _, value = options["only"].partition(":")
         fields["only"] = {column: value}
     images, empty = options.get("images") or None, options.get("empty", "error")
-    return csv_source(path, images, _separator(options), columns, empty=empty, **fields)
-
-
-def _separator(options: Mapping[str, str]) -> str:
-    return {"tab": "\t", "semicolon": ";", "comma": ","}.get(options.get("sep", ","), options.get("sep", ","))
+    return csv_source(path, images, options.get("sep") or ",", columns, empty=empty, **fields)
 
 
 def _reading(options: Mapping[str, str]) -> ReadOptions:

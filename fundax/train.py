@@ -12,6 +12,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from fundax.runtime import workdir as folders
 from fundax.runtime.best import measured, ranking
 from fundax.runtime.checkpoint import Checkpoints, best_step, has_checkpoints, resolve, saved_steps
 from fundax.runtime.distributed import compile_together
+from fundax.runtime.lock import owned
 from fundax.runtime.log import Log, say
 from fundax.runtime.preemption import Preemption
 from fundax.runtime.prefetch import Prefetcher
@@ -73,6 +75,7 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> Trai
     changed = check_evaluation(recipe, workdir) if evaluating else changes(recipe, workdir)
     folders.make(workdir)
     with (
+        nullcontext() if evaluating or jax.process_index() else owned(workdir),
         jax.set_mesh(mesh),
         Checkpoints(workdir, recipe.keep, recipe.best) as kept,
         Preemption(kept.reached_preemption) as preemption,

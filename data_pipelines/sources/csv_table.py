@@ -56,8 +56,6 @@ class CsvSchema:
                 raise DataError(f"columns: {name!r} is not one of our names {', '.join(NAMES)}")
         if self.empty not in ("error", "drop", "keep"):
             raise DataError(f"empty must be error, drop or keep, not {self.empty!r}")
-        if len(self.sep) > 1:
-            raise DataError(f"sep must be one character, not {self.sep!r}")
         if self.classes is not None:
             Classes(self.classes)
 
@@ -126,6 +124,7 @@ class _Builder:
         self.numbers = {name: array("f") for name in self.groups}
         self.days = array("q")
         self.dated: bool | None = None
+        self.parsed_days: dict[str, tuple[int, bool]] = {}
 
     def _keeps(self, name: str) -> bool:
         if name not in self.header.names:
@@ -176,7 +175,7 @@ class _Builder:
             self.numbers[name].extend(values)
         for name, writer in self.texts.items():
             text = "" if name in ("mask", "fov") and is_empty(row[name]) else row[name]
-            writer.append(_file(text) if name in FILES else text)
+            writer.append(_file(text) if name in FILES else _without_point(text) if name == "patient" else text)
         for name, writer in self.kept.items():
             value = row[f"keep {name}"]
             writer.append("" if is_empty(value) else value)
@@ -187,7 +186,8 @@ class _Builder:
         if "label" in row:
             row["label"] = self._mapped(row["label"])
         for name in REQUIRED:
-            if name in row and is_empty(row[name]) and not (name == "label" and self._may_be_empty(row[name])):
+            empty = self._lacks_label(row[name]) if name == "label" and name in row else is_empty(row.get(name, name))
+            if empty and not (name == "label" and self.schema.empty == "keep"):
                 if self.schema.empty != "drop":
                     hint = "; if it is a class, name the classes with classes=" * bool(name == "label" and row[name])
                     fill = "fill it in, or leave such rows out with empty=drop"
@@ -195,14 +195,16 @@ class _Builder:
                 return name
         return ""
 
-    def _may_be_empty(self, label: str) -> bool:
-        """Whether a label such as "" or "none" is kept as a gap, or is the name of a class."""
-        return self.schema.empty == "keep" or (self.classes is not None and label in self.classes)
+    def _lacks_label(self, label: str) -> bool:
+        """Whether a label is a word for a missing value. "none" is not: it is a usual name of a grade."""
+        named = self.classes is not None and label in self.classes
+        return is_empty(label) and label.lower() != "none" and not named
 
     def _mapped(self, label: str) -> str:
         """A label after the option `values`; _GAP for a value that is mapped to a gap."""
-        tidy = re.sub(r"(?<=\d)\.0*$", "", label)
-        meaning = self.values.get(label, self.values.get(tidy, label))
+        if not self.values:
+            return label
+        meaning = self.values.get(label, self.values.get(_without_point(label), label))
         return _GAP if meaning == GAP and label != GAP else meaning
 
     def _gap_of_labels(self, cells: list[str], labels: Sequence[float]) -> str:
@@ -244,7 +246,7 @@ class _Builder:
             return self.schema.modality if is_empty(value) else modality_name(value)
         if name == "eye":
             return "" if is_empty(value) else eye_name(value)
-        if value == _GAP or unlabelled(value) or (is_empty(value) and not (self.classes and value in self.classes)):
+        if value == _GAP or unlabelled(value) or self._lacks_label(value):
             return NOT_LABELLED
         if self.classes is not None:
             return self.classes.index(value)
@@ -253,7 +255,9 @@ class _Builder:
 
     def _add_day(self, value: str) -> None:
         """Append a day. Raises DataError if dates and numbers of days are mixed."""
-        number, dated = day(value)
+        if (found := self.parsed_days.get(value)) is None:
+            found = self.parsed_days[value] = day(value)
+        number, dated = found
         if self.dated not in (None, dated):
             kinds = ("numbers of days", "dates")
             raise DataError(f"day: {value!r} is among {kinds[not dated]}; a column has one of both")
@@ -303,6 +307,9 @@ class _Builder:
             line = "%s: %d of %d rows are not labelled (%s)"
             warn_line(_log, line, self.schema.path, sum(without.values()), len(codes), shown)
         labelled = {value: n for value, n in counts.items() if value not in without}
+        if self.classes is None and (nones := [repr(value) for value in labelled if value.lower() == "none"]):
+            line = "%s: the label %s is a class; if it means missing, add values=%s:%s"
+            warn_line(_log, line, self.schema.path, nones[0], nones[0][1:-1], GAP)
         classes = self.classes or Classes(class_names(labelled, str(self.schema.path)))
         return [NOT_LABELLED if value in without else classes.index(value) for value in found], classes.names
 
@@ -351,6 +358,11 @@ def _from_name(theirs: str) -> bool:
         except re.error as error:
             raise DataError(f"patient={theirs}: is not a regular expression ({error})") from None
     return theirs == "name" or theirs.startswith("name:")
+
+
+def _without_point(number: str) -> str:
+    """ "7" for "7.0", as pandas writes whole numbers beside gaps."""
+    return re.sub(r"^(-?\d+)\.0*$", r"\1", number) if "." in number else number
 
 
 def _file(path: str) -> str:

@@ -71,6 +71,8 @@ def flair_frame(
     ban: Sequence[str] = (),
     ban_by: str = "substring",
     modality: str = "CFP",
+    sep: str = ",",
+    encoding: str = "",
 ) -> FlairFrame:
     """A CSV with the columns image (a path below `root`), atributes and categories (Python lists of strings).
 
@@ -78,12 +80,13 @@ def flair_frame(
         ban: categories whose rows are left out.
         ban_by: "substring" as in FLAIR, where "myopia" also bans "pathologic myopia"; "exact" as in KeepFIT, where it
             does not.
+        sep, encoding: as in tables.read_rows.
 
     The file is read at the first use, which raises DataError naming the file and its columns or row.
     """
     if ban_by not in BANS:
         raise DataError(f"ban_by is {ban_by!r}; expected {' or '.join(BANS)}")
-    return FlairFrame(Path(path), Path(root), tuple(ban), ban_by, modality_name(modality))
+    return FlairFrame(Path(path), Path(root), tuple(ban), ban_by, modality_name(modality), sep, encoding)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class FlairFrame:
     ban: tuple[str, ...]
     ban_by: str
     modality: str
+    sep: str = ","
+    encoding: str = ""
 
     def __getstate__(self) -> dict[str, Any]:
         len(self)  # read the file once, not in every worker
@@ -103,7 +108,11 @@ class FlairFrame:
     @read_once
     def rows(self) -> tuple[Row, ...]:
         """The rows that are not banned."""
-        kept = tuple(row for row in _read_frame(self.path, self.modality) if not self.banned(row.categories))
+        kept = tuple(
+            row
+            for row in _read_frame(self.path, self.modality, self.sep, self.encoding)
+            if not self.banned(row.categories)
+        )
         if not kept:
             raise DataError(f"{self.path}: has no rows" + (" outside the banned categories" if self.ban else ""))
         return kept
@@ -129,7 +138,14 @@ class FlairFrame:
 
 
 def mm_retinal(
-    path: str | Path, image_dir: str | Path, *, language: str = "en", modality: str = "CFP", suffix: str = ""
+    path: str | Path,
+    image_dir: str | Path,
+    *,
+    language: str = "en",
+    modality: str = "CFP",
+    suffix: str = "",
+    sep: str = ",",
+    encoding: str = "",
 ) -> MMRetinal:
     """Images with expert captions: a CSV with Image_ID, cn_caption and en_caption, or image and caption, or FLAIR's columns.
 
@@ -139,12 +155,13 @@ def mm_retinal(
 
     Args:
         suffix: appended to Image_ID, for tables that leave out ".jpg".
+        sep, encoding: as in tables.read_rows.
 
     The file is read at the first use, which raises DataError naming the file and the missing column.
     """
     if language not in CAPTIONS:
         raise DataError(f"language {language!r} is not one of {', '.join(CAPTIONS)}")
-    return MMRetinal(Path(path), Path(image_dir), language, modality_name(modality), suffix)
+    return MMRetinal(Path(path), Path(image_dir), language, modality_name(modality), suffix, sep, encoding)
 
 
 @dataclass(frozen=True)
@@ -156,6 +173,8 @@ class MMRetinal:
     language: str
     modality: str
     suffix: str
+    sep: str = ","
+    encoding: str = ""
 
     def __getstate__(self) -> dict[str, Any]:
         len(self)
@@ -164,11 +183,12 @@ class MMRetinal:
     @read_once
     def rows(self) -> tuple[tuple[str, str, str, int], ...]:
         """(image, caption, place, status) of every row that has a caption after cleaning."""
-        header, table = _read_table(self.path)
+        header, table = _read_table(self.path, self.sep, self.encoding)
         status = {place: _status(place, values.get("fundus_status", "")) for place, values in table}
         if "categories" in header:
             captions = [
-                (row.image, ", ".join(row.categories), row.place) for row in _read_frame(self.path, self.modality)
+                (row.image, ", ".join(row.categories), row.place)
+                for row in _read_frame(self.path, self.modality, self.sep, self.encoding)
             ]
         else:
             image = _one_of(self.path, header, ("Image_ID", "image"))
@@ -223,8 +243,8 @@ def _letters(text: str) -> bool:
     return any(letter.isalpha() for letter in text)
 
 
-def _read_frame(path: Path, modality: str) -> list[Row]:
-    header, rows = _read_table(path)
+def _read_frame(path: Path, modality: str, sep: str, encoding: str) -> list[Row]:
+    header, rows = _read_table(path, sep, encoding)
     image, categories = (_one_of(path, header, (name,)) for name in ("image", "categories"))
     attributes = next((name for name in ("atributes", "attributes") if name in header), None)
     read = {name: (name,) for name in (image, categories, attributes) if name}
@@ -240,10 +260,10 @@ def _read_frame(path: Path, modality: str) -> list[Row]:
     ]
 
 
-def _read_table(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+def _read_table(path: Path, sep: str, encoding: str) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
     """The column names, and for each row its place in the file, as messages name it, and its cells by column."""
-    rows = list(read_named(path))
-    return list(rows[0][1]) if rows else next(read_rows(path))[2], rows
+    rows = list(read_named(path, sep=sep, encoding=encoding))
+    return list(rows[0][1]) if rows else next(read_rows(path, sep, encoding))[2], rows
 
 
 def _image(place: str, name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from data_pipelines.notices import warn_line
 from data_pipelines.records import DataError
 from data_pipelines.sources.labels import whole
-from data_pipelines.sources.tables import is_empty
+from data_pipelines.sources.tables import SEPARATORS, is_empty
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Header:
         parts = parsed(theirs)
         if not any(name is not None for _, name, _ in parts):
             raise self.missing(ours, theirs)
-        filled = [(text, name and self.getter(ours, name), name, spec) for text, name, spec in parts]
+        filled = [(text, self.getter(ours, name) if name else None, name, spec) for text, name, spec in parts]
 
         def fill(cells: list[str]) -> str:
             words = []
@@ -73,7 +73,7 @@ class Header:
         problem = f"{self.path}: has no column {theirs!r} (our {ours!r}), only {shown}"
         if ours == "only":
             return DataError(f"{problem}; `only` takes a column of the file")
-        if sep := next((f"sep={word}" for sign, word in _SIGNS.items() if sign in others[0]), ""):
+        if sep := next((f"sep={word}" for word, sign in SEPARATORS.items() if sign in others[0]), ""):
             return DataError(f"{problem}; is the separator {sep}?")
         lower = {name.lower(): name for name in reversed(others)}
         near = difflib.get_close_matches(theirs.lower(), list(lower), 1, 0.5)
@@ -105,10 +105,7 @@ class Header:
     def _hint(self, name: str, read: Mapping[str, Sequence[str]]) -> str:
         plain = re.sub(r"[\s_-]+", "_", name.lower())
         ours = next((ours for ours, others in OTHER_NAMES.items() if plain in (ours, f"{ours}s", *others)), "")
-        return f"{name} ({ours}={name} reads it)" if ours and ours not in read else name
-
-
-_SIGNS = {"\t": "tab", ";": "semicolon", "|": "|"}
+        return f"{name} ({ours}={name} reads it)" if ours and ours not in (name, *read) else name
 
 
 def parsed(template: str) -> list[tuple[str, str | None, str]]:

@@ -97,13 +97,13 @@ class Matched(Indexed):
         unknown, rows = np.flatnonzero(self.places < 0), np.arange(len(self.source))
         if not len(unknown) or not len(rows):
             return Stored(rows)
-        names = [self.names[k] for k in unknown]
+        names = [self.names[int(k)] for k in unknown]
         if self.target == "value" or np.ndim(self.source[0].targets.get("label", 0)):
             self._refuse(names)
             _log.warning("%s: %s that are not used: %s", self.called, self._what, ", ".join(names))
             return Stored(rows)
         labels = np.array([int(self.source[row].targets.get("label", -1)) for row in rows])
-        counts = {self.names[k]: int((labels == k).sum()) for k in unknown}
+        counts = {self.names[int(k)]: int((labels == k).sum()) for k in unknown}
         counted = [f"{name} ({count} rows)" for name, count in counts.items() if count]
         if counted:
             self._refuse(counted)

@@ -322,7 +322,7 @@ def open_pairs(word: str | Path, image_dir: str | Path = "") -> PairedFiles | Pa
     other path or option.
     """
     head, *rest = [str(word)] if Path(word).exists() else str(word).split(",")
-    path, options = Path(head), dict(part.partition("=")[::2] for part in rest)
+    path, options = Path(head), {name: value for name, _, value in (part.partition("=") for part in rest)}
     known = (*PATIENT_COLUMNS, "images", "sep", "encoding", "empty")
     table = path.suffix.lower() in SUFFIXES and not path.name.endswith("_imgs.tsv")
     if wrong := [name for name in options if not table or name not in known]:
@@ -336,8 +336,12 @@ def open_pairs(word: str | Path, image_dir: str | Path = "") -> PairedFiles | Pa
             f"{path}: expected a table ({', '.join(SUFFIXES)}), a ..._imgs.tsv, or a folder with the LMDBs imgs and pairs"
         )
     folder = options.pop("images", "") or image_dir
-    sep = {"tab": "\t", "semicolon": ";", "comma": ","}.get(options.get("sep", ","), options.get("sep", ","))
     columns = tuple((name, options[name]) for name in PATIENT_COLUMNS if options.get(name))
     return PatientCSV(
-        path, Path(folder) if folder else None, columns, sep, options.get("encoding", ""), options.get("empty", "error")
+        path,
+        Path(folder) if folder else None,
+        columns,
+        options.get("sep", ","),
+        options.get("encoding", ""),
+        options.get("empty", "error"),
     )

@@ -25,6 +25,7 @@ from data_pipelines.records import DataError
 _log = logging.getLogger(__name__)
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a report can be longer than csv's default of 128 KiB
 
+SEPARATORS = {"tab": "\t", "semicolon": ";", "comma": ",", "bar": "|"}  # as words of the command line
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".xlsx", ".xlsm", ".parquet")
 # how pandas, R, SQL, Excel, Stata and people write a missing value
 EMPTY = frozenset({
@@ -68,7 +69,8 @@ def where(path: Path, row: int, line: int) -> str:
 
 def plain(cell: str) -> str:
     """A cell without white space and invisible characters around it."""
-    return cell.strip().strip(_INVISIBLE).strip()
+    cell = cell.strip()
+    return cell if cell.isascii() else cell.strip(_INVISIBLE).strip()
 
 
 def read_rows(path: Path, sep: str = ",", encoding: str = "") -> Iterator[tuple[int, int, list[str]]]:
@@ -76,14 +78,16 @@ def read_rows(path: Path, sep: str = ",", encoding: str = "") -> Iterator[tuple[
 
     Args:
         path: a text file, an Excel file (.xlsx, its first sheet) or a Parquet file.
-        sep: the separator of a text file. With a comma, a header without commas may also be separated by semicolons,
-            tabs or vertical bars, which is logged.
+        sep: the separator of a text file, or its name in SEPARATORS. With a comma, a header without commas may also be
+            separated by semicolons, tabs or vertical bars, which is logged.
         encoding: encoding of a text file without a byte order mark; "" is UTF-8. A byte order mark decides by itself.
 
     `line` is the line of the file where the row starts. Rows without any content are skipped. Raises DataError for a file
     that cannot be read or is no table, a quotation mark that stays open, a row with more or fewer fields than the header,
     and content in a column without a name.
     """
+    if len(sep := SEPARATORS.get(sep, sep)) > 1:
+        raise DataError(f"sep must be one character or one of {', '.join(SEPARATORS)}, not {sep!r}")
     header: list[str] = []
     nameless: list[int] = []
     row = 0
@@ -180,7 +184,8 @@ def _text(path: Path, sep: str, codec: str) -> Iterator[tuple[int, list[str]]]:
             reader = csv.reader(_checked(itertools.chain([first] * (not declared), file)), delimiter=sep, strict=True)
             start = line = 2 if declared else 1
             for cells in reader:
-                if any("\n" in cell or "\r" in cell for cell in cells) and (inner := _swallowed(cells, sep)):
+                several = reader.line_num + start > line + 1
+                if several and (inner := _swallowed(cells, sep)):
                     raise csv.Error(f"a cell holds the line {inner[:60]!r}, which looks like a row")
                 yield line, cells
                 row += any(cell.strip() for cell in cells)

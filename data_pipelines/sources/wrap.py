@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +76,7 @@ class Wrapped:
             raise DataError(f"has no image, only {', '.join(map(str, item)) or 'nothing'}")
         targets = {name: _numbers(name, item[name]) for name in ("points", "value") if item.get(name) is not None}
         if _given(item.get("mask")):
-            targets["mask"] = item["mask"]
+            targets["mask"] = _mask(item["mask"])
         if item.get("label") is not None:
             targets["label"] = self._label(item["label"])
         view = View(
@@ -185,7 +186,14 @@ def _numbers(name: str, value: Any) -> Any:
     return value
 
 
-def _image(image: Any) -> np.ndarray | bytes | Path:
+def _mask(mask: Any) -> Any:
+    """Convert Hugging Face's {"bytes", "path"} and lists to the masks of a record."""
+    if isinstance(mask, Mapping):
+        return mask.get("bytes") or Path(mask["path"])
+    return np.asarray(mask) if isinstance(mask, list) else mask
+
+
+def _image(image: Any) -> np.ndarray | bytes | os.PathLike[str]:
     """Convert Pillow images, path strings and Hugging Face's {"bytes", "path"} to the images of a View."""
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
@@ -193,7 +201,7 @@ def _image(image: Any) -> np.ndarray | bytes | Path:
         raise DataError(f"image is empty ({image!r})")
     if isinstance(image, str):
         return Path(image)
-    if isinstance(image, np.ndarray | bytes | Path):
+    if isinstance(image, np.ndarray | bytes | os.PathLike):
         return image
     if isinstance(image, Image.Image):
         return load(image)

@@ -14,6 +14,7 @@ from data_pipelines.pipeline import mix
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.sources.columns import Indexed, read_once
 from data_pipelines.sources.flair import flair_frame, mm_retinal
+from data_pipelines.sources.tables import SUFFIXES
 from data_pipelines.tasks.image_text import shares
 from data_pipelines.transforms.flair import Canvas, CategoryCaption, EliteReport, FlairAugment
 from data_pipelines.transforms.steps import Flip, Select, Tokenize
@@ -174,13 +175,15 @@ def frames(words: Sequence[str], image_dir: str = "", **ban: Any) -> list[Named]
     """
     found = []
     for word in words:
-        path, options = _options(word, "modality", "images", "name")
-        paths = sorted(Path(path).glob("*.csv")) if Path(path).is_dir() else [Path(path)]
+        path, options = _options(word, "modality", "images", "name", "sep", "encoding")
+        listed = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
+        paths = [one for one in listed if one.suffix.lower() in set(SUFFIXES) - {".txt"} or one == Path(path)]
         if not paths:
             raise DataError(f"{path}: expected CSV files, one for each data set")
+        reading = {name: options[name] for name in ("modality", "sep", "encoding") if name in options}
         for one in paths:
             root = options.get("images") or image_dir or one.parent
-            frame = flair_frame(one, root, modality=options.get("modality", "CFP"), **ban)
+            frame = flair_frame(one, root, **reading, **ban)
             found.append(Named(options.get("name", one.stem), frame, None, word))
     return found
 
@@ -192,7 +195,7 @@ def elite(words: Sequence[str], image_dir: str = "", **defaults: str) -> list[Na
     """
     found = []
     for word in words:
-        path, options = _options(word, "modality", "images", "suffix", "language", "name")
+        path, options = _options(word, "modality", "images", "suffix", "language", "name", "sep", "encoding")
         name, root = options.pop("name", Path(path).stem), options.pop("images", image_dir) or Path(path).parent
         found.append(Named(name, mm_retinal(path, root, **defaults | options), None, word, {"elite": "yes"}))
     return found

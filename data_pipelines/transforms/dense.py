@@ -102,9 +102,8 @@ class Prepared:
             if isinstance(mask, tuple):
                 raise DataError(f"has {len(mask)} masks; several masks of one image are for overlapping classes")
             return _report_coverage(read_mask(mask, size, self.classes, image=image), mask, self.classes)
-        if isinstance(mask, np.ndarray) and mask.ndim == 3:
-            return mask.astype(np.uint8)
-        parts = mask if isinstance(mask, tuple) else (mask,)
+        channels = isinstance(mask, np.ndarray) and mask.ndim == 3
+        parts = tuple(np.moveaxis(mask, -1, 0)) if channels else mask if isinstance(mask, tuple) else (mask,)
         if len(parts) != len(self.classes):
             raise DataError(f"has {len(parts)} masks for {len(self.classes)} classes ({', '.join(self.classes)})")
         none = np.zeros(size, np.uint8)  # an empty cell: the image does not have this lesion

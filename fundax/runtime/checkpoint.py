@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from fundax.params import _subtree, _with_subtree, check_same
 from fundax.runtime.best import Best, measured, ranking
 from fundax.runtime.process import configure_orbax, ignore_abandoned_reads
-from fundax.runtime.workdir import check_local
+from fundax.runtime.workdir import check_local, read_optional_json
 from fundax.types import Extra, Params, UserError
 
 _ARRAYS = ("params", "extra", "opt")
@@ -262,10 +262,8 @@ def _read_run(folder: Path) -> dict[str, Any]:
 
 
 def _ranked(folder: Path) -> float | None:
-    if not (folder / "metrics").is_dir():
-        return None
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler(filename="metrics")) as reader:
-        return _score(reader.restore(folder / "metrics", args=ocp.args.JsonRestore()))
+    metrics = read_optional_json(folder / "metrics" / "metrics")  # not by Orbax, which would start JAX's processes
+    return _score(metrics) if metrics else None
 
 
 def _intact(folder: Path) -> bool:

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from fundax.types import UserError
 
@@ -28,22 +29,40 @@ def owned(workdir: str | Path) -> Iterator[None]:
     Raises UserError naming host, process and job of the owner if another process owns the directory.
     """
     path = Path(workdir) / NAME
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{workdir}: another training is writing to this folder ({_owner(path)})") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
-                raise UserError(f"{path}: cannot be locked ({error.strerror})") from error
-            _log.warning("%s: this file system has no locks, so a second training here would not be noticed", workdir)
+    file = _locked(path)
+    try:
         file.truncate(0)
         file.write(json.dumps({"host": platform.node(), "pid": os.getpid(), "job": _job()}))
         file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is locked: whoever opened it meanwhile finds that it is gone
+        file.close()
+
+
+def _locked(path: Path) -> TextIO:
+    """The lock file, opened and locked."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
         try:
-            yield
-        finally:
-            file.truncate(0)
+            _lock(file, path)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except UserError:
+            file.close()
+            raise
+        file.close()  # its owner has just removed it
+
+
+def _lock(file: TextIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path.parent}: another training is writing to this folder ({_owner(path)})") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+            raise UserError(f"{path}: cannot be locked ({error.strerror})") from error
+        _log.warning("%s: this file system has no locks, so a second training would not be noticed", path.parent)
 
 
 def _job() -> str:

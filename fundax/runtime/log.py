@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import jax
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -48,7 +47,7 @@ class Log:
         self._since: tuple[int, float, float] | None = None  # step, time, seconds waited for data
         self.waited: Callable[[], float] = lambda: 0.0  # seconds waited for data so far
         self._writers: list[Writer] = []
-        self.console = _console()
+        self.console = _console(quiet=not self._leads)
         if not self._leads:
             return
         folder = Path(workdir)
@@ -141,12 +140,12 @@ class Log:
 
 def say(text: str) -> None:
     """Print one line to the console, on process 0."""
-    _console().print(text, highlight=False)
+    _console(quiet=bool(jax.process_index())).print(text, highlight=False)
 
 
-def _console() -> Console:
+def _console(quiet: bool) -> Console:
     # names of classes and files are text, also where they look like rich's markup
-    return Console(quiet=bool(jax.process_index()), stderr=True, soft_wrap=True, markup=False, emoji=False)
+    return Console(quiet=quiet, stderr=True, soft_wrap=True, markup=False, emoji=False)
 
 
 def _summary(row: Mapping[str, float]) -> dict[str, float]:
@@ -184,13 +183,21 @@ def _progress(console: Console) -> Progress:
 
 
 def to_console(level: int = logging.INFO) -> None:
-    """Show the log messages of both packages on the console; for command-line programs."""
-    handler = RichHandler(console=Console(stderr=True, soft_wrap=True), show_path=False, show_time=False)
+    """Show the log messages of both packages on the console, each in one line; for command-line programs."""
+    handler = _Lines()
     for name in ("fundax", "data_pipelines"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level)
         logger.propagate = False  # the root logger would print each message again
+
+
+class _Lines(logging.Handler):
+    """One line of the console for each message. It does not ask JAX for the process, which may have to start later."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warns = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        _console(quiet=False).print(warns + " ".join(self.format(record).split()), highlight=False)
 
 
 def _writer(name: str, folder: Path, step: int) -> Writer:

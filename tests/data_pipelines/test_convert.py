@@ -194,3 +194,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert launch.main(argv) == 0 and capsys.readouterr().out.strip() == out
     assert load(array_records(out)[0].views[0].image).shape == (24, 24, 3)
     assert launch.main(argv) == 2 and "exists; choose another folder" in capsys.readouterr().err
+
+
+def test_shards_keep_the_attributes_of_a_record():
+    record = Record("p", (View(b"abc"),), attributes={"age": "50", "sex": "F"})
+    assert unpack(pack(record)).attributes == {"age": "50", "sex": "F"}

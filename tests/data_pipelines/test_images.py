@@ -239,6 +239,14 @@ def test_more_pixels_than_the_budget_are_refused_before_they_are_decoded():
         assert images.load(encode(picture(), kind), reading=images.read_options(max_pixels="2240")).shape == (40, 56, 3)
 
 
+def test_an_image_beyond_the_default_budget_is_turned_as_well():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(picture(), "JPEG", exif=exif)
+    at = data.rindex(b"\xff\xc0") + 5
+    assert images.exif_orientation(data[:at] + struct.pack(">HH", 12000, 12000) + data[at + 4 :]) == 6
+
+
 def test_the_budget_of_pillow_is_not_ours(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     np.testing.assert_array_equal(images.load(encode(picture(), "PNG")), picture())

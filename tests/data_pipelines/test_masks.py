@@ -133,6 +133,7 @@ def test_a_mapping_of_one_structure_and_of_none():
         (np.zeros((2, 2)), ("vessel",), "", r"whole numbers \[H W\], not float64"),
         (encode(VESSEL)[:60], ("vessel",), "", "the image is damaged or cut short"),
         (b"abc", ("vessel",), "", "only 3 bytes"),
+        ({"path": None}, ("vessel",), "", "must be a file, bytes, an array or a Pillow image, not dict"),
     ],
 )
 def test_a_mask_that_does_not_tell_its_classes_is_an_error(mask, classes, values, message):

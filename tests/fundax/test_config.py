@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from tiny_objective import Linear
@@ -47,6 +48,16 @@ def test_an_argument_that_a_config_does_not_honour_is_refused_by_name(config):
     config.write_text(CONFIG.replace("steps=steps", "steps=0"))
     with pytest.raises(UserError, match=r"--lr: .*small.py trains nothing; leave it out"):
         load(config, ["--lr", "1"])
+
+
+def test_an_argument_that_smoke_leaves_without_effect_is_refused_by_name():
+    path = Path(__file__).parents[2] / "configs" / "segmentation.py"
+    with pytest.raises(
+        UserError, match=r"--width: the linear head of pixels has none; leave it out, or give --head unetr"
+    ):
+        load(path, ["--smoke", "--steps", "3000", "--width", "48"])
+    recipe, _ = load(path, ["--smoke", "--steps", "3000", "--width", "48", "--head", "unetr"])
+    assert recipe.steps == 3000 and recipe.objective.decoder.width == 48
 
 
 def test_a_stored_command_holds_in_any_folder(config, tmp_path, monkeypatch):

@@ -126,7 +126,8 @@ def write_inputs(folder):
         kind = folder / "idrid" / ("train", "train", "val", "test")[k // 2 % 4] / ("mild", "severe")[k % 2]
         kind.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / name, kind / name)
-    rows = [f"{n},an eye with drusen,{k % 2},p{k},{40 + k},{6 + k / 9:.1f}" for k, n in enumerate(names)]
+    words = ("mild", "severe")
+    rows = [f"{n},an eye with drusen,{words[k % 2]},p{k},{40 + k},{6 + k / 9:.1f}" for k, n in enumerate(names)]
     for table in ("train.csv", "labels.csv", "other.csv"):
         (folder / table).write_text("\n".join(["image,text,label,patient,age,hba1c", *rows]), encoding="utf-8")
     visits = [f"{n},q{k // 2},left,{300 * (k % 2)},{k % 4}" for k, n in enumerate(names)]

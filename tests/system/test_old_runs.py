@@ -34,8 +34,8 @@ TOLERANCE = 1e-5  # of the largest number of an array, or of 1
 
 
 def open_run(path):
-    """(objective, params, extra) of a run."""
-    return read_objective(path), *load_params(path)
+    """(objective, params, extra) of a run at its latest step, which was the default when its outputs were computed."""
+    return read_objective(path), *load_params(path, "latest")
 
 
 def open_export(path):

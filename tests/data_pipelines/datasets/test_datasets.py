@@ -255,3 +255,20 @@ def test_no_tensorflow_and_no_words(tmp_path, oct_folder):
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("written", ["utf-8-sig", "utf-16"])
+def test_label_tables_are_read_by_the_rules_of_all_tables(tmp_path, picture, written):
+    folder = tmp_path / "own"
+    (folder / "a").mkdir(parents=True)
+    shutil.copy(picture, folder / "a" / "1.jpg")
+    text = "image ;class;split\na\\1.jpg;drusen ;NaN\n;;\na/1.jpg;normal;test\n"
+    (folder / "labels.csv").write_bytes(text.encode(written))
+    rows = kermany_oct.KERMANY_OCT.rows(folder)
+    assert [(row.image, row.label, row.split) for row in rows] == [
+        (folder / "a" / "1.jpg", 2, "train"),
+        (folder / "a" / "1.jpg", 3, "test"),
+    ]
+    (folder / "labels.csv").write_bytes("image,class\na/1.jpg,正常\n".encode("gb18030"))
+    with pytest.raises(DataError, match=r"labels\.csv: is not utf-8 .*or save it as UTF-8"):
+        kermany_oct.KERMANY_OCT.rows(folder)

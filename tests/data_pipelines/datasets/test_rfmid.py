@@ -47,3 +47,15 @@ def test_wrong_rows_are_named(tmp_path):
     write(tmp_path / "b", [], columns=CONDITIONS[1:])
     with pytest.raises(DataError, match="no column 'DR'"):
         len(rfmid(tmp_path / "b", "train"))
+
+
+def test_encodings_and_gaps_of_the_label_file(tmp_path):
+    write(tmp_path / "a", [[7, 1, *[0] * 29], ["", 1, *[0] * 29]])
+    with pytest.raises(DataError, match=r"row 2 \(line 3\): ID is empty"):
+        len(rfmid(tmp_path / "a", "train"))
+    path = tmp_path / "a" / "RFMiD_Training_Labels.csv"
+    path.write_bytes(path.read_text(encoding="utf-8-sig").rsplit("\n", 1)[0].encode("utf-16"))
+    assert len(rfmid(tmp_path / "a", "train")) == 1
+    path.write_bytes("ID,病\n".encode("gb18030"))
+    with pytest.raises(DataError, match="is not utf-8"):
+        len(rfmid(tmp_path / "a", "train"))

@@ -39,8 +39,13 @@ def test_rows_count_from_one_and_lines_as_an_editor_does(tmp_path):
     )
 
 
-@pytest.mark.parametrize("nothing", ["", "  ", "nan", "NaN", "NULL", "N/A", "None", "#N/A", "-", "—", ".", "NaT"])
-@pytest.mark.parametrize("column", ["text", "image", "label", "patient"])
+NOTHING = ("", "  ", "nan", "NaN", "NULL", "N/A", "None", "#N/A", "-", "—", ".", "NaT")
+REQUIRED = ("text", "image", "label", "patient")
+# "none" is a usual name of a grade: see test_labels
+GAPS = [(word, column) for column in REQUIRED for word in NOTHING if (word, column) != ("None", "label")]
+
+
+@pytest.mark.parametrize(("nothing", "column"), GAPS)
 def test_empty_fields_are_named_or_dropped(tmp_path, caplog, nothing, column):
     row = {"image": "a.png", "text": "x", "label": "0", "patient": "p"}
     bad = row | {column: nothing}
@@ -199,7 +204,7 @@ def test_templates_that_are_wrong_are_one_line(tmp_path, template, message):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"empty": "skip"}, "error, drop or keep"), ({"sep": "||"}, "one char")]
+    ("arguments", "message"), [({"empty": "skip"}, "error, drop or keep"), ({"columns": {"x": "y"}}, "our names")]
 )
 def test_wrong_arguments_are_told_at_once(tmp_path, arguments, message):
     with pytest.raises(DataError, match=message):

@@ -36,11 +36,17 @@ def test_a_number_below_zero_is_not_labelled(tmp_path, caplog, values):
 def test_a_label_may_be_missing_if_asked_for(tmp_path):
     assert labels(tmp_path, ["", "mild"], empty="keep") == (("mild",), [-1, 0])
     assert labels(tmp_path, ["9", "1", "0"], values="9:gap") == (("0", "1"), [-1, 1, 0])
-    assert labels(tmp_path, ["none", "mild"], classes=("none", "mild")) == (("none", "mild"), [0, 1])
-    with pytest.raises(DataError, match=r"label is empty \('none'\).*if it is a class, name the classes with classes="):
-        labels(tmp_path, ["none", "mild"])
+    assert labels(tmp_path, ["NA", "mild"], classes=("NA", "mild")) == (("NA", "mild"), [0, 1])
+    with pytest.raises(DataError, match=r"label is empty \('NA'\).*if it is a class, name the classes with classes="):
+        labels(tmp_path, ["NA", "mild"])
     with pytest.raises(DataError, match="no row has a label"):
         labels(tmp_path, ["-1", "-1"])
+
+
+def test_none_is_a_usual_name_of_a_grade(tmp_path, caplog):
+    assert labels(tmp_path, ["none", "mild"]) == (("mild", "none"), [1, 0])
+    assert "the label 'none' is a class; if it means missing, add values=none:gap" in caplog.text
+    assert labels(tmp_path, ["none", "mild"], values="none:gap") == (("mild",), [-1, 0])
 
 
 def test_numbers_are_codes_and_name_nothing(tmp_path, caplog):

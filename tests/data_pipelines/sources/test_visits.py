@@ -87,3 +87,8 @@ def test_a_missing_image_says_what_may_be_meant(tmp_path):
     assert str(no_such_image(tmp_path / "b" / "x.png")).endswith(f"there is no folder {tmp_path}/b")
     (tmp_path / "t.csv").write_text("image\nb\\0.png\n")
     assert csv_source(tmp_path / "t.csv")[0].views[0].image == tmp_path / "b" / "0.png"  # a path of Windows
+
+
+def test_a_whole_number_is_the_same_patient_with_and_without_a_point(tmp_path):
+    (tmp_path / "t.csv").write_text("image,patient\n0.png,7.0\n1.png,7\n2.png,P.0\n")
+    assert [record.patient for record in csv_source(tmp_path / "t.csv")] == ["7", "7", "P.0"]

@@ -84,17 +84,6 @@ def test_wrapped_mapping_without_a_mapped_column():
         wrap([{"image": PIXELS, "text": "x"}], {"text": "caption"})[0]
 
 
-def test_a_pillow_image_that_cannot_be_read_names_its_row(tmp_path):
-    deep = Image.fromarray(np.full((4, 4), 900, np.uint16))
-    with pytest.raises(DataError, match=r"^list row 1: a Pillow image: 16-bit grey with the largest value 900"):
-        wrap([{"image": deep}])[0]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
-    with Image.open(tmp_path / "a.png") as opened:
-        assert wrap([{"image": opened}])[0].views[0].image.shape == (6, 4, 3)
-
-
 class NAType:
     """Named like pandas.NA."""
 
@@ -124,3 +113,14 @@ def test_labels_and_days_follow_the_rules_of_a_table():
     assert first(day=12.0).day == 12 and first(patient=12.0).patient == "12"
     with pytest.raises(DataError, match="'A' and 'a' are the same class"):
         wrap([], classes=("A", "a"))
+
+
+def test_a_pillow_image_that_cannot_be_read_names_its_row(tmp_path):
+    deep = Image.fromarray(np.full((4, 4), 900, np.uint16))
+    with pytest.raises(DataError, match=r"^list row 1: a Pillow image: 16-bit grey with the largest value 900"):
+        wrap([{"image": deep}])[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        assert wrap([{"image": opened}])[0].views[0].image.shape == (6, 4, 3)

@@ -42,8 +42,7 @@ def test_a_killed_owner_leaves_no_lock_behind(tmp_path, owner):
     owner.wait()
     with owned(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
-    with owned(tmp_path):  # nor does one that ended
-        pass
+    assert not (tmp_path / ".lock").exists()  # nor does one that ended
 
 
 def test_within_one_process_too(tmp_path):

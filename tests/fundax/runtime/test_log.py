@@ -1,8 +1,9 @@
 import json
+import logging
 
 import pytest
 
-from fundax.runtime.log import Log
+from fundax.runtime.log import Log, to_console
 from fundax.types import UserError
 
 
@@ -67,6 +68,18 @@ def test_names_are_text_and_no_markup(tmp_path, capsys):
         log.evaluation(10, {"e/drusen [small]": 0.5, "e/[bold]": 1.0, "e/:eye:": 0.0})
     said = capsys.readouterr().err
     assert said.count("drusen [small]") == 2 and "[bold]" in said and ":eye:" in said
+
+
+def test_a_message_is_one_line_of_the_console(capsys):
+    loggers = [logging.getLogger(name) for name in ("fundax", "data_pipelines")]
+    before = [(one.handlers[:], one.level, one.propagate) for one in loggers]
+    to_console()
+    logging.getLogger("data_pipelines.sources").warning("a [table] of %d words%s", 40, " word" * 40)
+    loggers[0].info("an assumption")
+    for one, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        one.handlers[:], one.level, one.propagate = handlers, level, propagate
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["warning: a [table] of 40 words" + " word" * 40, "an assumption"]
 
 
 def test_tensorboard_gets_the_rows(tmp_path):
