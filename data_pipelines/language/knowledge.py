@@ -127,8 +127,10 @@ def load(path: str | Path = FILE) -> Knowledge:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         categories, templates = dict(stored["categories"]), dict(stored["templates"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: expected a JSON object with templates and categories: {error}") from error
+    for name, fields in templates.items():
+        _check_template(path, name, fields)
     return Knowledge({name: _finding(path, name, fields) for name, fields in categories.items()}, templates)
 
 
@@ -142,9 +144,24 @@ def _finding(path: Path, name: str, fields: Any) -> Finding:
     known = {"abbreviation", "modality", "location", "synonyms", "en", "zh"}
     if not isinstance(fields, dict) or not fields.get("en") or set(fields) - known:
         raise DataError(f"{path}: category {name!r}: expected en, and no keys other than {', '.join(sorted(known))}")
-    lists = {key: tuple(fields.get(key, ())) for key in ("synonyms", "en", "zh")}
-    if wrong := [key for key, value in lists.items() if not all(isinstance(text, str) and text for text in value)]:
+    lists = {key: fields.get(key, []) for key in ("synonyms", "en", "zh")}
+    if wrong := [key for key, value in lists.items() if not _is_texts(value)]:
         raise DataError(f"{path}: category {name!r}: {wrong[0]} must be a list of texts")
-    return Finding(
-        name, fields.get("abbreviation", ""), fields.get("modality", "CFP"), fields.get("location", ""), **lists
-    )
+    words = {"abbreviation": "", "modality": "CFP", "location": ""}
+    words |= {key: fields[key] for key in words if key in fields}
+    if wrong := [key for key, value in words.items() if not isinstance(value, str)]:
+        raise DataError(f"{path}: category {name!r}: {wrong[0]} must be a text")
+    return Finding(name, **words, **{key: tuple(value) for key, value in lists.items()})
+
+
+def _check_template(path: Path, name: str, fields: Any) -> None:
+    """Raise DataError for a modality whose templates are not {"train": text, "en": texts, "zh": texts}."""
+    if not isinstance(fields, dict) or not isinstance(fields.get("train"), str):
+        raise DataError(f"{path}: templates of {name!r}: expected train, a text, and the lists en and zh")
+    for key in ("en", "zh"):
+        if not _is_texts(fields.get(key)):
+            raise DataError(f"{path}: templates of {name!r}: {key} must be a list of texts")
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) and text for text in value)

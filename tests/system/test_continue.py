@@ -10,6 +10,7 @@ from PIL import Image
 
 import launch
 from fundax.runtime.checkpoint import load_params, saved_steps
+from fundax.runtime.lock import owned
 
 REPO = Path(__file__).parents[2]
 COLOURS = {"AMD": (200, 60, 60), "DR": (60, 200, 60), "normal": (60, 60, 200), "glaucoma": (200, 200, 60)}
@@ -145,6 +146,13 @@ def jax_equal(a, b):
     import jax
 
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_a_second_training_of_a_folder_is_refused(tmp_path, capsys):
+    with owned(tmp_path):
+        assert launch.main(["train", str(REPO / "configs" / "quickstart.py"), "--workdir", str(tmp_path), *BASE]) == 2
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
+    assert "another training is writing to this folder (process" in capsys.readouterr().err
 
 
 def test_a_complete_run_says_so_and_changes_nothing(trained, tables, capsys):

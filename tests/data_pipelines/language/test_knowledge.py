@@ -105,6 +105,26 @@ def test_sentences_for_pretraining():
     assert any(text.startswith("glaucoma: ") for text in both)
 
 
+TEMPLATE = {"train": "a {}", "en": ["a {}"], "zh": ["{}"]}
+
+
+@pytest.mark.parametrize(
+    ("templates", "category", "message"),
+    [
+        ({}, {"en": "a thing seen"}, "category 'x': en must be a list of texts"),  # not thirteen letters
+        ({}, {"en": ["drusen"], "synonyms": 3}, "category 'x': synonyms must be a list of texts"),
+        ({}, {"en": ["drusen"], "location": ["macula"]}, "category 'x': location must be a text"),
+        ({"CFP": TEMPLATE | {"en": "a {}"}}, {"en": ["drusen"]}, "templates of 'CFP': en must be a list of texts"),
+        ({"CFP": {"en": ["a {}"]}}, {"en": ["drusen"]}, "templates of 'CFP': expected train"),
+    ],
+)
+def test_a_text_in_place_of_a_list_is_named(tmp_path, templates, category, message):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"templates": templates, "categories": {"x": category}}))
+    with pytest.raises(DataError, match=message):
+        load(path)
+
+
 def test_a_broken_file_is_named(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text("[]")
