@@ -59,6 +59,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"FUNDAX_GOLDEN={GIVEN} has no folder {', '.join(missing)}")
 
 
+@pytest.fixture(autouse=True)
+def every_warning_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings that are given once in a process are given in each test."""
+    monkeypatch.setattr("data_pipelines.notices._given", set())
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real eyes and public tokenizer tables beside the project; a test that needs them skips where they are absent."""

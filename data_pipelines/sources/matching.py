@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.notices import warn_line
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.sources.columns import Indexed, Stored, read_once
 from data_pipelines.sources.labels import findings_of, folded
@@ -90,7 +91,7 @@ class Matched(Indexed):
                 f"say which is which: {option if self.target == 'label' else flags}"
             )
         if absent := [name for k, name in enumerate(names) if k not in found]:
-            _log.warning("%s: has no %s %s", self.called, self._what, ", ".join(absent))
+            warn_line(_log, "%s: has no %s %s", self.called, self._what, ", ".join(absent))
         return found
 
     @read_once
@@ -102,7 +103,7 @@ class Matched(Indexed):
         names = [self.names[int(k)] for k in unknown]
         if self.target == "value" or np.ndim(self.source[0].targets.get("label", 0)):
             self._refuse(names)
-            _log.warning("%s: %s that are not used: %s", self.called, self._what, ", ".join(names))
+            warn_line(_log, "%s: %s that are not used: %s", self.called, self._what, ", ".join(names))
             return Stored(rows)
         labels = np.array([int(self.source[row].targets.get("label", -1)) for row in range(len(rows))])
         counts = {self.names[k]: int((labels == k).sum()) for k in unknown}
@@ -110,7 +111,7 @@ class Matched(Indexed):
         if counted:
             self._refuse(counted)
             left = "%s: rows of classes that are not among %s are left out: %s"
-            _log.warning(left, self.called, ", ".join(names_of(self.given)), ", ".join(counted))
+            warn_line(_log, left, self.called, ", ".join(names_of(self.given)), ", ".join(counted))
         kept = rows[~np.isin(labels, unknown)]
         if not len(kept):
             raise DataError(f"{self.called}: has no row of the classes {', '.join(names_of(self.given))}")

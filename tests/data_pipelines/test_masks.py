@@ -166,8 +166,7 @@ def test_a_mask_is_turned_as_its_image_is(tmp_path):
             assert marked.shape == VESSEL.shape
 
 
-def test_a_turned_image_and_a_mask_that_is_not_is_said(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("data_pipelines.notices._given", set())
+def test_a_turned_image_and_a_mask_that_is_not_is_said(tmp_path, caplog):
     exif = Image.Exif()
     for orientation, size in ((3, (40, 56)), (6, (56, 40))):
         exif[0x0112] = orientation

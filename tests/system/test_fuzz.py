@@ -15,4 +15,4 @@ def test_damaged_files_are_one_clear_line():
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout
     table = {line.split()[0]: line for line in done.stdout.splitlines()}
     assert set(table) == {"images", "tables", "weights", "runs", "shards", "knowledge"}
-    assert all(" 25 " in line and "clear" in line or "accepted" in line for line in table.values()), done.stdout
+    assert all((" 25 " in line and "clear" in line) or "accepted" in line for line in table.values()), done.stdout

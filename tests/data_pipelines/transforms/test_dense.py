@@ -122,8 +122,7 @@ def test_a_csv_of_masks_and_points(table):
     assert Prepared(several, 4, classes=("a", "b"), overlapping=True)[0].targets["truth"].sum((0, 1)).tolist() == [8, 0]
 
 
-def test_a_structure_that_covers_most_of_an_image_is_said(table, caplog, monkeypatch):
-    monkeypatch.setattr("data_pipelines.notices._given", set())
+def test_a_structure_that_covers_most_of_an_image_is_said(table, caplog):
     source = named(table([[255], [255]]), {"mask": "mask"}).source
     for row in range(2):
         assert Prepared(source, 8, classes=("vessel",))[row].targets["truth"].all()
@@ -133,8 +132,7 @@ def test_a_structure_that_covers_most_of_an_image_is_said(table, caplog, monkeyp
     )
 
 
-def test_landmarks_of_a_turned_image_are_said(table, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("data_pipelines.notices._given", set())
+def test_landmarks_of_a_turned_image_are_said(table, tmp_path, caplog):
     source, exif = named(table([[0], [0]]), {"points": "a"}).source, Image.Exif()
     exif[0x0112] = 3
     Image.fromarray(np.full((4, 4, 3), 50, np.uint8)).save(tmp_path / "0.png", exif=exif)
