@@ -20,7 +20,7 @@ import numpy as np
 from record import Table, record
 from rich.progress import track
 
-from data_pipelines.images import load
+from data_pipelines.images.decode import load
 from data_pipelines.synthetic.sources import CONDITIONS, LESIONS, Eyes
 from data_pipelines.transforms.steps import preprocess
 from fundax.inference.explain import Looker, inside, over_photograph, read_looker

@@ -29,7 +29,7 @@ from PIL import Image
 from record import Table, record
 
 from data_pipelines import pipeline
-from data_pipelines.images import load
+from data_pipelines.images.decode import load
 from data_pipelines.records import Record, View
 from data_pipelines.synthetic.sources import Patients
 from data_pipelines.transforms.steps import Squash

@@ -21,7 +21,7 @@ from PIL import Image
 from record import Table, record
 from rich.progress import track
 
-from data_pipelines.images import load
+from data_pipelines.images.decode import load
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.transforms.steps import preprocess
 from fundax.interop.read import read_objective

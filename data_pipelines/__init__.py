@@ -11,6 +11,6 @@ pipeline         train, mix and one_epoch: sources and steps to batches, with wo
 tasks            data of whole tasks: labelled sets, follow-up visits, modality mixes
 convert          any source to ArrayRecord shards of small images
 contact_sheet    the images of a source in one PNG
-images, masks    decode files to RGB, and to class numbers; jpeg and depth hold their rules for damage and bit depths
+images           decode files to RGB, and masks to class numbers; damage, bit depths, orientation
 geometry, collate, bad_records, notices, workers    transforms, stacking, unreadable files, warnings, processes
 """

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from data_pipelines import images, masks
+from data_pipelines.images import decode, masks
 from data_pipelines.records import DataError, Record
 
 
@@ -29,7 +29,7 @@ def find(record: Record, row: int) -> Bad | None:
     """The first image or mask of a record that cannot be read; None if all can be read."""
     own = record.targets.get("mask")
     files = [mask for mask in (own if isinstance(own, tuple) else (own,)) if isinstance(mask, str | os.PathLike)]
-    readings = [(images.load, view.image) for view in record.views] + [(masks.load_mask, mask) for mask in files]
+    readings = [(decode.load, view.image) for view in record.views] + [(masks.load_mask, mask) for mask in files]
     for read, image in readings:
         try:
             read(image)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.images import load
+from data_pipelines.images.decode import load
 from data_pipelines.records import DataError, Record, Source, View
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")

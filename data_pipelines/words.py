@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.datasets import source as built
-from data_pipelines.images import EXTENSIONS, ReadOptions, read_options
+from data_pipelines.images.decode import EXTENSIONS, ReadOptions, read_options
 from data_pipelines.records import MODALITIES, DataError, Source
 from data_pipelines.sources.csv import CsvSource, csv_source
 from data_pipelines.sources.folders import image_folder, parts_of

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines.images import load
+from data_pipelines.images.decode import load
 from data_pipelines.synthetic.sources import Patients
 
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"

@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines import images, masks
 from data_pipelines.convert import Sizing, convert
+from data_pipelines.images import decode, masks
 from data_pipelines.language import knowledge
 from data_pipelines.open import named
 from data_pipelines.records import DataError
@@ -163,7 +163,7 @@ def image_files(folder: Path) -> list[Path]:
 
 def open_image(path: Path) -> None:
     """Read as an image and as a mask, in full and scaled."""
-    for read in (images.load, lambda one: images.load(one, 8), masks.load_mask):
+    for read in (decode.load, lambda one: decode.load(one, 8), masks.load_mask):
         _try(read, path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_pipelines.images import FORMATS
+from data_pipelines.images.decode import FORMATS
 from data_pipelines.records import DataError, no_such_image
 from data_pipelines.sources import labels
 from data_pipelines.sources.tables import is_empty, read_named

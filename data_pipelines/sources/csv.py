@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.images import DEFAULT, ReadOptions, read_options
+from data_pipelines.images.decode import DEFAULT, ReadOptions, read_options
 from data_pipelines.records import DataError, Record, View, modality_name
 from data_pipelines.sources.columns import Indexed, read_once, row_index
 from data_pipelines.sources.csv_table import Columns, CsvSchema, Table, read_table

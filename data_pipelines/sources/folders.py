@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.images import DEFAULT, EXTENSIONS, ReadOptions
+from data_pipelines.images.decode import DEFAULT, EXTENSIONS, ReadOptions
 from data_pipelines.notices import warn_once
 from data_pipelines.records import DataError, Record, View, modality_name
 from data_pipelines.sources.columns import Indexed, Stored, Strings, StringWriter, read_once, row_index

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.images import DEFAULT, ReadOptions
+from data_pipelines.images.decode import DEFAULT, ReadOptions
 from data_pipelines.records import DataError, Record, View, modality_name
 from data_pipelines.sources.columns import Indexed, read_once, row_index
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.images import DEFAULT, EXTENSIONS, ReadOptions
+from data_pipelines.images.decode import DEFAULT, EXTENSIONS, ReadOptions
 from data_pipelines.records import MODALITIES, DataError, Record, Source, View, modality_name
 from data_pipelines.sources.columns import Strings, read_once, row_index
 from data_pipelines.sources.folders import images_below, is_helper, report_others

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from data_pipelines.images import load
+from data_pipelines.images.decode import load
 from data_pipelines.records import ATTRIBUTES, DataError, Record, View, eye_name, modality_name
 from data_pipelines.sources.columns import row_index
 from data_pipelines.sources.labels import NOT_LABELLED, findings_of, lookup

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.images import read_options
+from data_pipelines.images.decode import read_options
 from data_pipelines.open import Sources
 from data_pipelines.pipeline import Part, one_epoch
 from data_pipelines.records import DataError, Source, modality_name

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.geometry import Affine, Crop, FlipRows, Mirror, Transpose, move
-from data_pipelines.images import StoredImage, exif_orientation, load_sized
-from data_pipelines.masks import read_field_of_view, read_mask
+from data_pipelines.images.decode import StoredImage, exif_orientation, load_sized
+from data_pipelines.images.masks import read_field_of_view, read_mask
 from data_pipelines.notices import warn_once
 from data_pipelines.records import EYES, MODALITIES, DataError, Record, Source, View, text_hash
 from data_pipelines.transforms.steps import FieldOfViewCrop, eval_step, present

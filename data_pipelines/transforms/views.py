@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.geometry import Resize
-from data_pipelines.images import load_sized
-from data_pipelines.masks import read_mask
+from data_pipelines.images.decode import load_sized
+from data_pipelines.images.masks import read_mask
 from data_pipelines.records import EYE_PHRASES, EYES, MODALITIES, PHRASES, DataError, Record, View, text_hash
 
 SWAPS = {"left": "right", "od": "os", "左": "右"}

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from data_pipelines import images as files
 from data_pipelines.geometry import Crop
+from data_pipelines.images import decode as files
 from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.transforms.steps import preprocess
 from fundax.encoders.backbone import normalized, tower_of

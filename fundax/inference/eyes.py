@@ -16,7 +16,7 @@ import numpy as np
 from rich.table import Table
 from scipy.special import softmax
 
-from data_pipelines import images as files
+from data_pipelines.images import decode as files
 from data_pipelines.language.prompts import prompts
 from data_pipelines.transforms.steps import preprocess
 from fundax.evals.features import class_features

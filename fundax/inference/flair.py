@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from scipy.special import softmax
 
-from data_pipelines import images as files
+from data_pipelines.images import decode as files
 from data_pipelines.language import knowledge, tokenizers
 from data_pipelines.transforms.flair import flair_pixels
 from fundax.interop.flair import to_fundax

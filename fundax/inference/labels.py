@@ -13,7 +13,7 @@ import numpy as np
 from rich.progress import track
 from rich.table import Table
 
-from data_pipelines.images import load
+from data_pipelines.images.decode import load
 from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.transforms.steps import preprocess
 from fundax.encoders.backbone import BackboneWithHead

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from scipy.special import softmax
 
-from data_pipelines import images as files
+from data_pipelines.images import decode as files
 from data_pipelines.transforms.steps import preprocess
 from fundax.encoders.layers import LayerNorm
 from fundax.encoders.pixels import normalize

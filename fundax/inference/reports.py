@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from rich.text import Text
 
-from data_pipelines import images as files
+from data_pipelines.images import decode as files
 from data_pipelines.language.findings import vocabulary
 from data_pipelines.transforms.steps import preprocess
 from fundax.interop.checkpoint import Checkpoint

@@ -9,7 +9,7 @@ from PIL import Image
 
 import launch
 from data_pipelines.convert import Sizing, convert
-from data_pipelines.images import ReadOptions, StoredImage, load, read_options
+from data_pipelines.images.decode import ReadOptions, StoredImage, load, read_options
 from data_pipelines.open import named
 from data_pipelines.records import DataError, Record, View
 from data_pipelines.sources.folders import image_folder

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import bad_records, collate, images, pipeline
+from data_pipelines import bad_records, collate, pipeline
+from data_pipelines.images import decode
 from data_pipelines.records import DataError, Record, View
 
 BROKEN = b"abc"
@@ -45,7 +46,7 @@ class Example:
         if "label" not in record.targets:
             raise DataError("has no label")
         return {
-            "image": images.load(record.views[0].image),
+            "image": decode.load(record.views[0].image),
             "label": np.int32(record.targets["label"]),
             "tag": np.int32(self.tag),
             "noise": np.float32(rng.random()),

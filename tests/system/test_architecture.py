@@ -42,9 +42,7 @@ LEVELS = {
     ),
     "data_pipelines": (
         ("geometry", "notices", "records"),
-        ("depth", "jpeg"),
-        ("images",),
-        ("language", "masks"),
+        ("images", "language"),
         ("bad_records", "sources", "synthetic", "workers"),
         ("datasets",),
         ("collate", "transforms"),

@@ -14,7 +14,7 @@ from PIL import Image
 from data_pipelines import datasets, pipeline
 from data_pipelines.datasets import idrid, kermany_oct
 from data_pipelines.datasets.layouts import label_table
-from data_pipelines.images import load
+from data_pipelines.images.decode import load
 from data_pipelines.records import DataError
 from data_pipelines.transforms.steps import Squash
 from data_pipelines.transforms.views import SingleView

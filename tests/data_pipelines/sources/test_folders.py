@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.images import ReadOptions
+from data_pipelines.images.decode import ReadOptions
 from data_pipelines.records import DataError
 from data_pipelines.sources.folders import image_folder, parts_of
 from data_pipelines.sources.splits import split_by

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from data_pipelines import images
-from data_pipelines.masks import load_mask
+from data_pipelines.images import decode
+from data_pipelines.images.masks import load_mask
 from data_pipelines.records import DataError, Record, View
 from data_pipelines.transforms import steps as transforms
 from data_pipelines.transforms.steps import (
@@ -250,6 +250,6 @@ def test_field_of_view_of_real_photographs(shared_data, folder):
     for path in sorted((shared_data / folder / "images").glob("*.jpg"))[:6]:
         lit = load_mask(shared_data / folder / "fov" / f"{path.stem}.png") > 0
         rows, columns = np.flatnonzero(lit.any(1)), np.flatnonzero(lit.any(0))
-        box = transforms.field_of_view(images.load(path))
+        box = transforms.field_of_view(decode.load(path))
         edges = (box.top, box.left, box.top + box.height, box.left + box.width)
         np.testing.assert_allclose(edges, (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1), atol=9)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.masks import load_mask
+from data_pipelines.images.masks import load_mask
 from fundax.encoders.unetr import Linear
 from fundax.inference import landmarks, segmentation
 from fundax.interop.backbones import backbone

@@ -66,7 +66,7 @@ def test_both_eyes(model, eyes):
 
 def test_a_probability_from_the_features(model, eyes):
     found = predict_eyes(model, CLASSES, left=eyes[0])
-    from data_pipelines.images import load as read
+    from data_pipelines.images.decode import load as read
     from data_pipelines.transforms.steps import preprocess
 
     image = preprocess(read(eyes[0]), model.preprocessing)[None]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.images import load as load_image
+from data_pipelines.images.decode import load as load_image
 from data_pipelines.language.conditions import FINDINGS
 from data_pipelines.pipeline import mix
 from data_pipelines.sources.csv import csv_source

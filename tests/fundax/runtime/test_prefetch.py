@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tiny_objective import Rows, recipe
 
-from data_pipelines import images, pipeline
+from data_pipelines import pipeline
+from data_pipelines.images import decode
 from data_pipelines.records import Record, View
 from fundax.runtime.mesh import make_mesh
 from fundax.runtime.prefetch import Prefetcher
@@ -46,7 +47,7 @@ class Broken:
 @dataclass(frozen=True)
 class Example:
     def __call__(self, record, rng):
-        mean = images.load(record.views[0].image).mean()
+        mean = decode.load(record.views[0].image).mean()
         return {"image": np.full(4, mean, np.float32), "value": np.float32(0)}
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.images import ReadOptions, StoredImage, load, read_options
-from data_pipelines.masks import load_mask, read_field_of_view, read_mask
+from data_pipelines.images.decode import ReadOptions, StoredImage, load, read_options
+from data_pipelines.images.masks import load_mask, read_field_of_view, read_mask
 from data_pipelines.records import DataError
 
 VESSEL = np.zeros((40, 56), np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.images import load
+from data_pipelines.images.decode import load
 from data_pipelines.records import DataError
 
 

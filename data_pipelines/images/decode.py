@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from data_pipelines import jpeg
-from data_pipelines.depth import BIT_DEPTHS, Depth, check_depth, eight_bit_rgb
+from data_pipelines.images import jpeg
+from data_pipelines.images.depth import BIT_DEPTHS, Depth, check_depth, eight_bit_rgb
 from data_pipelines.notices import warn_once
 from data_pipelines.records import DataError, no_such_image
 

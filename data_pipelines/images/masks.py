@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipelines import jpeg
-from data_pipelines.images import (
+from data_pipelines.images import jpeg
+from data_pipelines.images.decode import (
     DEFAULT,
     UNREADABLE,
     ImageLike,
