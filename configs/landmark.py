@@ -55,7 +55,8 @@ def recipe(
     options = {"missing": missing, "diameter": disc_diameter, "resize": resize, "keep": not run.workers}
     parts, landmarks = dense.points(data, run.seed, image_size, **options), data.classes
     augment = (RandomMove(degrees, shift, scale), Flip(landmarks=landmarks), ColorJitter(jitter, jitter, jitter / 2))
-    see, scores = Ready(("points", "frame", "diameter")), {"names": landmarks, "read": points, "interval": bootstrap}
+    see = dense.ready(parts.scored, "points", "frame", "diameter")
+    scores = {"names": landmarks, "read": points, "interval": bootstrap}
     passes = one_epoch(parts.scored, (see,), batch=min(run.batch, len(parts.scored)))
     steps = run.total(max(len(parts.train) // run.batch, 1) if not run.steps else 1)
     rate = optim.cosine(run.lr, steps, min(50, steps // 2))

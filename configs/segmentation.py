@@ -52,7 +52,7 @@ def recipe(
     shape = {"width": width, "dropout": dropout, "blocks": decoder_layers, "start": bias}
     parts = dense.masks(data, run.seed, resolution, overlapping=overlapping, crop=crop_field, keep=not run.workers)
     augment = (RandomCrop(image_size), RightAngles(transpose), ColorJitter(jitter, jitter, jitter / 2))
-    see, batch = Ready(("truth", "truth_fov", "frame")), 1 if data.data else run.batch
+    see, batch = dense.ready(parts.scored, "truth", "truth_fov", "frame"), 1 if data.data else run.batch
     scores = {"classes": classes, "overlapping": overlapping, "interval": bootstrap}
     scores |= {"window": image_size if resolution > image_size else 0}
     steps = run.total(max(len(parts.train) // run.batch, 1) if not run.steps else 1)

@@ -14,8 +14,9 @@ from data_pipelines.records import DataError, Record, Source
 from data_pipelines.sources.cached import CachedSource
 from data_pipelines.sources.matching import places
 from data_pipelines.synthetic.sources import Drawn
-from data_pipelines.tasks.labelled import Parts
-from data_pipelines.transforms.dense import Prepared
+from data_pipelines.tasks.labelled import Parts, WithAttributes, attribute_names
+from data_pipelines.transforms.dense import Prepared, Ready
+from data_pipelines.transforms.steps import Step
 from data_pipelines.words import Named
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,14 @@ def _prepared(
         source = Prepared(joined([_by_name(one, target, data.classes) for one in some]), size, **fields)
         made.append(CachedSource(source) if keep else source)
     return Parts(made[0], made[1], data.part or "val")
+
+
+def ready(source: Source, *targets: str) -> Step:
+    """The first step of an evaluation: image, `targets` and the attributes of the patients (age, sex, ...)."""
+    records = source
+    while isinstance(records, CachedSource | Prepared):  # whose records would read the images
+        records = records.source
+    return WithAttributes(Ready(targets), attribute_names(records))
 
 
 @dataclass(frozen=True)

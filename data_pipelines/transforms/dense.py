@@ -89,9 +89,8 @@ class Prepared:
         step = eval_step({"image_size": self.size, "resize": self.resize, "interpolation": "bilinear"})
         example = step(example, _NO_DRAWS)
         targets |= {key: value for key, value in example.items() if key != "image"}
-        return Record(
-            record.patient, (View(example["image"], view.modality, view.eye),), targets=targets, where=record.where
-        )
+        views = (View(example["image"], view.modality, view.eye),)
+        return Record(record.patient, views, targets=targets, where=record.where, attributes=record.attributes)
 
     def _mask(self, record: Record, size: tuple[int, int]) -> np.ndarray:
         """i32 [H W] of classes, or u8 [H W K] of 0 and 1."""

@@ -121,3 +121,19 @@ def test_written_reports_are_compared_with_whole_texts(root):
     assert batch["text"].shape[1] == 33
     whole = found.tokenizer.decode(batch["reference"])[0]
     assert whole.count("drusen") == 61 and "at the macula" in whole
+
+
+@pytest.mark.parametrize(
+    ("config", "columns", "classes"),
+    [("segmentation", "mask=m", ("disc",)), ("landmark", "points=fovea", ("fovea",)), ("finetune", "", ("a", "b"))],
+)
+def test_columns_about_patients_reach_the_evaluation(root, config, columns, classes):
+    Image.fromarray(np.eye(40, dtype=np.uint8) * 255).save(root / "mask.png")
+    row = "{0}.png,mask.png,8,8,{1},p{0},{2},{3}"
+    rows = [row.format(k, "ab"[k % 2], ("f", "m")[k % 2], 40 + k) for k in range(40)]
+    table = root / "patients.csv"
+    table.write_text("\n".join(["image,m,fovea_x,fovea_y,label,patient,sex,age", *rows]) + "\n")
+    word = f"{table},{columns}" if columns else table
+    (one,) = recipe(config, "--data", word, "--classes", *classes).evals.values()
+    batch = next(iter(one.data()))
+    assert set(np.unique(batch["sex"])) <= {"f", "m"} and (np.asarray(batch["age"]) >= 40).all()
