@@ -238,7 +238,7 @@ def _environment(folder: Path, process: int) -> Any:
     try:
         import lmdb
     except ModuleNotFoundError:
-        raise DataError(f"{folder}: reading LMDB needs `pip install 'fundax[lmdb]'`") from None
+        raise DataError(f"{folder}: reading LMDB needs `pip install -e '.[lmdb]'`") from None
     if not folder.is_dir():
         raise DataError(f"no LMDB folder {folder}; expected a folder with imgs/ and pairs/")
     try:

@@ -250,7 +250,7 @@ def _excel(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         import openpyxl
     except ModuleNotFoundError:
-        raise DataError(f"{path}: reading Excel needs `pip install 'fundax[excel]'`; or save it as CSV") from None
+        raise DataError(f"{path}: reading Excel needs `pip install -e '.[excel]'`; or save it as CSV") from None
     try:
         with path.open("rb") as file, warnings.catch_warnings():  # about styles, which no value depends on
             warnings.simplefilter("ignore")
@@ -276,7 +276,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         from pyarrow import parquet, types
     except ModuleNotFoundError:
-        raise DataError(f"{path}: reading Parquet needs `pip install 'fundax[parquet]'`; or save it as CSV") from None
+        raise DataError(f"{path}: reading Parquet needs `pip install -e '.[parquet]'`; or save it as CSV") from None
     try:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow

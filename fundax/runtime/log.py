@@ -213,7 +213,7 @@ class _TensorBoard:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            raise UserError("the writer tensorboard needs tensorboardX: pip install 'fundax[tensorboard]'") from None
+            raise UserError("the writer tensorboard needs tensorboardX: pip install -e '.[tensorboard]'") from None
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
@@ -229,7 +229,7 @@ class _WandB:
         try:
             import wandb
         except ImportError:
-            raise UserError("the writer wandb needs wandb: pip install 'fundax[wandb]'") from None
+            raise UserError("the writer wandb needs wandb: pip install -e '.[wandb]'") from None
         self._run: Any = wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow")
 
     def write(self, step: int, row: Mapping[str, float]) -> None:

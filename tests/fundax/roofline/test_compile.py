@@ -105,7 +105,7 @@ def test_mistakes(monkeypatch):
     with pytest.raises(UserError, match="run this on the GPUs"):
         aot.target(recipe(), "H100:8")
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(UserError, match=r"pip install 'fundax\[tpu\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
         aot.target(recipe(), "v5e:4x4")
     with pytest.raises(UserError, match="8 does not divide over 3 devices"):
         aot.compile_step(recipe(mesh=(3, 1)))
