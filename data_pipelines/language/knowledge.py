@@ -151,7 +151,8 @@ def _finding(path: Path, name: str, fields: Any) -> Finding:
     words |= {key: fields[key] for key in words if key in fields}
     if wrong := [key for key, value in words.items() if not isinstance(value, str)]:
         raise DataError(f"{path}: category {name!r}: {wrong[0]} must be a text")
-    return Finding(name, **words, **{key: tuple(value) for key, value in lists.items()})
+    texts: dict[str, Any] = {key: tuple(value) for key, value in lists.items()}
+    return Finding(name, **words, **texts)
 
 
 def _check_template(path: Path, name: str, fields: Any) -> None:
