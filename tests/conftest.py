@@ -23,7 +23,7 @@ import pytest
 
 REPO = Path(__file__).parent.parent
 # Compiling is most of the suite's time: programs are kept from one worker, subprocess and run to the next.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".pytest_cache" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax  # noqa: E402 (it reads the environment)

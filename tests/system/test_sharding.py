@@ -21,6 +21,15 @@ from fundax.train import TrainState, abstract_state, train_step
 BATCH, STEPS = 16, 5
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_here():
+    """Programs of this file are not kept: read back from the cache, jaxlib 0.10.2's wait for each other for ever on a CPU."""
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
 class NoData:
     def __call__(self, shard, shards):
         raise AssertionError("the batches of this test are its own")
