@@ -1,7 +1,7 @@
 """python launch.py train configs/mm_fundus_clip.py --workdir runs/mm_fundus_clip --data train.csv --init WEIGHTS
 
-MM-Fundus-CLIP tunes a pretrained CLIP, of the size of --init, on photographs and their reports at a constant learning rate
-of 1e-6 (the article says 1e-5: --lr 1e-5). --preset published is DFN ViT-H/14 at 378 pixels. Several sources can be mixed:
+MM-Fundus-CLIP tunes a pretrained CLIP on photographs and their reports. The model has the size of --init. The learning rate
+is constant, 1e-6; the article says 1e-5. --preset published is DFN ViT-H/14 at 378 pixels. Several sources can be mixed:
 --data csdi/labels.csv,text=text_en tfds:idrid --prompt "{modality}: {text}". Without --data: synthetic eyes.
 """
 

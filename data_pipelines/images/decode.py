@@ -121,7 +121,7 @@ def load(image: ImageLike, at_least: int | None = None, reading: ReadOptions = D
     and CMYK are converted, and only the first of several frames is read, which is logged. Grey of more than 8 bits is
     divided by its depth, which is an option or stated by the file (BitsPerSample, MaxSampleValue, the maximum of a PGM);
     a 16-bit image whose values would also fit in 14 bits or fewer is an error without the option. Floating-point values
-    of -0.05..1.05 are taken as 0..1, and those up to 1.05 * 255 that exceed 64 as 0..255; both are clipped.
+    between -0.05 and 1.05 are clipped to 0..1. If the largest value lies between 64 and 268, they are clipped to 0..255.
 
     Raises DataError naming the file if the image cannot be read, is damaged or larger than `reading.max_pixels`.
     """

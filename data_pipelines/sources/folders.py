@@ -69,7 +69,13 @@ def parts_of(root: str | Path) -> dict[str, list[Path]]:
             f"{root}/<class>/ or {root}/train/<class>/"
         )
     if found and others:
-        warn_once(_log, (root, "parts"), "%s: folders that are no part are passed over: %s", root, ", ".join(others))
+        warn_once(
+            _log,
+            (root, "parts"),
+            "%s: ignored folders, because they are not parts of the data: %s",
+            root,
+            ", ".join(others),
+        )
     return found
 
 

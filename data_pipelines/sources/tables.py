@@ -83,7 +83,7 @@ def read_rows(path: Path, sep: str = ",", encoding: str = "") -> Iterator[tuple[
         encoding: encoding of a text file without a byte order mark; "" is UTF-8. A byte order mark decides by itself.
 
     `line` is the line of the file where the row starts. Rows without any content are skipped. Raises DataError for a file
-    that cannot be read or is no table, a quotation mark that stays open, a row with more or fewer fields than the header,
+    that is not a readable table, a quotation mark that stays open, a row with more or fewer fields than the header,
     and content in a column without a name.
     """
     if len(sep := SEPARATORS.get(sep, sep)) > 1:

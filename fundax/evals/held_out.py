@@ -17,8 +17,8 @@ from fundax.types import Batch, Extra, Forward, Objective, Params, UserError
 class HeldOutLoss:
     """An Eval: the objective's loss on `data`, a mean over batches, with the random numbers of one seed.
 
-    data: training batches of held-out examples; batches with padding are left out, unless all have some. step: the step at
-    whose schedules (temperatures, masks) the loss is computed. Returns Scores with the metric loss. Raises UserError for
+    data: training batches of held-out examples; batches with padding are left out, unless all have some. step: the
+    schedules (temperatures, masks) have their values at this step. Returns Scores with the metric loss. Raises UserError for
     data without a batch.
     """
 

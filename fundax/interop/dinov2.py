@@ -139,7 +139,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     settings = processor.read(folder_of(path))
     own = {"image_size": tower.image_size}
     facts: dict[str, Any] = processor.preprocessing_of(settings, path) if settings else own
-    if facts["image_size"] != tower.image_size:  # published ones learnt at 518 pixels and are shown 224
+    if facts["image_size"] != tower.image_size:  # the published models were trained at 518 pixels and are used at 224
         tower = tower.clone(image_size=facts["image_size"])
         if tower.image_size % tower.patch:
             raise UserError(f"{path}: patches of {tower.patch} pixels do not fill photographs of {tower.image_size}")

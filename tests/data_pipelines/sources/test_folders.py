@@ -132,7 +132,7 @@ def test_parts_by_any_of_their_names(tmp_path, caplog):
         "val": ["dev", "valid"],
         "test": ["TEST"],
     }
-    assert "folders that are no part are passed over: extra" in caplog.text
+    assert "ignored folders, because they are not parts of the data: extra" in caplog.text
     rows = {part: len(image_folder(tmp_path, part)) for part in ("", "train", "val", "validation", "test", "all")}
     assert rows == {"": 2, "train": 2, "val": 2, "validation": 2, "test": 1, "all": 5}
     assert len(image_folder(tmp_path, "extra")) == 1 and image_folder(tmp_path, "test").classes == ("a", "b")
