@@ -55,7 +55,7 @@ def recipe(
     view = Grouped(SingleView(text=None, targets=("label",)))
     read = Reader(parts, model.preprocessing, first=view, workers=run.workers)
     origin = fingerprint(data, run.seed)
-    rows = lambda part: frozen.rows(read.once(getattr(parts, part)), read.keys, f"{part} {origin}")  # noqa: E731
+    rows = partial(frozen.part, read, fingerprint=origin)
     epoch = max(len(parts.train) // run.batch, 1)
     steps = run.total(epoch)
     rule = optim.adamw(optim.cosine_schedule(run.lr, 0, steps), weight_decay=run.weight_decay, decay=optim.decay_all)

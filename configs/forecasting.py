@@ -6,6 +6,7 @@ Will this eye get worse within so many days? VisionFM's forecast head, on the en
 --data list.csv,value=days. Evaluate the test part at the end: launch.py eval runs/forecasting --part test
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import optax
@@ -54,7 +55,7 @@ def recipe(
     objective = objectives.Forecast(start.backbone, encoders.ForecastHead(), positive, visits, given=given)
     read = VisitReader(parts, start.preprocessing, workers=run.workers)
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
-    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n, batch=32), read.keys)  # noqa: E731
+    rows = partial(frozen.part, read, batch=32)
     total = run.total(max(len(parts.train) // run.batch, 1) if not run.steps else 1)
     passes = read.once(parts.scored, batch=8 if run.smoke else 64) if learns else features.one_epoch(rows("scored"))
     rate: Any = optim.cosine_schedule(run.lr, 0, total, total // 20 if learns else 0)

@@ -5,6 +5,7 @@ A linear classifier (or VisionFM's decoder, --head mlp) on the features of a fro
 validation part; evaluate the test part at the end: launch.py eval runs/probe --part test
 """
 
+from functools import partial
 from typing import Literal
 
 from data_pipelines.open import Data
@@ -52,7 +53,7 @@ def recipe(
     frozen = evals.Frozen(objective, start.init_from, run.seed, cache, start.init_extra)
     read = labelled.Reader(parts, start.preprocessing, workers=run.workers)
     origin = f"{copies} {fingerprint(data, run.seed)}"
-    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n), read.keys, f"{part} {origin}")  # noqa: E731
+    rows = partial(frozen.part, read, fingerprint=origin)
     epoch = max(len(parts.train) * copies // run.batch, 1)
     steps = run.steps or max(run.epochs * copies * len(parts.train) // run.batch, 1)
     rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps)

@@ -6,6 +6,8 @@ data_pipelines/tasks/visionfm_labels.py (label=A+B+..., empty=keep for gaps); wi
 Evaluate the test part at the end: launch.py eval runs/multi --part test
 """
 
+from functools import partial
+
 import optax
 
 from data_pipelines.open import Data
@@ -39,7 +41,7 @@ def recipe(
     objective = objectives.MultiModality(start.backbone, encoders.MLPHead(len(LAYOUT)), given="feature")
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
     read = Reader(parts, start.preprocessing, ("label", "grade", "answers"), workers=run.workers)
-    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n), read.keys)  # noqa: E731
+    rows = partial(frozen.part, read)
     grades = len(GRADES)
     scored = {"data": features.one_epoch(rows("scored"))}
     graded = {"classes": GRADES, "ordered": True, "label": "grade", "columns": tuple(range(grades))}

@@ -7,6 +7,7 @@ Evaluate the test part at the end: launch.py eval runs/regression --part test
 """
 
 import functools
+from functools import partial
 from typing import Literal
 
 from data_pipelines.open import Data
@@ -50,7 +51,7 @@ def recipe(
     objective = objectives.Regress(start.backbone, decoder, names, given="image" if learns else "feature")
     read = labelled.Reader(parts, start.preprocessing, ("value",), workers=run.workers)
     frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
-    rows = lambda part, n=1: frozen.rows(read.once(getattr(parts, part), n), read.keys)  # noqa: E731
+    rows = partial(frozen.part, read)
     passes = read.once(parts.scored, batch=min(run.batch, 64)) if learns else features.one_epoch(rows("scored"))
     steps = run.steps or max(run.epochs * (1 if learns else copies) * len(parts.train) // run.batch, 1)
     rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps, steps // 20 if learns else 0)

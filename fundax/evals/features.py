@@ -189,6 +189,11 @@ class Frozen:
 
         return read
 
+    def part(self, reader: Any, name: str, copies: int = 1, fingerprint: str = "", **passes: Any) -> Read:
+        """`rows` of a part of data_pipelines.tasks: `reader` (labelled.Reader) reads `copies` copies of reader.parts.NAME."""
+        data = reader.once(getattr(reader.parts, name), copies, **passes)
+        return self.rows(data, reader.keys, fingerprint and f"{name} {fingerprint}")
+
 
 @dataclass(frozen=True)
 class Epochs:
