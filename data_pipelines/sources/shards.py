@@ -33,7 +33,7 @@ def pack(record: Record) -> bytes:
         if not isinstance(view.image, bytes):
             raise DataError(f"{record.where}: only encoded images can be packed, not {type(view.image).__name__}")
         blobs.append(view.image)
-        views.append([view.modality, view.eye, len(view.image)])
+        views.append([view.modality, view.eye, len(view.image), view.report, _targets(view.targets, blobs)])
     header = {
         "patient": record.patient,
         "report": record.report,
@@ -41,8 +41,9 @@ def pack(record: Record) -> bytes:
         "day": record.day,
         "where": record.where,
         "attributes": dict(record.attributes),
+        "eye_reports": dict(record.eye_reports),
         "views": views,
-        "targets": {name: _to_json(name, value, blobs) for name, value in record.targets.items()},
+        "targets": _targets(record.targets, blobs),
     }
     text = json.dumps(header, ensure_ascii=False).encode()
     return b"".join((_LENGTH.pack(len(text)), text, *blobs))
@@ -55,13 +56,25 @@ def unpack(data: bytes) -> Record:
         start = _LENGTH.size + length
         header = json.loads(data[_LENGTH.size : start])
         blobs = _Blobs(memoryview(data)[start:])
-        views = tuple(View(bytes(blobs.next(n)), modality, eye) for modality, eye, n in header["views"])
+        views = tuple(_view(blobs, *row) for row in header["views"])
         targets = {name: _from_json(value, blobs) for name, value in header["targets"].items()}
     except (struct.error, ValueError, KeyError, TypeError, zlib.error) as error:
         raise DataError(f"not a record of launch.py data convert, or a damaged one ({error})") from None
     fields = {name: header[name] for name in ("patient", "report", "day", "where")}
-    fields["attributes"] = header.get("attributes", {})
+    fields |= {name: header.get(name, {}) for name in ("attributes", "eye_reports")}
     return Record(views=views, findings=tuple(header["findings"]), targets=targets, **fields)
+
+
+def _targets(targets: Mapping[str, Any], blobs: list[bytes]) -> dict[str, Any]:
+    return {name: _to_json(name, value, blobs) for name, value in targets.items()}
+
+
+def _view(
+    blobs: _Blobs, modality: str, eye: str, length: int, report: str = "", targets: Mapping[str, Any] | None = None
+) -> View:
+    """A view; earlier shards have neither a report nor targets of a view."""
+    image = bytes(blobs.next(length))
+    return View(image, modality, eye, report, {name: _from_json(one, blobs) for name, one in (targets or {}).items()})
 
 
 class _Blobs:
