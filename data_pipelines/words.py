@@ -138,7 +138,9 @@ def _opened(
 def _synthetic(options: Mapping[str, str], word: str) -> Eyes | Visits:
     visits = _truth(options, "visits", word)
     _known(options, ("n", "start", "seed", "size", "language", "modalities", "visits", *["missing"] * visits), word)
-    fields: dict[str, Any] = {k: int(_number(k, options[k], word)) for k in ("n", "start", "seed", "size") if k in options}
+    fields: dict[str, Any] = {
+        k: int(_number(k, options[k], word)) for k in ("n", "start", "seed", "size") if k in options
+    }
     fields |= {"language": options["language"]} if "language" in options else {}
     fields |= {"missing": _number("missing", options["missing"], word)} if "missing" in options else {}
     fields |= {"modalities": tuple(options["modalities"].split("+"))} if "modalities" in options else {}
