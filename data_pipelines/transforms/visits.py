@@ -46,7 +46,8 @@ class VisitViews:
         choose: "all" views, "one" at random, or a random "pair" of two modalities of one eye, if there is one.
         most: number of views that are kept at most; more are drawn from.
         keep: probability of keeping a view of each of `names`, see `shares_kept`; () keeps all.
-        targets: targets of the record to take along; None uses `label` if there is one.
+        targets: targets of the record to take along.
+        labels: also give label, label_left and label_right i32 [], those of the visit and of its eyes, -1 if unknown.
 
     Raises DataError for a visit without any view of `names`.
     """
@@ -60,7 +61,8 @@ class VisitViews:
     choose: Literal["all", "one", "pair"] = "all"
     most: int = 8
     keep: tuple[float, ...] = ()
-    targets: tuple[str, ...] | None = ()
+    targets: tuple[str, ...] = ()
+    labels: bool = False
 
     def __post_init__(self) -> None:
         if unknown := set(self.levels) - set(LEVELS):
@@ -80,6 +82,7 @@ class VisitViews:
             one = {"image": image, "modality": np.int32(self.names.index(view.modality))}
             images.append(apply(self.steps, one, seed, k)["image"])
         visit, eyes, of_views = self.texts(record, views)
+        labels = labels_of(record) if self.labels else {}
         return {
             "views": np.stack(images),
             "view_modality": np.array([self.names.index(view.modality) for view in views], np.int32),
@@ -89,6 +92,7 @@ class VisitViews:
             "view_text": of_views,
             "patient": patient_number(record.patient),
             "visit": patient_number(f"{record.patient or record.where} day {record.day}"),
+            **labels,
         } | targets_of(record, self.targets, (0, 0), (0, 0))
 
     def size(self, record: Record, rng: np.random.Generator) -> Size:
@@ -130,6 +134,15 @@ class VisitViews:
             eyes if "eye" in self.levels else ("", ""),
             of_views if "view" in self.levels else ("",) * len(views),
         )
+
+
+def labels_of(record: Record) -> dict[str, np.int32]:
+    """label, label_left and label_right of a visit, -1 if unknown. An eye has the label of its first labelled view."""
+    found = {"label": record.targets.get("label", -1)}
+    for side in SIDES:
+        own = [view.targets["label"] for view in record.views if view.eye == side and "label" in view.targets]
+        found[f"label_{side}"] = record.targets.get(f"label_{side}", own[0] if own else -1)
+    return {name: np.int32(value) for name, value in found.items()}
 
 
 def _pairs(views: Sequence[View]) -> list[tuple[View, ...]]:

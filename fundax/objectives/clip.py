@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.layers import apply, l2_normalize
+from fundax.encoders.levels import project
 from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, jittered, normalize, standardize
 from fundax.encoders.vit import Size, ViT, size_named
 from fundax.losses import contrastive
@@ -128,10 +129,10 @@ class CLIP:
             image = self._pixels(batch["image"], rng)
             rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
             visual = apply(self.image, params["image"], image, rngs=rngs)
-            out["image_raw"] = _project(visual["pooled"], params["project"]["image"])
+            out["image_raw"] = project(visual["pooled"], params["project"]["image"])
         if "text" in batch:
             text = apply(self.text, params["text"], batch["text"])
-            out["text_raw"] = _project(text["pooled"], params["project"]["text"])
+            out["text_raw"] = project(text["pooled"], params["project"]["text"])
         return out | {name.replace("raw", "features"): l2_normalize(raw) for name, raw in out.items()}
 
     def _pixels(self, image: Array, rng: jax.Array | None) -> jax.Array:
@@ -145,12 +146,6 @@ class CLIP:
         if self.init_logit_bias is not None:
             scales["logit_bias"] = params["logit_bias"]
         return scales
-
-
-def _project(x: jax.Array, params: Params) -> jax.Array:
-    """[B D] to [B E] in x's dtype, then fp32."""
-    y = (x @ params["kernel"].astype(x.dtype)).astype(jnp.float32)
-    return y + params["bias"][None] if "bias" in params else y
 
 
 def clip(

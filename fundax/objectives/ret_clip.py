@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from fundax.encoders import autoencoder, layers
+from fundax.encoders import autoencoder
 from fundax.encoders.bert import BERT, bert
 from fundax.encoders.layers import apply, l2_normalize
+from fundax.encoders.levels import LEVELS, SUFFIX, image_levels, initial_heads, text_levels
 from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, normalize
 from fundax.encoders.vit import Size, ViT, kept_patches, size_named, vit
 from fundax.losses import contrastive
@@ -27,9 +27,6 @@ from fundax.optim import MAX_LOG_SCALE as MAX_LOG_SCALE  # the bound of the log 
 from fundax.optim import adamw, clip_params, cosine, decay_matrices, peer_ret_clip
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
-LEVELS = ("patient", "left", "right")
-
-
 # Small sizes for tests and laptops: the image encoder, and width, depth, heads and hidden width of the text encoder.
 SIZES = {
     "smoke": (Size(32, 8, 32, 1, 1, 32, 32, 1, 1), (32, 1, 1, 128)),
@@ -37,9 +34,7 @@ SIZES = {
 }
 
 
-# Names of the outputs of a level: left_features, text_features_left, logit_scale_left. The patient level has CLIP's names.
-IMAGE = {"patient": "image", "left": "left", "right": "right"}
-SUFFIX = {"patient": "", "left": "_left", "right": "_right"}
+IMAGE = {"patient": "image", "left": "left", "right": "right"}  # names of the outputs of a level
 
 
 @dataclass(frozen=True)
@@ -114,7 +109,7 @@ class RetCLIP:
         params: Params = {
             "image": self.image.init(keys[0], image)["params"],
             "text": self.text.init(keys[1], batch["text"][:1])["params"],
-            "project": _initial_heads(keys[2], self.image.width, self.text.width, self.embed),
+            "project": initial_heads(keys[2], self.image.width, self.text.width, self.embed),
             "log_scale": {level: jnp.asarray(self.init_logit_scale, jnp.float32) for level in LEVELS},
         }
         if branch := self.reconstruction:
@@ -201,27 +196,15 @@ class RetCLIP:
 
     def _image_levels(self, params: Params, visual: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """The mapped features f32 [B E] of every level that can be computed from the given images."""
-        project, out = params["project"], {}
-        left, right = visual.get("visual_left"), visual.get("visual_right")
-        for eye, features in (("left", left), ("right", right)):
-            if features is not None:
-                out[f"{eye}_raw"] = features @ project[eye]["kernel"]
-        left, right = (right if left is None else left), (left if right is None else right)
-        if left is None or right is None:
-            left = right = visual.get("visual")
-        elif self.presence and "left_present" in batch and "right_present" in batch:
-            present = batch["left_present"][:, None], batch["right_present"][:, None]
-            left, right = jnp.where(present[0], left, right), jnp.where(present[1], right, left)
-        if left is not None and right is not None:
-            out["image_raw"] = jnp.concatenate([left, right], axis=-1) @ project["patient"]["kernel"]
-        return out
+        eyes = visual.get("visual_left"), visual.get("visual_right")
+        names = ("left_present", "right_present")
+        present = tuple(batch[name] for name in names) if self.presence and batch.keys() >= set(names) else None
+        return image_levels(params["project"], *eyes, visual.get("visual"), present)
 
     def _text_levels(self, params: Params, text: jax.Array, rng: jax.Array | None) -> dict[str, jax.Array]:
         """The three text features f32 [B E] of ids i32 [B L]."""
         rngs = {"dropout": rng} if rng is not None and self.text.dropout else None
-        pooled = apply(self.text, params["text"], text, rngs=rngs)["pooled"].astype(jnp.float32)
-        heads = {SUFFIX[level]: params["project"][f"text_{level}"] for level in LEVELS}
-        return {f"text_raw{suffix}": _text_head(pooled, head) for suffix, head in heads.items()}
+        return text_levels(params["project"], apply(self.text, params["text"], text, rngs=rngs)["pooled"])
 
     def _scales(self, params: Params) -> dict[str, jax.Array]:
         return {f"logit_scale{SUFFIX[level]}": jnp.exp(params["log_scale"][level]) for level in LEVELS}
@@ -286,27 +269,6 @@ class RetCLIP:
 
 def _features(raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {name.replace("raw", "features"): l2_normalize(x) for name, x in raw.items()}
-
-
-def _text_head(x: jax.Array, head: Params) -> jax.Array:
-    x = jax.nn.relu(x @ head["fc1"]["kernel"] + head["fc1"]["bias"][None])
-    return x @ head["fc2"]["kernel"] + head["fc2"]["bias"][None]
-
-
-def _initial_heads(rng: jax.Array, width: int, hidden: int, embed: int) -> Params:
-    keys = iter(jax.random.split(rng, 16))
-    normal, torch = nn.initializers.normal, lambda inputs: layers.uniform(inputs**-0.5)
-
-    def dense(outputs: int) -> Params:
-        kernel = normal(hidden**-0.5)(next(keys), (hidden, outputs), jnp.float32)
-        return {"kernel": kernel, "bias": torch(hidden)(next(keys), (outputs,))}
-
-    heads: Params = {"image": {"kernel": normal(width**-0.5)(next(keys), (width, embed), jnp.float32)}}
-    for level in LEVELS:
-        inputs = 2 * embed if level == "patient" else embed
-        heads[level] = {"kernel": torch(inputs)(next(keys), (inputs, embed))}
-        heads[f"text_{level}"] = {"fc1": dense(hidden), "fc2": dense(embed)}
-    return heads
 
 
 def ret_clip(
