@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from data_pipelines.language.tokenizers import Tokenizer
 from data_pipelines.open import Data, joined
@@ -19,26 +20,49 @@ from data_pipelines.words import Named
 _log = logging.getLogger(__name__)
 
 
-def parts_of_visits(
-    sources: Sequence[Named],
-    first: VisitViews,
-    tokenizer: Tokenizer,
-    *,
-    shares: Sequence[float] = (),
-    flip: bool = True,
-    later: Sequence[Step] = (),
-) -> list[Part]:
-    """The parts of a mix of visits, weighted by `weight` or the number of visits.
+@dataclass(frozen=True)
+class VisitOptions:
+    """The arguments of a config for batches of visits.
 
-    shares: wanted share of each of `first.names` among the images; () takes them as they come. Views of a modality that is
-    too frequent are left out at random. later: further steps.
+    Args:
+        views: Views that a step takes of a visit: all, one at random, or a random pair of two modalities of one eye.
+        shares: Wanted share of each of --modalities among the images; empty takes views as they come.
+        inherit: An eye or a view without a report of its own takes that of the visit.
+        apart: Two visits of one patient do not meet in a batch.
+        flip: Mirror visits at random, with what their texts say of left and right.
+        image_slots: Images that a batch has room for, for each of its visits.
+        text_slots: Texts that a batch has room for, for each of its visits.
+        missing_views: Share of the views of synthetic visits that are missing.
     """
-    steps = (*((FlipVisit(),) if flip else ()), TokenizeVisit(tokenizer), *later)
-    rows = [len(one.source) for one in sources]
-    kept = _kept(joined(sources), first.names, shares) if shares else ()
-    start = VisitViews(**{**first.__dict__, "keep": kept})
-    default = [n / sum(rows) for n in rows]
-    return [Part(one.source, (start, *steps), one.weight or w) for one, w in zip(sources, default, strict=True)]
+
+    views: Literal["all", "one", "pair"] = "all"
+    shares: tuple[float, ...] = ()
+    inherit: bool = False
+    apart: bool = True
+    flip: bool = True
+    image_slots: int = 3
+    text_slots: int = 6
+    missing_views: float = 0.4
+
+    def room(self) -> Pack:
+        """The room of a training batch."""
+        return Pack(images=self.image_slots, texts=self.text_slots, apart=self.apart)
+
+    def parts(
+        self, sources: Sequence[Named], names: Sequence[str], steps: Sequence[Step], tokenizer: Tokenizer,
+        levels: Sequence[str], most: int = 8,
+    ) -> list[Part]:  # fmt: skip
+        """The parts of a mix of visits, weighted by `weight` or the number of visits.
+
+        names: modalities. steps: image steps for each view. levels: whose texts are read. most: views of a visit.
+        """
+        kept = _kept(joined(sources), names, self.shares) if self.shares else ()
+        fields: dict[str, Any] = {"inherit": self.inherit, "choose": self.views, "most": most, "keep": kept}
+        first = VisitViews(tuple(names), tuple(steps), tuple(levels), **fields)
+        chain = (first, *((FlipVisit(),) if self.flip else ()), TokenizeVisit(tokenizer))
+        rows = [len(one.source) for one in sources]
+        default = [n / sum(rows) for n in rows]
+        return [Part(one.source, chain, one.weight or w) for one, w in zip(sources, default, strict=True)]
 
 
 def _kept(source: Source, names: Sequence[str], shares: Sequence[float]) -> tuple[float, ...]:
@@ -68,17 +92,22 @@ def room_for(levels: Sequence[str], most: int) -> Pack:
 def visit_passes(
     data: Data,
     parts: Mapping[str, list[Named]],
-    first: VisitViews,
+    names: Sequence[str],
+    steps: Sequence[Step],
     tokenizer: Tokenizer,
     wording: Wording,
     batch: int,
+    most: int = 8,
 ) -> dict[str, dict[str, Any]]:
-    """The arguments data, classes, prompts and modalities of evals.VisitScores for each held-out source, by its name."""
+    """The arguments data, classes, prompts and modalities of evals.VisitScores for each held-out source, by its name.
+
+    names: modalities. steps: image steps for each view. wording: the prompts of a class. most: views of a visit.
+    """
     found = {}
     for end, one in scored_names(data, parts):
         classes: tuple[str, ...] = tuple(getattr(one.source, "classes", ()))
-        whole = VisitViews(first.names, first.steps, LEVELS, most=first.most, labels=True)
-        passes = one_epoch(one.source, (whole, TokenizeVisit(tokenizer)), batch=batch, room=room_for(LEVELS, first.most))
-        prompts = [tokenizer(list(wording(name, first.names[0]))) for name in classes]
-        found[f"visits{end}"] = {"data": passes, "classes": classes, "prompts": prompts, "modalities": first.names}
+        first = VisitViews(tuple(names), tuple(steps), most=most, labels=True)
+        views = one_epoch(one.source, (first, TokenizeVisit(tokenizer)), batch=batch, room=room_for(LEVELS, most))
+        prompts = [tokenizer(list(wording(name, names[0]))) for name in classes]
+        found[f"visits{end}"] = {"data": views, "classes": classes, "prompts": prompts, "modalities": tuple(names)}
     return found

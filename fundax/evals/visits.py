@@ -41,7 +41,8 @@ class VisitScores:
     """An Eval of visits that no training has seen.
 
     data: packed batches of visits with label, label_left and label_right i32 [B], below 0 if unknown, and patient.
-    classes: names of the K classes. prompts: token ids i32 [P L] of each class. modalities: names of `view_modality`.
+    classes: names of the K classes; () leaves the zero-shot scores out. prompts: token ids i32 [P L] of each class.
+    modalities: names of `view_modality`.
     resamples: of patients, for intervals of 95 %.
 
     Returns Scores. Metrics: macro_auc (of visits), eye/macro_auc, view/macro_auc; macro_auc/NAME of each subset of
@@ -63,11 +64,12 @@ class VisitScores:
         def encode(batch: Batch) -> dict[str, np.ndarray]:
             return forward(params, extra, batch)
 
-        heads = class_features(encode, self.prompts)
         sheet = self._sheet(encode)
+        if not self.classes:
+            return Scores(metrics=self._retrieval(sheet))
         if not (sheet.label >= 0).any():
             raise UserError("the evaluation of visits has no labelled visit")
-        metrics, table = self._zero_shot(sheet, heads)
+        metrics, table = self._zero_shot(sheet, class_features(encode, self.prompts))
         return Scores(metrics=metrics | self._retrieval(sheet), other=table)
 
     def _sheet(self, encode: Callable[[Batch], Mapping[str, np.ndarray]]) -> Sheet:

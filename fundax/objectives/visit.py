@@ -303,6 +303,42 @@ def _at(numbers: jax.Array, at: jax.Array) -> jax.Array:
     return jnp.where(at < 0, -1, numbers[at])
 
 
+@dataclass(frozen=True)
+class Terms:
+    """The arguments of a config for the terms of the loss of visits.
+
+    Args:
+        visit_weight: Weight of the term between visits and their reports; 0 leaves it out.
+        eye_weight: Weight of the term between eyes and their reports; 0 leaves it out.
+        view_weight: Weight of the term between single views and their reports; 0 leaves it out.
+        image_weight: Weight of the contrast between the modalities of an eye; 0 leaves it out.
+        reconstruction_weight: Weight of the masked reconstruction across modalities; 0 leaves it out.
+        repeats: Pairs of one patient or with equal texts: no negatives (mask), positives if texts are equal (share), or negatives.
+    """
+
+    visit_weight: float = 1.0
+    eye_weight: float = 1.0
+    view_weight: float = 1.0
+    image_weight: float = 1.0
+    reconstruction_weight: float = 0.0
+    repeats: Repeats = "mask"
+
+    def fields(self) -> dict[str, Any]:
+        """The arguments of `visit` that these settings decide."""
+        each = {
+            "visit": self.visit_weight,
+            "eye": self.eye_weight,
+            "view": self.view_weight,
+            "images": self.image_weight,
+        }
+        return {"weights": tuple(each.items()), "reconstruction": self.reconstruction_weight, "repeats": self.repeats}
+
+    def levels(self) -> tuple[str, ...]:
+        """The levels whose texts are needed."""
+        each = {"visit": self.visit_weight, "eye": self.eye_weight, "view": self.view_weight}
+        return tuple(name for name, weight in each.items() if weight)
+
+
 def visit(
     size: str, modalities: tuple[str, ...], *, vocab: int, context: int, reconstruction: float = 0.0, **fields: Any
 ) -> Visit:
