@@ -48,7 +48,7 @@ def recipe(
     parts = data.parts(eyes, run.seed)
     epoch = -(-rows_of(parts["train"]) // run.batch)
     see = (Squash(side),) if augment == "none" else extra_aug(side, jitter=augment == "extra")
-    chain = (SingleView(prompt=prompt), *see, Tokenize(words), Select(("image", "text")))
+    chain = (SingleView(prompt=prompt, names=data.known), *see, Tokenize(words), Select(("image", "text")))
     held_out = tests(data, parts, Squash(side), words, worded(prompt), run.batch, prompt)
     report_cut_texts(parts["train"], words, prompt)
     return Recipe(

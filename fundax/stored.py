@@ -28,12 +28,14 @@ from fundax.runtime.workdir import digest_of_json, make, read_about, read_option
 from fundax.types import Contrastive, UserError
 
 SPLIT = "split.json"
+MODALITIES = "modalities.json"
 MAY_CHANGE = frozenset(
     {"steps", "epochs", "eval_every", "save_every", "keep", "workers", "on_bad_image", "mesh", "cache"}
     | {"remat", "attention"}
 )
 _OF_RUN = ("lr", "weight_decay", "dtype")  # compared also where neither command names them
-_OF_DATA = frozenset(("data", "val", "image_dir", "data_dir", "split"))  # compared by what is read, if that is stored
+# compared by what is read, if that is stored
+_OF_DATA = frozenset(("data", "val", "image_dir", "data_dir", "split", "modality_file"))
 _PACKAGES = ("fundax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 _log = logging.getLogger("fundax")
 
@@ -187,6 +189,8 @@ def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequen
     }
     if recipe.data.get("split"):
         write_json(folder / SPLIT, recipe.data["split"])
+    if recipe.data.get("modalities"):
+        write_json(folder / MODALITIES, recipe.data["modalities"])
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessing.json", dict(recipe.preprocessing))
     original, copy = Path(str(recipe.source.get("config", ""))), folder / "config.py"

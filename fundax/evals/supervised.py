@@ -86,7 +86,7 @@ class Classified:
             metrics=_floats(found, self.classes) | whole | counts,
             labels=label, probabilities=probabilities, logits=logits,  # float32 would tie confident rows and change their AUC
              classes=np.array(self.classes),
-            rows=Rows(**arrays), by_class=ByClass.read(found), horizons=horizons, cases=Cases.read(kept.arrays()),
+            rows=Rows.read(arrays), by_class=ByClass.read(found), horizons=horizons, cases=Cases.read(kept.arrays()),
         )  # fmt: skip
 
     def _horizons(
@@ -154,7 +154,7 @@ class Valued:
             metrics={k: v for k, v in metrics.items() if not np.isnan(v)} | {"rows": float(len(value))},
             value=value, predicted=predicted, names=np.array(self.names),
             target_mae=found["mae"], target_r2=found["r2"], target_pearson=found["pearson"],
-            count=found["count"], note=found["note"], rows=Rows(**arrays), cases=Cases.read(kept.arrays()),
+            count=found["count"], note=found["note"], rows=Rows.read(arrays), cases=Cases.read(kept.arrays()),
         )  # fmt: skip
 
 
