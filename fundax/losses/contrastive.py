@@ -45,7 +45,7 @@ def similarity(image: jax.Array, text: jax.Array) -> jax.Array:
 
 
 def _present(features: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Zeros in place of the features of absent examples: NaN there would reach the loss or its gradient as 0 * NaN."""
+    """Set the features of absent examples to zero, because a NaN there would reach the loss or its gradient as 0 * NaN."""
     return features if mask is None else jnp.where(mask[:, None], features, 0)
 
 
@@ -69,8 +69,8 @@ def _cross_entropy(
 ) -> jax.Array:
     """Mean over the other axis of logsumexp_i - sum_j w_ij logits_ij, with j along `axis`.
 
-    weights are normalised along `axis`; without them w is the identity, and the sum over j is `own` [B]. log_softmax
-    would be shorter, but its gradient stores two more arrays [B B].
+    `weights` are normalised along `axis`. If they are None, w is the identity and the sum over j is `own` [B].
+    log_softmax would be shorter, but its gradient stores two more arrays [B B].
     """
     total = jax.nn.logsumexp(_hide(logits, mask, axis), axis=axis)
     if weights is None:
@@ -92,13 +92,13 @@ def softmax_contrastive(
         logit_scale: (), multiplies the inner products.
         logit_bias: ignored, because a softmax does not depend on a constant. Accepted so that both losses have the same
             arguments.
-        mask: bool [B], False for pairs that are neither examples nor negatives.
-        targets: f32 [B B] >= 0, how much text j matches image i; normalised over texts for each image and over images
-            for each text. None is the identity.
+        mask: bool [B], False for pairs that are used neither as examples nor as negatives.
+        targets: f32 [B B] >= 0, the degree to which text j matches image i; normalised over texts for each image and
+            over images for each text. None is the identity.
     """
     image, text = (_present(x, mask).astype(jnp.float32) for x in (image, text))
     logits = similarity(logit_scale * image, text)  # scaling [B E] instead of [B B] saves an array
-    own = jnp.diagonal(logits)  # the very numbers that are in the logsumexp, so that rounding cancels in a small loss
+    own = jnp.diagonal(logits)  # the same numbers as in the logsumexp, so that rounding errors cancel in a small loss
     return 0.5 * (_cross_entropy(logits, own, targets, mask, 1) + _cross_entropy(logits, own, targets, mask, 0))
 
 
@@ -128,9 +128,9 @@ def matching_targets(category: jax.Array) -> jax.Array:
 def contrastive_accuracy(
     image: jax.Array, text: jax.Array, mask: jax.Array | None = None, group: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Image-to-text and text-to-image accuracy: how often the nearest example is the own one; fp32 () each.
+    """Image-to-text and text-to-image accuracy: the fraction of examples whose own pair is the nearest; fp32 () each.
 
-    image, text [B E]. With group i32 [B], a nearest example of the same group counts as correct.
+    `image` and `text` are [B E]. With `group` i32 [B], a nearest example of the same group is correct.
     """
     logits = similarity(_present(image, mask), _present(text, mask))
     group = jnp.arange(len(logits)) if group is None else group
@@ -166,14 +166,14 @@ def contrast(
     """Compute `loss` with the implementation that `negatives` names; fp32 ().
 
     Args:
-        loss: softmax_contrastive, sigmoid_contrastive or a function with the same arguments; only the two have a ring.
+        loss: softmax_contrastive, sigmoid_contrastive, or another function with the same arguments, which has no ring.
         image, text: [B E].
         scales: logit_scale and, if the loss has one, logit_bias.
         mask: bool [B], see softmax_contrastive.
-        group: i32 [B]; texts of one group match each other's images.
+        group: i32 [B]; images and texts of the same group match.
         negatives: global, plain or ring.
 
-    Raises UserError for unknown `negatives`, and for "ring" with a loss that has none.
+    Raises UserError for unknown `negatives`, and for "ring" with a loss that has no ring.
     """
     if negatives not in FORMS:
         raise UserError(f"negatives is {negatives!r}; expected one of {', '.join(FORMS)}")
@@ -199,7 +199,7 @@ def contrast_pairs(
     group: jax.Array | None = None,
     negatives: Negatives = "global",
 ) -> list[jax.Array]:
-    """`contrast` of several image-text pairs of one batch. A softmax ring passes all their texts around together."""
+    """`contrast` of several image-text pairs of the same batch. A softmax ring passes all their texts around together."""
     if not as_ring(len(images[0]), negatives) or loss is not softmax_contrastive:
         each = zip(images, texts, scales, masks, strict=True)
         return [contrast(loss, i, t, (s,), mask=m, group=group, negatives=negatives) for i, t, s, m in each]
@@ -218,7 +218,7 @@ def accuracy(
     group: jax.Array | None = None,
     negatives: Negatives = "global",
 ) -> tuple[jax.Array, jax.Array]:
-    """contrastive_accuracy with the implementation that `negatives` names; no gradient."""
+    """contrastive_accuracy with the implementation that `negatives` names, without a gradient."""
     image, text = jax.lax.stop_gradient((image, text))
     if as_ring(len(image), negatives):
         return ring.accuracy(image, text, group=group, present=mask)
@@ -243,7 +243,7 @@ class Similarity:
             raise UserError("Similarity: the table must be square and symmetric")
 
     def __call__(self, category: jax.Array) -> jax.Array:
-        """category i32 [B], indices into the table, to f32 [B B]."""
+        """Targets f32 [B B] for category i32 [B], indices into the table."""
         table = jnp.asarray(self.table, jnp.float32)
         return table[category][:, category]
 
@@ -273,34 +273,34 @@ def label_aware(
         logit_scale: (), multiplies the inner products.
         category: i32 [B]; None gives every example its own category, which is CLIP's loss.
         mask: bool [B], see softmax_contrastive.
-        targets: maps categories to f32 [B B], symmetric. The default compares for equality, the only form the ring has:
-            with other targets "global" means "plain".
-        negatives: see the top of this file. FLAIR and KeepFIT train with "local", the mean of each device's own loss.
+        targets: maps categories to symmetric targets f32 [B B]. The default compares categories for equality. The ring
+            supports only the default, so with other targets "global" means "plain".
+        negatives: see the top of this file. FLAIR and KeepFIT train with "local", the mean of the losses of the devices.
 
     Raises:
-        UserError: unknown negatives, other targets with the ring, or a batch that does not divide among the devices.
+        UserError: unknown negatives, other targets with the ring, or a batch that is not divisible by the devices.
     Source: arXiv:2308.07898, equations 2 and 3.
     """
     if negatives not in NEGATIVES:
         raise UserError(f"negatives is {negatives!r}; expected one of {', '.join(NEGATIVES)}")
     if negatives == "local":
 
-        def one(i: Any, t: Any, c: jax.Array | None, m: jax.Array | None) -> jax.Array:
+        def on_device(i: Any, t: Any, c: jax.Array | None, m: jax.Array | None) -> jax.Array:
             return label_aware(i, t, logit_scale, c, mask=m, targets=targets, negatives="plain")
 
-        return mean_over_devices(one, image, text, category, mask)
+        return mean_over_devices(on_device, image, text, category, mask)
     if category is None or targets is matching_targets:
         loss, scales = softmax_contrastive, (logit_scale,)
         return contrast(loss, image, text, scales, mask=mask, group=category, negatives=negatives)
     if negatives == "ring":
-        raise UserError("negatives='ring' compares categories by equality; a similarity table needs 'plain'")
+        raise UserError("negatives='ring' compares categories for equality; a similarity table needs 'plain'")
     return softmax_contrastive(image, text, logit_scale, mask=mask, targets=targets(category))
 
 
 def mean_over_devices(loss: Callable[..., jax.Array], *arrays: jax.Array | None) -> jax.Array:
-    """Mean of `loss` over each device's share of the arrays [B ...]: negatives="local". None is passed on.
+    """Mean over the devices of `loss` of their shares of the arrays [B ...], for negatives="local". None stays None.
 
-    Raises UserError if the batch does not divide among the devices.
+    Raises UserError if the batch is not divisible by the number of devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
     groups = 1 if mesh.empty else batch_parts(mesh)

@@ -1,13 +1,13 @@
 """Contrastive losses and retrieval accuracy over the global batch, computed as a ring: no B x B array on any device.
 
-Each device keeps its images. The texts are passed from device to device, together with the sums gathered so far for
-their columns of the logits. A device computes its block of logits in chunks of rows, uses each chunk and discards it;
-the backward pass computes the chunks again. Memory per device is O(B E / devices).
+Each device keeps its images. The texts are passed from device to device, together with the running sums of their columns
+of the logits. A device computes its block of logits in chunks of rows, and uses and discards each chunk; the backward
+pass recomputes the chunks. Memory per device is O(B E / devices).
 RET-CLIP contrasts three image-text pairs over one batch; they share one ring, along a leading pair axis R.
 
-The tests compare with the same losses on global arrays (contrastive.py). The gradients are written by hand: autodiff
-through the ring stores the texts of every hop. At batch 65,536 and width 512 on eight devices it takes 278 instead of
-145 MiB per device for the softmax loss, and 241 instead of 113 MiB and 1.45 times as long for the sigmoid loss."""
+The tests compare with the same losses on global arrays (contrastive.py). The gradients are written by hand, because
+autodiff through the ring stores the texts of every hop: at batch 65,536 and width 512 on eight devices, 278 instead of
+145 MiB per device for the softmax loss, and 241 instead of 113 MiB and 1.45 times the time for the sigmoid loss."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 BLOCK_ELEMENTS = 2**22  # size of a chunk of logits: 16 MiB in fp32
-NEVER = -1e30  # logit of a pair that does not count; finite, because inf - inf is NaN
+NEVER = -1e30  # logit of an ignored pair; finite, because inf - inf is NaN
 
 
 @dataclass(frozen=True)
 class Ring:
-    """How the batch is sharded: the mesh axes, the number of devices they span, and the rows of a chunk of logits."""
+    """The sharding of the batch: the mesh axes, their number of devices, and the number of rows in a chunk of logits."""
 
     axes: tuple[str, ...]
     devices: int
@@ -46,10 +46,10 @@ class Ring:
 
 
 class Side(NamedTuple):
-    """The images, or the texts, of one device."""
+    """The images or the texts of one device."""
 
     features: jax.Array  # [R b E]
-    group: jax.Array | None  # i32 [b]; equal numbers are positives of each other. None: row i matches only row i
+    group: jax.Array | None  # i32 [b]; rows with equal numbers are positives. None: row i matches only row i
     present: jax.Array  # bool [R b]
 
 
@@ -62,7 +62,7 @@ class LogSumExp(NamedTuple):
     def add(self, logits: jax.Array, axis: int) -> LogSumExp:
         peak = jnp.maximum(self.peak, logits.max(axis))
         fresh = jnp.exp(logits - jnp.expand_dims(peak, axis)).sum(axis)
-        # the peak may have risen: scale the old sum down to the new one
+        # the peak may have increased, so rescale the old sum to the new peak
         return LogSumExp(peak, self.mass * jnp.exp(self.peak - peak) + fresh)
 
     def value(self) -> jax.Array:
@@ -70,12 +70,12 @@ class LogSumExp(NamedTuple):
 
     @staticmethod
     def empty(present: jax.Array) -> LogSumExp:
-        # `present * 0.0` instead of zeros: inside shard_map it differs between devices, as the loop's carry must
+        # `present * 0.0` instead of zeros, because inside shard_map the carry of the loop must vary between devices
         return LogSumExp(present * 0.0 + NEVER, present * 0.0)
 
 
 class Nearest(NamedTuple):
-    """A running argmax: the largest cosine so far, and the group of the example that has it."""
+    """A running argmax: the largest cosine so far, and the group of that example."""
 
     cosine: jax.Array  # [R b]
     group: jax.Array  # i32 [R b]
@@ -86,8 +86,8 @@ class Nearest(NamedTuple):
 
 
 def _block_logits(image: Side, text: Side, scale: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """scale * cosine + bias, and NEVER where either side is absent. # [R r b]"""
-    # "highest": on TPUs and GPUs the default precision rounds the features, and logits at scale 100 would be off by 0.1
+    """scale * cosine + bias, or NEVER if the image or the text is absent. # [R r b]"""
+    # On TPUs and GPUs, the default precision rounds the features, so that logits at scale 100 would be off by 0.1.
     product = jnp.einsum("rie,rje->rij", image.features, text.features, precision="highest")
     logits = scale[:, None, None] * product
     logits = logits if bias is None else logits + bias[:, None, None]
@@ -95,14 +95,14 @@ def _block_logits(image: Side, text: Side, scale: jax.Array, bias: jax.Array | N
 
 
 def _positives(image: Side, text: Side) -> jax.Array:
-    """1.0 where both sides are present and belong to one group. # [R r b]"""
+    """1.0 where the image and the text are present and have the same group. # [R r b]"""
     assert image.group is not None and text.group is not None
     same = image.group[:, None] == text.group[None, :]  # [r b]
     return (same[None] & image.present[:, :, None] & text.present[:, None, :]).astype(jnp.float32)
 
 
 def _chunk(ring: Ring, tree: Any) -> Any:
-    """[R b ...] to [b/rows R rows ...], and [b] to [b/rows rows], for a scan over chunks of rows."""
+    """Reshape [R b ...] to [b/rows R rows ...] and [b] to [b/rows rows], for a scan over chunks of rows."""
 
     def split(x: jax.Array) -> jax.Array:
         if x.ndim == 1:
@@ -118,10 +118,10 @@ def _unchunk(tree: Any) -> Any:
 
 
 def _ring_scan(ring: Ring, visit: Callable, image: Any, text: Any, at_rows: Any, at_columns: Any) -> tuple[Any, Any]:
-    """Bring every text to every image and accumulate per-row and per-column state.
+    """Visit every pair of an image and a text, and accumulate per-row and per-column state.
 
-    visit(image_rows, text, row_state, column_state) -> (row_state, column_state) sees one chunk of rows. The per-text
-    state is passed around the ring with its texts and returns to its device."""
+    visit(image_rows, text, row_state, column_state) -> (row_state, column_state) is called for each chunk of rows. The
+    per-text state is passed around the ring with its texts and returns to its device."""
 
     def block(rows: Any, text: Any, columns: Any) -> tuple[Any, Any]:
         def chunk(columns: Any, x: tuple) -> tuple[Any, Any]:
@@ -133,8 +133,8 @@ def _ring_scan(ring: Ring, visit: Callable, image: Any, text: Any, at_rows: Any,
 
     def hop(_: Any, carry: tuple) -> tuple:
         text, rows, columns = carry
-        # The next texts do not depend on this hop's product, so XLA can overlap the transfer with it. The column state
-        # does depend on it and has to be sent afterwards; it is E times smaller.
+        # The next texts do not depend on this hop's product, so XLA can overlap their transfer with it. The column state
+        # depends on the product and is sent afterwards; it is E times smaller.
         following = ring.rotate(text)
         rows, columns = block(rows, text, columns)
         return following, rows, ring.rotate(columns)
@@ -147,7 +147,7 @@ def _ring_scan(ring: Ring, visit: Callable, image: Any, text: Any, at_rows: Any,
 
 
 def _softmax_forward(ring: Ring, image: Side, text: Side, scale: jax.Array) -> tuple[jax.Array, tuple]:
-    """Loss [R], and the residuals of the backward pass: both logsumexp, positives per row, number of rows that count."""
+    """Loss [R], and the residuals for the backward pass: both logsumexp, positives per row, number of present rows."""
 
     def visit(image: Side, text: Side, rows: tuple, columns: LogSumExp) -> tuple[tuple, LogSumExp]:
         running, matched, positives = rows
@@ -160,7 +160,7 @@ def _softmax_forward(ring: Ring, image: Side, text: Side, scale: jax.Array) -> t
     zeros = image.present * 0.0
     start = (LogSumExp.empty(image.present), zeros, zeros)
     (rows, matched, positives), columns = _ring_scan(ring, visit, image, text, start, LogSumExp.empty(text.present))
-    if image.group is None:  # the positive of row i is text i, which is on the same device: no need to look for it
+    if image.group is None:  # the positive of row i is text i, which is on the same device
         matched = scale[:, None] * jnp.sum(image.features * text.features, -1)
         positives = jnp.ones_like(matched)
     count = ring.total(image.present.sum(-1).astype(jnp.float32))  # [R]
@@ -174,20 +174,20 @@ def _softmax_backward(ring: Ring, image: Side, text: Side, scale: jax.Array, kep
     """Gradients of sum_r g_r loss_r with respect to image features, text features and scale."""
     row_lse, column_lse, positives, count = kept
     weight = (g / jnp.maximum(count, 1))[:, None, None]
-    own = scale[:, None] * jnp.sum(image.features * text.features, -1)  # logits of the pairs themselves [R b]
+    own = scale[:, None] * jnp.sum(image.features * text.features, -1)  # logits of the matching pairs [R b]
 
     def visit(rows: tuple, columns: tuple, at_rows: tuple, d_text: jax.Array) -> tuple[tuple, jax.Array]:
         (image, row_lse, positives, own), (d_image, slope) = rows, at_rows
         text, column_lse, text_own = columns
         logits = _block_logits(image, text, scale)
         there = image.present[:, :, None] & text.present[:, None, :]
-        # With the stored logsumexp a probability is one exp, in any order of the blocks.
+        # With the stored logsumexp, a probability is a single exp, independent of the order of the blocks.
         to_text = jnp.where(there, 0.5 * jnp.exp(logits - row_lse[:, :, None]), 0.0)
         to_image = jnp.where(there, 0.5 * jnp.exp(logits - column_lse[:, None, :]), 0.0)
         pull = to_text + to_image
         if image.group is None:
-            # Probabilities sum to one, so the derivative by the scale is a sum of differences from the own logit. Late
-            # in training, where nearly all probability is on the own pair, no large terms cancel this way.
+            # Probabilities sum to one, so the derivative by the scale is a sum of differences from the matching logit.
+            # This avoids the cancellation of large terms late in training, when the matching pair has probability near 1.
             slope = slope + (to_text * (logits - own[:, :, None]) + to_image * (logits - text_own[:, None, :])).sum(-1)
         else:
             pull = pull - _positives(image, text) / jnp.maximum(positives, 1)[:, :, None]
@@ -200,7 +200,7 @@ def _softmax_backward(ring: Ring, image: Side, text: Side, scale: jax.Array, kep
     if image.group is None:
         d_image = d_image - jnp.where(image.present[..., None], text.features, 0.0)
         d_text = d_text - jnp.where(image.present[..., None], image.features, 0.0)
-    d_scale = ring.total(jnp.sum(weight[..., 0] * slope, -1)) / scale  # slope holds logit, not cosine, terms
+    d_scale = ring.total(jnp.sum(weight[..., 0] * slope, -1)) / scale  # slope is a sum over logits, not cosines
     weight = weight * scale[:, None, None]
     return weight * d_image, weight * d_text, d_scale
 
@@ -215,7 +215,7 @@ def _times(pull: jax.Array, features: jax.Array) -> jax.Array:
 def _sigmoid_both(
     ring: Ring, image: Side, text: Side, scale: jax.Array, bias: jax.Array, with_gradient: bool
 ) -> tuple[jax.Array, tuple]:
-    """Loss [R] and, in the same pass, its gradients: softplus has no normaliser, so its gradient needs no second pass."""
+    """Loss [R] and its gradients in a single pass, which suffices because softplus has no normaliser."""
 
     def visit(image: Side, text: Side, rows: tuple, d_text: Any) -> tuple[tuple, Any]:
         loss, pulls, d_image = rows
@@ -265,13 +265,13 @@ def _accuracy(ring: Ring, image: Side, text: Side) -> tuple[jax.Array, jax.Array
     rows, columns = _ring_scan(ring, visit, image, text, no_match(image), no_match(text))
     count = jnp.maximum(ring.total(image.present.sum(-1).astype(jnp.float32)), 1)
     assert image.group is not None
-    own = image.group[None]  # an image and its text are in one group
+    own = image.group[None]  # an image and its text have the same group
     right = [(nearest.group == own) & image.present for nearest in (rows, columns)]
     to_text, to_image = (ring.total(hits.sum(-1).astype(jnp.float32)) / count for hits in right)
     return to_text, to_image
 
 
-# --- on global arrays: the gradient rules lie outside shard_map, so gradients are sharded as the features ----------
+# --- global arrays: gradient rules are defined outside shard_map, so gradients are sharded as the features ---------
 
 
 def _on_devices(ring: Ring, function: Callable, sharded: tuple, replicated: tuple, out: Any) -> Any:
@@ -329,9 +329,9 @@ _sigmoid.defvjp(_sigmoid_fwd, _sigmoid_bwd)
 
 
 def make_ring(batch: int, pairs: int = 1, rows: int | None = None) -> Ring:
-    """The ring over all devices of the current mesh (jax.set_mesh), or of one device without a mesh.
+    """The ring over all devices of the current mesh (jax.set_mesh), or over one device without a mesh.
 
-    Raises ValueError if the batch does not divide among the devices."""
+    Raises ValueError if the batch is not divisible by the number of devices."""
     mesh = jax.sharding.get_abstract_mesh()
     devices, axes = mesh.size or 1, mesh.axis_names
     if batch % devices:  # each device of the model axis repeats the ring
@@ -347,7 +347,7 @@ def make_ring(batch: int, pairs: int = 1, rows: int | None = None) -> Ring:
 
 def _prepare(image: jax.Array, text: jax.Array, present: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     present = jnp.ones(image.shape[:2], bool) if present is None else jnp.asarray(present, bool)
-    there = present[..., None]  # zeros elsewhere: those logits are hidden, but 0 * NaN is NaN
+    there = present[..., None]  # absent features are set to zero, because their logits are hidden but 0 * NaN is NaN
     return jnp.where(there, image, 0.0).astype(jnp.float32), jnp.where(there, text, 0.0).astype(jnp.float32), present
 
 
@@ -357,9 +357,9 @@ def softmax_pairs(
 ) -> jax.Array:  # fmt: skip
     """Symmetric InfoNCE of R pairs in one ring; f32 [R].
 
-    image, text f32 [R B E] with unit rows; logit_scale f32 [R], the factor itself. group i32 [B]: rows of one group are
-    positives of each other, weighted equally (FLAIR's label-aware targets). present bool [R B]: the other pairs are left
-    out as rows, columns and in the mean. Source: arXiv:2103.00020, figure 3; the soft targets: github.com/jusiro/FLAIR."""
+    image, text f32 [R B E] with unit rows; logit_scale f32 [R], not its logarithm. group i32 [B]: rows of the same group
+    are equally weighted positives (FLAIR's label-aware targets). present bool [R B]: absent pairs are ignored as rows, as
+    columns and in the mean. Source: arXiv:2103.00020, figure 3; the soft targets: github.com/jusiro/FLAIR."""
     image, text, present = _prepare(image, text, present)
     ring = make_ring(image.shape[1], image.shape[0], rows)
     return _softmax(ring, image, text, logit_scale, group, present)
@@ -389,7 +389,7 @@ def accuracy(
     image: jax.Array, text: jax.Array, *, group: jax.Array | None = None, present: jax.Array | None = None,
     rows: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """Image-to-text and text-to-image accuracy of the nearest neighbour, as contrastive_accuracy; fp32 () each.
+    """Image-to-text and text-to-image accuracy as a ring, see contrastive_accuracy; fp32 () each.
 
     Arguments are those of `softmax`."""
     image, text, there = _prepare(image[None], text[None], None if present is None else present[None])

@@ -102,7 +102,7 @@ def test_shardings_are_printed():
 def test_mistakes(monkeypatch):
     with pytest.raises(UserError, match="chip 'v99'"):
         aot.target(recipe(), "v99:4x4")
-    with pytest.raises(UserError, match="run this on the GPUs"):
+    with pytest.raises(UserError, match="run the command on the GPUs"):
         aot.target(recipe(), "H100:8")
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
