@@ -13,7 +13,7 @@
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
 
-Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. User errors print one line and exit with status 2.
+Ctrl-C (exit code 130) and SIGTERM (0) stop training at once and save. User errors print one line and exit with status 2.
 """
 
 from __future__ import annotations
@@ -205,7 +205,13 @@ def main(argv: Sequence[str]) -> int:
     except _user_errors() as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
     except Exception as error:
+        if refused := _refused(error):
+            print(f"error: {refused}", file=sys.stderr)
+            return 2
         if not _among_others():
             raise
         print(_lost(error), file=sys.stderr)
@@ -277,6 +283,13 @@ def _among_others() -> bool:
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+def _refused(error: Exception) -> str:
+    """One line where the file system refused to write or to open, else ""."""
+    from fundax.runtime.workdir import refusal
+
+    return refusal(error)
+
+
 def _lost(error: Exception) -> str:
     """One line where another process has ended, else the whole traceback."""
     import traceback
@@ -293,12 +306,25 @@ def _lost(error: Exception) -> str:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit. After an error, sys.exit would wait for the other processes, which may be waiting for this one."""
-    if code and _among_others():
+    """Exit. sys.exit would wait for other processes, which may be waiting for this one, and for what a signal left undone."""
+    if (code and _among_others()) or (code == 130) or _abandoned():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _abandoned() -> bool:
+    preemption = sys.modules.get("fundax.runtime.preemption")
+    return preemption is not None and preemption.abandoned()
+
+
+def _code(argv: list[str]) -> int:
+    """The exit code of `main`, also where it is left by SystemExit."""
+    try:
+        return main(argv)
+    except SystemExit as stopped:
+        return stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
@@ -335,4 +361,4 @@ def _report(workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    _leave(main(sys.argv[1:]))
+    _leave(_code(sys.argv[1:]))

@@ -152,7 +152,7 @@ def test_a_second_training_of_a_folder_is_refused(tmp_path, capsys):
     with owned(tmp_path):
         assert launch.main(["train", str(REPO / "configs" / "quickstart.py"), "--workdir", str(tmp_path), *BASE]) == 2
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
-    assert "another training is writing to this folder (process" in capsys.readouterr().err
+    assert "another training or evaluation is writing to this folder (process" in capsys.readouterr().err
 
 
 def test_a_complete_run_says_so_and_changes_nothing(trained, tables, capsys):
