@@ -67,11 +67,13 @@ class Stored:
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         name: Name of the results on other data than the run's; by default that of the data.
         config: Config to use instead of the copy in the run; the arguments of the run must then be given again.
+        trust: Run the copy of the config in the run, even if it is none of fundax's own. It is a program: read it first.
     """
 
     checkpoint: str = ""
     name: str = ""
     config: str = ""
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def evaluate(argv: list[str]) -> None:
     """
     from dataclasses import replace
 
-    from fundax.rerun import named, repeated, wrong
+    from fundax.rerun import named, repeated, trusted_config, wrong
     from fundax.runtime.checkpoint import resolve
     from fundax.runtime.workdir import read_config
     from fundax.train import fit
@@ -125,8 +127,8 @@ def evaluate(argv: list[str]) -> None:
     stored = read_config(run)
     step = resolve(run, own.checkpoint)
     again, defaults = repeated(run, [] if own.config else stored.get("argv", []), rest)
+    config = own.config or str(trusted_config(run, own.trust))
     try:
-        config = own.config or str(Path(run) / "config.py")
         recipe = _load(config, again, Stored, Cluster, verb="eval", defaults=defaults)
     except _user_errors() as error:
         raise wrong(error, run, stored, rest) if not own.config else error from None

@@ -85,14 +85,24 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
 
 
 def write_arrays(workdir: str | Path, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write evals/<name>.npz, replacing the file atomically; process 0 only."""
+    """Write evals/<name>.npz, replacing the file atomically; process 0 only.
+
+    `patient` is written as numbers in the order of the rows, from which no name can be found again.
+    """
     if not arrays or jax.process_index():
         return
+    arrays = {key: numbered(value) if key in ("patient", "group") else value for key, value in arrays.items()}
     folder = Path(workdir) / "evals"
     folder.mkdir(exist_ok=True)
     temporary = folder / f".{name}.tmp.npz"
     np.savez_compressed(temporary, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
     os.replace(temporary, folder / f"{name}.npz")
+
+
+def numbered(patients: np.ndarray) -> np.ndarray:
+    """The same patients as numbers i64, counted in the order in which they first occur."""
+    _, first, member = np.unique(np.asarray(patients), return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[member.reshape(np.shape(patients))]
 
 
 def read_about(workdir: str | Path, name: str) -> dict[str, Any]:

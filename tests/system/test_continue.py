@@ -229,7 +229,9 @@ def test_the_runs_own_parts_are_those_it_stored(trained, tables, tmp_path, monke
     assert evaluate(folder) == evaluate(folder, "--part", "test") == evaluate(folder, "--checkpoint", "2") == 0
     again, test, earlier = (about(folder, name) for name in ("val", "test", "val_step2"))
     np.testing.assert_array_equal(again[1]["index"], before["index"])
-    assert not set(test[1]["patient"]) & set(before["patient"])
+    parts = json.loads((folder / "split.json").read_text())["parts"]
+    assert not set(parts["test"]["own"]) & set(parts["val"]["own"])
+    assert [len(parts["test"]["own"]), len(parts["val"]["own"])] == [len(test[1]["index"]), len(before["index"])]
     assert (again[0]["step"], earlier[0]["step"], test[0]["part"]) == (4, 2, "test")
     assert again[0]["digest"] == test[0]["digest"]
 
