@@ -13,7 +13,7 @@
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
 
-Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. User errors print one line and exit with status 2.
+Ctrl-C (exit code 130) and SIGTERM (0) stop training at once and save. User errors print one line and exit with status 2.
 """
 
 from __future__ import annotations
@@ -67,11 +67,13 @@ class Stored:
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         name: Name of the results on other data than the run's; by default that of the data.
         config: Config to use instead of the copy in the run; the arguments of the run must then be given again.
+        trust: Run the copy of the config in the run, even if it is none of fundax's own. It is a program: read it first.
     """
 
     checkpoint: str = ""
     name: str = ""
     config: str = ""
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def evaluate(argv: list[str]) -> None:
     """
     from dataclasses import replace
 
-    from fundax.rerun import named, repeated, wrong
+    from fundax.rerun import named, repeated, trusted_config, wrong
     from fundax.runtime.checkpoint import resolve
     from fundax.runtime.workdir import read_config
     from fundax.train import fit
@@ -125,8 +127,8 @@ def evaluate(argv: list[str]) -> None:
     stored = read_config(run)
     step = resolve(run, own.checkpoint)
     again, defaults = repeated(run, [] if own.config else stored.get("argv", []), rest)
+    config = own.config or str(trusted_config(run, own.trust))
     try:
-        config = own.config or str(Path(run) / "config.py")
         recipe = _load(config, again, Stored, Cluster, verb="eval", defaults=defaults)
     except _user_errors() as error:
         raise wrong(error, run, stored, rest) if not own.config else error from None
@@ -205,7 +207,13 @@ def main(argv: Sequence[str]) -> int:
     except _user_errors() as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
     except Exception as error:
+        if refused := _refused(error):
+            print(f"error: {refused}", file=sys.stderr)
+            return 2
         if not _among_others():
             raise
         print(_lost(error), file=sys.stderr)
@@ -277,6 +285,13 @@ def _among_others() -> bool:
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+def _refused(error: Exception) -> str:
+    """One line where the file system refused to write or to open, else ""."""
+    from fundax.runtime.workdir import refusal
+
+    return refusal(error)
+
+
 def _lost(error: Exception) -> str:
     """One line where another process has ended, else the whole traceback."""
     import traceback
@@ -293,12 +308,25 @@ def _lost(error: Exception) -> str:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit. After an error, sys.exit would wait for the other processes, which may be waiting for this one."""
-    if code and _among_others():
+    """Exit. sys.exit would wait for other processes, which may be waiting for this one, and for what a signal left undone."""
+    if (code and _among_others()) or (code == 130) or _abandoned():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _abandoned() -> bool:
+    preemption = sys.modules.get("fundax.runtime.preemption")
+    return preemption is not None and preemption.abandoned()
+
+
+def _code(argv: list[str]) -> int:
+    """The exit code of `main`, also where it is left by SystemExit."""
+    try:
+        return main(argv)
+    except SystemExit as stopped:
+        return stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
@@ -335,4 +363,4 @@ def _report(workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    _leave(main(sys.argv[1:]))
+    _leave(_code(sys.argv[1:]))

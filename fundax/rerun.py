@@ -30,6 +30,20 @@ def defaults_to_resume(workdir: str, argv: Sequence[str]) -> dict[str, Any]:
     return _own_split(workdir, read_optional_json(Path(workdir) / "config.json").get("argv", []), argv)
 
 
+def trusted_config(run: str | Path, trust: bool = False) -> Path:
+    """A run's copy of its config, which is a program: opening it runs it.
+
+    Raises UserError where it is none of the configs of this version, unless `trust` says that the user has read it.
+    """
+    copy, ours = Path(run) / "config.py", Path(__file__).parent.parent / "configs"
+    if trust or not copy.is_file() or any(copy.read_bytes() == one.read_bytes() for one in ours.glob("*.py")):
+        return copy
+    raise UserError(
+        f"{copy} is none of the configs of this version of fundax, and this command would run what is in it. If you know "
+        "who wrote it, add --trust"
+    )
+
+
 def repeated(run: str, stored: Sequence[str], argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """The command line that evaluates a run, and values of the arguments that it leaves open.
 

@@ -159,7 +159,7 @@ def _of_arguments(stored: Mapping[str, Any], source: Mapping[str, Any]) -> Itera
 
 
 def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequence[Difference] = ()) -> None:
-    """Write config.json, config.py, preprocessing.json, split.json and tokenizer/ into a run's folder; process 0 only.
+    """Write config.json, config.py, preprocessing.json, split.json, its salt and tokenizer/ into a run's folder; process 0 only.
 
     step: the step that training starts from. changed: see `changes`; both are added to "history" in config.json.
     """
@@ -185,8 +185,9 @@ def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequen
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
         "history": [*before, entry],
     }
-    if recipe.data.get("split"):
-        write_json(folder / SPLIT, recipe.data["split"])
+    if split := recipe.data.get("split"):  # as data_pipelines.sources.splits.write_split does
+        (folder / SPLIT).with_suffix(".salt").write_text(split["salt"] + "\n", encoding="utf-8")
+        write_json(folder / SPLIT, {key: value for key, value in split.items() if key != "salt"})
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessing.json", dict(recipe.preprocessing))
     original, copy = Path(str(recipe.source.get("config", ""))), folder / "config.py"
@@ -229,7 +230,7 @@ def _split(data: Mapping[str, Any]) -> dict[str, Any]:
     split = data.get("split") or {}
     if not split or "parts" not in split:
         return dict(split)
-    return {"digest": digest_of_json(split["parts"]), "counts": split.get("counts", {})}
+    return {"digest": split["digest"], "counts": split["counts"]}
 
 
 def _named_sources(data: Mapping[str, Any]) -> str:
