@@ -42,7 +42,7 @@ LEVELS = {
     ),
     "data_pipelines": (
         ("geometry", "notices", "records"),
-        ("images", "language"),
+        ("images", "language", "pickles"),
         ("bad_records", "sources", "synthetic", "workers"),
         ("datasets",),
         ("collate", "transforms"),
