@@ -49,7 +49,7 @@ WEIGHTS = Limits(opcodes=20_000_000, depth=200, values=100_000_000)  # of a trai
 
 
 def check(file: IO[bytes], limits: Limits) -> None:
-    """Read one pickle from a file, up to its end. 
+    """Read one pickle from a file, up to its end.
 
     Raises DataError for one beyond the limits, and pickle.UnpicklingError for one with broken instructions.
     """
