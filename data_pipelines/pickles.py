@@ -59,13 +59,14 @@ def check(file: IO[bytes], limits: Limits) -> None:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if count >= limits.opcodes:
                 raise DataError(f"a pickle of more than {limits.opcodes} instructions")
+            number: Any = argument
             if opcode.name in _PUT:
-                index = len(memo) if opcode.name == "MEMOIZE" else argument
+                index = len(memo) if opcode.name == "MEMOIZE" else number
                 if index > limits.opcodes:
                     raise DataError(f"a pickle that stores a value under the number {index}")
                 memo[index] = stack[-1] or (1, 1)
             elif opcode.name in _GET:
-                stack.append(memo[argument])
+                stack.append(memo[number])
             elif opcode.name == "DUP":
                 stack.append(stack[-1])
             else:
