@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.json_files import checked, read_json
 from data_pipelines.records import DataError, Record, Source, text_hash
 from data_pipelines.sources.columns import Stored, read_once
 
@@ -222,13 +223,12 @@ def read_split(path: str | Path) -> dict[str, dict[str, list[str]]]:
 
     Raises DataError if the file is not a split file, or if a patient is in two parts of a source.
     """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        found, parts = record["format"], record["parts"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected a split written by fundax ({error})") from None
+    record = read_json(Path(path), dict[str, Any], "a split written by fundax")
+    found, parts = record.get("format"), record.get("parts")
     if found not in (FORMAT, _OF_ONE_SOURCE):
-        raise DataError(f"{path}: format {found!r}; expected {FORMAT!r}")
+        raise DataError(f"{path}: expected a split written by fundax, whose format is {FORMAT!r}, not {found!r}")
+    form = dict[str, dict[str, list[str]]] if found == FORMAT else dict[str, list[str]]
+    checked(parts, form, f"{path}: parts")
     parts = parts if found == FORMAT else {name: {"": digests} for name, digests in parts.items()}
     _check_disjoint(parts, str(path))
     return parts

@@ -15,7 +15,7 @@ from typing import Any
 
 import fundax
 from fundax.interop.checkpoint import Checkpoint
-from fundax.interop.weights import State, digests, folder_of, write_safetensors
+from fundax.interop.weights import FILE_NAMES, State, digests, find_file, folder_of, write_safetensors
 from fundax.runtime import serialize
 from fundax.runtime.shapes import Record
 from fundax.runtime.workdir import read_optional_json, write_json
@@ -88,6 +88,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 def check_record(path: str | Path, state: State) -> None:
     """Raise UserError if weights beside a record of write_record are not those that were exported."""
+    if find_file(path).name not in FILE_NAMES:  # another checkpoint in the folder of an export
+        return
     known = read_record(path).get("tensors_sha256", {})
     named = {bare: value for name, value in state.items() if (bare := _bare(name)) in known}
     if wrong := [name for name, digest in digests(named).items() if digest != known[name]]:

@@ -152,7 +152,7 @@ def digests(state: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 def _read_shards(index: Path) -> State:
     try:
-        files = sorted(set(read_json(index, Index)["weight_map"].values()))
+        files = dict.fromkeys(map(str, read_json(index, Index)["weight_map"].values()))
     except UserError as error:
         raise UserError(f"{error}; not an index of shards, expected a JSON object with 'weight_map'") from error
     state: State = {}

@@ -33,7 +33,7 @@ def read_arrays(path: str | Path, names: Sequence[str] | None = None) -> dict[st
         ) from error
     for name, value in found.items():
         if not isinstance(value, np.ndarray):  # a member that is no .npy file comes as bytes
-            raise UserError(f"{path}: '{name}' is no array; expected an .npz file of plain arrays")
+            raise UserError(f"{path}: '{name}' is no array of numbers; expected an .npz file of plain arrays")
     return found
 
 

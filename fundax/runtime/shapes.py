@@ -78,7 +78,7 @@ class Preprocessing(TypedDict, total=False):
 class Index(TypedDict):
     """The index of weights in several files."""
 
-    weight_map: dict[str, str]
+    weight_map: dict[str, Any]
 
 
 class Record(TypedDict, total=False):

@@ -42,7 +42,8 @@ LEVELS = {
     ),
     "data_pipelines": (
         ("geometry", "notices", "records"),
-        ("images", "language", "pickles"),
+        ("json_files", "pickles"),
+        ("images", "language"),
         ("bad_records", "sources", "synthetic", "workers"),
         ("datasets",),
         ("collate", "transforms"),
