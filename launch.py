@@ -154,14 +154,13 @@ def predict(argv: list[str]) -> None:
     if own.model is None:
         parser.print_help()
         raise SystemExit(0 if set(argv) & {"-h", "--help"} else 2)
-    from rich.console import Console
-
     from fundax.inference.dispatch import predictor_of
+    from fundax.runtime.log import console
 
     module = predictor_of(own.model)
     parser.add_argument("-h", "--help", action="help")
     module.add_arguments(parser)
-    Console(markup=False, emoji=False).print(module.run(own.model, parser.parse_args(argv)))
+    console(stderr=False, soft_wrap=False).print(module.run(own.model, parser.parse_args(argv)))
 
 
 def compile_(argv: list[str]) -> None:
@@ -169,14 +168,13 @@ def compile_(argv: list[str]) -> None:
 
     Prints memory, collectives and the fastest possible step. Exit code 1: it does not fit into the memory.
     """
-    from rich.console import Console
-
     from fundax.roofline import compile as aot
+    from fundax.runtime import log
 
     (own,), config, rest = _options("compile CONFIG", compile_, argv, Target)
     recipe = _load(config, rest, Target, verb="compile")
     topology = own.topology or None
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    console = log.console(stderr=False, soft_wrap=False, width=None if sys.stdout.isatty() else 132)
     if own.shardings:
         console.print(aot.shardings_table(recipe, aot.target(recipe, topology)[0]))
     compiled = aot.compile_step(recipe, topology, not own.count)
@@ -205,7 +203,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         _run(argv[0], list(argv[1:]))
     except _user_errors() as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        from fundax.runtime.log import printable
+
+        print(printable("error: " + " ".join(str(error).split())), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ READING = ("depth", "orientation", "max_pixels")  # how image files are read
 _CSV = (*_COLUMNS, *_DENSE, *READING, "images", "sep", "encoding", "only", "empty", "keep", "classes", "values")
 _FOLDER = ("split", "modality", "classes", *READING)
 _ALL = ("weight", "name", "others")
+_SYNTHETIC = {"n": 10_000_000, "size": 4096}  # the most of each
+_LONGEST = 64  # commas that a path is expected to hold
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,11 @@ def value_names(one: Named) -> tuple[str, ...]:
 
 def word_of(word: str) -> tuple[str, dict[str, str]]:
     """The head of a word (a path, which may contain commas) and its options. Raises DataError for anything else."""
-    cells = next(csv.reader([word]), [""])
-    paths = (count for count in range(len(cells), 1, -1) if Path(",".join(cells[:count])).exists())
+    try:
+        cells = next(csv.reader([word]), [""])
+    except csv.Error as error:
+        raise DataError(f"{word[:60]!r}: not a source with options after commas ({error})") from None
+    paths = (count for count in range(min(len(cells), _LONGEST), 1, -1) if os.path.exists(",".join(cells[:count])))
     count = next(paths, 1)
     options: list[str] = []
     for cell in cells[count:]:
@@ -90,10 +96,12 @@ def named(word: str, defaults: Mapping[str, str] | None = None, data_dir: str | 
     head, options = word_of(word)
     shared = {key: options.pop(key) for key in _ALL if key in options}
     weight = _number("weight", shared["weight"], word) if "weight" in shared else None
+    if weight == 0:
+        raise DataError(f"{word}: weight=0; expected more, or leave the source out")
     if shared.get("others", "drop") != "drop":
         raise DataError(f"{word}: others={shared['others']!r}; expected drop")
     name, source, given = _opened(head, options, dict(defaults or {}), word, data_dir)
-    name = shared.get("name", name)
+    name = _file_name(shared.get("name", name), word)
     if any(":" in entry for entry in options.get("classes", "").split("+")):
         rename = functools.partial(_renamed, options["classes"], name, shared.get("others") != "drop")
         source, given = rename(source), {part: rename(one) for part, one in given.items()}
@@ -114,8 +122,13 @@ def _opened(
     if head == "synthetic":
         _known(options, ("n", "start", "seed", "size", "language"), word)
         fields = {k: v if k == "language" else int(_number(k, v, word)) for k, v in options.items()}
+        if wrong := [k for k, most in _SYNTHETIC.items() if not 1 <= fields.get(k, 1) <= most]:
+            raise DataError(f"{word}: {wrong[0]}={options[wrong[0]]}; expected 1 to {_SYNTHETIC[wrong[0]]}")
         return head, Eyes(**{"n": 1000, **fields}), {}
     path = Path(head)
+    if not os.path.exists(path):  # also for what is too long to be a name of a file
+        kinds = "a CSV, an image folder, tfds:NAME, array_record:FOLDER or synthetic"
+        raise DataError(f"{head[:200]}: no such file; expected {kinds}")
     if path.is_dir():
         _known(options, _FOLDER, word)
         classes = tuple(options["classes"].split("+")) if _plain_classes(options) else ()
@@ -123,8 +136,7 @@ def _opened(
         parts = {} if "split" in options else {part: image_folder(path, part, **fields) for part in parts_of(path)}
         return path.name, image_folder(path, options.get("split", "all"), **fields), parts
     if not path.is_file():
-        kinds = "a CSV, an image folder, tfds:NAME, array_record:FOLDER or synthetic"
-        raise DataError(f"{head}: no such file; expected {kinds}")
+        raise DataError(f"{head}: a pipe or device; expected a file or a folder")
     if path.suffix.lower() in EXTENSIONS:
         raise DataError(f"{head}: is an image; expected a table of images, or a folder of them")
     if path.suffix.lower() == ".txt":
@@ -197,6 +209,13 @@ def digest(one: Named) -> str:
     return state.hexdigest()[:20]
 
 
+def _file_name(name: str, word: str) -> str:
+    """A name under which results can be stored. Raises DataError for one that is no name of a file."""
+    if not name or "/" in name or "\\" in name or name.startswith(".") or not name.isprintable() or len(name) > 100:
+        raise DataError(f"{word[:200]}: the name {name[:100]!r} cannot be that of a file; give another with name=")
+    return name
+
+
 def _option(part: str, word: str) -> tuple[str, str]:
     name, equals, value = part.partition("=")
     if not equals:
@@ -212,6 +231,9 @@ def _known(options: Mapping[str, str], names: tuple[str, ...], word: str) -> Non
 
 def _number(name: str, value: str, word: str) -> float:
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        raise DataError(f"{word}: {name}={value!r} is not a number") from None
+        number = math.nan
+    if not math.isfinite(number) or number < 0 or number > 2**53:
+        raise DataError(f"{word}: {name}={value!r} is not a number from 0 up")
+    return number

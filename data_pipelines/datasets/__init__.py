@@ -85,8 +85,7 @@ class Built:
 
     @functools.cached_property
     def _rows(self) -> Any:
-        import tensorflow_datasets as tfds
-
+        tfds = builder.tensorflow_datasets()
         built: Any = tfds.builder_from_directory(self.directory)
         if self.split not in built.info.splits:
             raise DataError(f"{self.name} has no split {self.split!r}, only {', '.join(sorted(built.info.splits))}")

@@ -18,12 +18,11 @@ from fundax.encoders.resnet import ResNet
 from fundax.interop import bert, folder, keymap
 from fundax.interop.checkpoint import Checkpoint, Format
 from fundax.interop.keymap import Row
-from fundax.interop.weights import State, folder_of, write_torch
+from fundax.interop.weights import State, write_torch
 from fundax.objectives.flair import FLAIR, POOL_LAYERS
 from fundax.objectives.keepfit import KeepFIT
 from fundax.params import flatten, unflatten, unstack_blocks
 from fundax.runtime import serialize
-from fundax.runtime.workdir import read_optional_json
 from fundax.types import Extra, Params, UserError
 
 NAME = "FLAIR"
@@ -291,7 +290,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
 
     Without it a KeepFIT file is read as the FLAIR that it holds. Raises UserError naming keys that do not fit.
     """
-    record = read_optional_json(folder_of(path) / folder.RECORD)
+    record = folder.read_record(path)
     if not record:
         objective, params, extra = to_fundax(state)
         return Checkpoint(objective, params, {}, extra=extra)

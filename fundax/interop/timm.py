@@ -88,7 +88,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     heads = config.get("model_args", {}).get("num_heads")
     objective, params = vit.to_fundax(state, str(path), heads, **fields)
     facts = _resize(stored, objective.image.image_size)
-    record = read_optional_json(folder_of(path) / folder.RECORD)
+    record = folder.read_record(path)
     if record and stored:  # written by fundax: the record has every modality's normalisation
         objective = replace(serialize.from_json(record["objective"]), image=objective.image)
     return Checkpoint(objective, params, facts, assumed="" if "mean" in fields else IMAGENET)

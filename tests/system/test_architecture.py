@@ -42,6 +42,7 @@ LEVELS = {
     ),
     "data_pipelines": (
         ("geometry", "notices", "records"),
+        ("json_files", "pickles"),
         ("images", "language"),
         ("bad_records", "sources", "synthetic", "workers"),
         ("datasets",),
