@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from fundax.interop import pickled
 from fundax.types import UserError
 
 State = dict[str, np.ndarray]  # a state dict, under the checkpoint's own key names
@@ -194,8 +195,8 @@ def load_torch(path: str | Path) -> Any:
     """
     try:
         import torch
-    except ImportError as error:
-        raise UserError(f"{path}: reading PyTorch files needs torch: pip install -e '.[torch]'") from error
+    except ImportError:
+        return pickled.read(Path(path))
     try:
         with torch.serialization.safe_globals(_plain_values()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -248,9 +249,11 @@ def _plain_values() -> list[Any]:
 
 def _tensors(path: Path, loaded: Any) -> State:
     """Unwrap {"state_dict": ...} and turn tensors into arrays."""
+    loaded = _unwrapped(loaded)
+    if isinstance(loaded, Mapping) and all(isinstance(value, np.ndarray) for value in loaded.values()):
+        return {str(name): value for name, value in loaded.items()}  # read without torch
     import torch
 
-    loaded = _unwrapped(loaded)
     expected = f"expected names to tensors, possibly under {', '.join(WRAPPERS)}"
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path}: not a state dict but a {type(loaded).__name__}; {expected}")
