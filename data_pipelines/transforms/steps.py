@@ -76,7 +76,8 @@ class Squash:
 
     The other modes keep the aspect ratio: "shortest" crops the centre, "longest" pads with black around the image, and
     "canvas" below it or to its right. resize_to: resize to this many pixels, then cut or pad the centre to `size`;
-    round_down: the place of that cut, as transformers does.
+    round_down: the place of that cut, as transformers does. crop_field: crop fundus photographs to their field of view
+    first (FieldOfViewCrop).
     """
 
     size: int
@@ -84,12 +85,14 @@ class Squash:
     mode: str = "squash"
     resize_to: int = 0
     round_down: bool = False
+    crop_field: bool = False
 
     def __post_init__(self) -> None:
         _choice("resize", self.mode, RESIZE_MODES)
         _choice("interpolation", self.interpolation, INTERPOLATIONS)
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        example = FieldOfViewCrop()(example, rng) if self.crop_field else example
         for key in present(example):
             rule = (self.size, self.mode, self.interpolation, self.resize_to, self.round_down)
             example = move(example, key, resize_moves(_size(example[key]), *rule))
@@ -105,16 +108,20 @@ def _choice(what: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> 
         raise DataError(f"{what} must be one of {', '.join(known)}, not {value!r}")
 
 
-def preprocess(image: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:
-    """Resize u8 [H W 3] to u8 [S S 3] as a checkpoint's preprocessing says (see eval_step)."""
-    return eval_step(preprocessing)({"image": image}, np.random.default_rng(0))["image"]
+def preprocess(image: np.ndarray, preprocessing: Mapping[str, Any], modality: int = 0) -> np.ndarray:
+    """Resize u8 [H W 3] to u8 [S S 3] as a checkpoint's preprocessing says (see eval_step); modality: its index."""
+    example = {"image": image, "modality": np.int32(modality)}
+    return eval_step(preprocessing)(example, np.random.default_rng(0))["image"]
 
 
 def eval_step(preprocessing: Mapping[str, Any]) -> Squash:
-    """The resize of a checkpoint's image_size, resize, resize_to and interpolation. Raises DataError without image_size."""
+    """The resize of a checkpoint's image_size, resize, resize_to, interpolation and crop_field.
+
+    Raises DataError without image_size.
+    """
     if "image_size" not in preprocessing:
         raise DataError(f"preprocessing has no image_size, only {', '.join(preprocessing) or 'nothing'}")
-    rule = {k: preprocessing[k] for k in ("interpolation", "resize_to", "round_down") if k in preprocessing}
+    rule = {k: preprocessing[k] for k in ("interpolation", "resize_to", "round_down", "crop_field") if k in preprocessing}
     return Squash(int(preprocessing["image_size"]), mode=preprocessing.get("resize", "squash"), **rule)
 
 

@@ -80,16 +80,19 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
 
 
 def _tower(state: State, layout: str, path: Path) -> EfficientNet:
-    """The size with as many blocks, of the same widths."""
+    """The size with as many blocks and the same widths."""
     if any("._se_" in key or ".se." in key for key in state):
         raise UserError(f"{path}: an EfficientNet with squeeze-excitation; expected one of {', '.join(SIZES)}, without")
     pattern = r"_blocks\.\d+" if layout == "package" else r"blocks\.\d+\.\d+"
     depth = len({found[0] for key in state if (found := re.match(pattern, key))})
+    width = state["_conv_head.weight" if layout == "package" else "conv_head.weight"].shape[1]
     for name in SIZES:
         tower = efficientnet(name)
-        if tower.depth == depth:
+        if (tower.depth, tower.stages[-1][3]) == (depth, width):
             return tower
-    raise UserError(f"{path}: an EfficientNet of {depth} blocks; expected one of {', '.join(SIZES)}")
+    raise UserError(
+        f"{path}: an EfficientNet of {depth} blocks, the last one with {width} channels; expected {', '.join(SIZES)}"
+    )
 
 
 FORMAT = Format("efficientnet", "EfficientNet-Lite", (), (), detect, read_model, None, order=12)
