@@ -182,6 +182,7 @@ def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequen
         "batch": recipe.batch,
         "seed": recipe.seed,
         "best": recipe.best,
+        "origin": dict(recipe.origin),
         "data": {**recipe.data, **({"split": _split(recipe.data)} if recipe.data.get("split") else {})},
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
         "history": [*before, entry],
