@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from fundax.optim import rate_of
 from fundax.params import check_same
 from fundax.recipe import Recipe
-from fundax.runtime import accumulate
+from fundax.runtime import accumulate, remote
 from fundax.runtime import mesh as meshes
 from fundax.runtime import workdir as folders
 from fundax.runtime.best import measured, ranking
@@ -59,7 +59,7 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> Trai
 
     Args:
         recipe: see Recipe.
-        workdir: folder of the run.
+        workdir: folder of the run, or its address on remote storage (runtime.remote).
         checkpoint: the checkpoint to evaluate if recipe.steps is 0, see runtime.checkpoint.resolve. Training always
             resumes from the latest.
 
@@ -67,6 +67,11 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> Trai
         UserError: an error the user can fix, including a loss that is not finite; the last checkpoint is kept.
         SystemExit: after Ctrl-C (code 130) or SIGTERM (code 0), with the state saved.
     """
+    with remote.mirrored(workdir) as folder:
+        return _fit(recipe, folder, checkpoint)
+
+
+def _fit(recipe: Recipe, workdir: Path, checkpoint: int | str) -> TrainState:
     configure_orbax()
     mesh = meshes.make_mesh(recipe.mesh)
     check_batch(recipe, mesh)
@@ -84,9 +89,9 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> Trai
         state, position = (
             _restore(recipe, mesh, kept, resolve(workdir, checkpoint)) if restored else fresh(recipe, mesh)
         )
-        first, last, intervals = int(state.step), recipe.steps, recipe.intervals
+        first, last, intervals, where = int(state.step), recipe.steps, recipe.intervals, remote.shown(workdir)
         if first >= last > 0:
-            say(f"{workdir} is complete, at step {first} of {last}; nothing was changed. {_selected(recipe, workdir)}")
+            say(f"{where} is complete, at step {first} of {last}; nothing was changed. {_selected(recipe, workdir)}")
             return state
         log = Log(workdir, step=first, steps=last, batch=recipe.batch, restored=restored, writers=recipe.writers)
         with log:
@@ -124,7 +129,8 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> Trai
                     if stop and step < last:
                         kept.wait()
                         log.info(
-                            f"Stopped at step {step}/{last}. Checkpoint saved to {workdir}. Rerun the same command to resume."
+                            f"Stopped at step {step}/{last}. Checkpoint saved to {where}. "
+                            "Rerun the same command to resume."
                         )
                         raise SystemExit(preemption.exit_code)
             kept.wait()
@@ -275,14 +281,14 @@ class _BestSoFar:
 
 def _selected(recipe: Recipe, workdir: str | Path) -> str:
     """Which checkpoint the run selected and where it is."""
-    folder, latest = Path(workdir) / "checkpoints", saved_steps(workdir)[-1]
+    folder, latest = f"{remote.shown(workdir)}/checkpoints", saved_steps(workdir)[-1]
     if recipe.best is None:
-        return f"Latest checkpoint: {folder / str(latest)}."
+        return f"Latest checkpoint: {folder}/{latest}."
     (name, sign), best = ranking(recipe.best), best_step(workdir)
     if best is None:
-        return f"No step was selected, as {name} was not a number in any evaluation. Latest: {folder / str(latest)}."
+        return f"No step was selected, as {name} was not a number in any evaluation. Latest: {folder}/{latest}."
     which = f"step {best[0]}, {name} {sign * best[1]:.4f}"
-    return f"Best checkpoint: {which}, in {folder / str(best[0])}; evals and figures are of it. Latest: step {latest}."
+    return f"Best checkpoint: {which}, in {folder}/{best[0]}; evals and figures are of it. Latest: step {latest}."
 
 
 def check_batch(recipe: Recipe, mesh: Mesh) -> None:

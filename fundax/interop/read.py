@@ -17,6 +17,7 @@ from fundax.interop.weights import State, existing, folder_of, read_state
 from fundax.objectives.clip import CLIP, clip
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import load_params, resolve
+from fundax.runtime.remote import fetched
 from fundax.runtime.workdir import read_json, read_optional_json
 from fundax.types import UserError
 
@@ -36,7 +37,7 @@ def load(
 
     Args:
         path: a run of fundax or an import (its folder), a folder of one of `all_formats()`, or one of its weights files
-            (.safetensors, .pt, .pth, .bin, .npz).
+            (.safetensors, .pt, .pth, .bin, .npz); also at an address such as gs://bucket/run.
         checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         like: the size ("H/14-378", a name of encoders.vit.SIZES) of a CLIP file without configuration beside it.
         modality: the modality of the images ("oct") whose mean and deviation an image encoder normalises by, where the
@@ -48,7 +49,7 @@ def load(
     Raises:
         UserError: nothing at `path`, an unknown format, a damaged or incomplete file; the message names the keys.
     """
-    path, shown = Path(path), shown or {}
+    path, shown = fetched(path), shown or {}
     if is_run(path):
         return read_run(path, checkpoint)
     state = read_state(path)

@@ -9,6 +9,7 @@ from rich.console import Console
 from fundax.results import figures
 from fundax.results.kinds import KINDS, draw
 from fundax.results.read import read_curves, read_result, result_files
+from fundax.runtime.remote import shown
 from fundax.types import UserError
 
 
@@ -36,4 +37,4 @@ def show(workdir: str | Path) -> None:
         if (console := KINDS[result.kind].console) is not None and (table := console(result, file.stem)) is not None:
             Console().print(table)
     for path in draw_run(workdir):
-        print(path)
+        print(str(path).replace(str(workdir), shown(workdir)))

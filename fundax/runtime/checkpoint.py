@@ -6,6 +6,7 @@ crash while saving leaves the earlier steps intact."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ import orbax.checkpoint as ocp
 from fundax.params import _subtree, _with_subtree, check_same
 from fundax.runtime.best import Best, measured, ranking
 from fundax.runtime.process import configure_orbax, ignore_abandoned_reads
-from fundax.runtime.workdir import check_local, read_optional_json
+from fundax.runtime.remote import checkpoints_of, is_complete, mirrors_checkpoints, push
 from fundax.types import Extra, Params, UserError
 
 _ARRAYS = ("params", "extra", "opt")
@@ -35,7 +36,10 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path, keep: int = 2, best: Best | None = None) -> None:
         configure_orbax()
-        self.folder = Path(workdir).absolute() / "checkpoints"
+        self.folder: Any = checkpoints_of(workdir)
+        self._workdir = workdir
+        # a bucket renames by copying, so there steps are deleted where they are
+        old = _OLD if isinstance(self.folder, Path) else None
         self._rank = None if best is None else (best, ranking(best)[1])
         keepers: list[Any] = [_policies.LatestN(max(keep, 1))]
         if best:
@@ -45,7 +49,7 @@ class Checkpoints:
             preservation_policy=_policies.AnyPreservationPolicy(keepers),
             best_fn=_score if best else None,
             cleanup_tmp_directories=True,
-            todelete_subdir=_OLD,
+            todelete_subdir=old,
             enable_async_checkpointing=True,
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in _ARRAYS}
@@ -63,7 +67,7 @@ class Checkpoints:
             self._empty_old()
 
     def _empty_old(self) -> None:
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and isinstance(self.folder, Path):
             # Not the folder itself: an Orbax thread may be moving another step into it.
             for step in (self.folder / _OLD).glob("*"):
                 shutil.rmtree(step, ignore_errors=True)
@@ -80,6 +84,7 @@ class Checkpoints:
         if step in self._orbax.all_steps():
             return
         self._empty_old()
+        push(self._workdir)  # on remote storage: what the step belongs to is there before the step
         # Items without arrays, such as `extra` of most objectives, are not saved; `restore` puts them back.
         run = {"data": dict(data), "metrics": dict(metrics), "fingerprint": _fingerprints(items)}
         args = {k: ocp.args.StandardSave(v) for k, v in items.items() if jax.tree.leaves(v)}
@@ -87,6 +92,9 @@ class Checkpoints:
         if self._rank and (value := measured(self._rank[0], metrics)) is not None and not np.isnan(value):
             ranked = {"value": value, "score": self._rank[1] * value}
         self._orbax.save(step, args=ocp.args.Composite(run=ocp.args.JsonSave(run), **args), metrics=ranked, force=True)
+        if mirrors_checkpoints(self._workdir):
+            self.wait()
+            push(self._workdir)
 
     def reached_preemption(self, step: int) -> bool:
         """Whether any process received SIGTERM, so that all save at this step; False for a single process."""
@@ -142,7 +150,7 @@ def load_params(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params
     """
     configure_orbax()
     ignore_abandoned_reads()
-    folder = Path(workdir).absolute() / "checkpoints" / str(resolve(workdir, checkpoint))
+    folder = checkpoints_of(workdir) / str(resolve(workdir, checkpoint))
     try:
         run = _read_run(folder)
         names = [name for name in ("params", "extra") if name in run["fingerprint"]]
@@ -173,7 +181,7 @@ def resolve(workdir: str | Path, checkpoint: int | str = "") -> int:
 
 def best_step(workdir: str | Path) -> tuple[int, float] | None:
     """(step, score) of the best of a run's ranked checkpoints, higher is better; None if none is ranked."""
-    folder = Path(workdir) / "checkpoints"
+    folder = checkpoints_of(workdir)
     steps = saved_steps(workdir) if has_checkpoints(workdir) else []
     scores = {step: _ranked(folder / str(step)) for step in steps}
     ranked = [(score, step) for step, score in scores.items() if score is not None]
@@ -185,17 +193,20 @@ def best_step(workdir: str | Path) -> tuple[int, float] | None:
 
 def has_checkpoints(workdir: str | Path) -> bool:
     """Whether a folder holds a checkpoint."""
-    return any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*"))
+    return bool(_steps_in(checkpoints_of(workdir)))
 
 
 def saved_steps(workdir: str | Path) -> list[int]:
     """The steps of a run's checkpoints, in ascending order. Raises UserError if there is none."""
-    check_local(workdir)
-    folder = Path(workdir) / "checkpoints"
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    folder = checkpoints_of(workdir)
+    steps = _steps_in(folder)
     if not steps:
         raise UserError(f"{workdir} holds no checkpoints; expected {folder}/<step>")
     return steps
+
+
+def _steps_in(folder: Any) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and is_complete(path))
 
 
 def partial(where: str, checkpoint: int | str = "") -> Callable[[Params], Params]:
@@ -249,24 +260,24 @@ def _score(metrics: Mapping[str, float]) -> float:
     return float(metrics.get("score", metrics["value"]))
 
 
-def _read_item(folder: Path) -> Any:
+def _read_item(folder: Any) -> Any:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
+def _read_run(folder: Any) -> dict[str, Any]:
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         return reader.restore(folder / "run", args=ocp.args.JsonRestore())
 
 
-def _ranked(folder: Path) -> float | None:
-    metrics = read_optional_json(folder / "metrics" / "metrics")  # not by Orbax, which would start JAX's processes
-    return _score(metrics) if metrics else None
+def _ranked(folder: Any) -> float | None:
+    path = folder / "metrics" / "metrics"  # not read by Orbax, which would start JAX's processes
+    return _score(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def _intact(folder: Path) -> bool:
+def _intact(folder: Any) -> bool:
     try:
         run = _read_run(folder)
         names = [name for name in _ARRAYS if (folder / name).is_dir()]

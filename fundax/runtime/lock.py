@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from fundax.runtime import remote
 from fundax.types import UserError
 
 NAME = ".lock"
@@ -26,8 +27,15 @@ def owned(workdir: str | Path) -> Iterator[None]:
 
     The operating system releases the lock of a process that ends in any way, so that a killed run can be resumed at once.
 
+    A run on remote storage cannot be locked: there the training that started last owns it, and an earlier one ends with
+    a UserError at its next save (runtime.remote.push).
+
     Raises UserError naming host, process and job of the owner if another process owns the directory.
     """
+    if remote.is_mirror(workdir):
+        remote.claim(workdir)
+        yield
+        return
     path = Path(workdir) / NAME
     file = _locked(path)
     try:

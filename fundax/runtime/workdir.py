@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,20 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from fundax.runtime.remote import shown
 from fundax.types import UserError
-
-
-def check_local(workdir: str | Path) -> None:
-    """Raise UserError for an address such as gs://bucket/run: runs are written to local folders only."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workdir)):
-        raise UserError(
-            f"{workdir}: runs are kept in local folders only for now; give a folder (a mounted bucket is one)"
-        )
 
 
 def make(workdir: str | Path) -> None:
     """Create the folder of a run if it is not there. Raises UserError where that cannot be done."""
-    check_local(workdir)
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,10 +46,9 @@ def read_optional_json(path: str | Path) -> dict[str, Any]:
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
     """config.json of a run. Raises UserError if the folder is not a run."""
-    check_local(workdir)
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise UserError(f"{workdir} is not a run: it has no config.json")
+        raise UserError(f"{shown(workdir)} is not a run: it has no config.json")
     return read_json(path)
 
 
