@@ -96,18 +96,21 @@ def train(argv: list[str]) -> None:
     from dataclasses import replace
 
     from fundax.rerun import defaults_to_resume
+    from fundax.runtime.remote import mirrored
     from fundax.train import fit, is_complete
 
     (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
     if not own.workdir and "--help" not in rest:
         raise _mistake("train: --workdir DIR is missing")
     cluster = _cluster(processes)
-    recipe = _load(config, rest, Output, Cluster, defaults=defaults_to_resume(own.workdir, rest))
-    _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
-    complete = is_complete(recipe, own.workdir)
-    fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), own.workdir)
-    if not complete:
-        _report(own.workdir)
+    with mirrored(own.workdir) as workdir:
+        defaults = defaults_to_resume(str(workdir) if own.workdir else "", rest)
+        recipe = _load(config, rest, Output, Cluster, defaults=defaults)
+        _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
+        complete = is_complete(recipe, workdir)
+        fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), workdir)
+        if not complete:
+            _report(str(workdir))
 
 
 def evaluate(argv: list[str]) -> None:
@@ -115,6 +118,15 @@ def evaluate(argv: list[str]) -> None:
 
     Other data (--data OTHER) are scored whole, with the run's classes, and stored beside the run's own results.
     """
+    from fundax.runtime.remote import mirrored
+
+    (own, processes), run, rest = _options("eval RUN", evaluate, argv, Stored, Cluster)
+    cluster = _cluster(processes)
+    with mirrored(run) as folder:
+        _evaluate(own, cluster, str(folder), rest)
+
+
+def _evaluate(own: Stored, cluster: Any, run: str, rest: list[str]) -> None:
     from dataclasses import replace
 
     from fundax.rerun import named, repeated, trusted_config, wrong
@@ -122,8 +134,6 @@ def evaluate(argv: list[str]) -> None:
     from fundax.runtime.workdir import read_config
     from fundax.train import fit
 
-    (own, processes), run, rest = _options("eval RUN", evaluate, argv, Stored, Cluster)
-    cluster = _cluster(processes)
     stored = read_config(run)
     step = resolve(run, own.checkpoint)
     again, defaults = repeated(run, [] if own.config else stored.get("argv", []), rest)
@@ -222,6 +232,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(verb: str, argv: list[str]) -> None:
+    if verb in ("train", "eval", "compile"):
+        return VERBS[verb](argv)
+    if any("://" in word for word in argv):
+        from fundax.runtime.remote import localized
+
+        with localized(verb, argv) as words:
+            return _run_here(verb, words)
+    return _run_here(verb, argv)
+
+
+def _run_here(verb: str, argv: list[str]) -> None:
     if verb in VERBS:
         return VERBS[verb](argv)
     from fundax import verbs

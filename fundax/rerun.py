@@ -12,7 +12,7 @@ from fundax.recipe import Recipe
 from fundax.runtime import argv as words
 from fundax.runtime.checkpoint import has_checkpoints, resolve
 from fundax.runtime.shapes import Config
-from fundax.runtime.workdir import check_local, read_optional_json
+from fundax.runtime.workdir import read_optional_json
 from fundax.stored import SPLIT, digest_of_data, names_of
 from fundax.types import UserError
 
@@ -25,7 +25,6 @@ _log = logging.getLogger("fundax")
 
 def defaults_to_resume(workdir: str, argv: Sequence[str]) -> dict[str, Any]:
     """Values of arguments that a command leaves open in a run's folder: the split that the run made of the same data."""
-    check_local(workdir)
     if not workdir or not has_checkpoints(workdir):
         return {}
     return _own_split(workdir, read_optional_json(Path(workdir) / "config.json", Config).get("argv", []), argv)

@@ -24,6 +24,7 @@ from fundax.runtime import argv as words
 from fundax.runtime import serialize
 from fundax.runtime.best import ranking
 from fundax.runtime.checkpoint import has_checkpoints
+from fundax.runtime.remote import shown
 from fundax.runtime.shapes import Config, Preprocessing
 from fundax.runtime.workdir import digest_of_json, make, read_about, read_optional_json, write_json
 from fundax.types import Contrastive, UserError
@@ -51,7 +52,7 @@ def changes(recipe: Recipe, workdir: str | Path) -> list[Difference]:
     if not stored or (recipe.steps and not trained):  # a run that ended before its first checkpoint starts anew
         return []
     if trained and not recipe.steps:
-        raise UserError(f"{folder} holds a trained run, and this config trains nothing; give another --workdir")
+        raise UserError(f"{shown(folder)} holds a trained run, and this config trains nothing; give another --workdir")
     if "data" not in stored:
         _log.info("%s is of a version that stored no record of its data, so data are not compared", folder)
     exact = MAY_CHANGE | ({"accumulate"} if isinstance(recipe.objective, Contrastive) else set())
@@ -61,7 +62,7 @@ def changes(recipe: Recipe, workdir: str | Path) -> list[Difference]:
     if refused := [one for name, one in found.items() if name not in exact]:
         more = f"; and {len(refused) - 4} more" if len(refused) > 4 else ""
         raise UserError(
-            f"{folder} is a run of other settings: {told(refused[:4])}{more} (the run's -> this command's). Nothing was "
+            f"{shown(folder)} is a run of other settings: {told(refused[:4])}{more} (the run's -> this command's). Nothing was "
             "changed. Continue it with its own settings, or start anew with another --workdir"
         )
     return list(found.values())

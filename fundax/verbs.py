@@ -16,7 +16,6 @@ from fundax import interop
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis
 from fundax.results import page
-from fundax.runtime.workdir import check_local
 from fundax.types import UserError
 
 
@@ -59,7 +58,6 @@ def import_(
         mean: Mean of red, green and blue between 0 and 1, where the files do not say.
         std: Standard deviation of red, green and blue, where the files do not say.
     """
-    check_local(workdir)
     shown = {name: value for name, value in (("resize", resize), ("mean", mean), ("std", std)) if value}
     print(interop.import_checkpoint(path, workdir, like=like, modality=modality, activation=activation, shown=shown))
 

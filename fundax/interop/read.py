@@ -29,6 +29,7 @@ from fundax.objectives.clip import CLIP, clip
 from fundax.params import check_same, like
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import load_params, resolve
+from fundax.runtime.remote import fetched
 from fundax.runtime.shapes import Config, Preprocessing
 from fundax.runtime.workdir import read_json, read_optional_json
 from fundax.types import Extra, Params, UserError
@@ -48,8 +49,9 @@ def load(
     """The model at `path`: a run, an exported folder, or a file of weights of another program.
 
     Args:
-        path: named weights (interop.pretrained), a run of fundax or an import (its folder), a folder of one of `all_formats()`, or one of its weights files
-            (.safetensors, .pt, .pth, .bin, .npz).
+        path: named weights (interop.pretrained), a run of fundax or an import (its folder), a folder of one of
+            `all_formats()`, or one of its weights files (.safetensors, .pt, .pth, .bin, .npz); also at an address such as
+            gs://bucket/run.
         checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         like: the size ("H/14-378", a name of encoders.vit.SIZES) of a CLIP file without configuration beside it.
         modality: the modality of the images ("oct") whose mean and deviation an image encoder normalises by, where the
@@ -61,7 +63,7 @@ def load(
     Raises:
         UserError: nothing at `path`, an unknown format, a damaged or incomplete file; the message names the keys.
     """
-    path, shown = located(path), shown or {}
+    path, shown = located(fetched(path)), shown or {}
     if is_run(path):
         return read_run(path, checkpoint)
     state = read_state(path)

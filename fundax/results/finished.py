@@ -8,6 +8,7 @@ from fundax.results import figures
 from fundax.results.kinds import KINDS, draw
 from fundax.results.read import read_curves, read_result, result_files
 from fundax.runtime import log
+from fundax.runtime.remote import shown
 from fundax.types import UserError
 
 
@@ -35,4 +36,4 @@ def show(workdir: str | Path) -> None:
         if (console := KINDS[result.kind].console) is not None and (table := console(result, file.stem)) is not None:
             log.console(stderr=False, soft_wrap=False).print(table)
     for path in draw_run(workdir):
-        print(path)
+        print(str(path).replace(str(workdir), shown(workdir)))

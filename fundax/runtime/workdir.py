@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 
 from fundax.runtime.arrays import read_arrays
+from fundax.runtime.remote import shown
 from fundax.runtime.shapes import Config, check_json
 from fundax.types import UserError
 
@@ -40,17 +40,8 @@ def refusal(error: BaseException) -> str:
     return ""
 
 
-def check_local(workdir: str | Path) -> None:
-    """Raise UserError for an address such as gs://bucket/run: runs are written to local folders only."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workdir)):
-        raise UserError(
-            f"{workdir}: runs are kept in local folders only for now; give a folder (a mounted bucket is one)"
-        )
-
-
 def make(workdir: str | Path) -> None:
     """Create the folder of a run if it is not there. Raises UserError where that cannot be done."""
-    check_local(workdir)
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,10 +71,9 @@ def read_optional_json(path: str | Path, form: Any = dict[str, Any]) -> dict[str
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
     """config.json of a run. Raises UserError if the folder is not a run."""
-    check_local(workdir)
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise UserError(f"{workdir} is not a run: it has no config.json")
+        raise UserError(f"{shown(workdir)} is not a run: it has no config.json")
     return read_json(path, Config)
 
 
