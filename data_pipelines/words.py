@@ -7,7 +7,8 @@
     training_labels.txt              VisionFM's lists without a header: path;label, or path,label,days for forecasts
     tfds:idrid                       a data set built by `launch.py data build`; tfds:idrid/test is its test split
     array_record:folder              a folder written by `launch.py data convert`
-    synthetic                        synthetic eyes, with n=, start=, seed=, size=, language=
+    synthetic                        synthetic eyes, with n=, start=, seed=, size=, language=, modalities=CFP+OCT
+    synthetic,visits=true            synthetic visits, with those options and missing=0.4, the share of absent views
 
 A path may contain commas. An option with a comma is quoted: '"text=eye, {grade}"'.
 
@@ -40,7 +41,7 @@ from data_pipelines.sources.label_list import LabelList
 from data_pipelines.sources.matching import Matched
 from data_pipelines.sources.parts import column_parts
 from data_pipelines.sources.shards import array_records
-from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.synthetic.sources import Eyes, Visits
 
 DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # the default folder of `launch.py data build`
 _COLUMNS = ("image", "text", "label", "modality", "eye", "patient", "day", "value")
@@ -120,11 +121,7 @@ def _opened(
         name, _, part = rest.partition("/")
         return name, built(name, part or "train", data_dir), {}
     if head == "synthetic":
-        _known(options, ("n", "start", "seed", "size", "language"), word)
-        fields = {k: v if k == "language" else int(_number(k, v, word)) for k, v in options.items()}
-        if wrong := [k for k, most in _SYNTHETIC.items() if not 1 <= fields.get(k, 1) <= most]:
-            raise DataError(f"{word}: {wrong[0]}={options[wrong[0]]}; expected 1 to {_SYNTHETIC[wrong[0]]}")
-        return head, Eyes(**{"n": 1000, **fields}), {}
+        return head, _synthetic(options, word), {}
     path = Path(head)
     if not os.path.exists(path):  # also for what is too long to be a name of a file
         kinds = "a CSV, an image folder, tfds:NAME, array_record:FOLDER or synthetic"
@@ -146,6 +143,28 @@ def _opened(
     _known(options, _CSV, word)
     name = path.parent.name if path.stem in ("labels", "train", "data") else path.stem
     return name or path.stem, _csv(path, {**defaults, **options}), {}
+
+
+def _synthetic(options: Mapping[str, str], word: str) -> Eyes | Visits:
+    visits = _truth(options, "visits", word)
+    _known(options, ("n", "start", "seed", "size", "language", "modalities", "visits", *["missing"] * visits), word)
+    fields: dict[str, Any] = {
+        k: int(_number(k, options[k], word)) for k in ("n", "start", "seed", "size") if k in options
+    }
+    if wrong := [name for name, most in _SYNTHETIC.items() if not 1 <= fields.get(name, 1) <= most]:
+        raise DataError(f"{word}: {wrong[0]}={options[wrong[0]]}; expected 1 to {_SYNTHETIC[wrong[0]]}")
+    fields |= {"language": options["language"]} if "language" in options else {}
+    fields |= {"missing": _number("missing", options["missing"], word)} if "missing" in options else {}
+    fields |= {"modalities": tuple(options["modalities"].split("+"))} if "modalities" in options else {}
+    return (Visits if visits else Eyes)(**{"n": 1000, **fields})
+
+
+def _truth(options: Mapping[str, str], name: str, word: str) -> bool:
+    """An option that is true or false, by default false."""
+    value = options.get(name, "false")
+    if value not in ("true", "false"):
+        raise DataError(f"{word}: {name}={value!r}; expected true or false")
+    return value == "true"
 
 
 def _csv(path: Path, options: Mapping[str, str]) -> Source:

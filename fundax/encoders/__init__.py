@@ -57,6 +57,7 @@ with _epy.lazy_api_imports(globals()):
         take_rows,
         uniform,
     )
+    from fundax.encoders.levels import image_levels, initial_heads, project, text_levels
     from fundax.encoders.pixels import brightened, contrasted, jittered, mixup_cutmix, normalize, standardize
     from fundax.encoders.positions import (
         aligned_corners,
@@ -92,6 +93,7 @@ with _epy.lazy_api_imports(globals()):
         logits,
         training_logits,
     )
+    from fundax.encoders.view_pool import ViewAttention, Views, placed, places, pooled
     from fundax.encoders.vit import (
         AttentionPool,
         PatchEmbedding,
