@@ -14,6 +14,7 @@ from PIL import Image
 from data_pipelines.images.decode import load
 from data_pipelines.records import EYES, MODALITIES, DataError, Record, Source, View
 
+MOST_PIXELS = 2**15  # of a side of a sheet
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
 
 
@@ -42,6 +43,13 @@ def contact_sheet(
     classes = tuple(getattr(source, "classes", ()))
     records = {row: source[row] for row in range(start, min(len(source), start + count))}
     visits = any(len(record.views) > 1 for record in records.values())
+    images = sum(len(record.views) for record in records.values())
+    down = len(records) if visits else -(-images // columns)
+    if down * (cell + _CAPTION) > MOST_PIXELS or columns * (cell + _GAP) > MOST_PIXELS:
+        raise DataError(
+            f"contact sheet: {images} images in {columns} columns of {cell} pixels are more than {MOST_PIXELS} pixels high "
+            "or wide; ask for fewer with count"
+        )
     sheet = _visits(records, classes, cell) if visits else _images(records, classes, columns, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     _draw(sheet, cell, path)
@@ -142,6 +150,7 @@ def _words(record: Record, k: int, row: int, classes: tuple[str, ...]) -> str:
 def _fit(text: str, width: int, lines: int) -> str:
     """Wrap text into at most `lines` lines of `width` columns; a Chinese character takes two columns."""
     out: list[str] = []
+    text = "".join(c if c.isprintable() or c == "\n" else " " for c in text[: 2 * width * lines])
     for part in text.split("\n"):
         line, used = "", 0
         for word in _split(part):
@@ -149,6 +158,9 @@ def _fit(text: str, width: int, lines: int) -> str:
             if used + wide > width and line:
                 out.append(line.rstrip())
                 line, used = "", 0
+            while wide > width:  # a word that is longer than a line
+                out.append(word[:width])
+                word, wide = word[width:], wide - width
             line, used = line + word, used + wide
         out.append(line.rstrip())
     if len(out) > lines:
@@ -203,7 +215,7 @@ def _draw(sheet: _Sheet, cell: int, path: Path) -> None:
 
     (width, height), dpi, fonts = sheet.size, 100, _fonts()
     words = {"fontsize": 6.5, "va": "top", "linespacing": 1.1}
-    with rc_context({"font.family": fonts}):
+    with rc_context({"font.family": fonts, "text.parse_math": False}):
         figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         for (left, top), pixels in sheet.images.items():

@@ -29,6 +29,7 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -68,6 +69,8 @@ _CSV = (
 )
 _FOLDER = ("split", "modality", "classes", "declare", *READING)
 _ALL = ("weight", "name", "others")
+_SYNTHETIC = {"n": 10_000_000, "size": 4096}  # the most of each
+_LONGEST = 64  # commas that a path is expected to hold
 _VISITS = ("visits", "days", "by_eye")
 
 
@@ -93,8 +96,11 @@ def value_names(one: Named) -> tuple[str, ...]:
 
 def word_of(word: str) -> tuple[str, dict[str, str]]:
     """The head of a word (a path, which may contain commas) and its options. Raises DataError for anything else."""
-    cells = next(csv.reader([word]), [""])
-    paths = (count for count in range(len(cells), 1, -1) if Path(",".join(cells[:count])).exists())
+    try:
+        cells = next(csv.reader([word]), [""])
+    except csv.Error as error:
+        raise DataError(f"{word[:60]!r}: not a source with options after commas ({error})") from None
+    paths = (count for count in range(min(len(cells), _LONGEST), 1, -1) if os.path.exists(",".join(cells[:count])))
     count = next(paths, 1)
     options: list[str] = []
     for cell in cells[count:]:
@@ -111,10 +117,12 @@ def named(word: str, defaults: Mapping[str, str] | None = None, data_dir: str | 
     head, options = word_of(word)
     shared = {key: options.pop(key) for key in _ALL if key in options}
     weight = _number("weight", shared["weight"], word) if "weight" in shared else None
+    if weight == 0:
+        raise DataError(f"{word}: weight=0; expected more, or leave the source out")
     if shared.get("others", "drop") != "drop":
         raise DataError(f"{word}: others={shared['others']!r}; expected drop")
     name, source, given = _opened(head, options, dict(defaults or {}), word, data_dir)
-    name = shared.get("name", name)
+    name = _file_name(shared.get("name", name), word)
     if any(":" in entry for entry in options.get("classes", "").split("+")):
         rename = functools.partial(_renamed, options["classes"], name, shared.get("others") != "drop")
         source, given = rename(source), {part: rename(one) for part, one in given.items()}
@@ -135,6 +143,9 @@ def _opened(
     if head == "synthetic":
         return head, _synthetic(options, word), {}
     path = Path(head)
+    if not os.path.exists(path):  # also for what is too long to be a name of a file
+        kinds = "a CSV, an image folder, tfds:NAME, array_record:FOLDER or synthetic"
+        raise DataError(f"{head[:200]}: no such file; expected {kinds}")
     if path.exists() and path.suffix != ".txt" and _truth(options, "visits", word):
         names = tuple(name for name in options if known_names(name, _several(options, "declare")))
         _known(options, (*_CSV, *_VISITS, *names), word)
@@ -148,8 +159,7 @@ def _opened(
         parts = {} if "split" in options else {part: image_folder(path, part, **fields) for part in parts_of(path)}
         return path.name, image_folder(path, options.get("split", "all"), **fields), parts
     if not path.is_file():
-        kinds = "a CSV, an image folder, tfds:NAME, array_record:FOLDER or synthetic"
-        raise DataError(f"{head}: no such file; expected {kinds}")
+        raise DataError(f"{head}: a pipe or device; expected a file or a folder")
     if path.suffix.lower() in EXTENSIONS:
         raise DataError(f"{head}: is an image; expected a table of images, or a folder of them")
     if path.suffix.lower() == ".txt":
@@ -188,6 +198,8 @@ def _synthetic(options: Mapping[str, str], word: str) -> Eyes | Visits:
     fields: dict[str, Any] = {
         k: int(_number(k, options[k], word)) for k in ("n", "start", "seed", "size") if k in options
     }
+    if wrong := [name for name, most in _SYNTHETIC.items() if not 1 <= fields.get(name, 1) <= most]:
+        raise DataError(f"{word}: {wrong[0]}={options[wrong[0]]}; expected 1 to {_SYNTHETIC[wrong[0]]}")
     fields |= {"language": options["language"]} if "language" in options else {}
     fields |= {"missing": _number("missing", options["missing"], word)} if "missing" in options else {}
     fields |= {"modalities": tuple(options["modalities"].split("+"))} if "modalities" in options else {}
@@ -266,6 +278,13 @@ def digest(one: Named) -> str:
     return state.hexdigest()[:20]
 
 
+def _file_name(name: str, word: str) -> str:
+    """A name under which results can be stored. Raises DataError for one that is no name of a file."""
+    if not name or "/" in name or "\\" in name or name.startswith(".") or not name.isprintable() or len(name) > 100:
+        raise DataError(f"{word[:200]}: the name {name[:100]!r} cannot be that of a file; give another with name=")
+    return name
+
+
 def _option(part: str, word: str) -> tuple[str, str]:
     name, equals, value = part.partition("=")
     if not equals:
@@ -281,6 +300,9 @@ def _known(options: Mapping[str, str], names: tuple[str, ...], word: str) -> Non
 
 def _number(name: str, value: str, word: str) -> float:
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        raise DataError(f"{word}: {name}={value!r} is not a number") from None
+        number = math.nan
+    if not math.isfinite(number) or number < 0 or number > 2**53:
+        raise DataError(f"{word}: {name}={value!r} is not a number from 0 up")
+    return number
