@@ -1,8 +1,8 @@
 """Test that a killed run resumes bit-exactly.
 
-    python scripts/kill_and_resume.py [--kills 30] [--steps 240]
+    python scripts/kill_and_resume.py [--kills 30] [--steps 240] [--config configs/visit.py]
 
-Trains the same small CLIP twice: once uninterrupted, once killed (SIGKILL) at random moments and restarted each time. A
+Trains the same small model twice: once uninterrupted, once killed (SIGKILL) at random moments and restarted each time. A
 third of the kills happen at any time after the start of the process, a third as soon as a save has begun, a third just after
 one has finished. After each kill every complete checkpoint is read. Prints a hash of the final parameters of both runs. Exits
 with status 1 if the hashes differ or a checkpoint was unreadable.
@@ -30,10 +30,10 @@ REPO = Path(__file__).resolve().parent.parent
 KINDS = ("any time", "in a save", "after a save")
 
 
-def command(workdir: Path, steps: int, save_every: int = 2) -> list[str]:
-    """The command of a small quickstart run."""
+def command(config: Path, workdir: Path, steps: int, save_every: int = 2) -> list[str]:
+    """The command of a small run of a config."""
     given = f"--smoke --steps {steps} --patients 64 --save-every {save_every}"
-    return [sys.executable, str(REPO / "launch.py"), "train", str(REPO / "configs" / "quickstart.py"),
+    return [sys.executable, str(REPO / "launch.py"), "train", str(config.resolve()),
             "--workdir", str(workdir), *given.split()]  # fmt: skip
 
 
@@ -93,12 +93,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30, help="number of kills")
     parser.add_argument("--steps", type=int, default=240, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the kills")
+    parser.add_argument("--config", type=Path, default=REPO / "configs" / "quickstart.py", help="config to train")
     own = parser.parse_args()
     rng, started = random.Random(own.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         whole, parts = Path(folder, "whole"), Path(folder, "parts")
-        subprocess.run(command(whole, own.steps, own.steps), check=True, capture_output=True)
-        argv, kills, torn, broken, life = command(parts, own.steps), 0, 0, [], 20.0
+        subprocess.run(command(own.config, whole, own.steps, own.steps), check=True, capture_output=True)
+        argv, kills, torn, broken, life = command(own.config, parts, own.steps), 0, 0, [], 20.0
         for kills in range(1, own.kills + 1):
             when, begun, left = KINDS[kills % len(KINDS)], time.monotonic(), under_way(parts)
             if not killed(argv, parts, when, rng, life):
