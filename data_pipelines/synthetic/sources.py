@@ -68,12 +68,11 @@ class Drawn:
 
 
 def _structure(drawn: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-
     if name == "vessel":
         return drawn["artery"] | drawn["vein"]
     if name in drawn:
         return drawn[name]
-    if name in LESIONS:  # this eye does not have it
+    if name in LESIONS:  # this eye does not have the lesion
         return np.zeros_like(drawn["disc"])
     known = ("vessel", "artery", "vein", "disc", "cup", "field", *LESIONS)
     raise DataError(f"synthetic eyes have no structure {name!r}; expected some of {', '.join(known)}")
@@ -94,8 +93,8 @@ __all__ = [
 
 
 LANGUAGES = ("en", "zh", "both")
-# First patient of each part, a million apart, so that no patient is in two of them. Pretraining learns from train and is
-# evaluated on val; tasks on a pretrained model have parts of their own. KeepFIT's experts describe those of task_train.
+# First patient of each part. Parts are a million patients apart, so that they do not overlap. Pretraining uses train and
+# val; tasks that start from a pretrained model use task_train and task_val. KeepFIT's expert set is task_train.
 STARTS = {"train": 0, "val": 1_000_000, "task_train": 2_000_000, "task_val": 3_000_000, "test": 4_000_000}
 Split = Literal["train", "val", "task_train", "task_val", "test"]
 _HORIZON = 730  # days after which `progress` compares the grade
@@ -137,15 +136,15 @@ class _Synthetic:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, which labels index: `conditions`, or CONDITIONS if it is None."""
+        """Class names in the order of the labels: `conditions`, or CONDITIONS if it is None."""
         return CONDITIONS if self.conditions is None else self.conditions
 
     def prompts(self, language: str = "en") -> tuple[str, ...]:
-        """The names of the classes in reports of a language, "en" or "zh"."""
+        """The names of the classes in a language, "en" or "zh"."""
         return tuple(PROMPTS[language][CONDITIONS.index(c)] for c in self.classes)
 
     def split(self, part: Split, n: int | None = None) -> Self:
-        """The same kind of source with the patients of one part of STARTS: `n` of them, or as many as here."""
+        """This source with the first `n` patients of another part of STARTS; None keeps the number of patients."""
         return replace(self, start=STARTS[part], n=self.n if n is None else n)
 
     def _label(self, eye: Eye | None) -> np.int32:
@@ -174,12 +173,11 @@ def _names(value: object, field: str, allowed: Mapping[str, Any] | tuple[str, ..
 class Patients(_Synthetic):
     """One visit of a patient per row: views of both eyes in each modality, and one report.
 
-    Each patient has `visits` consecutive rows. With `one_eye`, only one eye of each patient is imaged, the diseased one
-    if there is one.
+    Each patient has `visits` consecutive rows. With `one_eye`, only the more severely affected eye is imaged.
 
     The targets are
 
-    - label, label_left, label_right i32: the class; -1 for an eye that is not imaged or whose condition is not a class;
+    - label, label_left, label_right i32: the class; -1 if the eye is not imaged or its condition is not a class;
     - grade i32; value f32 [4], the BIOMARKERS; findings, findings_left, findings_right f32 [F], the FINDINGS;
     - points f32 [V 2 2]: fovea and disc of each view as (x, y), NaN outside the image;
     - progress i32: whether the grade increases within two years;
@@ -283,7 +281,7 @@ class Visits(Patients):
 
 @dataclass(frozen=True)
 class Eyes(_Synthetic):
-    """One image per row with a caption: the diseased eye if there is one, in one of the modalities.
+    """One image per row with a caption: the more severely affected eye in a random modality.
 
     The targets are those of Patients for a single view: label, grade i32; value f32 [4]; findings f32 [F]; points
     f32 [2 2]; progress; with `masks` also mask i32 [h w] and masks, a dict of bool [h w].

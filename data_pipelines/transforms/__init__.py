@@ -2,7 +2,7 @@
 
 views         first steps: one view or both eyes of a visit, with text and targets
 visits        first step for a whole visit, with the texts of views, eyes and visit
-steps         resize, augmentation, flips that keep sides correct, tokenization, field-of-view crop
+steps         resizing, augmentation, flips with consistent sides, tokenization, field-of-view crop
 dense         images with masks or landmarks
 flair         FLAIR's captions, padding and augmentation
 multi_crop    iBOT's global and local crops with patch masks

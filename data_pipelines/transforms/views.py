@@ -32,7 +32,7 @@ SIDES = re.compile(r"左右|[左右]|\b(?i:left|right)\b|\bO\.?D\b|\bO\.?S\b")
 
 
 def swap_sides(text: str) -> str:
-    """Exchange left and right in a text, in English, Chinese and as OD/OS, as a mirrored image needs it; keeps case."""
+    """Exchange left and right in the text of a mirrored image, in English, in Chinese and as OD/OS, keeping the case."""
 
     def swap(match: re.Match[str]) -> str:
         word = match.group()
@@ -47,16 +47,16 @@ def swap_sides(text: str) -> str:
 
 
 def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
-    """The order of landmarks in a mirrored image, where left_angle and right_angle change places.
+    """The order of landmarks in a mirrored image, where left_angle and right_angle are exchanged.
 
-    Raises DataError for a name whose opposite side is missing.
+    Raises DataError if the landmark of the opposite side is missing.
     """
     order = []
     for name in names:
         other = "_".join(swap_sides(word) for word in name.split("_"))
         if other not in names:
             raise DataError(
-                f"landmark {name!r} becomes {other!r} in a mirrored image, and that is none of {', '.join(names)}"
+                f"landmark {name!r} becomes {other!r} in a mirrored image; expected {other!r} among {', '.join(names)}"
             )
         order.append(tuple(names).index(other))
     return tuple(order)
@@ -72,12 +72,12 @@ class SingleView:
     without text has no key `text`.
 
     Args:
-        size_hint: a JPEG may be decoded at a smaller scale whose sides are both at least this long; leave room for a
-            later crop. None decodes at full scale.
+        size_hint: a JPEG may be decoded at a smaller scale with both sides at least this long; allow for a later crop.
+            None decodes at full scale.
         text: "report", "findings" (joined by commas) or None.
         prompt: template with {text}, {modality}, {eye}, {modality_zh} and {eye_zh}.
         modality: use only views of this modality; "" uses all.
-        choose: "first" or "random": which of these views to use.
+        choose: use the "first" or a "random" one of these views.
         targets: targets that every record must have; None uses `label` if present.
 
     Raises DataError naming the record if the image, a target or the modality is missing.
@@ -143,13 +143,13 @@ class PairedEyes:
         views = [v for v in record.views if not self.modality or v.modality == self.modality]
         eyes = {eye: next((v for v in views if v.eye == eye), None) for eye in ("left", "right")}
         if not any(eyes.values()):
-            raise DataError(f"{name_of(record)}: has no view that says whether it is the left or the right eye")
+            raise DataError(f"{name_of(record)}: has no view of a known eye; expected left or right")
         images = {eye: load_view(record, view, self.size_hint)[0] for eye, view in eyes.items() if view}
-        one = next(iter(images.values()))
-        out: dict[str, Any] = {eye: images.get(eye, np.zeros_like(one)) for eye in eyes}
+        image = next(iter(images.values()))
+        out: dict[str, Any] = {eye: images.get(eye, np.zeros_like(image)) for eye in eyes}
         out |= {f"{eye}_present": np.bool_(view is not None) for eye, view in eyes.items()}
         out["patient"] = patient_number(record.patient)
-        text = words(record, View(one, (eyes["left"] or eyes["right"] or views[0]).modality), self.text, self.prompt)
+        text = words(record, View(image, (eyes["left"] or eyes["right"] or views[0]).modality), self.text, self.prompt)
         if text:
             out["text"] = text
         return out | targets_of(record, self.targets, (0, 0), (0, 0))
@@ -173,7 +173,7 @@ def modality_index(name: str, where: str = "") -> int:
 
 
 def words(record: Record, view: View, text: str | None, prompt: str) -> str:
-    """The caption of a view; "" if the record has no such text."""
+    """The caption of a view; "" if the record has no report or findings."""
     content = "" if text is None else record.report if text == "report" else ", ".join(record.findings)
     if not content and "{text}" in prompt:
         return ""
@@ -194,7 +194,7 @@ def _check_words(text: str | None, prompt: str) -> None:
         prompt.format(text="", modality="", modality_zh="", eye="", eye_zh="")
     except (KeyError, IndexError, ValueError) as error:
         raise DataError(
-            f"prompt {prompt!r}: only {{text}}, {{modality}}, {{modality_zh}}, {{eye}}, {{eye_zh}} can be filled in"
+            f"prompt {prompt!r}: the only fields are {{text}}, {{modality}}, {{modality_zh}}, {{eye}} and {{eye_zh}}"
         ) from error
 
 

@@ -46,7 +46,7 @@ def similarity(image: jax.Array, text: jax.Array) -> jax.Array:
 
 
 def _present(features: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Zeros in place of the features of absent examples: NaN there would reach the loss or its gradient as 0 * NaN."""
+    """Set the features of absent examples to zero, because a NaN there would reach the loss or its gradient as 0 * NaN."""
     return features if mask is None else jnp.where(mask[:, None], features, 0)
 
 
@@ -146,7 +146,7 @@ def contrastive_accuracy(
     group: jax.Array | None = None,
     hidden: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Image-to-text and text-to-image accuracy: how often the nearest example is the own one; fp32 () each.
+    """Image-to-text and text-to-image accuracy: the fraction of examples whose own pair is the nearest; fp32 () each.
 
     image, text [B E]. With group i32 [B], a nearest example of the same group counts as correct. hidden bool [B B]: pairs
     that are not compared.
@@ -186,7 +186,7 @@ def contrast(
     """Compute `loss` with the implementation that `negatives` names; fp32 ().
 
     Args:
-        loss: softmax_contrastive, sigmoid_contrastive or a function with the same arguments; only the two have a ring.
+        loss: softmax_contrastive, sigmoid_contrastive, or another function with the same arguments, which has no ring.
         image, text: [B E].
         scales: logit_scale and, if the loss has one, logit_bias.
         mask: bool [B], see softmax_contrastive.
@@ -194,7 +194,7 @@ def contrast(
         related: rows that are no negatives of each other, see relations.py.
         negatives: global, plain or ring.
 
-    Raises UserError for unknown `negatives`, and for "ring" with a loss that has none.
+    Raises UserError for unknown `negatives`, and for "ring" with a loss that has no ring.
     """
     if negatives not in FORMS:
         raise UserError(f"negatives is {negatives!r}; expected one of {', '.join(FORMS)}")
@@ -222,7 +222,7 @@ def contrast_pairs(
     related: Related = (),
     negatives: Negatives = "global",
 ) -> list[jax.Array]:
-    """`contrast` of several image-text pairs of one batch. A softmax ring passes all their texts around together."""
+    """`contrast` of several image-text pairs of the same batch. A softmax ring passes all their texts around together."""
     if not as_ring(len(images[0]), negatives) or loss is not softmax_contrastive:
         each = zip(images, texts, scales, masks, strict=True)
         options: dict[str, Any] = {"group": group, "related": related, "negatives": negatives}
@@ -242,7 +242,7 @@ def accuracy(
     related: Related = (),
     negatives: Negatives = "global",
 ) -> tuple[jax.Array, jax.Array]:
-    """contrastive_accuracy with the implementation that `negatives` names; no gradient."""
+    """contrastive_accuracy with the implementation that `negatives` names, without a gradient."""
     image, text = jax.lax.stop_gradient((image, text))
     if as_ring(len(image), negatives):
         return ring.accuracy(image, text, group=group, related=related, present=mask)
@@ -267,7 +267,7 @@ class Similarity:
             raise UserError("Similarity: the table must be square and symmetric")
 
     def __call__(self, category: jax.Array) -> jax.Array:
-        """category i32 [B], indices into the table, to f32 [B B]."""
+        """Targets f32 [B B] for category i32 [B], indices into the table."""
         table = jnp.asarray(self.table, jnp.float32)
         return table[category][:, category]
 
@@ -304,7 +304,7 @@ def label_aware(
         negatives: see the top of this file. FLAIR and KeepFIT train with "local", the mean of each device's own loss.
 
     Raises:
-        UserError: unknown negatives, other targets with the ring, or a batch that does not divide among the devices.
+        UserError: unknown negatives, other targets with the ring, or a batch that is not divisible by the devices.
     Source: arXiv:2308.07898, equations 2 and 3.
     """
     if negatives not in NEGATIVES:
@@ -329,7 +329,7 @@ def label_aware(
 def mean_over_devices(loss: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
     """Mean of `loss` over each device's share of the arrays [B ...]: negatives="local". None and () are passed on.
 
-    Raises UserError if the batch does not divide among the devices.
+    Raises UserError if the batch is not divisible by the number of devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
     groups = 1 if mesh.empty else batch_parts(mesh)

@@ -1,13 +1,13 @@
 """Contrastive losses and retrieval accuracy over the global batch, computed as a ring: no B x B array on any device.
 
-Each device keeps its images. The texts are passed from device to device, together with the sums gathered so far for
-their columns of the logits. A device computes its block of logits in chunks of rows, uses each chunk and discards it;
-the backward pass computes the chunks again. Memory per device is O(B E / devices).
+Each device keeps its images. The texts are passed from device to device, together with the running sums of their columns
+of the logits. A device computes its block of logits in chunks of rows, and uses and discards each chunk; the backward
+pass recomputes the chunks. Memory per device is O(B E / devices).
 RET-CLIP contrasts three image-text pairs over one batch; they share one ring, along a leading pair axis R.
 
-The tests compare with the same losses on global arrays (contrastive.py). The gradients are written by hand: autodiff
-through the ring stores the texts of every hop. At batch 65,536 and width 512 on eight devices it takes 278 instead of
-145 MiB per device for the softmax loss, and 241 instead of 113 MiB and 1.45 times as long for the sigmoid loss."""
+The tests compare with the same losses on global arrays (contrastive.py). The gradients are written by hand, because
+autodiff through the ring stores the texts of every hop: at batch 65,536 and width 512 on eight devices, 278 instead of
+145 MiB per device for the softmax loss, and 241 instead of 113 MiB and 1.45 times the time for the sigmoid loss."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from jax.sharding import PartitionSpec as P
 from fundax.losses.relations import Related, unrelated_by
 
 BLOCK_ELEMENTS = 2**22  # size of a chunk of logits: 16 MiB in fp32
-NEVER = -1e30  # logit of a pair that does not count; finite, because inf - inf is NaN
+NEVER = -1e30  # logit of an ignored pair; finite, because inf - inf is NaN
 
 
 @dataclass(frozen=True)
 class Ring:
-    """How the batch is sharded: the mesh axes, the number of devices they span, and the rows of a chunk of logits."""
+    """The sharding of the batch: the mesh axes, their number of devices, and the number of rows in a chunk of logits."""
 
     axes: tuple[str, ...]
     devices: int
@@ -48,7 +48,7 @@ class Ring:
 
 
 class Side(NamedTuple):
-    """The images, or the texts, of one device."""
+    """The images or the texts of one device."""
 
     features: jax.Array  # [R b E]
     present: jax.Array  # bool [R b]
@@ -65,7 +65,7 @@ class LogSumExp(NamedTuple):
     def add(self, logits: jax.Array, axis: int) -> LogSumExp:
         peak = jnp.maximum(self.peak, logits.max(axis))
         fresh = jnp.exp(logits - jnp.expand_dims(peak, axis)).sum(axis)
-        # the peak may have risen: scale the old sum down to the new one
+        # the peak may have increased, so rescale the old sum to the new peak
         return LogSumExp(peak, self.mass * jnp.exp(self.peak - peak) + fresh)
 
     def value(self) -> jax.Array:
@@ -73,12 +73,12 @@ class LogSumExp(NamedTuple):
 
     @staticmethod
     def empty(present: jax.Array) -> LogSumExp:
-        # `present * 0.0` instead of zeros: inside shard_map it differs between devices, as the loop's carry must
+        # `present * 0.0` instead of zeros, because inside shard_map the carry of the loop must vary between devices
         return LogSumExp(present * 0.0 + NEVER, present * 0.0)
 
 
 class Nearest(NamedTuple):
-    """A running argmax: the largest cosine so far, and the group of the example that has it."""
+    """A running argmax: the largest cosine so far, and the group of that example."""
 
     cosine: jax.Array  # [R b]
     group: jax.Array  # i32 [R b]
@@ -101,14 +101,14 @@ def _block_logits(image: Side, text: Side, scale: jax.Array, bias: jax.Array | N
 
 
 def _positives(image: Side, text: Side) -> jax.Array:
-    """1.0 where both sides are present and belong to one group. # [R r b]"""
+    """1.0 where the image and the text are present and have the same group. # [R r b]"""
     assert image.group is not None and text.group is not None
     same = image.group[:, None] == text.group[None, :]  # [r b]
     return (same[None] & image.present[:, :, None] & text.present[:, None, :]).astype(jnp.float32)
 
 
 def _chunk(ring: Ring, tree: Any) -> Any:
-    """[R b ...] to [b/rows R rows ...], and [b] to [b/rows rows], for a scan over chunks of rows."""
+    """Reshape [R b ...] to [b/rows R rows ...] and [b] to [b/rows rows], for a scan over chunks of rows."""
 
     def split(x: jax.Array) -> jax.Array:
         if x.ndim == 1:
@@ -124,10 +124,10 @@ def _unchunk(tree: Any) -> Any:
 
 
 def _ring_scan(ring: Ring, visit: Callable, image: Any, text: Any, at_rows: Any, at_columns: Any) -> tuple[Any, Any]:
-    """Bring every text to every image and accumulate per-row and per-column state.
+    """Visit every pair of an image and a text, and accumulate per-row and per-column state.
 
-    visit(image_rows, text, row_state, column_state) -> (row_state, column_state) sees one chunk of rows. The per-text
-    state is passed around the ring with its texts and returns to its device."""
+    visit(image_rows, text, row_state, column_state) -> (row_state, column_state) is called for each chunk of rows. The
+    per-text state is passed around the ring with its texts and returns to its device."""
 
     def block(rows: Any, text: Any, columns: Any) -> tuple[Any, Any]:
         def chunk(columns: Any, x: tuple) -> tuple[Any, Any]:
@@ -139,8 +139,8 @@ def _ring_scan(ring: Ring, visit: Callable, image: Any, text: Any, at_rows: Any,
 
     def hop(_: Any, carry: tuple) -> tuple:
         text, rows, columns = carry
-        # The next texts do not depend on this hop's product, so XLA can overlap the transfer with it. The column state
-        # does depend on it and has to be sent afterwards; it is E times smaller.
+        # The next texts do not depend on this hop's product, so XLA can overlap their transfer with it. The column state
+        # depends on the product and is sent afterwards; it is E times smaller.
         following = ring.rotate(text)
         rows, columns = block(rows, text, columns)
         return following, rows, ring.rotate(columns)
@@ -150,7 +150,7 @@ def _ring_scan(ring: Ring, visit: Callable, image: Any, text: Any, at_rows: Any,
 
 
 def _softmax_forward(ring: Ring, image: Side, text: Side, scale: jax.Array) -> tuple[jax.Array, tuple]:
-    """Loss [R], and the residuals of the backward pass: both logsumexp, positives per row, number of rows that count."""
+    """Loss [R], and the residuals for the backward pass: both logsumexp, positives per row, number of present rows."""
 
     def visit(image: Side, text: Side, rows: tuple, columns: LogSumExp) -> tuple[tuple, LogSumExp]:
         running, matched, positives = rows
@@ -163,7 +163,7 @@ def _softmax_forward(ring: Ring, image: Side, text: Side, scale: jax.Array) -> t
     zeros = image.present * 0.0
     start = (LogSumExp.empty(image.present), zeros, zeros)
     (rows, matched, positives), columns = _ring_scan(ring, visit, image, text, start, LogSumExp.empty(text.present))
-    if image.group is None:  # the positive of row i is text i, which is on the same device: no need to look for it
+    if image.group is None:  # the positive of row i is text i, which is on the same device
         matched = scale[:, None] * jnp.sum(image.features * text.features, -1)
         positives = jnp.ones_like(matched)
     count = ring.total(image.present.sum(-1).astype(jnp.float32))  # [R]
@@ -177,20 +177,20 @@ def _softmax_backward(ring: Ring, image: Side, text: Side, scale: jax.Array, kep
     """Gradients of sum_r g_r loss_r with respect to image features, text features and scale."""
     row_lse, column_lse, positives, count = kept
     weight = (g / jnp.maximum(count, 1))[:, None, None]
-    own = scale[:, None] * jnp.sum(image.features * text.features, -1)  # logits of the pairs themselves [R b]
+    own = scale[:, None] * jnp.sum(image.features * text.features, -1)  # logits of the matching pairs [R b]
 
     def visit(rows: tuple, columns: tuple, at_rows: tuple, d_text: jax.Array) -> tuple[tuple, jax.Array]:
         (image, row_lse, positives, own), (d_image, slope) = rows, at_rows
         text, column_lse, text_own = columns
         logits = _block_logits(image, text, scale)
         there = image.present[:, :, None] & text.present[:, None, :]
-        # With the stored logsumexp a probability is one exp, in any order of the blocks.
+        # With the stored logsumexp, a probability is a single exp, independent of the order of the blocks.
         to_text = jnp.where(there, 0.5 * jnp.exp(logits - row_lse[:, :, None]), 0.0)
         to_image = jnp.where(there, 0.5 * jnp.exp(logits - column_lse[:, None, :]), 0.0)
         pull = to_text + to_image
         if image.group is None:
-            # Probabilities sum to one, so the derivative by the scale is a sum of differences from the own logit. Late
-            # in training, where nearly all probability is on the own pair, no large terms cancel this way.
+            # Probabilities sum to one, so the derivative by the scale is a sum of differences from the matching logit.
+            # This avoids the cancellation of large terms late in training, when the matching pair has probability near 1.
             slope = slope + (to_text * (logits - own[:, :, None]) + to_image * (logits - text_own[:, None, :])).sum(-1)
         else:
             pull = pull - _positives(image, text) / jnp.maximum(positives, 1)[:, :, None]
@@ -203,7 +203,7 @@ def _softmax_backward(ring: Ring, image: Side, text: Side, scale: jax.Array, kep
     if image.group is None:
         d_image = d_image - jnp.where(image.present[..., None], text.features, 0.0)
         d_text = d_text - jnp.where(image.present[..., None], image.features, 0.0)
-    d_scale = ring.total(jnp.sum(weight[..., 0] * slope, -1)) / scale  # slope holds logit, not cosine, terms
+    d_scale = ring.total(jnp.sum(weight[..., 0] * slope, -1)) / scale  # slope is a sum over logits, not cosines
     weight = weight * scale[:, None, None]
     return weight * d_image, weight * d_text, d_scale
 
@@ -215,7 +215,7 @@ def _times(pull: jax.Array, features: jax.Array) -> jax.Array:
 def _sigmoid_both(
     ring: Ring, image: Side, text: Side, scale: jax.Array, bias: jax.Array, with_gradient: bool
 ) -> tuple[jax.Array, tuple]:
-    """Loss [R] and, in the same pass, its gradients: softplus has no normaliser, so its gradient needs no second pass."""
+    """Loss [R] and its gradients in a single pass, which suffices because softplus has no normaliser."""
 
     def visit(image: Side, text: Side, rows: tuple, d_text: Any) -> tuple[tuple, Any]:
         loss, pulls, d_image = rows
@@ -262,7 +262,7 @@ def _accuracy(ring: Ring, image: Side, text: Side) -> tuple[jax.Array, jax.Array
     rows, columns = _ring_scan(ring, visit, image, text, no_match(image), no_match(text))
     count = jnp.maximum(ring.total(image.present.sum(-1).astype(jnp.float32)), 1)
     assert image.group is not None
-    own = image.group[None]  # an image and its text are in one group
+    own = image.group[None]  # an image and its text have the same group
     right = [(nearest.group == own) & image.present for nearest in (rows, columns)]
     to_text, to_image = (ring.total(hits.sum(-1).astype(jnp.float32)) / count for hits in right)
     return to_text, to_image
@@ -323,9 +323,9 @@ _sigmoid.defvjp(_sigmoid_fwd, _sigmoid_bwd)
 
 
 def make_ring(batch: int, pairs: int = 1, rows: int | None = None) -> Ring:
-    """The ring over all devices of the current mesh (jax.set_mesh), or of one device without a mesh.
+    """The ring over all devices of the current mesh (jax.set_mesh), or over one device without a mesh.
 
-    Raises ValueError if the batch does not divide among the devices."""
+    Raises ValueError if the batch is not divisible by the number of devices."""
     mesh = jax.sharding.get_abstract_mesh()
     devices, axes = mesh.size or 1, mesh.axis_names
     if batch % devices:  # each device of the model axis repeats the ring
@@ -389,7 +389,7 @@ def accuracy(
     image: jax.Array, text: jax.Array, *, group: jax.Array | None = None, related: Related = (),
     present: jax.Array | None = None, rows: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """Image-to-text and text-to-image accuracy of the nearest neighbour, as contrastive_accuracy; fp32 () each.
+    """Image-to-text and text-to-image accuracy as a ring, see contrastive_accuracy; fp32 () each.
 
     Arguments are those of `softmax`."""
     group = jnp.arange(len(image), dtype=jnp.int32) if group is None else group

@@ -132,8 +132,14 @@ class FLAIR:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> dict[str, jax.Array]:
         """image_features and text_features of training, f32 [B E]."""
-        out, _ = self.features(params, extra, batch, rng)
-        return {name: out[name] for name in ("image_features", "text_features")}
+        return self.encode_next(params, extra, batch, rng)[0]
+
+    def encode_next(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
+    ) -> tuple[dict[str, jax.Array], Extra]:
+        """The same, and the next extra state."""
+        out, extra = self.features(params, extra, batch, rng)
+        return {name: out[name] for name in ("image_features", "text_features")}, extra
 
     def compare(self, params: Params, features: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, Metrics]:
         """The loss of a full batch of features, and its metrics.
