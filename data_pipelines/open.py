@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipelines.records import MODALITIES, DataError, Record, Source, modality_name
 from data_pipelines.sources.cached import CachedSource
+from data_pipelines.sources.each_view import EachView
 from data_pipelines.sources.matching import Matched, names_of
 from data_pipelines.sources.modality_folders import Moments
 from data_pipelines.sources.modality_stats import Stats, as_json, declared_names, moments_of, read_stats
@@ -36,6 +37,7 @@ class Sources:
         patients: Number of synthetic patients to train on if there is no --data.
         modalities: Modalities to train on if a source has several; synthetic eyes have CFP, UWF, FFA and OCT.
         modality_file: JSON file of `launch.py data stats`: mean and deviation of modalities, which may have new names.
+        each_view: Take every view of a visit as an image of its own; otherwise methods of single images draw one in each step.
     """
 
     data: tuple[str, ...] = ()
@@ -48,6 +50,7 @@ class Sources:
     patients: int = 3000
     modalities: tuple[str, ...] = ("CFP",)
     modality_file: str = ""
+    each_view: bool = False
 
     @functools.cached_property
     def measured(self) -> dict[str, Stats]:
@@ -161,6 +164,9 @@ class Sources:
         return self.scored(parts)
 
     def _with_part(self, parts: dict[str, list[Named]]) -> dict[str, list[Named]]:
+        if self.each_view:
+            whole = parts.items()
+            parts = {name: [replace(one, source=EachView(one.source)) for one in some] for name, some in whole}
         if self.part and not parts.get(self.part):
             raise DataError(f"--part {self.part}: the data have the parts {', '.join(parts)}")
         return parts
