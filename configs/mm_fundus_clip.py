@@ -19,7 +19,6 @@ from fundax.objectives.clip import clip, optimizer
 # The published model is large: it needs accelerators, and a pretrained CLIP to start from.
 PUBLISHED = {"size": "H/14-378", "batch": 128, "dtype": "bfloat16", "remat": "full", "workers": 8, "patients": 20_000}
 PRESETS = {"published": PUBLISHED}
-NOISE = "without --init the weights are random, and --lr 1e-6 is for tuning a pretrained CLIP: give --init"
 
 
 def recipe(
@@ -36,7 +35,9 @@ def recipe(
 ) -> Recipe:
     """The published recipe. --augment extra is its augmentation; device computes the colour jitter on the device."""
     if not init and not run.smoke:
-        logging.getLogger("fundax").warning(NOISE)
+        logging.getLogger("fundax").warning(
+            "without --init the weights are random, and --lr 1e-6 is too low: give --init"
+        )
     words = interop.tokenizer(tokenizer or init, bundled(77))
     jitter = (0.2, 0.2) if augment == "device" else (0, 0)
     model = {"vocab": words.vocab_size, "context": words.context, "jitter": jitter, "patients": True}
@@ -44,19 +45,18 @@ def recipe(
     objective = clip(size or "tiny", scan=deep, **model, **run.compute(encoders.ViT)[0])
     objective = objective if size else interop.sized_like(init, objective)
     side = objective.image.image_size
-    eyes = synthetic_parts(data.eyes(run.seed, side), keep=False, val=max(16, data.patients // 50))
-    parts = data.parts(eyes, run.seed)
+    eyes = data.eyes(run.seed, side)
+    parts = data.parts(synthetic_parts(eyes, keep=False, val=max(16, data.patients // 50)), run.seed)
     epoch = -(-rows_of(parts["train"]) // run.batch)
     see = (Squash(side),) if augment == "none" else extra_aug(side, jitter=augment == "extra")
     view = SingleView(prompt=prompt, choose="random", names=data.known)
     chain = (view, *see, Tokenize(words), Select(("image", "text", "patient")))
-    held_out = tests(data, parts, Squash(side), words, worded(prompt), run.batch, prompt)
     report_cut_texts(parts["train"], words, prompt)
     return Recipe(
         **run.recipe(run.total(epoch), interop.warm_start(init, objective), log=32, save=epoch, eval=epoch),
         objective=objective,
         train=mix(shares(parts["train"], chain), **run.loader()),
         optimizer=optimizer(optim.constant(run.lr, warmup), run.weight_decay),
-        **scores_of(held_out),
+        **scores_of(tests(data, parts, Squash(side), words, worded(prompt), run.batch, prompt)),
         tokenizer=words,
     )
