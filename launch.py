@@ -6,6 +6,7 @@
     import PATH --workdir DIR                                 write such a folder, or a weights file, as a run
     compile CONFIG --topology v5e:4x4 [...]                   does it fit on a TPU slice, and how fast at best
     predict RUN --left A --right B --classes "x, y"           probabilities per eye and patient (RET-CLIP)
+    predict RUN --view cfp_left=A oct_left=B --classes "x, y" probabilities per view, eye and visit (models of visits)
     predict RUN --image A                                     the report of an image (report models)
     predict RUN --image A B ... --out OUT                     masks, or a CSV of landmarks
     synth RUN --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
