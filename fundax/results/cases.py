@@ -49,12 +49,21 @@ def gallery(evaluation: Evaluation, cases: Cases, view: View, more: Mapping[str,
         half = len(order) // 2
         split = {"best": order[:half], "worst": order[::-1][: len(order) - half]}
     each = max(1, MOST // max(len(split), 1))
+    kept = {kind: _together(evaluation, cases, chosen[:each]) for kind, chosen in split.items() if chosen}
     groups = [
-        (f"{evaluation.run}: {kind}", [_case(evaluation, cases, view, shown, k) for k in chosen[:each]])
-        for kind, chosen in split.items() if chosen
-    ]  # fmt: skip
+        (f"{evaluation.run}: {kind}", [_case(evaluation, cases, view, shown, k) for k in chosen])
+        for kind, chosen in kept.items()
+    ]
     height, width = cases.pictures.shape[1:3]
     return Gallery(groups, width > 1.4 * height, f"Below each image: {', '.join(shown)}." if shown else "")
+
+
+def _together(evaluation: Evaluation, cases: Cases, chosen: Sequence[int]) -> list[int]:
+    """The cases in their order, but those of one patient stand together."""
+    if evaluation.patients is None:
+        return list(chosen)
+    patients = [str(evaluation.patients[int(cases.picture_row[k])]) for k in chosen]
+    return [chosen[k] for k in sorted(range(len(chosen)), key=lambda k: (patients.index(patients[k]), k))]
 
 
 def _case(evaluation: Evaluation, cases: Cases, view: View, shown: Mapping[str, np.ndarray], k: int) -> Case:
@@ -62,7 +71,9 @@ def _case(evaluation: Evaluation, cases: Cases, view: View, shown: Mapping[str, 
     images = [(picture(cases.pictures[k]), f"row {row}")]
     images += [(picture(overlay[k]), f"row {row}, {name}") for name, overlay in shown.items()]
     title, words = view.caption(evaluation, row)
-    return Case(images, title, words, f"row {row}" if evaluation.index is None else f"index {evaluation.index[row]}")
+    place = f"row {row}" if evaluation.index is None else f"index {evaluation.index[row]}"
+    patients = evaluation.patients
+    return Case(images, title, words, place if patients is None else f"{place}, patient {patients[row]}")
 
 
 def class_caption(evaluation: Evaluation, row: int) -> tuple[str, str]:

@@ -67,9 +67,16 @@ def logged(result: Result) -> list[Block]:
 
 
 def arrays(result: Any) -> list[Block]:
-    """The metrics of a result without figures, and the shapes of its arrays."""
-    listed = ", ".join(f"{key} {list(array.shape)}" for key, array in result.other.items())
-    return [*logged(result), *([Text(f"Not shown: {listed}.")] if listed else [])]
+    """The metrics of a result without figures, its table (arrays table_NAME [rows]), and the shapes of other arrays."""
+    columns = {key.removeprefix("table_"): array for key, array in result.other.items() if key.startswith("table_")}
+    rows = list(zip(*(map(_plain_cell, array) for array in columns.values()), strict=True))
+    listed = ", ".join(f"{key} {list(array.shape)}" for key, array in result.other.items() if key[:6] != "table_")
+    table = [Table([name.replace("_", " ") for name in columns], rows)] if rows else []
+    return [*logged(result), *table, *([Text(f"Not shown: {listed}.")] if listed else [])]
+
+
+def _plain_cell(value: Any) -> str:
+    return plain(float(value)) if isinstance(value, np.floating) else str(value)
 
 
 def retrieval(result: RetrievalResult) -> list[Block]:
