@@ -21,7 +21,8 @@ from data_pipelines.images import decode as files
 from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.transforms.steps import preprocess
 from fundax.encoders.backbone import normalized, tower_of
-from fundax.encoders.vit import ViT, attention_maps, rollout
+from fundax.encoders.saliency import class_attention
+from fundax.encoders.vit import ViT
 from fundax.interop.folder import fresh_folder
 from fundax.interop.read import is_run, read_objective, read_preprocessing
 from fundax.runtime.checkpoint import load_params, resolve, saved_steps
@@ -199,23 +200,6 @@ def _figure(width: float, height: float) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def _maps(tower: ViT, params: Params, image: jax.Array) -> dict[str, jax.Array]:
     return class_attention(tower, params, image)
-
-
-def class_attention(tower: ViT, params: Params, image: jax.Array) -> dict[str, jax.Array]:
-    """Attention of the class token as maps over the grid of patches; each map sums to at most 1.
-
-    image: [B h w 3], normalised. Returns heads f32 [B H r c], the attention of the last block (arXiv:2104.14294,
-    figure 1); mean f32 [B r c], their mean over heads; and rollout f32 [B r c], through all blocks (arXiv:2005.00928).
-    The remainder to 1 is the attention of the class token to itself.
-    """
-    maps = attention_maps(tower, params, image, last=tower.depth)
-    rows, columns = image.shape[1] // tower.patch, image.shape[2] // tower.patch
-    heads = maps[-1][:, :, 0, 1:].reshape(len(image), tower.heads, rows, columns)
-    return {
-        "heads": heads,
-        "mean": heads.mean(1),
-        "rollout": rollout(maps)[:, 0, 1:].reshape(len(image), rows, columns),
-    }
 
 
 def top_mass(attention: np.ndarray, share: float) -> np.ndarray:
