@@ -13,6 +13,7 @@ from data_pipelines.convert import convert as write_shards
 from data_pipelines.datasets import build as build_data_set
 from data_pipelines.words import DATA_DIR, named
 from fundax import interop
+from fundax.inference import embed as embeddings
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis
 from fundax.results import page
@@ -104,6 +105,35 @@ def synth(
     how = synthesis.How(seed, steps, sampler, guidance, names, modality, batch)
     fields = {"checkpoint": checkpoint, "base": base, "check": not no_check, "overwrite": overwrite}
     print(synthesis.summary(out, synthesis.synthesize(run, out, n, how, **fields)))
+
+
+def embed(
+    run: Positional[str],
+    images: Positional[tuple[str, ...]],
+    /,
+    *,
+    out: str,
+    checkpoint: str = "",
+    feature: str = "",
+    modality: str = "",
+    batch: int = 32,
+    skip_bad: bool = False,
+) -> None:
+    """Write the features of all images of folders and tables as .npz or .parquet; the same command resumes after a stop.
+
+    Args:
+        run: A run, or an exported folder.
+        images: Image files, folders of images, CSV files with a column image, or other sources (docs/guide/data.md).
+        out: File to write, .npz or .parquet.
+        checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
+        feature: Feature: features (compared with texts), pooled (of the image encoder), mean (of its patches), or visual,
+            left or right of a RET-CLIP; empty takes features of an image-text model and pooled of others.
+        modality: Modality of the images, which decides how they are normalised; empty takes CFP.
+        batch: Number of images in a forward pass of a device.
+        skip_bad: Leave out images that cannot be read.
+    """
+    fields = {"checkpoint": checkpoint, "feature": feature, "modality": modality, "batch": batch}
+    print(embeddings.embed(run, images, out, **fields, skip_bad=skip_bad))
 
 
 def explain(
@@ -214,6 +244,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "export": export,
     "import": import_,
     "synth": synth,
+    "embed": embed,
     "explain": explain,
     "report": report,
     "data show": data_show,

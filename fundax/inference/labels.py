@@ -94,7 +94,7 @@ def predictions(
         out = _forward(model.objective, params, model.extra, batch)
         return {"answer": out["value"] if "value" in out else out["probabilities"]}
 
-    read = lambda image, where: read_photograph(image, model.preprocessing, where)  # noqa: E731
+    read = lambda image, number: read_photograph(image, model.preprocessing, f"image {number}")  # noqa: E731
     for out in compute_batches(images, read, compute, BATCH, "predicting"):
         for row in out["answer"]:
             single = len(row) == 1 and not isinstance(model.objective, Regress)

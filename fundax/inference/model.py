@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from scipy.special import softmax
 
 from data_pipelines.images import decode as files
 from data_pipelines.language.prompts import prompts_of
-from data_pipelines.records import MODALITIES, modality_name
+from data_pipelines.records import MODALITIES, DataError, modality_name
 from fundax.encoders.backbone import apply_encoder, encoder_of, normalized
 from fundax.encoders.layers import LayerNorm, l2_normalize
 from fundax.encoders.saliency import class_attention
@@ -123,10 +123,20 @@ class Model:
                 and the levels of an eye. "" is "features" of an image-text model and "pooled" of others.
         """
         feature = self.feature_named(feature)
-        parts = [self._without_images(feature)]
-        compute = functools.partial(self._image_features, feature)
-        parts += [out["feature"] for out in self._batches(listed(images), compute)]
-        return np.concatenate(parts)
+        known = self._outputs[FEATURES[feature]].shape[-1] if feature in FEATURES else self.objective.image.width
+        parts = self.image_features(listed(images), feature, title="images")
+        return np.concatenate([np.zeros((0, known), np.float32), *parts])
+
+    def image_features(
+        self, images: Iterable[Image], feature: str = "", bad: list[int] | None = None, title: str = ""
+    ) -> Iterator[np.ndarray]:
+        """Yield the features f32 [B E] of images batch by batch; see `encode_image`.
+
+        bad: a list that takes the numbers of images that cannot be read, whose features are then those of a black image.
+        """
+        compute = functools.partial(self._image_features, self.feature_named(feature))
+        for out in self._batches(images, compute, title, bad):
+            yield out["feature"]
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit features f32 [N E] of N texts. Raises UserError if the model takes no texts or has no tokenizer."""
@@ -194,7 +204,7 @@ class Model:
     def tokens(self, images: Iterable[Image]) -> dict[str, np.ndarray]:
         """patches f32 [N rows columns D] of N images, and class_token f32 [N D] of an encoder that has one."""
         compute = functools.partial(_tokens, self.objective, self.params, self.extra, self._row)
-        found = list(self._batches(listed(images), compute))
+        found = list(self._batches(listed(images), compute, "images"))
         return {name: np.concatenate([out[name] for out in found]) for name in (found[0] if found else ())}
 
     def attention(self, images: Iterable[Image]) -> dict[str, np.ndarray]:
@@ -207,7 +217,7 @@ class Model:
                 f"attention is that of a ViT; this {self._kind} has a {type(self.objective.image).__name__}"
             )
         compute = functools.partial(_attention, self.objective, self.params, self.extra, self._row)
-        found = list(self._batches(listed(images), compute))
+        found = list(self._batches(listed(images), compute, "images"))
         return {name: np.concatenate([out[name] for out in found]) for name in (found[0] if found else ())}
 
     @property
@@ -247,13 +257,21 @@ class Model:
     def _row(self) -> int:
         return MODALITIES.index(self.modality)
 
-    def _without_images(self, feature: str) -> np.ndarray:
-        known = self._outputs[FEATURES[feature]].shape[-1] if feature in FEATURES else self.objective.image.width
-        return np.zeros((0, known), np.float32)
+    def _batches(
+        self, images: Iterable[Any], compute: Any, title: str = "", bad: list[int] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        size = int(self.preprocessing["image_size"])
 
-    def _batches(self, images: Iterable[Any], compute: Any) -> Any:
-        read = lambda image, where: read_photograph(image, self.preprocessing, where)  # noqa: E731
-        return compute_batches(images, read, lambda x: compute(self._placed(x)), self.batch * self.devices, "images")
+        def read(image: Any, number: int) -> np.ndarray:
+            try:
+                return read_photograph(image, self.preprocessing, f"image {number}")
+            except DataError:
+                if bad is None:
+                    raise
+                bad.append(number)
+                return np.zeros((size, size, 3), np.uint8)
+
+        return compute_batches(images, read, lambda x: compute(self._placed(x)), self.batch * self.devices, title)
 
     def _placed(self, array: np.ndarray) -> Any:
         """The batch, divided among the devices if there are several."""

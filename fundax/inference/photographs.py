@@ -73,12 +73,12 @@ def files_of(words: Sequence[str | Path]) -> list[Path]:
 
 
 def compute_batches(
-    images: Iterable[Any], read: Callable[[Any, str], np.ndarray], compute: Compute, batch: int, title: str = ""
+    images: Iterable[Any], read: Callable[[Any, int], np.ndarray], compute: Compute, batch: int, title: str = ""
 ) -> Iterator[dict[str, np.ndarray]]:
     """Read images in threads and yield what `compute` gives for every batch, without its padding.
 
     Batches have one shape: the last one is padded to it, or to a power of two where there are fewer than three. `read` takes
-    an image and its name in messages. A bar with `title` is shown on a terminal if there is more than one batch.
+    an image and its number. A bar with `title` is shown on a terminal if there is more than one batch.
     """
     total = len(images) if isinstance(images, Sized) else None
     hidden = not title or not sys.stderr.isatty() or (total is not None and total <= batch)
@@ -95,14 +95,14 @@ def compute_batches(
 
 
 def _batches(
-    images: Iterable[Any], read: Callable[[Any, str], np.ndarray], batch: int, pool: ThreadPoolExecutor
+    images: Iterable[Any], read: Callable[[Any, int], np.ndarray], batch: int, pool: ThreadPoolExecutor
 ) -> Iterator[list[np.ndarray]]:
     """Batches of read images in order; the threads read up to two batches ahead while one is computed."""
     numbered, waiting = enumerate(images), deque[Any]()
     try:
         while True:
             for number, image in itertools.islice(numbered, 2 * batch - len(waiting)):
-                waiting.append(pool.submit(read, image, f"image {number}"))
+                waiting.append(pool.submit(read, image, number))
             if not waiting:
                 return
             yield [waiting.popleft().result() for _ in range(min(batch, len(waiting)))]

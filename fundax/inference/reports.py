@@ -52,7 +52,7 @@ def write_reports(
     if beams is not None and not 1 <= beams <= model.objective.decoder.vocab:
         raise UserError(f"--beams {beams}: expected 1 (the likeliest word at each step) or a few more")
     objective = replace(model.objective, beams=beams or model.objective.beams)
-    read = lambda image, where: read_photograph(image, model.preprocessing, where)  # noqa: E731
+    read = lambda image, number: read_photograph(image, model.preprocessing, f"image {number}")  # noqa: E731
     compute = lambda pixels: {"ids": _write(objective, model.params, extra, pixels)}  # noqa: E731
     ids = np.concatenate([out["ids"] for out in compute_batches(images, read, compute, BATCH, "writing")])
     find = vocabulary()
