@@ -145,22 +145,28 @@ def explain(
     checkpoints: str = "",
     modality: str = "CFP",
     mass: float = 1.0,
+    text: tuple[str, ...] = (),
+    target: str = "",
+    masks: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> None:
-    """Draw over photographs where the class token of a run's ViT attends: each head, their mean, and rollout.
+    """Draw over photographs what a model reads: attention of a ViT, Grad-CAM of an answer or a text, similarity with a text.
 
     Args:
-        run: Folder of the run.
+        run: A run, or an exported folder.
         images: Photographs.
         out: Folder to write.
         checkpoints: Checkpoints: best, latest, steps separated by commas, or all for a film strip; by default best if the
             run selected one.
         modality: Modality of the photographs.
         mass: Share of the attention that the marked patches hold; 1 draws all of it.
+        text: What to look for with an image-text model, such as "hard exudates"; several are drawn one by one.
+        target: Class, value, structure or landmark that Grad-CAM explains; empty takes the likeliest or the first.
+        masks: Mask of each photograph; explain.json then says which maps point into it.
         overwrite: Replace a folder that is not empty.
     """
     fields = {"checkpoints": checkpoints, "modality": modality, "mass": mass, "overwrite": overwrite}
-    for path in explanations.explain(run, images, out, **fields):
+    for path in explanations.explain(run, images, out, texts=text, target=target, masks=masks, **fields):
         print(path)
 
 

@@ -198,12 +198,12 @@ class Model:
         if "image" not in self.params.get("project", {}):
             raise UserError(f"a similarity map needs a projection of patches; this {self._kind} has none")
         pixels = self.preprocess(image)[None]
-        patches = np.asarray(_patch_features(self.objective, self.params, self.extra, self._row, pixels))[0]
+        patches = np.asarray(_patch_features(self.objective, self.params, self.extra, self.row, pixels))[0]
         return patches @ words
 
     def tokens(self, images: Iterable[Image]) -> dict[str, np.ndarray]:
         """patches f32 [N rows columns D] of N images, and class_token f32 [N D] of an encoder that has one."""
-        compute = functools.partial(_tokens, self.objective, self.params, self.extra, self._row)
+        compute = functools.partial(_tokens, self.objective, self.params, self.extra, self.row)
         found = list(self._batches(listed(images), compute, "images"))
         return {name: np.concatenate([out[name] for out in found]) for name in (found[0] if found else ())}
 
@@ -216,7 +216,7 @@ class Model:
             raise UserError(
                 f"attention is that of a ViT; this {self._kind} has a {type(self.objective.image).__name__}"
             )
-        compute = functools.partial(_attention, self.objective, self.params, self.extra, self._row)
+        compute = functools.partial(_attention, self.objective, self.params, self.extra, self.row)
         found = list(self._batches(listed(images), compute, "images"))
         return {name: np.concatenate([out[name] for out in found]) for name in (found[0] if found else ())}
 
@@ -254,7 +254,7 @@ class Model:
         return type(self.objective).__name__
 
     @property
-    def _row(self) -> int:
+    def row(self) -> int:
         return MODALITIES.index(self.modality)
 
     def _batches(
@@ -284,7 +284,7 @@ class Model:
         if feature in FEATURES:
             key = feature if feature in ("left", "right") else "image"
             return {"feature": _forward(self.objective, self.params, self.extra, {key: pixels})[FEATURES[feature]]}
-        tokens = _encoded(self.objective, self.params, self.extra, self._row, pixels)
+        tokens = _encoded(self.objective, self.params, self.extra, self.row, pixels)
         return {"feature": tokens[feature]}
 
     def _logits(self, images: Iterable[Image], heads: np.ndarray) -> np.ndarray:
