@@ -12,8 +12,9 @@ from data_pipelines.language import tokenizers
 from fundax.encoders import layers
 from fundax.encoders.vit import SIZES
 from fundax.interop.checkpoint import Checkpoint, Format, replace_preprocessing, say_once, stored_preprocessing
+from fundax.interop.folder import RECORD
 from fundax.interop.formats import format_of
-from fundax.interop.weights import State, existing, folder_of, read_state
+from fundax.interop.weights import State, digests, existing, folder_of, read_state
 from fundax.objectives.clip import CLIP, clip
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import load_params, resolve
@@ -53,6 +54,7 @@ def load(
         return read_run(path, checkpoint)
     state = read_state(path)
     found, folder = format_of(state, str(path)), folder_of(path)
+    check_digests(path, state)
     if like:
         model = _of_size(found, state, like, activation)
     elif found.configured and not has_configuration(found, path):
@@ -70,6 +72,18 @@ def load(
     facts = stored_preprocessing(model.objective, model.preprocessing)
     words = _tokenizer_beside(folder, model.objective)
     return dataclasses.replace(model, preprocessing=facts, tokenizer=words, source=source, origin=found.title)
+
+
+def check_digests(path: str | Path, state: State) -> None:
+    """Raise UserError if tensors of a folder that fundax wrote are not those of its record."""
+    record = read_optional_json(folder_of(path) / RECORD) if Path(path).is_dir() else {}
+    written = record.get("tensors_sha256", {})
+    found = digests({name: value for name, value in state.items() if name in written})
+    if wrong := [name for name, digest in found.items() if digest != written[name]]:
+        raise UserError(
+            f"{path}: {len(wrong)} tensors are not those that were written ({', '.join(wrong[:3])}): the SHA-256 in "
+            f"{RECORD} differs; the weights are damaged, or were changed without it"
+        )
 
 
 def is_run(path: str | Path) -> bool:
