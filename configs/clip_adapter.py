@@ -5,27 +5,20 @@ in words; trained on features that are computed once. Without --data: synthetic 
 validation part; evaluate the test part at the end: launch.py eval runs/adapter --part test
 """
 
-from functools import partial, reduce
-from typing import Any
-
-from data_pipelines.language.prompts import prompts_of
-from data_pipelines.open import Data
+from data_pipelines import Data
+from data_pipelines.language import prompts_of
 from data_pipelines.tasks import labelled
 from data_pipelines.tasks.image_text import check_words, fingerprint
-from data_pipelines.tasks.labelled import FRACTIONS, Reader
-from data_pipelines.transforms.views import Grouped, SingleView
-from fundax import evals, interop, objectives, optim
-from fundax.evals import features
-from fundax.evals.zero_shot import class_features
+from data_pipelines.transforms import Grouped, SingleView
+from fundax import Recipe, Run, evals, objectives, optim
 from fundax.inference.image_text import image_text
-from fundax.recipe import Recipe, Run
 
 PRESETS = {"smoke": {"steps": 3, "patients": 28}}
 
 
 def recipe(
     *,
-    data: Data = Data(patients=700, fractions=FRACTIONS),
+    data: Data = Data(patients=700, fractions=labelled.FRACTIONS),
     run: Run = Run(batch=64, epochs=40, lr=1e-3, weight_decay=0.01),
     init: str = "",
     checkpoint: str = "",
@@ -42,20 +35,10 @@ def recipe(
     prompts = [model.tokenizer(list(prompts_of(name, modality, wording))) for name in parts.classes]
     adapter = objectives.ClipAdapter(model.objective.embed, len(parts.classes), ratio, reduction)
     objective = objectives.Adapted(model.objective, adapter)
-
-    def start(params: Any) -> Any:
-        """The model's weights, and its features of the classes."""
-        filled = {**params, "model": reduce(lambda tree, change: change(tree), model.init_from, params["model"])}
-        extra = {"model": reduce(lambda tree, change: change(tree), model.init_extra, {})}
-        return objective.told(filled, extra, partial(class_features, prompts=prompts))
-
-    extra = tuple(lambda fresh, change=change: {"model": change(fresh["model"])} for change in model.init_extra)
-    begin = interop.WarmStart((start,), extra)
-    frozen = evals.Frozen(objective, begin.init_from, run.seed, cache, begin.init_extra)
+    begin = model.behind(objective, prompts)
     view = Grouped(SingleView(text=None, targets=("label",)))
-    read = Reader(parts, model.preprocessing, first=view, workers=run.workers)
-    origin = fingerprint(data, run.seed)
-    rows = partial(frozen.part, read, fingerprint=origin)
+    read = labelled.Reader(parts, model.preprocessing, first=view, workers=run.workers)
+    rows = evals.encoded(objective, begin, read, run.seed, cache, fingerprint(data, run.seed))
     epoch = max(len(parts.train) // run.batch, 1)
     steps = run.total(epoch)
     rule = optim.adamw(optim.cosine_schedule(run.lr, 0, steps), weight_decay=run.weight_decay, decay=optim.decay_all)
@@ -64,7 +47,7 @@ def recipe(
         objective=objective,
         train=evals.Epochs(rows("train"), run.batch, run.seed),
         optimizer=optim.freeze(rule, "^(model|heads)/"),
-        evals={parts.name: evals.Classified(data=features.one_epoch(rows("scored")), classes=parts.classes)},
+        evals={parts.name: evals.Classified(data=evals.once(rows("scored")), classes=parts.classes)},
         best="val/macro_auc",
         preprocessing={**model.preprocessing, "classes": parts.classes},
         tokenizer=model.tokenizer,

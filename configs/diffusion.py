@@ -7,30 +7,17 @@ python launch.py synth runs/diffusion --n 1000 --out synthetic generates images,
 
 from typing import Literal
 
-import optax
-
-from data_pipelines.language.conditions import FINDINGS
-from data_pipelines.open import Data, joined, synthetic_parts
-from data_pipelines.pipeline import one_epoch, train
-from data_pipelines.records import MODALITIES
-from data_pipelines.sources.cached import CachedSource
-from data_pipelines.transforms.steps import Flip, Select, Squash
-from data_pipelines.transforms.views import SingleView
-from fundax import encoders, evals, optim
+from data_pipelines import MODALITIES, Data, joined, one_epoch, synthetic_parts, train
+from data_pipelines.language import FINDINGS
+from data_pipelines.sources import CachedSource
+from data_pipelines.transforms import Flip, Select, SingleView, Squash
+from fundax import Recipe, Run, encoders, evals, optim
 from fundax.objectives.diffusion import diffusion
-from fundax.recipe import Recipe, Run
 
+EVERY = {"eval_every": 1000, "save_every": 1000}
 PRESETS = {
     "reduced": {"size": "small", "steps": 20_000, "lr": 3e-4, "warmup": 500},
-    "laptop": {
-        "size": "tiny",
-        "steps": 3000,
-        "batch": 32,
-        "lr": 1e-3,
-        "warmup": 100,
-        "eval_every": 1000,
-        "save_every": 1000,
-    },
+    "laptop": {"size": "tiny", "steps": 3000, "batch": 32, "lr": 1e-3, "warmup": 100} | EVERY,
     "smoke": {"warmup": 1, "lr": 1e-3},
 }
 
@@ -61,13 +48,13 @@ def recipe(
     view, flip, *see = SingleView(text=None, targets=targets), Flip(), Squash(side), Select(keys)
     drawn = 0 if stage == "super_resolution" else 16
     steps = run.total(max(len(source) // run.batch, 1) if not run.steps else 1)
-    rule = optim.adamw(optim.cosine(run.lr, steps, min(warmup, steps // 2)), (0.9, 0.99), weight_decay=run.weight_decay)
+    rate = optim.cosine(run.lr, steps, min(warmup, steps // 2))
     marked = {"modality": data.modalities[0]} if not data.data and len(data.modalities) == 1 else {}
     return Recipe(
         **run.recipe(steps, log=20, save=5000, eval=5000),
         objective=objective,
         train=train(source, (view, flip, *see), **run.loader()),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), rule),
+        optimizer=optim.adamw(rate, (0.9, 0.99), weight_decay=run.weight_decay, clip=1.0),
         evals={"held_out": evals.Denoising(one_epoch(test, (view, *see), batch=run.batch), drawn)},
         preprocessing={"image_size": side, "mean": (0.5,) * 3, "std": (0.5,) * 3, "resize": "squash"} | marked,
     )

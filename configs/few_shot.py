@@ -6,21 +6,18 @@ is in both the training and the test images: --data labels.csv,images=photos --s
 """
 
 from functools import partial
+from typing import Any
 
 import optax
 
-from data_pipelines.language.prompts import prompts_of
-from data_pipelines.open import Data, joined
-from data_pipelines.pipeline import one_epoch, train
-from data_pipelines.sources.cached import CachedSource
+from data_pipelines import Data, joined, one_epoch, train
+from data_pipelines.language import prompts_of
+from data_pipelines.sources import CachedSource
 from data_pipelines.tasks.image_text import check_words, fingerprint
 from data_pipelines.tasks.labelled import strata
-from data_pipelines.transforms.steps import Select, eval_step
-from data_pipelines.transforms.views import Grouped, SingleView
-from fundax.evals.few_shot import FewShot
-from fundax.evals.zero_shot import class_features
+from data_pipelines.transforms import Grouped, Select, SingleView, eval_step
+from fundax import Recipe, Run, evals
 from fundax.inference.image_text import image_text
-from fundax.recipe import Recipe, Run
 
 METHODS = ("zero_shot", "linear", "clip_adapter", "tip_adapter", "tip_adapter_f")
 PRESETS = {"smoke": {"steps": 0, "patients": 28, "batch": 64, "shots": (1,), "seeds": 1}}
@@ -51,26 +48,15 @@ def recipe(
     view = Grouped(SingleView(text=None, targets=("label",)))
     steps = (view, eval_step(model.preprocessing), Select(("image", "label", "group")))
     origin = fingerprint(data, run.seed)
+    passes = {"pool": one_epoch(pool, steps, batch=run.batch), "test": one_epoch(test, steps, batch=run.batch)}
+    named: dict[str, Any] = {f"{name}_fingerprint": f"{name} of {origin}" for name in passes}
+    named |= {"classes": classes, "class_features": partial(evals.class_features, prompts=prompts), "patient": "group"}
     return Recipe(
         **run.recipe(0, model, log=0, save=0, eval=0),
         objective=model.objective,
         train=train(pool, steps, **run.loader()),
         optimizer=optax.identity(),
-        evals={
-            "few_shot": FewShot(
-                pool=one_epoch(pool, steps, batch=run.batch),
-                test=one_epoch(test, steps, batch=run.batch),
-                classes=classes,
-                class_features=partial(class_features, prompts=prompts),
-                shots=shots,
-                seeds=seeds,
-                methods=methods,
-                patient="group",
-                cache=cache,
-                pool_fingerprint=f"pool of {origin}",
-                test_fingerprint=f"test of {origin}",
-            )
-        },
+        evals={"few_shot": evals.FewShot(**passes, **named, shots=shots, seeds=seeds, methods=methods, cache=cache)},
         preprocessing=model.preprocessing,
         tokenizer=model.tokenizer,
     )

@@ -6,20 +6,16 @@ experts. --data are FLAIR's CSV files or folders of them; without it, synthetic 
 
 from typing import Literal
 
-from data_pipelines.language.prompts import prompts_of
-from data_pipelines.language.tokenizers import bundled
-from data_pipelines.open import Sources
-from data_pipelines.pipeline import mix
-from data_pipelines.sources.cached import CachedSource
+from data_pipelines import Sources, mix
+from data_pipelines.language import bundled, prompts_of
+from data_pipelines.sources import CachedSource
 from data_pipelines.sources.flair import UNSEEN
 from data_pipelines.tasks import keepfit
 from data_pipelines.tasks.image_text import rows_of, shares, tests
-from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, FlairAugment
-from data_pipelines.transforms.steps import Flip, Select, Tokenize
-from fundax import encoders, interop, optim
+from data_pipelines.transforms import Canvas, CategoryCaption, Diagnosed, FlairAugment, Flip, Select, Tokenize
+from fundax import Recipe, Run, encoders, interop, optim
 from fundax.inference.image_text import scores_of
 from fundax.objectives.flair import flair
-from fundax.recipe import Recipe, Run
 
 
 def recipe(

@@ -11,16 +11,12 @@ from typing import Any, Literal
 
 import optax
 
-from data_pipelines.open import Data
-from data_pipelines.pipeline import train
+from data_pipelines import Data, train
 from data_pipelines.synthetic.sources import Patients
 from data_pipelines.tasks import forecasting
 from data_pipelines.tasks.forecasting import KEYS, VisitReader
 from data_pipelines.tasks.labelled import FRACTIONS
-from fundax import encoders, evals, interop, objectives, optim
-from fundax.encoders.backbone import Feature
-from fundax.evals import features
-from fundax.recipe import Recipe, Run
+from fundax import Recipe, Run, encoders, evals, interop, objectives, optim
 
 PRESETS = {"smoke": {"size": "resnet-smoke", "image_size": 32, "steps": 3, "visits_per_patient": 3}}
 
@@ -29,35 +25,29 @@ def recipe(
     *,
     data: Data = Data(patients=700, fractions=FRACTIONS),
     run: Run = Run(batch=64, steps=800, lr=1e-3, weight_decay=0.05),
-    init: str = "",
-    checkpoint: str = "",
-    size: str = "resnet-tiny",
-    image_size: int = 0,
+    encoder: interop.Encoder = interop.Encoder(size="resnet-tiny"),
     visits: int = 1,
     visits_per_patient: int = 4,
     train_encoder: bool | None = None,
-    feature: Feature = "mean",
+    feature: encoders.Feature = "mean",
     positive: float = 1.0,
     copies: int = 2,
     optimizer: Literal["adamw", "sgd"] = "adamw",
 ) -> Recipe:
     """VisionFM: SGD 1e-3 with momentum 0.9 for 500 epochs, --positive 10, --feature unnormalized. 1 keeps probabilities honest."""
-    learns = not init if train_encoder is None else train_encoder
+    learns = encoder.trained(train_encoder)
     few = ("normal", "mild diabetic retinopathy") if run.smoke else None
     fields: dict[str, Any] = {"visits": visits_per_patient, "one_eye": True, "conditions": few}
     people = Patients(data.patients, run.seed, modalities=data.modalities, size=96, **fields)
     parts = forecasting.questions(data, people, run.seed, visits)
-    fields = {"feature": feature, "frozen": not learns, "image_size": image_size} | run.compute(
-        encoders.ViT, encoders.ResNet
-    )[0]
-    start = interop.backbone(init or size, checkpoint=checkpoint, **fields)
+    fields = {"feature": feature, "frozen": not learns} | run.compute(encoders.ViT, encoders.ResNet)[0]
+    start = encoder.open(**fields)
     given = "image" if learns else "feature"
     objective = objectives.Forecast(start.backbone, encoders.ForecastHead(), positive, visits, given=given)
     read = VisitReader(parts, start.preprocessing, workers=run.workers)
-    frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
-    rows = partial(frozen.part, read, batch=32)
+    rows = partial(evals.encoded(objective, start, read, run.seed), batch=32)
     total = run.total(max(len(parts.train) // run.batch, 1) if not run.steps else 1)
-    passes = read.once(parts.scored, batch=8 if run.smoke else 64) if learns else features.one_epoch(rows("scored"))
+    passes = read.once(parts.scored, batch=8 if run.smoke else 64) if learns else evals.once(rows("scored"))
     rate: Any = optim.cosine_schedule(run.lr, 0, total, total // 20 if learns else 0)
     rule = optax.sgd(rate, momentum=0.9) if optimizer == "sgd" else optim.adamw(rate, weight_decay=run.weight_decay)
     batches = train(parts.train, read.steps(True, KEYS), **run.loader()) if learns else None

@@ -6,21 +6,18 @@ says which parts are published and which are our design.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from data_pipelines.language import tokenizers
-from data_pipelines.language.prompts import prompts_of
-from data_pipelines.open import Sources
+from data_pipelines import Sources
+from data_pipelines.language import prompts_of, tokenizers
 from data_pipelines.tasks import keepfit
 from data_pipelines.tasks.image_text import report_cut_texts, rows_of, tests
-from data_pipelines.transforms.flair import Canvas
-from fundax import encoders, interop, optim
-from fundax.inference.appearance import appearance_width, looking
+from data_pipelines.transforms import Canvas
+from fundax import Recipe, Run, encoders, inference, interop, objectives, optim
 from fundax.inference.image_text import scores_of
 from fundax.objectives.flair import flair
-from fundax.objectives.keepfit import KeepFIT, caption_decoder
+from fundax.objectives.keepfit import caption_decoder
 from fundax.objectives.keepfit_reference import V1, V2
-from fundax.recipe import Recipe, Run
 
 SMOKE = {"patients": 20, "modalities": ("CFP", "FFA"), "caption": True}
 PRESETS = {"published": {"size": "base", "context": 256, "dtype": "bfloat16"}, "smoke": SMOKE}
@@ -50,8 +47,12 @@ def recipe(
     base = flair(size, vocab=words.vocab_size, context=words.context, image=image, text=text)
     reference = {"v1": V1, "v2": replace(V2, lam=lam if appearance else 1.0), "mixed": None}[variant]
     seen = reference is not None and reference.lam < 1
-    branches = {"caption": caption_decoder(size, words) if caption else None, "by_status": variant == "v2"}
-    objective = KeepFIT(base, reference, appearance=appearance_width(appearance) if seen else 1, **branches)
+    branches: dict[str, Any] = {
+        "caption": caption_decoder(size, words) if caption else None,
+        "by_status": variant == "v2",
+    }
+    branches["appearance"] = inference.appearance_width(appearance) if seen else 1
+    objective = objectives.KeepFIT(base, reference, **branches)
     side = base.image.image_size
     eyes = data.eyes(run.seed, side)
     public, experts, held_out = keepfit.sources(data, elite, eyes, run.seed, keep=not run.workers)
@@ -63,7 +64,7 @@ def recipe(
     return Recipe(
         **run.recipe(run.total(epoch), start, log=50, save=500, eval=500),
         objective=objective,
-        train=keepfit.WithAppearance(both, looking(appearance)) if seen else both,
+        train=keepfit.WithAppearance(both, inference.looking(appearance)) if seen else both,
         optimizer=optim.flair_adamw(run.lr, steps_per_epoch=epoch, horizon=horizon, weight_decay=run.weight_decay),
         **scores_of(found, pairs=bool(data.data or elite)),
         tokenizer=words,

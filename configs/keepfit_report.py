@@ -7,25 +7,17 @@ which also learns the findings of an image (docs/methods/reports.md): --preset l
 
 from typing import Literal
 
-import optax
-
-from data_pipelines.language import tokenizers
-from data_pipelines.language.conditions import CONDITIONS, FINDINGS
+from data_pipelines import Data, joined, one_epoch, synthetic_parts, train
+from data_pipelines.language import CONDITIONS, FINDINGS, tokenizers
 from data_pipelines.language.findings import TellFindings, vocabulary
-from data_pipelines.open import Data, joined, synthetic_parts
-from data_pipelines.pipeline import one_epoch, train
 from data_pipelines.tasks.image_text import Reference, report_cut_texts
-from data_pipelines.transforms.steps import ColorJitter, Flip, RandomResizedCrop, Select, Squash, Tokenize
-from data_pipelines.transforms.views import SingleView
-from fundax import encoders, evals, interop, optim
+from data_pipelines.transforms import ColorJitter, Flip, RandomResizedCrop, Select, SingleView, Squash, Tokenize
+from fundax import Recipe, Run, encoders, evals, interop, optim
 from fundax.objectives.report import amsgrad, report
-from fundax.recipe import Recipe, Run
 
 LAPTOP = {"size": "tiny", "epochs": 4, "lr": 2e-3, "context": 64, "beams": 1, "patients": 6000, "workers": 0}
-PRESETS = {
-    "laptop": LAPTOP | {"findings": True, "augment": "jitter", "weight_decay": 0.05},
-    "smoke": {"findings": True},
-}
+LAPTOP |= {"findings": True, "augment": "jitter", "weight_decay": 0.05}
+PRESETS = {"laptop": LAPTOP, "smoke": {"findings": True}}
 
 
 def recipe(
@@ -57,13 +49,12 @@ def recipe(
     tell, keys = ((TellFindings(names),), ("findings",)) if findings else ((), ())
     learn = (SingleView(), Flip(), *see, ColorJitter(), *tell, Tokenize(words), Select(("image", "text", *keys)))
     shown = (SingleView(), Squash(side), Reference(words), Tokenize(words), Select(("image", "text", "reference")))
-    graded = {"findings": known.only(FINDINGS), "conditions": known.only(CONDITIONS)}
-    graded = {"findings": known} if data.data else graded
+    drawn = {"findings": known.only(FINDINGS), "conditions": known.only(CONDITIONS)}
+    graded = {"findings": known} if data.data else drawn
     passes = one_epoch(test, shown, batch=min(run.batch, 64))
     report_cut_texts(parts["train"], words)
     steps = run.total(-(-len(source) // run.batch))
-    rule = optim.adamw(optim.cosine(run.lr, steps, min(100, steps // 2)), weight_decay=run.weight_decay)
-    rule = optax.chain(optax.clip_by_global_norm(1.0), rule)
+    rule = optim.adamw(optim.cosine(run.lr, steps, min(100, steps // 2)), weight_decay=run.weight_decay, clip=1.0)
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective, ("image",)), log=50, save=500, eval=500),
         objective=objective,

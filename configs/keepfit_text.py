@@ -7,22 +7,17 @@ where given, in --texts and the captions of --elite. Stage 1: configs/keepfit.py
 from pathlib import Path
 from typing import Literal
 
-import optax
-
+from data_pipelines import mix, one_epoch
 from data_pipelines.language import knowledge, tokenizers
 from data_pipelines.open import Named
-from data_pipelines.pipeline import mix, one_epoch
+from data_pipelines.sources import split_by
 from data_pipelines.sources.parts import joint
-from data_pipelines.sources.splits import split_by
 from data_pipelines.sources.texts import Captions, TextFiles, Words, descriptions
 from data_pipelines.tasks import keepfit
 from data_pipelines.tasks.image_text import report_cut_texts, shares
-from data_pipelines.transforms.steps import Select, Tokenize
-from data_pipelines.transforms.word_masks import MaskWords
-from fundax import encoders, evals, interop, optim
-from fundax.objectives import MaskedText
+from data_pipelines.transforms import MaskWords, Select, Tokenize
+from fundax import Recipe, Run, encoders, evals, interop, objectives, optim
 from fundax.objectives.flair import text_encoder
-from fundax.recipe import Recipe, Run
 
 PRESETS = {"published": {"size": "base", "context": 256, "lr": 5e-5}}
 
@@ -56,16 +51,14 @@ def recipe(
     # No more tokens are masked than this: the share, or one word of at most mask.longest pieces.
     guesses = min(max(round(text_rate * context), mask.longest), context)
     encoder = text_encoder(size, words.vocab_size, **run.compute(encoders.BERT)[0])
-    objective = MaskedText(encoder, words.context, guesses)
+    objective = objectives.MaskedText(encoder, words.context, guesses)
     steps = run.total(max(sum(map(len, sources)) // run.batch, 1))
     rate = optim.cosine(run.lr, steps, warmup=max(steps // 10, 1))
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective, ("text",)), log=50, save=200, eval=200),
         objective=objective,
         train=mix(shares([Named("texts", source) for source in sources], hide), **run.loader()),
-        optimizer=optax.chain(
-            optax.clip_by_global_norm(1.0), optim.adamw(rate, (0.9, 0.98), weight_decay=run.weight_decay)
-        ),
+        optimizer=optim.adamw(rate, (0.9, 0.98), weight_decay=run.weight_decay, clip=1.0),
         evals={"masked": evals.masked_words(held_out, lambda: keepfit.id_counts(sources, words))},
         best="masked/below_unigram",
         tokenizer=words,

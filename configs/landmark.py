@@ -8,17 +8,10 @@ labels.csv,value=COLUMN), in disc diameters. The checkpoint is selected on the v
 
 from typing import Literal
 
-import optax
-
-from data_pipelines.open import Data
-from data_pipelines.pipeline import one_epoch, train
+from data_pipelines import Data, one_epoch, train
 from data_pipelines.tasks import dense
-from data_pipelines.transforms.dense import RandomMove, Ready
-from data_pipelines.transforms.steps import ColorJitter, Flip, Select
-from fundax import encoders, evals, interop, optim
-from fundax.metrics.statistics import bootstrap
-from fundax.objectives.dense import Landmark, on_encoder
-from fundax.recipe import Recipe, Run
+from data_pipelines.transforms import ColorJitter, Flip, RandomMove, Ready, Select
+from fundax import Recipe, Run, encoders, evals, interop, metrics, objectives, optim
 
 PRESETS = {"smoke": {"patients": 8, "image_size": 16, "head": "linear"}}
 
@@ -29,18 +22,11 @@ def recipe(
     run: Run = Run(batch=8, steps=400, lr=2e-3, weight_decay=0.05),
     missing: Literal["error", "allowed"] = "error",
     disc_diameter: float = 0.0,
-    init: str = "",
-    checkpoint: str = "",
-    modality: str = "",
-    size: str = "tiny/16",
+    encoder: interop.Encoder = interop.Encoder(size="tiny/16", image_size=128),
     train_encoder: bool | None = True,
-    head: Literal["unetr", "linear"] = "unetr",
-    width: int = 16,
-    dropout: float = 0.1,
-    decoder_layers: tuple[int, ...] = (),
+    decoder: objectives.Decoder = objectives.Decoder(width=16, dropout=0.1),
     sigma: float = 2.0,
     points: Literal["points", "points_expected"] = "points",
-    image_size: int = 128,
     resize: Literal["squash", "longest"] = "longest",
     degrees: float = 5.0,
     shift: float = 0.05,
@@ -48,25 +34,24 @@ def recipe(
     jitter: float = 0.2,
 ) -> Recipe:
     """VisionFM's landmarks: a softmax over the pixels. Published: width 32, dropout 0.3, 224 pixels, squash, sigma 0, no jitter."""
-    fixed = train_encoder is False or (train_encoder is None and bool(init))
-    fields = {"modality": modality, "image_size": image_size, "scan": False} | run.compute(encoders.ViT)[0]
-    start = interop.backbone(init or size, checkpoint=checkpoint, frozen=fixed, **fields)
-    shape = {"width": width, "dropout": dropout, "blocks": decoder_layers}
+    side, fixed = encoder.image_size, not encoder.trained(train_encoder)
+    start = encoder.open(frozen=fixed, scan=False, **run.compute(encoders.ViT)[0])
+    model = decoder.fields(start.backbone, len(data.classes))
     options = {"missing": missing, "diameter": disc_diameter, "resize": resize, "keep": not run.workers}
-    parts, landmarks = dense.points(data, run.seed, image_size, **options), data.classes
+    parts, landmarks = dense.points(data, run.seed, side, **options), data.classes
     augment = (RandomMove(degrees, shift, scale), Flip(landmarks=landmarks), ColorJitter(jitter, jitter, jitter / 2))
     see = dense.ready(parts.scored, "points", "frame", "diameter")
-    scores = {"names": landmarks, "read": points, "interval": bootstrap}
+    scores = {"names": landmarks, "read": points, "interval": metrics.bootstrap}
     passes = one_epoch(parts.scored, (see,), batch=min(run.batch, len(parts.scored)))
     steps = run.total(max(len(parts.train) // run.batch, 1) if not run.steps else 1)
     rate = optim.cosine(run.lr, steps, min(50, steps // 2))
-    rule = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(rate, weight_decay=run.weight_decay))
+    rule = optim.adamw(rate, weight_decay=run.weight_decay, clip=1.0)
     return Recipe(
         **run.recipe(steps, start, save=200, eval=200),
-        objective=Landmark(**on_encoder(start.backbone, head, len(landmarks), **shape), names=landmarks, sigma=sigma),
+        objective=objectives.Landmark(**model, names=landmarks, sigma=sigma),
         train=train(parts.train, (Ready(("points",)), *augment, Select(("image", "points"))), **run.loader()),
         optimizer=optim.freeze(rule, "^image/") if fixed else rule,
         evals={parts.name: evals.Landmarks(data=passes, **scores)},
         best=("val/mean_error", "min"),
-        preprocessing={"image_size": image_size, "resize": resize, "interpolation": "bilinear"},
+        preprocessing={"image_size": side, "resize": resize, "interpolation": "bilinear"},
     )

@@ -6,28 +6,20 @@ is constant, 1e-6; the article says 1e-5. --preset published is DFN ViT-H/14 at 
 """
 
 import logging
-import math
 from typing import Literal
 
-import optax
-
-from data_pipelines.language.tokenizers import bundled
-from data_pipelines.open import Data, synthetic_parts
-from data_pipelines.pipeline import mix
+from data_pipelines import Data, mix, synthetic_parts
+from data_pipelines.language import bundled
 from data_pipelines.tasks.image_text import report_cut_texts, rows_of, shares, tests, worded
-from data_pipelines.transforms.steps import Select, Squash, Tokenize, extra_aug
-from data_pipelines.transforms.views import SingleView
-from fundax import encoders, interop, optim
+from data_pipelines.transforms import Select, SingleView, Squash, Tokenize, extra_aug
+from fundax import Recipe, Run, encoders, interop, optim
 from fundax.inference.image_text import scores_of
-from fundax.objectives.clip import clip
-from fundax.recipe import Recipe, Run
+from fundax.objectives.clip import clip, optimizer
 
 # The published model is large: it needs accelerators, and a pretrained CLIP to start from.
 PUBLISHED = {"size": "H/14-378", "batch": 128, "dtype": "bfloat16", "remat": "full", "workers": 8, "patients": 20_000}
 PRESETS = {"published": PUBLISHED}
-NOISE = (
-    "without --init the model starts from random weights, and --lr 1e-6 is for tuning a pretrained CLIP: give --init"
-)
+NOISE = "without --init the weights are random, and --lr 1e-6 is for tuning a pretrained CLIP: give --init"
 
 
 def recipe(
@@ -46,11 +38,8 @@ def recipe(
     if not init and not run.smoke:
         logging.getLogger("fundax").warning(NOISE)
     words = interop.tokenizer(tokenizer or init, bundled(77))
-    model = {
-        "vocab": words.vocab_size,
-        "context": words.context,
-        "jitter": (0.2, 0.2) if augment == "device" else (0, 0),
-    }
+    jitter = (0.2, 0.2) if augment == "device" else (0, 0)
+    model = {"vocab": words.vocab_size, "context": words.context, "jitter": jitter}
     deep = run.remat != "none" or clip(size or "tiny").image.depth > 12
     objective = clip(size or "tiny", scan=deep, **model, **run.compute(encoders.ViT)[0])
     objective = objective if size else interop.sized_like(init, objective)
@@ -66,10 +55,7 @@ def recipe(
         **run.recipe(run.total(epoch), interop.warm_start(init, objective), log=32, save=epoch, eval=epoch),
         objective=objective,
         train=mix(shares(parts["train"], chain), **run.loader()),
-        optimizer=optax.chain(
-            optim.adamw(optim.constant(run.lr, warmup), (0.9, 0.95), 1e-6, run.weight_decay, optim.peer_open_clip),
-            optim.clip_params({"^log_scale": (0.0, math.log(100))}),
-        ),
+        optimizer=optimizer(optim.constant(run.lr, warmup), run.weight_decay),
         **scores_of(held_out),
         tokenizer=words,
     )

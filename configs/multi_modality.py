@@ -6,19 +6,14 @@ data_pipelines/tasks/visionfm_labels.py (label=A+B+..., empty=keep for gaps); wi
 Evaluate the test part at the end: launch.py eval runs/multi --part test
 """
 
-from functools import partial
-
 import optax
 
-from data_pipelines.open import Data
-from data_pipelines.records import MODALITIES, modality_name
+from data_pipelines import MODALITIES, Data, modality_name
 from data_pipelines.tasks import visionfm_labels
 from data_pipelines.tasks.labelled import FRACTIONS, Reader
 from data_pipelines.tasks.visionfm_labels import FINDINGS, GRADES
-from fundax import encoders, evals, interop, objectives, optim
-from fundax.evals import features
+from fundax import Recipe, Run, encoders, evals, interop, objectives, optim
 from fundax.losses.supervised import LAYOUT
-from fundax.recipe import Recipe, Run
 
 PRESETS = {"smoke": {"steps": 3, "patients": 14}}
 
@@ -39,11 +34,10 @@ def recipe(
     paths = {MODALITIES.index(modality_name(name)): path for name, _, path in pairs} or (init[0] if init else size)
     start = interop.backbone(paths, checkpoint=checkpoint, blocks=blocks, **run.compute(encoders.ViT)[0])
     objective = objectives.MultiModality(start.backbone, encoders.MLPHead(len(LAYOUT)), given="feature")
-    frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
     read = Reader(parts, start.preprocessing, ("label", "grade", "answers"), workers=run.workers)
-    rows = partial(frozen.part, read)
+    rows = evals.encoded(objective, start, read, run.seed)
     grades = len(GRADES)
-    scored = {"data": features.one_epoch(rows("scored"))}
+    scored = {"data": evals.once(rows("scored"))}
     graded = {"classes": GRADES, "ordered": True, "label": "grade", "columns": tuple(range(grades))}
     answers = {"classes": FINDINGS, "label": "answers", "columns": tuple(range(grades, len(LAYOUT)))}
     steps = run.steps or max(run.epochs * copies * len(parts.train) // run.batch, 1)

@@ -4,18 +4,13 @@ A small CLIP that learns from synthetic eyes and their reports, in about three m
 labels: at the end, it classifies the eyes of new patients by sentences that name a condition.
 """
 
-import optax
-
-from data_pipelines.language.tokenizers import bundled
-from data_pipelines.open import Data, synthetic_parts
-from data_pipelines.pipeline import mix
+from data_pipelines import Data, mix, synthetic_parts
+from data_pipelines.language import bundled
 from data_pipelines.tasks.image_text import report_cut_texts, rows_of, shares, templated, tests
-from data_pipelines.transforms.steps import Flip, Select, Squash, Tokenize
-from data_pipelines.transforms.views import SingleView
-from fundax import encoders, interop, optim
+from data_pipelines.transforms import Flip, Select, SingleView, Squash, Tokenize
+from fundax import Recipe, Run, encoders, interop, optim
 from fundax.inference.image_text import scores_of
-from fundax.objectives.clip import clip
-from fundax.recipe import Recipe, Run
+from fundax.objectives.clip import clip, optimizer
 
 TEMPLATES = ("{}.", "findings consistent with {}.", "fundus photograph showing {}.")
 
@@ -45,16 +40,7 @@ def recipe(
         **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=200),
         objective=objective,
         train=mix(shares(parts["train"], chain), **run.loader()),
-        optimizer=optax.chain(
-            optax.clip_by_global_norm(1.0),
-            optim.adamw(
-                optim.cosine(run.lr, steps, min(50, steps // 2)),
-                betas=(0.9, 0.98),
-                eps=1e-6,
-                weight_decay=run.weight_decay,
-            ),
-            optim.clip_params({"log_scale": (0.0, optim.MAX_LOG_SCALE)}),
-        ),
+        optimizer=optimizer(optim.cosine(run.lr, steps, min(50, steps // 2)), run.weight_decay, published=False),
         **scores_of(held_out, pairs=False),
         tokenizer=words,
     )

@@ -6,19 +6,14 @@ CPU cores; the encoder of --init stays frozen unless --train-encoder True. Your 
 Evaluate the test part at the end: launch.py eval runs/regression --part test
 """
 
-import functools
 from functools import partial
 from typing import Literal
 
-from data_pipelines.open import Data
-from data_pipelines.pipeline import train
+from data_pipelines import Data, train
 from data_pipelines.synthetic.sources import BIOMARKERS
 from data_pipelines.tasks import labelled
-from data_pipelines.transforms.steps import Select, eval_step
-from fundax import encoders, evals, interop, objectives, optim
-from fundax.encoders.backbone import Feature
-from fundax.evals import features
-from fundax.recipe import Recipe, Run
+from data_pipelines.transforms import Select, eval_step
+from fundax import Recipe, Run, encoders, evals, interop, objectives, optim
 
 PRESETS = {"smoke": {"size": "resnet-smoke", "image_size": 32, "steps": 3}}
 
@@ -27,45 +22,38 @@ def recipe(
     *,
     data: Data = Data(patients=3000, fractions=labelled.FRACTIONS),
     run: Run = Run(batch=64, epochs=14, lr=4e-3, weight_decay=0.05),
-    init: str = "",
-    checkpoint: str = "",
-    size: str = "resnet-tiny",
-    image_size: int = 0,
+    encoder: interop.Encoder = interop.Encoder(size="resnet-tiny"),
     raw: bool = False,
     train_encoder: bool | None = None,
     head: Literal["linear", "mlp"] = "mlp",
-    feature: Feature = "token",
+    feature: encoders.Feature = "token",
     blocks: int = 4,
     copies: int = 1,
     dropout: float = 0.1,
 ) -> Recipe:
     """VisionFM's decoder has two layers, smooth L1 and AdamW; the learning rate is for a batch of 256."""
-    learns = not init if train_encoder is None else train_encoder
-    parts = labelled.parts(data, data.eyes(run.seed, max(image_size, 96)), run.seed, "value")
+    learns = encoder.trained(train_encoder)
+    parts = labelled.parts(data, data.eyes(run.seed, max(encoder.image_size, 96)), run.seed, "value")
     names = parts.values if data.data else BIOMARKERS
-    fields = {"feature": feature, "blocks": blocks, "frozen": not learns, "image_size": image_size}
-    start = interop.backbone(
-        init or size, checkpoint=checkpoint, **fields, **run.compute(encoders.ViT, encoders.ResNet)[0]
-    )
+    fields = {"feature": feature, "blocks": blocks, "frozen": not learns}
+    start = encoder.open(**fields, **run.compute(encoders.ViT, encoders.ResNet)[0])
     decoder = encoders.MLPHead(len(names), 2 if head == "mlp" else 1, dropout, norm=head == "mlp")
     objective = objectives.Regress(start.backbone, decoder, names, given="image" if learns else "feature")
     read = labelled.Reader(parts, start.preprocessing, ("value",), workers=run.workers)
-    frozen = evals.Frozen(objective, start.init_from, run.seed, init_extra=start.init_extra)
-    rows = partial(frozen.part, read)
-    passes = read.once(parts.scored, batch=min(run.batch, 64)) if learns else features.one_epoch(rows("scored"))
+    rows = evals.encoded(objective, start, read, run.seed)
+    passes = read.once(parts.scored, batch=min(run.batch, 64)) if learns else evals.once(rows("scored"))
     steps = run.steps or max(run.epochs * (1 if learns else copies) * len(parts.train) // run.batch, 1)
     rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps, steps // 20 if learns else 0)
     chain = (read.view, *labelled.flips(), eval_step(start.preprocessing), Select(("image", "value", "modality")))
-    known = functools.partial(labelled.labels_of, parts.train, "value")
+    batches = train(parts.train, chain, **run.loader()) if learns else None
+    known = partial(labelled.labels_of, parts.train, "value")
     fixed = ("^target/", *(() if learns else ("^image/",)))
     standard = () if raw else (objectives.standardize(known),)
     begin = interop.WarmStart((*start.init_from, *standard), start.init_extra)
     return Recipe(
         **run.recipe(steps, begin, log=max(steps // 50, 1), save=0, eval=max(steps // 8, 1)),
         objective=objective,
-        train=train(parts.train, chain, **run.loader())
-        if learns
-        else evals.Epochs(rows("train", copies), run.batch, run.seed),
+        train=batches or evals.Epochs(rows("train", copies), run.batch, run.seed),
         optimizer=optim.freeze(optim.adamw(rate, weight_decay=run.weight_decay), *fixed),
         evals={parts.name: evals.Valued(data=passes, names=names)},
         best="val/r2",

@@ -5,21 +5,17 @@ left, right, text), S_imgs.tsv beside S_texts.jsonl, or a folder of LMDB; withou
 that two CPU cores train in ten minutes: python launch.py train configs/ret_clip.py --preset laptop --workdir runs/ret_clip
 """
 
-from typing import Any, Literal
+from typing import Literal
 
-from data_pipelines.language.tokenizers import bundled
-from data_pipelines.open import Sources, joined, synthetic_parts
-from data_pipelines.pipeline import train
+from data_pipelines import Sources, joined, synthetic_parts, train
+from data_pipelines.language import bundled
 from data_pipelines.synthetic.sources import Patients
 from data_pipelines.tasks.eye_pairs import level_prompts, paired, pairs, probe_data, retrieval_passes
 from data_pipelines.tasks.image_text import report_cut_texts
-from data_pipelines.transforms.steps import Flip, Select, Squash, Tokenize, ret_clip_aug
-from data_pipelines.transforms.views import PairedEyes
-from fundax import encoders, evals, interop
-from fundax.evals.retrieval import retrieval
-from fundax.evals.zero_shot import zero_shot
+from data_pipelines.transforms import Flip, PairedEyes, Select, Squash, Tokenize, ret_clip_aug
+from fundax import Recipe, Run, encoders, interop
+from fundax.inference.image_text import eye_scores_of
 from fundax.objectives.ret_clip import optimizer, ret_clip
-from fundax.recipe import Recipe, Run
 
 LAPTOP = {"batch": 64, "epochs": 8, "workers": 0, "dtype": "float32", "remat": "none", "patients": 4000, "context": 96}
 PRESETS = {"laptop": LAPTOP | {"size": "tiny", "augment": "flip", "lr": 1e-3, "weight_decay": 0.1}}
@@ -58,21 +54,14 @@ def recipe(
     source = joined(parts["train"])
     steps = run.total(-(-len(source) // run.batch))
     see = ret_clip_aug(side, parity=parity) if published else (Flip(), Squash(side))
-    eyes, prompts = paired(unseen, run.batch), level_prompts(unseen, words)
-    probes, label = probe_data(unseen, rfmid_root, run.batch)
-    held_out = retrieval_passes(data, parts, (Squash(side), Tokenize(words), Select(KEYS)), run.batch)
-    scores: dict[str, Any] = {n: retrieval(one, parity=parity, inputs=KEYS[:4]) for n, one in held_out.items()}
-    if not data.data:
-        scores["zero_shot"] = zero_shot(eyes, unseen.classes, prompts["patient"], inputs=("left", "right"))
-        scores["laterality"] = evals.Laterality(data=eyes, prompts={eye: prompts[eye] for eye in KEYS[:2]})
-    if rfmid_root or not data.data:
-        scores["probe"] = evals.Probe(**probes, label=label, feature="visual")
+    passes = retrieval_passes(data, parts, (Squash(side), Tokenize(words), Select(KEYS)), run.batch)
+    drawn = None if data.data else (paired(unseen, run.batch), unseen.classes, level_prompts(unseen, words))
+    probe = probe_data(unseen, rfmid_root, run.batch) if rfmid_root or drawn else None
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=200),
         objective=objective,
         train=train(source, (PairedEyes(), *see, Tokenize(words), Select(KEYS)), **run.loader()),
         optimizer=optimizer(run.lr, steps, run.weight_decay, published),
-        evals=scores,
-        best="zero_shot/macro_auc" if not data.data else "retrieval*/image_to_text_R@1" if held_out else None,
+        **eye_scores_of(passes, drawn, probe, KEYS[:4], parity=parity),
         tokenizer=words,
     )

@@ -6,16 +6,11 @@ it trains on synthetic eyes; figures/rebuilt_pictures.png shows new eyes above t
 
 from typing import Literal
 
-import optax
-
-from data_pipelines.open import Data, joined, synthetic_parts
-from data_pipelines.pipeline import mix, one_epoch
+from data_pipelines import Data, joined, mix, one_epoch, synthetic_parts
 from data_pipelines.tasks.image_text import rows_of, shares
-from data_pipelines.transforms.steps import Flip, Select, Squash
-from data_pipelines.transforms.views import SingleView
-from fundax import encoders, evals, interop, optim
+from data_pipelines.transforms import Flip, Select, SingleView, Squash
+from fundax import Recipe, Run, encoders, evals, interop, optim
 from fundax.objectives.vector_quantize import vector_quantize
-from fundax.recipe import Recipe, Run
 
 PRESETS = {"published": {"size": "base"}}
 
@@ -36,14 +31,12 @@ def recipe(
     parts = data.parts(eyes, run.seed)
     view, flip, *see = SingleView(text=None), Flip(), Squash(side), Select(("image",))
     steps = run.total(max(rows_of(parts["train"]) // run.batch, 1))
-    rule = optim.adamw(
-        optim.cosine(run.lr, steps, warmup=max(steps // 20, 1)), (0.9, 0.95), weight_decay=run.weight_decay
-    )
+    rate = optim.cosine(run.lr, steps, warmup=max(steps // 20, 1))
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective), log=50, save=250, eval=250),
         objective=objective,
         train=mix(shares(parts["train"], (view, flip, *see)), **run.loader()),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), rule),
+        optimizer=optim.adamw(rate, (0.9, 0.95), weight_decay=run.weight_decay, clip=1.0),
         evals={"rebuilt": evals.rebuilt(one_epoch(joined(data.held_out(parts)), (view, *see), batch=run.batch))},
         best="rebuilt/psnr",
         preprocessing={

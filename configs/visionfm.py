@@ -5,20 +5,15 @@ has a folder for each modality; without --data it trains on synthetic eyes. On t
 python launch.py train configs/visionfm.py --preset laptop --workdir runs/visionfm
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from data_pipelines.open import Sources, joined
-from data_pipelines.pipeline import mix, one_epoch
-from data_pipelines.records import MODALITIES, modality_name
+from data_pipelines import MODALITIES, Sources, joined, mix, modality_name, one_epoch
 from data_pipelines.sources.modality_folders import moments
 from data_pipelines.synthetic.sources import Eyes
 from data_pipelines.tasks.modality_mix import by_modality, images, probe_passes, shares
-from data_pipelines.transforms.multi_crop import MultiCrop, published_colours
-from data_pipelines.transforms.steps import Select
-from data_pipelines.transforms.views import SingleView
-from fundax import encoders, evals, interop
+from data_pipelines.transforms import MultiCrop, Select, SingleView, published_colours
+from fundax import Recipe, Run, encoders, evals, interop
 from fundax.objectives import ibot
-from fundax.recipe import Recipe, Run
 
 LAPTOP = {"size": "tiny", "batch": 64, "epochs": 5, "workers": 0, "dtype": "float32", "patients": 1500, "probe": 700}
 LAPTOP |= {"centering": "sinkhorn", "drop_path": 0.0, "koleo": 0.1, "jitter": 0.3, "local_crops": 2, "prototypes": 256}
@@ -34,10 +29,7 @@ def recipe(
     init: str = "",
     balanced: bool = True,
     local_crops: int = 0,
-    prototypes: int = 8192,
-    heads: Literal["shared", "unshared", "split"] = "shared",
-    centering: Literal["mean", "sinkhorn"] = "mean",
-    koleo: float = 0.0,
+    distillation: ibot.Distillation = ibot.Distillation(),
     jitter: float = 1.0,
     mask: Literal["block", "random"] = "block",
     drop_path: float = 0.1,
@@ -52,14 +44,12 @@ def recipe(
     epoch = max(images(sources) // run.batch, 1)
     steps = run.total(epoch)
     by, (mean, std) = ibot.SCHEDULES[preset], moments(wanted)
-    objective = ibot.IBOT(
-        image=tower, head=ibot.head(size, prototypes, heads, run.dtype), steps=steps, epoch_steps=epoch,
-        local_crops=local_crops, local_size=small, mean=mean, std=std, token_temperature=ibot.Temperature(*by.token, by.ramp),
-        patch_temperature=ibot.Temperature(*by.patch, by.ramp), centering=centering, koleo=koleo, momentum=(by.momentum, 1.0),
-    )  # fmt: skip
-    crops = {"local_crops": local_crops, "local_size": small, "mask": mask, "colours": published_colours(side, jitter)}
+    crops: dict[str, Any] = {"local_crops": local_crops, "local_size": small}
+    fields = distillation.fields(size, by, run.dtype) | crops
+    objective = ibot.IBOT(tower, **fields, steps=steps, epoch_steps=epoch, mean=mean, std=std)
+    seen = MultiCrop(side, tower.patch, **crops, mask=mask, colours=published_colours(side, jitter))
     keys = ("global", "masked", *(("local",) if local_crops else ()), "modality")
-    chain = (SingleView(size_hint=2 * side, text=None, targets=()), MultiCrop(side, tower.patch, **crops), Select(keys))
+    chain = (SingleView(size_hint=2 * side, text=None, targets=()), seen, Select(keys))
     few, folds = (16, 2) if run.smoke else (100, 5)
     passes, unlabelled = probe_passes(data, held, eyes.split("val", probe), wanted, side, few)
     scores = {f"probe_{n}": evals.FrozenProbe(data=d, classes=c, folds=folds) for n, (c, d) in passes.items()}

@@ -8,17 +8,15 @@ from typing import Any
 
 import optax
 
-from data_pipelines.language.prompts import prompts_of
-from data_pipelines.open import Data
-from data_pipelines.pipeline import train
-from data_pipelines.sources.cached import CachedSource
+from data_pipelines import Data, train
+from data_pipelines.language import prompts_of
+from data_pipelines.sources import CachedSource
 from data_pipelines.tasks.image_text import by_modality, zero_shot_pass
 from data_pipelines.tasks.labelled import strata
-from data_pipelines.transforms.steps import Select, eval_step
-from data_pipelines.transforms.views import SingleView
+from data_pipelines.transforms import Select, SingleView, eval_step
+from fundax import Recipe, Run
 from fundax.evals.zero_shot import zero_shot
 from fundax.inference.image_text import image_text
-from fundax.recipe import Recipe, Run
 
 PRESETS = {"smoke": {"steps": 0, "patients": 28, "batch": 64}}
 

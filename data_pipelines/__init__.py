@@ -13,4 +13,19 @@ convert          any source to ArrayRecord shards of small images
 contact_sheet    the images of a source in one PNG
 images           decode files to RGB, and masks to class numbers; damage, bit depths, orientation
 geometry, collate, bad_records, notices, workers    transforms, stacking, unreadable files, warnings, processes
+
+The names most programs need, each imported at its first use:
+
+    Sources, Data          the images to train and evaluate on, as arguments of a config
+    joined                 several sources as one
+    synthetic_parts        synthetic patients to train and to evaluate on
+    train, mix, one_epoch  batches to train on, and one pass for an evaluation
 """
+
+from etils import epy as _epy
+
+with _epy.lazy_api_imports(globals()):
+    from data_pipelines import datasets, images, language, sources, synthetic, tasks, transforms
+    from data_pipelines.open import Data, Sources, joined, synthetic_parts
+    from data_pipelines.pipeline import mix, one_epoch, train
+    from data_pipelines.records import MODALITIES, DataError, Record, View, modality_name

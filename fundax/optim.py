@@ -136,6 +136,7 @@ def adamw(
     weight_decay: float | Schedule = 0.0,
     decay: DecayRule = decay_matrices,
     late: tuple[str, int] | None = None,
+    clip: float = 0.0,
 ) -> optax.GradientTransformation:
     """AdamW (arXiv:1711.05101) with a decay rule. As in PyTorch, the decay is multiplied by the learning rate.
 
@@ -146,7 +147,11 @@ def adamw(
         decay: which parameters decay.
         late: (regex, steps): matching parameters stay fixed for the first `steps` steps. Their Adam moments and step
             count start when their updates do.
+        clip: largest global norm of the gradients; 0 leaves them as they are.
     """
+    if clip:
+        rule = adamw(schedule, betas, eps, weight_decay, decay, late)
+        return optax.chain(optax.clip_by_global_norm(clip), rule)
     mask = decay_mask(decay)
     adam = optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps)
     fixed = not callable(weight_decay)

@@ -7,3 +7,11 @@ findings      extract findings from a report
 conditions    names of conditions, findings and biomarkers
 wording       wordings of conditions and findings in reports
 """
+
+from etils import epy as _epy
+
+with _epy.lazy_api_imports(globals()):
+    from data_pipelines.language import conditions, findings, knowledge, prompts, tokenizers, wording
+    from data_pipelines.language.conditions import CONDITIONS, FINDINGS
+    from data_pipelines.language.prompts import prompts_of
+    from data_pipelines.language.tokenizers import bundled

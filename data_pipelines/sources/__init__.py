@@ -17,3 +17,9 @@ modality_folders    VisionFM's folders by modality, and its normalisation
 texts               texts without images
 cached              keeps the records of a small source in memory
 """
+
+from etils import epy as _epy
+
+with _epy.lazy_api_imports(globals()):
+    from data_pipelines.sources.cached import CachedSource
+    from data_pipelines.sources.splits import split_by

@@ -7,3 +7,27 @@ flair         FLAIR's captions, padding and augmentation
 multi_crop    iBOT's global and local crops with patch masks
 word_masks    whole-word masking for masked-language pretraining
 """
+
+from etils import epy as _epy
+
+with _epy.lazy_api_imports(globals()):
+    from data_pipelines.transforms.dense import Prepared, RandomCrop, RandomMove, Ready, RightAngles
+    from data_pipelines.transforms.flair import Canvas, CategoryCaption, Diagnosed, EliteReport, FlairAugment
+    from data_pipelines.transforms.multi_crop import MultiCrop, published_colours
+    from data_pipelines.transforms.steps import (
+        ColorJitter,
+        FieldOfViewCrop,
+        Flip,
+        IndependentFlip,
+        RandomAffine,
+        RandomErasing,
+        RandomResizedCrop,
+        Select,
+        Squash,
+        Tokenize,
+        eval_step,
+        extra_aug,
+        ret_clip_aug,
+    )
+    from data_pipelines.transforms.views import Grouped, PairedEyes, SingleView
+    from data_pipelines.transforms.word_masks import MaskWords

@@ -18,6 +18,7 @@ with _epy.lazy_api_imports(globals()):
         Backbone,
         BackboneWithHead,
         Encoder,
+        Feature,
         apply_encoder,
         apply_head,
         batch_spec,

@@ -195,6 +195,17 @@ class Frozen:
         return self.rows(data, reader.keys, fingerprint and f"{name} {fingerprint}")
 
 
+def encoded(
+    objective: Objective, start: Any, reader: Any, seed: int = 0, cache: str = "", fingerprint: str = ""
+) -> Callable[..., Read]:
+    """A function of the name of a part that reads it through the frozen encoder of an objective (Frozen.part).
+
+    start: where the weights come from: anything with init_from and init_extra, such as interop.backbone gives.
+    """
+    frozen = Frozen(objective, start.init_from, seed, cache, start.init_extra)
+    return functools.partial(frozen.part, reader, fingerprint=fingerprint)
+
+
 @dataclass(frozen=True)
 class Epochs:
     """Training data of a recipe: infinite batches of the rows of `read()`, shuffled anew every epoch.
@@ -260,7 +271,7 @@ class Batches:
         self._step = int(state["step"])
 
 
-def one_epoch(read: Read, batch: int = 256) -> Callable[[], Iterator[Batch]]:
+def once(read: Read, batch: int = 256) -> Callable[[], Iterator[Batch]]:
     """One ordered pass for evals; the last batch is padded with its last row, where `valid` is False."""
 
     def batches() -> Iterator[Batch]:

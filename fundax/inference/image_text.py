@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 from data_pipelines.language import tokenizers
+from fundax.evals.features import class_features
+from fundax.evals.laterality import Laterality
+from fundax.evals.probe import Probe
 from fundax.evals.retrieval import retrieval
 from fundax.evals.zero_shot import zero_shot
+from fundax.interop.initial import WarmStart
 from fundax.interop.read import load
 from fundax.objectives.clip import MEAN, STD, clip
 from fundax.types import Extra, Params, UserError
@@ -30,6 +35,20 @@ class ImageText:
     tokenizer: Any
     init_from: tuple[Callable[[Params], Params], ...] = ()
     init_extra: tuple[Callable[[Extra], Extra], ...] = ()
+
+    def behind(self, adapter: Any, prompts: Sequence[Any]) -> WarmStart:
+        """The start of an `adapter` on top of the model (objectives.Adapted), with its features of the classes.
+
+        prompts: token ids i32 [P L] of each class.
+        """
+
+        def start(params: Params) -> Params:
+            filled = {**params, "model": reduce(lambda tree, change: change(tree), self.init_from, params["model"])}
+            extra = {"model": reduce(lambda tree, change: change(tree), self.init_extra, {})}
+            return adapter.told(filled, extra, partial(class_features, prompts=prompts))
+
+        extra = tuple(lambda fresh, change=change: {"model": change(fresh["model"])} for change in self.init_extra)
+        return WarmStart((start,), extra)
 
 
 def image_text(init: str, checkpoint: int | str = "", *, smoke: bool = False) -> ImageText:
@@ -70,3 +89,26 @@ def scores_of(tests: Sequence[Any], *, labels: bool = True, pairs: bool = True) 
     ranked = any(name.startswith("zero_shot") for name in found)
     best = "zero_shot*/macro_auc" if ranked else "retrieval*/image_to_text_R@1"
     return {"evals": found, "best": best if found else None}
+
+
+def eye_scores_of(
+    passes: Mapping[str, Any], drawn: Any, probe: Any, inputs: Sequence[str], *, parity: bool = False
+) -> dict[str, Any]:
+    """The same for models of both eyes and a report.
+
+    Args:
+        passes: pairs of eyes with their reports, by the name of the evaluation; `inputs` are the keys of the eyes.
+        drawn: None, or labelled synthetic patients: batches, classes, and prompts by level (patient, left, right).
+        probe: None, or what data_pipelines.tasks.eye_pairs.probe_data gives.
+        parity: score retrieval as RET-CLIP's own code does.
+    """
+    found: dict[str, Any] = {name: retrieval(one, parity=parity, inputs=inputs) for name, one in passes.items()}
+    best = "retrieval*/image_to_text_R@1" if found else None
+    if drawn:
+        batches, classes, prompts = drawn
+        found["zero_shot"] = zero_shot(batches, classes, prompts["patient"], inputs=("left", "right"))
+        found["laterality"] = Laterality(data=batches, prompts={eye: prompts[eye] for eye in ("left", "right")})
+        best = "zero_shot/macro_auc"
+    if probe:
+        found["probe"] = Probe(**probe[0], label=probe[1], feature="visual")
+    return {"evals": found, "best": best}

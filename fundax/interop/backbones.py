@@ -47,6 +47,34 @@ class ImageBackbone:
         return self.backbone.image
 
 
+@dataclass(frozen=True)
+class Encoder:
+    """The arguments of a config for the image encoder that a classifier or decoder is built on.
+
+    Args:
+        init: Checkpoint to start from: a run, an exported folder or a weights file.
+        checkpoint: Checkpoint of the run to start from: best, latest or a step; by default best if the run selected one.
+        size: Size of the model; tiny trains on a laptop.
+        image_size: Side of the square images in pixels; 0 takes that of the model size.
+        modality: Modality of the images, which decides how they are normalised; empty takes the default.
+    """
+
+    init: str = ""
+    checkpoint: str = ""
+    size: str = "tiny"
+    image_size: int = 0
+    modality: str = ""
+
+    def open(self, **fields: Any) -> ImageBackbone:
+        """`backbone` of --init, or of --size without it; `fields` are further arguments of `backbone`."""
+        given = {"checkpoint": self.checkpoint, "image_size": self.image_size, "modality": self.modality}
+        return backbone(self.init or self.size, **given, **fields)
+
+    def trained(self, train_encoder: bool | None) -> bool:
+        """Whether the encoder is trained as well as the head; None trains it unless --init gives it."""
+        return not self.init if train_encoder is None else train_encoder
+
+
 def backbone(
     path_or_size: str | Path | Mapping[int, str],
     *,

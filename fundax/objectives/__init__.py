@@ -4,9 +4,9 @@ from etils import epy as _epy
 
 with _epy.lazy_api_imports(globals()):
     from fundax.objectives.adapter import Adapted, ClipAdapter, TipAdapter, fit, heads, remember
-    from fundax.objectives.classify import Classify, MultiModality
+    from fundax.objectives.classify import Classify, MultiModality, Supervision
     from fundax.objectives.clip import CLIP
-    from fundax.objectives.dense import Landmark, Segment, outputs
+    from fundax.objectives.dense import Decoder, Landmark, Segment, outputs
     from fundax.objectives.diffusion import Diffusion, pixels
     from fundax.objectives.flair import FLAIR, project
     from fundax.objectives.forecast import Forecast

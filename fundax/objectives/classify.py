@@ -6,11 +6,13 @@ several encoders with one head, without knowing the modality."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fundax.encoders.backbone import Backbone, Feature, apply_head, batch_spec, init_head
@@ -118,6 +120,36 @@ class Classify:
 
 
 @dataclass(frozen=True)
+class Supervision:
+    """The arguments of a config for how classes are weighed.
+
+    Args:
+        smoothing: Label smoothing.
+        focal: Gamma of the focal loss; 0 is the plain cross-entropy.
+        weights: Weights of the classes in the loss: equal, or by inverse frequency.
+        balanced: Sample every class, data set or modality equally often.
+        ordered: The classes are grades: report the quadratic kappa and select the checkpoint by it.
+    """
+
+    smoothing: float = 0.0
+    focal: float = 0.0
+    weights: Literal["equal", "balanced"] = "equal"
+    balanced: bool = False
+    ordered: bool = False
+
+    def fields(self, several: bool, classes: tuple[str, ...], labels: Callable[[], np.ndarray]) -> dict[str, Any]:
+        """Fields of Classify; `labels` gives those of the training rows, i32 [N] or f32 [N K]."""
+        weights = losses.inverse_frequencies(labels(), len(classes)) if self.weights == "balanced" else ()
+        kind = "several" if several else "single"
+        return {"kind": kind, "classes": classes, "focal": self.focal, "smoothing": self.smoothing, "weights": weights}
+
+    @property
+    def best(self) -> str:
+        """The metric that selects the checkpoint."""
+        return "val/kappa" if self.ordered else "val/macro_auc"
+
+
+@dataclass(frozen=True)
 class MultiModality:
     """VisionFM's multi-modality classification: one grading and several independent findings.
 
@@ -181,6 +213,16 @@ RECIPES: dict[str, tuple[Feature, int, int, bool, int]] = {
     "retfound": ("mean", 1, 1, False, 10),
     "ret_clip": ("pooled", 1, 1, False, 0),
 }
+
+# The arguments of configs/finetune.py that each row sets; learning rates are for a batch of 256.
+PRESETS: dict[str, dict[str, Any]] = {
+    "laptop": {"batch": 32, "epochs": 30, "lr": 8e-3, "encoder_lr": 4e-3, "drop_path": 0.1, "smoothing": 0.1, "depth_decay": 0.75},
+    "visionfm": {"batch": 128, "epochs": 100, "lr": 1e-3, "encoder_lr": 1e-4},
+    "retfound": {"batch": 16, "epochs": 50, "lr": 5e-3, "encoder_lr": 5e-3, "drop_path": 0.2, "smoothing": 0.1,
+                 "depth_decay": 0.65},
+    "ret_clip": {"batch": 16, "epochs": 50, "lr": 1.6e-2, "encoder_lr": 3.2e-5, "weight_decay": 0.01, "smoothing": 0.1},
+    "smoke": {"steps": 3},
+}  # fmt: skip
 
 
 def fine_tuning(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
@@ -18,6 +19,7 @@ from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, jittered, normalize, sta
 from fundax.encoders.vit import Size, ViT, size_named
 from fundax.losses import contrastive
 from fundax.losses.contrastive import accuracy, contrast
+from fundax.optim import MAX_LOG_SCALE, Schedule, adamw, clip_params, peer_open_clip
 from fundax.types import Array, Batch, Extra, Metrics, Params
 
 MEAN, STD = CLIP_MEAN, CLIP_STD
@@ -142,6 +144,22 @@ def _project(x: jax.Array, params: Params) -> jax.Array:
     """[B D] to [B E] in x's dtype, then fp32."""
     y = (x @ params["kernel"].astype(x.dtype)).astype(jnp.float32)
     return y + params["bias"][None] if "bias" in params else y
+
+
+def optimizer(schedule: Schedule, weight_decay: float, published: bool = True) -> optax.GradientTransformation:
+    """AdamW with the log of the logit scale kept in [0, ln 100] (section 2.5).
+
+    published: open_clip's settings for tuning a pretrained CLIP. Else the second beta is 0.98, gradients are clipped and
+    matrices alone decay, for training from random weights.
+    """
+    if published:
+        rule = adamw(schedule, (0.9, 0.95), 1e-6, weight_decay, peer_open_clip)
+        return optax.chain(rule, clip_params({"^log_scale": (0.0, math.log(100))}))
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        adamw(schedule, (0.9, 0.98), 1e-6, weight_decay),
+        clip_params({"log_scale": (0.0, MAX_LOG_SCALE)}),
+    )
 
 
 def clip(

@@ -6,7 +6,7 @@ target maps are drawn after all geometric transforms."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -76,29 +76,35 @@ def outputs(classes: tuple[str, ...], overlapping: bool) -> int:
     return len(classes) + (len(classes) > 1 and not overlapping)
 
 
-def on_encoder(
-    encoder: Backbone,
-    head: str,
-    outputs: int,
-    *,
-    width: int = 32,
-    dropout: float = 0.3,
-    blocks: tuple[int, ...] = (),
-    start: float = 0.0,
-) -> dict[str, Any]:
-    """The fields of Segment and Landmark that follow from an encoder: image, decoder, blocks, mean, std, frozen.
+@dataclass(frozen=True)
+class Decoder:
+    """The arguments of a config for the decoder of pixels on an encoder.
 
-    head: "unetr" or "linear". width, dropout: of the UNETR. blocks: the four blocks that are read; () spreads them evenly.
-    start: initial bias of the outputs.
+    Args:
+        head: Head on the features: one linear layer, an MLP with batch normalisation, or for pixels VisionFM's UNETR.
+        width: Width of the decoder.
+        dropout: Dropout rate of the head or decoder.
+        decoder_layers: The four blocks of the encoder that the decoder reads, counted from 0; empty spreads them evenly.
     """
-    image = encoder.image
-    if not isinstance(image, ViT):
-        raise UserError(f"pixels are decoded from the blocks of a ViT, not of a {type(image).__name__}")
-    patch, dtype = image.patch, image.dtype
-    unetr_fields = (outputs, patch, width, dropout, start, dtype)
-    decoder = Linear(outputs, patch, start, dtype) if head == "linear" else UNETR(*unetr_fields)
-    found = {"image": image, "decoder": decoder, "blocks": blocks or unetr.decoder_blocks(image.depth)}
-    return found | {"mean": encoder.mean[0], "std": encoder.std[0], "frozen": encoder.frozen}
+
+    head: Literal["unetr", "linear"] = "unetr"
+    width: int = 32
+    dropout: float = 0.3
+    decoder_layers: tuple[int, ...] = ()
+
+    def fields(self, encoder: Backbone, outputs: int, start: float = 0.0) -> dict[str, Any]:
+        """The fields of Segment and Landmark that follow from an encoder: image, decoder, blocks, mean, std, frozen.
+
+        start: initial bias of the outputs. Raises UserError for an encoder that is not a ViT.
+        """
+        image = encoder.image
+        if not isinstance(image, ViT):
+            raise UserError(f"pixels are decoded from the blocks of a ViT, not of a {type(image).__name__}")
+        patch, dtype = image.patch, image.dtype
+        unetr_fields = (outputs, patch, self.width, self.dropout, start, dtype)
+        decoder = Linear(outputs, patch, start, dtype) if self.head == "linear" else UNETR(*unetr_fields)
+        found = {"image": image, "decoder": decoder, "blocks": self.decoder_layers or unetr.decoder_blocks(image.depth)}
+        return found | {"mean": encoder.mean[0], "std": encoder.std[0], "frozen": encoder.frozen}
 
 
 @dataclass(frozen=True)

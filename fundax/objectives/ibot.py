@@ -53,12 +53,6 @@ def encoder(size: str, **fields: Any) -> ViT:
     return dino_vit("S/16", mask_token=True, **dict(zip(names, SIZES[size], strict=True)), **fields)
 
 
-def head(size: str, prototypes: int, kind: Literal["shared", "unshared", "split"], dtype: str = "float32") -> IBOTHead:
-    """The projection head for an encoder of that size; published: a hidden width of 2048 and a bottleneck of 256."""
-    hidden, bottleneck = (256, 64) if size in SIZES else (2048, 256)
-    return IBOTHead(prototypes, None, hidden, bottleneck, shared=kind == "shared", split=kind == "split", dtype=dtype)
-
-
 @dataclass(frozen=True)
 class Temperature:
     """Temperature by epoch: `start` for `wait` epochs, then linear to `end` over `epochs` epochs, ends included."""
@@ -72,6 +66,35 @@ class Temperature:
         """Temperature f32 () of an epoch, counted from 0."""
         done = jnp.clip((jnp.asarray(epoch) - self.wait) / max(self.epochs - 1, 1), 0.0, 1.0)
         return self.start + (self.end - self.start) * (done if self.epochs > 1 else jnp.float32(epoch >= self.wait))
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The arguments of a config for the heads of student and teacher and what compares them.
+
+    Args:
+        prototypes: Number of outputs of the self-distillation head.
+        heads: Heads for class token and patches: shared, with separate last layers, or separate.
+        centering: How the teacher's outputs are centered: by running means, or by Sinkhorn-Knopp.
+        koleo: Weight of the KoLeo loss, which spreads the class tokens.
+    """
+
+    prototypes: int = 8192
+    heads: Literal["shared", "unshared", "split"] = "shared"
+    centering: Literal["mean", "sinkhorn"] = "mean"
+    koleo: float = 0.0
+
+    def fields(self, size: str, by: Schedules, dtype: str = "float32") -> dict[str, Any]:
+        """The fields of IBOT that these settings and the schedules decide.
+
+        The projection head has a hidden width of 2048 and a bottleneck of 256, as published, or is smaller for SIZES.
+        """
+        hidden, bottleneck = (256, 64) if size in SIZES else (2048, 256)
+        kinds = {"shared": self.heads == "shared", "split": self.heads == "split", "dtype": dtype}
+        head = IBOTHead(self.prototypes, None, hidden, bottleneck, **kinds)
+        token, patch = Temperature(*by.token, by.ramp), Temperature(*by.patch, by.ramp)
+        found = {"head": head, "token_temperature": token, "patch_temperature": patch, "momentum": (by.momentum, 1.0)}
+        return found | {"centering": self.centering, "koleo": self.koleo}
 
 
 @dataclass(frozen=True)

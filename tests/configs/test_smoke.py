@@ -9,7 +9,7 @@ from fundax.config import load
 from fundax.runtime.best import measured
 from fundax.train import fit
 
-MAX_LINES, MEAN_LINES = 80, 70
+MAX_LINES, MEAN_LINES = 80, 60
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 

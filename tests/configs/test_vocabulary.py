@@ -9,10 +9,16 @@ import pytest
 
 from data_pipelines.open import Data, Sources
 from fundax.config import SMOKE, VOCABULARY, arguments_of
+from fundax.interop import Encoder
+from fundax.objectives import Decoder, Supervision
+from fundax.objectives.ibot import Distillation
 from fundax.recipe import Run
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 SHARED = {field.name for one in (Run, Data, Sources) for field in dataclasses.fields(one)}
+GROUPS = {
+    field.name for one in (Encoder, Supervision, Decoder, Distillation) for field in dataclasses.fields(one)
+}  # some configs have them plainly
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +28,7 @@ def arguments():
 
 def test_every_argument_is_in_the_table_or_shared(arguments):
     names = {name for found in arguments.values() for name in found}
-    assert names <= SHARED | set(VOCABULARY)
+    assert names <= SHARED | GROUPS | set(VOCABULARY)
     assert not SHARED & set(VOCABULARY), "a name of Run or Data has its help there"
     assert set(VOCABULARY) <= names, "an entry of the table that no config has"
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fundax.evals.features import Epochs, Frozen, one_epoch
+from fundax.evals.features import Epochs, Frozen, once
 from fundax.metrics.calibration import calibration_error
 from fundax.metrics.classification import by_horizon
 from fundax.types import UserError
@@ -65,7 +65,7 @@ def test_classes_take_turns():
 
 
 def test_a_pass_pads_its_last_batch():
-    found = list(one_epoch(rows, 5)())
+    found = list(once(rows, 5)())
     assert [batch["valid"].sum() for batch in found] == [5, 2] and found[1]["feature"][:, 0].tolist() == [5, 6, 6, 6, 6]
 
 
