@@ -29,6 +29,7 @@ FILE_NAMES = (
     "ret_clip.pt",
     "flair.pth",
     "keepfit.pth",
+    "stablehlo.safetensors",
     "visionfm.pth",
     "retfound.pth",
     "captioner.pth",
