@@ -22,7 +22,15 @@ from fundax.types import UserError
 
 
 def export(
-    run: Positional[str], out: Positional[str], /, *, to: str, checkpoint: str = "", overwrite: bool = False
+    run: Positional[str],
+    out: Positional[str],
+    /,
+    *,
+    to: str,
+    checkpoint: str = "",
+    overwrite: bool = False,
+    license: str = "",
+    base_model: str = "",
 ) -> None:
     """Write a run as a folder that another program opens.
 
@@ -32,8 +40,11 @@ def export(
         to: Format of the folder: {formats}.
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         overwrite: Replace a folder that is not empty.
+        license: License in the model card, such as apache-2.0; derived weights keep that of the weights they started from.
+        base_model: What the run started from, in the model card; empty takes the name of its --init.
     """
-    print(interop.export(run, to, out, checkpoint=checkpoint, overwrite=overwrite))
+    fields = {"checkpoint": checkpoint, "overwrite": overwrite, "license": license, "base_model": base_model}
+    print(interop.export(run, to, out, **fields))
 
 
 def import_(

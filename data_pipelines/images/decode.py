@@ -19,6 +19,7 @@ from PIL.ImageFile import ImageFile
 
 from data_pipelines.images import jpeg
 from data_pipelines.images.depth import BIT_DEPTHS, Depth, check_depth, eight_bit_rgb
+from data_pipelines.images.dicom import decode_dicom, is_dicom
 from data_pipelines.notices import warn_once
 from data_pipelines.records import DataError, no_such_image
 
@@ -187,6 +188,9 @@ def reason(data: Image.Image | bytes, error: Exception) -> str:
 
 
 def _decode(data: bytes, name: str, at_least: int | None, reading: ReadOptions) -> tuple[np.ndarray, tuple[int, int]]:
+    if is_dicom(data):
+        array = decode_dicom(data, reading.depth, reading.max_pixels)
+        return array, (array.shape[0], array.shape[1])
     if data[:2] == jpeg.MAGIC and (header := jpeg.header(data)):
         height, width, inks = header
         _guard(height, width, reading.max_pixels)

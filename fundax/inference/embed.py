@@ -20,12 +20,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from data_pipelines.images.decode import EXTENSIONS
 from data_pipelines.records import DataError, Record, Source, View
 from data_pipelines.words import named
 from fundax.inference.model import Model, load
 from fundax.inference.output import check_out
-from fundax.inference.photographs import files_of
+from fundax.inference.photographs import IMAGES, files_of
 from fundax.runtime.workdir import read_optional_json, write_json
 from fundax.types import UserError
 
@@ -100,7 +99,7 @@ def embed(
 def _source(word: str | Path) -> tuple[Source, str]:
     """The records of one word of the command line, and a digest of their names."""
     path = Path(word)
-    if path.is_dir() or path.suffix.lower() in EXTENSIONS or path.suffix.lower() == ".dcm":
+    if path.is_dir() or path.suffix.lower() in IMAGES:
         paths = files_of([path])
         return Files(paths), hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()
     source = named(str(word)).source

@@ -22,6 +22,7 @@ from data_pipelines.transforms.steps import preprocess
 from fundax.types import UserError
 
 Compute = Callable[[np.ndarray], Mapping[str, Any]]
+IMAGES = (*EXTENSIONS, ".dcm")
 THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -61,9 +62,9 @@ def files_of(words: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for word in map(Path, words):
         if word.is_dir():
-            inside = sorted(path for path in word.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+            inside = sorted(path for path in word.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
             if not inside:
-                raise DataError(f"{word}: no images in the folder or below it ({', '.join(EXTENSIONS)})")
+                raise DataError(f"{word}: no images in the folder or below it ({', '.join(IMAGES)})")
             found += inside
         elif word.exists():
             found.append(word)
