@@ -86,10 +86,10 @@ def write_card(
     base = f"base_model: {about['base_model']}\n" if "base_model" in about else ""
     scores = _table(about.get("scores", {})) or "The run has no evaluation."
     card = f"""---
-license: {about.get("license", "other")}
-{base}library_name: {library}
+library_name: {library}
 pipeline_tag: {tag}
-tags: [ophthalmology, fundus, retina, fundax]
+license: {about.get("license", "other")}
+{base}tags: [ophthalmology, fundus, retina, fundax]
 ---
 
 # {source.get("name", "A model of the eye")}
