@@ -61,7 +61,9 @@ def main() -> None:
     """Print the answers of every run and how many of them are ok."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photograph")
-    parser.add_argument("--runs", required=True, help="folder of the smoke runs, which are trained where they are missing")
+    parser.add_argument(
+        "--runs", required=True, help="folder of the smoke runs, which are trained where they are missing"
+    )
     parser.add_argument("--only", nargs="+", choices=tuple(ASKED), default=tuple(ASKED))
     own = parser.parse_args()
     counts = {"asked": 0, "original": 0}

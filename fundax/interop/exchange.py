@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,18 +11,21 @@ from typing import Any
 
 import jax
 
+from data_pipelines.language import tokenizers
 from fundax.interop.checkpoint import Checkpoint, Format, preprocessing_of
 from fundax.interop.folder import RECORD, fresh_folder
 from fundax.interop.formats import check_name, writer
 from fundax.interop.initial import own_state
 from fundax.interop.read import load, read_run
 from fundax.interop.weights import digests, read_state
+from fundax.objectives.clip import CLIP
 from fundax.objectives.dense import Landmark, Segment
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.runtime.workdir import read_optional_json, write_json
 from fundax.types import Params, UserError
 
+CLIP_VOCAB, CLIP_MERGES = 49408, "bpe_simple_vocab_16e6.txt.gz"
 LARGEST = 1e-4  # difference of unit features between two programs in fp32 from which on an export counts as wrong
 
 
@@ -56,12 +60,29 @@ def export(
     card = card_facts(run, int(whole.source["step"])) | ({"license": license} if license else {})
     card |= {"base_model": base_model} if base_model else {}
     whole = dataclasses.replace(whole, source={**whole.source, "card": card})
+    if to == "huggingface" and isinstance(whole.objective, CLIP) and whole.tokenizer is None:
+        whole = dataclasses.replace(whole, tokenizer=_byte_pairs(run, whole.objective))
     model = found.select(whole)
     assert found.write is not None
     found.write(model, out, overwrite)
     left = ", ".join(sorted(whole.params.keys() - model.params.keys())) if not whole.extra.get("teacher") else ""
     note = f"; the image encoder alone, without {left}" if left else ""
     return f"{out}: {to} folder of {run}, step {model.source['step']}; {compare(found, out, model)}{note}"
+
+
+def _byte_pairs(run: str | Path, objective: CLIP) -> tokenizers.Tokenizer:
+    """CLIP's own tokenizer, from the open_clip package, for a model imported from a file without one.
+
+    Raises UserError where it is not known: transformers makes up a tokenizer of two entries for such a folder, for which
+    every text is the same.
+    """
+    spec = importlib.util.find_spec("open_clip")
+    if objective.text.vocab == CLIP_VOCAB and spec is not None and spec.origin:
+        return tokenizers.clip_bpe(Path(spec.origin).with_name(CLIP_MERGES), objective.text.context)
+    raise UserError(
+        f"{run} has no tokenizer, without which transformers reads every text as the same; put the files of its tokenizer "
+        f"into {Path(run) / 'tokenizer'}, or install open_clip for CLIP's own"
+    )
 
 
 def card_facts(run: str | Path, step: int) -> dict[str, Any]:

@@ -137,6 +137,9 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
     if (spec := objective.batch_spec(2)).get("text") is not None:
         vocab = objective.text.vocab if hasattr(objective, "text") else objective.decoder.vocab
         ids = rng.integers(1, vocab, spec["text"].shape, np.int32)
+        if isinstance(objective, Report):  # a report that does not end, so that all of its words count
+            marks = {objective.decoder.bos, objective.decoder.eos, objective.decoder.pad}
+            ids[np.isin(ids, list(marks))] = min(set(range(len(marks) + 1)) - marks)
         given["input_ids"] = torch.from_numpy(ids[:, :-1] if isinstance(objective, Report) else ids).long()
         batch["text"] = ids
     if "days" in spec:
