@@ -1,4 +1,4 @@
-"""Damage files in many ways and open them: every case must load or end with one clear line.
+"""Fuzz the file readers: damage files in many ways and open them. Every case must load or raise a one-line error.
 
     python scripts/fuzz.py [--cases 5000] [--seed 0] [--area images] [--show]
 
@@ -68,7 +68,7 @@ class Area:
 
 
 def damage_bytes(data: bytes, rng: random.Random) -> bytes:
-    """One to four changes of bytes."""
+    """Make one to four changes of bytes."""
     out = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(out) + 1)
@@ -92,7 +92,7 @@ def damage_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def damage_table(data: bytes, rng: random.Random) -> bytes:
-    """Changes of cells, quotation marks, separators, lines and encoding."""
+    """Change cells, quotation marks, separators, lines and the encoding of a table."""
     text = data.decode()
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(text) + 1)
@@ -116,7 +116,7 @@ def damage_table(data: bytes, rng: random.Random) -> bytes:
 
 
 def damage_json(data: bytes, rng: random.Random) -> bytes:
-    """Other values, keys and types anywhere in a JSON file; sometimes bytes."""
+    """Change values, keys and types anywhere in a JSON file, or sometimes its bytes."""
     if rng.random() < 0.3:
         return damage_bytes(data, rng)
     value = json.loads(data)
@@ -162,7 +162,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def open_image(path: Path) -> None:
-    """Read as an image and as a mask, in full and scaled."""
+    """Read a file as an image, at full and at reduced scale, and as a mask."""
     for read in (decode.load, lambda one: decode.load(one, 8), masks.load_mask):
         _try(read, path)
 
@@ -229,7 +229,7 @@ def run_files(folder: Path) -> list[Path]:
 
 
 def open_run(path: Path) -> None:
-    """Everything that opens a run without its checkpoint."""
+    """Call all functions that open a run without its checkpoint."""
     run = next(parent for parent in path.parents if (parent / "config.json").exists())
     _try(read_config, run)
     _try(lambda one: serialize.from_json(read_config(one)["objective"]), run)
@@ -266,11 +266,11 @@ def _rows(source: Any) -> None:
         _ = source[row]
 
 
-_accepted = 0  # in a child: how many of the ways to open a case gave a value
+_accepted = 0  # in a child: number of functions that opened the case without an error
 
 
 def _try(function: Callable[[Any], Any], argument: Any) -> None:
-    """Call a function that may end with one clear line; anything else is raised."""
+    """Call a function that may raise a one-line DataError or UserError; other errors are not caught."""
     global _accepted
     try:
         function(argument)
@@ -302,7 +302,7 @@ def run_case(name: str, folder: Path, seed: int) -> None:
 
 
 def in_child(name: str, seed: int, show: bool) -> str:
-    """What became of a case: clear, accepted, traceback, memory, code, hang or crash."""
+    """Run a case in a child process; the result is clear, accepted, traceback, memory, code, hang or crash."""
     valid_files(name)  # once, before the fork
     with tempfile.TemporaryDirectory() as folder:
         child = os.fork()

@@ -2,9 +2,9 @@
 
     python scripts/kill_and_resume.py [--kills 30] [--steps 240]
 
-Trains the same small CLIP twice: once uninterrupted, once killed (SIGKILL) at random moments and restarted each time. A
-third of the kills happen at any time after the start of the process, a third as soon as a save has begun, a third just after
-one has finished. After each kill every complete checkpoint is read. Prints a hash of the final parameters of both runs. Exits
+Trains the same small CLIP twice: once uninterrupted, and once killed (SIGKILL) at random times and restarted each time. A
+third of the kills happen at any time after the start of the process, a third at the beginning of a save, and a third just
+after a save. After each kill, all complete checkpoints are read. Prints a hash of the final parameters of both runs. Exits
 with status 1 if the hashes differ or a checkpoint was unreadable.
 """
 
@@ -57,7 +57,7 @@ def under_way(workdir: Path) -> set[str]:
 
 
 def killed(argv: list[str], workdir: Path, when: str, rng: random.Random, life: float) -> bool:
-    """Start a run and kill it. Returns False if it ended by itself. `life` is the time from start to the first save."""
+    """Start a run and kill it. Returns False if it ended before. `life` is the time from the start to the first save."""
     before, left = complete(workdir)[-1:], under_way(workdir)
     run = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     due = time.monotonic() + rng.uniform(0.0, life)
@@ -78,13 +78,13 @@ def killed(argv: list[str], workdir: Path, when: str, rng: random.Random, life: 
 
 def unreadable(workdir: Path) -> list[str]:
     """Error messages of complete checkpoints that cannot be read."""
-    found = []
+    messages = []
     for step in complete(workdir):
         try:
             load_params(workdir, step)
         except UserError as problem:
-            found.append(str(problem))
-    return found
+            messages.append(str(problem))
+    return messages
 
 
 def main() -> int:
@@ -93,13 +93,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30, help="number of kills")
     parser.add_argument("--steps", type=int, default=240, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the kills")
-    own = parser.parse_args()
-    rng, started = random.Random(own.seed), time.monotonic()
+    options = parser.parse_args()
+    rng, started = random.Random(options.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         whole, parts = Path(folder, "whole"), Path(folder, "parts")
-        subprocess.run(command(whole, own.steps, own.steps), check=True, capture_output=True)
-        argv, kills, torn, broken, life = command(parts, own.steps), 0, 0, [], 20.0
-        for kills in range(1, own.kills + 1):
+        subprocess.run(command(whole, options.steps, options.steps), check=True, capture_output=True)
+        argv, kills, torn, broken, life = command(parts, options.steps), 0, 0, [], 20.0
+        for kills in range(1, options.kills + 1):
             when, begun, left = KINDS[kills % len(KINDS)], time.monotonic(), under_way(parts)
             if not killed(argv, parts, when, rng, life):
                 kills -= 1
@@ -117,7 +117,7 @@ def main() -> int:
     print(f"{kills} kills, {torn} in the middle of a save, {len(broken)} unreadable checkpoints, "
           f"{time.monotonic() - started:.0f} s")  # fmt: skip
     print(f"uninterrupted      {first}\nkilled {kills:2d} times    {second}")
-    return 0 if first == second and kills == own.kills and not broken else 1
+    return 0 if first == second and kills == options.kills and not broken else 1
 
 
 if __name__ == "__main__":
