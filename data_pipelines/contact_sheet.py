@@ -11,6 +11,8 @@ from PIL import Image
 from data_pipelines.images.decode import load
 from data_pipelines.records import DataError, Record, Source, View
 
+MOST_PIXELS = 2**15  # of a side of a sheet
+_TEXT, _GAP = 62, 8  # pixels below and between cells
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
 
 
@@ -35,6 +37,12 @@ def contact_sheet(
     classes, cells = tuple(getattr(source, "classes", ())), []
     for row in range(start, min(len(source), start + count)):
         record = source[row]
+        rows = -(-(len(cells) + len(record.views)) // columns)
+        if rows * (cell + _TEXT) > MOST_PIXELS or columns * (cell + _GAP) > MOST_PIXELS:
+            raise DataError(
+                f"contact sheet: {len(cells) + len(record.views)} images in {columns} columns of {cell} pixels are more than "
+                f"{MOST_PIXELS} pixels high or wide; ask for fewer with count"
+            )
         for k, view in enumerate(record.views):
             cells.append((_pixels(record, view, row, cell), _words(record, k, row, classes)))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +78,7 @@ def _words(record: Record, k: int, row: int, classes: tuple[str, ...]) -> str:
 def _fit(text: str, width: int, lines: int) -> str:
     """Wrap text into at most `lines` lines of `width` columns; a Chinese character takes two columns."""
     out: list[str] = []
+    text = "".join(c if c.isprintable() or c == "\n" else " " for c in text[: 2 * width * lines])
     for part in text.split("\n"):
         line, used = "", 0
         for word in _split(part):
@@ -77,6 +86,9 @@ def _fit(text: str, width: int, lines: int) -> str:
             if used + wide > width and line:
                 out.append(line.rstrip())
                 line, used = "", 0
+            while wide > width:  # a word that is longer than a line
+                out.append(word[:width])
+                word, wide = word[width:], wide - width
             line, used = line + word, used + wide
         out.append(line.rstrip())
     if len(out) > lines:
@@ -129,16 +141,16 @@ def _draw(cells: list[tuple[np.ndarray, str]], columns: int, cell: int, path: Pa
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    down, dpi, text = -(-len(cells) // columns), 100, 62
+    down, dpi, text = -(-len(cells) // columns), 100, _TEXT
     fonts = _fonts()
-    with rc_context({"font.family": fonts}):
-        figure = Figure(figsize=(columns * (cell + 8) / dpi, down * (cell + text) / dpi), dpi=dpi, facecolor="white")
+    with rc_context({"font.family": fonts, "text.parse_math": False}):
+        figure = Figure(figsize=(columns * (cell + _GAP) / dpi, down * (cell + text) / dpi), dpi=dpi, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         for k, (pixels, words) in enumerate(cells):
             left, top = (k % columns) / columns, 1 - (k // columns) / down
             share = cell / (cell + text) / down
             axes = figure.add_axes(
-                (left + 0.5 * 8 / (cell + 8) / columns, top - share, cell / (cell + 8) / columns, share)
+                (left + 0.5 * _GAP / (cell + _GAP) / columns, top - share, cell / (cell + _GAP) / columns, share)
             )
             axes.imshow(pixels, interpolation="nearest" if pixels.shape[0] < cell else "antialiased")
             axes.set_axis_off()

@@ -95,16 +95,24 @@ def _alike(name: str) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """One image: u8 [H W 3], encoded bytes, or a file that is read when the image is needed."""
+    """One image: u8 [H W 3], encoded bytes, or a file that is read when the image is needed.
+
+    `report` and `targets` belong to this view alone; those of the eye and of the visit are in the Record.
+    """
 
     image: np.ndarray | bytes | os.PathLike[str]
     modality: str = "CFP"
     eye: str = ""
+    report: str = ""
+    targets: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Record:
     """One visit of a patient. `targets` holds arrays or scalars such as label, mask, points and value.
+
+    `report` is that of the visit, `eye_reports` has those of "left" and "right", and views may have reports and targets of
+    their own. A record of one view has its report and targets here, not in the view.
 
     `attributes` are texts that an evaluation may group by: those of ATTRIBUTES, and others that were asked for.
 
@@ -120,6 +128,7 @@ class Record:
     day: int = 0
     where: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
+    eye_reports: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -16,7 +16,6 @@ from fundax import interop
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis
 from fundax.results import page
-from fundax.runtime.workdir import check_local
 from fundax.types import UserError
 
 
@@ -59,7 +58,6 @@ def import_(
         mean: Mean of red, green and blue between 0 and 1, where the files do not say.
         std: Standard deviation of red, green and blue, where the files do not say.
     """
-    check_local(workdir)
     shown = {name: value for name, value in (("resize", resize), ("mean", mean), ("std", std)) if value}
     print(interop.import_checkpoint(path, workdir, like=like, modality=modality, activation=activation, shown=shown))
 
@@ -81,6 +79,7 @@ def synth(
     checkpoint: str = "",
     no_check: bool = False,
     overwrite: bool = False,
+    trust: bool = False,
 ) -> None:
     """Generate images with a diffusion run, with a manifest that marks each as synthetic and a check against memorisation.
 
@@ -99,10 +98,11 @@ def synth(
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         no_check: Do not look for the nearest training images.
         overwrite: Replace a folder that is not empty.
+        trust: Run the copy of the config in the run, even if it is none of fundax's own. It is a program: read it first.
     """
     names = None if findings is None else tuple(name.strip() for name in findings.split(",") if name.strip())
     how = synthesis.How(seed, steps, sampler, guidance, names, modality, batch)
-    fields = {"checkpoint": checkpoint, "base": base, "check": not no_check, "overwrite": overwrite}
+    fields = {"checkpoint": checkpoint, "base": base, "check": not no_check, "overwrite": overwrite, "trust": trust}
     print(synthesis.summary(out, synthesis.synthesize(run, out, n, how, **fields)))
 
 

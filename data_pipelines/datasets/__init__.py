@@ -21,6 +21,7 @@ from data_pipelines.datasets.idrid import IDRID
 from data_pipelines.datasets.kermany_oct import KERMANY_OCT
 from data_pipelines.datasets.layouts import EyeDataset
 from data_pipelines.records import DataError, Record, View
+from data_pipelines.storage import fetched, is_address
 
 DATASETS = {dataset.name: dataset for dataset in (IDRID, KERMANY_OCT)}
 NAMES = tuple(DATASETS)
@@ -43,7 +44,8 @@ def build(name: str, from_dir: str | Path, data_dir: str | Path) -> Path:
 def source(name: str, split: str, data_dir: str | Path) -> Built:
     """The records of one split of a built data set. Raises DataError if it has not been built."""
     _known(name)
-    target = builder.directory(name, Path(data_dir))
+    local = fetched(f"{data_dir}/{name}").parent if is_address(data_dir) else Path(data_dir)
+    target = builder.directory(name, local)
     if not target.is_dir():
         raise DataError(f"{name} is not built in {data_dir}: python launch.py data build {name} --from FOLDER")
     return Built(name, split, str(target))
@@ -85,8 +87,7 @@ class Built:
 
     @functools.cached_property
     def _rows(self) -> Any:
-        import tensorflow_datasets as tfds
-
+        tfds = builder.tensorflow_datasets()
         built: Any = tfds.builder_from_directory(self.directory)
         if self.split not in built.info.splits:
             raise DataError(f"{self.name} has no split {self.split!r}, only {', '.join(sorted(built.info.splits))}")

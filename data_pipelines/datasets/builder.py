@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.datasets.layouts import EyeDataset, Row
+from data_pipelines.records import DataError
 
 VERSION = "1.0.0"  # increase it when features() changes
 
@@ -23,10 +24,18 @@ def directory(name: str, data_dir: Path) -> Path:
     return data_dir / "eye_datasets" / name / VERSION
 
 
+def tensorflow_datasets() -> Any:
+    """The package of an extra. Raises DataError where it is not installed."""
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError:
+        raise DataError("data sets of TensorFlow Datasets need `pip install -e '.[tfds]'`") from None
+    return tfds
+
+
 def write(dataset: EyeDataset, datasets: Mapping[str, EyeDataset], from_dir: Path, data_dir: Path) -> Path:
     """Build `dataset` from the publisher's folder. TFDS writes to a temporary folder and renames it at the end."""
-    import tensorflow_datasets as tfds
-
+    tfds = tensorflow_datasets()
     builder = builder_class(tuple(datasets.values()))(config=dataset.name, data_dir=str(data_dir))
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
@@ -43,8 +52,7 @@ def write(dataset: EyeDataset, datasets: Mapping[str, EyeDataset], from_dir: Pat
 @functools.cache
 def builder_class(datasets: tuple[EyeDataset, ...]) -> Any:
     """The TFDS builder class of these data sets, created on demand because importing TFDS takes a second."""
-    import tensorflow_datasets as tfds
-
+    tfds = tensorflow_datasets()
     entries = {dataset.name: dataset for dataset in datasets}
 
     class EyeDatasets(tfds.core.GeneratorBasedBuilder):

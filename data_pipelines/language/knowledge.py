@@ -7,7 +7,6 @@ written for this project.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.json_files import read_json
 from data_pipelines.records import DataError
 
 FILE = Path(__file__).with_name("data") / "eyes.json"
@@ -124,11 +124,11 @@ def load(path: str | Path = FILE) -> Knowledge:
     naming the category that is wrong.
     """
     path = Path(path)
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        categories, templates = dict(stored["categories"]), dict(stored["templates"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: expected a JSON object with templates and categories: {error}") from error
+    what = "a JSON object with templates and categories"
+    stored = read_json(path, dict[str, dict[str, Any]], what)
+    if missing := [key for key in ("categories", "templates") if key not in stored]:
+        raise DataError(f"{path}: has no {missing[0]}; expected {what}")
+    categories, templates = stored["categories"], stored["templates"]
     for name, fields in templates.items():
         _check_template(path, name, fields)
     return Knowledge({name: _finding(path, name, fields) for name, fields in categories.items()}, templates)

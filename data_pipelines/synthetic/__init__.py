@@ -1,6 +1,6 @@
 """Synthetic patients: eyes with diseases, drawn as fundus photographs, angiograms and OCT scans, with reports.
 
-sources      Patients, Eyes and Drawn: the sources
+sources      Patients, Visits, Eyes and Drawn: the sources
 patients     conditions, biomarkers and the course of a disease
 anatomy      vessels, disc and fovea of an eye
 lesions      where the lesions of each condition lie

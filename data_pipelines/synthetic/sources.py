@@ -1,6 +1,7 @@
 """Sources of synthetic patients: images of both eyes in several modalities, a report, and the ground truth.
 
     Patients(n=1000, seed=0, modalities=("CFP", "OCT"), size=96)   one visit of a patient per row
+    Visits(n=1000, seed=0, missing=0.4)                            the same with views that are missing at random
     Eyes(n=1000, seed=0)                                           one image per row, with a caption about that eye
 
 Item i depends only on (seed, start + i), and its bytes are the same on every machine.
@@ -87,6 +88,7 @@ __all__ = [
     "PROMPTS",
     "Eyes",
     "Patients",
+    "Visits",
 ]
 
 
@@ -198,18 +200,15 @@ class Patients(_Synthetic):
         number, visit = self.start + row // self.visits, row % self.visits
         p = patient(self.seed, number, self.classes)
         day = visit_days(p, visit + 1)[visit]
-        sides = (p.principal,) if self.one_eye else SIDES
-        eyes = {side: eye_at(p, side, day) for side in sides}
-        views, pictures = [], []
-        for modality in self.modalities:
-            for side in sides:
-                picture = _picture(p, eyes[side], modality, visit, self.size, self.masks)
-                pictures.append(picture)
-                views.append(View(picture.image, modality, side))
+        imaged = self._imaged(p, visit)
+        eyes = {side: eye_at(p, side, day) for side in SIDES if any(side == other for _, other in imaged)}
+        principal = eyes.get(p.principal) or next(iter(eyes.values()))
+        pictures = [_picture(p, eyes[side], modality, visit, self.size, self.masks) for modality, side in imaged]
+        views = tuple(View(q.image, *place) for q, place in zip(pictures, imaged, strict=True))
         rng = stream(self.seed, number, 2, visit)
         text = report(eyes, self.modalities, self._language(rng), rng)
         targets = {
-            **_truth(p, eyes[p.principal], day, self._label(eyes[p.principal])),
+            **_truth(p, principal, day, self._label(principal)),
             "label_left": self._label(eyes.get("left")),
             "label_right": self._label(eyes.get("right")),
             "findings": _hot(tuple(eyes.values())),
@@ -221,7 +220,63 @@ class Patients(_Synthetic):
             targets["mask"] = np.stack([q.masks["index"] for q in pictures]).astype(np.int32)
             targets["masks"] = tuple({k: m for k, m in q.masks.items() if k != "index"} for q in pictures)
         names = tuple(k for k in FINDINGS if any(k in findings_of(e) for e in eyes.values()))
-        return Record(_name(p), tuple(views), text, names, targets, day)
+        return Record(_name(p), views, text, names, targets, day)
+
+    def _imaged(self, p: Patient, visit: int) -> list[tuple[str, str]]:
+        """(modality, eye) of each view."""
+        sides = (p.principal,) if self.one_eye else SIDES
+        return [(modality, side) for modality in self.modalities for side in sides]
+
+
+DEVICES = ("camera A", "camera B", "camera C")
+
+
+@dataclass(frozen=True)
+class Visits(Patients):
+    """Patients whose views are missing at random, with reports and labels of every eye and view, and attributes.
+
+    Each view is missing with the probability `missing`, independently of the others; one is always there. The report and
+    the label of a visit are about the eyes that were imaged, and its label is that of the worse one. A view's report is a
+    caption of it; its targets are label i32 and points f32 [2 2]. The attributes are age, sex and device.
+    """
+
+    modalities: tuple[str, ...] = ("CFP", "OCT", "FFA")
+    missing: float = 0.4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.missing < 1:
+            raise DataError(f"synthetic missing={self.missing}: expected a share from 0 to below 1")
+
+    def __getitem__(self, index: int) -> Record:
+        record, row = super().__getitem__(index), self._row(index, len(self))
+        number, visit = self.start + row // self.visits, row % self.visits
+        p = patient(self.seed, number, self.classes)
+        day, rng = record.day, stream(self.seed, number, 6, visit)
+        language = self._language(rng)
+        views = tuple(
+            replace(
+                view,
+                report=caption(eye_at(p, view.eye, day), view.modality, language, rng),
+                targets={"label": record.targets[f"label_{view.eye}"], "points": points},
+            )
+            for view, points in zip(record.views, record.targets["points"], strict=True)
+        )
+        eyes = [side for side in SIDES if any(view.eye == side for view in views)]
+        about = {side: report({side: eye_at(p, side, day)}, self.modalities, language, rng) for side in eyes}
+        kinds = stream(self.seed, number, 7).random(2)
+        attributes = {
+            "age": f"{p.age + day / 365.25:.0f}",
+            "sex": ("female", "male")[int(kinds[0] * 2)],
+            "device": DEVICES[int(kinds[1] * len(DEVICES))],
+        }
+        return replace(record, views=views, eye_reports=about, attributes=attributes)
+
+    def _imaged(self, p: Patient, visit: int) -> list[tuple[str, str]]:
+        whole = super()._imaged(p, visit)
+        drawn = stream(p.seed, p.index, 5, visit).random(len(whole))
+        kept = [place for place, u in zip(whole, drawn, strict=True) if u >= self.missing]
+        return kept or [whole[int(drawn.argmax())]]
 
 
 @dataclass(frozen=True)

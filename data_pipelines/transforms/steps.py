@@ -83,6 +83,7 @@ class Squash:
         mode: "squash", "shortest", "longest" or "canvas".
         resize_to: resize to this many pixels first, then crop or pad the centre to `size`; 0 resizes to `size`.
         round_down: round the position of that crop down, as transformers does.
+        crop_field: crop fundus photographs to their field of view first (FieldOfViewCrop).
     """
 
     size: int
@@ -90,12 +91,14 @@ class Squash:
     mode: str = "squash"
     resize_to: int = 0
     round_down: bool = False
+    crop_field: bool = False
 
     def __post_init__(self) -> None:
         _choice("resize", self.mode, RESIZE_MODES)
         _choice("interpolation", self.interpolation, INTERPOLATIONS)
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        example = FieldOfViewCrop()(example, rng) if self.crop_field else example
         for key in present(example):
             rule = (self.size, self.mode, self.interpolation, self.resize_to, self.round_down)
             example = move(example, key, resize_moves(_size(example[key]), *rule))
@@ -111,17 +114,18 @@ def _choice(name: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> 
         raise DataError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
-def preprocess(image: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:
-    """Resize u8 [H W 3] to u8 [S S 3] by the preprocessing of a checkpoint (see eval_step)."""
-    return eval_step(preprocessing)({"image": image}, np.random.default_rng(0))["image"]
+def preprocess(image: np.ndarray, preprocessing: Mapping[str, Any], modality: int = 0) -> np.ndarray:
+    """Resize u8 [H W 3] to u8 [S S 3] by the preprocessing of a checkpoint (see eval_step); `modality` is its index."""
+    example = {"image": image, "modality": np.int32(modality)}
+    return eval_step(preprocessing)(example, np.random.default_rng(0))["image"]
 
 
 def eval_step(preprocessing: Mapping[str, Any]) -> Squash:
-    """The resize step of a checkpoint's preprocessing: image_size and, optionally, resize, resize_to, round_down and
-    interpolation. Raises DataError if image_size is missing."""
+    """The resize step of a checkpoint's preprocessing: image_size and, optionally, resize, resize_to, round_down,
+    interpolation and crop_field. Raises DataError if image_size is missing."""
     if "image_size" not in preprocessing:
         raise DataError(f"preprocessing has no image_size, only {', '.join(preprocessing) or 'nothing'}")
-    rule = {k: preprocessing[k] for k in ("interpolation", "resize_to", "round_down") if k in preprocessing}
+    rule = {k: preprocessing[k] for k in ("interpolation", "resize_to", "round_down", "crop_field") if k in preprocessing}
     return Squash(int(preprocessing["image_size"]), mode=preprocessing.get("resize", "squash"), **rule)
 
 

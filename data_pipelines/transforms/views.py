@@ -87,7 +87,7 @@ class SingleView:
     def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
         record = example
         view = self._view(record, rng)
-        image, size = _load(record, view, self.size_hint)
+        image, size = load_view(record, view, self.size_hint)
         out: dict[str, Any] = {
             "image": image,
             "modality": np.int32(modality_index(view.modality, record.where)),
@@ -96,13 +96,13 @@ class SingleView:
         text = words(record, view, self.text, self.prompt)
         if text:
             out["text"] = text
-        return out | _targets(record, self.targets, size, image.shape[:2])
+        return out | targets_of(record, self.targets, size, image.shape[:2])
 
     def _view(self, record: Record, rng: np.random.Generator) -> View:
         views = [v for v in record.views if not self.modality or v.modality == self.modality]
         if not views:
             wanted = f"view of modality {self.modality}" if self.modality else "view"
-            raise DataError(f"{_name(record)}: has no {wanted}")
+            raise DataError(f"{name_of(record)}: has no {wanted}")
         return views[int(rng.integers(len(views)))] if self.choose == "random" else views[0]
 
 
@@ -131,15 +131,15 @@ class PairedEyes:
         views = [v for v in record.views if not self.modality or v.modality == self.modality]
         eyes = {eye: next((v for v in views if v.eye == eye), None) for eye in ("left", "right")}
         if not any(eyes.values()):
-            raise DataError(f"{_name(record)}: has no view of a known eye; expected left or right")
-        images = {eye: _load(record, view, self.size_hint)[0] for eye, view in eyes.items() if view}
+            raise DataError(f"{name_of(record)}: has no view of a known eye; expected left or right")
+        images = {eye: load_view(record, view, self.size_hint)[0] for eye, view in eyes.items() if view}
         image = next(iter(images.values()))
         out: dict[str, Any] = {eye: images.get(eye, np.zeros_like(image)) for eye in eyes}
         out |= {f"{eye}_present": np.bool_(view is not None) for eye, view in eyes.items()}
         text = words(record, View(image, (eyes["left"] or eyes["right"] or views[0]).modality), self.text, self.prompt)
         if text:
             out["text"] = text
-        return out | _targets(record, self.targets, (0, 0), (0, 0))
+        return out | targets_of(record, self.targets, (0, 0), (0, 0))
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,11 @@ def words(record: Record, view: View, text: str | None, prompt: str) -> str:
     content = "" if text is None else record.report if text == "report" else ", ".join(record.findings)
     if not content and "{text}" in prompt:
         return ""
+    return worded(view, content, prompt)
+
+
+def worded(view: View, content: str, prompt: str) -> str:
+    """A text in the wording of a prompt, with the modality and the eye of a view."""
     modality, modality_zh = PHRASES[view.modality]
     eye, eye_zh = EYE_PHRASES[view.eye]
     return prompt.format(text=content, modality=modality, modality_zh=modality_zh, eye=eye, eye_zh=eye_zh)
@@ -180,18 +185,20 @@ def _check_words(text: str | None, prompt: str) -> None:
         ) from error
 
 
-def _name(record: Record) -> str:
+def name_of(record: Record) -> str:
+    """The name of a record in messages."""
     return record.where or f"patient {record.patient}"
 
 
-def _load(record: Record, view: View, at_least: int | None) -> tuple[np.ndarray, tuple[int, int]]:
+def load_view(record: Record, view: View, at_least: int | None) -> tuple[np.ndarray, tuple[int, int]]:
+    """The image of a view u8 [H W 3] and its full size (images.decode.load_sized). Raises DataError naming the record."""
     try:
         return load_sized(view.image, at_least)
     except DataError as error:
-        raise error if str(error).startswith(_name(record)) else DataError(f"{_name(record)}: {error}") from error
+        raise error if str(error).startswith(name_of(record)) else DataError(f"{name_of(record)}: {error}") from error
 
 
-def _targets(
+def targets_of(
     record: Record, names: tuple[str, ...] | None, size: tuple[int, int], now: tuple[int, int]
 ) -> dict[str, np.ndarray]:
     """The targets by name, as arrays. Mask and points are scaled from the image's full `size` to `now`."""
@@ -200,7 +207,7 @@ def _targets(
     missing = [name for name in names if name not in record.targets]
     if missing:
         known = ", ".join(record.targets) or "no targets"
-        raise DataError(f"{_name(record)}: has no {', '.join(missing)}, only {known}")
+        raise DataError(f"{name_of(record)}: has no {', '.join(missing)}, only {known}")
     return {name: _target(record, name, record.targets[name], size, now) for name in names}
 
 
@@ -218,5 +225,5 @@ def _mask(record: Record, value: Any, size: tuple[int, int], now: tuple[int, int
     try:
         mask = read_mask(value, size)
     except DataError as error:
-        raise DataError(f"{_name(record)}: {error}") from error
+        raise DataError(f"{name_of(record)}: {error}") from error
     return Resize(*now).pixels(mask, nearest=True)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fundax.params import flatten
+from fundax.runtime.arrays import read_arrays
 from fundax.types import Batch, Extra, Forward, Objective, Params, UserError
 
 _log = logging.getLogger("fundax")
@@ -143,10 +144,9 @@ def _read(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in wanted}
-    except Exception as error:  # damaged files raise various exceptions of zipfile, zlib and numpy
-        _log.warning("%s cannot be read (%s): features are computed again", path, error)
+        return read_arrays(path, wanted)
+    except UserError as error:
+        _log.warning("%s: features are computed again", error)
         return None
 
 

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from fundax.losses.relations import Related, unrelated_by
+
 BLOCK_ELEMENTS = 2**22  # size of a chunk of logits: 16 MiB in fp32
 NEVER = -1e30  # logit of an ignored pair; finite, because inf - inf is NaN
 
@@ -49,8 +51,9 @@ class Side(NamedTuple):
     """The images or the texts of one device."""
 
     features: jax.Array  # [R b E]
-    group: jax.Array | None  # i32 [b]; rows with equal numbers are positives. None: row i matches only row i
     present: jax.Array  # bool [R b]
+    group: jax.Array | None = None  # i32 [b]; equal numbers are positives of each other. None: row i matches only row i
+    related: Related = ()  # i32 [b] each: the number of the row, then what makes rows no negatives (relations.py)
 
 
 class LogSumExp(NamedTuple):
@@ -86,12 +89,15 @@ class Nearest(NamedTuple):
 
 
 def _block_logits(image: Side, text: Side, scale: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """scale * cosine + bias, or NEVER if the image or the text is absent. # [R r b]"""
-    # On TPUs and GPUs, the default precision rounds the features, so that logits at scale 100 would be off by 0.1.
+    """scale * cosine + bias, and NEVER where either side is absent or the pair does not count. # [R r b]"""
+    # "highest": on TPUs and GPUs the default precision rounds the features, and logits at scale 100 would be off by 0.1
     product = jnp.einsum("rie,rje->rij", image.features, text.features, precision="highest")
     logits = scale[:, None, None] * product
     logits = logits if bias is None else logits + bias[:, None, None]
-    return jnp.where(image.present[:, :, None] & text.present[:, None, :], logits, NEVER)
+    logits = jnp.where(image.present[:, :, None] & text.present[:, None, :], logits, NEVER)
+    if not image.related:
+        return logits
+    return jnp.where(unrelated_by(image.related, text.related, image.group, text.group)[None], NEVER, logits)
 
 
 def _positives(image: Side, text: Side) -> jax.Array:
@@ -141,9 +147,6 @@ def _ring_scan(ring: Ring, visit: Callable, image: Any, text: Any, at_rows: Any,
 
     _, at_rows, at_columns = jax.lax.fori_loop(0, ring.devices, hop, (text, at_rows, at_columns))
     return at_rows, at_columns
-
-
-# --- softmax ------------------------------------------------------------------------------------------------------
 
 
 def _softmax_forward(ring: Ring, image: Side, text: Side, scale: jax.Array) -> tuple[jax.Array, tuple]:
@@ -209,9 +212,6 @@ def _times(pull: jax.Array, features: jax.Array) -> jax.Array:
     return jnp.einsum("rij,rje->rie", pull, features, precision="highest")
 
 
-# --- sigmoid ------------------------------------------------------------------------------------------------------
-
-
 def _sigmoid_both(
     ring: Ring, image: Side, text: Side, scale: jax.Array, bias: jax.Array, with_gradient: bool
 ) -> tuple[jax.Array, tuple]:
@@ -250,9 +250,6 @@ def _sigmoid_both(
     return loss, (each * d_image, each * d_text, d_scale, ring.total(pulls.sum(-1)) / count)
 
 
-# --- accuracy -----------------------------------------------------------------------------------------------------
-
-
 def _accuracy(ring: Ring, image: Side, text: Side) -> tuple[jax.Array, jax.Array]:
     def visit(image: Side, text: Side, rows: Nearest, columns: Nearest) -> tuple[Nearest, Nearest]:
         assert image.group is not None and text.group is not None
@@ -271,9 +268,6 @@ def _accuracy(ring: Ring, image: Side, text: Side) -> tuple[jax.Array, jax.Array
     return to_text, to_image
 
 
-# --- global arrays: gradient rules are defined outside shard_map, so gradients are sharded as the features ---------
-
-
 def _on_devices(ring: Ring, function: Callable, sharded: tuple, replicated: tuple, out: Any) -> Any:
     """Run `function(ring, *sharded, *replicated)` on each device's rows. Sharded arrays are [R B ...] or [B]."""
     if ring.devices == 1:
@@ -284,12 +278,12 @@ def _on_devices(ring: Ring, function: Callable, sharded: tuple, replicated: tupl
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _softmax(ring: Ring, image: Any, text: Any, scale: Any, group: Any, present: Any) -> jax.Array:
-    return _softmax_fwd(ring, image, text, scale, group, present)[0]
+def _softmax(ring: Ring, image: Any, text: Any, scale: Any, about: Any) -> jax.Array:
+    return _softmax_fwd(ring, image, text, scale, about)[0]
 
 
-def _softmax_fwd(ring, image, text, scale, group, present):
-    rows, sides = P(None, ring.axes), (Side(image, group, present), Side(text, group, present))
+def _softmax_fwd(ring, image, text, scale, about):
+    rows, sides = P(None, ring.axes), (Side(image, *about), Side(text, *about))
     loss, kept = _on_devices(ring, _softmax_forward, sides, (scale,), (P(), (rows, rows, rows, P())))
     return loss, (sides, scale, kept)
 
@@ -301,20 +295,20 @@ def _softmax_bwd(ring, residuals, g):
         return _softmax_backward(ring, image, text, scale, (row_lse, column_lse, positives, count), g)
 
     out = (P(None, ring.axes), P(None, ring.axes), P())
-    return *_on_devices(ring, backward, (*sides, *kept[:3]), (scale, kept[3], g), out), None, None
+    return *_on_devices(ring, backward, (*sides, *kept[:3]), (scale, kept[3], g), out), None
 
 
 _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sigmoid(ring: Ring, image: Any, text: Any, scale: Any, bias: Any, group: Any, present: Any) -> jax.Array:
-    sides = Side(image, group, present), Side(text, group, present)
+def _sigmoid(ring: Ring, image: Any, text: Any, scale: Any, bias: Any, about: Any) -> jax.Array:
+    sides = Side(image, *about), Side(text, *about)
     return _on_devices(ring, partial(_sigmoid_both, with_gradient=False), sides, (scale, bias), (P(), ()))[0]
 
 
-def _sigmoid_fwd(ring, image, text, scale, bias, group, present):
-    sides = Side(image, group, present), Side(text, group, present)
+def _sigmoid_fwd(ring, image, text, scale, bias, about):
+    sides = Side(image, *about), Side(text, *about)
     out = (P(), (P(None, ring.axes), P(None, ring.axes), P(), P()))
     return _on_devices(ring, partial(_sigmoid_both, with_gradient=True), sides, (scale, bias), out)
 
@@ -322,7 +316,7 @@ def _sigmoid_fwd(ring, image, text, scale, bias, group, present):
 def _sigmoid_bwd(ring, gradients, g):
     d_image, d_text, d_scale, d_bias = gradients
     each = g[:, None, None]
-    return each * d_image, each * d_text, g * d_scale, g * d_bias, None, None
+    return each * d_image, each * d_text, g * d_scale, g * d_bias, None
 
 
 _sigmoid.defvjp(_sigmoid_fwd, _sigmoid_bwd)
@@ -345,24 +339,30 @@ def make_ring(batch: int, pairs: int = 1, rows: int | None = None) -> Ring:
     return Ring(axes, devices, fitting)
 
 
-def _prepare(image: jax.Array, text: jax.Array, present: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _prepare(
+    image: jax.Array, text: jax.Array, present: jax.Array | None, group: jax.Array | None, related: Related
+) -> tuple[jax.Array, jax.Array, tuple]:
+    """The features [R B E], zero where absent, and the other fields of Side."""
     present = jnp.ones(image.shape[:2], bool) if present is None else jnp.asarray(present, bool)
-    there = present[..., None]  # absent features are set to zero, because their logits are hidden but 0 * NaN is NaN
-    return jnp.where(there, image, 0.0).astype(jnp.float32), jnp.where(there, text, 0.0).astype(jnp.float32), present
+    there = present[..., None]  # zeros elsewhere: those logits are hidden, but 0 * NaN is NaN
+    numbered = (jnp.arange(image.shape[1], dtype=jnp.int32), *related) if related else ()
+    features = (jnp.where(there, x, 0.0).astype(jnp.float32) for x in (image, text))
+    return *features, (present, group, numbered)
 
 
 def softmax_pairs(
     image: jax.Array, text: jax.Array, logit_scale: jax.Array, *, group: jax.Array | None = None,
-    present: jax.Array | None = None, rows: int | None = None,
+    related: Related = (), present: jax.Array | None = None, rows: int | None = None,
 ) -> jax.Array:  # fmt: skip
     """Symmetric InfoNCE of R pairs in one ring; f32 [R].
 
-    image, text f32 [R B E] with unit rows; logit_scale f32 [R], not its logarithm. group i32 [B]: rows of the same group
-    are equally weighted positives (FLAIR's label-aware targets). present bool [R B]: absent pairs are ignored as rows, as
-    columns and in the mean. Source: arXiv:2103.00020, figure 3; the soft targets: github.com/jusiro/FLAIR."""
-    image, text, present = _prepare(image, text, present)
+    image, text f32 [R B E] with unit rows; logit_scale f32 [R], the factor itself. group i32 [B]: rows of one group are
+    positives of each other, weighted equally (FLAIR's label-aware targets). related: see relations.py. present bool [R B]:
+    the other pairs are left out as rows, columns and in the mean. Sources: arXiv:2103.00020, figure 3; for the soft
+    targets github.com/jusiro/FLAIR."""
+    image, text, about = _prepare(image, text, present, group, related)
     ring = make_ring(image.shape[1], image.shape[0], rows)
-    return _softmax(ring, image, text, logit_scale, group, present)
+    return _softmax(ring, image, text, logit_scale, about)
 
 
 def softmax(image: jax.Array, text: jax.Array, logit_scale: jax.Array, **options: Any) -> jax.Array:
@@ -374,27 +374,27 @@ def softmax(image: jax.Array, text: jax.Array, logit_scale: jax.Array, **options
 
 def sigmoid(
     image: jax.Array, text: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array, *, group: jax.Array | None = None,
-    present: jax.Array | None = None, rows: int | None = None,
+    related: Related = (), present: jax.Array | None = None, rows: int | None = None,
 ) -> jax.Array:  # fmt: skip
     """Sum of the sigmoid losses of all pairs, divided by B; a scalar. Arguments are those of `softmax`.
 
     Source: arXiv:2303.15343, algorithm 1."""
-    image, text, present = _prepare(image[None], text[None], None if present is None else present[None])
+    image, text, about = _prepare(image[None], text[None], None if present is None else present[None], group, related)
     ring = make_ring(image.shape[1], 1, rows)
     scale, bias = jnp.reshape(logit_scale, (1,)), jnp.reshape(logit_bias, (1,))
-    return _sigmoid(ring, image, text, scale, bias, group, present)[0]  # pyright: ignore[reportIndexIssue]
+    return _sigmoid(ring, image, text, scale, bias, about)[0]  # pyright: ignore[reportIndexIssue]
 
 
 def accuracy(
-    image: jax.Array, text: jax.Array, *, group: jax.Array | None = None, present: jax.Array | None = None,
-    rows: int | None = None,
+    image: jax.Array, text: jax.Array, *, group: jax.Array | None = None, related: Related = (),
+    present: jax.Array | None = None, rows: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Image-to-text and text-to-image accuracy as a ring, see contrastive_accuracy; fp32 () each.
 
     Arguments are those of `softmax`."""
-    image, text, there = _prepare(image[None], text[None], None if present is None else present[None])
+    group = jnp.arange(len(image), dtype=jnp.int32) if group is None else group
+    image, text, about = _prepare(image[None], text[None], None if present is None else present[None], group, related)
     ring = make_ring(image.shape[1], 1, rows)
-    group = jnp.arange(image.shape[1], dtype=jnp.int32) if group is None else group
-    sides = Side(image, group, there), Side(text, group, there)
+    sides = Side(image, *about), Side(text, *about)
     to_text, to_image = _on_devices(ring, _accuracy, sides, (), (P(), P()))
     return to_text[0], to_image[0]

@@ -18,6 +18,7 @@ from fundax.evals.kinds import (
 )
 from fundax.metrics.statistics import Weighted
 from fundax.results.about import About
+from fundax.runtime.workdir import numbered
 
 GROUPS = ("sex", "age", "device", "modality", "eye", "site", "camera", "ethnicity")  # columns that define subgroups
 
@@ -124,6 +125,7 @@ def row_columns(rows: Rows | None, count: int, words: Mapping[str, tuple[str, ..
         if len(set(map(str, column))) > 1:
             columns[key] = column
     patients, index = (None, None) if rows is None else (rows.patient, rows.index)
+    patients = None if patients is None else numbered(patients)  # as earlier versions' are not
     return {"patients": patients, "index": index, "columns": columns}
 
 

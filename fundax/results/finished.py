@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from fundax.results import figures
 from fundax.results.kinds import KINDS, draw
 from fundax.results.read import read_curves, read_result, result_files
+from fundax.runtime import log
+from fundax.runtime.remote import shown
 from fundax.types import UserError
 
 
@@ -34,6 +34,6 @@ def show(workdir: str | Path) -> None:
     for file in result_files(workdir):
         result = read_result(file)
         if (console := KINDS[result.kind].console) is not None and (table := console(result, file.stem)) is not None:
-            Console().print(table)
+            log.console(stderr=False, soft_wrap=False).print(table)
     for path in draw_run(workdir):
-        print(path)
+        print(str(path).replace(str(workdir), shown(workdir)))

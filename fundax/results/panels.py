@@ -19,6 +19,7 @@ import numpy as np
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 POINTS = 160  # maximum number of points of a line on the page
+LONGEST = 120  # letters of a name in a figure
 
 CJK_FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN"),
@@ -127,7 +128,10 @@ def png(
     with _settings(9, {"font.family": ["DejaVu Sans", *([font] if font else [])]}):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        yield figure, [textwrap.fill(name, 26) for name in shown]
+        yield (
+            figure,
+            [textwrap.fill(textwrap.shorten(name, LONGEST, placeholder=" …") or name[:LONGEST], 26) for name in shown],
+        )
         notes = [textwrap.fill(about, 110)] if about else []
         if lost:
             notes.append("No font with Chinese characters is installed, so classes are numbered from 0.")

@@ -15,6 +15,9 @@ from fundax.evals.kinds import Result, read
 from fundax.results.about import about
 from fundax.results.checked import check
 from fundax.results.older import with_kind
+from fundax.runtime.arrays import read_arrays
+from fundax.runtime.shapes import Config
+from fundax.runtime.workdir import read_optional_json
 from fundax.types import UserError
 
 
@@ -42,7 +45,7 @@ def read_run(path: str | Path, name: str = "") -> Run:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; expected a run")
-    config, files = _json(path / "config.json"), result_files(path)
+    config, files = read_optional_json(path / "config.json", Config), result_files(path)
     if not config and not files:
         raise UserError(f"{path} is not a run: it has no config.json")
     if not files:
@@ -62,10 +65,9 @@ def result_files(workdir: str | Path) -> list[Path]:
 def read_result(file: Path) -> Result:
     """Read the file of an evaluation of this or an earlier version. Raises UserError naming the file if it is invalid."""
     try:
-        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored}
-    except Exception as error:  # damaged bytes raise what zipfile, zlib and numpy happen to raise
-        raise UserError(f"{file}: cannot be read ({error}); launch.py eval writes it again") from None
+        arrays = read_arrays(file)
+    except UserError as error:
+        raise UserError(f"{error}; launch.py eval writes it again") from None
     try:
         result = read(arrays if "kind" in arrays else with_kind(arrays))
         about(result)
@@ -89,8 +91,8 @@ def read_curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         try:
             row = json.loads(line)
             step = float(row.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            if number == len(lines):  # the run is still writing, or was killed
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+            if number == len(lines):  # a run that is being written to, or was killed
                 break
             raise UserError(f"{path} line {number}: {line[:60]!r}; expected JSON with a step") from None
         for name, value in row.items():
@@ -99,13 +101,3 @@ def read_curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {
         name: (np.array(sorted(rows)), np.array([rows[step] for step in sorted(rows)])) for name, rows in values.items()
     }
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    return stored if isinstance(stored, dict) else {}

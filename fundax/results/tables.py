@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from fundax.evals.kinds import ClassificationResult
@@ -21,15 +20,15 @@ def by_class(result: ClassificationResult, title: str) -> Table | None:
         return None
     columns, notes = (per.auc, per.ap, per.recall), [] if per.note is None else list(map(str, per.note))
     source = ", ".join(filter(None, (f"{len(result.labels)} images", about(result).text())))
-    table = Table(title=escape(f"{title}: {source}"), title_justify="left")
+    table = Table(title=f"{title}: {source}", title_justify="left")
     table.add_column("class")
     for name in ("n", "AUC", "AP", "recall"):
         table.add_column(name, justify="right")
     if any(notes):
         table.add_column("", style="dim")
     for k, name in enumerate(result.classes):
-        note = [escape(notes[k])] if any(notes) else []
-        table.add_row(escape(str(name)), str(per.count[k]), *(_cell(column[k]) for column in columns), *note)
+        note = [notes[k]] if any(notes) else []
+        table.add_row(str(name), str(per.count[k]), *(_cell(column[k]) for column in columns), *note)
     table.add_section()
     macro = [
         _cell(nanmean(np.where(column < 0, np.nan, column))) for column in columns

@@ -6,7 +6,6 @@ from unittest import mock
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from fundax.evals.kinds import ByClass, Cases, ClassificationResult, LandmarkResult, Rows, Scores, SegmentationResult
 from fundax.evals.supervised import Classified
@@ -18,6 +17,7 @@ from fundax.results.page import report
 from fundax.results.read import read_result, read_run
 from fundax.results.scores import compare, operating, subgroups
 from fundax.results.tables import by_class
+from fundax.runtime import log
 from fundax.types import UserError
 from launch import main
 
@@ -184,7 +184,7 @@ def test_figures_of_very_many_classes_have_a_bound(tmp_path):
 def test_names_are_data_and_no_markup_on_the_console():
     table = by_class(classified(names=("[/nope]", "drusen [small]", "[red]x")), "[bold]val")
     assert table is not None
-    with (console := Console(width=160)).capture() as kept:
+    with (console := log.console(width=160)).capture() as kept:
         console.print(table)
     assert all(name in kept.get() for name in ("[/nope]", "drusen [small]", "[red]x", "[bold]val"))
 
