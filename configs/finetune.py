@@ -1,8 +1,8 @@
 """python launch.py train configs/finetune.py --workdir runs/finetune --init runs/visionfm --data labels.csv,images=photos
 
-An encoder and a classifier trained together, by the published recipe of --preset visionfm, retfound or ret_clip, or with
-settings for two CPU cores (laptop). Without --data it learns the conditions of synthetic eyes. The checkpoint is selected
-on the validation part; evaluate the test part at the end: launch.py eval runs/finetune --part test
+Fine-tune an encoder with a classifier, by the published recipe of --preset visionfm, retfound or ret_clip, or with settings
+for two CPU cores (laptop). Without --data, the classes are the conditions of synthetic eyes. The checkpoint is selected on
+the validation part; evaluate the test part at the end: launch.py eval runs/finetune --part test
 """
 
 from typing import Literal
@@ -29,7 +29,7 @@ def recipe(
     mixup: float = 0.0,
     cutmix: float = 0.0,
 ) -> Recipe:
-    """Fine-tuning. Learning rates are for a batch of 256; docs/guide/downstream.md lists what is left out."""
+    """Fine-tuning. Learning rates are for a batch of 256. docs/guide/downstream.md lists differences from the originals."""
     parts = labelled.parts(data, data.eyes(run.seed, 96), run.seed)
     feature, blocks, layers, norm, _ = classify.RECIPES[preset]
     fields = run.compute(encoders.ViT)[0] | {"feature": feature, "blocks": blocks, "drop_path": drop_path}

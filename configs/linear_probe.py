@@ -1,8 +1,8 @@
 """python launch.py train configs/linear_probe.py --workdir runs/probe --init runs/visionfm --data labels.csv,images=photos
 
-A linear classifier (or VisionFM's decoder, --head mlp) on the features of a frozen encoder, which are computed once. Without
---data it learns the conditions of synthetic eyes, without --init the encoder is random. The checkpoint is selected on the
-validation part; evaluate the test part at the end: launch.py eval runs/probe --part test
+Train a linear classifier (or VisionFM's decoder, --head mlp) on features of a frozen encoder, which are computed once.
+Without --data, the classes are the conditions of synthetic eyes; without --init, the encoder is random. The checkpoint is
+selected on the validation part; evaluate the test part at the end: launch.py eval runs/probe --part test
 """
 
 from typing import Literal
@@ -27,7 +27,7 @@ def recipe(
     copies: int = 1,
     cache: str = "",
 ) -> Recipe:
-    """VisionFM's settings for the decoder of one modality; the learning rate is for a batch of 256."""
+    """A linear probe with VisionFM's settings for a single modality. The learning rate is for a batch of 256."""
     parts = labelled.parts(data, data.eyes(run.seed, 128), run.seed)
     fields = {"feature": feature, "blocks": blocks} | run.compute(encoders.ViT)[0]
     start = encoder.open(**fields)
