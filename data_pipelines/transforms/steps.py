@@ -125,7 +125,9 @@ def eval_step(preprocessing: Mapping[str, Any]) -> Squash:
     interpolation and crop_field. Raises DataError if image_size is missing."""
     if "image_size" not in preprocessing:
         raise DataError(f"preprocessing has no image_size, only {', '.join(preprocessing) or 'nothing'}")
-    rule = {k: preprocessing[k] for k in ("interpolation", "resize_to", "round_down", "crop_field") if k in preprocessing}
+    rule = {
+        k: preprocessing[k] for k in ("interpolation", "resize_to", "round_down", "crop_field") if k in preprocessing
+    }
     return Squash(int(preprocessing["image_size"]), mode=preprocessing.get("resize", "squash"), **rule)
 
 
