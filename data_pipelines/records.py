@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,13 +138,26 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def modality_name(name: str) -> str:
-    """The name in MODALITIES for any spelling or alias; case, hyphens and underscores do not matter. Raises DataError."""
-    plain = " ".join(name.upper().replace("_", " ").replace("-", " ").split())
+def modality_name(name: str, declared: Sequence[str] = ()) -> str:
+    """The name in MODALITIES, or among those `declared`, for any spelling or alias.
+
+    Case, hyphens and underscores do not matter. Raises DataError for any other name, saying how to declare it.
+    """
+    plain = _spelling(name)
     for known in MODALITIES:
         if plain == known.replace("_", " ") or plain in MODALITY_ALIASES.get(known, ()):
             return known
-    raise DataError(f"modality {name!r} is not one of {', '.join(MODALITIES)}")
+    for other in declared:
+        if plain == _spelling(other):
+            return other
+    raise DataError(
+        f"modality {name!r} is not one of {', '.join((*MODALITIES, *declared))}; "
+        f"declare a new one as an option of the source, declare={name or 'NAME'}, or by --modality-file (launch.py data stats)"
+    )
+
+
+def _spelling(name: str) -> str:
+    return " ".join(name.upper().replace("_", " ").replace("-", " ").split())
 
 
 def eye_name(name: str) -> str:

@@ -257,7 +257,9 @@ def read_split(path: str | Path) -> StoredSplit:
     found, parts = record.get("format"), record.get("parts")
     if found not in (FORMAT, _WITHOUT_SALT, _OF_ONE_SOURCE):
         raise DataError(f"{path}: expected a split written by fundax, whose format is {FORMAT!r}, not {found!r}")
-    checked(parts, dict[str, list[str]] if found == _OF_ONE_SOURCE else dict[str, dict[str, list[str]]], f"{path}: parts")
+    checked(
+        parts, dict[str, list[str]] if found == _OF_ONE_SOURCE else dict[str, dict[str, list[str]]], f"{path}: parts"
+    )
     parts = {name: {"": digests} for name, digests in parts.items()} if found == _OF_ONE_SOURCE else parts
     _check_disjoint(parts, str(path))
     return StoredSplit(parts, _read_salt(path) if found == FORMAT else "", str(path))

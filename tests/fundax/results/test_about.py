@@ -139,7 +139,9 @@ def test_runs_on_other_data_are_neither_paired_nor_drawn_together(tmp_path):
     ones = [evaluations(read_run(folder))[0][0] for folder in (first, second)]
     tests, reasons = compare(ones, 5)
     assert not tests
-    assert reasons == ["a and b were evaluated on different data (clinic, part test, step 12; other, part test, step 12)"]
+    assert reasons == [
+        "a and b were evaluated on different data (clinic, part test, step 12; other, part test, step 12)"
+    ]
     page = report([first, second], tmp_path / "page.html", resamples=5).read_text()
     assert "No two runs can be paired" in page and "test, a</h2>" in page and "test, b</h2>" in page
 
