@@ -62,7 +62,7 @@ class Area:
     """`make` writes valid files into a folder and returns the files to damage; `open` reads a damaged file.
 
     share: weight of the area when cases are drawn.
-    whole: whether the area runs commands of the command line, which need a separate time limit.
+    whole: whether the area runs whole commands, whose limits come from runs on undamaged files.
     """
 
     make: Callable[[Path], list[Path]]
