@@ -191,7 +191,7 @@ def contrast(
         scales: logit_scale and, if the loss has one, logit_bias.
         mask: bool [B], see softmax_contrastive.
         group: i32 [B]; texts of one group match each other's images.
-        related: rows that are no negatives of each other, see relations.py.
+        related: rows that are not negatives of each other, see relations.py.
         negatives: global, plain or ring.
 
     Raises UserError for unknown `negatives`, and for "ring" with a loss that has no ring.
@@ -300,7 +300,7 @@ def label_aware(
         mask: bool [B], see softmax_contrastive.
         targets: maps categories to f32 [B B], symmetric. The default compares for equality, the only form the ring has:
             with other targets "global" means "plain".
-        related: rows that are no negatives of each other, see relations.py.
+        related: rows that are not negatives of each other, see relations.py.
         negatives: see the top of this file. FLAIR and KeepFIT train with "local", the mean of each device's own loss.
 
     Raises:
