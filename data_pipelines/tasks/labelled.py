@@ -90,8 +90,7 @@ def parts(
         share: size of the synthetic val and test parts, relative to train.
         classes: class names in order; None uses data.classes.
 
-    Raises the DataErrors of Data.parts and Data.matched, and DataError if a record lacks the target or nothing is held
-    out.
+    Raises DataError as Data.parts and Data.matched do, and also if a record lacks the target or nothing is held out.
     """
     few = max(round(synthetic.n * share), 2)
     eyes = synthetic_parts(synthetic, keep=True, val=few, test=few, task=True)
