@@ -198,15 +198,16 @@ def load_torch(path: str | Path) -> Any:
         UserError: torch absent, a damaged file, or a pickle of anything else.
     """
     try:
-        import torch
-    except ImportError:
-        return pickled.read(Path(path))
-    try:
         _check_pickles(Path(path))
+        try:
+            import torch
+        except ImportError:
+            return pickled.read(Path(path))
         with torch.serialization.safe_globals(_plain_values()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (DataError, UserError) as error:
-        raise UserError(f"{path}: refused: {error}") from error
+        named = str(error).startswith(str(path))
+        raise UserError(str(error) if named else f"{path}: refused: {error}") from error
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UserError(
