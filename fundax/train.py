@@ -73,10 +73,10 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> Trai
     configure_orbax()
     mesh = meshes.make_mesh(recipe.mesh)
     check_batch(recipe, mesh)
-    check_best(recipe, recipe.evals)
     check_alike(_settings(recipe))
     evaluating = recipe.steps == 0 and has_checkpoints(workdir)
     changed = check_evaluation(recipe, workdir) if evaluating else changes(recipe, workdir)
+    check_best(recipe, recipe.evals)
     folders.make(workdir)
     with (
         nullcontext() if jax.process_index() else owned(workdir),

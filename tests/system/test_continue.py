@@ -63,7 +63,7 @@ REFUSED = {
         "--dtype bfloat16": "--dtype float32 -> bfloat16",
         "--patients 24": "--patients 16 -> 24",
         "--best zero_shot/accuracy": "best zero_shot*/macro_auc -> zero_shot/accuracy",
-        "--best nothing/auc": "'nothing/auc': no evaluation gives it",
+        "--best nothing/auc": "best zero_shot*/macro_auc -> nothing/auc",
         "--mesh 3,5": "mesh (3, 5) does not fit",
     },
     "ret_clip": {
