@@ -157,11 +157,15 @@ def predict(argv: list[str]) -> None:
     from rich.console import Console
 
     from fundax.inference.dispatch import predictor_of
+    from fundax.runtime.workdir import check_output
 
     module = predictor_of(own.model)
     parser.add_argument("-h", "--help", action="help")
     module.add_arguments(parser)
-    Console(markup=False, emoji=False).print(module.run(own.model, parser.parse_args(argv)))
+    given = parser.parse_args(argv)
+    if getattr(given, "out", None):
+        check_output(given.out)  # before hours of images
+    Console(markup=False, emoji=False).print(module.run(own.model, given))
 
 
 def compile_(argv: list[str]) -> None:
