@@ -12,6 +12,7 @@
     explain RUN IMAGE... --out FOLDER                         where a ViT attends, drawn over the photographs
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
+    data synthesize                                           synthetic visits as files and tables
 
 Ctrl-C (exit code 130) and SIGTERM (0) stop training at once and save. User errors print one line and exit with status 2.
 """
@@ -96,18 +97,21 @@ def train(argv: list[str]) -> None:
     from dataclasses import replace
 
     from fundax.rerun import defaults_to_resume
+    from fundax.runtime.remote import mirrored
     from fundax.train import fit, is_complete
 
     (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
     if not own.workdir and "--help" not in rest:
         raise _mistake("train: --workdir DIR is missing")
     cluster = _cluster(processes)
-    recipe = _load(config, rest, Output, Cluster, defaults=defaults_to_resume(own.workdir, rest))
-    _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
-    complete = is_complete(recipe, own.workdir)
-    fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), own.workdir)
-    if not complete:
-        _report(own.workdir)
+    with mirrored(own.workdir) as workdir:
+        defaults = defaults_to_resume(str(workdir) if own.workdir else "", rest)
+        recipe = _load(config, rest, Output, Cluster, defaults=defaults)
+        _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
+        complete = is_complete(recipe, workdir)
+        fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), workdir)
+        if not complete:
+            _report(str(workdir))
 
 
 def evaluate(argv: list[str]) -> None:
@@ -115,6 +119,15 @@ def evaluate(argv: list[str]) -> None:
 
     Other data (--data OTHER) are scored whole, with the run's classes, and stored beside the run's own results.
     """
+    from fundax.runtime.remote import mirrored
+
+    (own, processes), run, rest = _options("eval RUN", evaluate, argv, Stored, Cluster)
+    cluster = _cluster(processes)
+    with mirrored(run) as folder:
+        _evaluate(own, cluster, str(folder), rest)
+
+
+def _evaluate(own: Stored, cluster: Any, run: str, rest: list[str]) -> None:
     from dataclasses import replace
 
     from fundax.rerun import named, repeated, trusted_config, wrong
@@ -122,8 +135,6 @@ def evaluate(argv: list[str]) -> None:
     from fundax.runtime.workdir import read_config
     from fundax.train import fit
 
-    (own, processes), run, rest = _options("eval RUN", evaluate, argv, Stored, Cluster)
-    cluster = _cluster(processes)
     stored = read_config(run)
     step = resolve(run, own.checkpoint)
     again, defaults = repeated(run, [] if own.config else stored.get("argv", []), rest)
@@ -154,9 +165,8 @@ def predict(argv: list[str]) -> None:
     if own.model is None:
         parser.print_help()
         raise SystemExit(0 if set(argv) & {"-h", "--help"} else 2)
-    from rich.console import Console
-
     from fundax.inference.dispatch import predictor_of
+    from fundax.runtime.log import console
     from fundax.runtime.workdir import check_output
 
     module = predictor_of(own.model)
@@ -165,7 +175,7 @@ def predict(argv: list[str]) -> None:
     given = parser.parse_args(argv)
     if getattr(given, "out", None):
         check_output(given.out)  # before hours of images
-    Console(markup=False, emoji=False).print(module.run(own.model, given))
+    console(stderr=False, soft_wrap=False).print(module.run(own.model, given))
 
 
 def compile_(argv: list[str]) -> None:
@@ -173,14 +183,13 @@ def compile_(argv: list[str]) -> None:
 
     Prints memory, collectives and the fastest possible step. Exit code 1: it does not fit into the memory.
     """
-    from rich.console import Console
-
     from fundax.roofline import compile as aot
+    from fundax.runtime import log
 
     (own,), config, rest = _options("compile CONFIG", compile_, argv, Target)
     recipe = _load(config, rest, Target, verb="compile")
     topology = own.topology or None
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    console = log.console(stderr=False, soft_wrap=False, width=None if sys.stdout.isatty() else 132)
     if own.shardings:
         console.print(aot.shardings_table(recipe, aot.target(recipe, topology)[0]))
     compiled = aot.compile_step(recipe, topology, not own.count)
@@ -209,7 +218,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         _run(argv[0], list(argv[1:]))
     except _user_errors() as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        from fundax.runtime.log import printable
+
+        print(printable("error: " + " ".join(str(error).split())), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -226,6 +237,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(verb: str, argv: list[str]) -> None:
+    if verb in ("train", "eval", "compile"):
+        return VERBS[verb](argv)
+    if any("://" in word for word in argv):
+        from fundax.runtime.remote import localized
+
+        with localized(verb, argv) as words:
+            return _run_here(verb, words)
+    return _run_here(verb, argv)
+
+
+def _run_here(verb: str, argv: list[str]) -> None:
     if verb in VERBS:
         return VERBS[verb](argv)
     from fundax import verbs

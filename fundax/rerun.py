@@ -11,7 +11,8 @@ from typing import Any
 from fundax.recipe import Recipe
 from fundax.runtime import argv as words
 from fundax.runtime.checkpoint import has_checkpoints, resolve
-from fundax.runtime.workdir import check_local, read_optional_json
+from fundax.runtime.shapes import Config
+from fundax.runtime.workdir import read_optional_json
 from fundax.stored import SPLIT, digest_of_data, names_of
 from fundax.types import UserError
 
@@ -24,10 +25,9 @@ _log = logging.getLogger("fundax")
 
 def defaults_to_resume(workdir: str, argv: Sequence[str]) -> dict[str, Any]:
     """Values of arguments that a command leaves open in a run's folder: the split that the run made of the same data."""
-    check_local(workdir)
     if not workdir or not has_checkpoints(workdir):
         return {}
-    return _own_split(workdir, read_optional_json(Path(workdir) / "config.json").get("argv", []), argv)
+    return _own_split(workdir, read_optional_json(Path(workdir) / "config.json", Config).get("argv", []), argv)
 
 
 def trusted_config(run: str | Path, trust: bool = False) -> Path:
@@ -51,7 +51,7 @@ def repeated(run: str, stored: Sequence[str], argv: Sequence[str]) -> tuple[list
     """
     if "data" not in words.given(argv) or _same(stored, argv, ("data",)):
         return [*stored, *argv], _own_split(run, stored, [*stored, *argv])
-    objective = read_optional_json(Path(run) / "config.json").get("objective")
+    objective = read_optional_json(Path(run) / "config.json", Config).get("objective")
     names = names_of(objective, Path(run))
     return [*words.without(stored, _OF_ITS_DATA), *argv], {"part": "all"} | ({"classes": names} if names else {})
 
@@ -74,7 +74,7 @@ def named(recipe: Recipe, run: str, name: str, step: int) -> Recipe:
     Results on other data are named `name`, by default by their source; those of another step than the default one end in
     its number. Raises UserError where a name is needed, or is one of the run's own.
     """
-    stored = read_optional_json(Path(run) / "config.json")
+    stored = read_optional_json(Path(run) / "config.json", Config)
     digests = {source["digest"] for source in stored.get("data", {}).get("sources", [])}
     foreign = [source for source in recipe.data.get("sources", []) if source["digest"] not in digests]
     if digests and not foreign and recipe.data.get("part") == "all":

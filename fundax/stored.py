@@ -24,6 +24,8 @@ from fundax.runtime import argv as words
 from fundax.runtime import serialize
 from fundax.runtime.best import ranking
 from fundax.runtime.checkpoint import has_checkpoints
+from fundax.runtime.remote import shown
+from fundax.runtime.shapes import Config, Preprocessing
 from fundax.runtime.workdir import digest_of_json, make, read_about, read_optional_json, write_json
 from fundax.types import Contrastive, UserError
 
@@ -46,11 +48,11 @@ def changes(recipe: Recipe, workdir: str | Path) -> list[Difference]:
     Raises UserError, with both values, for what would change the meaning of the outputs or what is learnt.
     """
     folder, trained = Path(workdir), has_checkpoints(workdir)
-    stored = read_optional_json(folder / "config.json")
+    stored = read_optional_json(folder / "config.json", Config)
     if not stored or (recipe.steps and not trained):  # a run that ended before its first checkpoint starts anew
         return []
     if trained and not recipe.steps:
-        raise UserError(f"{folder} holds a trained run, and this config trains nothing; give another --workdir")
+        raise UserError(f"{shown(folder)} holds a trained run, and this config trains nothing; give another --workdir")
     if "data" not in stored:
         _log.info("%s is of a version that stored no record of its data, so data are not compared", folder)
     exact = MAY_CHANGE | ({"accumulate"} if isinstance(recipe.objective, Contrastive) else set())
@@ -62,7 +64,7 @@ def changes(recipe: Recipe, workdir: str | Path) -> list[Difference]:
     if refused := [one for name, one in found.items() if name not in exact]:
         more = f"; and {len(refused) - 4} more" if len(refused) > 4 else ""
         raise UserError(
-            f"{folder} is a run of other settings: {told(refused[:4])}{more} (the run's -> this command's). Nothing was "
+            f"{shown(folder)} is a run of other settings: {told(refused[:4])}{more} (the run's -> this command's). Nothing was "
             "changed. Continue it with its own settings, or start anew with another --workdir"
         )
     return list(found.values())
@@ -80,7 +82,7 @@ def check_evaluation(recipe: Recipe, workdir: str | Path) -> list[Difference]:
 
     Raises UserError for other classes than the run's, and for results of other data that would be replaced.
     """
-    stored = read_optional_json(Path(workdir) / "config.json")
+    stored = read_optional_json(Path(workdir) / "config.json", Config)
     theirs = names_of(stored.get("objective"), Path(workdir))
     ours = names_of(_objective(recipe), None, recipe.preprocessing) if theirs else ()
     if ours and theirs != ours:
@@ -116,7 +118,7 @@ def _differences(recipe: Recipe, folder: Path, stored: Mapping[str, Any]) -> Ite
         if name in stored and stored[name] != mine and not (name == "best" and _same_best(stored[name], recipe)):
             yield name, stored[name], mine
     before = _as_now(stored.get("objective")) if now else None
-    images = read_optional_json(folder / "preprocessing.json")
+    images = read_optional_json(folder / "preprocessing.json", Preprocessing)
     pairs = [("objective", before, now)] if before else []
     pairs += [("preprocessing", images, _plain(recipe.preprocessing))] if images or complete else []
     for what, old, new in ((what, _leaves(old, what), _leaves(new, what)) for what, old, new in pairs):
@@ -174,7 +176,7 @@ def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequen
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     entry = {"time": now, "step": step, "argv": recipe.source.get("argv", [])}
     entry |= {"changed": {name: [theirs, ours] for name, theirs, ours in changed}} if changed else {}
-    before = read_optional_json(folder / "config.json").get("history", []) if step else []
+    before = read_optional_json(folder / "config.json", Config).get("history", []) if step else []
     config = {
         **recipe.source,
         "objective": objective,
@@ -182,6 +184,7 @@ def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequen
         "batch": recipe.batch,
         "seed": recipe.seed,
         "best": recipe.best,
+        "origin": dict(recipe.origin),
         "data": {**recipe.data, **({"split": _split(recipe.data)} if recipe.data.get("split") else {})},
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
         "history": [*before, entry],
@@ -203,9 +206,9 @@ def names_of(objective: Any, folder: Path | None, preprocessing: Mapping[str, An
     objective = objective if isinstance(objective, Mapping) else {}
     for name in ("classes", "names"):
         value = objective.get(name)
-        if isinstance(value, Mapping) and value.get("@tuple"):
-            return tuple(value["@tuple"])
-    kept = read_optional_json(folder / "preprocessing.json") if folder else preprocessing or {}
+        if isinstance(value, Mapping) and isinstance(value.get("@tuple"), list) and value["@tuple"]:
+            return tuple(map(str, value["@tuple"]))
+    kept = read_optional_json(folder / "preprocessing.json", Preprocessing) if folder else preprocessing or {}
     return tuple(kept.get("classes", ()))
 
 

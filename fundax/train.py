@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 from fundax.optim import rate_of
 from fundax.params import check_same
 from fundax.recipe import Recipe
-from fundax.runtime import accumulate
+from fundax.runtime import accumulate, remote
 from fundax.runtime import argv as words
 from fundax.runtime import mesh as meshes
 from fundax.runtime import workdir as folders
@@ -62,7 +62,7 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> Trai
 
     Args:
         recipe: see Recipe.
-        workdir: folder of the run.
+        workdir: folder of the run, or its address on remote storage (runtime.remote).
         checkpoint: the checkpoint to evaluate if recipe.steps is 0, see runtime.checkpoint.resolve. Training always
             resumes from the latest.
 
@@ -70,6 +70,11 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> Trai
         UserError: an error the user can fix, including a loss that is not finite; the last checkpoint is kept.
         SystemExit: after Ctrl-C (code 130) or SIGTERM (code 0), with the state saved.
     """
+    with remote.mirrored(workdir) as folder:
+        return _fit(recipe, folder, checkpoint)
+
+
+def _fit(recipe: Recipe, workdir: Path, checkpoint: int | str) -> TrainState:
     configure_orbax()
     mesh = meshes.make_mesh(recipe.mesh)
     check_batch(recipe, mesh)
@@ -87,10 +92,10 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> Trai
         restored = bool(kept.steps())
         try:
             state, position, owed = preemption.during(_start, recipe, mesh, kept, checkpoint)
-            first, last = int(state.step), recipe.steps
+            first, last, where = int(state.step), recipe.steps, remote.shown(workdir)
             if first >= last > 0 and not owed:
                 selected = _selected(recipe, workdir)
-                say(f"{workdir} is complete, at step {first} of {last}; nothing was changed. {selected}")
+                say(f"{where} is complete, at step {first} of {last}; nothing was changed. {selected}")
                 return state
             given = {"step": first, "steps": last, "batch": recipe.batch, "writers": recipe.writers}
             with Log(workdir, restored=restored, **given) as log:
@@ -104,7 +109,7 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> Trai
                 if first < last:
                     return _train(recipe, workdir, mesh, kept, preemption, log, evaluate, state, position)
         except Interrupted:
-            say(f"Stopped. {workdir} is as it was: nothing new was to be saved. Rerun the same command.")
+            say(f"Stopped. {remote.shown(workdir)} is as it was: nothing new was to be saved. Rerun the same command.")
             raise SystemExit(preemption.exit_code) from None
     return state
 
@@ -154,7 +159,9 @@ def _train(
             healthy.check(done, _items(state))
             kept.save(done, _items(state), data.state, {})
             kept.wait()
-            log.info(f"Stopped at step {done}/{last}. Checkpoint saved to {workdir}. Rerun the same command to resume.")
+            log.info(
+                f"Stopped at step {done}/{last}. Checkpoint saved to {remote.shown(workdir)}. Rerun the same command to resume."
+            )
             raise SystemExit(preemption.exit_code) from None
     kept.wait()
     log.info(f"Finished at step {last}. {_selected(recipe, workdir)}")
@@ -243,7 +250,7 @@ def _start(
     """The state to go on from: that of a checkpoint if there is one; see _restore."""
     if not kept.steps():
         return (*fresh(recipe, mesh), False)
-    return _restore(recipe, mesh, kept, resolve(kept.folder.parent, checkpoint))
+    return _restore(recipe, mesh, kept, resolve(kept.workdir, checkpoint))
 
 
 def _restore(recipe: Recipe, mesh: Mesh, kept: Checkpoints, step: int) -> tuple[TrainState, dict[str, Any], bool]:
@@ -331,14 +338,14 @@ class _BestSoFar:
 
 def _selected(recipe: Recipe, workdir: str | Path) -> str:
     """Which checkpoint the run selected and where it is."""
-    folder, latest = Path(workdir) / "checkpoints", saved_steps(workdir)[-1]
+    folder, latest = f"{remote.shown(workdir)}/checkpoints", saved_steps(workdir)[-1]
     if recipe.best is None:
-        return f"Latest checkpoint: {folder / str(latest)}."
+        return f"Latest checkpoint: {folder}/{latest}."
     (name, sign), best = ranking(recipe.best), best_step(workdir)
     if best is None:
-        return f"No step was selected, as {name} was not a number in any evaluation. Latest: {folder / str(latest)}."
+        return f"No step was selected, as {name} was not a number in any evaluation. Latest: {folder}/{latest}."
     which = f"step {best[0]}, {name} {sign * best[1]:.4f}"
-    return f"Best checkpoint: {which}, in {folder / str(best[0])}; evals and figures are of it. Latest: step {latest}."
+    return f"Best checkpoint: {which}, in {folder}/{best[0]}; evals and figures are of it. Latest: step {latest}."
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from data_pipelines.contact_sheet import contact_sheet
 from data_pipelines.convert import Sizing
 from data_pipelines.convert import convert as write_shards
 from data_pipelines.datasets import build as build_data_set
+from data_pipelines.synthetic.sources import Visits
+from data_pipelines.synthetic.tables import write_visits
 from data_pipelines.words import DATA_DIR, named
 from fundax import interop
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis
 from fundax.results import page
-from fundax.runtime.workdir import check_local, check_output
+from fundax.runtime.workdir import check_output
 from fundax.types import UserError
 
 
@@ -59,7 +61,6 @@ def import_(
         mean: Mean of red, green and blue between 0 and 1, where the files do not say.
         std: Standard deviation of red, green and blue, where the files do not say.
     """
-    check_local(workdir)
     shown = {name: value for name, value in (("resize", resize), ("mean", mean), ("std", std)) if value}
     print(interop.import_checkpoint(path, workdir, like=like, modality=modality, activation=activation, shown=shown))
 
@@ -203,6 +204,33 @@ def data_convert(
     print(write_shards(chosen, out, Sizing(size, images, quality), shard=shard, workers=workers))
 
 
+def data_synthesize(
+    *,
+    visits: int,
+    out: str,
+    modalities: tuple[str, ...] = ("CFP", "OCT", "FFA"),
+    missing: float = 0.4,
+    size: int = 96,
+    seed: int = 0,
+    language: Literal["en", "zh", "both"] = "en",
+) -> None:
+    """Write synthetic visits as image files and two tables, one row per image and one row per visit, to see the format.
+
+    Args:
+        visits: Number of visits; each patient has two.
+        out: Folder to write: images/, images.csv and visits.csv.
+        modalities: Modalities of the visits: CFP, OCT, FFA or UWF.
+        missing: Share of the views that are missing at random.
+        size: Width and height of the images in pixels.
+        seed: Random seed.
+        language: Language of the reports.
+    """
+    source = Visits(
+        max(-(-visits // 2), 0), seed, visits=2, modalities=modalities, missing=missing, size=size, language=language
+    )
+    print(write_visits(source, out, visits))
+
+
 def data_build(name: Positional[str], /, *, from_dir: Annotated[str, arg(name="from")], data_dir: str = "") -> None:
     """Write a public data set in the format of TensorFlow Datasets, from the folder that it was unpacked to.
 
@@ -223,6 +251,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "data show": data_show,
     "data convert": data_convert,
     "data build": data_build,
+    "data synthesize": data_synthesize,
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.json_files import checked, read_json
 from data_pipelines.records import DataError, Record, Source, text_hash
 from data_pipelines.sources.columns import Stored, read_once
 
@@ -252,13 +253,13 @@ def read_split(path: str | Path) -> StoredSplit:
 
     Raises DataError if the file is not a split file, if its salt is missing, or if a patient is in two parts of a source.
     """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        found, parts = record["format"], record["parts"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected a split written by fundax ({error})") from None
+    record = read_json(Path(path), dict[str, Any], "a split written by fundax")
+    found, parts = record.get("format"), record.get("parts")
     if found not in (FORMAT, _WITHOUT_SALT, _OF_ONE_SOURCE):
-        raise DataError(f"{path}: format {found!r}; expected {FORMAT!r}")
+        raise DataError(f"{path}: expected a split written by fundax, whose format is {FORMAT!r}, not {found!r}")
+    checked(
+        parts, dict[str, list[str]] if found == _OF_ONE_SOURCE else dict[str, dict[str, list[str]]], f"{path}: parts"
+    )
     parts = {name: {"": digests} for name, digests in parts.items()} if found == _OF_ONE_SOURCE else parts
     _check_disjoint(parts, str(path))
     return StoredSplit(parts, _read_salt(path) if found == FORMAT else "", str(path))

@@ -22,6 +22,7 @@ from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.transforms.steps import preprocess
 from fundax.encoders.backbone import normalized, tower_of
 from fundax.encoders.vit import ViT, attention_maps, rollout
+from fundax.inference.outputs import names_for
 from fundax.interop.folder import fresh_folder
 from fundax.interop.read import is_run, read_objective, read_preprocessing
 from fundax.runtime.checkpoint import load_params, resolve, saved_steps
@@ -89,8 +90,9 @@ def explain(
     if not 0 < mass <= 1:
         raise UserError(f"mass is {mass}; expected more than 0 and at most 1")
     pixels = [files.load(path) for path in photographs]
-    names = _names(photographs)
     lookers = [read_looker(run, step, modality) for step in _steps(run, checkpoints)]
+    heads = [f"_head{k + 1}" for k in range(lookers[-1].tower.heads)]
+    names = names_for(photographs, ("", "_strip", "_mean", "_rollout", *heads))
     with fresh_folder(out, overwrite) as folder:
         written = []
         for name, photograph in track(list(zip(names, pixels, strict=True)), "photographs"):
@@ -179,12 +181,6 @@ def _steps(run: str | Path, checkpoints: str) -> list[int | str]:
     if checkpoints == "all":
         return list(saved_steps(run))
     return [word.strip() for word in checkpoints.split(",")]
-
-
-def _names(photographs: Sequence[str | Path]) -> list[str]:
-    """File names without their extension; a number is appended to repeated names."""
-    stems = [Path(path).stem for path in photographs]
-    return [stem if stems.count(stem) == 1 else f"{stem}_{number}" for number, stem in enumerate(stems)]
 
 
 def _figure(width: float, height: float) -> Any:

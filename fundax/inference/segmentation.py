@@ -19,6 +19,7 @@ from data_pipelines.transforms.dense import Prepared
 from fundax.evals.original_grid import original_map, slide
 from fundax.evals.pictures import COLOURS
 from fundax.evals.segmentation import decided
+from fundax.inference.outputs import distinct, name_of_class, names_for
 from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.read import read_run
 from fundax.objectives.dense import Segment
@@ -71,21 +72,18 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
     model, extra = read_run(path, given.checkpoint), load_params(path, given.checkpoint)[1]
     classes, out = model.objective.classes, Path(given.out)
     several = model.objective.overlapping
-    names = [
-        [f"{Path(p).stem}{f'_{c}' if several else ''}.png" for c in (classes if several else ("",))]
-        for p in given.image
-    ]
+    endings = [f"_{name}.png" for name in distinct(list(map(name_of_class, classes)))] if several else [".png"]
+    names = [[f"{name}{ending}" for ending in endings] for name in names_for(given.image, endings)]
     if taken := [out / name for each in names for name in each if (out / name).exists()]:
         raise UserError(f"{taken[0]} already exists; choose another --out")
-    if len({name for each in names for name in each}) < sum(map(len, names)):
-        raise UserError("two photographs have the same name; their masks would overwrite each other")
-    table = Table("mask", *(f"{name}, fraction of pixels" for name in classes))
+    table = Table("image", "mask", *(f"{name}, fraction of pixels" for name in classes))
     predictions = masks(model, extra, given.image, given.threshold)
-    for each, mask in zip(names, track(predictions, "segmenting", len(names), transient=True), strict=True):
+    progress = track(predictions, "segmenting", len(names), transient=True)
+    for image, each, mask in zip(given.image, names, progress, strict=True):
         out.mkdir(parents=True, exist_ok=True)
         for k, name in enumerate(each):
             picture(mask[..., k : k + 1] if several else mask).save(out / name)
-        table.add_row(str(out / each[0]), *(f"{part:.4f}" for part in mask.mean((0, 1))))
+        table.add_row(str(image), str(out / each[0]), *(f"{part:.4f}" for part in mask.mean((0, 1))))
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from fundax.interop.checkpoint import Checkpoint, Format, preprocessing_of
-from fundax.interop.folder import RECORD, fresh_folder
+from fundax.interop.folder import fresh_folder, read_record
 from fundax.interop.formats import check_name, writer
 from fundax.interop.initial import own_state
 from fundax.interop.read import load, read_run
@@ -17,7 +17,7 @@ from fundax.interop.weights import digests, read_state
 from fundax.objectives.dense import Landmark, Segment
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import Checkpoints
-from fundax.runtime.workdir import read_optional_json, write_json
+from fundax.runtime.workdir import write_json
 from fundax.types import Params, UserError
 
 LARGEST = 1e-4  # difference of unit features between two programs in fp32 from which on an export counts as wrong
@@ -53,7 +53,7 @@ def compare(found: Format, path: str | Path, model: Checkpoint) -> str:
     Parameters that the format has no place for are named. Raises UserError for any difference.
     """
     again = found.read(Path(path), read_state(path), "")
-    record = read_optional_json(Path(path) / RECORD)
+    record = read_record(path)
     left_out = sorted({key.split("/")[0] for key in record.get("left_out", {})} - set(again.params))
     params = {name: tree for name, tree in model.params.items() if name not in left_out}
     if digest_of(again.params) != digest_of(params) or digest_of(again.extra) != digest_of(model.extra):

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,10 @@ from typing import Any
 
 import fundax
 from fundax.interop.checkpoint import Checkpoint
-from fundax.interop.weights import State, digests, write_safetensors
+from fundax.interop.weights import FILE_NAMES, State, digests, find_file, folder_of, write_safetensors
 from fundax.runtime import serialize
-from fundax.runtime.workdir import write_json
+from fundax.runtime.shapes import Record
+from fundax.runtime.workdir import read_optional_json, write_json
 from fundax.types import UserError
 
 RECORD = "fundax_export.json"
@@ -73,6 +75,33 @@ def write_record(folder: Path, state: State, model: Checkpoint, left_out: Mappin
         "tensors_sha256": digests(state),
     }
     write_json(folder / RECORD, record)
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The record of an exported folder, or of the folder of a weights file; {} where there is none."""
+    file = folder_of(path) / RECORD
+    record = read_optional_json(file, Record)
+    if record and (missing := [key for key in ("objective", "preprocessing", "tensors_sha256") if key not in record]):
+        raise UserError(f"{file}: has no {missing[0]}; expected the record that an export writes")
+    return record
+
+
+def check_record(path: str | Path, state: State) -> None:
+    """Raise UserError if weights beside a record of write_record are not those that were exported."""
+    if find_file(path).name not in FILE_NAMES:  # another checkpoint in the folder of an export
+        return
+    known = read_record(path).get("tensors_sha256", {})
+    named = {bare: value for name, value in state.items() if (bare := _bare(name)) in known}
+    if wrong := [name for name, digest in digests(named).items() if digest != known[name]]:
+        raise UserError(
+            f"{path}: {len(wrong)} of {len(known)} tensors are not those that were exported, the first is {wrong[0]}; copy "
+            f"the folder again, or remove {RECORD} if they were changed on purpose"
+        )
+
+
+def _bare(name: str) -> str:
+    """The name of a tensor without what training programs put before it."""
+    return re.sub(r"^(?:teacher\.|module\.|backbone\.)+", "", name)
 
 
 def write_card(

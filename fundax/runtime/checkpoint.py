@@ -7,6 +7,7 @@ the workdir. A crash while saving leaves the earlier steps intact."""
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,8 @@ import orbax.checkpoint as ocp
 from fundax.params import _subtree, _with_subtree, check_same
 from fundax.runtime.best import Best, measured, ranking
 from fundax.runtime.process import configure_orbax, ignore_abandoned_reads
-from fundax.runtime.workdir import check_local, digest_of_json, read_optional_json, refusal, write_json
+from fundax.runtime.remote import checkpoints_of, is_complete, mirrors_checkpoints, push
+from fundax.runtime.workdir import digest_of_json, refusal
 from fundax.types import Extra, Params, UserError
 
 _ARRAYS = ("params", "extra", "opt")
@@ -38,7 +40,10 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path, keep: int = 2, best: Best | None = None) -> None:
         configure_orbax()
-        self.folder = Path(workdir).absolute() / "checkpoints"
+        self.folder: Any = checkpoints_of(workdir)
+        self.workdir = workdir
+        # a bucket renames by copying, so there steps are deleted where they are
+        old = _OLD if isinstance(self.folder, Path) else None
         self._rank = None if best is None else (best, ranking(best)[1])
         keepers: list[Any] = [_policies.LatestN(max(keep, 1))]
         if best:
@@ -48,7 +53,7 @@ class Checkpoints:
             preservation_policy=_policies.AnyPreservationPolicy(keepers),
             best_fn=_score if best else None,
             cleanup_tmp_directories=True,
-            todelete_subdir=_OLD,
+            todelete_subdir=old,
             enable_async_checkpointing=True,
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in _ARRAYS}
@@ -92,7 +97,7 @@ class Checkpoints:
             raise UserError(f"{self.folder}: a checkpoint cannot be written ({reason}); {good}") from error
 
     def _empty_old(self) -> None:
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and isinstance(self.folder, Path):
             # Not the folder itself: an Orbax thread may be moving another step into it.
             for step in (self.folder / _OLD).glob("*"):
                 shutil.rmtree(step, ignore_errors=True)
@@ -104,7 +109,7 @@ class Checkpoints:
     def committed(self) -> list[int]:
         """The steps that are whole on disk, in ascending order, after the save in progress has ended or failed."""
         self._settle()
-        return saved_steps(self.folder.parent) if has_checkpoints(self.folder.parent) else []
+        return saved_steps(self.workdir) if has_checkpoints(self.workdir) else []
 
     def save(self, step: int, items: Mapping[str, Any], data: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Start saving {"params", "extra", "opt"} as this step; an existing step is not overwritten.
@@ -114,6 +119,7 @@ class Checkpoints:
         if step in self._orbax.all_steps():
             return
         self._empty_old()
+        push(self.workdir)  # on remote storage: what the step belongs to is there before the step
         # Items without arrays, such as `extra` of most objectives, are not saved; `restore` puts them back.
         run = {"data": dict(data), "data_digest": digest_of_json(dict(data)), "metrics": dict(metrics)}
         run |= {"fingerprint": _fingerprints(items)}
@@ -121,6 +127,9 @@ class Checkpoints:
         args = ocp.args.Composite(run=ocp.args.JsonSave(run), **args)
         with self._writing():
             self._orbax.save(step, args=args, metrics=self._ranked(metrics), force=True)
+        if mirrors_checkpoints(self.workdir):
+            self.wait()
+            push(self.workdir)
 
     def rank(self, step: int, metrics: Mapping[str, float]) -> None:
         """Rank a step that was saved before it was evaluated, because a signal came first."""
@@ -129,7 +138,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 temporary = folder.with_name("metrics.tmp")
                 temporary.mkdir(exist_ok=True)
-                write_json(temporary / "metrics", ranked)
+                (temporary / "metrics").write_text(json.dumps(ranked))
                 temporary.rename(folder)
             self._orbax.reload()
 
@@ -197,7 +206,7 @@ def load_params(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params
     """
     configure_orbax()
     ignore_abandoned_reads()
-    folder = Path(workdir).absolute() / "checkpoints" / str(resolve(workdir, checkpoint))
+    folder = checkpoints_of(workdir) / str(resolve(workdir, checkpoint))
     try:
         run = _read_run(folder)
         names = [name for name in ("params", "extra") if name in run["fingerprint"]]
@@ -228,7 +237,7 @@ def resolve(workdir: str | Path, checkpoint: int | str = "") -> int:
 
 def best_step(workdir: str | Path) -> tuple[int, float] | None:
     """(step, score) of the best of a run's ranked checkpoints, higher is better; None if none is ranked."""
-    folder = Path(workdir) / "checkpoints"
+    folder = checkpoints_of(workdir)
     steps = saved_steps(workdir) if has_checkpoints(workdir) else []
     scores = {step: _ranked(folder / str(step)) for step in steps}
     ranked = [(score, step) for step, score in scores.items() if score is not None]
@@ -240,14 +249,13 @@ def best_step(workdir: str | Path) -> tuple[int, float] | None:
 
 def has_checkpoints(workdir: str | Path) -> bool:
     """Whether a folder holds a checkpoint."""
-    return any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*"))
+    return bool(_steps_in(checkpoints_of(workdir)))
 
 
 def saved_steps(workdir: str | Path) -> list[int]:
     """The steps of a run's checkpoints, in ascending order. Raises UserError if there is none."""
-    check_local(workdir)
-    folder = Path(workdir) / "checkpoints"
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    folder = checkpoints_of(workdir)
+    steps = _steps_in(folder)
     if not steps:
         raise UserError(f"{workdir} holds no checkpoints; expected {folder}/<step>")
     return steps
@@ -256,9 +264,13 @@ def saved_steps(workdir: str | Path) -> list[int]:
 def read_metrics(workdir: str | Path, step: int) -> dict[str, float] | None:
     """Results of the evaluation that a step was saved with, {} if there was none; None if that cannot be read."""
     try:
-        return _read_run(Path(workdir).absolute() / "checkpoints" / str(step))["metrics"]
+        return _read_run(checkpoints_of(workdir) / str(step))["metrics"]
     except Exception:  # opening the run says what is wrong with it
         return None
+
+
+def _steps_in(folder: Any) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and is_complete(path))
 
 
 def partial(where: str, checkpoint: int | str = "") -> Callable[[Params], Params]:
@@ -312,24 +324,24 @@ def _score(metrics: Mapping[str, float]) -> float:
     return float(metrics.get("score", metrics["value"]))
 
 
-def _read_item(folder: Path) -> Any:
+def _read_item(folder: Any) -> Any:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
+def _read_run(folder: Any) -> dict[str, Any]:
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         return reader.restore(folder / "run", args=ocp.args.JsonRestore())
 
 
-def _ranked(folder: Path) -> float | None:
-    metrics = read_optional_json(folder / "metrics" / "metrics")  # not by Orbax, which would start JAX's processes
-    return _score(metrics) if metrics else None
+def _ranked(folder: Any) -> float | None:
+    path = folder / "metrics" / "metrics"  # not read by Orbax, which would start JAX's processes
+    return _score(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def _intact(folder: Path) -> bool:
+def _intact(folder: Any) -> bool:
     try:
         run = _read_run(folder)
         names = [name for name in _ARRAYS if (folder / name).is_dir()]

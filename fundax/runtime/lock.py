@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from fundax.runtime import remote
 from fundax.runtime.process import exit_at_once
 from fundax.types import UserError
 
@@ -40,9 +41,16 @@ _log = logging.getLogger("fundax")
 def owned(workdir: str | Path) -> Iterator[None]:
     """Own a run directory inside the context. The folder must exist.
 
+    A run on remote storage cannot be locked: there the training that started last owns it, and an earlier one ends with
+    a UserError at its next save (runtime.remote.push).
+
     Raises UserError naming host, process and job of the owner if another process owns the directory. If another process
     takes the directory over, this process ends with one line and code 1.
     """
+    if remote.is_mirror(workdir):
+        remote.claim(workdir)
+        yield
+        return
     path, token, over = Path(workdir) / NAME, uuid.uuid4().hex, threading.Event()
     file = _locked(path)
     beats = threading.Thread(target=_beat, args=(path, file, token, over), name="lock", daemon=True)

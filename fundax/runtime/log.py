@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,11 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fundax.types import UserError
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Writer(Protocol):
@@ -48,7 +52,7 @@ class Log:
         self._since: tuple[int, float, float] | None = None  # step, time, seconds waited for data
         self.waited: Callable[[], float] = lambda: 0.0  # seconds waited for data so far
         self._writers: list[Writer] = []
-        self.console = _console(quiet=not self._leads)
+        self.console = console(quiet=not self._leads)
         if not self._leads:
             return
         folder = Path(workdir)
@@ -141,12 +145,24 @@ class Log:
 
 def say(text: str) -> None:
     """Print one line to the console, on process 0."""
-    _console(quiet=bool(jax.process_index())).print(text, highlight=False)
+    console(quiet=bool(jax.process_index())).print(text, highlight=False)
 
 
-def _console(quiet: bool) -> Console:
-    # names of classes and files are text, also where they look like rich's markup
-    return Console(quiet=quiet, stderr=True, soft_wrap=True, markup=False, emoji=False)
+class _PlainConsole(Console):
+    """Shows names of classes and files as they are, also where they look like rich's markup or steer a terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+def console(**options: Any) -> Console:
+    """A console, by default of stderr; all output with names from files goes through one. `options` are rich's."""
+    return _PlainConsole(**{"stderr": True, "soft_wrap": True, "markup": False, "emoji": False, **options})
+
+
+def printable(text: str) -> str:
+    """A text whose control characters, bidirectional overrides and lone surrogates are shown by their numbers."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _summary(row: Mapping[str, float]) -> dict[str, float]:
@@ -199,7 +215,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         warns = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        _console(quiet=False).print(warns + " ".join(self.format(record).split()), highlight=False)
+        console().print(warns + " ".join(self.format(record).split()), highlight=False)
 
 
 def _writer(name: str, folder: Path, step: int) -> Writer:

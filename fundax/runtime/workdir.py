@@ -6,9 +6,7 @@ import errno
 import hashlib
 import json
 import os
-import re
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from fundax.runtime.arrays import read_arrays
+from fundax.runtime.remote import shown
+from fundax.runtime.shapes import Config, check_json
 from fundax.types import UserError
 
 # What a user can mend: a full disk or quota, a folder that cannot be written to, too many open files; and a wrong path.
@@ -40,17 +41,8 @@ def refusal(error: BaseException) -> str:
     return ""
 
 
-def check_local(workdir: str | Path) -> None:
-    """Raise UserError for an address such as gs://bucket/run: runs are written to local folders only."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workdir)):
-        raise UserError(
-            f"{workdir}: runs are kept in local folders only for now; give a folder (a mounted bucket is one)"
-        )
-
-
 def make(workdir: str | Path) -> None:
     """Create the folder of a run if it is not there. Raises UserError where that cannot be done."""
-    check_local(workdir)
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,32 +62,33 @@ def check_output(path: str | Path) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror}: {error.filename or folder})") from None
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError naming the file if it does not exist or holds anything else."""
+def read_json(path: str | Path, form: Any = dict[str, Any]) -> dict[str, Any]:
+    """A JSON object of a form (runtime.shapes). Raises UserError naming the file if it does not exist or holds anything else."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    check_json(value, form, str(path), text)
     return value
 
 
-def read_optional_json(path: str | Path) -> dict[str, Any]:
+def read_optional_json(path: str | Path, form: Any = dict[str, Any]) -> dict[str, Any]:
     """The same, or {} if there is no such file."""
-    return read_json(path) if Path(path).is_file() else {}
+    return read_json(path, form) if Path(path).is_file() else {}
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
     """config.json of a run. Raises UserError if the folder is not a run."""
-    check_local(workdir)
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise UserError(f"{workdir} is not a run: it has no config.json")
-    return read_json(path)
+        raise UserError(f"{shown(workdir)} is not a run: it has no config.json")
+    return read_json(path, Config)
 
 
 def write_arrays(workdir: str | Path, name: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -123,9 +116,8 @@ def read_about(workdir: str | Path, name: str) -> dict[str, Any]:
     """What evals/<name>.npz says about its data and step (`about`); {} where there is no such file, or it says nothing."""
     path = Path(workdir) / "evals" / f"{name}.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            found = json.loads(str(stored["about"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        found = json.loads(str(read_arrays(path, ("about",))["about"]))
+    except (UserError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -230,11 +230,12 @@ def test_a_file_that_is_gone_is_said_to_be_the_runs(trained, tables, tmp_path, c
     assert f"{tmp_path}/gone.csv is what the run was trained with" in said and "--data gives its place now" in said
 
 
-def test_addresses_are_refused_before_training(capsys):
+def test_an_address_of_unknown_storage_is_one_line(capsys):
     for argv in (
-        ("train", str(REPO / "configs/quickstart.py"), "--workdir", "gs://bucket/run"),
-        ("eval", "gs://bucket/run"),
+        ("train", str(REPO / "configs/quickstart.py"), "--workdir", "nowhere://bucket/run"),
+        ("eval", "nowhere://bucket/run"),
+        ("predict", "nowhere://bucket/run", "--image", "a.png"),
     ):
         assert launch.main(argv) == 2
-        assert "gs://bucket/run: runs are kept in local folders only" in capsys.readouterr().err
-    assert not Path("gs:").exists()
+        assert "error: nowhere://bucket/run: ValueError: Protocol not known" in capsys.readouterr().err
+    assert not Path("nowhere:").exists()
