@@ -167,11 +167,15 @@ def predict(argv: list[str]) -> None:
         raise SystemExit(0 if set(argv) & {"-h", "--help"} else 2)
     from fundax.inference.dispatch import predictor_of
     from fundax.runtime.log import console
+    from fundax.runtime.workdir import check_output
 
     module = predictor_of(own.model)
     parser.add_argument("-h", "--help", action="help")
     module.add_arguments(parser)
-    console(stderr=False, soft_wrap=False).print(module.run(own.model, parser.parse_args(argv)))
+    given = parser.parse_args(argv)
+    if getattr(given, "out", None):
+        check_output(given.out)  # before hours of images
+    console(stderr=False, soft_wrap=False).print(module.run(own.model, given))
 
 
 def compile_(argv: list[str]) -> None:

@@ -78,10 +78,10 @@ def _fit(recipe: Recipe, workdir: Path, checkpoint: int | str) -> TrainState:
     configure_orbax()
     mesh = meshes.make_mesh(recipe.mesh)
     check_batch(recipe, mesh)
-    check_best(recipe, recipe.evals)
     check_alike(_settings(recipe))
     evaluating = recipe.steps == 0 and has_checkpoints(workdir)
     changed = check_evaluation(recipe, workdir) if evaluating else changes(recipe, workdir)
+    check_best(recipe, recipe.evals)
     folders.make(workdir)
     with (
         nullcontext() if jax.process_index() else owned(workdir),
@@ -250,7 +250,7 @@ def _start(
     """The state to go on from: that of a checkpoint if there is one; see _restore."""
     if not kept.steps():
         return (*fresh(recipe, mesh), False)
-    return _restore(recipe, mesh, kept, resolve(kept.folder.parent, checkpoint))
+    return _restore(recipe, mesh, kept, resolve(kept.workdir, checkpoint))
 
 
 def _restore(recipe: Recipe, mesh: Mesh, kept: Checkpoints, step: int) -> tuple[TrainState, dict[str, Any], bool]:

@@ -18,6 +18,7 @@ from fundax import interop
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis
 from fundax.results import page
+from fundax.runtime.workdir import check_output
 from fundax.types import UserError
 
 
@@ -156,6 +157,7 @@ def report(
     """
     if not runs:
         raise UserError("report: name at least one run")
+    check_output(out)
     print(page.report(runs, out, title=title, resamples=resamples, attention=attention))
 
 
@@ -171,6 +173,7 @@ def data_show(
         start: Number of the first image.
         data_dir: Folder of the data sets that `data build` wrote.
     """
+    check_output(out)
     print(contact_sheet(named(source, data_dir=data_dir or DATA_DIR).source, out, count=count, start=start))
 
 
