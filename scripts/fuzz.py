@@ -67,13 +67,13 @@ class Ended(NamedTuple):
     memory: int
 
 
-def in_child(function: Callable[[], int], seconds: float) -> Ended:
+def in_child(function: Callable[[], int], seconds: float, longest: int = LONGEST) -> Ended:
     """Run a function, which returns an exit code, in a forked process."""
     before = _resident()
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
-        signal.alarm(LONGEST)
+        signal.alarm(longest)
         code = TRACEBACK
         try:
             code = function()
@@ -100,7 +100,7 @@ def valid_files(name: str) -> tuple[Path, list[Path]]:
         (folder / "paths").write_text("\n".join(sorted(str(one.relative_to(folder)) for one in paths)))
         return 0
 
-    if (made := in_child(make, 600)).code:
+    if (made := in_child(make, 600, 900)).code:
         raise SystemExit(f"{name}: the valid files could not be made ({made.code})")
     return folder, [Path(line) for line in (folder / "paths").read_text().split("\n")]
 
