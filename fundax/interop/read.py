@@ -11,13 +11,13 @@ from typing import Any
 import jax
 
 from data_pipelines.language import tokenizers
-from data_pipelines.records import DataError
 from fundax.encoders import layers
 from fundax.encoders.vit import SIZES
 from fundax.interop.checkpoint import (
     Checkpoint,
     Format,
     check_preprocessing,
+    reading,
     replace_preprocessing,
     say_once,
     stored_preprocessing,
@@ -33,8 +33,6 @@ from fundax.runtime.shapes import Config, Preprocessing
 from fundax.runtime.workdir import read_json, read_optional_json
 from fundax.types import Extra, Params, UserError
 
-# what reading values of other types and sizes than those of a configuration happens to raise
-_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 ACTIVATIONS = {"quick_gelu": layers.quick_gelu, "gelu": layers.gelu_exact}
 
 
@@ -75,7 +73,8 @@ def load(
         sizes = f", or a size: {', '.join(SIZES)}" if found.read_as is not None and CLIP in found.holds else ""
         raise UserError(f"{path}: no {found.files[1]} beside the weights; expected it there{sizes}")
     else:
-        model = _described(found, path, state, modality)
+        with reading(found.title, path):
+            model = found.read(path, state, modality)
     if model.assumed and not {"mean", "std", "resize"} <= set(shown):
         say_once(
             f"{path}: nothing there says how the model is shown photographs; assumed: {model.assumed} "
@@ -87,19 +86,6 @@ def load(
     check_preprocessing(facts, str(path))
     words = _tokenizer_beside(folder, model.objective)
     return dataclasses.replace(model, preprocessing=facts, tokenizer=words, source=source, origin=found.title)
-
-
-def _described(found: Format, path: Path, state: State, modality: str) -> Checkpoint:
-    """The model by the configuration beside its weights, whose values may be of any type and size."""
-    try:
-        return found.read(path, state, modality)
-    except (UserError, DataError):
-        raise
-    except _MALFORMED as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(
-            f"{path}: its configuration is not that of {found.title} ({type(error).__name__}: {line})"
-        ) from error
 
 
 def is_run(path: str | Path) -> bool:
