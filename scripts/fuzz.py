@@ -1,6 +1,6 @@
 """Fuzz the file readers: damage files in many ways and open them. Every case must load or raise a one-line error.
 
-    python scripts/fuzz.py [--cases 5000] [--seed 0] [--area images] [--show]
+    python scripts/fuzz.py [--cases 5000] [--seed 0] [--area images tables] [--show]
 
 The areas are images, tables (with lists, LMDB and splits), weights, runs, shards, knowledge (with tokenizers) and verbs of the
 command line. A case is a small valid file with a few random changes (scripts/fuzz_damage.py), which is opened by the readers of
@@ -67,13 +67,13 @@ class Ended(NamedTuple):
     memory: int
 
 
-def in_child(function: Callable[[], int], seconds: float) -> Ended:
+def in_child(function: Callable[[], int], seconds: float, longest: int = LONGEST) -> Ended:
     """Run a function that returns an exit code in a forked process."""
     before = _resident()
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
-        signal.alarm(LONGEST)
+        signal.alarm(longest)
         code = TRACEBACK
         try:
             code = function()
@@ -100,7 +100,7 @@ def valid_files(name: str) -> tuple[Path, list[Path]]:
         (folder / "paths").write_text("\n".join(sorted(str(path.relative_to(folder)) for path in paths)))
         return 0
 
-    if (made := in_child(make, 600)).code:
+    if (made := in_child(make, 600, 900)).code:
         raise SystemExit(f"{name}: the valid files could not be made ({made.code})")
     return folder, [Path(line) for line in (folder / "paths").read_text().split("\n")]
 
@@ -111,7 +111,7 @@ def baseline(name: str) -> Ended:
     if not AREAS[name].whole:
         return Ended(0, 0.0, 0)
     valid_files(name)
-    runs = [run_in_child(name, seed, 600, False, damaged=False) for seed in range(24)]
+    runs = [run_in_child(name, seed, 600, False, damaged=False) for seed in range(12)]
     if wrong := [run.code for run in runs if run.code not in (CLEAR, ACCEPTED)]:
         raise SystemExit(f"{name}: an undamaged file ended with {wrong[0]}")
     return Ended(0, max(run.seconds for run in runs), max(run.memory for run in runs))
@@ -172,21 +172,23 @@ def main(argv: list[str] | None = None) -> int:
         "--cases", type=int, default=5000, help="number of cases, over all areas (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first case (default: %(default)s)")
-    parser.add_argument("--area", choices=sorted(AREAS), help="one area only")
+    parser.add_argument("--area", choices=sorted(AREAS), nargs="+", default=list(AREAS), help="these areas only")
     parser.add_argument("--show", action="store_true", help="print the tracebacks")
-    parser.add_argument("--only", type=int, help="run the case of this seed in this process; needs --area")
+    parser.add_argument("--only", type=int, help="run the case of this seed in this process; needs one --area")
     args = parser.parse_args(argv)
     if args.only is not None:
         with tempfile.TemporaryDirectory() as folder:
-            run_case(args.area, Path(folder), args.only)
+            run_case(args.area[0], Path(folder), args.only)
         return 0
-    names = [args.area] if args.area else [name for name, area in AREAS.items() for _ in range(area.share)]
+    names = [name for name in args.area for _ in range(AREAS[name].share)]
     random.Random(0).shuffle(names)
     counts, start = {name: Counter[str]() for name in AREAS if name in names}, time.monotonic()
     for number in range(args.cases):
         name = names[number % len(names)]
         kind = kind_of(name, args.seed + number, args.show)
         counts[name][kind] += 1
+        if number % 250 == 249:
+            print(f"{number + 1} cases, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         if kind in BAD:
             print(f"{name} {args.seed + number}: {kind}", file=sys.stderr, flush=True)
     for name, count in counts.items():

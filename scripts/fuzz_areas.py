@@ -123,12 +123,12 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def open_image(path: Path, rng: random.Random) -> None:
-    """Read a file as an image, at full and at reduced scale, as a mask, and on a contact sheet."""
-    for read in (decode.load, lambda one: decode.load(one, 8), masks.load_mask, decode.exif_orientation):
-        if read is not decode.exif_orientation or path.is_file():
-            attempt(read, path)
+    """Read as an image or a mask, in full or scaled, or on a contact sheet."""
+    readers = (decode.load, lambda one: decode.load(one, 8), masks.load_mask)
     if rng.random() < 0.1:
         attempt(contact_sheet.contact_sheet, wrap([(path, "[/x] $x^{")]), path.parent / "sheet.png")
+    else:
+        attempt(rng.choice(readers), path)
 
 
 TABLE = '''image,text,label,patient,eye,modality,day,age,split,A,B

@@ -140,7 +140,10 @@ def damage_json(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.03:
         depth = rng.choice((100, 5000, 200_000))
         return data[:-2] + b', "x": ' + b"[" * depth + b"]" * depth + b"}"
-    value = json.loads(data)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):  # damaged before
+        return damage_bytes(data, rng)
     for _ in range(rng.randint(1, 3)):
         places = [(value, key) for key in _keys(value)] + _places(value)
         if not places:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
 import json
 import os
 import re
@@ -109,14 +110,14 @@ def write_card(
 ) -> None:
     """Write README.md with the front matter that model hubs read; `usage` is a Python snippet."""
     facts = {name: value for name, value in {**model.preprocessing, **model.source}.items() if value is not None}
-    rows = "\n".join(f"| {name} | `{value}` |" for name, value in facts.items())
+    rows = "\n".join(f"| {_plain(name)} | `{_plain(value)}` |" for name, value in facts.items())
     card = f"""---
 library_name: {library}
 pipeline_tag: {tag}
 tags: [ophthalmology, fundus, retina, clip, fundax]
 ---
 
-# {model.source.get("name", "A model of the eye")}
+# {_plain(model.source.get("name", "A model of the eye"))}
 
 Trained or converted with fundax {fundax.__version__}. Fill in before you share it: the licence, the data it was
 trained on, and for whom it works and for whom it does not. It is a research model and no medical device.
@@ -134,6 +135,11 @@ trained on, and for whom it works and for whom it does not. It is a research mod
 `{RECORD}` names the source and the SHA-256 of every tensor.
 """
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _plain(text: Any) -> str:
+    """A name or a value as text of one line, in which no HTML, table or code of Markdown begins or ends."""
+    return re.sub(r"[`|]", "'", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def _readable(folder: Path) -> None:
