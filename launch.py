@@ -36,9 +36,11 @@ class Output:
     Args:
         workdir: Folder of the run: checkpoints, metrics and figures.
         log_to: Where to log besides metrics.jsonl; may be given twice.
+        folds: Cross-validate: train a model for each of this many folds of the patients, pool their predictions.
     """
 
     workdir: str = ""
+    folds: int = 0
     log_to: UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]] = ()
 
 
@@ -99,6 +101,9 @@ def train(argv: list[str]) -> None:
     (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
     if not own.workdir and "--help" not in rest:
         raise _mistake("train: --workdir DIR is missing")
+    if own.folds:
+        _cross_validate(config, rest, own, _cluster(processes))
+        return
     cluster = _cluster(processes)
     recipe = _load(config, rest, Output, Cluster, defaults=defaults_to_resume(own.workdir, rest))
     _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
@@ -106,6 +111,18 @@ def train(argv: list[str]) -> None:
     fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), own.workdir)
     if not complete:
         _report(own.workdir)
+
+
+def _cross_validate(config: str, argv: list[str], own: Output, cluster: Any) -> None:
+    """Train all folds; print their pooled metrics and write a page about them."""
+    from fundax.folds import cross_validate
+    from fundax.results.page import report
+
+    _load(config, [*argv, "--fold", f"1/{own.folds}"], Output, Cluster)  # errors come before other processes are met
+    _meet(cluster)
+    cross_validate(lambda *more: _load(config, [*argv, *more], Output, Cluster), own.workdir, own.folds)
+    _report(own.workdir)
+    print(report([own.workdir], Path(own.workdir) / "report.html"))
 
 
 def evaluate(argv: list[str]) -> None:

@@ -149,7 +149,9 @@ class Recipe:
     evals: Mapping[str, Eval] = field(default_factory=dict)
     init_from: Sequence[Callable[[Params], Params]] = ()  # applied in order to fresh parameters
     init_extra: Sequence[Callable[[Any], Any]] = ()  # the same for `extra`: batch statistics of a pretrained encoder
-    origin: Mapping[str, Any] = field(default_factory=dict)  # JSON: where the initial weights come from, and their licence
+    origin: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # JSON: where the initial weights come from, and their licence
     mesh: tuple[int, ...] = (-1, 1)  # (data, model) or (data, fsdp, model)
     rules: Rules = RULES
     intervals: Intervals = Intervals()

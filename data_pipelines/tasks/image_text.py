@@ -166,7 +166,7 @@ def _length(tokenizer: Tokenizer, text: str) -> int:
 
 def fingerprint(data: Data, seed: int) -> str:
     """A key for cached features of the parts of --data, which have been read; image files are assumed not to change."""
-    settings = (data.patients, data.modalities, data.fractions, data.part, seed, data.used)
+    settings = (data.patients, data.modalities, data.fractions, data.part, data.fold, seed, data.used)
     return hashlib.sha256(repr(settings).encode()).hexdigest()
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from data_pipelines.images.contrast import Contrast
 from data_pipelines.open import Data, joined, synthetic_parts
 from data_pipelines.pipeline import Data as Batches
 from data_pipelines.pipeline import one_epoch
@@ -20,6 +21,7 @@ from data_pipelines.sources.matching import are_numbers, names_of
 from data_pipelines.sources.splits import select
 from data_pipelines.synthetic.sources import Eyes, Patients
 from data_pipelines.transforms import steps as t
+from data_pipelines.transforms.photographs import photograph_changes
 from data_pipelines.transforms.steps import IndependentFlip, Select, Step, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
 from data_pipelines.words import value_names
@@ -73,12 +75,14 @@ def parts(
     target: str = "label",
     share: float = 0.25,
     classes: Sequence[str] | None = None,
+    selects: bool = True,
 ) -> Parts:
     """The training part and the evaluated part of a labelled source, stratified by label and matched by class names.
 
     Without --data, they are parts of synthetic patients. target: a target that every record must have; names of values
     are those of their columns. share: size of the synthetic val and test parts, relative to train. classes: None takes
-    data.classes. Raises DataError for a record without the target, if nothing is held out, and as Data.parts and
+    data.classes. selects: whether the part val selects a checkpoint; if not, cross-validation (--fold) trains on it, too,
+    and evaluates the part test. Raises DataError for a record without the target, if nothing is held out, and as Data.parts and
     Data.matched do.
     """
     few = max(round(synthetic.n * share), 2)
@@ -88,12 +92,15 @@ def parts(
         strata(one.source[0], target)
     classes = data.classes if classes is None else classes
     names = tuple(classes) or (value_names(found["train"][0]) if target == "value" else ())
+    if data.fold and not selects:
+        found = found | {"train": [*found["train"], *found.get("val", ())], "val": found["test"]}
     train = data.matched(found["train"], strict=True, target=target, names=names)
     names = names or (() if target == "value" else tuple(getattr(joined(train), "classes", ())))
     scored = data.matched(data.scored(found), strict=False, target=target, names=names)
     given = bool(classes) or not data.data or all("classes" in one.options for one in train)
     values = names_of(names) if target == "value" else ()
-    return Parts(joined(train), joined(scored), data.part or "val", given, values)
+    name = "test" if data.fold and not selects else data.part or "val"
+    return Parts(joined(train), joined(scored), name, given, values)
 
 
 def strata(record: Record, target: str = "label") -> np.ndarray:
@@ -121,6 +128,33 @@ def by_class(source: Source, classes: int) -> list[Source]:
 def repeated(source: Source, copies: int) -> Source:
     """The source repeated `copies` times. Copies have different positions, so they are augmented differently."""
     return source if copies == 1 else select(source, np.tile(np.arange(len(source)), copies))
+
+
+@dataclass(frozen=True)
+class Look:
+    """The arguments of a config for how photographs are prepared.
+
+    Args:
+        crop_field: Crop photographs to the field of view first; by default those of --data, unless a run is the start.
+        contrast: Even out the light of photographs, by CLAHE or by subtracting the local average (graham).
+        tiles: Cut each image into this many tiles on each side, every one of --image-size pixels.
+        tile_pool: How the features of the tiles become one: their mean or their largest values.
+    """
+
+    crop_field: bool | None = None
+    contrast: Contrast = "none"
+    tiles: int = 1
+    tile_pool: Literal["mean", "max"] = "mean"
+
+    def preprocessing(self, stored: Mapping[str, Any], data: Data, from_run: bool) -> dict[str, Any]:
+        """The preprocessing of an encoder, `stored`, with these choices; photographs that are cropped keep their aspect."""
+        crop = bool(data.data) and not from_run if self.crop_field is None else self.crop_field
+        facts = dict(stored) | {"image_size": stored["image_size"] * self.tiles}
+        facts |= {"contrast": self.contrast} if self.contrast != "none" else {}
+        if not crop:
+            return facts
+        facts = {name: value for name, value in facts.items() if name not in ("resize_to", "round_down")}
+        return facts | {"crop_field": True, "resize": "longest"}
 
 
 @dataclass(frozen=True)
@@ -200,8 +234,10 @@ class WithAttributes:
 def augmentation(recipe: str, side: int) -> tuple[Step, ...]:
     """Augmentation of a fine-tuning recipe, with the resize to `side`.
 
-    recipe: visionfm, retfound (without RandAugment), ret_clip or laptop.
+    recipe: visionfm, retfound (without RandAugment), ret_clip, laptop or photographs.
     """
+    if recipe == "photographs":
+        return photograph_changes(side)
     flip, jitter = t.IndependentFlip(), t.ColorJitter(0.1, 0.1, 0.0)
     if recipe == "ret_clip":
         crop = t.RandomResizedCrop(side, (0.8, 1.0), (0.9, 1.1))

@@ -36,8 +36,8 @@ def load(
     """The model at `path`: a run, an exported folder, or a file of weights of another program.
 
     Args:
-        path: named weights (interop.pretrained), a run of fundax or an import (its folder), a folder of one of `all_formats()`, or one of its weights files
-            (.safetensors, .pt, .pth, .bin, .npz).
+        path: named weights (interop.pretrained), a run of fundax or an import (its folder), a folder of one of
+            `all_formats()`, or one of its weights files (.safetensors, .pt, .pth, .bin, .npz).
         checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         like: the size ("H/14-378", a name of encoders.vit.SIZES) of a CLIP file without configuration beside it.
         modality: the modality of the images ("oct") whose mean and deviation an image encoder normalises by, where the

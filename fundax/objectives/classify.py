@@ -6,6 +6,7 @@ several encoders with one head, without knowing the modality."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +21,16 @@ from fundax.encoders.heads import MLPHead
 from fundax.encoders.pixels import mixup_cutmix
 from fundax.losses import supervised as losses
 from fundax.losses.supervised import GRADES, LAYOUT, graded_loss
-from fundax.optim import adamw, constant, cosine_schedule, decay_all, decay_matrices, grouped, layer_decay
+from fundax.optim import (
+    adamw,
+    constant,
+    cosine_schedule,
+    decay_all,
+    decay_matrices,
+    ema_update,
+    grouped,
+    layer_decay,
+)
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 
@@ -36,11 +46,18 @@ class Classify:
     mixup, cutmix: alpha of the Beta distribution, 0 to disable; for image batches.
     peer_softmax: apply a second softmax to the probabilities in the loss, as in RET-CLIP's fine-tuning code.
     given: whether training batches have "image" or "feature".
+    penalty: weight of the L2 penalty |W|^2 / 2 of the head's kernels.
+    momentum: of the moving average of all parameters, with which `forward` predicts; 0: the parameters themselves. The
+        average is `average` in the extra state, and starts faster (as in timm and TensorFlow).
+
+    kind "grades": `label` i32 [B] is one of K ordered classes. The head has K - 1 outputs, the logits that the grade is
+    above each of the first K - 1 (arXiv:2001.07884's task with separate kernels). `logits` of the forward pass are
+    the K log probabilities.
     """
 
     tower: Backbone
     head: MLPHead
-    kind: Literal["single", "several"] = "single"
+    kind: Literal["single", "several", "grades"] = "single"
     classes: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     focal: float = 0.0
@@ -49,6 +66,8 @@ class Classify:
     cutmix: float = 0.0
     peer_softmax: bool = False
     given: Literal["image", "feature"] = "image"
+    penalty: float = 0.0
+    momentum: float = 0.0
 
     def __post_init__(self) -> None:
         if self.weights and len(self.weights) != self.head.outputs:
@@ -66,13 +85,19 @@ class Classify:
         return batch_spec(self.tower, self.given, batch) | {"label": jax.ShapeDtypeStruct(shape, kind)}
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Initial parameters `image` and `head`; batch statistics in extra."""
-        return init_head(self.tower, self.head, rng)
+        """Initial parameters `image` and `head`; batch statistics and the moving average in extra."""
+        params, extra = init_head(self.tower, self.head, rng)
+        average = {"average": jax.tree.map(jnp.copy, params), "steps": jnp.zeros((), jnp.int32)}
+        return params, extra | (average if self.momentum else {})
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
         """feature f32 [B C], logits and probabilities f32 [B K]."""
+        params = self._predicting(params, extra)
         feature, _ = self.tower.features(params, extra, batch)
         logits, _ = apply_head(self.head, params, extra, feature)
+        if self.kind == "grades":
+            probabilities = grade_probabilities(logits)
+            return {"feature": feature, "logits": jnp.log(probabilities + 1e-12), "probabilities": probabilities}
         single = self.kind == "single" and self.head.outputs > 1
         return {
             "feature": feature,
@@ -85,16 +110,35 @@ class Classify:
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Mean loss of the labelled rows. `accuracy` compares with the labels before mixing."""
         mix, drop, path = jax.random.split(rng, 3)
+        extra = self._averaged(params, extra)
         targets, pixels = self._targets(batch["label"]), None
         if (self.mixup or self.cutmix) and "image" in batch:
             pixels, targets = mixup_cutmix(mix, self.tower.pixels(batch), targets, self.mixup, self.cutmix)
         feature, extra = self.tower.features(params, extra, batch, pixels, path)
         logits, extra = apply_head(self.head, params, extra, feature, drop)
-        loss = self._compare(logits, targets)
+        loss = self._compare(logits, targets) + self.penalty / 2 * _square(params["head"])
         return loss, (extra, {"loss": loss, "accuracy": self._accuracy(logits, batch["label"])})
+
+    def _predicting(self, params: Params, extra: Extra) -> Params:
+        """The moving average, once there is one."""
+        if "average" not in extra:
+            return params
+        return jax.tree.map(lambda a, p: jnp.where(extra["steps"] > 0, a, p), extra["average"], params)
+
+    def _averaged(self, params: Params, extra: Extra) -> Extra:
+        """The extra state with the moving average after one more step."""
+        if not self.momentum:
+            return extra
+        steps = extra["steps"] + 1
+        momentum = jnp.minimum(self.momentum, (steps - 1) / (steps + 8))  # 0 at the first step
+        return {**extra, "average": ema_update(extra["average"], params, momentum), "steps": steps}
 
     def _targets(self, label: jax.Array) -> jax.Array:
         label = jnp.asarray(label)
+        if self.kind == "grades":
+            above = label[:, None] > jnp.arange(self.head.outputs)[None]
+            known = jnp.where(label[:, None] < 0, jnp.nan, above.astype(jnp.float32))
+            return known * (1 - self.smoothing) + self.smoothing / 2
         if self.kind == "several":
             return label * (1 - self.smoothing) + self.smoothing / 2
         if self.head.outputs == 1:
@@ -103,18 +147,36 @@ class Classify:
         return losses.class_targets(label, self.head.outputs, self.smoothing)
 
     def _compare(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
-        if self.kind == "several" or self.head.outputs == 1:
+        if self.kind != "single" or self.head.outputs == 1:
             return losses.binary_cross_entropy(logits, targets, self.weights, self.focal)
         logits = jax.nn.softmax(logits) if self.peer_softmax else logits
         return losses.cross_entropy(logits, targets, self.weights, self.focal)
 
     def _accuracy(self, logits: jax.Array, label: jax.Array) -> jax.Array:
-        if self.kind == "several":
+        if self.kind == "grades":
+            known, right = label >= 0, (logits > 0).sum(1) == label
+        elif self.kind == "several":
             known, right = ~jnp.isnan(label), (logits > 0) == (label > 0.5)
         else:
             guess = logits.argmax(1) if self.head.outputs > 1 else (logits[:, 0] > 0).astype(jnp.int32)
             known, right = label >= 0, guess == label
         return (known & right).sum() / jnp.maximum(known.sum(), 1)
+
+
+def grade_probabilities(logits: jax.Array) -> jax.Array:
+    """Probabilities f32 [B K] of grades from the logits f32 [B K-1] of being above each; these are made to decrease."""
+    above = jax.lax.cummin(jax.nn.sigmoid(logits), axis=1)
+    ends = jnp.ones((len(logits), 1), above.dtype), jnp.zeros((len(logits), 1), above.dtype)
+    above = jnp.concatenate([ends[0], above, ends[1]], axis=1)
+    return above[:, :-1] - above[:, 1:]
+
+
+def _square(head: Params) -> jax.Array:
+    """Sum of the squares of a head's kernels."""
+    kernels = [
+        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(head) if "kernel" in jax.tree_util.keystr(path)
+    ]
+    return sum((jnp.square(kernel).sum() for kernel in kernels), jnp.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -201,6 +263,26 @@ class MultiModality:
         logits, extra = apply_head(self.head, params, extra, feature, drop)
         loss = graded_loss(logits, jnp.asarray(batch["label"]), self.grades, self.weights)
         return loss, (extra, {"loss": loss})
+
+
+def logistic(
+    width: int, rows: int, outputs: int, several: bool, strength: float
+) -> tuple[float, optax.GradientTransformation, int]:
+    """Logistic regression of standardised features as scikit-learn's with C = `strength`: penalty, optimizer and steps.
+
+    The problem is convex, so that steps of a size that the number of features decides, with Nesterov's momentum, reach
+    its optimum. Raises UserError for a strength that is not positive.
+
+    Source: Y. Nesterov, Introductory Lectures on Convex Optimization, 2004, theorem 2.2.3.
+    """
+    if strength <= 0:
+        raise UserError(f"--strength {strength}; expected a positive number")
+    # scikit-learn minimises C times the sum of the losses; its single weight vector of two classes is our difference
+    penalty = (1 / outputs if several else 2.0 if outputs == 2 else 1.0) / (strength * rows)
+    smooth = (width + 1) / 2 + penalty  # a bound on the curvature: the trace of the features' covariance
+    root = math.sqrt(smooth / penalty)
+    rule = optax.sgd(1 / smooth, (root - 1) / (root + 1), nesterov=True)
+    return penalty, rule, min(math.ceil(25 * root), 5000)
 
 
 # Fine-tuning recipes: the encoder's feature, blocks that are read, layers of the classifier, whether it is normalised, and
