@@ -139,12 +139,19 @@ class Look:
         contrast: Even out the light of photographs, by CLAHE or by subtracting the local average (graham).
         tiles: Cut each image into this many tiles on each side, every one of --image-size pixels.
         tile_pool: How the features of the tiles become one: their mean or their largest values.
+        test_flips: Average the features of an image and of its mirror image, except in training.
     """
 
     crop_field: bool | None = None
     contrast: Contrast = "none"
     tiles: int = 1
     tile_pool: Literal["mean", "max"] = "mean"
+    test_flips: bool = False
+
+    @property
+    def tiling(self) -> dict[str, Any]:
+        """Arguments of fundax.interop.backbone."""
+        return {"tiles": self.tiles, "tile_pool": self.tile_pool}
 
     def preprocessing(self, stored: Mapping[str, Any], data: Data, from_run: bool) -> dict[str, Any]:
         """The preprocessing of an encoder, `stored`, with these choices; photographs that are cropped keep their aspect."""
@@ -231,22 +238,26 @@ class WithAttributes:
         return self.first(example, rng) | attributes(example, self.names)
 
 
-def augmentation(recipe: str, side: int) -> tuple[Step, ...]:
-    """Augmentation of a fine-tuning recipe, with the resize to `side`.
+def augmentation(recipe: str, preprocessing: Mapping[str, Any]) -> tuple[Step, ...]:
+    """Augmentation of a fine-tuning recipe, with the resize to the side of the encoder's images.
 
-    recipe: visionfm, retfound (without RandAugment), ret_clip, laptop or photographs.
+    recipe: visionfm, retfound (without RandAugment), ret_clip, laptop or photographs. Photographs are cropped to their
+    field of view first, and their contrast evened out, where the preprocessing says so.
     """
-    if recipe == "photographs":
-        return photograph_changes(side)
+    side = int(preprocessing["image_size"])
     flip, jitter = t.IndependentFlip(), t.ColorJitter(0.1, 0.1, 0.0)
+    chosen = any(name in preprocessing for name in ("crop_field", "contrast"))
+    first = (eval_step({**preprocessing, "image_size": side * 5 // 4}),) if chosen else ()
+    if recipe == "photographs":
+        return *first, *photograph_changes(side)
     if recipe == "ret_clip":
         crop = t.RandomResizedCrop(side, (0.8, 1.0), (0.9, 1.1))
-        return t.Squash(side), t.RandomAffine(30.0), crop, flip, jitter, t.RandomErasing(0.2)
+        return *first, t.Squash(side), t.RandomAffine(30.0), crop, flip, jitter, t.RandomErasing(0.2)
     if recipe == "retfound":
-        return t.RandomResizedCrop(side, (0.08, 1.0)), flip, t.RandomErasing(0.25)
+        return *first, t.RandomResizedCrop(side, (0.08, 1.0)), flip, t.RandomErasing(0.25)
     if recipe == "visionfm":
-        return t.RandomResizedCrop(side, (0.08, 1.0), interpolation="bilinear"), flip, FlipRows()
-    return t.RandomAffine(20.0), t.RandomResizedCrop(side, (0.7, 1.0)), flip, FlipRows(), jitter
+        return *first, t.RandomResizedCrop(side, (0.08, 1.0), interpolation="bilinear"), flip, FlipRows()
+    return *first, t.RandomAffine(20.0), t.RandomResizedCrop(side, (0.7, 1.0)), flip, FlipRows(), jitter
 
 
 def flips() -> tuple[Step, ...]:

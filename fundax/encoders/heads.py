@@ -121,7 +121,9 @@ class MLPHead(nn.Module):
         if self.norm:
             if train and len(x) < 2 and not self.standardized:
                 raise UserError("a training batch of one has no batch statistics; make the batch larger")
-            x = BatchNorm(self.epsilon, self.momentum, name="norm")(x[:, None, None], train and not self.standardized)[:, 0, 0]
+            x = BatchNorm(self.epsilon, self.momentum, name="norm")(x[:, None, None], train and not self.standardized)[
+                :, 0, 0
+            ]
         widths = {1: (), 2: (c // 4,), 3: (c // 2, c // 4)}[self.layers]
         for i, width in enumerate(widths):
             x = layers.gelu_exact(self._dense(width, f"fc{i + 1}")(x))

@@ -297,17 +297,9 @@ class WholeBatches:
         del state
 
 
-def standardizing(read: Read) -> Callable[[Extra], Extra]:
-    """A step for Recipe.init_extra that gives a standardized head the mean and variance of the features."""
-
-    def fill(extra: Extra) -> Extra:
-        feature = read()["feature"].astype(np.float64)
-        mean, var = feature.mean(0), feature.var(0)
-        var = np.where(var < 1e-12, 1.0, var)  # a feature that never varies says nothing, as in scikit-learn
-        norm = {**extra["head"]["norm"], "mean": mean.astype(np.float32), "var": var.astype(np.float32)}
-        return {**extra, "head": {**extra["head"], "norm": norm}}
-
-    return fill
+def passes(exact: bool, read: Read, batch: int, seed: int = 0, balanced: str = "") -> Whole | Epochs:
+    """Training data of a probe: Whole for a problem that is solved exactly, else Epochs."""
+    return Whole(read, batch) if exact else Epochs(read, batch, seed, balanced)
 
 
 @dataclass(frozen=True)

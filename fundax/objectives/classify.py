@@ -28,6 +28,7 @@ from fundax.optim import (
     decay_all,
     decay_matrices,
     ema_update,
+    freeze,
     grouped,
     layer_decay,
 )
@@ -50,6 +51,8 @@ class Classify:
     momentum: of the moving average of all parameters, with which `forward` predicts; 0: the parameters themselves. The
         average is `average` in the extra state, and starts faster (as in timm and TensorFlow).
 
+    test_flips: `forward` averages the features of an image and of its mirror image.
+
     kind "grades": `label` i32 [B] is one of K ordered classes. The head has K - 1 outputs, the logits that the grade is
     above each of the first K - 1 (arXiv:2001.07884's task with separate kernels). `logits` of the forward pass are
     the K log probabilities.
@@ -68,6 +71,7 @@ class Classify:
     given: Literal["image", "feature"] = "image"
     penalty: float = 0.0
     momentum: float = 0.0
+    test_flips: bool = False
 
     def __post_init__(self) -> None:
         if self.weights and len(self.weights) != self.head.outputs:
@@ -94,6 +98,11 @@ class Classify:
         """feature f32 [B C], logits and probabilities f32 [B K]."""
         params = self._predicting(params, extra)
         feature, _ = self.tower.features(params, extra, batch)
+        if self.test_flips and "feature" not in batch:
+            mirrored, _ = self.tower.features(
+                params, extra, {**batch, "image": jnp.asarray(batch["image"])[:, :, ::-1]}
+            )
+            feature = (feature + mirrored) / 2
         logits, _ = apply_head(self.head, params, extra, feature)
         if self.kind == "grades":
             probabilities = grade_probabilities(logits)
@@ -189,6 +198,7 @@ class Supervision:
         weights: Weights of the classes in the loss: equal, or by inverse frequency.
         balanced: Sample every class, data set or modality equally often.
         ordered: The classes are grades: report the quadratic kappa and select the checkpoint by it.
+        ordinal: Grades have an ordinal head, which learns whether the grade is above each of the lower ones.
     """
 
     smoothing: float = 0.0
@@ -196,11 +206,20 @@ class Supervision:
     weights: Literal["equal", "balanced"] = "equal"
     balanced: bool = False
     ordered: bool = False
+    ordinal: bool = False
+
+    def outputs(self, classes: tuple[str, ...]) -> int:
+        """Number of outputs of the head. Raises UserError for an ordinal head with class weights, or of two classes."""
+        if self.ordinal and (self.weights == "balanced" or len(classes) < 3):
+            raise UserError("--ordinal: expected at least three grades, and --weights equal")
+        return len(classes) - 1 if self.ordinal else len(classes)
 
     def fields(self, several: bool, classes: tuple[str, ...], labels: Callable[[], np.ndarray]) -> dict[str, Any]:
         """Fields of Classify; `labels` gives those of the training rows, i32 [N] or f32 [N K]."""
         weights = losses.inverse_frequencies(labels(), len(classes)) if self.weights == "balanced" else ()
-        kind = "several" if several else "single"
+        if several and self.ordinal:
+            raise UserError("--ordinal: the labels are several findings at once; expected grades")
+        kind = "several" if several else "grades" if self.ordinal else "single"
         return {"kind": kind, "classes": classes, "focal": self.focal, "smoothing": self.smoothing, "weights": weights}
 
     @property
@@ -265,33 +284,85 @@ class MultiModality:
         return loss, (extra, {"loss": loss})
 
 
-def logistic(
-    width: int, rows: int, outputs: int, several: bool, strength: float
-) -> tuple[float, optax.GradientTransformation, int]:
-    """Logistic regression of standardised features as scikit-learn's with C = `strength`: penalty, optimizer and steps.
+@dataclass(frozen=True)
+class Probe:
+    """How a head is trained on frozen features.
 
-    The problem is convex, so that steps of a size that the number of features decides, with Nesterov's momentum, reach
-    its optimum. Raises UserError for a strength that is not positive.
+    Attributes:
+        head: the head. penalty: field of Classify. rule: optimizer; encoder and standardisation are frozen.
+        steps, batch: number of steps and rows of a step. exact: whether every step sees all rows and converges.
+    """
+
+    head: MLPHead
+    penalty: float
+    rule: optax.GradientTransformation
+    steps: int
+    batch: int
+    exact: bool
+
+    def init_extra(self, read: Callable[[], Any]) -> tuple[Callable[[Extra], Extra], ...]:
+        """For Recipe: gives a standardised head the mean and variance of the training features `read()["feature"]`."""
+
+        def fill(extra: Extra) -> Extra:
+            feature = read()["feature"].astype(np.float64)
+            mean, var = feature.mean(0), feature.var(0)
+            var = np.where(var < 1e-12, 1.0, var)  # a feature that never varies says nothing, as in scikit-learn
+            norm = {**extra["head"]["norm"], "mean": mean.astype(np.float32), "var": var.astype(np.float32)}
+            return {**extra, "head": {**extra["head"], "norm": norm}}
+
+        return (fill,) if self.exact else ()
+
+
+def probe(
+    name: Literal["logistic", "linear", "mlp"],
+    run: Any,
+    width: int,
+    rows: int,
+    outputs: int,
+    several: bool,
+    strength: float,
+) -> Probe:
+    """A linear layer (linear) or VisionFM's decoder (mlp) with AdamW, or logistic regression (logistic).
+
+    Logistic regression is scikit-learn's, of standardised features with C = `strength`. The problem is convex, so that
+    steps of a size that the number of features decides, with Nesterov's momentum, reach its optimum.
+
+    Args:
+        run: fundax.recipe.Run.
+        width, rows: number of features and of training rows.
+        outputs, several: number of classes or findings, and whether several apply at once.
+    Raises:
+        UserError: a strength that is not positive.
 
     Source: Y. Nesterov, Introductory Lectures on Convex Optimization, 2004, theorem 2.2.3.
     """
     if strength <= 0:
         raise UserError(f"--strength {strength}; expected a positive number")
+    if name != "logistic":
+        steps = run.steps or max(run.epochs * rows // run.batch, 1)
+        rule = adamw(
+            cosine_schedule(run.lr * run.batch / 256, 0, steps), weight_decay=run.weight_decay, decay=decay_all
+        )
+        head = MLPHead(outputs, 3 if name == "mlp" else 1, norm=name == "mlp")
+        return Probe(head, 0.0, freeze(rule, "^image/"), steps, run.batch, False)
     # scikit-learn minimises C times the sum of the losses; its single weight vector of two classes is our difference
     penalty = (1 / outputs if several else 2.0 if outputs == 2 else 1.0) / (strength * rows)
     smooth = (width + 1) / 2 + penalty  # a bound on the curvature: the trace of the features' covariance
     root = math.sqrt(smooth / penalty)
-    rule = optax.sgd(1 / smooth, (root - 1) / (root + 1), nesterov=True)
-    return penalty, rule, min(math.ceil(25 * root), 5000)
+    rule = freeze(optax.sgd(1 / smooth, (root - 1) / (root + 1), nesterov=True), "^image/", "^head/norm/")
+    steps, batch = run.steps or min(math.ceil(12 * root), 5000), -(-rows // 8) * 8
+    return Probe(MLPHead(outputs, 1, standardized=True, epsilon=1e-12), penalty, rule, steps, batch, True)
 
 
 # Fine-tuning recipes: the encoder's feature, blocks that are read, layers of the classifier, whether it is normalised, and
-# epochs of warm-up. visionfm, retfound and ret_clip are published; laptop is ours, for two CPU cores.
+# epochs of warm-up. visionfm, retfound and ret_clip are published; laptop is ours, for two CPU cores, and photographs, for
+# a convolutional encoder and 100 to 300 images.
 RECIPES: dict[str, tuple[Feature, int, int, bool, int]] = {
     "laptop": ("token", 4, 1, True, 2),
     "visionfm": ("token", 4, 3, True, 0),
     "retfound": ("mean", 1, 1, False, 10),
     "ret_clip": ("pooled", 1, 1, False, 0),
+    "photographs": ("pooled", 1, 1, False, 1),
 }
 
 # The arguments of configs/finetune.py that each row sets; learning rates are for a batch of 256.
@@ -301,6 +372,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "retfound": {"batch": 16, "epochs": 50, "lr": 5e-3, "encoder_lr": 5e-3, "drop_path": 0.2, "smoothing": 0.1,
                  "depth_decay": 0.65},
     "ret_clip": {"batch": 16, "epochs": 50, "lr": 1.6e-2, "encoder_lr": 3.2e-5, "weight_decay": 0.01, "smoothing": 0.1},
+    "photographs": {"batch": 16, "epochs": 20, "lr": 1.6e-2, "encoder_lr": 4.8e-3, "drop_path": 0.1, "smoothing": 0.1,
+                    "ema": 0.98, "statistics": "frozen", "image_size": 448, "init": "imagenet", "test_flips": True},
     "smoke": {"steps": 3},
 }  # fmt: skip
 

@@ -63,8 +63,10 @@ class Ensemble:
         """probabilities f32 [B K], the mean of those of the members, and logits f32 [B K] that give them."""
         shared = {name: tree for name, tree in params.items() if name != MEMBERS}
         state = {name: tree for name, tree in extra.items() if name != MEMBERS}
-        if shared:
-            batch = {"feature": self.model.tower.features(shared, state, batch)[0]}
+        if shared and "feature" not in batch:
+            first = [jax.tree.map(lambda leaf: leaf[0], tree) for tree in (params[MEMBERS], extra.get(MEMBERS, {}))]
+            out = self.model.forward({**shared, **first[0]}, {**state, **first[1]}, batch)
+            batch = {"feature": out["feature"]}
 
         def member(trees: tuple[Params, Extra]) -> jax.Array:
             return self.model.forward({**shared, **trees[0]}, {**state, **trees[1]}, batch)["probabilities"]
