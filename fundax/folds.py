@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from fundax.evals.kinds import ClassificationResult, MultiLabelResult, read
 from fundax.evals.supervised import pooled
 from fundax.objectives.ensemble import Ensemble, stacked
 from fundax.recipe import Recipe
+from fundax.results.page import report
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import Checkpoints, has_checkpoints, load_params
 from fundax.runtime.workdir import make, write_arrays, write_json
 from fundax.train import fit
 from fundax.types import UserError
 
+PAGE = "report.html"
 PART = "test"  # what each fold is held out as
 _log = logging.getLogger("fundax")
 
@@ -33,7 +36,7 @@ def cross_validate(
 
     Every fold is a run of its own, workdir/fold_K, which the same command resumes. The run in `workdir` holds the pooled
     predictions of all rows, each by the model that has not seen its patient (evals/test.npz), and an Ensemble of the
-    models to predict with.
+    models to predict with. Returns the path of a page about it, whose intervals resample patients.
 
     Args:
         load: the recipe under further arguments of the config (data_pipelines.open.Sources has `fold` and `part`).
@@ -61,7 +64,31 @@ def cross_validate(
     found = pooled(results)
     if jax.process_index() == 0:
         _write(folder, recipes[0], found, count)
-    return found
+        report([folder], folder / PAGE)
+    return folder / PAGE
+
+
+def fit_better(loads: Mapping[str, Callable[..., Recipe]], workdir: str | Path, count: int) -> str:
+    """Cross-validate several configs on the same data, each in a folder of its name, and keep the best in model/.
+
+    Returns a line on what was written, with a page that compares them (paired by row). Best is the largest macro AUC.
+    Raises UserError as cross_validate does.
+    """
+    folder = Path(workdir)
+    for name, load in loads.items():
+        cross_validate(load, folder / name, count)
+    page, best = folder / PAGE, max(loads, key=lambda name: _score(folder / name))
+    if jax.process_index() == 0:
+        report([folder / name for name in loads], page)
+        ignored = shutil.ignore_patterns("fold_*", "figures")
+        shutil.copytree(folder / best, folder / "model", ignore=ignored, dirs_exist_ok=True)
+    return (
+        f"{page}; {folder / 'model'} is the best of {', '.join(loads)}: {best}, macro AUC {_score(folder / best):.3f}"
+    )
+
+
+def _score(where: Path) -> float:
+    return float(_result(where).metrics.get("macro_auc", 0.0))
 
 
 def _result(where: Path) -> ClassificationResult | MultiLabelResult:
