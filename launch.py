@@ -1,6 +1,7 @@
 """The command line of fundax. `python launch.py VERB --help` lists the arguments of a verb.
 
     train CONFIG --workdir DIR [arguments of the config]     train; rerun the same command to resume
+    fit images.csv --workdir DIR                             a classifier of photographs, from ImageNet's weights
     eval RUN [--checkpoint best] [arguments of the config]   evaluate a run again, or on other data
     export RUN OUT --to FORMAT                                write a run as a folder for other programs
     import PATH --workdir DIR                                 write such a folder, or a weights file, as a run
@@ -37,10 +38,29 @@ class Output:
     Args:
         workdir: Folder of the run: checkpoints, metrics and figures.
         log_to: Where to log besides metrics.jsonl; may be given twice.
+        folds: Cross-validate: train a model for each of this many folds of the patients, pool their predictions.
     """
 
     workdir: str = ""
+    folds: int = 0
     log_to: UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]] = ()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a classifier is fitted.
+
+    Args:
+        workdir: Folder to write: probe/, finetune/, report.html and model/, the better of both.
+        folds: Number of folds of the patients; each is predicted by models that have not seen it.
+        init: Weights to start from.
+        finetune: Fine-tune the encoder after the probe, which takes most of the time.
+    """
+
+    workdir: str = ""
+    folds: int = 5
+    init: str = "imagenet"
+    finetune: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,6 +123,9 @@ def train(argv: list[str]) -> None:
     (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
     if not own.workdir and "--help" not in rest:
         raise _mistake("train: --workdir DIR is missing")
+    if own.folds:
+        _cross_validate(config, rest, own, _cluster(processes))
+        return
     cluster = _cluster(processes)
     with mirrored(own.workdir) as workdir:
         defaults = defaults_to_resume(str(workdir) if own.workdir else "", rest)
@@ -112,6 +135,44 @@ def train(argv: list[str]) -> None:
         fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), workdir)
         if not complete:
             _report(str(workdir))
+
+
+def _cross_validate(config: str, argv: list[str], own: Output, cluster: Any) -> None:
+    """Train all folds; print their pooled metrics and write a page about them."""
+    from fundax.folds import cross_validate
+
+    recipes = _recipes(config, argv)
+    recipes("--fold", f"1/{own.folds}")  # errors come before other processes are met
+    _meet(cluster)
+    page = cross_validate(recipes, own.workdir, own.folds)
+    _report(own.workdir)
+    print(page)
+
+
+def _recipes(config: str, argv: list[str]) -> Callable[..., Any]:
+    """The recipe of a config under these arguments and further ones."""
+    return lambda *more: _load(config, [*argv, *more], Output, Cluster)
+
+
+def fit_photographs(argv: list[str]) -> None:
+    """Fit a classifier of photographs: a probe of a pretrained encoder, then fine-tuning, both cross-validated by patient.
+
+    DATA is a table, or a folder with a folder for each class. Further arguments are those that configs/linear_probe.py and
+    configs/finetune.py both have, such as --classes, --image-size and --ordered.
+    """
+    from fundax.folds import fit_better
+
+    (own, processes), data, rest = _options("fit DATA", fit_photographs, argv, Fit, Cluster)
+    if not own.workdir:
+        raise _mistake("fit: --workdir DIR is missing")
+    configs, shared = Path(__file__).parent / "configs", ["--data", data, "--init", own.init, *rest]
+    runs = {"probe": _recipes(str(configs / "linear_probe.py"), shared)}
+    if own.finetune:
+        runs["finetune"] = _recipes(str(configs / "finetune.py"), ["--preset", "photographs", *shared])
+    for recipes in runs.values():
+        recipes("--fold", f"1/{own.folds}")
+    _meet(_cluster(processes))
+    print(fit_better(runs, own.workdir, own.folds))
 
 
 def evaluate(argv: list[str]) -> None:
@@ -201,6 +262,7 @@ def compile_(argv: list[str]) -> None:
 # Verbs that also take the arguments of a config or a model; those of fundax/verbs.py take what their signatures say.
 VERBS: Mapping[str, Callable[[list[str]], None]] = {
     "train": train,
+    "fit": fit_photographs,
     "eval": evaluate,
     "compile": compile_,
     "predict": predict,

@@ -71,7 +71,7 @@ def names_of(model: Checkpoint) -> tuple[str, ...]:
 
 def predicted(model: Checkpoint, image: str | Path, modality: int = 0, days: float | None = None) -> np.ndarray:
     """Probabilities, or values in their units, f32 [K]. Raises DataError naming an image that cannot be read."""
-    seen = preprocess(load(Path(image)), model.preprocessing)
+    seen = preprocess(load(Path(image)), model.preprocessing, modality)
     batch: dict[str, Any] = {"image": seen[None], "modality": np.array([modality], np.int32)}
     if days is not None:
         batch["days"] = np.array([days], np.float32)

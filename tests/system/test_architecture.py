@@ -38,7 +38,7 @@ LEVELS = {
         ("config", "evals", "interop", "rerun", "train"),
         ("inference", "roofline"),
         ("results",),
-        ("verbs",),
+        ("folds", "verbs"),
     ),
     "data_pipelines": (
         ("geometry", "notices", "records"),
