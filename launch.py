@@ -36,10 +36,14 @@ class Output:
     Args:
         workdir: Folder of the run: checkpoints, metrics and figures.
         log_to: Where to log besides metrics.jsonl; may be given twice.
+        profile: Number of steps that the profiler traces, in WORKDIR/profile.
+        dry_run: Run this number of steps at full size on made-up arrays, print their speed, and read and save nothing.
     """
 
     workdir: str = ""
     log_to: UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]] = ()
+    profile: int = 0
+    dry_run: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,15 +102,21 @@ def train(argv: list[str]) -> None:
     from fundax.train import fit, is_complete
 
     (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
-    if not own.workdir and "--help" not in rest:
+    if not own.workdir and "--help" not in rest and not own.dry_run:
         raise _mistake("train: --workdir DIR is missing")
     cluster = _cluster(processes)
     with mirrored(own.workdir) as workdir:
         defaults = defaults_to_resume(str(workdir) if own.workdir else "", rest)
         recipe = _load(config, rest, Output, Cluster, defaults=defaults)
+        recipe = replace(recipe, writers=(*recipe.writers, *own.log_to), profile=own.profile)
         _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
+        if own.dry_run:
+            from fundax.roofline.dry_run import dry_run
+
+            dry_run(recipe, own.dry_run, str(workdir))
+            return
         complete = is_complete(recipe, workdir)
-        fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), workdir)
+        fit(recipe, workdir)
         if not complete:
             _report(str(workdir))
 

@@ -6,7 +6,7 @@
 
 A step is forward, backward and AdamW. Steps alternate in one process, so that a busy machine slows all programs alike, and
 medians are compared. The last column is the program's median over that of fundax: above 1, fundax is faster. `cpu` is the
-processor time of a step over all threads. MFU is printed for chips in fundax/roofline/chips.py. On an accelerator torch
+processor time of a step over all threads. MFU is printed for chips in fundax/runtime/chips.py. On an accelerator torch
 runs there too, under autocast to the same dtype; this has not been tried yet.
 """
 
@@ -27,8 +27,8 @@ import optax
 from record import Table, record
 
 from fundax.objectives.clip import CLIP, clip
-from fundax.roofline.chips import chip_of
-from fundax.roofline.flops import training_flops
+from fundax.runtime.chips import chip_of
+from fundax.runtime.flops import training_flops
 from fundax.types import Batch
 
 Step = Callable[[], None]
@@ -121,7 +121,7 @@ def alternate(steps: dict[str, Step], rounds: int) -> dict[str, np.ndarray]:
 
 
 def model_flops(objective: CLIP, batch: Batch) -> int:
-    """FLOPs of one step, counted from the program (fundax/roofline/flops.py)."""
+    """FLOPs of one step, counted from the program (fundax/runtime/flops.py)."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
     params, extra = jax.eval_shape(objective.init, jax.random.key(0), shapes)
     rng, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
@@ -155,9 +155,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-torch", action="store_true", help="measure fundax only")
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile")
     parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
-    parser.add_argument(
-        "--peak-tflops", type=float, help="peak TFLOP/s of a device that fundax/roofline/chips.py lacks"
-    )
+    parser.add_argument("--peak-tflops", type=float, help="peak TFLOP/s of a device that fundax/runtime/chips.py lacks")
     return parser.parse_args()
 
 

@@ -37,6 +37,7 @@ from fundax.runtime.log import Log, say
 from fundax.runtime.preemption import Preemption
 from fundax.runtime.prefetch import Prefetcher
 from fundax.runtime.process import configure_orbax
+from fundax.runtime.speed import Profile, Speed
 from fundax.stored import changes, check_evaluation, describe, digest_of_data, told
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
@@ -107,12 +108,17 @@ def _fit(recipe: Recipe, workdir: Path, checkpoint: int | str) -> TrainState:
             skipped = Path(workdir) / BAD_RECORDS
             with Prefetcher(recipe.train, spec, mesh, position, first, last, skipped) as data:
                 healthy, metrics, log.waited = _Finite(kept), {}, data.waited
+                trace = Profile(workdir, recipe.profile, first, last)
                 for step in range(first + 1, last + 1):
                     batch = data.take(metrics.get("loss"))
                     if step == first + 1:
+                        log.speed = Speed(run_step, (state, batch), recipe.objective, list(mesh.devices.flat)).row
                         compile_together(run_step, state, batch)
+                    trace.before(step)
                     state, metrics = run_step(state, batch)
                     healthy.note(step, metrics)
+                    if trace.after(step, metrics):
+                        log.info(f"profiled {recipe.profile} steps: tensorboard --logdir {where}/profile")
                     if step == first + 1:
                         jax.block_until_ready(metrics)  # exclude compile time from the throughput
                         log.start_clock(step)
@@ -176,13 +182,13 @@ def _initialize(recipe: Recipe) -> Callable[[jax.Array], tuple[Params, Extra]]:
     return lambda rng: recipe.objective.init(rng, one)
 
 
-def fresh(recipe: Recipe, mesh: Mesh) -> tuple[TrainState, None]:
-    """The state of step 0 on its devices, with init_from applied; and None, the start of the data."""
+def fresh(recipe: Recipe, mesh: Mesh, pretrained: bool = True) -> tuple[TrainState, None]:
+    """The state of step 0 on its devices, with init_from applied if `pretrained`; and None, the start of the data."""
     placed = jax.tree.map(lambda x: x.sharding, abstract_state(recipe, mesh))
     init = jax.jit(_initialize(recipe), out_shardings=(placed.params, placed.extra))
     params, extra = init(jax.random.key(recipe.seed))
-    params = _changed("params", recipe.init_from, params, placed.params)
-    extra = _changed("extra", recipe.init_extra, extra, placed.extra)
+    params = _changed("params", recipe.init_from if pretrained else (), params, placed.params)
+    extra = _changed("extra", recipe.init_extra if pretrained else (), extra, placed.extra)
     opt = jax.jit(recipe.optimizer.init, out_shardings=placed.opt)(params)
     return TrainState(meshes.device_put(np.int32(0), placed.step), params, extra, opt), None
 

@@ -22,10 +22,10 @@ from rich.table import Table
 from fundax import train
 from fundax.params import path_string
 from fundax.recipe import Recipe
-from fundax.roofline import flops
-from fundax.roofline.chips import CHIPS, GIB, Chip, chip_named, chip_of
 from fundax.roofline.collectives import Collective, collectives
+from fundax.runtime import flops
 from fundax.runtime import mesh as meshes
+from fundax.runtime.chips import CHIPS, GIB, Chip, chip_named, chip_of
 from fundax.types import UserError
 
 # libtpu must not search for a TPU or for another process that uses one. The last two variables have no effect on the
@@ -263,7 +263,7 @@ def _ms(seconds: float) -> str:
 def _caveat(compiled: CompiledStep) -> str:
     if compiled.chip is None:
         return (
-            f"{compiled.topology} is not in the table of chips (fundax/roofline/chips.py), so neither whether it fits nor its "
+            f"{compiled.topology} is not in the table of chips (fundax/runtime/chips.py), so neither whether it fits nor its "
             "speed is known. Memory is XLA's count for this device. For a TPU slice pass --topology, such as v5e:4x4."
         )
     between = (

@@ -9,8 +9,8 @@ from rich.console import Console
 from tiny_objective import recipe
 
 from fundax.roofline import compile as aot
-from fundax.roofline.chips import CHIPS, GIB
 from fundax.roofline.collectives import Collective
+from fundax.runtime.chips import CHIPS, GIB
 from fundax.types import UserError
 
 
