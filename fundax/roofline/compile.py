@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from rich.console import Group
 from rich.table import Table
 
@@ -174,11 +174,8 @@ def target(recipe: Recipe, topology: str | None) -> tuple[Mesh, Chip | None]:
         return mesh, chip_of(mesh.devices.flat[0].device_kind)
     chip = chip_named(topology.split(":")[0])
     devices = _devices(topology)
-    from jax.experimental import mesh_utils
-
     sizes = meshes.mesh_sizes(recipe.mesh, len(devices))
-    grid = mesh_utils.create_device_mesh(sizes, devices[: math.prod(sizes)], allow_split_physical_axes=True)
-    return Mesh(grid, meshes.AXES, axis_types=(AxisType.Auto,) * len(meshes.AXES)), chip
+    return meshes.arranged(sizes, devices[: math.prod(sizes)]), chip
 
 
 def _devices(topology: str) -> Sequence[Any]:
@@ -266,9 +263,13 @@ def _caveat(compiled: CompiledStep) -> str:
             f"{compiled.topology} is not in the table of chips (fundax/runtime/chips.py), so neither whether it fits nor its "
             "speed is known. Memory is XLA's count for this device. For a TPU slice pass --topology, such as v5e:4x4."
         )
-    between = (
-        " Traffic between slices is counted as traffic over the links of one slice." if "*" in compiled.topology else ""
-    )
+    between = ""
+    if "*" in compiled.topology:
+        crossing = sum(c.moved for c in compiled.communication if "data" in c.axes)
+        between = (
+            f" The data axis spans the slices: of its {crossing / 2**20:,.1f} MiB per device a part crosses the network "
+            "between slices, which is slower than the links that the interconnect time counts with."
+        )
     return f"Nothing was run: the times follow from the peak numbers of {compiled.chip.name} ({compiled.chip.source}).{between}"
 
 
