@@ -86,11 +86,13 @@ class Target:
         topology: TPU slice, such as v5e:4x4, v5p:2x4x4 or v5e:4x4*2 (two slices); without it, the devices of this machine.
         shardings: Print how every array of the state is divided.
         count: Compile nothing: only the memory of the state and the FLOPs, in seconds.
+        search: Try meshes and rematerialisation, and print this number of the fastest that fit.
     """
 
     topology: str = ""
     shardings: bool = False
     count: bool = False
+    search: int = 0
 
 
 def train(argv: list[str]) -> None:
@@ -195,6 +197,17 @@ def compile_(argv: list[str]) -> None:
     recipe = _load(config, rest, Target, verb="compile")
     topology = own.topology or None
     console = Console(width=None if sys.stdout.isatty() else 132)
+    if own.search:
+        from fundax.roofline.search import search, search_table
+
+        if not own.topology:
+            raise _mistake("compile: --search needs --topology")
+
+        def recipe_of(mesh: str, remat: str) -> Any:
+            return _load(config, [*rest, f"--mesh={mesh}", f"--remat={remat}"], Target, verb="compile")
+
+        console.print(search_table(search(recipe_of, own.topology, own.search), own.topology))
+        return
     if own.shardings:
         console.print(aot.shardings_table(recipe, aot.target(recipe, topology)[0]))
     compiled = aot.compile_step(recipe, topology, not own.count)

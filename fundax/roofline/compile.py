@@ -22,7 +22,7 @@ from rich.table import Table
 from fundax import train
 from fundax.params import path_string
 from fundax.recipe import Recipe
-from fundax.roofline.collectives import Collective, collectives
+from fundax.roofline.collectives import BETWEEN, Collective, collectives
 from fundax.runtime import flops
 from fundax.runtime import mesh as meshes
 from fundax.runtime.chips import CHIPS, GIB, Chip, chip_named, chip_of
@@ -56,11 +56,17 @@ class CompiledStep:
     done_flops: int  # including rematerialisation
     moved: int  # bytes that matrix products read and write, total over all devices
     seconds_to_compile: float
+    ideal: int = 0  # bytes that leave a device at best, without those of the model axis, see ideal_bytes
     refused: str = ""  # the compiler's message, if the program does not fit
 
     @property
     def devices(self) -> int:
         return math.prod(self.mesh.values())
+
+    @property
+    def sent(self) -> int:
+        """Bytes that a device sends over the links of its slice."""
+        return sum(c.moved for c in self.communication if c.kind != BETWEEN)
 
     @property
     def fits(self) -> bool | None:
@@ -86,7 +92,7 @@ class CompiledStep:
             "memory": (self.moved / self.devices + 2 * self.state) / self.chip.bandwidth,
         }
         if self.temporaries is not None:
-            seconds["interconnect"] = sum(c.moved for c in self.communication) / (self.chip.links / 2)
+            seconds["interconnect"] = self.sent / (self.chip.links / 2)
         return seconds
 
     def mfu(self, seconds: float) -> float:
@@ -135,6 +141,7 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
         done_flops=done,
         moved=moved,
         seconds_to_compile=seconds,
+        ideal=ideal_bytes(state.params, mesh),
         refused=refused,
     )
 
@@ -160,6 +167,20 @@ def _bytes(tree: Any) -> int:
         for x in jax.tree.leaves(tree)
         if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     )
+
+
+def ideal_bytes(params: Any, mesh: Mesh) -> int:
+    """Bytes that must leave a device in a step: split weights are gathered for the forward and the backward pass and their
+    gradients scattered; the gradients of the others, and those of each part over "data", are summed. All in fp32.
+    """
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    total = 0.0
+    for leaf in jax.tree.leaves(params):
+        local = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        split = any("fsdp" in (axis if isinstance(axis, tuple) else (axis,)) for axis in leaf.sharding.spec if axis)
+        copies = data if split else data * fsdp
+        total += 2 * (copies - 1) / copies * local + (3 * (fsdp - 1) * local if split else 0)
+    return int(total)
 
 
 def _first(error: Exception) -> str:
@@ -215,6 +236,7 @@ def tables(compiled: CompiledStep) -> Group:
             over = " x ".join(c.axes) or "other"
             wires.add_row(c.kind, over, str(c.group), str(c.count), f"{c.moved / 2**20:,.1f}")
         parts.append(wires)
+        parts.append(_beside_ideal(compiled))
     return Group(*parts, _caveat(compiled))
 
 
@@ -257,6 +279,16 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:,.1f} ms" if seconds < 1 else f"{1000 * seconds:,.0f} ms"
 
 
+def _beside_ideal(compiled: CompiledStep) -> str:
+    sent = compiled.sent
+    line = f"Sent per device: {sent / 2**20:,.1f} MiB; at best {compiled.ideal / 2**20:,.1f} MiB"
+    if compiled.mesh["model"] > 1:
+        return f"{line}, and the activations that the model axis sums in every layer."
+    if sent > 2 * compiled.ideal:
+        return f"{line}. WARNING: more than twice the best; activations may be sent in place of weights."
+    return f"{line} for this mesh, with weights and gradients in float32."
+
+
 def _caveat(compiled: CompiledStep) -> str:
     if compiled.chip is None:
         return (
@@ -265,11 +297,8 @@ def _caveat(compiled: CompiledStep) -> str:
         )
     between = ""
     if "*" in compiled.topology:
-        crossing = sum(c.moved for c in compiled.communication if "data" in c.axes)
-        between = (
-            f" The data axis spans the slices: of its {crossing / 2**20:,.1f} MiB per device a part crosses the network "
-            "between slices, which is slower than the links that the interconnect time counts with."
-        )
+        crossing = sum(c.moved for c in compiled.communication if c.kind == BETWEEN)
+        between = f" {crossing / 2**20:,.1f} MiB per device go to other slices, over a slower network that the times leave out."
     return f"Nothing was run: the times follow from the peak numbers of {compiled.chip.name} ({compiled.chip.source}).{between}"
 
 
