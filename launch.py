@@ -39,11 +39,15 @@ class Output:
         workdir: Folder of the run: checkpoints, metrics and figures.
         log_to: Where to log besides metrics.jsonl; may be given twice.
         folds: Cross-validate: train a model for each of this many folds of the patients, pool their predictions.
+        profile: Number of steps that the profiler traces, in WORKDIR/profile.
+        dry_run: Run this number of steps at full size on made-up arrays, print their speed, and read and save nothing.
     """
 
     workdir: str = ""
     folds: int = 0
     log_to: UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]] = ()
+    profile: int = 0
+    dry_run: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,11 +109,13 @@ class Target:
         topology: TPU slice, such as v5e:4x4, v5p:2x4x4 or v5e:4x4*2 (two slices); without it, the devices of this machine.
         shardings: Print how every array of the state is divided.
         count: Compile nothing: only the memory of the state and the FLOPs, in seconds.
+        search: Try meshes and rematerialisation, and print this number of the fastest that fit.
     """
 
     topology: str = ""
     shardings: bool = False
     count: bool = False
+    search: int = 0
 
 
 def train(argv: list[str]) -> None:
@@ -121,7 +127,7 @@ def train(argv: list[str]) -> None:
     from fundax.train import fit, is_complete
 
     (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
-    if not own.workdir and "--help" not in rest:
+    if not own.workdir and "--help" not in rest and not own.dry_run:
         raise _mistake("train: --workdir DIR is missing")
     if own.folds:
         _cross_validate(config, rest, own, _cluster(processes))
@@ -130,9 +136,15 @@ def train(argv: list[str]) -> None:
     with mirrored(own.workdir) as workdir:
         defaults = defaults_to_resume(str(workdir) if own.workdir else "", rest)
         recipe = _load(config, rest, Output, Cluster, defaults=defaults)
+        recipe = replace(recipe, writers=(*recipe.writers, *own.log_to), profile=own.profile)
         _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
+        if own.dry_run:
+            from fundax.roofline.dry_run import dry_run
+
+            dry_run(recipe, own.dry_run, str(workdir))
+            return
         complete = is_complete(recipe, workdir)
-        fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), workdir)
+        fit(recipe, workdir)
         if not complete:
             _report(str(workdir))
 
@@ -251,6 +263,17 @@ def compile_(argv: list[str]) -> None:
     recipe = _load(config, rest, Target, verb="compile")
     topology = own.topology or None
     console = log.console(stderr=False, soft_wrap=False, width=None if sys.stdout.isatty() else 132)
+    if own.search:
+        from fundax.roofline.search import search, search_table
+
+        if not own.topology:
+            raise _mistake("compile: --search needs --topology")
+
+        def recipe_of(mesh: str, remat: str) -> Any:
+            return _load(config, [*rest, f"--mesh={mesh}", f"--remat={remat}"], Target, verb="compile")
+
+        console.print(search_table(search(recipe_of, own.topology, own.search), own.topology))
+        return
     if own.shardings:
         console.print(aot.shardings_table(recipe, aot.target(recipe, topology)[0]))
     compiled = aot.compile_step(recipe, topology, not own.count)

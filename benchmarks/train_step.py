@@ -7,7 +7,7 @@
 A step is forward, backward and AdamW. Steps alternate in the same process, so that the load of the machine affects all
 programs equally, and medians are compared. The last column is the median of the program divided by the median of fundax:
 above 1, fundax is faster. `cpu` is the processor time of a step over all threads. MFU is printed for chips in
-fundax/roofline/chips.py. On an accelerator, torch uses it too, with autocast to the same dtype; this has not been tested.
+fundax/runtime/chips.py. On an accelerator, torch uses it too, with autocast to the same dtype; this has not been tested.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import optax
 from record import Table, record
 
 from fundax.objectives.clip import CLIP, clip
-from fundax.roofline.chips import chip_of
-from fundax.roofline.flops import training_flops
+from fundax.runtime.chips import chip_of
+from fundax.runtime.flops import training_flops
 from fundax.types import Batch
 
 Step = Callable[[], None]
@@ -121,7 +121,7 @@ def alternate(steps: dict[str, Step], rounds: int) -> dict[str, np.ndarray]:
 
 
 def model_flops(objective: CLIP, batch: Batch) -> int:
-    """FLOPs of a step, counted from the program (fundax/roofline/flops.py)."""
+    """FLOPs of a step, counted from the program (fundax/runtime/flops.py)."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
     params, extra = jax.eval_shape(objective.init, jax.random.key(0), shapes)
     rng, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
@@ -156,7 +156,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile")
     parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
     parser.add_argument(
-        "--peak-tflops", type=float, help="peak TFLOP/s of a device that is not in fundax/roofline/chips.py"
+        "--peak-tflops", type=float, help="peak TFLOP/s of a device that is not in fundax/runtime/chips.py"
     )
     return parser.parse_args()
 

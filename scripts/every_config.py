@@ -3,17 +3,19 @@
     python scripts/every_config.py [--configs configs/flair.py ...] [--mesh 2,2,2] [--accumulate 2] [--steps 3]
 
 Trains the smoke run of each config on 8 virtual CPU devices from the same parameters and batches: on one device, on the
-mesh, in micro-batches, and in micro-batches on the mesh. Prints the largest relative differences of a loss and of a gradient
-norm. Exits with status 1 if a difference is above 1e-5 and REASONS gives no reason for the config.
+mesh, in micro-batches, and in micro-batches on the mesh. Random numbers of the step (dropout, noise) are constants in the
+comparison with micro-batches, which draw others. Prints the largest relative differences of a loss and of a gradient norm.
+Exits with status 1 if a difference is above 1e-5 and REASONS gives no reason for the config.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,10 +42,42 @@ def losses(recipe: Any, batches: Sequence[Any]) -> list[tuple[float, float]]:
         state, _ = train.fresh(recipe, mesh)
         step = train.train_step(recipe)
         found = []
-        for batch in batches:
-            state, metrics = step(state, meshes.shard_batch(batch, mesh))
-            found.append((float(metrics["loss"]), float(metrics["gradient_norm"])))
+        with no_random_numbers():
+            for batch in batches:
+                state, metrics = step(state, meshes.shard_batch(batch, mesh))
+                found.append((float(metrics["loss"]), float(metrics["gradient_norm"])))
     return found
+
+
+@contextlib.contextmanager
+def no_random_numbers() -> Iterator[None]:
+    """Inside, jax.random draws constants, which are the same for every division of a batch."""
+    import jax
+    import jax.numpy as jnp
+
+    def bernoulli(key: Any, p: Any = 0.5, shape: Any = None, **_: Any) -> Any:
+        return jnp.broadcast_to(jnp.asarray(p) >= 0.5, jnp.shape(p) if shape is None else shape)
+
+    def normal(key: Any, shape: Any = (), dtype: Any = jnp.float32, **_: Any) -> Any:
+        return jnp.full(shape, 0.5, dtype)
+
+    def uniform(
+        key: Any, shape: Any = (), dtype: Any = jnp.float32, minval: Any = 0.0, maxval: Any = 1.0, **_: Any
+    ) -> Any:
+        return jnp.broadcast_to(((minval + maxval) / 2), shape).astype(dtype)
+
+    def randint(key: Any, shape: Any, minval: Any, maxval: Any, dtype: Any = jnp.int32, **_: Any) -> Any:
+        return jnp.broadcast_to((minval + maxval) // 2, shape).astype(dtype)
+
+    constants = {"bernoulli": bernoulli, "normal": normal, "uniform": uniform, "randint": randint}
+    before = {name: getattr(jax.random, name) for name in constants}
+    try:
+        for name, function in constants.items():
+            setattr(jax.random, name, function)
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(jax.random, name, function)
 
 
 def difference(ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -106,7 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     good = True
     for config in configs:
         start, name = time.monotonic(), Path(config).stem
-        rows = compare(config, parse_mesh(own.mesh), own.accumulate, own.steps)
+        try:
+            rows = compare(config, parse_mesh(own.mesh), own.accumulate, own.steps)
+        except Exception as error:
+            good = False
+            print(f"{name:16s} FAILED {type(error).__name__}: {str(error).splitlines()[0][:200]}", flush=True)
+            continue
         if not rows:
             print(f"{name:16s} {UNTRAINED}", flush=True)
         for k, (what, loss, norm) in enumerate(rows):
