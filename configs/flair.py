@@ -37,7 +37,13 @@ def recipe(
     """AdamW with an epoch of warm-up and a cosine over 100 epochs, of which 15 are trained, at 512 pixels."""
     words = interop.tokenizer(tokenizer or init, bundled(context), context)
     image, text = run.compute(encoders.ResNet, encoders.BERT)
-    model = {"image": image, "text": text | {"pool": pool}, "image_size": image_size, "negatives": negatives}
+    model = {
+        "image": image,
+        "text": text | {"pool": pool},
+        "image_size": image_size,
+        "negatives": negatives,
+        "patients": True,
+    }
     objective = flair(size, vocab=words.vocab_size, context=words.context, **model)
     side = objective.image.image_size
     eyes = data.eyes(run.seed, side)
@@ -45,7 +51,7 @@ def recipe(
     drawn = {"train": Diagnosed(eyes), "val": CachedSource(eyes.split("val", min(data.patients, 420)))}
     parts = data.parts(drawn, run.seed, opener=opener)
     sources = parts["train"]
-    keys = Select(("image", "text", "category"))
+    keys = Select(("image", "text", "category", "patient"))
     chain = (CategoryCaption(by_synonym=not data.data), Canvas(side), Flip(), FlairAugment(), Tokenize(words), keys)
     epoch = max(rows_of(sources) // run.batch, 1)
     scored = {name: keepfit.by_category(part) for name, part in parts.items()}

@@ -44,7 +44,7 @@ def recipe(
     words = interop.tokenizer(init, tokenizers.bundled(context), context)
     words = tokenizers.wordpiece(tokenizer, context, straight_quotes=False) if tokenizer else words
     image, text = run.compute(encoders.ResNet, encoders.BERT)
-    base = flair(size, vocab=words.vocab_size, context=words.context, image=image, text=text)
+    base = flair(size, vocab=words.vocab_size, context=words.context, image=image, text=text, patients=True)
     reference = {"v1": V1, "v2": replace(V2, lam=lam if appearance else 1.0), "mixed": None}[variant]
     seen = reference is not None and reference.lam < 1
     branches: dict[str, Any] = {

@@ -39,7 +39,7 @@ def recipe(
         logging.getLogger("fundax").warning(NOISE)
     words = interop.tokenizer(tokenizer or init, bundled(77))
     jitter = (0.2, 0.2) if augment == "device" else (0, 0)
-    model = {"vocab": words.vocab_size, "context": words.context, "jitter": jitter}
+    model = {"vocab": words.vocab_size, "context": words.context, "jitter": jitter, "patients": True}
     deep = run.remat != "none" or clip(size or "tiny").image.depth > 12
     objective = clip(size or "tiny", scan=deep, **model, **run.compute(encoders.ViT)[0])
     objective = objective if size else interop.sized_like(init, objective)
@@ -48,7 +48,7 @@ def recipe(
     parts = data.parts(eyes, run.seed)
     epoch = -(-rows_of(parts["train"]) // run.batch)
     see = (Squash(side),) if augment == "none" else extra_aug(side, jitter=augment == "extra")
-    chain = (SingleView(prompt=prompt), *see, Tokenize(words), Select(("image", "text")))
+    chain = (SingleView(prompt=prompt, choose="random"), *see, Tokenize(words), Select(("image", "text", "patient")))
     held_out = tests(data, parts, Squash(side), words, worded(prompt), run.batch, prompt)
     report_cut_texts(parts["train"], words, prompt)
     return Recipe(

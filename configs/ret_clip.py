@@ -44,7 +44,8 @@ def recipe(
     published = augment == "published"
     objective = ret_clip(
         size, text_size, vocab=words.vocab_size, context=words.context, total=total, presence=not parity,
-        negatives="local" if parity else "global", scan=published, **image,
+        negatives="local" if parity else "global", repeats="negatives" if parity else "mask", patients=not parity,
+        scan=published, **image,
     )  # fmt: skip
     side = objective.image.image_size
     patients = Patients(data.patients, run.seed, modalities=data.modalities, size=side, language=language)
@@ -60,7 +61,7 @@ def recipe(
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=200),
         objective=objective,
-        train=train(source, (PairedEyes(), *see, Tokenize(words), Select(KEYS)), **run.loader()),
+        train=train(source, (PairedEyes(), *see, Tokenize(words), Select((*KEYS, "patient"))), **run.loader()),
         optimizer=optimizer(run.lr, steps, run.weight_decay, published),
         **eye_scores_of(passes, drawn, probe, KEYS[:4], parity=parity),
         tokenizer=words,

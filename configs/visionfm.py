@@ -49,7 +49,7 @@ def recipe(
     objective = ibot.IBOT(tower, **fields, steps=steps, epoch_steps=epoch, mean=mean, std=std)
     seen = MultiCrop(side, tower.patch, **crops, mask=mask, colours=published_colours(side, jitter))
     keys = ("global", "masked", *(("local",) if local_crops else ()), "modality")
-    chain = (SingleView(size_hint=2 * side, text=None, targets=()), seen, Select(keys))
+    chain = (SingleView(size_hint=2 * side, text=None, targets=(), choose="random"), seen, Select(keys))
     few, folds = (16, 2) if run.smoke else (100, 5)
     passes, unlabelled = probe_passes(data, held, eyes.split("val", probe), wanted, side, few)
     scores = {f"probe_{n}": evals.FrozenProbe(data=d, classes=c, folds=folds) for n, (c, d) in passes.items()}

@@ -23,8 +23,8 @@ PRESETS = {"smoke": {"patients": 24, "image_slots": 6, "text_slots": 9}}
 
 def recipe(
     *,
-    data: Data = Data(patients=1500, modalities=("CFP", "OCT", "FFA")),
-    run: Run = Run(batch=32, steps=600, lr=1e-3, weight_decay=0.1),
+    data: Data = Data(patients=1200, modalities=("CFP", "OCT", "FFA")),
+    run: Run = Run(batch=24, steps=400, lr=1e-3, weight_decay=0.1),
     visits: VisitOptions = VisitOptions(),
     terms: Terms = Terms(),
     size: str = "tiny",
@@ -45,7 +45,7 @@ def recipe(
     chain = visits.parts(parts["train"], names, (Squash(side),), words, terms.levels())
     passes = visit_passes(data, parts, names, (Squash(side),), words, templated(TEMPLATES), run.batch)
     return Recipe(
-        **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=300),
+        **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=400),
         objective=objective,
         train=mix(chain, room=visits.room(), **run.loader()),
         optimizer=optimizer(optim.cosine(run.lr, steps, min(50, steps // 2)), run.weight_decay, published=False),

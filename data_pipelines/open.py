@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.sources.cached import CachedSource
+from data_pipelines.sources.each_view import EachView
 from data_pipelines.sources.matching import Matched, names_of
 from data_pipelines.sources.parts import PARTS, divide, fold_parts, joint
 from data_pipelines.sources.splits import patients_of, read_split, split_record, write_split
@@ -34,6 +35,7 @@ class Sources:
         data_dir: Folder of the data sets that `launch.py data build` wrote.
         patients: Number of synthetic patients to train on if there is no --data.
         modalities: Modalities to train on if a source has several; synthetic eyes have CFP, UWF, FFA and OCT.
+        each_view: Take every view of a visit as an image of its own; otherwise methods of single images draw one in each step.
     """
 
     data: tuple[str, ...] = ()
@@ -46,6 +48,7 @@ class Sources:
     data_dir: str = DATA_DIR
     patients: int = 3000
     modalities: tuple[str, ...] = ("CFP",)
+    each_view: bool = False
 
     @functools.cached_property
     def used(self) -> dict[str, Any]:
@@ -138,6 +141,9 @@ class Sources:
         return self.scored(parts)
 
     def _with_part(self, parts: dict[str, list[Named]]) -> dict[str, list[Named]]:
+        if self.each_view:
+            whole = parts.items()
+            parts = {name: [replace(one, source=EachView(one.source)) for one in some] for name, some in whole}
         if self.part and not parts.get(self.part):
             raise DataError(f"--part {self.part}: the data have the parts {', '.join(parts)}")
         return parts

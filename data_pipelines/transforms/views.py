@@ -12,7 +12,17 @@ import numpy as np
 from data_pipelines.geometry import Resize
 from data_pipelines.images.decode import load_sized
 from data_pipelines.images.masks import read_mask
-from data_pipelines.records import EYE_PHRASES, EYES, MODALITIES, PHRASES, DataError, Record, View, text_hash
+from data_pipelines.records import (
+    EYE_PHRASES,
+    EYES,
+    MODALITIES,
+    PHRASES,
+    DataError,
+    Record,
+    View,
+    patient_number,
+    text_hash,
+)
 
 SWAPS = {"left": "right", "od": "os", "左": "右"}
 SWAPS |= {second: first for first, second in SWAPS.items()}
@@ -67,9 +77,10 @@ def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
 class SingleView:
     """First step: one view of a visit, with its text and targets.
 
-    The keys are image u8 [H W 3], modality i32 [] (index into MODALITIES), eye i32 [] (index into EYES), text str, and
-    the targets: label i32 [] or f32 [K], mask i32 [H W], points f32 [n 2] (x, y), value f32 [K], others as arrays. Mask
-    and points are scaled with the image if it is decoded at a smaller scale. A record without text has no key `text`.
+    The keys are image u8 [H W 3], modality i32 [] (index into MODALITIES), eye i32 [] (index into EYES), patient i32 []
+    (records.patient_number), text str, and the targets: label i32 [] or f32 [K], mask i32 [H W], points f32 [n 2] (x, y),
+    value f32 [K], others as arrays. Mask and points are scaled with the image if it is decoded at a smaller scale. A record
+    without text has no key `text`.
 
     Args:
         size_hint: a JPEG may be decoded at a smaller scale with both sides at least this long; allow for a later crop.
@@ -103,6 +114,7 @@ class SingleView:
             "image": image,
             "modality": np.int32(modality_index(view.modality, record.where)),
             "eye": np.int32(EYES.index(view.eye)),
+            "patient": patient_number(record.patient),
         }
         text = words(record, view, self.text, self.prompt)
         if text:
@@ -147,6 +159,7 @@ class PairedEyes:
         image = next(iter(images.values()))
         out: dict[str, Any] = {eye: images.get(eye, np.zeros_like(image)) for eye in eyes}
         out |= {f"{eye}_present": np.bool_(view is not None) for eye, view in eyes.items()}
+        out["patient"] = patient_number(record.patient)
         text = words(record, View(image, (eyes["left"] or eyes["right"] or views[0]).modality), self.text, self.prompt)
         if text:
             out["text"] = text

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from data_pipelines.records import EYES, DataError, Record, View, text_hash
+from data_pipelines.records import EYES, DataError, Record, View, patient_number
 from data_pipelines.transforms.steps import Step, apply
 from data_pipelines.transforms.views import load_view, name_of, swap_sides, targets_of, worded
 
@@ -22,11 +22,6 @@ class Size(NamedTuple):
     images: int
     texts: int
     patient: int
-
-
-def patient_number(patient: str) -> np.int32:
-    """A hash of a patient's name from 0 to 2**31 - 1, or -1 for an empty name."""
-    return np.int32(text_hash(patient.encode()) >> 33) if patient else np.int32(-1)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 
 from fundax.evals.features import class_features
 from fundax.evals.kinds import Scores
-from fundax.evals.retrieval import ranks
 from fundax.metrics import weighted
+from fundax.metrics.ranking import ranks
 from fundax.metrics.statistics import Comparison, Estimate, bootstrap_weighted, weighted_difference
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
