@@ -13,7 +13,7 @@
     explain RUN IMAGE... --out FOLDER                         where a ViT attends, drawn over the photographs
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
-    data synthesize                                           synthetic visits as files and tables
+    data synthesize | data stats                              synthetic visits as files; mean and deviation of modalities
 
 Ctrl-C (exit code 130) and SIGTERM (0) stop training at once and save. User errors print one line and exit with status 2.
 """

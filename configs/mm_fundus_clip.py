@@ -48,7 +48,8 @@ def recipe(
     parts = data.parts(eyes, run.seed)
     epoch = -(-rows_of(parts["train"]) // run.batch)
     see = (Squash(side),) if augment == "none" else extra_aug(side, jitter=augment == "extra")
-    chain = (SingleView(prompt=prompt, choose="random"), *see, Tokenize(words), Select(("image", "text", "patient")))
+    view = SingleView(prompt=prompt, choose="random", names=data.known)
+    chain = (view, *see, Tokenize(words), Select(("image", "text", "patient")))
     held_out = tests(data, parts, Squash(side), words, worded(prompt), run.batch, prompt)
     report_cut_texts(parts["train"], words, prompt)
     return Recipe(

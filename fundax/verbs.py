@@ -11,6 +11,7 @@ from data_pipelines.contact_sheet import contact_sheet
 from data_pipelines.convert import Sizing
 from data_pipelines.convert import convert as write_shards
 from data_pipelines.datasets import build as build_data_set
+from data_pipelines.sources.modality_stats import measure, write_stats
 from data_pipelines.synthetic.sources import Visits
 from data_pipelines.synthetic.tables import write_visits
 from data_pipelines.words import DATA_DIR, named
@@ -177,6 +178,24 @@ def data_show(
     print(contact_sheet(named(source, data_dir=data_dir or DATA_DIR).source, out, count=count, start=start))
 
 
+def data_stats(*, source: str, out: str, declare: tuple[str, ...] = (), most: int = 2000, data_dir: str = "") -> None:
+    """Measure the mean and deviation of each modality of a source; train with the file by --modality-file.
+
+    Args:
+        source: A CSV file, a folder of images, tfds:NAME, array_record:FOLDER or synthetic, with options after commas.
+        out: JSON file to write.
+        declare: Names of modalities in the source that fundax does not know: OCTA, SLO, "specular microscopy".
+        most: Number of records that are read at most, evenly spaced.
+        data_dir: Folder of the data sets that `data build` wrote.
+    """
+    own = {"declare": "+".join(declare)} if declare else {}
+    found = measure(named(source, own, data_dir=data_dir or DATA_DIR).source, most)
+    for name, one in found.items():
+        numbers = (" ".join(f"{x:.4f}" for x in row) for row in one[:2])
+        print("{}: mean {}, deviation {}, {} images".format(name, *numbers, one.images))
+    print(write_stats(found, out))
+
+
 def data_convert(
     *,
     source: str,
@@ -249,6 +268,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "explain": explain,
     "report": report,
     "data show": data_show,
+    "data stats": data_stats,
     "data convert": data_convert,
     "data build": data_build,
     "data synthesize": data_synthesize,

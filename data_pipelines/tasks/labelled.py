@@ -16,7 +16,7 @@ from data_pipelines.images.contrast import Contrast
 from data_pipelines.open import Data, joined, synthetic_parts
 from data_pipelines.pipeline import Data as Batches
 from data_pipelines.pipeline import one_epoch
-from data_pipelines.records import DataError, Record, Source
+from data_pipelines.records import ATTRIBUTES, DataError, Record, Source
 from data_pipelines.sources.matching import are_numbers, names_of
 from data_pipelines.sources.splits import select
 from data_pipelines.synthetic.sources import Eyes, Patients
@@ -29,6 +29,7 @@ from data_pipelines.words import value_names
 FRACTIONS = (0.7, 0.15, 0.15)
 # Keys that an evaluation stores for each example besides its label.
 EXTRA_KEYS = ("modality", "eye", "group", "picture")
+_KEEP = "keep_"  # begins the keys of columns that keep= asked for
 
 
 @dataclass(frozen=True)
@@ -223,14 +224,18 @@ class Reader:
 
 
 def attribute_names(source: Source) -> tuple[str, ...]:
-    """Names of the attributes of the source's records (age, sex, ...)."""
-    return tuple(getattr(source[0], "attributes", ())) if len(source) else ()
+    """The keys under which the attributes of the source's records stand in batches: age, sex, ..., and keep_NAME for others."""
+    own = getattr(source[0], "attributes", ()) if len(source) else ()
+    return tuple(name if name in ATTRIBUTES else f"{_KEEP}{name}" for name in own)
 
 
 def attributes(record: Record, names: Sequence[str]) -> dict[str, Any]:
-    """The attributes of a record as str ("" if unknown), and the age as f32 [] (NaN if it is not a number)."""
+    """The attributes of a record as str ("" if unknown), and the age as f32 [] (NaN if it is not a number).
+
+    names: as attribute_names gives them.
+    """
     given = getattr(record, "attributes", {})
-    values: dict[str, Any] = {name: np.str_(given.get(name, "")) for name in names}
+    values: dict[str, Any] = {name: np.str_(given.get(name.removeprefix(_KEEP), "")) for name in names}
     if "age" in values:
         try:
             values["age"] = np.float32(values["age"])

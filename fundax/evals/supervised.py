@@ -95,7 +95,7 @@ class Classified:
             metrics=_floats(metrics, self.classes) | whole | counts,
             # probabilities stay float64: float32 would give confident rows equal scores and change the AUC
             labels=label, probabilities=probabilities, logits=logits, classes=np.array(self.classes),
-            rows=Rows(**arrays), by_class=ByClass.read(metrics), horizons=horizons, cases=Cases.read(kept.arrays()),
+            rows=Rows.read(arrays), by_class=ByClass.read(metrics), horizons=horizons, cases=Cases.read(kept.arrays()),
         )  # fmt: skip
 
     def _horizons(
@@ -172,7 +172,7 @@ class Valued:
             metrics={k: v for k, v in metrics.items() if not np.isnan(v)} | {"rows": float(len(value))},
             value=value, predicted=predicted, names=np.array(self.names),
             target_mae=scores["mae"], target_r2=scores["r2"], target_pearson=scores["pearson"],
-            count=scores["count"], note=scores["note"], rows=Rows(**arrays), cases=Cases.read(kept.arrays()),
+            count=scores["count"], note=scores["note"], rows=Rows.read(arrays), cases=Cases.read(kept.arrays()),
         )  # fmt: skip
 
 
