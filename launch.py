@@ -6,11 +6,11 @@
     export RUN OUT --to FORMAT                                write a run as a folder for other programs
     import PATH --workdir DIR                                 write such a folder, or a weights file, as a run
     compile CONFIG --topology v5e:4x4 [...]                   does it fit on a TPU slice, and how fast at best
+    predict RUN --image A B ... [--classes "x, y"]            classes in words, labels, values, masks, points, reports
     predict RUN --left A --right B --classes "x, y"           probabilities per eye and patient (RET-CLIP)
-    predict RUN --image A                                     the report of an image (report models)
-    predict RUN --image A B ... --out OUT                     masks, or a CSV of landmarks
+    embed RUN FOLDER_OR_TABLE... --out features.npz           features of any number of images
     synth RUN --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
-    explain RUN IMAGE... --out FOLDER                         where a ViT attends, drawn over the photographs
+    explain RUN IMAGE... --out FOLDER [--text "exudates"]     what a model reads, drawn over the photographs
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
     data synthesize | data stats                              synthetic visits as files; mean and deviation of modalities

@@ -26,6 +26,7 @@ from fundax.types import UserError
 State = dict[str, np.ndarray]  # a state dict, under the checkpoint's own key names
 # File names of weights in a folder, in the order of preference; a folder holds one model.
 FILE_NAMES = (
+    "heads.safetensors",  # towers lie beside it (split.py)
     "open_clip_model.safetensors",
     "model.safetensors",
     "model.safetensors.index.json",
@@ -34,6 +35,8 @@ FILE_NAMES = (
     "pytorch_model.bin.index.json",
     "ret_clip.pt",
     "flair.pth",
+    "keepfit.pth",
+    "stablehlo.safetensors",
     "visionfm.pth",
     "retfound.pth",
     "captioner.pth",
