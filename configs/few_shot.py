@@ -1,8 +1,8 @@
 """python launch.py train configs/few_shot.py --init runs/quickstart --workdir runs/few_shot
 
-Few-shot classification on top of a pretrained image-text model: with 0, 1, 2, 4, 8 and 16 labelled images per class, by
-logistic regression, CLIP-Adapter and Tip-Adapter(-F). The model is not trained; its features are computed once. No patient
-is in both the training and the test images: --data labels.csv,images=photos --split split.json
+Few-shot classification with a pretrained image-text model and 0, 1, 2, 4, 8 and 16 labelled images per class, by logistic
+regression, CLIP-Adapter and Tip-Adapter(-F). The model is not trained; its features are computed once. Training and test
+images are of different patients: --data labels.csv,images=photos --split split.json
 """
 
 from functools import partial

@@ -11,13 +11,16 @@ from data_pipelines.contact_sheet import contact_sheet
 from data_pipelines.convert import Sizing
 from data_pipelines.convert import convert as write_shards
 from data_pipelines.datasets import build as build_data_set
+from data_pipelines.sources.modality_stats import measure, write_stats
+from data_pipelines.synthetic.sources import Visits
+from data_pipelines.synthetic.tables import write_visits
 from data_pipelines.words import DATA_DIR, named
 from fundax import interop
 from fundax.inference import embed as embeddings
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis
 from fundax.results import page
-from fundax.runtime.workdir import check_local
+from fundax.runtime.workdir import check_output
 from fundax.types import UserError
 
 
@@ -71,7 +74,6 @@ def import_(
         mean: Mean of red, green and blue between 0 and 1, where the files do not say.
         std: Standard deviation of red, green and blue, where the files do not say.
     """
-    check_local(workdir)
     shown = {name: value for name, value in (("resize", resize), ("mean", mean), ("std", std)) if value}
     print(interop.import_checkpoint(path, workdir, like=like, modality=modality, activation=activation, shown=shown))
 
@@ -93,6 +95,7 @@ def synth(
     checkpoint: str = "",
     no_check: bool = False,
     overwrite: bool = False,
+    trust: bool = False,
 ) -> None:
     """Generate images with a diffusion run, with a manifest that marks each as synthetic and a check against memorisation.
 
@@ -111,10 +114,11 @@ def synth(
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         no_check: Do not look for the nearest training images.
         overwrite: Replace a folder that is not empty.
+        trust: Run the copy of the config in the run, even if it is none of fundax's own. It is a program: read it first.
     """
     names = None if findings is None else tuple(name.strip() for name in findings.split(",") if name.strip())
     how = synthesis.How(seed, steps, sampler, guidance, names, modality, batch)
-    fields = {"checkpoint": checkpoint, "base": base, "check": not no_check, "overwrite": overwrite}
+    fields = {"checkpoint": checkpoint, "base": base, "check": not no_check, "overwrite": overwrite, "trust": trust}
     print(synthesis.summary(out, synthesis.synthesize(run, out, n, how, **fields)))
 
 
@@ -201,6 +205,7 @@ def report(
     """
     if not runs:
         raise UserError("report: name at least one run")
+    check_output(out)
     print(page.report(runs, out, title=title, resamples=resamples, attention=attention))
 
 
@@ -216,7 +221,26 @@ def data_show(
         start: Number of the first image.
         data_dir: Folder of the data sets that `data build` wrote.
     """
+    check_output(out)
     print(contact_sheet(named(source, data_dir=data_dir or DATA_DIR).source, out, count=count, start=start))
+
+
+def data_stats(*, source: str, out: str, declare: tuple[str, ...] = (), most: int = 2000, data_dir: str = "") -> None:
+    """Measure the mean and deviation of each modality of a source; train with the file by --modality-file.
+
+    Args:
+        source: A CSV file, a folder of images, tfds:NAME, array_record:FOLDER or synthetic, with options after commas.
+        out: JSON file to write.
+        declare: Names of modalities in the source that fundax does not know: OCTA, SLO, "specular microscopy".
+        most: Number of records that are read at most, evenly spaced.
+        data_dir: Folder of the data sets that `data build` wrote.
+    """
+    own = {"declare": "+".join(declare)} if declare else {}
+    found = measure(named(source, own, data_dir=data_dir or DATA_DIR).source, most)
+    for name, one in found.items():
+        numbers = (" ".join(f"{x:.4f}" for x in row) for row in one[:2])
+        print("{}: mean {}, deviation {}, {} images".format(name, *numbers, one.images))
+    print(write_stats(found, out))
 
 
 def data_convert(
@@ -246,6 +270,33 @@ def data_convert(
     print(write_shards(chosen, out, Sizing(size, images, quality), shard=shard, workers=workers))
 
 
+def data_synthesize(
+    *,
+    visits: int,
+    out: str,
+    modalities: tuple[str, ...] = ("CFP", "OCT", "FFA"),
+    missing: float = 0.4,
+    size: int = 96,
+    seed: int = 0,
+    language: Literal["en", "zh", "both"] = "en",
+) -> None:
+    """Write synthetic visits as image files and two tables, one row per image and one row per visit, to see the format.
+
+    Args:
+        visits: Number of visits; each patient has two.
+        out: Folder to write: images/, images.csv and visits.csv.
+        modalities: Modalities of the visits: CFP, OCT, FFA or UWF.
+        missing: Share of the views that are missing at random.
+        size: Width and height of the images in pixels.
+        seed: Random seed.
+        language: Language of the reports.
+    """
+    source = Visits(
+        max(-(-visits // 2), 0), seed, visits=2, modalities=modalities, missing=missing, size=size, language=language
+    )
+    print(write_visits(source, out, visits))
+
+
 def data_build(name: Positional[str], /, *, from_dir: Annotated[str, arg(name="from")], data_dir: str = "") -> None:
     """Write a public data set in the format of TensorFlow Datasets, from the folder that it was unpacked to.
 
@@ -265,8 +316,10 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "explain": explain,
     "report": report,
     "data show": data_show,
+    "data stats": data_stats,
     "data convert": data_convert,
     "data build": data_build,
+    "data synthesize": data_synthesize,
 }
 
 

@@ -26,6 +26,7 @@ from fundax.encoders.backbone import normalized, tower_of
 from fundax.encoders.saliency import class_attention
 from fundax.encoders.vit import ViT
 from fundax.inference.model import Model, load
+from fundax.inference.outputs import names_for
 from fundax.inference.saliency import points_at, saliency_maps
 from fundax.interop.folder import fresh_folder
 from fundax.interop.read import is_run, read_objective, read_preprocessing
@@ -118,7 +119,8 @@ def explain(
     steps = _steps(run, checkpoints)
     pixels = [files.load(path) for path in photographs]
     inside_of = [load_mask(path) > 0 for path in masks]
-    names = _names(photographs)
+    heads = [f"_head{k + 1}" for k in range(99)]
+    names = names_for(photographs, ("", "_strip", "_mean", "_rollout", *heads))
     models = [load(run, step, modality=modality) for step in steps]
     lookers = [looker_of(model, step) for model, step in zip(models, steps, strict=True)]
     facts, pointing = models[-1].preprocessing, {}
@@ -238,12 +240,6 @@ def _steps(run: str | Path, checkpoints: str) -> list[int | str]:
     if checkpoints == "all":
         return list(saved_steps(run))
     return [resolve(run, word.strip()) for word in checkpoints.split(",")]
-
-
-def _names(photographs: Sequence[str | Path]) -> list[str]:
-    """File names without their extension; a number is appended to repeated names."""
-    stems = [Path(path).stem for path in photographs]
-    return [stem if stems.count(stem) == 1 else f"{stem}_{number}" for number, stem in enumerate(stems)]
 
 
 def _figure(width: float, height: float) -> Any:

@@ -19,6 +19,7 @@ from data_pipelines.transforms.dense import Prepared
 from fundax.evals.original_grid import original_map, slide
 from fundax.evals.pictures import COLOURS
 from fundax.evals.segmentation import decided
+from fundax.inference.outputs import distinct, name_of_class, names_for
 from fundax.inference.photographs import files_of
 from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.read import load
@@ -71,22 +72,20 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
     model, images = load(path, given.checkpoint), files_of(given.image)
     classes, out = model.objective.classes, Path(given.out)
     several = model.objective.overlapping
-    names = [
-        [f"{Path(p).stem}{f'_{c}' if several else ''}.png" for c in (classes if several else ("",))] for p in images
-    ]
+    endings = [f"_{name}.png" for name in distinct(list(map(name_of_class, classes)))] if several else [".png"]
+    names = [[f"{name}{ending}" for ending in endings] for name in names_for(images, endings)]
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out is the folder of the masks")
     if taken := [out / name for each in names for name in each if (out / name).exists()]:
         raise UserError(f"{taken[0]} already exists; choose another --out")
-    if len({name for each in names for name in each}) < sum(map(len, names)):
-        raise UserError("two photographs have the same name; their masks would overwrite each other")
-    table = Table("mask", *(f"{name}, fraction of pixels" for name in classes))
+    table = Table("image", "mask", *(f"{name}, fraction of pixels" for name in classes))
     predictions = masks(model, model.extra, images, given.threshold)
+    progress = track(predictions, "segmenting", len(names), transient=True)
     out.mkdir(parents=True, exist_ok=True)
-    for each, mask in zip(names, track(predictions, "segmenting", len(names), transient=True), strict=True):
+    for image, each, mask in zip(images, names, progress, strict=True):
         for k, name in enumerate(each):
             picture(mask[..., k : k + 1] if several else mask).save(out / name)
-        table.add_row(str(out / each[0]), *(f"{part:.4f}" for part in mask.mean((0, 1))))
+        table.add_row(str(image), str(out / each[0]), *(f"{part:.4f}" for part in mask.mean((0, 1))))
     return table
 
 

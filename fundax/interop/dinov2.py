@@ -21,7 +21,7 @@ from fundax.interop.weights import State, folder_of
 from fundax.objectives.ibot import IBOT
 from fundax.params import unstack_blocks
 from fundax.runtime import serialize
-from fundax.runtime.workdir import read_json, read_optional_json, write_json
+from fundax.runtime.workdir import read_json, write_json
 from fundax.types import Params, UserError
 
 NAME = "Hugging Face Dinov2Model"
@@ -146,7 +146,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
         state = fit_positions(state, tower.patches + 1)
     params = keymap.read(rows(tower), state, vit.shapes_of(tower), str(path))
     moments = [(tuple(facts.pop(name)),) for name in ("mean", "std") if name in facts]
-    record = read_optional_json(folder_of(path) / folder.RECORD)  # it has the normalisation of every modality
+    record = folder.read_record(path)  # it has the normalisation of every modality
     objective = serialize.from_json(record["objective"]) if record else Encoder(tower, *moments)
     assumed = "" if record or settings else IMAGENET
     return Checkpoint(replace(objective, image=tower), {"image": params}, facts, assumed=assumed)

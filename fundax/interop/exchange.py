@@ -13,7 +13,7 @@ import jax
 
 from data_pipelines.language import tokenizers
 from fundax.interop.checkpoint import Checkpoint, Format, preprocessing_of
-from fundax.interop.folder import RECORD, fresh_folder
+from fundax.interop.folder import fresh_folder, read_record
 from fundax.interop.formats import check_name, writer
 from fundax.interop.initial import own_state
 from fundax.interop.read import load, read_run
@@ -120,7 +120,7 @@ def compare(found: Format, path: str | Path, model: Checkpoint) -> str:
     Parameters that the format has no place for are named. Raises UserError for any difference.
     """
     again = found.read(Path(path), read_state(path), "")
-    record = read_optional_json(Path(path) / RECORD)
+    record = read_record(path)
     left_out = sorted({key.split("/")[0] for key in record.get("left_out", {})} - set(again.params))
     params = {name: tree for name, tree in model.params.items() if name not in left_out}
     if digest_of(again.params) != digest_of(params) or digest_of(again.extra) != digest_of(model.extra):

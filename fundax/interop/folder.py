@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,9 +16,10 @@ from typing import Any
 
 import fundax
 from fundax.interop.checkpoint import Checkpoint
-from fundax.interop.weights import State, digests, write_safetensors
+from fundax.interop.weights import FILE_NAMES, State, digests, find_file, folder_of, write_safetensors
 from fundax.runtime import serialize
-from fundax.runtime.workdir import write_json
+from fundax.runtime.shapes import Record
+from fundax.runtime.workdir import read_optional_json, write_json
 from fundax.types import UserError
 
 RECORD = "fundax_export.json"
@@ -75,6 +78,33 @@ def write_record(folder: Path, state: State, model: Checkpoint, left_out: Mappin
     write_json(folder / RECORD, record)
 
 
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The record of an exported folder, or of the folder of a weights file; {} where there is none."""
+    file = folder_of(path) / RECORD
+    record = read_optional_json(file, Record)
+    if record and (missing := [key for key in ("objective", "preprocessing", "tensors_sha256") if key not in record]):
+        raise UserError(f"{file}: has no {missing[0]}; expected the record that an export writes")
+    return record
+
+
+def check_record(path: str | Path, state: State) -> None:
+    """Raise UserError if weights beside a record of write_record are not those that were exported."""
+    if find_file(path).name not in FILE_NAMES:  # another checkpoint in the folder of an export
+        return
+    known = read_record(path).get("tensors_sha256", {})
+    named = {bare: value for name, value in state.items() if (bare := _bare(name)) in known}
+    if wrong := [name for name, digest in digests(named).items() if digest != known[name]]:
+        raise UserError(
+            f"{path}: {len(wrong)} of {len(known)} tensors are not those that were exported, the first is {wrong[0]}; copy "
+            f"the folder again, or remove {RECORD} if they were changed on purpose"
+        )
+
+
+def _bare(name: str) -> str:
+    """The name of a tensor without what training programs put before it."""
+    return re.sub(r"^(?:teacher\.|module\.|backbone\.)+", "", name)
+
+
 def write_card(
     folder: Path, model: Checkpoint, library: str, usage: str, tag: str = "zero-shot-image-classification"
 ) -> None:
@@ -92,7 +122,7 @@ license: {about.get("license", "other")}
 {base}tags: [ophthalmology, fundus, retina, fundax]
 ---
 
-# {source.get("name", "A model of the eye")}
+# {_plain(source.get("name", "A model of the eye"))}
 
 Trained or converted with fundax {fundax.__version__}. A research model, not a medical device: it has not been approved for
 the diagnosis or treatment of patients. {_licence(about)}
@@ -125,10 +155,15 @@ can be much lower; check them on your own labelled data first. Describe here for
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+def _plain(text: Any) -> str:
+    """A name or a value as text of one line, in which no HTML, table or code of Markdown begins or ends."""
+    return re.sub(r"[`|]", "'", html.escape(" ".join(str(text).split()), quote=False))
+
+
 def _table(facts: Mapping[str, Any]) -> str:
     """A table in Markdown; "" of nothing."""
     shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in facts.items()}
-    rows = [f"| {name} | `{value}` |" for name, value in shown.items()]
+    rows = [f"| {_plain(name)} | `{_plain(value)}` |" for name, value in shown.items()]
     return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
 
 

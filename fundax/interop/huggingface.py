@@ -20,7 +20,7 @@ from fundax.interop.keymap import Row
 from fundax.interop.weights import State, folder_of
 from fundax.losses import contrastive
 from fundax.objectives.clip import CLIP
-from fundax.runtime.workdir import read_json, read_optional_json, write_json
+from fundax.runtime.workdir import read_json, write_json
 from fundax.types import Extra, Params, UserError
 
 NAME = "Hugging Face CLIPModel"
@@ -275,7 +275,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     objective, params = to_fundax(state, read_json(path / CONFIG))
     settings, size = processor.read(path), objective.image.image_size
     facts = processor.preprocessing_of(settings or {"size": size, "crop_size": size}, path)
-    left_out = read_optional_json(path / folder.RECORD).get("left_out", {})
+    left_out = folder.read_record(path).get("left_out", {})
     bias = left_out.get("logit_bias")
     changes: dict[str, Any] = {"mean": tuple(facts["mean"]), "std": tuple(facts["std"])}
     if bias is not None:

@@ -1,95 +1,79 @@
-"""The Hugging Face ResNetModel: rows of a ResNet of bottlenecks, its batch statistics, and its configuration.
+"""The layout of torchvision's and timm's ResNets: the table, and encoders read off shapes.
 
-Key names are those of the files that transformers' public repository reads and writes."""
+Source: the layouts in the public repositories pytorch/vision and huggingface/pytorch-image-models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fundax.encoders.resnet import EXPANSION, ResNet
-from fundax.interop import keymap
+from fundax.encoders.resnet import ResNet
+from fundax.interop import convolutional, keymap
+from fundax.interop.checkpoint import Checkpoint, Format
 from fundax.interop.keymap import Row
 from fundax.interop.weights import State
-from fundax.params import flatten, unflatten
-from fundax.types import Extra, Params
-
-NAME = "Hugging Face ResNetModel"
 
 
-def rows(tower: ResNet) -> list[Row]:
-    """The table of the parameters, whose paths begin with "image"."""
-    found = [Row("image/conv1/kernel", ("embedder.embedder.convolution.weight",), keymap.CONV)]
-    for path, key in _units(tower):
-        for i in range(3):
-            found.append(Row(f"image/{path}/conv{i + 1}/kernel", (f"{key}.layer.{i}.convolution.weight",), keymap.CONV))
-        if path.endswith("unit0"):
-            found.append(Row(f"image/{path}/shortcut/kernel", (f"{key}.shortcut.convolution.weight",), keymap.CONV))
-    for path, key in _norms(tower):
-        found += keymap.norm(f"image/{path}", key)
+def rows(ours: str, theirs: str, tower: ResNet) -> list[Row]:
+    """Rows of a ResNet without its last linear layer; keys begin with `theirs`, which ends in a dot or is empty."""
+    found = [Row(f"{ours}/conv1/kernel", (f"{theirs}conv1.weight",), keymap.CONV)]
+    for path, key, projected in _units(tower):
+        for i in range(1, 3 if tower.basic else 4):
+            found.append(Row(f"{ours}/{path}/conv{i}/kernel", (f"{theirs}{key}.conv{i}.weight",), keymap.CONV))
+        if projected:
+            found.append(Row(f"{ours}/{path}/shortcut/kernel", (f"{theirs}{key}.downsample.0.weight",), keymap.CONV))
+    for path, key in norms(ours, theirs, tower):
+        found += keymap.norm(path, key)
     return found
 
 
-def write(tower: ResNet, params: Params, extra: Extra) -> State:
-    """The state dict (fp32, counters int64) of parameters {"image"} and batch statistics {"image"}."""
-    flat = flatten({"image": extra["image"]})
-    moments = unflatten({path: leaf for path, leaf in flat.items() if not path.endswith("/count")})
-    state = keymap.write(rows(tower), params, NAME) | keymap.write(_moments(tower), moments, NAME)
-    for norm, key in _norms(tower):
-        state[f"{key}.num_batches_tracked"] = np.asarray(flat[f"image/{norm}/count"]).astype(np.int64)
-    return state
-
-
-def read(tower: ResNet, state: State, shapes: keymap.Shapes, source: str) -> tuple[Params, Extra]:
-    """Parameters {"image"} and batch statistics {"image"}; `shapes` are those of the parameters.
-
-    Raises UserError naming keys that do not fit.
-    """
-    ours = {path: shape for path, shape in shapes.items() if path.startswith("image/")}
-    ends = ("running_mean", "running_var", "num_batches_tracked")
-    weights = {key: value for key, value in state.items() if not key.endswith(ends)}
-    moments = {key: value for key, value in state.items() if key.endswith(ends[:2])}
-    wanted = {row.path: ours[f"{row.path.rpartition('/')[0]}/scale"] for row in _moments(tower)}
-    flat = flatten(keymap.read(_moments(tower), moments, wanted, source))
-    for path, key in _norms(tower):
-        count = state.get(f"{key}.num_batches_tracked", np.zeros((), np.int64))
-        flat[f"image/{path}/count"] = np.asarray(count, np.int32).reshape(())
-    return keymap.read(rows(tower), weights, ours, source), unflatten(flat)
-
-
-def config_of(tower: ResNet) -> dict[str, Any]:
-    """config.json of the ResNetModel, whose strides are in the 3x3 convolutions, as in torchvision's."""
-    widths = [tower.width_first * 2**stage * EXPANSION for stage in range(len(tower.blocks))]
-    return {
-        "architectures": ["ResNetModel"], "model_type": "resnet", "dtype": "float32", "num_channels": 3,
-        "embedding_size": tower.width_first, "hidden_sizes": widths, "depths": list(tower.blocks),
-        "layer_type": "bottleneck", "hidden_act": "relu", "downsample_in_first_stage": False,
-        "downsample_in_bottleneck": False,
-    }  # fmt: skip
-
-
-def _units(tower: ResNet) -> Iterator[tuple[str, str]]:
-    """Our path and their key of every bottleneck."""
-    for stage, units in enumerate(tower.blocks):
-        for unit in range(units):
-            yield f"stage{stage + 1}_unit{unit}", f"encoder.stages.{stage}.layers.{unit}"
-
-
-def _norms(tower: ResNet) -> Iterator[tuple[str, str]]:
+def norms(ours: str, theirs: str, tower: ResNet) -> list[tuple[str, str]]:
     """Our path and their key of every batch norm."""
-    yield "norm1", "embedder.embedder.normalization"
-    for path, key in _units(tower):
-        for i in range(3):
-            yield f"{path}/norm{i + 1}", f"{key}.layer.{i}.normalization"
-        if path.endswith("unit0"):
-            yield f"{path}/shortcut_norm", f"{key}.shortcut.normalization"
+    found = [(f"{ours}/norm1", f"{theirs}bn1")]
+    for path, key, projected in _units(tower):
+        found += [(f"{ours}/{path}/norm{i}", f"{theirs}{key}.bn{i}") for i in range(1, 3 if tower.basic else 4)]
+        if projected:
+            found.append((f"{ours}/{path}/shortcut_norm", f"{theirs}{key}.downsample.1"))
+    return found
 
 
-def _moments(tower: ResNet) -> list[Row]:
-    return [
-        Row(f"image/{path}/{ours}", (f"{key}.running_{ours}",), keymap.SAME)
-        for path, key in _norms(tower)
-        for ours in ("mean", "var")
-    ]
+def _units(tower: ResNet) -> Iterator[tuple[str, str, bool]]:
+    """Our path and their key of every unit, and whether it projects its shortcut."""
+    for stage, units in enumerate(tower.blocks, 1):
+        for unit in range(units):
+            projected = not unit and (stage > 1 or not tower.basic)
+            yield f"stage{stage}_unit{unit}", f"layer{stage}.{unit}", projected
+
+
+def tower_of(state: Mapping[str, Any], theirs: str, image_size: int) -> ResNet:
+    """The ResNet whose shapes a state dict has, under keys that begin with `theirs`."""
+    basic = f"{theirs}layer1.0.conv3.weight" not in state
+    width = len(state[f"{theirs}conv1.weight"])
+    last = _count(state, rf"{re.escape(theirs)}layer(\d+)\.") - 1
+    blocks = tuple(_count(state, rf"{re.escape(theirs)}layer{stage}\.(\d+)\.") for stage in range(1, last + 1))
+    return ResNet(image_size, width, blocks, basic=basic)
+
+
+def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
+    """1 + the largest number in the keys that match."""
+    found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
+    return 1 + max(found, default=-1)
+
+
+def detect(state: State) -> bool:
+    """Whether these are the keys of a ResNet by itself."""
+    return {"conv1.weight", "bn1.running_mean", "layer1.0.conv2.weight"} <= state.keys()
+
+
+def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
+    """The encoder of a file or folder. Raises UserError naming keys and shapes that do not fit."""
+    tower = tower_of(state, "", 224)
+    tables = rows("image", "", tower), norms("image", "", tower)
+    return convolutional.read_encoder(tower, *tables, state, path, classifier="fc.", modality=modality)
+
+
+FORMAT = Format("resnet", "ResNet (torchvision, timm)", (), (), detect, read_model, None, order=11)

@@ -18,7 +18,7 @@ from fundax.encoders.backbone import BackboneWithHead, Encoder, owner_of, with_e
 from fundax.encoders.bert import BERT
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
-from fundax.interop import bert, dinov2, folder, huggingface, keymap, processor, resnet, vit
+from fundax.interop import bert, dinov2, folder, huggingface, keymap, processor, resnet_huggingface, vit
 from fundax.interop.checkpoint import Checkpoint, Format
 from fundax.interop.keymap import Row, Shapes
 from fundax.interop.weights import State, digests, folder_of, read_state, write_safetensors
@@ -210,7 +210,7 @@ def _plain(tower: ViT) -> ViT:
 def _write_tower(tower: Any, name: str, params: Params, extra: Extra) -> tuple[State, dict[str, Any]]:
     kind, own = _kind(tower), {name: params[name]}
     if kind == "resnet":
-        return resnet.write(tower, own, extra), resnet.config_of(tower)
+        return resnet_huggingface.write(tower, own, extra), resnet_huggingface.config_of(tower)
     if kind == "dinov2":
         plain = Encoder(_plain(tower))
         return dinov2.from_fundax(plain, own), dinov2.config_of(plain)
@@ -224,7 +224,7 @@ def _read_tower(tower: Any, name: str, state: State, shapes: Shapes, source: str
     kind = _kind(tower)
     ours = {path: shape for path, shape in shapes.items() if path.startswith(f"{name}/")}
     if kind == "resnet":
-        return resnet.read(tower, state, shapes, source)
+        return resnet_huggingface.read(tower, state, shapes, source)
     if kind == "bert":
         return keymap.read(_bert_rows(tower), state, ours, source, bert.UNUSED), {}
     if kind == "clip":
