@@ -220,7 +220,13 @@ class Reader:
         Without `augment`, as in evaluations, every pixel of a JPEG is decoded.
         """
         select_keys = Select(("image", *self.keys[:-1]))
-        return (self.view if augment else self._view(None), Thumbnail(), *augment, eval_step(self.preprocessing), select_keys)
+        return (
+            self.view if augment else self._view(None),
+            Thumbnail(),
+            *augment,
+            eval_step(self.preprocessing),
+            select_keys,
+        )
 
     def once(self, source: Source, copies: int = 1, batch: int = 64) -> Batches:
         """One pass over `copies` copies of a source; with more than one copy, images are flipped at random."""
