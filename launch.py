@@ -6,15 +6,16 @@
     export RUN OUT --to FORMAT                                write a run as a folder for other programs
     import PATH --workdir DIR                                 write such a folder, or a weights file, as a run
     compile CONFIG --topology v5e:4x4 [...]                   does it fit on a TPU slice, and how fast at best
+    predict RUN --image A B ... [--classes "x, y"]            classes in words, labels, values, masks, points, reports
     predict RUN --left A --right B --classes "x, y"           probabilities per eye and patient (RET-CLIP)
-    predict RUN --image A                                     the report of an image (report models)
-    predict RUN --image A B ... --out OUT                     masks, or a CSV of landmarks
+    embed RUN FOLDER_OR_TABLE... --out features.npz           features of any number of images
     synth RUN --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
-    explain RUN IMAGE... --out FOLDER                         where a ViT attends, drawn over the photographs
+    explain RUN IMAGE... --out FOLDER [--text "exudates"]     what a model reads, drawn over the photographs
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
+    data synthesize | data stats                              synthetic visits as files; mean and deviation of modalities
 
-Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. User errors print one line and exit with status 2.
+Ctrl-C (exit code 130) and SIGTERM (0) stop training at once and save. User errors print one line and exit with status 2.
 """
 
 from __future__ import annotations
@@ -38,11 +39,15 @@ class Output:
         workdir: Folder of the run: checkpoints, metrics and figures.
         log_to: Where to log besides metrics.jsonl; may be given twice.
         folds: Cross-validate: train a model for each of this many folds of the patients, pool their predictions.
+        profile: Number of steps that the profiler traces, in WORKDIR/profile.
+        dry_run: Run this number of steps at full size on made-up arrays, print their speed, and read and save nothing.
     """
 
     workdir: str = ""
     folds: int = 0
     log_to: UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]] = ()
+    profile: int = 0
+    dry_run: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,13 @@ class Stored:
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         name: Name of the results on other data than the run's; by default that of the data.
         config: Config to use instead of the copy in the run; the arguments of the run must then be given again.
+        trust: Run the copy of the config in the run, even if it is none of fundax's own. It is a program: read it first.
     """
 
     checkpoint: str = ""
     name: str = ""
     config: str = ""
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,11 +109,13 @@ class Target:
         topology: TPU slice, such as v5e:4x4, v5p:2x4x4 or v5e:4x4*2 (two slices); without it, the devices of this machine.
         shardings: Print how every array of the state is divided.
         count: Compile nothing: only the memory of the state and the FLOPs, in seconds.
+        search: Try meshes and rematerialisation, and print this number of the fastest that fit.
     """
 
     topology: str = ""
     shardings: bool = False
     count: bool = False
+    search: int = 0
 
 
 def train(argv: list[str]) -> None:
@@ -114,21 +123,30 @@ def train(argv: list[str]) -> None:
     from dataclasses import replace
 
     from fundax.rerun import defaults_to_resume
+    from fundax.runtime.remote import mirrored
     from fundax.train import fit, is_complete
 
     (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
-    if not own.workdir and "--help" not in rest:
+    if not own.workdir and "--help" not in rest and not own.dry_run:
         raise _mistake("train: --workdir DIR is missing")
     if own.folds:
         _cross_validate(config, rest, own, _cluster(processes))
         return
     cluster = _cluster(processes)
-    recipe = _load(config, rest, Output, Cluster, defaults=defaults_to_resume(own.workdir, rest))
-    _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
-    complete = is_complete(recipe, own.workdir)
-    fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), own.workdir)
-    if not complete:
-        _report(own.workdir)
+    with mirrored(own.workdir) as workdir:
+        defaults = defaults_to_resume(str(workdir) if own.workdir else "", rest)
+        recipe = _load(config, rest, Output, Cluster, defaults=defaults)
+        recipe = replace(recipe, writers=(*recipe.writers, *own.log_to), profile=own.profile)
+        _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
+        if own.dry_run:
+            from fundax.roofline.dry_run import dry_run
+
+            dry_run(recipe, own.dry_run, str(workdir))
+            return
+        complete = is_complete(recipe, workdir)
+        fit(recipe, workdir)
+        if not complete:
+            _report(str(workdir))
 
 
 def _cross_validate(config: str, argv: list[str], own: Output, cluster: Any) -> None:
@@ -174,20 +192,27 @@ def evaluate(argv: list[str]) -> None:
 
     Other data (--data OTHER) are scored whole, with the run's classes, and stored beside the run's own results.
     """
+    from fundax.runtime.remote import mirrored
+
+    (own, processes), run, rest = _options("eval RUN", evaluate, argv, Stored, Cluster)
+    cluster = _cluster(processes)
+    with mirrored(run) as folder:
+        _evaluate(own, cluster, str(folder), rest)
+
+
+def _evaluate(own: Stored, cluster: Any, run: str, rest: list[str]) -> None:
     from dataclasses import replace
 
-    from fundax.rerun import named, repeated, wrong
+    from fundax.rerun import named, repeated, trusted_config, wrong
     from fundax.runtime.checkpoint import resolve
     from fundax.runtime.workdir import read_config
     from fundax.train import fit
 
-    (own, processes), run, rest = _options("eval RUN", evaluate, argv, Stored, Cluster)
-    cluster = _cluster(processes)
     stored = read_config(run)
     step = resolve(run, own.checkpoint)
     again, defaults = repeated(run, [] if own.config else stored.get("argv", []), rest)
+    config = own.config or str(trusted_config(run, own.trust))
     try:
-        config = own.config or str(Path(run) / "config.py")
         recipe = _load(config, again, Stored, Cluster, verb="eval", defaults=defaults)
     except _user_errors() as error:
         raise wrong(error, run, stored, rest) if not own.config else error from None
@@ -213,14 +238,17 @@ def predict(argv: list[str]) -> None:
     if own.model is None:
         parser.print_help()
         raise SystemExit(0 if set(argv) & {"-h", "--help"} else 2)
-    from rich.console import Console
-
     from fundax.inference.dispatch import predictor_of
+    from fundax.runtime.log import console
+    from fundax.runtime.workdir import check_output
 
     module = predictor_of(own.model)
     parser.add_argument("-h", "--help", action="help")
     module.add_arguments(parser)
-    Console(markup=False, emoji=False).print(module.run(own.model, parser.parse_args(argv)))
+    given = parser.parse_args(argv)
+    if getattr(given, "out", None):
+        check_output(given.out)  # before hours of images
+    console(stderr=False, soft_wrap=False).print(module.run(own.model, given))
 
 
 def compile_(argv: list[str]) -> None:
@@ -228,14 +256,24 @@ def compile_(argv: list[str]) -> None:
 
     Prints memory, collectives and the fastest possible step. Exit code 1: it does not fit into the memory.
     """
-    from rich.console import Console
-
     from fundax.roofline import compile as aot
+    from fundax.runtime import log
 
     (own,), config, rest = _options("compile CONFIG", compile_, argv, Target)
     recipe = _load(config, rest, Target, verb="compile")
     topology = own.topology or None
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    console = log.console(stderr=False, soft_wrap=False, width=None if sys.stdout.isatty() else 132)
+    if own.search:
+        from fundax.roofline.search import search, search_table
+
+        if not own.topology:
+            raise _mistake("compile: --search needs --topology")
+
+        def recipe_of(mesh: str, remat: str) -> Any:
+            return _load(config, [*rest, f"--mesh={mesh}", f"--remat={remat}"], Target, verb="compile")
+
+        console.print(search_table(search(recipe_of, own.topology, own.search), own.topology))
+        return
     if own.shardings:
         console.print(aot.shardings_table(recipe, aot.target(recipe, topology)[0]))
     compiled = aot.compile_step(recipe, topology, not own.count)
@@ -265,9 +303,17 @@ def main(argv: Sequence[str]) -> int:
     try:
         _run(argv[0], list(argv[1:]))
     except _user_errors() as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        from fundax.runtime.log import printable
+
+        print(printable("error: " + " ".join(str(error).split())), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
     except Exception as error:
+        if refused := _refused(error):
+            print(f"error: {refused}", file=sys.stderr)
+            return 2
         if not _among_others():
             raise
         print(_lost(error), file=sys.stderr)
@@ -276,6 +322,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(verb: str, argv: list[str]) -> None:
+    if verb in ("train", "eval", "compile"):
+        return VERBS[verb](argv)
+    if any("://" in word for word in argv):
+        from fundax.runtime.remote import localized
+
+        with localized(verb, argv) as words:
+            return _run_here(verb, words)
+    return _run_here(verb, argv)
+
+
+def _run_here(verb: str, argv: list[str]) -> None:
     if verb in VERBS:
         return VERBS[verb](argv)
     from fundax import verbs
@@ -339,6 +396,13 @@ def _among_others() -> bool:
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+def _refused(error: Exception) -> str:
+    """One line where the file system refused to write or to open, else ""."""
+    from fundax.runtime.workdir import refusal
+
+    return refusal(error)
+
+
 def _lost(error: Exception) -> str:
     """One line where another process has ended, else the whole traceback."""
     import traceback
@@ -355,12 +419,25 @@ def _lost(error: Exception) -> str:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit. After an error, sys.exit would wait for the other processes, which may be waiting for this one."""
-    if code and _among_others():
+    """Exit. sys.exit would wait for other processes, which may be waiting for this one, and for what a signal left undone."""
+    if (code and _among_others()) or (code == 130) or _abandoned():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _abandoned() -> bool:
+    preemption = sys.modules.get("fundax.runtime.preemption")
+    return preemption is not None and preemption.abandoned()
+
+
+def _code(argv: list[str]) -> int:
+    """The exit code of `main`, also where it is left by SystemExit."""
+    try:
+        return main(argv)
+    except SystemExit as stopped:
+        return stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
@@ -397,4 +474,4 @@ def _report(workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    _leave(main(sys.argv[1:]))
+    _leave(_code(sys.argv[1:]))

@@ -32,7 +32,7 @@ def recipe(
     mixup: float = 0.0,
     cutmix: float = 0.0,
 ) -> Recipe:
-    """Fine-tuning. Learning rates are for a batch of 256; docs/guide/downstream.md lists what is left out."""
+    """Fine-tuning. Learning rates are for a batch of 256. docs/guide/downstream.md lists differences from the originals."""
     parts = labelled.parts(data, data.eyes(run.seed, 96), run.seed)
     feature, blocks, layers, norm, _ = classify.RECIPES[preset]
     fields = run.compute(encoders.ViT)[0] | {"feature": feature, "blocks": blocks, "drop_path": drop_path}

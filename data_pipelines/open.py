@@ -10,9 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipelines.records import DataError, Record, Source
+from data_pipelines.records import MODALITIES, DataError, Record, Source, modality_name
 from data_pipelines.sources.cached import CachedSource
+from data_pipelines.sources.each_view import EachView
 from data_pipelines.sources.matching import Matched, names_of
+from data_pipelines.sources.modality_folders import Moments
+from data_pipelines.sources.modality_stats import Stats, as_json, declared_names, moments_of, read_stats
 from data_pipelines.sources.parts import PARTS, divide, fold_parts, joint
 from data_pipelines.sources.splits import patients_of, read_split, split_record, write_split
 from data_pipelines.synthetic.sources import Eyes, Patients
@@ -34,6 +37,8 @@ class Sources:
         data_dir: Folder of the data sets that `launch.py data build` wrote.
         patients: Number of synthetic patients to train on if there is no --data.
         modalities: Modalities to train on if a source has several; synthetic eyes have CFP, UWF, FFA and OCT.
+        modality_file: JSON file of `launch.py data stats`: mean and deviation of modalities, which may have new names.
+        each_view: Take every view of a visit as an image of its own; otherwise methods of single images draw one in each step.
     """
 
     data: tuple[str, ...] = ()
@@ -46,6 +51,30 @@ class Sources:
     data_dir: str = DATA_DIR
     patients: int = 3000
     modalities: tuple[str, ...] = ("CFP",)
+    modality_file: str = ""
+    each_view: bool = False
+
+    @functools.cached_property
+    def measured(self) -> dict[str, Stats]:
+        """Mean and deviation of modalities, by name, in --modality-file; kept in `used`. Not an argument."""
+        found = read_stats(self.modality_file) if self.modality_file else {}
+        if found:
+            self.used["modalities"] = as_json(found)
+        return found
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """What `modality` of a batch is an index into: MODALITIES, and those that --modality-file declares."""
+        return (*MODALITIES, *declared_names(self.measured))
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The names of --modalities as they stand in `known`. Raises DataError for an unknown one."""
+        return tuple(modality_name(name, declared_names(self.measured)) for name in self.modalities)
+
+    def moments(self) -> tuple[Moments, Moments]:
+        """Mean and deviation of --modalities, one row each. Raises DataError for an unknown modality."""
+        return moments_of(self.modalities, self.measured)
 
     @functools.cached_property
     def used(self) -> dict[str, Any]:
@@ -63,6 +92,7 @@ class Sources:
     def open(self, words: Sequence[str], **columns: str) -> list[Named]:
         """Open the sources of `words`; `columns` are default options of a CSV."""
         own = {"images": self.image_dir} if self.image_dir else {}
+        own |= {"declare": "+".join(names)} if (names := declared_names(self.measured)) else {}
         return [named(word, columns | own, self.data_dir) for word in words]
 
     def noted(self, sources: Sequence[Named]) -> list[Named]:
@@ -121,7 +151,7 @@ class Sources:
                     prefix = f"{name}/" if one.given.get(name) is source else ""  # in folders, names repeat
                     patients.setdefault(name, {})[one.name] = [prefix + patient for patient in patients_of(source)]
         if patients:
-            self.used["split"] = split_record(patients, seed=seed)
+            self.used["split"] = split_record(patients, stored.salt if stored else "", seed=seed)
             if self.split and stored is None:
                 write_split(self.split, self.used["split"])
         return self._with_part(parts | ({"val": self.noted(opener(self.val))} if self.val else {}))
@@ -138,6 +168,9 @@ class Sources:
         return self.scored(parts)
 
     def _with_part(self, parts: dict[str, list[Named]]) -> dict[str, list[Named]]:
+        if self.each_view:
+            whole = parts.items()
+            parts = {name: [replace(one, source=EachView(one.source)) for one in some] for name, some in whole}
         if self.part and not parts.get(self.part):
             raise DataError(f"--part {self.part}: the data have the parts {', '.join(parts)}")
         return parts

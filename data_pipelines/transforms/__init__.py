@@ -1,7 +1,8 @@
 """Steps that turn a record into an example of numpy arrays.
 
 views         first steps: one view or both eyes of a visit, with text and targets
-steps         resize, augmentation, flips that keep sides correct, tokenization
+visits        first step for a whole visit, with the texts of views, eyes and visit
+steps         resizing, augmentation, flips with consistent sides, tokenization
 field_of_view the crop to the field of view of a fundus photograph
 photographs   random changes for a few hundred photographs
 dense         images with masks or landmarks
@@ -33,4 +34,5 @@ with _epy.lazy_api_imports(globals()):
         ret_clip_aug,
     )
     from data_pipelines.transforms.views import Grouped, PairedEyes, SingleView
+    from data_pipelines.transforms.visits import FlipVisit, PadVisit, TokenizeVisit, VisitViews
     from data_pipelines.transforms.word_masks import MaskWords

@@ -6,7 +6,7 @@ pretrained ViT from which only features are computed."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -46,8 +46,30 @@ def apply_encoder(
     return out, extra | {"image": new["batch_stats"]}
 
 
-def tower_of(objective: Any, params: Params, extra: Extra) -> tuple[ViT, Params]:
-    """The ViT that encodes images, and its parameters; the teacher's for a self-distilled model.
+def encoder_of(objective: Any, params: Params, extra: Extra, modality: int = 0) -> tuple[ViT | ResNet, Params, Extra]:
+    """The image encoder of an objective as it computes features, its parameters, and its batch statistics.
+
+    The teacher's for a self-distilled model, the one below an adapter, and the one of `modality` if each has its own.
+    Raises UserError if there is no ViT or ResNet, and if no encoder belongs to the modality.
+    """
+    tower, name = getattr(objective, "image", None), type(objective).__name__
+    if not isinstance(tower, ViT | ResNet):
+        raise UserError(f"{name} has no image encoder; expected a model with a ViT or a ResNet")
+    owner = extra.get("teacher", params.get("model", params))  # "model": the model below an adapter
+    weights, stats = dict(owner["image"]), extra.get("model", extra)
+    if several := getattr(owner_of(objective), "modalities", ()):
+        if modality not in several:
+            raise UserError(f"{name} has encoders of the modalities {', '.join(map(str, several))}, not {modality}")
+        weights = dict(weights[f"m{modality}"])
+    if isinstance(tower, ResNet):
+        return tower, weights, {"image": stats["image"]}
+    if tower.mask_token:  # a teacher has no mask token, and never needs it
+        weights.setdefault("mask_token", jnp.zeros(tower.width))
+    return tower.clone(mask_ratio=0.0, drop_path=0.0), weights, {}
+
+
+def tower_of(objective: Any, params: Params, extra: Extra, modality: int = 0) -> tuple[ViT, Params]:
+    """The ViT that encodes images, and its parameters; see `encoder_of`.
 
     Raises UserError if the image encoder is not a ViT or has no class token, whose attention could be shown.
     """
@@ -59,11 +81,17 @@ def tower_of(objective: Any, params: Params, extra: Extra) -> tuple[ViT, Params]
         raise UserError(
             f"attention maps show the class token's attention, and the ViT of this {name} has no class token"
         )
-    owner = extra.get("teacher", params.get("model", params))  # "model": the model below an adapter
-    weights = dict(owner["image"])
-    if tower.mask_token:  # a teacher has no mask token, and never needs it
-        weights.setdefault("mask_token", jnp.zeros(tower.width))
-    return tower.clone(mask_ratio=0.0, drop_path=0.0), weights
+    vit, weights, _ = encoder_of(objective, params, extra, modality)
+    assert isinstance(vit, ViT)
+    return vit, weights
+
+
+def with_encoder(objective: Any, image: ViT | ResNet) -> Any:
+    """The same objective with another image encoder, which may lie below a head, an adapter or KeepFIT."""
+    below = next((name for name in ("tower", "model", "base") if hasattr(objective, name)), None)
+    if below is None:
+        return replace(objective, image=image)
+    return replace(objective, **{below: with_encoder(getattr(objective, below), image)})
 
 
 @runtime_checkable

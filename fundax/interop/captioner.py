@@ -17,11 +17,10 @@ from fundax.interop import flair, folder, keymap, resnet
 from fundax.interop.checkpoint import Checkpoint, Format
 from fundax.interop.convolutional import STATISTICS, read_statistics, write_statistics
 from fundax.interop.keymap import Row
-from fundax.interop.weights import State, folder_of, write_torch
+from fundax.interop.weights import State, write_torch
 from fundax.objectives.report import Report
 from fundax.params import flatten
 from fundax.runtime import serialize
-from fundax.runtime.workdir import read_optional_json
 from fundax.types import Params, UserError
 
 NAME = "KeepFIT's FFA captioner"
@@ -117,7 +116,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
 
     Raises UserError naming keys that are missing or unknown.
     """
-    record = read_optional_json(folder_of(path) / folder.RECORD)
+    record = folder.read_record(path)
     named = serialize.from_json(record["objective"]) if record else None
     fields = {name: getattr(named.decoder, name) for name in ("heads", "context")} if named else {}
     decoder, params = decoder_to_fundax(state, **fields)

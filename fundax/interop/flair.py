@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +20,11 @@ from fundax.interop import bert, folder, keymap, resnet
 from fundax.interop.checkpoint import Checkpoint, Format
 from fundax.interop.convolutional import STATISTICS, Norms, read_statistics, write_statistics
 from fundax.interop.keymap import Row
-from fundax.interop.weights import State, folder_of, write_torch
+from fundax.interop.weights import State, write_torch
 from fundax.objectives.flair import FLAIR, POOL_LAYERS
 from fundax.objectives.keepfit import KeepFIT
 from fundax.params import flatten, unstack_blocks
 from fundax.runtime import serialize
-from fundax.runtime.workdir import read_optional_json
 from fundax.types import Extra, Params, UserError
 
 NAME = "FLAIR"
@@ -195,8 +195,8 @@ def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
 # ------------------------------------------------------------------------------------------------------- folders
 
 
-def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
-    """Write a folder with flair.pth, the state dict that FLAIR and KeepFIT save and load; needs torch.
+def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False, weights: str = WEIGHTS) -> None:
+    """Write a folder with flair.pth (keepfit.pth), the state dict that FLAIR and KeepFIT save and load; needs torch.
 
     Parts of a KeepFIT that only training uses and that the original program does not have (the decoder of reports, a
     reference by cosine) are left out and listed in the record. Raises UserError for another model, and for a folder that
@@ -213,9 +213,9 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
     shared, attention, left_out = parts_of(model.params)
     state = from_fundax(base, shared, model.extra) | attention_state(attention)
     with folder.fresh_folder(out, overwrite) as temporary:
-        write_torch(state, temporary / WEIGHTS)
+        write_torch(state, temporary / weights)
         folder.write_record(temporary, state, model, left_out)
-        folder.write_card(temporary, model, "fundax", USAGE)
+        folder.write_card(temporary, model, "fundax", USAGE.replace(WEIGHTS, weights))
 
 
 def parts_of(params: Params) -> tuple[Params, Params, dict[str, Any]]:
@@ -232,7 +232,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
 
     Without it a KeepFIT file is read as the FLAIR that it holds. Raises UserError naming keys that do not fit.
     """
-    record = read_optional_json(folder_of(path) / folder.RECORD)
+    record = folder.read_record(path)
     if not record:
         objective, params, extra = to_fundax(state)
         return Checkpoint(objective, params, {}, extra=extra)
@@ -255,4 +255,8 @@ def read_as(objective: Any, state: State, source: str) -> tuple[Params, Extra]:
 
 FORMAT = Format(
     "flair", NAME, (FLAIR, KeepFIT), (WEIGHTS, folder.RECORD), detect, read_model, write_folder, USAGE, read_as=read_as, order=4,
+)  # fmt: skip
+KEEPFIT = Format(  # the same keys; --to flair also writes a KeepFIT
+    "keepfit", "KeepFIT", (KeepFIT,), ("keepfit.pth", folder.RECORD), detect, read_model,
+    partial(write_folder, weights="keepfit.pth"), USAGE.replace(WEIGHTS, "keepfit.pth"), read_as=read_as, order=5,
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of a training step for TPU topologies: memory, communication and roofline time.
 
-libtpu (extra `tpu`) describes a TPU slice without any TPU, and nothing is run. The times are a roofline: the minimum that
-the peak numbers of the chip allow, for each resource separately. A real step takes longer."""
+libtpu (extra `tpu`) describes a TPU slice without any TPU, and nothing is run. The roofline times are lower bounds: they
+follow from the peak numbers of the chip, for each resource separately. A real step takes longer."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from rich.console import Group
 from rich.table import Table
 
 from fundax import train
 from fundax.params import path_string
 from fundax.recipe import Recipe
-from fundax.roofline import flops
-from fundax.roofline.chips import CHIPS, GIB, Chip, chip_named, chip_of
-from fundax.roofline.collectives import Collective, collectives
+from fundax.roofline.collectives import BETWEEN, Collective, collectives
+from fundax.runtime import flops
 from fundax.runtime import mesh as meshes
+from fundax.runtime.chips import CHIPS, GIB, Chip, chip_named, chip_of
 from fundax.types import UserError
 
 # libtpu must not search for a TPU or for another process that uses one. The last two variables have no effect on the
@@ -50,17 +50,23 @@ class CompiledStep:
     parameters: int
     state: int  # bytes: parameters, optimizer state and extra state
     arguments: int  # bytes: the state and the batch
-    temporaries: int | None  # bytes: activations, gradients; None if the compiler refused or was not run
+    temporaries: int | None  # bytes: activations, gradients; None if compilation failed or was not run
     communication: tuple[Collective, ...]
     model_flops: int  # of the step, without rematerialisation
     done_flops: int  # including rematerialisation
     moved: int  # bytes that matrix products read and write, total over all devices
     seconds_to_compile: float
+    ideal: int = 0  # bytes that leave a device at best, without those of the model axis, see ideal_bytes
     refused: str = ""  # the compiler's message, if the program does not fit
 
     @property
     def devices(self) -> int:
         return math.prod(self.mesh.values())
+
+    @property
+    def sent(self) -> int:
+        """Bytes that a device sends over the links of its slice."""
+        return sum(c.moved for c in self.communication if c.kind != BETWEEN)
 
     @property
     def fits(self) -> bool | None:
@@ -76,8 +82,9 @@ class CompiledStep:
     def roofline(self) -> dict[str, float]:
         """Seconds by resource; empty if the chip is unknown or the program does not fit.
 
-        Memory: matrix products read and write their operands once, and the state is read and written once. Interconnect:
-        the bytes that a device sends, over all its links in one direction; known only after compilation.
+        The memory time assumes that matrix products read operands and write results once, and that the state is read and
+        written once. The interconnect time is that of the bytes that a device sends, over all its links in one direction;
+        it is known only after compilation.
         """
         if self.chip is None or self.fits is False:
             return {}
@@ -86,7 +93,7 @@ class CompiledStep:
             "memory": (self.moved / self.devices + 2 * self.state) / self.chip.bandwidth,
         }
         if self.temporaries is not None:
-            seconds["interconnect"] = sum(c.moved for c in self.communication) / (self.chip.links / 2)
+            seconds["interconnect"] = self.sent / (self.chip.links / 2)
         return seconds
 
     def mfu(self, seconds: float) -> float:
@@ -99,11 +106,11 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
     """Compile the training step of a recipe for a TPU slice or for the local devices.
 
     Args:
-        recipe: see Recipe.
-        topology: such as "v5p:4x8x8", or "v5e:4x4*2" for two slices; None: the local devices.
-        compiling: False takes seconds instead of minutes and gives only the memory of the state, and FLOPs.
+        recipe: the recipe to compile.
+        topology: for example "v5p:4x8x8", or "v5e:4x4*2" for two slices; None uses the local devices.
+        compiling: False takes seconds instead of minutes, but gives only the memory of the state and the FLOPs.
 
-    Raises UserError without libtpu, for an unknown topology, and for a batch or mesh that does not divide.
+    Raises UserError if libtpu is missing, the topology is unknown, or the batch or the mesh does not fit the devices.
     """
     mesh, chip = target(recipe, topology)
     train.check_batch(recipe, mesh)
@@ -135,12 +142,13 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
         done_flops=done,
         moved=moved,
         seconds_to_compile=seconds,
+        ideal=ideal_bytes(state.params, mesh),
         refused=refused,
     )
 
 
 def _compile(step: Any, state: Any, batch: Any, mesh: Mesh) -> tuple[Any, tuple[Collective, ...], str, float]:
-    """Memory and communication, or the reason why the compiler refused; and the seconds it took."""
+    """Compile and return memory, communication, the error if the program does not fit, and the seconds it took."""
     lowered = step.lower(state, batch)
     start = time.perf_counter()
     try:
@@ -154,12 +162,26 @@ def _compile(step: Any, state: Any, batch: Any, mesh: Mesh) -> tuple[Any, tuple[
 
 
 def _bytes(tree: Any) -> int:
-    """Bytes of one device's share of abstract arrays."""
+    """Bytes of abstract arrays on one device."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
         if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     )
+
+
+def ideal_bytes(params: Any, mesh: Mesh) -> int:
+    """Bytes that must leave a device in a step: split weights are gathered for the forward and the backward pass and their
+    gradients scattered; the gradients of the others, and those of each part over "data", are summed. All in fp32.
+    """
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    total = 0.0
+    for leaf in jax.tree.leaves(params):
+        local = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        split = any("fsdp" in (axis if isinstance(axis, tuple) else (axis,)) for axis in leaf.sharding.spec if axis)
+        copies = data if split else data * fsdp
+        total += 2 * (copies - 1) / copies * local + (3 * (fsdp - 1) * local if split else 0)
+    return int(total)
 
 
 def _first(error: Exception) -> str:
@@ -174,17 +196,14 @@ def target(recipe: Recipe, topology: str | None) -> tuple[Mesh, Chip | None]:
         return mesh, chip_of(mesh.devices.flat[0].device_kind)
     chip = chip_named(topology.split(":")[0])
     devices = _devices(topology)
-    from jax.experimental import mesh_utils
-
     sizes = meshes.mesh_sizes(recipe.mesh, len(devices))
-    grid = mesh_utils.create_device_mesh(sizes, devices[: math.prod(sizes)], allow_split_physical_axes=True)
-    return Mesh(grid, meshes.AXES, axis_types=(AxisType.Auto,) * len(meshes.AXES)), chip
+    return meshes.arranged(sizes, devices[: math.prod(sizes)]), chip
 
 
 def _devices(topology: str) -> Sequence[Any]:
     if CHIPS[topology.split(":")[0]].name.startswith("NVIDIA"):
         raise UserError(
-            f"topology {topology!r}: only TPU slices can be described without hardware; run this on the GPUs"
+            f"topology {topology!r}: only TPU slices can be described without hardware; run the command on the GPUs"
         )
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -197,7 +216,7 @@ def _devices(topology: str) -> Sequence[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # jaxlib raises several types
-        expected = "expected such as v5e:4x4, v5p:2x4x4, v6e:16x16"
+        expected = "examples are v5e:4x4, v5p:2x4x4 and v6e:16x16"
         raise UserError(f"topology {topology!r}: {_first(error)}; {expected}") from None
 
 
@@ -218,6 +237,7 @@ def tables(compiled: CompiledStep) -> Group:
             over = " x ".join(c.axes) or "other"
             wires.add_row(c.kind, over, str(c.group), str(c.count), f"{c.moved / 2**20:,.1f}")
         parts.append(wires)
+        parts.append(_beside_ideal(compiled))
     return Group(*parts, _caveat(compiled))
 
 
@@ -228,10 +248,10 @@ def _memory(compiled: CompiledStep) -> list[tuple[str, str]]:
         ("arguments (state and batch)", f"{compiled.arguments / GIB:.2f} GiB"),
     ]
     if compiled.temporaries is not None:
-        total, of = compiled.arguments + compiled.temporaries, ""
+        total, share = compiled.arguments + compiled.temporaries, ""
         if compiled.chip:
-            of = f" of {compiled.chip.memory / GIB:.1f} GiB ({100 * total / compiled.chip.memory:.0f} %)"
-        rows += [("temporaries", f"{compiled.temporaries / GIB:.2f} GiB"), ("memory", f"{total / GIB:.2f} GiB{of}")]
+            share = f" of {compiled.chip.memory / GIB:.1f} GiB ({100 * total / compiled.chip.memory:.0f} %)"
+        rows += [("temporaries", f"{compiled.temporaries / GIB:.2f} GiB"), ("memory", f"{total / GIB:.2f} GiB{share}")]
     unknown = "unknown: nothing was compiled" if compiled.chip else "unknown"
     verdict = {True: "fits", False: "does not fit", None: unknown}[compiled.fits]
     return [*rows, ("verdict", f"{verdict}: {compiled.refused}" if compiled.refused else verdict)]
@@ -260,15 +280,26 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:,.1f} ms" if seconds < 1 else f"{1000 * seconds:,.0f} ms"
 
 
+def _beside_ideal(compiled: CompiledStep) -> str:
+    sent = compiled.sent
+    line = f"Sent per device: {sent / 2**20:,.1f} MiB; at best {compiled.ideal / 2**20:,.1f} MiB"
+    if compiled.mesh["model"] > 1:
+        return f"{line}, and the activations that the model axis sums in every layer."
+    if sent > 2 * compiled.ideal:
+        return f"{line}. WARNING: more than twice the best; activations may be sent in place of weights."
+    return f"{line} for this mesh, with weights and gradients in float32."
+
+
 def _caveat(compiled: CompiledStep) -> str:
     if compiled.chip is None:
         return (
-            f"{compiled.topology} is not in the table of chips (fundax/roofline/chips.py), so neither whether it fits nor its "
-            "speed is known. Memory is XLA's count for this device. For a TPU slice pass --topology, such as v5e:4x4."
+            f"{compiled.topology} is not in the table of chips (fundax/runtime/chips.py), so its memory limit and speed are "
+            "unknown. Memory is XLA's count for this device. For a TPU slice pass --topology, for example v5e:4x4."
         )
-    between = (
-        " Traffic between slices is counted as traffic over the links of one slice." if "*" in compiled.topology else ""
-    )
+    between = ""
+    if "*" in compiled.topology:
+        crossing = sum(c.moved for c in compiled.communication if c.kind == BETWEEN)
+        between = f" {crossing / 2**20:,.1f} MiB per device go to other slices, over a slower network that the times leave out."
     return f"Nothing was run: the times follow from the peak numbers of {compiled.chip.name} ({compiled.chip.source}).{between}"
 
 
