@@ -30,12 +30,13 @@ from fundax.runtime.workdir import digest_of_json, make, read_about, read_option
 from fundax.types import Contrastive, UserError
 
 SPLIT = "split.json"
+MODALITIES = "modalities.json"
 MAY_CHANGE = frozenset(
     {"steps", "epochs", "eval_every", "save_every", "keep", "workers", "on_bad_image", "mesh", "cache"}
     | {"remat", "attention"}
 )
 _OF_RUN = ("lr", "weight_decay", "dtype")  # compared also where neither command names them
-_MOVED = frozenset(("data", "val", "image_dir", "data_dir"))  # where the same data are
+_MOVED = frozenset(("data", "val", "image_dir", "data_dir", "modality_file"))  # where the same data are
 _PACKAGES = ("fundax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 _log = logging.getLogger("fundax")
 
@@ -192,6 +193,8 @@ def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequen
     if split := recipe.data.get("split"):  # as data_pipelines.sources.splits.write_split does
         (folder / SPLIT).with_suffix(".salt").write_text(split["salt"] + "\n", encoding="utf-8")
         write_json(folder / SPLIT, {key: value for key, value in split.items() if key != "salt"})
+    if recipe.data.get("modalities"):
+        write_json(folder / MODALITIES, recipe.data["modalities"])
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessing.json", dict(recipe.preprocessing))
     original, copy = Path(str(recipe.source.get("config", ""))), folder / "config.py"

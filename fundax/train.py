@@ -39,6 +39,7 @@ from fundax.runtime.log import Log, say
 from fundax.runtime.preemption import Interrupted, Preemption
 from fundax.runtime.prefetch import Prefetcher
 from fundax.runtime.process import configure_orbax
+from fundax.runtime.speed import Profile, Speed
 from fundax.stored import changes, check_evaluation, describe, digest_of_data, told
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
@@ -131,16 +132,21 @@ def _train(
     healthy = Finite(kept)
     with Prefetcher(recipe.train, spec, mesh, position, first, last, skipped, preemption.listen_alone) as data:
         log.waited = data.waited
+        trace = Profile(workdir, recipe.profile, first, last)
         try:
             for step in range(first + 1, last + 1):
                 batch = data.take(metrics.get("loss"))
+                trace.before(step)
                 if step == first + 1:
+                    log.speed = Speed(run_step, (state, batch), recipe.objective, list(mesh.devices.flat)).row
                     state, metrics = preemption.during(_first_step, run_step, state, batch)
                     log.start_clock(step)
                 else:
                     state, metrics = run_step(state, batch)
                 done = step
                 healthy.note(step, metrics)
+                if trace.after(step, metrics):
+                    log.info(f"profiled {recipe.profile} steps: tensorboard --logdir {remote.shown(workdir)}/profile")
                 if _due(step, intervals.log, last):
                     healthy.check()
                     log.train(step, metrics | data.counts())
@@ -220,13 +226,13 @@ def _initialize(recipe: Recipe) -> Callable[[jax.Array], tuple[Params, Extra]]:
     return lambda rng: recipe.objective.init(rng, one)
 
 
-def fresh(recipe: Recipe, mesh: Mesh) -> tuple[TrainState, None]:
-    """The state of step 0 on its devices, with init_from applied; and None, the start of the data."""
+def fresh(recipe: Recipe, mesh: Mesh, pretrained: bool = True) -> tuple[TrainState, None]:
+    """The state of step 0 on its devices, with init_from applied if `pretrained`; and None, the start of the data."""
     placed = jax.tree.map(lambda x: x.sharding, abstract_state(recipe, mesh))
     init = jax.jit(_initialize(recipe), out_shardings=(placed.params, placed.extra))
     params, extra = init(jax.random.key(recipe.seed))
-    params = _changed("params", recipe.init_from, params, placed.params)
-    extra = _changed("extra", recipe.init_extra, extra, placed.extra)
+    params = _changed("params", recipe.init_from if pretrained else (), params, placed.params)
+    extra = _changed("extra", recipe.init_extra if pretrained else (), extra, placed.extra)
     opt = jax.jit(recipe.optimizer.init, out_shardings=placed.opt)(params)
     return TrainState(meshes.device_put(np.int32(0), placed.step), params, extra, opt), None
 

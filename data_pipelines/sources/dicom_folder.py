@@ -31,9 +31,9 @@ _KINDS = {"OP": "CFP", "OPT": "OCT", "US": "B_ULTRASOUND", "OPTENF": "OCT", "MR"
 def dicom_rows(folder: Path, more: Sequence[str] = ()) -> Iterator[tuple[int, int, list[str]]]:
     """Rows of the images below `folder`, sorted by patient, day and path, as `tables.read_rows` yields those of a table.
 
-    The columns are those of HEADER that any file fills, and the keywords of further tags in `more`. The modality is the first that SeriesDescription,
-    ProtocolName or ImageType name, or that of the tag Modality (OP: CFP, OPT: OCT, US: B_ULTRASOUND). Raises DataError if
-    the folder holds no DICOM file or a file cannot be read.
+    The columns are those of HEADER that any file fills, and the keywords of further tags in `more`. The modality is the
+    first that SeriesDescription, ProtocolName or ImageType name, or that of the tag Modality (OP: CFP, OPT: OCT, US:
+    B_ULTRASOUND). Raises DataError if the folder holds no DICOM file or a file cannot be read.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")

@@ -35,8 +35,9 @@ from scripts import several_processes as several
 folder, job = Path(sys.argv[1]), sys.argv[2]
 
 def smoke(where, steps):
-    for name in ("mm_fundus_clip", "ret_clip"):
-        several.run(f"configs/{name}.py", folder / where / name, steps)
+    meshes = {"mm_fundus_clip": "-1,2,2", "ret_clip": "1,-1,1"}  # FSDP with tensor parallelism, FSDP over all
+    for name, mesh in meshes.items():
+        several.run(f"configs/{name}.py", folder / where / name, steps, "-1,1" if where == "whole" else mesh)
 
 def linear(where, steps):
     from tiny_objective import recipe

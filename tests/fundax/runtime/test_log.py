@@ -2,8 +2,9 @@ import json
 import logging
 
 import pytest
+from rich.table import Table
 
-from fundax.runtime.log import Log, to_console
+from fundax.runtime.log import Log, console, to_console
 from fundax.types import UserError
 
 
@@ -93,3 +94,19 @@ def test_tensorboard_gets_the_rows(tmp_path):
 def test_an_unknown_writer_is_refused(tmp_path):
     with pytest.raises(UserError, match="expected tensorboard or wandb"):
         opened(tmp_path, writers=("tensorbord",))
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal():
+    with (shown := console(width=100)).capture() as kept:
+        table = Table("class \x1b[2J", title="[red]x")
+        table.add_row("a\x1b]0;title\x07 \u202eb :eye: \ud800")
+        shown.print(table)
+        shown.print("plain [bold] \x9b31m")
+    text = kept.get()
+    assert (
+        "\\u001b]0;title\\u0007 \\u202eb :eye: \\ud800" in text
+        and "[red]x" in text
+        and "plain [bold] \\u009b31m" in text
+    )
+    text.encode()
+    assert not any(sign in text for sign in "\x07\x9b\u202e") and "\x1b[2J" not in text and "\x1b]0" not in text
