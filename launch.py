@@ -12,8 +12,9 @@
     explain RUN IMAGE... --out FOLDER                         where a ViT attends, drawn over the photographs
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
+    data synthesize                                           synthetic visits as files and tables
 
-Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. User errors print one line and exit with status 2.
+Ctrl-C (exit code 130) and SIGTERM (0) stop training at once and save. User errors print one line and exit with status 2.
 """
 
 from __future__ import annotations
@@ -67,11 +68,13 @@ class Stored:
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         name: Name of the results on other data than the run's; by default that of the data.
         config: Config to use instead of the copy in the run; the arguments of the run must then be given again.
+        trust: Run the copy of the config in the run, even if it is none of fundax's own. It is a program: read it first.
     """
 
     checkpoint: str = ""
     name: str = ""
     config: str = ""
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,18 +97,21 @@ def train(argv: list[str]) -> None:
     from dataclasses import replace
 
     from fundax.rerun import defaults_to_resume
+    from fundax.runtime.remote import mirrored
     from fundax.train import fit, is_complete
 
     (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
     if not own.workdir and "--help" not in rest:
         raise _mistake("train: --workdir DIR is missing")
     cluster = _cluster(processes)
-    recipe = _load(config, rest, Output, Cluster, defaults=defaults_to_resume(own.workdir, rest))
-    _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
-    complete = is_complete(recipe, own.workdir)
-    fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), own.workdir)
-    if not complete:
-        _report(own.workdir)
+    with mirrored(own.workdir) as workdir:
+        defaults = defaults_to_resume(str(workdir) if own.workdir else "", rest)
+        recipe = _load(config, rest, Output, Cluster, defaults=defaults)
+        _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
+        complete = is_complete(recipe, workdir)
+        fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), workdir)
+        if not complete:
+            _report(str(workdir))
 
 
 def evaluate(argv: list[str]) -> None:
@@ -113,20 +119,27 @@ def evaluate(argv: list[str]) -> None:
 
     Other data (--data OTHER) are scored whole, with the run's classes, and stored beside the run's own results.
     """
+    from fundax.runtime.remote import mirrored
+
+    (own, processes), run, rest = _options("eval RUN", evaluate, argv, Stored, Cluster)
+    cluster = _cluster(processes)
+    with mirrored(run) as folder:
+        _evaluate(own, cluster, str(folder), rest)
+
+
+def _evaluate(own: Stored, cluster: Any, run: str, rest: list[str]) -> None:
     from dataclasses import replace
 
-    from fundax.rerun import named, repeated, wrong
+    from fundax.rerun import named, repeated, trusted_config, wrong
     from fundax.runtime.checkpoint import resolve
     from fundax.runtime.workdir import read_config
     from fundax.train import fit
 
-    (own, processes), run, rest = _options("eval RUN", evaluate, argv, Stored, Cluster)
-    cluster = _cluster(processes)
     stored = read_config(run)
     step = resolve(run, own.checkpoint)
     again, defaults = repeated(run, [] if own.config else stored.get("argv", []), rest)
+    config = own.config or str(trusted_config(run, own.trust))
     try:
-        config = own.config or str(Path(run) / "config.py")
         recipe = _load(config, again, Stored, Cluster, verb="eval", defaults=defaults)
     except _user_errors() as error:
         raise wrong(error, run, stored, rest) if not own.config else error from None
@@ -205,7 +218,13 @@ def main(argv: Sequence[str]) -> int:
 
         print(printable("error: " + " ".join(str(error).split())), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
     except Exception as error:
+        if refused := _refused(error):
+            print(f"error: {refused}", file=sys.stderr)
+            return 2
         if not _among_others():
             raise
         print(_lost(error), file=sys.stderr)
@@ -214,6 +233,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(verb: str, argv: list[str]) -> None:
+    if verb in ("train", "eval", "compile"):
+        return VERBS[verb](argv)
+    if any("://" in word for word in argv):
+        from fundax.runtime.remote import localized
+
+        with localized(verb, argv) as words:
+            return _run_here(verb, words)
+    return _run_here(verb, argv)
+
+
+def _run_here(verb: str, argv: list[str]) -> None:
     if verb in VERBS:
         return VERBS[verb](argv)
     from fundax import verbs
@@ -277,6 +307,13 @@ def _among_others() -> bool:
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+def _refused(error: Exception) -> str:
+    """One line where the file system refused to write or to open, else ""."""
+    from fundax.runtime.workdir import refusal
+
+    return refusal(error)
+
+
 def _lost(error: Exception) -> str:
     """One line where another process has ended, else the whole traceback."""
     import traceback
@@ -293,12 +330,25 @@ def _lost(error: Exception) -> str:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit. After an error, sys.exit would wait for the other processes, which may be waiting for this one."""
-    if code and _among_others():
+    """Exit. sys.exit would wait for other processes, which may be waiting for this one, and for what a signal left undone."""
+    if (code and _among_others()) or (code == 130) or _abandoned():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _abandoned() -> bool:
+    preemption = sys.modules.get("fundax.runtime.preemption")
+    return preemption is not None and preemption.abandoned()
+
+
+def _code(argv: list[str]) -> int:
+    """The exit code of `main`, also where it is left by SystemExit."""
+    try:
+        return main(argv)
+    except SystemExit as stopped:
+        return stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
@@ -335,4 +385,4 @@ def _report(workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    _leave(main(sys.argv[1:]))
+    _leave(_code(sys.argv[1:]))

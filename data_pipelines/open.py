@@ -117,7 +117,7 @@ class Sources:
                     prefix = f"{name}/" if one.given.get(name) is source else ""  # in folders, names repeat
                     patients.setdefault(name, {})[one.name] = [prefix + patient for patient in patients_of(source)]
         if patients:
-            self.used["split"] = split_record(patients, seed=seed)
+            self.used["split"] = split_record(patients, stored.salt if stored else "", seed=seed)
             if self.split and stored is None:
                 write_split(self.split, self.used["split"])
         return self._with_part(parts | ({"val": self.noted(opener(self.val))} if self.val else {}))

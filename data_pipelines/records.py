@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,16 +95,24 @@ def _alike(name: str) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """One image: u8 [H W 3], encoded bytes, or a file that is read when the image is needed."""
+    """One image: u8 [H W 3], encoded bytes, or a file that is read when the image is needed.
+
+    `report` and `targets` belong to this view alone; those of the eye and of the visit are in the Record.
+    """
 
     image: np.ndarray | bytes | os.PathLike[str]
     modality: str = "CFP"
     eye: str = ""
+    report: str = ""
+    targets: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Record:
     """One visit of a patient. `targets` holds arrays or scalars such as label, mask, points and value.
+
+    `report` is that of the visit, `eye_reports` has those of "left" and "right", and views may have reports and targets of
+    their own. A record of one view has its report and targets here, not in the view.
 
     `attributes` are texts that an evaluation may group by: those of ATTRIBUTES, and others that were asked for.
 
@@ -120,6 +128,7 @@ class Record:
     day: int = 0
     where: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
+    eye_reports: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -129,13 +138,26 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def modality_name(name: str) -> str:
-    """The name in MODALITIES for any spelling or alias; case, hyphens and underscores do not matter. Raises DataError."""
-    plain = " ".join(name.upper().replace("_", " ").replace("-", " ").split())
+def modality_name(name: str, declared: Sequence[str] = ()) -> str:
+    """The name in MODALITIES, or among those `declared`, for any spelling or alias.
+
+    Case, hyphens and underscores do not matter. Raises DataError for any other name, saying how to declare it.
+    """
+    plain = _spelling(name)
     for known in MODALITIES:
         if plain == known.replace("_", " ") or plain in MODALITY_ALIASES.get(known, ()):
             return known
-    raise DataError(f"modality {name!r} is not one of {', '.join(MODALITIES)}")
+    for other in declared:
+        if plain == _spelling(other):
+            return other
+    raise DataError(
+        f"modality {name!r} is not one of {', '.join((*MODALITIES, *declared))}; "
+        f"declare a new one as an option of the source, declare={name or 'NAME'}, or by --modality-file (launch.py data stats)"
+    )
+
+
+def _spelling(name: str) -> str:
+    return " ".join(name.upper().replace("_", " ").replace("-", " ").split())
 
 
 def eye_name(name: str) -> str:

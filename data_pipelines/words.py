@@ -3,11 +3,14 @@
     labels.csv                       a CSV with columns image, text, and optionally label, patient, eye, modality, ...
     labels.csv,mask=disc+cup         a path in each column; points=fovea+disc reads fovea_x, fovea_y, disc_x, disc_y
     labels.csv,text=report,weight=2  options after commas: our column name = theirs, or a template ("text=eye with {grade}")
+    labels.csv,visits=true           the visits of a table: days=3 joins images up to 3 days apart, by_eye=true parts the eyes
+    folder/,visits=true              the visits in a folder of DICOM files, by their tags
     folder/                          images in <class>/, or in train|val|test/<class>/; split=test takes one part only
     training_labels.txt              VisionFM's lists without a header: path;label, or path,label,days for forecasts
     tfds:idrid                       a data set built by `launch.py data build`; tfds:idrid/test is its test split
     array_record:folder              a folder written by `launch.py data convert`
-    synthetic                        synthetic eyes, with n=, start=, seed=, size=, language=
+    synthetic                        synthetic eyes, with n=, start=, seed=, size=, language=, modalities=CFP+OCT
+    synthetic,visits=true            synthetic visits, with those options and missing=0.4, the share of absent views
 
 A path may contain commas. An option with a comma is quoted: '"text=eye, {grade}"'.
 
@@ -15,7 +18,9 @@ Further options of a CSV: images=DIR (paths are relative to it), sep=tab, encodi
 for all rows, text= (an empty value leaves a column out), empty=drop (or keep, for missing values in several labels),
 keep=age+sex (columns for subgroups). label=A+B+C reads several labels (0, 1 or missing), value=A+B numbers to predict,
 values=0:cup,128:disc what the pixels of a mask mean. Of a CSV and a folder: depth=, orientation= (see images), and
-classes=A+B+C for the order of class names, or classes=h:healthy+g:glaucoma to rename codes. Options of all sources:
+classes=A+B+C for the order of class names, or classes=h:healthy+g:glaucoma to rename codes. declare=OCTA+SLO names modalities
+that are not ours; visits (sources.visit_columns) also have the columns report=, eye_report=, eye_label=, visit_label=, and
+those of views (cfp_left=THEIRS). Options of all sources:
 weight= (sampling weight; by default the number of rows), name=, others=drop (leave out rows of classes that are not asked
 for)."""
 
@@ -40,17 +45,33 @@ from data_pipelines.sources.label_list import LabelList
 from data_pipelines.sources.matching import Matched
 from data_pipelines.sources.parts import column_parts
 from data_pipelines.sources.shards import array_records
-from data_pipelines.synthetic.sources import Eyes
+from data_pipelines.sources.visit_columns import known_names
+from data_pipelines.sources.visit_tables import VisitSource
+from data_pipelines.synthetic.sources import Eyes, Visits
 
 DATA_DIR = os.environ.get("FUNDAX_DATA_DIR", "data")  # the default folder of `launch.py data build`
 _COLUMNS = ("image", "text", "label", "modality", "eye", "patient", "day", "value")
 _DENSE = ("mask", "fov", "points")  # columns that are read only on request
 READING = ("depth", "orientation", "max_pixels")  # how image files are read
-_CSV = (*_COLUMNS, *_DENSE, *READING, "images", "sep", "encoding", "only", "empty", "keep", "classes", "values")
-_FOLDER = ("split", "modality", "classes", *READING)
+_CSV = (
+    *_COLUMNS,
+    *_DENSE,
+    *READING,
+    "images",
+    "sep",
+    "encoding",
+    "only",
+    "empty",
+    "keep",
+    "classes",
+    "values",
+    "declare",
+)
+_FOLDER = ("split", "modality", "classes", "declare", *READING)
 _ALL = ("weight", "name", "others")
 _SYNTHETIC = {"n": 10_000_000, "size": 4096}  # the most of each
 _LONGEST = 64  # commas that a path is expected to hold
+_VISITS = ("visits", "days", "by_eye")
 
 
 @dataclass(frozen=True)
@@ -120,19 +141,21 @@ def _opened(
         name, _, part = rest.partition("/")
         return name, built(name, part or "train", data_dir), {}
     if head == "synthetic":
-        _known(options, ("n", "start", "seed", "size", "language"), word)
-        fields = {k: v if k == "language" else int(_number(k, v, word)) for k, v in options.items()}
-        if wrong := [k for k, most in _SYNTHETIC.items() if not 1 <= fields.get(k, 1) <= most]:
-            raise DataError(f"{word}: {wrong[0]}={options[wrong[0]]}; expected 1 to {_SYNTHETIC[wrong[0]]}")
-        return head, Eyes(**{"n": 1000, **fields}), {}
+        return head, _synthetic(options, word), {}
     path = Path(head)
     if not os.path.exists(path):  # also for what is too long to be a name of a file
         kinds = "a CSV, an image folder, tfds:NAME, array_record:FOLDER or synthetic"
         raise DataError(f"{head[:200]}: no such file; expected {kinds}")
+    if path.exists() and path.suffix != ".txt" and _truth(options, "visits", word):
+        names = tuple(name for name in options if known_names(name, _several(options, "declare")))
+        _known(options, (*_CSV, *_VISITS, *names), word)
+        return _table_name(path), _visits(path, {**defaults, **options}, word), {}
     if path.is_dir():
-        _known(options, _FOLDER, word)
+        options = {**_declared(defaults), **options}
+        _known(options, (*_FOLDER, *_VISITS), word)
         classes = tuple(options["classes"].split("+")) if _plain_classes(options) else ()
         fields = {"classes": classes, "modality": options.get("modality", "CFP"), "reading": _reading(options)}
+        fields |= {"declare": _several(options, "declare")}
         parts = {} if "split" in options else {part: image_folder(path, part, **fields) for part in parts_of(path)}
         return path.name, image_folder(path, options.get("split", "all"), **fields), parts
     if not path.is_file():
@@ -143,16 +166,62 @@ def _opened(
         _known(options, ("images", "modality", *READING), word)
         folder = Path(options["images"]) if options.get("images") else None
         return path.stem, LabelList(path, folder, options.get("modality", "CFP"), _reading(options)), {}
-    _known(options, _CSV, word)
-    name = path.parent.name if path.stem in ("labels", "train", "data") else path.stem
-    return name or path.stem, _csv(path, {**defaults, **options}), {}
+    _known(options, (*_CSV, *_VISITS), word)
+    return _table_name(path), _csv(path, {**defaults, **options}), {}
 
 
-def _csv(path: Path, options: Mapping[str, str]) -> Source:
-    columns: dict[str, Any] = {name: options[name] or None for name in (*_COLUMNS, *_DENSE) if name in options}
+def _table_name(path: Path) -> str:
+    return (
+        path.parent.name if path.stem in ("labels", "train", "data", "visits", "images") else path.stem
+    ) or path.stem
+
+
+def _several(options: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(options[name].split("+")) if options.get(name) else ()
+
+
+def _declared(defaults: Mapping[str, str]) -> dict[str, str]:
+    return {name: defaults[name] for name in ("declare",) if name in defaults}
+
+
+def _visits(path: Path, options: Mapping[str, str], word: str) -> VisitSource:
+    days = _number("days", options.get("days", "0"), word)
+    if days < 0 or days != int(days):
+        raise DataError(f"{word}: days={options['days']}: expected a whole number of days")
+    names = [name for name in options if known_names(name, _several(options, "declare"))]
+    return VisitSource(_csv(path, options, tuple(names), visits=True), int(days), _truth(options, "by_eye", word))
+
+
+def _synthetic(options: Mapping[str, str], word: str) -> Eyes | Visits:
+    visits = _truth(options, "visits", word)
+    _known(options, ("n", "start", "seed", "size", "language", "modalities", "visits", *["missing"] * visits), word)
+    fields: dict[str, Any] = {
+        k: int(_number(k, options[k], word)) for k in ("n", "start", "seed", "size") if k in options
+    }
+    if wrong := [name for name, most in _SYNTHETIC.items() if not 1 <= fields.get(name, 1) <= most]:
+        raise DataError(f"{word}: {wrong[0]}={options[wrong[0]]}; expected 1 to {_SYNTHETIC[wrong[0]]}")
+    fields |= {"language": options["language"]} if "language" in options else {}
+    fields |= {"missing": _number("missing", options["missing"], word)} if "missing" in options else {}
+    fields |= {"modalities": tuple(options["modalities"].split("+"))} if "modalities" in options else {}
+    return (Visits if visits else Eyes)(**{"n": 1000, **fields})
+
+
+def _truth(options: Mapping[str, str], name: str, word: str) -> bool:
+    """An option that is true or false, by default false."""
+    value = options.get(name, "false")
+    if value not in ("true", "false"):
+        raise DataError(f"{word}: {name}={value!r}; expected true or false")
+    return value == "true"
+
+
+def _csv(path: Path, options: Mapping[str, str], further: tuple[str, ...] = (), *, visits: bool = False) -> CsvSource:
+    """`further` are names of columns beside ours."""
+    columns: dict[str, Any] = {
+        name: options[name] or None for name in (*_COLUMNS, *_DENSE, *further) if name in options
+    }
     fields: dict[str, Any] = {name: options[name] for name in ("encoding", *READING) if options.get(name)}
     fields |= {"classes": tuple(options["classes"].split("+"))} if _plain_classes(options) else {}
-    fields |= {"keep": tuple(options["keep"].split("+"))} if options.get("keep") else {}
+    fields |= {name: _several(options, name) for name in ("keep", "declare")} | {"visits": visits}
     fields |= {"values": options["values"]} if options.get("values") else {}
     for name in ("label", "value", "mask", "points"):
         if "+" in (columns.get(name) or "") and "{" not in columns[name]:
@@ -161,8 +230,8 @@ def _csv(path: Path, options: Mapping[str, str]) -> Source:
         points = columns["points"]
         landmarks = (points,) if isinstance(points, str) else points
         columns["points"] = tuple(f"{name}_{axis}" for name in landmarks for axis in "xy")
-    if (columns.get("modality") or "").upper() in MODALITIES:
-        fields["modality"] = columns.pop("modality").upper()
+    if (modality := columns.get("modality") or "").upper() in MODALITIES or modality in fields["declare"]:
+        fields["modality"] = columns.pop("modality")
     if options.get("only"):
         column, _, value = options["only"].partition(":")
         fields["only"] = {column: value}
@@ -188,7 +257,7 @@ def _renamed(classes: str, name: str, strict: bool, source: Source) -> Source:
 def split_column(one: Named) -> Mapping[str, Source]:
     """The parts that a table's column `split` names; {} without one."""
     table = one.source.source if isinstance(one.source, Matched) else one.source
-    cells = table.column("split") if isinstance(table, CsvSource) else None
+    cells = table.column("split") if isinstance(table, CsvSource | VisitSource) else None
     if cells is None:
         return {}
     chosen = one.source.rows if isinstance(one.source, Matched) else range(len(cells))

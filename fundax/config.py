@@ -144,13 +144,14 @@ def load(
     if {"-h", "--help"} & set(argv):
         parameters += _of(others)
     arguments = parse(parameters, argv, f"{prog} {path}", module.recipe.__doc__, vocabulary=VOCABULARY)
-    built = module.recipe(**arguments)
+    here = _local(arguments)
+    built = module.recipe(**here)
     if not isinstance(built, Recipe):
         raise UserError(f"{path}: recipe() returned {type(built).__name__}; expected a fundax.recipe.Recipe")
     flat = _flat(arguments)
     _check_honoured(built, words.given(argv), flat, path)
     best = next((one.selects(built.best) for one in arguments.values() if isinstance(one, Run)), built.best)
-    return replace(built, best=best, source=_source(path, argv, flat), data=_used(arguments, flat)), flat
+    return replace(built, best=best, source=_source(path, argv, flat), data=_used(here, flat)), flat
 
 
 def _check_honoured(built: Recipe, asked: Collection[str], flat: Mapping[str, Any], path: str | Path) -> None:
@@ -171,6 +172,17 @@ def _source(path: str | Path, argv: Sequence[str], flat: Mapping[str, Any]) -> d
         stored += ["--data-dir", words.absolute_path(flat["data_dir"])]
     arguments = json.loads(json.dumps(words.absolute_values(flat), default=str))
     return {"config": str(path), "argv": stored, "args": arguments}
+
+
+def _local(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with local copies of what they name at addresses."""
+    beside = not _flat(arguments).get("image_dir")
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        held = _flat({name: value}) if is_dataclass(value) else {}
+        local = {k: words.fetched_value(k, v, beside) for k, v in (held or {name: value}).items() if k in words.PATHS}
+        found[name] = replace(value, **local) if held and local else local.get(name, value)
+    return found
 
 
 def _used(arguments: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:

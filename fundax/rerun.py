@@ -12,7 +12,7 @@ from fundax.recipe import Recipe
 from fundax.runtime import argv as words
 from fundax.runtime.checkpoint import has_checkpoints, resolve
 from fundax.runtime.shapes import Config
-from fundax.runtime.workdir import check_local, read_optional_json
+from fundax.runtime.workdir import read_optional_json
 from fundax.stored import SPLIT, digest_of_data, names_of
 from fundax.types import UserError
 
@@ -25,10 +25,23 @@ _log = logging.getLogger("fundax")
 
 def defaults_to_resume(workdir: str, argv: Sequence[str]) -> dict[str, Any]:
     """Values of arguments that a command leaves open in a run's folder: the split that the run made of the same data."""
-    check_local(workdir)
     if not workdir or not has_checkpoints(workdir):
         return {}
     return _own_split(workdir, read_optional_json(Path(workdir) / "config.json", Config).get("argv", []), argv)
+
+
+def trusted_config(run: str | Path, trust: bool = False) -> Path:
+    """A run's copy of its config, which is a program: opening it runs it.
+
+    Raises UserError where it is none of the configs of this version, unless `trust` says that the user has read it.
+    """
+    copy, ours = Path(run) / "config.py", Path(__file__).parent.parent / "configs"
+    if trust or not copy.is_file() or any(copy.read_bytes() == one.read_bytes() for one in ours.glob("*.py")):
+        return copy
+    raise UserError(
+        f"{copy} is none of the configs of this version of fundax, and this command would run what is in it. If you know "
+        "who wrote it, add --trust"
+    )
 
 
 def repeated(run: str, stored: Sequence[str], argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

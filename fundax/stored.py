@@ -24,6 +24,7 @@ from fundax.runtime import argv as words
 from fundax.runtime import serialize
 from fundax.runtime.best import ranking
 from fundax.runtime.checkpoint import has_checkpoints
+from fundax.runtime.remote import shown
 from fundax.runtime.shapes import Config, Preprocessing
 from fundax.runtime.workdir import digest_of_json, make, read_about, read_optional_json, write_json
 from fundax.types import Contrastive, UserError
@@ -51,7 +52,7 @@ def changes(recipe: Recipe, workdir: str | Path) -> list[Difference]:
     if not stored or (recipe.steps and not trained):  # a run that ended before its first checkpoint starts anew
         return []
     if trained and not recipe.steps:
-        raise UserError(f"{folder} holds a trained run, and this config trains nothing; give another --workdir")
+        raise UserError(f"{shown(folder)} holds a trained run, and this config trains nothing; give another --workdir")
     if "data" not in stored:
         _log.info("%s is of a version that stored no record of its data, so data are not compared", folder)
     exact = MAY_CHANGE | ({"accumulate"} if isinstance(recipe.objective, Contrastive) else set())
@@ -61,7 +62,7 @@ def changes(recipe: Recipe, workdir: str | Path) -> list[Difference]:
     if refused := [one for name, one in found.items() if name not in exact]:
         more = f"; and {len(refused) - 4} more" if len(refused) > 4 else ""
         raise UserError(
-            f"{folder} is a run of other settings: {told(refused[:4])}{more} (the run's -> this command's). Nothing was "
+            f"{shown(folder)} is a run of other settings: {told(refused[:4])}{more} (the run's -> this command's). Nothing was "
             "changed. Continue it with its own settings, or start anew with another --workdir"
         )
     return list(found.values())
@@ -160,7 +161,7 @@ def _of_arguments(stored: Mapping[str, Any], source: Mapping[str, Any]) -> Itera
 
 
 def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequence[Difference] = ()) -> None:
-    """Write config.json, config.py, preprocessing.json, split.json and tokenizer/ into a run's folder; process 0 only.
+    """Write config.json, config.py, preprocessing.json, split.json, its salt and tokenizer/ into a run's folder; process 0 only.
 
     step: the step that training starts from. changed: see `changes`; both are added to "history" in config.json.
     """
@@ -182,12 +183,14 @@ def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequen
         "batch": recipe.batch,
         "seed": recipe.seed,
         "best": recipe.best,
+        "origin": dict(recipe.origin),
         "data": {**recipe.data, **({"split": _split(recipe.data)} if recipe.data.get("split") else {})},
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
         "history": [*before, entry],
     }
-    if recipe.data.get("split"):
-        write_json(folder / SPLIT, recipe.data["split"])
+    if split := recipe.data.get("split"):  # as data_pipelines.sources.splits.write_split does
+        (folder / SPLIT).with_suffix(".salt").write_text(split["salt"] + "\n", encoding="utf-8")
+        write_json(folder / SPLIT, {key: value for key, value in split.items() if key != "salt"})
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessing.json", dict(recipe.preprocessing))
     original, copy = Path(str(recipe.source.get("config", ""))), folder / "config.py"
@@ -230,7 +233,7 @@ def _split(data: Mapping[str, Any]) -> dict[str, Any]:
     split = data.get("split") or {}
     if not split or "parts" not in split:
         return dict(split)
-    return {"digest": digest_of_json(split["parts"]), "counts": split.get("counts", {})}
+    return {"digest": split["digest"], "counts": split["counts"]}
 
 
 def _named_sources(data: Mapping[str, Any]) -> str:

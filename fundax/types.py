@@ -94,6 +94,17 @@ class Contrastive(Protocol):
         ...
 
 
+@runtime_checkable
+class ContrastiveWithState(Contrastive, Protocol):
+    """A contrastive objective with extra state, such as the running statistics of a ResNet, which training only writes."""
+
+    def encode_next(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
+    ) -> tuple[dict[str, jax.Array], Extra]:
+        """What `encode` gives, and the next extra state. The features must not depend on `extra`."""
+        ...
+
+
 class Forward(Protocol):
     """The forward pass passed to evaluations: NumPy batches in, NumPy outputs out; the trainer places the arrays."""
 

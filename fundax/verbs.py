@@ -11,12 +11,13 @@ from data_pipelines.contact_sheet import contact_sheet
 from data_pipelines.convert import Sizing
 from data_pipelines.convert import convert as write_shards
 from data_pipelines.datasets import build as build_data_set
+from data_pipelines.synthetic.sources import Visits
+from data_pipelines.synthetic.tables import write_visits
 from data_pipelines.words import DATA_DIR, named
 from fundax import interop
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis
 from fundax.results import page
-from fundax.runtime.workdir import check_local
 from fundax.types import UserError
 
 
@@ -59,7 +60,6 @@ def import_(
         mean: Mean of red, green and blue between 0 and 1, where the files do not say.
         std: Standard deviation of red, green and blue, where the files do not say.
     """
-    check_local(workdir)
     shown = {name: value for name, value in (("resize", resize), ("mean", mean), ("std", std)) if value}
     print(interop.import_checkpoint(path, workdir, like=like, modality=modality, activation=activation, shown=shown))
 
@@ -81,6 +81,7 @@ def synth(
     checkpoint: str = "",
     no_check: bool = False,
     overwrite: bool = False,
+    trust: bool = False,
 ) -> None:
     """Generate images with a diffusion run, with a manifest that marks each as synthetic and a check against memorisation.
 
@@ -99,10 +100,11 @@ def synth(
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         no_check: Do not look for the nearest training images.
         overwrite: Replace a folder that is not empty.
+        trust: Run the copy of the config in the run, even if it is none of fundax's own. It is a program: read it first.
     """
     names = None if findings is None else tuple(name.strip() for name in findings.split(",") if name.strip())
     how = synthesis.How(seed, steps, sampler, guidance, names, modality, batch)
-    fields = {"checkpoint": checkpoint, "base": base, "check": not no_check, "overwrite": overwrite}
+    fields = {"checkpoint": checkpoint, "base": base, "check": not no_check, "overwrite": overwrite, "trust": trust}
     print(synthesis.summary(out, synthesis.synthesize(run, out, n, how, **fields)))
 
 
@@ -199,6 +201,33 @@ def data_convert(
     print(write_shards(chosen, out, Sizing(size, images, quality), shard=shard, workers=workers))
 
 
+def data_synthesize(
+    *,
+    visits: int,
+    out: str,
+    modalities: tuple[str, ...] = ("CFP", "OCT", "FFA"),
+    missing: float = 0.4,
+    size: int = 96,
+    seed: int = 0,
+    language: Literal["en", "zh", "both"] = "en",
+) -> None:
+    """Write synthetic visits as image files and two tables, one row per image and one row per visit, to see the format.
+
+    Args:
+        visits: Number of visits; each patient has two.
+        out: Folder to write: images/, images.csv and visits.csv.
+        modalities: Modalities of the visits: CFP, OCT, FFA or UWF.
+        missing: Share of the views that are missing at random.
+        size: Width and height of the images in pixels.
+        seed: Random seed.
+        language: Language of the reports.
+    """
+    source = Visits(
+        max(-(-visits // 2), 0), seed, visits=2, modalities=modalities, missing=missing, size=size, language=language
+    )
+    print(write_visits(source, out, visits))
+
+
 def data_build(name: Positional[str], /, *, from_dir: Annotated[str, arg(name="from")], data_dir: str = "") -> None:
     """Write a public data set in the format of TensorFlow Datasets, from the folder that it was unpacked to.
 
@@ -219,6 +248,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "data show": data_show,
     "data convert": data_convert,
     "data build": data_build,
+    "data synthesize": data_synthesize,
 }
 
 

@@ -21,6 +21,7 @@ from data_pipelines.datasets.idrid import IDRID
 from data_pipelines.datasets.kermany_oct import KERMANY_OCT
 from data_pipelines.datasets.layouts import EyeDataset
 from data_pipelines.records import DataError, Record, View
+from data_pipelines.storage import fetched, is_address
 
 DATASETS = {dataset.name: dataset for dataset in (IDRID, KERMANY_OCT)}
 NAMES = tuple(DATASETS)
@@ -29,13 +30,13 @@ NAMES = tuple(DATASETS)
 def build(name: str, from_dir: str | Path, data_dir: str | Path) -> Path:
     """Build data set `name` from the folder it was unpacked to, and return the folder of the ArrayRecord files.
 
-    `from_dir` has the publisher's layout, or images and a `labels.csv`. Raises DataError before anything is written if
-    the layout is unknown, a file is missing, or the data set is already built.
+    `from_dir` has the publisher's layout, or images and a `labels.csv`. Raises DataError, and writes nothing, if the
+    layout is unknown, a file is missing, or the data set is already built.
     """
     dataset = _known(name)
     target = builder.directory(name, Path(data_dir))
     if target.exists():
-        raise DataError(f"{name} is built already; delete {target} to build it again")
+        raise DataError(f"{name} is already built; delete {target} to build it again")
     dataset.rows(Path(from_dir))
     return builder.write(dataset, DATASETS, Path(from_dir), Path(data_dir))
 
@@ -43,7 +44,8 @@ def build(name: str, from_dir: str | Path, data_dir: str | Path) -> Path:
 def source(name: str, split: str, data_dir: str | Path) -> Built:
     """The records of one split of a built data set. Raises DataError if it has not been built."""
     _known(name)
-    target = builder.directory(name, Path(data_dir))
+    local = fetched(f"{data_dir}/{name}").parent if is_address(data_dir) else Path(data_dir)
+    target = builder.directory(name, local)
     if not target.is_dir():
         raise DataError(f"{name} is not built in {data_dir}: python launch.py data build {name} --from FOLDER")
     return Built(name, split, str(target))
@@ -67,7 +69,7 @@ class Built:
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} {self.split} has {len(self)} rows, no row {index}")
+            raise IndexError(f"{self.name} {self.split}: row {index} of {len(self)} rows")
         row = self._rows[index]
         label, file = int(row["label"]), row["file"].decode()
         targets = {"label": label} | {key: int(row[key]) for key in DATASETS[self.name].targets}

@@ -1,4 +1,4 @@
-"""The TFDS builder of the public data sets, which needs no TensorFlow: one configuration per data set, as ArrayRecord."""
+"""The TFDS builder of the public data sets: one configuration per data set, stored as ArrayRecord, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(dataset: EyeDataset, datasets: Mapping[str, EyeDataset], from_dir: Pat
     builder = builder_class(tuple(datasets.values()))(config=dataset.name, data_dir=str(data_dir))
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    # TFDS prints about downloads and creates a folder for them, but nothing is downloaded
+    # TFDS prints messages about downloads and creates a folder for them, although nothing is downloaded.
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
         builder.download_and_prepare(
             download_dir=downloads,
@@ -62,7 +62,7 @@ def builder_class(datasets: tuple[EyeDataset, ...]) -> Any:
         BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS declares them this way)
             tfds.core.BuilderConfig(name=d.name, description=d.about) for d in datasets
         ]
-        MANUAL_DOWNLOAD_INSTRUCTIONS = "Unpack the publisher's archive; build() says what it expects to find."
+        MANUAL_DOWNLOAD_INSTRUCTIONS = "Unpack the publisher's archive; build() lists the files that it expects."
 
         @property
         def entry(self) -> EyeDataset:
@@ -85,7 +85,7 @@ def builder_class(datasets: tuple[EyeDataset, ...]) -> Any:
             rows: dict[str, list[Row]] = {}
             for row in self.entry.rows(folder):
                 rows.setdefault(row.split, []).append(row)
-            return {split: self._generate_examples(folder, of) for split, of in rows.items()}
+            return {split: self._generate_examples(folder, part) for split, part in rows.items()}
 
         def _generate_examples(self, folder: Path, rows: list[Row]) -> Iterator[tuple[str, dict[str, Any]]]:
             for row in rows:

@@ -67,16 +67,16 @@ class Tokenizer:
 
     @property
     def end(self) -> int:
-        """The id of the token that ends a text; CLIP's text encoder finds it as the highest id of the row."""
+        """The id of the last token of every text. It is CLIP's highest id, by which its text encoder locates it."""
         return self._id("sep_token" if "sep_token" in self.special else "eos_token")
 
     @property
     def pad(self) -> int:
-        """The padding id. CLIP pads with 0 whatever its transformers files define, and masks by the end token."""
+        """The padding id. CLIP pads with 0, regardless of its transformers files, and masks by the end token."""
         return 0 if self._is_clip else self._id("pad_token")
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Token ids i32 [N L] of N texts. Raises DataError for None, NaN, bytes and whatever else is not a text."""
+        """Token ids i32 [N L] of N texts. Raises DataError for values that are not texts, such as None, NaN and bytes."""
         if isinstance(texts, str):
             raise DataError("a tokenizer takes a list of texts, not one text: write [text]")
         ids = np.full((len(texts), self.context), self.pad, np.int32)  # [N L]
@@ -90,7 +90,7 @@ class Tokenizer:
     def decode(self, ids: np.ndarray) -> list[str]:
         """Convert ids i [N L] to N texts, up to the first end or padding token, without special tokens.
 
-        Capitals and spaces that the tokenizer dropped are lost; spaces are set as in printed text.
+        Capital letters are lost if the tokenizer lower-cases. Spaces are set as in printed text.
         """
         return [self._words(row) for row in np.atleast_2d(np.asarray(ids)).tolist()]
 
@@ -135,7 +135,7 @@ class Tokenizer:
 
 
 def readable(text: Any) -> str:
-    """A text in which lone surrogates, which no encoding has, are U+FFFD. Raises DataError for anything but a text."""
+    """Replace lone surrogates, which cannot be encoded, by U+FFFD. Raises DataError if the value is not a text."""
     if not isinstance(text, str):
         raise DataError(f"a tokenizer takes texts, not {type(text).__name__} ({text!r:.40})")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _SURROGATE.search(text) else text
@@ -144,7 +144,7 @@ def readable(text: Any) -> str:
 def load(folder: str | Path, context: int | None = None) -> Tokenizer:
     """Load a tokenizer from a folder written by save(), or from a Hugging Face folder of CLIP or BERT.
 
-    `context` is the number of tokens per text, by default the one in the folder. Raises DataError for missing files.
+    `context` is the number of tokens per text; None uses the folder's setting. Raises DataError for missing files.
     """
     folder = Path(folder)
     config = _json(folder / "tokenizer_config.json", "a tokenizer's folder (tokenizer_config.json)")
@@ -162,8 +162,8 @@ def load(folder: str | Path, context: int | None = None) -> Tokenizer:
 def bundled(context: int = 64) -> Tokenizer:
     """The default tokenizer: byte pairs trained on this project's English and Chinese (scripts/train_vocabulary.py).
 
-    All bytes are in the vocabulary, so every text in any language has ids. Padding is 0 and the end token has the
-    highest id, as CLIP's text encoder expects. transformers gives the same ids, since tokenizer.json has all rules.
+    All bytes are in the vocabulary, so any text in any language can be tokenized. Padding is 0 and the end token has the
+    highest id, as CLIP's text encoder expects. transformers gives the same ids, because tokenizer.json has all rules.
     """
     merges = _merges(Path(__file__).parent / "data" / "merges.txt")
     return _plain(_byte_vocabulary(merges, [PAD]), merges, context)
@@ -188,7 +188,7 @@ def clip_bpe(path: str | Path, context: int = 77) -> Tokenizer:
 def wordpiece(
     path: str | Path, context: int = 100, *, cased: bool | None = None, straight_quotes: bool = True
 ) -> Tokenizer:
-    """BERT's WordPiece tokenizer: [CLS], tokens, [SEP] and [PAD]. Each Chinese character is a word of its own.
+    """BERT's WordPiece tokenizer: [CLS], tokens, [SEP] and [PAD]. Each Chinese character is a separate word.
 
     Args:
         path: vocab.txt, or a folder with tokenizer.json or vocab.txt.
@@ -244,7 +244,7 @@ def _byte_pairs(vocabulary: dict[str, int], merges: Merges) -> tokenizers.Tokeni
 
 
 def byte_words() -> pre_tokenizers.PreTokenizer:
-    """CLIP's pre-tokenizer: words, single digits and runs of signs, each as a string of printable bytes."""
+    """CLIP's pre-tokenizer: words, single digits and runs of punctuation, each as a string of printable bytes."""
     words = pre_tokenizers.Split(tokenizers.Regex(CLIP_WORDS), behavior="removed", invert=True)
     return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
@@ -262,7 +262,7 @@ def clip_text(text: str) -> str:
 
 
 def set_spaces(words: str) -> str:
-    """Remove the spaces around signs that printed text does not have: "c / d 0 . 6 , oedema" becomes c/d 0.6, oedema."""
+    """Set the spaces around punctuation as in printed text: "c / d 0 . 6 , oedema" becomes "c/d 0.6, oedema"."""
     words = re.sub(r"(?<=\d) ?\. ?(?=\d)", ".", " ".join(words.split()))
     words = re.sub(r"(?<=\w) ?([/-]) ?(?=\w)", r"\1", words)
     words = re.sub(r" (?=[.,;:!?%)\]])|(?<=[(\[]) ", "", words)
@@ -313,7 +313,7 @@ def _byte_pair_files(path: Path) -> tuple[dict[str, int], Merges]:
 
 
 def _bert_files(path: Path) -> tuple[dict[str, int], bool]:
-    """The vocabulary, and whether the folder keeps capitals."""
+    """The vocabulary, and whether the tokenizer is cased."""
     if path.is_dir() and (path / "tokenizer.json").exists():
         file = path / "tokenizer.json"
         stored, model = _json(file, "tokenizer.json"), _model(file)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.sources.folders import PARTS as SPELLINGS
-from data_pipelines.sources.splits import Concatenated, divided, patients_of, select, split
+from data_pipelines.sources.splits import Concatenated, StoredSplit, divided, patients_of, select, split
 
 PARTS = tuple(SPELLINGS)
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def divide(
     shares: Mapping[str, float],
     *,
     called: str,
-    stored: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    stored: StoredSplit | None = None,
     seed: int = 0,
     labels: Callable[[Record], Any] | None = None,
 ) -> dict[str, Source]:
@@ -65,7 +66,7 @@ def divide(
         given: parts that the data have; {} if they have none.
         shares: name of each wanted part and its share of the patients.
         called: name of the source in messages and in the split.
-        stored: parts of a split file (splits.read_split), by which patients are divided instead of by `seed`.
+        stored: a split file (splits.read_split), by which patients are divided instead of by `seed`.
         labels: label of a record to stratify by, see splits.split.
 
     Raises DataError if parts are given and train is not one of them.
@@ -78,10 +79,10 @@ def divide(
     rest = {name: share for name, share in shares.items() if name == "train" or name in missing}
     whole = given["train"] if given else source
     if stored is not None:
-        kept = {part: found for part, found in stored.items() if part in rest or not given}
-        if absent := [name for name in rest if name not in stored]:
-            raise DataError(f"the split has no part {absent[0]!r}, only {', '.join(stored)}")
-        cut: Mapping[str, Source] = divided(kept, whole, called)
+        kept = {part: found for part, found in stored.parts.items() if part in rest or not given}
+        if absent := [name for name in rest if name not in stored.parts]:
+            raise DataError(f"{stored.file}: has no part {absent[0]!r}, only {', '.join(stored.parts)}")
+        cut: Mapping[str, Source] = divided(replace(stored, parts=kept), whole, called)
     elif len(rest) == 1:
         cut = dict.fromkeys(rest, whole)
     else:

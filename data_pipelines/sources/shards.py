@@ -39,7 +39,7 @@ def pack(record: Record) -> bytes:
         if not isinstance(view.image, bytes):
             raise DataError(f"{record.where}: only encoded images can be packed, not {type(view.image).__name__}")
         blobs.append(view.image)
-        views.append([view.modality, view.eye, len(view.image)])
+        views.append([view.modality, view.eye, len(view.image), view.report, _targets(view.targets, blobs)])
     header = {
         "patient": record.patient,
         "report": record.report,
@@ -47,8 +47,9 @@ def pack(record: Record) -> bytes:
         "day": record.day,
         "where": record.where,
         "attributes": dict(record.attributes),
+        "eye_reports": dict(record.eye_reports),
         "views": views,
-        "targets": {name: _to_json(name, value, blobs) for name, value in record.targets.items()},
+        "targets": _targets(record.targets, blobs),
     }
     text = json.dumps(header, ensure_ascii=False).encode()
     return b"".join((_LENGTH.pack(len(text)), text, *blobs))
@@ -62,26 +63,36 @@ def unpack(data: bytes) -> Record:
         header = json.loads(data[_LENGTH.size : start])
         _check(header)
         blobs = _Blobs(memoryview(data)[start:])
-        views = tuple(_view(one, blobs) for one in header["views"])
+        views = tuple(_view(blobs, *row) for row in header["views"])
         targets = {name: _from_json(value, blobs) for name, value in header["targets"].items()}
     except _BROKEN as error:
         raise DataError(f"not a record of launch.py data convert, or a damaged one ({error})") from None
     fields: dict[str, Any] = {name: header[name] for name in ("patient", "report", "day", "where")}
-    fields["attributes"] = header.get("attributes", {})
+    fields |= {name: header.get(name, {}) for name in ("attributes", "eye_reports")}
     return Record(views=views, findings=tuple(header["findings"]), targets=targets, **fields)
 
 
 def _check(header: Mapping[str, Any]) -> None:
     """Raise TypeError or KeyError for a header that is not of the form that `pack` writes."""
-    texts = [header[name] for name in ("patient", "report", "where")]
-    texts += [*header["findings"], *header.get("attributes", {}).values()]
+    texts = [header[name] for name in ("patient", "report", "where")] + [*header["findings"]]
+    texts += [text for name in ("attributes", "eye_reports") for text in header.get(name, {}).values()]
     if not all(isinstance(text, str) for text in texts) or type(header["day"]) is not int:
         raise TypeError("its header has other types than a record's")
 
 
-def _view(view: Sequence[Any], blobs: _Blobs) -> View:
-    modality, eye, length = view
-    return View(bytes(blobs.next(int(length))), modality_name(modality), eye_name(eye))
+def _targets(targets: Mapping[str, Any], blobs: list[bytes]) -> dict[str, Any]:
+    return {name: _to_json(name, value, blobs) for name, value in targets.items()}
+
+
+def _view(
+    blobs: _Blobs, modality: str, eye: str, length: int, report: str = "", targets: Mapping[str, Any] | None = None
+) -> View:
+    """A view; earlier shards have neither a report nor targets of a view."""
+    if not isinstance(report, str):
+        raise TypeError("the report of a view is not a text")
+    image = bytes(blobs.next(int(length)))
+    found = {name: _from_json(one, blobs) for name, one in (targets or {}).items()}
+    return View(image, modality_name(modality), eye_name(eye), report, found)
 
 
 class _Blobs:

@@ -1,4 +1,4 @@
-"""Labelled images to train and evaluate on, which share no patient, and how encoders and classifiers read them.
+"""Labelled images: training and evaluation parts without common patients, and readers for encoders and classifiers.
 
 Checkpoints are selected on the part `val`; `test` is for the final evaluation."""
 
@@ -25,16 +25,20 @@ from data_pipelines.transforms.views import Grouped, SingleView
 from data_pipelines.words import value_names
 
 FRACTIONS = (0.7, 0.15, 0.15)
-# What an evaluation stores of each example besides its label.
+# Keys that an evaluation stores for each example besides its label.
 EXTRA_KEYS = ("modality", "eye", "group", "picture")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A labelled source to train on, and the part to evaluate on, with the same classes.
+    """Labelled sources for training and evaluation, with the same classes.
 
-    train, scored: the sources. name: name of the part that is evaluated. in_order: whether the order of the classes was
-    given, and is not that of the alphabet. values: names of the values, if they are the target.
+    Args:
+        train: source for training.
+        scored: source for evaluation.
+        name: name of the evaluated part.
+        in_order: whether the order of the classes was given; otherwise it is alphabetical.
+        values: names of the values, if the target is `value`.
     """
 
     train: Source
@@ -61,8 +65,8 @@ class Parts:
         """Raise DataError if the classes are names whose order was not given."""
         if not self.in_order and not are_numbers(self.classes):
             raise DataError(
-                f"{why}: the order of the classes is not given; in the alphabet it is {' < '.join(self.classes)}; "
-                f"expected all of them from the lowest to the highest: --classes {' '.join(map(repr, self.classes))}"
+                f"{why}: the order of the classes is not given, and alphabetical order is {' < '.join(self.classes)}; "
+                f"list all classes from the lowest to the highest: --classes {' '.join(map(repr, self.classes))}"
             )
 
 
@@ -76,28 +80,36 @@ def parts(
 ) -> Parts:
     """The training part and the evaluated part of a labelled source, stratified by label and matched by class names.
 
-    Without --data, they are parts of synthetic patients. target: a target that every record must have; names of values
-    are those of their columns. share: size of the synthetic val and test parts, relative to train. classes: None takes
-    data.classes. Raises DataError for a record without the target, if nothing is held out, and as Data.parts and
-    Data.matched do.
+    Without --data, they are parts of synthetic patients.
+
+    Args:
+        data: sources, classes and splits.
+        synthetic: the synthetic training part.
+        seed: random seed.
+        target: a target that every record must have. Values are named after their columns.
+        share: size of the synthetic val and test parts, relative to train.
+        classes: class names in order; None uses data.classes.
+
+    Raises the DataErrors of Data.parts and Data.matched, and DataError if a record lacks the target or nothing is held
+    out.
     """
     few = max(round(synthetic.n * share), 2)
-    own = synthetic_parts(synthetic, keep=True, val=few, test=few, task=True)
-    found = data.parts(own, seed, lambda record: strata(record, target))
-    for one in (*found["train"], *data.held_out(found)):
-        strata(one.source[0], target)
+    eyes = synthetic_parts(synthetic, keep=True, val=few, test=few, task=True)
+    splits = data.parts(eyes, seed, lambda record: strata(record, target))
+    for named in (*splits["train"], *data.held_out(splits)):
+        strata(named.source[0], target)
     classes = data.classes if classes is None else classes
-    names = tuple(classes) or (value_names(found["train"][0]) if target == "value" else ())
-    train = data.matched(found["train"], strict=True, target=target, names=names)
+    names = tuple(classes) or (value_names(splits["train"][0]) if target == "value" else ())
+    train = data.matched(splits["train"], strict=True, target=target, names=names)
     names = names or (() if target == "value" else tuple(getattr(joined(train), "classes", ())))
-    scored = data.matched(data.scored(found), strict=False, target=target, names=names)
-    given = bool(classes) or not data.data or all("classes" in one.options for one in train)
+    scored = data.matched(data.scored(splits), strict=False, target=target, names=names)
+    given = bool(classes) or not data.data or all("classes" in named.options for named in train)
     values = names_of(names) if target == "value" else ()
     return Parts(joined(train), joined(scored), data.part or "val", given, values)
 
 
 def strata(record: Record, target: str = "label") -> np.ndarray:
-    """The label to stratify a split by: the class, the findings (missing counts as absent), or 0 without labels.
+    """The label by which a split is stratified: the class, the findings (missing counts as absent), or 0 without labels.
 
     Raises DataError for a record without the target.
     """
@@ -175,20 +187,20 @@ def attribute_names(source: Source) -> tuple[str, ...]:
 
 
 def attributes(record: Record, names: Sequence[str]) -> dict[str, Any]:
-    """The attributes of a record as str, "" where unknown; the age as f32 [], NaN where it is not a number."""
+    """The attributes of a record as str ("" if unknown), and the age as f32 [] (NaN if it is not a number)."""
     given = getattr(record, "attributes", {})
-    found: dict[str, Any] = {name: np.str_(given.get(name, "")) for name in names}
-    if "age" in found:
+    values: dict[str, Any] = {name: np.str_(given.get(name, "")) for name in names}
+    if "age" in values:
         try:
-            found["age"] = np.float32(found["age"])
+            values["age"] = np.float32(values["age"])
         except ValueError:
-            found["age"] = np.float32(np.nan)
-    return found
+            values["age"] = np.float32(np.nan)
+    return values
 
 
 @dataclass(frozen=True)
 class WithAttributes:
-    """A first step that adds the attributes `names` of a record to what `first` reads; evaluations store them."""
+    """A first step that adds the attributes `names` of a record to the output of `first`; evaluations store them."""
 
     first: Step
     names: tuple[str, ...]
@@ -198,9 +210,9 @@ class WithAttributes:
 
 
 def augmentation(recipe: str, side: int) -> tuple[Step, ...]:
-    """Augmentation of a fine-tuning recipe, with the resize to `side`.
+    """The augmentation of a fine-tuning recipe, including the resize to `side`.
 
-    recipe: visionfm, retfound (without RandAugment), ret_clip or laptop.
+    `recipe` is "visionfm", "retfound" (without RandAugment), "ret_clip" or "laptop".
     """
     flip, jitter = t.IndependentFlip(), t.ColorJitter(0.1, 0.1, 0.0)
     if recipe == "ret_clip":

@@ -1,7 +1,8 @@
 """Steps that turn a record into an example of numpy arrays.
 
 views         first steps: one view or both eyes of a visit, with text and targets
-steps         resize, augmentation, flips that keep sides correct, tokenization, field-of-view crop
+visits        first step for a whole visit, with the texts of views, eyes and visit
+steps         resizing, augmentation, flips with consistent sides, tokenization, field-of-view crop
 dense         images with masks or landmarks
 flair         FLAIR's captions, padding and augmentation
 multi_crop    iBOT's global and local crops with patch masks
@@ -30,4 +31,5 @@ with _epy.lazy_api_imports(globals()):
         ret_clip_aug,
     )
     from data_pipelines.transforms.views import Grouped, PairedEyes, SingleView
+    from data_pipelines.transforms.visits import FlipVisit, PadVisit, TokenizeVisit, VisitViews
     from data_pipelines.transforms.word_masks import MaskWords

@@ -31,6 +31,9 @@ with _epy.lazy_api_imports(globals()):
     )
     from fundax.encoders.bert import BERT, MaskedHead, PostNormBlock
     from fundax.encoders.clip_text import Embedding, TextTransformer, text_transformer
+    from fundax.encoders.convnext import ConvNeXt, ConvNeXtBlock
+    from fundax.encoders.convolution import BatchNorm, Conv, convolve
+    from fundax.encoders.efficientnet import EfficientNet, InvertedResidual
     from fundax.encoders.heads import ForecastHead, IBOTHead, MLPHead, PrototypeLayer, interval_encoding
     from fundax.encoders.layers import (
         MLP,
@@ -43,6 +46,7 @@ with _epy.lazy_api_imports(globals()):
         PackedProjection,
         Stack,
         apply,
+        drop_branch,
         gelu_exact,
         gelu_tanh,
         init_clip_text,
@@ -53,6 +57,7 @@ with _epy.lazy_api_imports(globals()):
         take_rows,
         uniform,
     )
+    from fundax.encoders.levels import image_levels, initial_heads, project, text_levels
     from fundax.encoders.pixels import brightened, contrasted, jittered, mixup_cutmix, normalize, standardize
     from fundax.encoders.positions import (
         aligned_corners,
@@ -73,7 +78,7 @@ with _epy.lazy_api_imports(globals()):
         sinusoid,
         token_loss,
     )
-    from fundax.encoders.resnet import BatchNorm, Bottleneck, Conv, ResNet
+    from fundax.encoders.resnet import Basic, Bottleneck, ResNet
     from fundax.encoders.unet import ResidualBlock, UNet, waves
     from fundax.encoders.unetr import (
         UNETR,
@@ -88,6 +93,7 @@ with _epy.lazy_api_imports(globals()):
         logits,
         training_logits,
     )
+    from fundax.encoders.view_pool import ViewAttention, Views, placed, places, pooled
     from fundax.encoders.vit import (
         AttentionPool,
         PatchEmbedding,

@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from fundax.encoders.convnext import ConvNeXt
+from fundax.encoders.efficientnet import EfficientNet
 from fundax.encoders.heads import MLPHead
 from fundax.encoders.layers import LayerNorm, apply
 from fundax.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
@@ -21,23 +23,26 @@ from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 Feature = Literal["token", "mean", "unnormalized", "token_mean", "pooled"]
 FEATURES: tuple[str, ...] = ("token", "mean", "unnormalized", "token_mean", "pooled")
+Convolutional = ResNet | EfficientNet | ConvNeXt
+VisionEncoder = ViT | Convolutional
 
 
 def apply_encoder(
-    encoder: ViT | ResNet, params: Params, extra: Extra, pixels: jax.Array, *, train: bool = False,
+    encoder: VisionEncoder, params: Params, extra: Extra, pixels: jax.Array, *, train: bool = False,
     rngs: Mapping[str, jax.Array] | None = None, hidden: bool = False,
 ) -> tuple[dict[str, Any], Extra]:  # fmt: skip
     """Outputs of an image encoder for normalised images [B h w 3], and the next extra state.
 
-    A ViT has no state and trains if there are `rngs`. A ResNet has batch statistics in extra["image"], which `train`
-    uses and updates.
+    With `rngs`, branches are dropped (stochastic depth). ResNets and EfficientNets have batch statistics in
+    extra["image"], which `train` uses and updates.
     """
-    if isinstance(encoder, ViT):
+    if isinstance(encoder, ViT | ConvNeXt):
         return apply(encoder, params, pixels, hidden=hidden, rngs=rngs), extra
     variables: Any = {"params": params, "batch_stats": extra["image"]}
+    rngs = dict(rngs or {})
     if not train:
-        return encoder.apply(variables, pixels), extra  # type: ignore[return-value]
-    out, new = encoder.apply(variables, pixels, True, mutable=["batch_stats"])
+        return encoder.apply(variables, pixels, hidden=hidden, rngs=rngs), extra  # type: ignore[return-value]
+    out, new = encoder.apply(variables, pixels, True, hidden, rngs=rngs, mutable=["batch_stats"])
     return out, extra | {"image": new["batch_stats"]}
 
 
@@ -103,26 +108,30 @@ class Backbone:
 
     feature: `token`: the class tokens of the last `blocks` blocks, each through the final norm, earliest block first.
         `mean`: mean of the last block's patch tokens. `unnormalized`: the same without the final norm. `token_mean`:
-        class token and mean. `pooled`: the encoder's own pooled output. A ResNet has `mean` and `pooled`, which are equal.
+        class token and mean. `pooled`: the encoder's own pooled output, which is all that a convolutional encoder has
+        (a ResNet also calls it `mean`).
     mean, std: mean and deviation of RGB in [0, 1], one row or a row for each `modality` of a batch.
     modalities: indices of the modalities if each has its own encoder, with parameters {"m0": ..., "m2": ...}. (): one
         encoder for all.
     frozen: the encoder gets no gradient and runs without stochastic depth.
+    statistics: batch statistics of a trained encoder are `learned` from its batches, or `frozen` as the initial weights
+        have them, which is better for batches of a few images or a few hundred images in all.
     """
 
-    image: ViT | ResNet
+    image: VisionEncoder
     mean: tuple[RGB, ...] = (IMAGENET_MEAN,)
     std: tuple[RGB, ...] = (IMAGENET_STD,)
     feature: Feature = "token"
     blocks: int = 4
     modalities: tuple[int, ...] = ()
     frozen: bool = True
+    statistics: Literal["learned", "frozen"] = "learned"
 
     def __post_init__(self) -> None:
         if self.feature not in FEATURES:
             raise UserError(f"feature {self.feature!r}; expected one of {', '.join(FEATURES)}")
-        if isinstance(self.image, ResNet) and self.feature not in ("mean", "pooled"):
-            raise UserError(f"a ResNet has the features mean and pooled, not {self.feature!r}")
+        if isinstance(self.image, Convolutional) and self.feature not in ("mean", "pooled"):
+            raise UserError(f"a {type(self.image).__name__} has the features mean and pooled, not {self.feature!r}")
         if isinstance(self.image, ViT):
             if self.feature in ("token", "token_mean") and not self.image.class_token:
                 raise UserError(f"feature {self.feature!r} needs an encoder with a class token")
@@ -177,10 +186,11 @@ class Backbone:
         return total, extra
 
     def _encoded(self, tree: Params, extra: Extra, pixels: jax.Array, rng: jax.Array | None) -> tuple[jax.Array, Extra]:
-        if isinstance(self.image, ResNet):
-            out, extra = apply_encoder(self.image, tree, extra, pixels, train=rng is not None)
-            return out["pooled"].astype(jnp.float32), extra
         rngs = {"drop_path": rng} if rng is not None and self.image.drop_path else None
+        if isinstance(self.image, Convolutional):
+            train = rng is not None and self.statistics == "learned"
+            out, extra = apply_encoder(self.image, tree, extra, pixels, train=train, rngs=rngs)
+            return out["pooled"].astype(jnp.float32), extra
         hidden = self.feature == "unnormalized" or (self.feature == "token" and self.blocks > 1)
         out, extra = apply_encoder(self.image, tree, extra, pixels, rngs=rngs, hidden=hidden)
         return self._read(tree, out).astype(jnp.float32), extra
@@ -234,12 +244,12 @@ def apply_head(
 
 @dataclass(frozen=True)
 class Encoder:
-    """A pretrained ViT with the normalisation of its images. It gives features and has no loss.
+    """A pretrained image encoder with the normalisation of its images. It gives features and has no loss.
 
     mean, std: mean and deviation of RGB in [0, 1], one row or a row for each `modality` of a batch.
     """
 
-    image: ViT
+    image: VisionEncoder
     mean: tuple[RGB, ...] = (IMAGENET_MEAN,)
     std: tuple[RGB, ...] = (IMAGENET_STD,)
 
@@ -249,14 +259,22 @@ class Encoder:
         return {"image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)}
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Initial parameters; no extra state."""
-        image = jnp.asarray(batch["image"], jnp.float32)
-        return {"image": self.image.init(rng, image)["params"]}, {}
+        """Initial parameters, and batch statistics if the encoder has any, both under `image`."""
+        variables = self.image.init(rng, jnp.asarray(batch["image"], jnp.float32))
+        stats = {"image": variables["batch_stats"]} if "batch_stats" in variables else {}
+        return {"image": variables["params"]}, stats
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """image_raw f32 [B D], tokens f32 [B N D], and features f32 [B 2D]: class token and mean of the patches."""
+        """image_raw f32 [B D], tokens f32 [B N D], and features: class token and mean of the patches, or image_raw.
+
+        A convolutional encoder has no class token.
+        """
         pixels = normalize(batch["image"], self.mean, self.std, self.image.dtype, batch.get("modality"))
-        return image_features(apply(self.image, params["image"], pixels))
+        out, _ = apply_encoder(self.image, params["image"], extra, pixels)
+        if isinstance(self.image, ViT):
+            return image_features(out)
+        pooled = out["pooled"].astype(jnp.float32)
+        return {"image_raw": pooled, "tokens": out["tokens"].astype(jnp.float32), "features": pooled}
 
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array

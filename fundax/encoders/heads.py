@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fundax.encoders import layers
+from fundax.encoders.convolution import BatchNorm
 from fundax.encoders.positions import sin_cos
-from fundax.encoders.resnet import BatchNorm
 from fundax.runtime.mesh import gather_parameter
 from fundax.types import UserError
 

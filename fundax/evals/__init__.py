@@ -33,4 +33,5 @@ with _epy.lazy_api_imports(globals()):
     from fundax.evals.reports import WrittenReports
     from fundax.evals.segmentation import Segmentation, decided
     from fundax.evals.supervised import Classified, Valued
+    from fundax.evals.visits import VisitScores
     from fundax.evals.zero_shot import class_rows

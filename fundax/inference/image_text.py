@@ -12,6 +12,7 @@ from fundax.evals.features import class_features
 from fundax.evals.laterality import Laterality
 from fundax.evals.probe import Probe
 from fundax.evals.retrieval import retrieval
+from fundax.evals.visits import VisitScores
 from fundax.evals.zero_shot import zero_shot
 from fundax.interop.initial import WarmStart
 from fundax.interop.read import load
@@ -89,6 +90,16 @@ def scores_of(tests: Sequence[Any], *, labels: bool = True, pairs: bool = True) 
     ranked = any(name.startswith("zero_shot") for name in found)
     best = "zero_shot*/macro_auc" if ranked else "retrieval*/image_to_text_R@1"
     return {"evals": found, "best": best if found else None}
+
+
+def visit_scores_of(passes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for models of visits. passes: the arguments of evals.VisitScores by the name of the evaluation."""
+    found = {name: VisitScores(**arguments) for name, arguments in passes.items()}
+    ranked = any(one.classes for one in found.values())
+    return {
+        "evals": found,
+        "best": ("visits*/macro_auc" if ranked else "visits*/R@10/report to visit") if found else None,
+    }
 
 
 def eye_scores_of(

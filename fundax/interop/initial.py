@@ -20,6 +20,7 @@ from fundax.interop import keymap
 from fundax.interop.checkpoint import Format, reading, say_once
 from fundax.interop.folder import read_record
 from fundax.interop.formats import all_formats, format_of
+from fundax.interop.pretrained import located
 from fundax.interop.read import has_configuration, is_run, load, read_objective, read_run
 from fundax.interop.weights import State, read_state
 from fundax.objectives.clip import CLIP
@@ -92,6 +93,7 @@ def warm_start(
     """
     if not str(path):
         return WarmStart()
+    path = located(path)
 
     def fill(params: Params) -> Params:
         return _filled(_opened(path, objective, checkpoint), objective, params, parts, str(path))
@@ -110,7 +112,7 @@ def sized_like(path: str | Path, objective: Any) -> Any:
     What a run decides stays: dtype, rematerialisation, attention, masking, vocabulary and length of texts. "" and files
     without configuration say nothing, and a model of another kind is left to `warm_start`: then nothing changes.
     """
-    found = _described(Path(path)) if str(path) else None
+    found = _described(located(path)) if str(path) else None
     if type(found) is not type(objective) or not set(TOWERS) <= {field.name for field in dataclasses.fields(objective)}:
         return objective
     towers = {}

@@ -24,11 +24,13 @@ from fundax.interop.checkpoint import (
 )
 from fundax.interop.folder import check_record
 from fundax.interop.formats import format_of
+from fundax.interop.pretrained import located
 from fundax.interop.weights import State, existing, folder_of, read_state
 from fundax.objectives.clip import CLIP, clip
 from fundax.params import check_same, like
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import load_params, resolve
+from fundax.runtime.remote import fetched
 from fundax.runtime.shapes import Config, Preprocessing
 from fundax.runtime.workdir import read_json, read_optional_json
 from fundax.types import Extra, Params, UserError
@@ -48,8 +50,9 @@ def load(
     """The model at `path`: a run, an exported folder, or a file of weights of another program.
 
     Args:
-        path: a run of fundax or an import (its folder), a folder of one of `all_formats()`, or one of its weights files
-            (.safetensors, .pt, .pth, .bin, .npz).
+        path: named weights (interop.pretrained), a run of fundax or an import (its folder), a folder of one of
+            `all_formats()`, or one of its weights files (.safetensors, .pt, .pth, .bin, .npz); also at an address such as
+            gs://bucket/run.
         checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         like: the size ("H/14-378", a name of encoders.vit.SIZES) of a CLIP file without configuration beside it.
         modality: the modality of the images ("oct") whose mean and deviation an image encoder normalises by, where the
@@ -61,7 +64,7 @@ def load(
     Raises:
         UserError: nothing at `path`, an unknown format, a damaged or incomplete file; the message names the keys.
     """
-    path, shown = Path(path), shown or {}
+    path, shown = located(fetched(path)), shown or {}
     if is_run(path):
         return read_run(path, checkpoint)
     state = read_state(path)
@@ -104,6 +107,8 @@ def read_run(run: str | Path, checkpoint: int | str = "") -> Checkpoint:
     words = tokenizers.load(run / "tokenizer") if (run / "tokenizer").is_dir() else None
     digest = hashlib.sha256((run / "config.json").read_bytes()).hexdigest()
     source = {"name": run.resolve().name, "step": step, "config_sha256": digest}
+    initial = read_optional_json(run / "config.json").get("origin", {})
+    source |= {f"initial_{name}": value for name, value in initial.items()}
     return Checkpoint(objective, params, read_preprocessing(run, objective), words, source, extra, f"run step {step}")
 
 

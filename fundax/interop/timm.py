@@ -87,14 +87,14 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
         fields |= dict(zip(("mean", "std"), moments((modality,)), strict=True))
     heads = config.get("model_args", {}).get("num_heads")
     objective, params = vit.to_fundax(state, str(path), heads, **fields)
-    facts = _resize(stored, objective.image.image_size)
+    facts = resize_rule(stored, objective.image.image_size)
     record = folder.read_record(path)
     if record and stored:  # written by fundax: the record has every modality's normalisation
         objective = replace(serialize.from_json(record["objective"]), image=objective.image)
     return Checkpoint(objective, params, facts, assumed="" if "mean" in fields else IMAGENET)
 
 
-def _resize(stored: Mapping[str, Any], size: int) -> dict[str, Any]:
+def resize_rule(stored: Mapping[str, Any], size: int) -> dict[str, Any]:
     """The resize of a pretrained_cfg, with timm's defaults; {} of none."""
     if not stored:
         return {"image_size": size}

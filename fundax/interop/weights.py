@@ -17,6 +17,7 @@ import numpy as np
 
 from data_pipelines import pickles
 from data_pipelines.records import DataError
+from fundax.interop import pickled
 from fundax.runtime.arrays import check_archive, read_arrays
 from fundax.runtime.shapes import Index
 from fundax.runtime.workdir import read_json
@@ -198,8 +199,8 @@ def load_torch(path: str | Path) -> Any:
     """
     try:
         import torch
-    except ImportError as error:
-        raise UserError(f"{path}: reading PyTorch files needs torch: pip install -e '.[torch]'") from error
+    except ImportError:
+        return pickled.read(Path(path))
     try:
         _check_pickles(Path(path))
         with torch.serialization.safe_globals(_plain_values()):
@@ -275,9 +276,11 @@ def _plain_values() -> list[Any]:
 
 def _tensors(path: Path, loaded: Any) -> State:
     """Unwrap {"state_dict": ...} and turn tensors into arrays."""
+    loaded = _unwrapped(loaded)
+    if isinstance(loaded, Mapping) and all(isinstance(value, np.ndarray) for value in loaded.values()):
+        return {str(name): value for name, value in loaded.items()}  # read without torch
     import torch
 
-    loaded = _unwrapped(loaded)
     expected = f"expected names to tensors, possibly under {', '.join(WRAPPERS)}"
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path}: not a state dict but a {type(loaded).__name__}; {expected}")

@@ -18,3 +18,5 @@ with _epy.lazy_api_imports(globals()):
     from fundax.objectives.report import Report
     from fundax.objectives.ret_clip import Reconstruction, RetCLIP
     from fundax.objectives.vector_quantize import VectorQuantize, grid_means
+    from fundax.objectives.visit import CrossReconstruction, Visit, visit
+    from fundax.objectives.visit_levels import BothEyes, WeightedViews

@@ -15,11 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fundax.encoders.backbone import Backbone, Feature, apply_head, batch_spec, init_head
+from fundax.encoders.backbone import Backbone, Feature, VisionEncoder, apply_head, batch_spec, init_head
 from fundax.encoders.heads import MLPHead
 from fundax.encoders.pixels import mixup_cutmix
-from fundax.encoders.resnet import ResNet
-from fundax.encoders.vit import ViT
 from fundax.losses import supervised as losses
 from fundax.losses.supervised import GRADES, LAYOUT, graded_loss
 from fundax.optim import adamw, constant, cosine_schedule, decay_all, decay_matrices, grouped, layer_decay
@@ -57,7 +55,7 @@ class Classify:
             raise UserError(f"{len(self.weights)} class weights for {self.head.outputs} outputs")
 
     @property
-    def image(self) -> ViT | ResNet:
+    def image(self) -> VisionEncoder:
         """The encoder."""
         return self.tower.image
 
@@ -169,7 +167,7 @@ class MultiModality:
     given: Literal["image", "feature"] = "image"
 
     @property
-    def image(self) -> ViT | ResNet:
+    def image(self) -> VisionEncoder:
         """The encoder."""
         return self.tower.image
 

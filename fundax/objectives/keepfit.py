@@ -41,6 +41,25 @@ class TwoTowers(Protocol):
     def features(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
     ) -> tuple[dict[str, jax.Array], Extra]: ...
+    def encode_next(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
+    ) -> tuple[dict[str, jax.Array], Extra]:
+        """The same, and the next extra state."""
+        keys = jax.random.split(rng, 3)
+        public, elite = halves(batch)
+        if missing := [name for name in ("image", "text") if name not in elite]:
+            raise UserError(
+                f"KeepFIT: the batch has no {ELITE}{missing[0]}; add a source of elite data, one example per public one"
+            )
+        features, extra = self.base.features(params, extra, public, keys[0])
+        elite_features, extra = self.base.features(params, extra, elite, keys[1])
+        names = ("image_features", "text_features")
+        out = {name: features[name] for name in names} | {ELITE + name: elite_features[name] for name in names}
+        if self.caption is not None:
+            sums = self._caption_loss(params, elite_features["image_tokens"], elite["text"], keys[2])
+            out |= dict(zip(("caption", "caption_words"), sums, strict=True))
+        return out, extra
+
     def compare(self, params: Params, features: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, Metrics]: ...
 
 
@@ -141,7 +160,7 @@ class KeepFIT:
         """image_features and text_features f32 [B E] of both halves (elite/...); caption and caption_words f32 [B], the
         -log p of each elite report and its length.
         """
-        return self._encode(params, extra, batch, rng)[0]
+        return self.encode_next(params, extra, batch, rng)[0]
 
     def compare(
         self, params: Params, features: Mapping[str, jax.Array], batch: Batch, rng: jax.Array | None = None
@@ -172,29 +191,13 @@ class KeepFIT:
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """The sum of the terms. Each half is normalised with its own batch statistics."""
         keys = jax.random.split(rng)
-        features, extra = self._encode(params, extra, batch, keys[0])
+        features, extra = self.encode_next(params, extra, batch, keys[0])
         loss, metrics = self.compare(params, features, batch, keys[1])
         return loss, (extra, metrics)
 
     @property
     def _needs_appearance(self) -> bool:
         return self.reference is not None and self.reference.lam < 1
-
-    def _encode(self, params: Params, extra: Extra, batch: Batch, rng: jax.Array) -> tuple[dict[str, jax.Array], Extra]:
-        keys = jax.random.split(rng, 3)
-        public, elite = halves(batch)
-        if missing := [name for name in ("image", "text") if name not in elite]:
-            raise UserError(
-                f"KeepFIT: the batch has no {ELITE}{missing[0]}; add a source of elite data, one example per public one"
-            )
-        features, extra = self.base.features(params, extra, public, keys[0])
-        elite_features, extra = self.base.features(params, extra, elite, keys[1])
-        names = ("image_features", "text_features")
-        out = {name: features[name] for name in names} | {ELITE + name: elite_features[name] for name in names}
-        if self.caption is not None:
-            sums = self._caption_loss(params, elite_features["image_tokens"], elite["text"], keys[2])
-            out |= dict(zip(("caption", "caption_words"), sums, strict=True))
-        return out, extra
 
     def _caption_loss(
         self, params: Params, tokens: jax.Array, text: jax.Array, rng: jax.Array

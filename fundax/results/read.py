@@ -23,7 +23,11 @@ from fundax.types import UserError
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run directory: config.json, metrics.jsonl by name (steps, values), results by evaluation, digests of files read."""
+    """The contents of a run directory.
+
+    `config` is config.json, `curves` are (steps, values) of metrics.jsonl by metric, `results` are the results by name of
+    the evaluation, and `digests` the digests of the files that were read.
+    """
 
     name: str
     path: Path
@@ -34,9 +38,9 @@ class Run:
 
 
 def read_run(path: str | Path, name: str = "") -> Run:
-    """A run directory; `name` by default that of the folder.
+    """Read a run directory. `name` defaults to the name of the folder.
 
-    Raises UserError for a folder that is not a run, or has no evaluations.
+    Raises UserError for a folder that is not a run or has no evaluations.
     """
     path = Path(path)
     if not path.is_dir():
@@ -54,12 +58,12 @@ def read_run(path: str | Path, name: str = "") -> Run:
 
 
 def result_files(workdir: str | Path) -> list[Path]:
-    """The files of a run's evaluations, by name."""
+    """The files of the evaluations of a run, sorted by name."""
     return sorted((Path(workdir) / "evals").glob("[!.]*.npz"))
 
 
 def read_result(file: Path) -> Result:
-    """The result in an evaluation's file, of this version or an earlier one. Raises UserError naming a broken file."""
+    """Read the file of an evaluation of this or an earlier version. Raises UserError naming the file if it is invalid."""
     try:
         arrays = read_arrays(file)
     except UserError as error:
@@ -74,14 +78,14 @@ def read_result(file: Path) -> Result:
 
 
 def _with_metrics(result: Result, name: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Result:
-    """The result; one of an earlier version, which kept no metrics, with those that were logged last."""
+    """Add the last logged metrics to a result of an earlier version, which stored no metrics."""
     logged = {key.partition("/")[2]: y[-1] for key, (_, y) in curves.items() if key.partition("/")[0] == name}
     return result if result.metrics or not logged else replace(result, metrics=logged)
 
 
 def read_curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Steps and finite values of a metrics.jsonl, by name. A step that was run twice after a restart counts once, the later one."""
-    found: dict[str, dict[float, float]] = {}
+    """Read (steps, finite values) of a metrics.jsonl by metric. If a step was repeated after a restart, the last value is used."""
+    values: dict[str, dict[float, float]] = {}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
@@ -93,7 +97,7 @@ def read_curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             raise UserError(f"{path} line {number}: {line[:60]!r}; expected JSON with a step") from None
         for name, value in row.items():
             if isinstance(value, int | float) and np.isfinite(value) and name != "time":
-                found.setdefault(name, {})[step] = float(value)
+                values.setdefault(name, {})[step] = float(value)
     return {
-        name: (np.array(sorted(rows)), np.array([rows[step] for step in sorted(rows)])) for name, rows in found.items()
+        name: (np.array(sorted(rows)), np.array([rows[step] for step in sorted(rows)])) for name, rows in values.items()
     }

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fundax.types import Batch, Contrastive, Extra, Metrics, Objective, Params, UserError
+from fundax.types import Batch, Contrastive, ContrastiveWithState, Extra, Metrics, Objective, Params, UserError
 
 # (params, extra, batch, rng, step) -> ((loss, (extra, metrics)), gradients)
 ValueAndGrad = Callable[[Params, Extra, Batch, jax.Array, jax.Array], tuple[tuple[jax.Array, Any], Params]]
@@ -22,7 +22,8 @@ def value_and_grad(objective: Objective, micro_batches: int = 1) -> ValueAndGrad
     """A function for the loss and its gradient in `micro_batches` passes, equal to those of the full batch.
 
     Contrastive objectives keep all negatives. Any other loss must be a mean over examples, so that the mean over
-    micro-batches of equal size is exact. Raises UserError if the batch does not divide.
+    micro-batches of equal size is exact. A network with batch statistics normalises each micro-batch by its own, so the
+    gradient is then that of a batch which is normalised in parts. Raises UserError if the batch does not divide.
     """
     if micro_batches == 1:
         return jax.value_and_grad(objective.loss, has_aux=True)
@@ -32,11 +33,13 @@ def value_and_grad(objective: Objective, micro_batches: int = 1) -> ValueAndGrad
 
 
 def split(batch: Batch, n: int) -> dict[str, jax.Array]:
-    """[B ...] to [n B/n ...]. Row r goes to micro-batch r mod n, so that rows need not move between devices."""
-    size = len(next(iter(batch.values())))
-    if size % n:
-        raise UserError(f"a batch of {size} does not divide into {n} micro-batches; change --batch or accumulate")
-    return {k: jnp.swapaxes(v.reshape(size // n, n, *v.shape[1:]), 0, 1) for k, v in batch.items()}
+    """[B ...] to [n B/n ...]. Row r goes to micro-batch r mod n, so that rows need not move between devices.
+
+    Arrays may differ in their number of rows.
+    """
+    if odd := [len(v) for v in batch.values() if len(v) % n]:
+        raise UserError(f"a batch of {odd[0]} does not divide into {n} micro-batches; change --batch or accumulate")
+    return {k: jnp.swapaxes(v.reshape(len(v) // n, n, *v.shape[1:]), 0, 1) for k, v in batch.items()}
 
 
 def join(parts: Any) -> Any:
@@ -46,14 +49,23 @@ def join(parts: Any) -> Any:
 
 def _cached(objective: Contrastive, n: int) -> ValueAndGrad:
     def run(params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array) -> Any:
-        if jax.tree.leaves(extra):
-            raise UserError("gradient accumulation does not support a contrastive objective with extra state")
+        if jax.tree.leaves(extra) and not isinstance(objective, ContrastiveWithState):
+            raise UserError(
+                f"--accumulate: {type(objective).__name__} has extra state, and no encode_next that gives the next one"
+            )
         parts, rngs = split(batch, n), jax.random.split(rng, n)
 
         def encode(params: Params, part: Batch, rng: jax.Array) -> dict[str, jax.Array]:
             return objective.encode(params, extra, part, rng, step)
 
-        cached = join(jax.lax.map(lambda xs: encode(params, *xs), (parts, rngs)))
+        def encode_next(extra: Extra, xs: Any) -> tuple[Extra, dict[str, jax.Array]]:
+            if not isinstance(objective, ContrastiveWithState):
+                return extra, encode(params, *xs)
+            features, extra = objective.encode_next(params, extra, *xs)
+            return extra, features
+
+        after, features = jax.lax.scan(encode_next, extra, (parts, rngs))
+        cached = join(features)
         compare = jax.value_and_grad(objective.compare, argnums=(0, 1), has_aux=True)
         (loss, metrics), (direct, by_feature) = compare(params, cached, batch)
 
@@ -63,7 +75,7 @@ def _cached(objective: Contrastive, n: int) -> ValueAndGrad:
             return jax.tree.map(jnp.add, grads, pull(cotangent)[0]), None
 
         grads, _ = jax.lax.scan(back, direct, (parts, rngs, split(by_feature, n)))
-        return (loss, (extra, metrics)), grads
+        return (loss, (after, metrics)), grads
 
     return run
 

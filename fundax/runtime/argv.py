@@ -7,6 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import data_pipelines.storage as storage
+from fundax.runtime import remote
+from fundax.types import UserError
+
 # Arguments whose values are paths, or name a path before options ("labels.csv,images=photos").
 PATHS = frozenset(
     {"appearance", "cache", "data", "data_dir", "elite", "image_dir", "init", "init_text", "rfmid_root", "split"}
@@ -54,6 +58,25 @@ def absolute_path(word: str) -> str:
     kind = "array_record:" if head.startswith("array_record:") else ""
     options = [f"images={_absolute(o.removeprefix('images='))}" if o.startswith("images=") else o for o in options]
     return ",".join([kind + _absolute(head.removeprefix(kind)), *options])
+
+
+def fetched_value(name: str, value: Any, beside: bool = True) -> Any:
+    """The value of an argument with local copies of what it names at addresses such as gs://bucket/labels.csv.
+
+    beside: whether the images of a table are beside it, and are copied with it. Raises UserError for a folder that is
+    written, and DataError where nothing is stored.
+    """
+    if isinstance(value, tuple | list):
+        return type(value)(fetched_value(name, one, beside) for one in value)
+    if (
+        not isinstance(value, str) or "://" not in value or name == "data_dir"
+    ):  # a data set is copied from its folder when it is opened
+        return value
+    if name == "cache":
+        raise UserError(f"--cache {value}: expected a local folder")
+    if name in ("data", "elite", "val"):
+        return storage.fetched_word(value, tables_alone=not beside)
+    return str(remote.fetched(value))
 
 
 def missing_paths(argv: Sequence[str]) -> list[str]:

@@ -1,13 +1,16 @@
 """Checkpoints: saved asynchronously and atomically by Orbax; keeps the latest few and the best one.
 
 Each step is a folder under `<workdir>/checkpoints` with the items `params`, `extra` and `opt` (arrays) and `run` (JSON:
-data position, metrics and a fingerprint of every array item). Config, preprocessing and tokenizer are in the workdir. A
-crash while saving leaves the earlier steps intact."""
+data position and its digest, metrics, and a fingerprint of every array item). Config, preprocessing and tokenizer are in
+the workdir. A crash while saving leaves the earlier steps intact."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,12 @@ import orbax.checkpoint as ocp
 from fundax.params import _subtree, _with_subtree, check_same
 from fundax.runtime.best import Best, measured, ranking
 from fundax.runtime.process import configure_orbax, ignore_abandoned_reads
-from fundax.runtime.workdir import check_local, read_optional_json
+from fundax.runtime.remote import checkpoints_of, is_complete, mirrors_checkpoints, push
+from fundax.runtime.workdir import digest_of_json, refusal
 from fundax.types import Extra, Params, UserError
 
 _ARRAYS = ("params", "extra", "opt")
+GONE_S = 20.0  # how long to wait, after an error, for a save that other processes may no longer take part in
 _OLD = ".old"  # old steps are renamed into this folder before they are deleted, so that a crash leaves no half step
 _policies = ocp.checkpoint_managers
 
@@ -30,12 +35,15 @@ _policies = ocp.checkpoint_managers
 class Checkpoints:
     """The checkpoints of one run, as a context manager: exiting waits for the save in progress.
 
-    After an error with several processes it does not wait, because a save needs all of them and some may be gone.
+    After an error with several processes it waits for GONE_S at most: a save needs all of them, and some may be gone.
     """
 
     def __init__(self, workdir: str | Path, keep: int = 2, best: Best | None = None) -> None:
         configure_orbax()
-        self.folder = Path(workdir).absolute() / "checkpoints"
+        self.folder: Any = checkpoints_of(workdir)
+        self._workdir = workdir
+        # a bucket renames by copying, so there steps are deleted where they are
+        old = _OLD if isinstance(self.folder, Path) else None
         self._rank = None if best is None else (best, ranking(best)[1])
         keepers: list[Any] = [_policies.LatestN(max(keep, 1))]
         if best:
@@ -45,7 +53,7 @@ class Checkpoints:
             preservation_policy=_policies.AnyPreservationPolicy(keepers),
             best_fn=_score if best else None,
             cleanup_tmp_directories=True,
-            todelete_subdir=_OLD,
+            todelete_subdir=old,
             enable_async_checkpointing=True,
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in _ARRAYS}
@@ -58,19 +66,50 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if jax.process_count() == 1 or kind is None or issubclass(kind, SystemExit):
+        if jax.process_count() > 1 and kind is not None and not issubclass(kind, SystemExit):
+            self._settle()
+            return
+        with self._writing():
             self._orbax.close()
-            self._empty_old()
+        self._empty_old()
+
+    def _settle(self) -> None:
+        """Wait for the save in progress, for GONE_S at most."""
+
+        def wait() -> None:
+            with contextlib.suppress(Exception):  # the error that led here is the one to report
+                self._orbax.wait_until_finished()
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        thread.join(GONE_S)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raise UserError, naming what is saved, where the disk or the file system refuses."""
+        try:
+            yield
+        except Exception as error:
+            if not (reason := refusal(error)):
+                raise
+            saved = self.committed()
+            good = f"step {saved[-1]} is saved and good" if saved else "nothing is saved"
+            raise UserError(f"{self.folder}: a checkpoint cannot be written ({reason}); {good}") from error
 
     def _empty_old(self) -> None:
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and isinstance(self.folder, Path):
             # Not the folder itself: an Orbax thread may be moving another step into it.
             for step in (self.folder / _OLD).glob("*"):
                 shutil.rmtree(step, ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """The steps on disk and the one that is being saved, in ascending order; after `wait`, those on disk."""
+        """The steps on disk and the one that is being saved, in ascending order."""
         return sorted(self._orbax.all_steps())
+
+    def committed(self) -> list[int]:
+        """The steps that are whole on disk, in ascending order, after the save in progress has ended or failed."""
+        self._settle()
+        return saved_steps(self.folder.parent) if has_checkpoints(self.folder.parent) else []
 
     def save(self, step: int, items: Mapping[str, Any], data: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Start saving {"params", "extra", "opt"} as this step; an existing step is not overwritten.
@@ -80,13 +119,34 @@ class Checkpoints:
         if step in self._orbax.all_steps():
             return
         self._empty_old()
+        push(self._workdir)  # on remote storage: what the step belongs to is there before the step
         # Items without arrays, such as `extra` of most objectives, are not saved; `restore` puts them back.
-        run = {"data": dict(data), "metrics": dict(metrics), "fingerprint": _fingerprints(items)}
+        run = {"data": dict(data), "data_digest": digest_of_json(dict(data)), "metrics": dict(metrics)}
+        run |= {"fingerprint": _fingerprints(items)}
         args = {k: ocp.args.StandardSave(v) for k, v in items.items() if jax.tree.leaves(v)}
-        ranked = None
-        if self._rank and (value := measured(self._rank[0], metrics)) is not None and not np.isnan(value):
-            ranked = {"value": value, "score": self._rank[1] * value}
-        self._orbax.save(step, args=ocp.args.Composite(run=ocp.args.JsonSave(run), **args), metrics=ranked, force=True)
+        args = ocp.args.Composite(run=ocp.args.JsonSave(run), **args)
+        with self._writing():
+            self._orbax.save(step, args=args, metrics=self._ranked(metrics), force=True)
+        if mirrors_checkpoints(self._workdir):
+            self.wait()
+            push(self._workdir)
+
+    def rank(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Rank a step that was saved before it was evaluated, because a signal came first."""
+        ranked, folder = self._ranked(metrics), self.folder / str(step) / "metrics"
+        if ranked and not folder.exists():
+            if jax.process_index() == 0:
+                temporary = folder.with_name("metrics.tmp")
+                temporary.mkdir(exist_ok=True)
+                (temporary / "metrics").write_text(json.dumps(ranked))
+                temporary.rename(folder)
+            self._orbax.reload()
+
+    def _ranked(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
+        """What a step is ranked by, if a metric ranks the steps and is a number."""
+        if self._rank is None or (value := measured(self._rank[0], metrics)) is None or np.isnan(value):
+            return None
+        return {"value": value, "score": self._rank[1] * value}
 
     def reached_preemption(self, step: int) -> bool:
         """Whether any process received SIGTERM, so that all save at this step; False for a single process."""
@@ -94,7 +154,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until the save in progress is on disk."""
-        self._orbax.wait_until_finished()
+        with self._writing():
+            self._orbax.wait_until_finished()
 
     def restore(self, step: int, abstract: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(items, run) of a step, with the shardings of `abstract`, trees of jax.ShapeDtypeStruct.
@@ -121,6 +182,9 @@ class Checkpoints:
         items = {k: restored[k] if k in filled else v for k, v in abstract.items()}
         if _fingerprints(items) != restored["run"]["fingerprint"]:
             raise self._damaged(step, "the arrays differ from those that were saved")
+        position = restored["run"]["data"]
+        if restored["run"].get("data_digest", digest_of_json(position)) != digest_of_json(position):
+            raise self._damaged(step, "the position in the data differs from the one that was saved")
         return items, restored["run"]
 
     def _damaged(self, step: int, cause: object) -> UserError:
@@ -142,7 +206,7 @@ def load_params(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params
     """
     configure_orbax()
     ignore_abandoned_reads()
-    folder = Path(workdir).absolute() / "checkpoints" / str(resolve(workdir, checkpoint))
+    folder = checkpoints_of(workdir) / str(resolve(workdir, checkpoint))
     try:
         run = _read_run(folder)
         names = [name for name in ("params", "extra") if name in run["fingerprint"]]
@@ -173,7 +237,7 @@ def resolve(workdir: str | Path, checkpoint: int | str = "") -> int:
 
 def best_step(workdir: str | Path) -> tuple[int, float] | None:
     """(step, score) of the best of a run's ranked checkpoints, higher is better; None if none is ranked."""
-    folder = Path(workdir) / "checkpoints"
+    folder = checkpoints_of(workdir)
     steps = saved_steps(workdir) if has_checkpoints(workdir) else []
     scores = {step: _ranked(folder / str(step)) for step in steps}
     ranked = [(score, step) for step, score in scores.items() if score is not None]
@@ -185,17 +249,28 @@ def best_step(workdir: str | Path) -> tuple[int, float] | None:
 
 def has_checkpoints(workdir: str | Path) -> bool:
     """Whether a folder holds a checkpoint."""
-    return any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*"))
+    return bool(_steps_in(checkpoints_of(workdir)))
 
 
 def saved_steps(workdir: str | Path) -> list[int]:
     """The steps of a run's checkpoints, in ascending order. Raises UserError if there is none."""
-    check_local(workdir)
-    folder = Path(workdir) / "checkpoints"
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    folder = checkpoints_of(workdir)
+    steps = _steps_in(folder)
     if not steps:
         raise UserError(f"{workdir} holds no checkpoints; expected {folder}/<step>")
     return steps
+
+
+def read_metrics(workdir: str | Path, step: int) -> dict[str, float] | None:
+    """Results of the evaluation that a step was saved with, {} if there was none; None if that cannot be read."""
+    try:
+        return _read_run(checkpoints_of(workdir) / str(step))["metrics"]
+    except Exception:  # opening the run says what is wrong with it
+        return None
+
+
+def _steps_in(folder: Any) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and is_complete(path))
 
 
 def partial(where: str, checkpoint: int | str = "") -> Callable[[Params], Params]:
@@ -249,24 +324,24 @@ def _score(metrics: Mapping[str, float]) -> float:
     return float(metrics.get("score", metrics["value"]))
 
 
-def _read_item(folder: Path) -> Any:
+def _read_item(folder: Any) -> Any:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
+def _read_run(folder: Any) -> dict[str, Any]:
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         return reader.restore(folder / "run", args=ocp.args.JsonRestore())
 
 
-def _ranked(folder: Path) -> float | None:
-    metrics = read_optional_json(folder / "metrics" / "metrics")  # not by Orbax, which would start JAX's processes
-    return _score(metrics) if metrics else None
+def _ranked(folder: Any) -> float | None:
+    path = folder / "metrics" / "metrics"  # not read by Orbax, which would start JAX's processes
+    return _score(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def _intact(folder: Path) -> bool:
+def _intact(folder: Any) -> bool:
     try:
         run = _read_run(folder)
         names = [name for name in _ARRAYS if (folder / name).is_dir()]

@@ -83,6 +83,8 @@ BEFORE_ROOMS = {
     "fundax.tower:Tower": "encoders.Backbone",
 }
 LARGEST = 2**31  # of the whole numbers in an objective, such as numbers of words and of steps
+# Fields of older versions: their name now, and their values.
+RENAMED_FIELDS = {("RetCLIP", "soft_targets"): ("repeats", {False: "negatives", True: "share"})}
 _LINEN_FIELDS = ("parent", "name")  # set by Linen, no part of what a module is
 
 
@@ -187,6 +189,9 @@ def _read_dataclass(value: dict[str, Any], where: str) -> Any:
         raise UserError(f"{where}: {value['@']} is not a dataclass")
     known = {field.name for field in dataclasses.fields(cls) if field.init} - set(_LINEN_FIELDS)
     fields = {key: _read(item, f"{where}.{key}") for key, item in value.items() if key != "@"}
+    for (owner, old), (new, values) in RENAMED_FIELDS.items():
+        if cls.__name__ == owner and old in fields:
+            fields[new] = values[bool(fields.pop(old))]
     if unknown := sorted(set(fields) - known):
         raise UserError(f"{where}: {value['@']} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     _check_types(cls, fields, where)

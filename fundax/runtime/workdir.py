@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,34 @@ import jax
 import numpy as np
 
 from fundax.runtime.arrays import read_arrays
+from fundax.runtime.remote import shown
 from fundax.runtime.shapes import Config, check_json
 from fundax.types import UserError
 
+# What a user can mend: a full disk or quota, a folder that cannot be written to, too many open files; and a wrong path.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+_WRONG_PATHS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
-def check_local(workdir: str | Path) -> None:
-    """Raise UserError for an address such as gs://bucket/run: runs are written to local folders only."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workdir)):
-        raise UserError(
-            f"{workdir}: runs are kept in local folders only for now; give a folder (a mounted bucket is one)"
-        )
+
+def refusal(error: BaseException) -> str:
+    """Why the file system refused, in words, from an error or one that caused it; "" for another error.
+
+    TensorStore, which writes the arrays, reports such errors only as text.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        number = seen.errno if isinstance(seen, OSError) else None
+        path = f": {seen.filename}" if isinstance(seen, OSError) and seen.filename else ""
+        if number in _REFUSALS or (number in _WRONG_PATHS and path):
+            return f"{os.strerror(number or 0)}{path}"
+        if found := next((os.strerror(number) for number in _REFUSALS if os.strerror(number) in str(seen)), None):
+            return found
+        seen = seen.__cause__ or seen.__context__
+    return ""
 
 
 def make(workdir: str | Path) -> None:
     """Create the folder of a run if it is not there. Raises UserError where that cannot be done."""
-    check_local(workdir)
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,22 +71,31 @@ def read_optional_json(path: str | Path, form: Any = dict[str, Any]) -> dict[str
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
     """config.json of a run. Raises UserError if the folder is not a run."""
-    check_local(workdir)
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise UserError(f"{workdir} is not a run: it has no config.json")
+        raise UserError(f"{shown(workdir)} is not a run: it has no config.json")
     return read_json(path, Config)
 
 
 def write_arrays(workdir: str | Path, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write evals/<name>.npz, replacing the file atomically; process 0 only."""
+    """Write evals/<name>.npz, replacing the file atomically; process 0 only.
+
+    `patient` is written as numbers in the order of the rows, from which no name can be found again.
+    """
     if not arrays or jax.process_index():
         return
+    arrays = {key: numbered(value) if key in ("patient", "group") else value for key, value in arrays.items()}
     folder = Path(workdir) / "evals"
     folder.mkdir(exist_ok=True)
     temporary = folder / f".{name}.tmp.npz"
     np.savez_compressed(temporary, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
     os.replace(temporary, folder / f"{name}.npz")
+
+
+def numbered(patients: np.ndarray) -> np.ndarray:
+    """The same patients as numbers i64, counted in the order in which they first occur."""
+    _, first, member = np.unique(np.asarray(patients), return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[member.reshape(np.shape(patients))]
 
 
 def read_about(workdir: str | Path, name: str) -> dict[str, Any]:

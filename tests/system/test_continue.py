@@ -152,7 +152,7 @@ def test_a_second_training_of_a_folder_is_refused(tmp_path, capsys):
     with owned(tmp_path):
         assert launch.main(["train", str(REPO / "configs" / "quickstart.py"), "--workdir", str(tmp_path), *BASE]) == 2
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
-    assert "another training is writing to this folder (process" in capsys.readouterr().err
+    assert "another training or evaluation is writing to this folder (process" in capsys.readouterr().err
 
 
 def test_a_complete_run_says_so_and_changes_nothing(trained, tables, capsys):
@@ -229,7 +229,9 @@ def test_the_runs_own_parts_are_those_it_stored(trained, tables, tmp_path, monke
     assert evaluate(folder) == evaluate(folder, "--part", "test") == evaluate(folder, "--checkpoint", "2") == 0
     again, test, earlier = (about(folder, name) for name in ("val", "test", "val_step2"))
     np.testing.assert_array_equal(again[1]["index"], before["index"])
-    assert not set(test[1]["patient"]) & set(before["patient"])
+    parts = json.loads((folder / "split.json").read_text())["parts"]
+    assert not set(parts["test"]["own"]) & set(parts["val"]["own"])
+    assert [len(parts["test"]["own"]), len(parts["val"]["own"])] == [len(test[1]["index"]), len(before["index"])]
     assert (again[0]["step"], earlier[0]["step"], test[0]["part"]) == (4, 2, "test")
     assert again[0]["digest"] == test[0]["digest"]
 
@@ -244,11 +246,12 @@ def test_a_file_that_is_gone_is_said_to_be_the_runs(trained, tables, tmp_path, c
     assert f"{tmp_path}/gone.csv is what the run was trained with" in said and "--data gives its place now" in said
 
 
-def test_addresses_are_refused_before_training(capsys):
+def test_an_address_of_unknown_storage_is_one_line(capsys):
     for argv in (
-        ("train", str(REPO / "configs/quickstart.py"), "--workdir", "gs://bucket/run"),
-        ("eval", "gs://bucket/run"),
+        ("train", str(REPO / "configs/quickstart.py"), "--workdir", "nowhere://bucket/run"),
+        ("eval", "nowhere://bucket/run"),
+        ("predict", "nowhere://bucket/run", "--image", "a.png"),
     ):
         assert launch.main(argv) == 2
-        assert "gs://bucket/run: runs are kept in local folders only" in capsys.readouterr().err
-    assert not Path("gs:").exists()
+        assert "error: nowhere://bucket/run: ValueError: Protocol not known" in capsys.readouterr().err
+    assert not Path("nowhere:").exists()

@@ -60,7 +60,7 @@ def test_classes_take_turns():
     found = next(Epochs(rows, 12, balanced="label")())
     assert found["label"].tolist() == [0, 1] * 6
     assert sorted(found["feature"][::2, 0])[:4] == [0, 0, 1, 1] or len(set(found["feature"][:8:2, 0])) == 4
-    with pytest.raises(UserError, match="several findings"):
+    with pytest.raises(UserError, match="several labels"):
         next(Epochs(lambda: {"feature": np.zeros((2, 1)), "label": np.zeros((2, 3))}, 2, balanced="label")())
 
 

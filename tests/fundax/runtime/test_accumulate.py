@@ -38,6 +38,46 @@ def test_two_passes_equal_the_full_batch_with_all_its_negatives(contrast, bias):
         np.testing.assert_allclose(ours, full, rtol=0, atol=1e-6 * max(1.0, float(np.abs(full).max())))
 
 
+class Normalised:
+    """Features that are normalised by the mean of their batch, as by a ResNet's batch statistics; `extra` keeps it."""
+
+    def encode_next(self, params, extra, batch, rng):
+        x = batch["image"] @ params["kernel"]
+        mean = x.mean(axis=0)
+        return {"a": jnp.tanh(x - mean[None]), "b": batch["text"] @ params["kernel"]}, {
+            "mean": 0.9 * extra["mean"] + mean
+        }
+
+    def encode(self, params, extra, batch, rng, step):
+        return self.encode_next(params, extra, batch, rng)[0]
+
+    def compare(self, params, features, batch):
+        loss = softmax_contrastive(features["a"], features["b"], params["scale"])
+        return loss, {"loss": loss}
+
+
+def test_batch_statistics_are_those_of_each_micro_batch_and_all_negatives_are_kept():
+    keys = jax.random.split(RNG, 3)
+    batch = {"image": jax.random.normal(keys[0], (12, 5)), "text": jax.random.normal(keys[1], (12, 5))}
+    params, extra = {"kernel": jax.random.normal(keys[2], (5, 4)), "scale": jnp.float32(2.0)}, {"mean": jnp.zeros(4)}
+    objective = Normalised()
+
+    def by_parts(params):
+        state, parts = extra, split(batch, 3)
+        found = []
+        for k in range(3):
+            features, state = objective.encode_next(params, state, {n: v[k] for n, v in parts.items()}, RNG)
+            found.append(features)
+        return objective.compare(params, join(jax.tree.map(lambda *x: jnp.stack(x), *found)), batch)[0], state
+
+    (loss, state), grads = jax.jit(jax.value_and_grad(by_parts, has_aux=True))(params)
+    (ours, (extra_3, _)), grads_3 = jax.jit(value_and_grad(objective, 3))(params, extra, batch, RNG, STEP)
+    np.testing.assert_allclose(ours, loss, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), (grads_3, extra_3), (grads, state)
+    )
+
+
 def test_a_mean_of_micro_batches_would_be_another_loss():
     objective, batch = tiny(), pairs(12)
     params, extra = jax.jit(objective.init)(RNG, batch)
