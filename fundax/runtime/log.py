@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -170,10 +171,10 @@ def _summary(row: Mapping[str, float]) -> dict[str, float]:
 
 
 def _keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Rewrite a metrics file with the rows to keep. A last line that a crash cut short is removed."""
-    if not path.exists():
+    """Rewrite a metrics file with the rows to keep. Lines that are no rows, such as one that a crash cut short, are removed."""
+    if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = [(line, _parsed(line)) for line in lines]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(line + "\n" for line, row in rows if row and keep(row)), encoding="utf-8")
@@ -182,9 +183,10 @@ def _keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int | float) else None
 
 
 def _progress(console: Console) -> Progress:
@@ -246,7 +248,8 @@ class _WandB:
             import wandb
         except ImportError:
             raise UserError("the writer wandb needs wandb: pip install -e '.[wandb]'") from None
-        self._run: Any = wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow")
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # two runs may have one name
+        self._run: Any = wandb.init(dir=str(folder), name=folder.name, id=f"{folder.name}-{place}", resume="allow")
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         self._run.log(dict(row), step=step)
