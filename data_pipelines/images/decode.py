@@ -275,7 +275,9 @@ def exif_orientation(image: ImageLike) -> int:
         isinstance(image, StoredImage) and image.reading.orientation == "stored"
     ):
         return 1
-    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    data = read_bytes(image)[0]
+    if not isinstance(data, bytes):
+        return 1
     if data[:2] == jpeg.MAGIC and not jpeg.has_exif(data):
         return 1
     try:
