@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from data_pipelines.images import dicom, jpeg
+from data_pipelines.images import jpeg
 from data_pipelines.images.depth import BAND, BIT_DEPTHS, Depth, check_depth, eight_bit_rgb
 from data_pipelines.notices import warn_once
 from data_pipelines.records import DataError, no_such_image
@@ -187,6 +187,9 @@ def reason(data: Image.Image | bytes, error: Exception) -> str:
 
 
 def _decode(data: bytes, name: str, at_least: int | None, reading: ReadOptions) -> tuple[np.ndarray, tuple[int, int]]:
+    if is_dicom(data):
+        array = decode_dicom(data, reading.depth, reading.max_pixels)
+        return array, (array.shape[0], array.shape[1])
     if data[:2] == jpeg.MAGIC and (header := jpeg.header(data)):
         height, width, inks = header
         _guard(height, width, reading.max_pixels)
@@ -194,10 +197,6 @@ def _decode(data: bytes, name: str, at_least: int | None, reading: ReadOptions) 
         if array is not None and not inks:  # Pillow converts inks
             orientation = exif_orientation(data) if reading.orientation == "exif" else 1
             return turned(array, orientation), (width, height) if orientation >= 5 else (height, width)
-    if dicom.begins_as_dicom(data):
-        pixels, bits = dicom.read_pixels(data, name, reading.max_pixels)
-        array = eight_bit_rgb(pixels, reading.depth or bits)
-        return array, (array.shape[0], array.shape[1])
     with open_image(data, reading.max_pixels) as picture:
         if picture.format in ("TIFF", "GIF", "WEBP", "PNG") and getattr(picture, "is_animated", False):
             warn_once(_log, "frames", "%s: has several frames or pages; only the first is read", name)
