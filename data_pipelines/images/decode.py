@@ -187,9 +187,6 @@ def reason(data: Image.Image | bytes, error: Exception) -> str:
 
 
 def _decode(data: bytes, name: str, at_least: int | None, reading: ReadOptions) -> tuple[np.ndarray, tuple[int, int]]:
-    if is_dicom(data):
-        array = decode_dicom(data, reading.depth, reading.max_pixels)
-        return array, (array.shape[0], array.shape[1])
     if data[:2] == jpeg.MAGIC and (header := jpeg.header(data)):
         height, width, inks = header
         _guard(height, width, reading.max_pixels)
