@@ -1,8 +1,8 @@
 """python launch.py train configs/visit.py --workdir runs/visit
 
-Contrastive pretraining on visits: both eyes, several modalities, reports of the visit, its eyes and its views, any of which
-may be missing. --data is a table of visits; without it, synthetic visits with CFP, OCT and FFA of both eyes, on which two
-CPU cores train in ten minutes. See docs/methods/visits.md.
+Contrastive pretraining on visits with both eyes, several modalities, and reports of the visit, the eyes and the views, any of
+which may be missing. --data is a table of visits; without it, the visits are synthetic, with CFP, OCT and FFA of both eyes,
+and training takes ten minutes on two CPU cores. See docs/methods/visits.md.
 """
 
 from data_pipelines import Data, mix, synthetic_parts

@@ -16,7 +16,7 @@ from data_pipelines.sources.each_view import EachView
 from data_pipelines.sources.matching import Matched, names_of
 from data_pipelines.sources.modality_folders import Moments
 from data_pipelines.sources.modality_stats import Stats, as_json, declared_names, moments_of, read_stats
-from data_pipelines.sources.parts import PARTS, divide, joint
+from data_pipelines.sources.parts import PARTS, divide, fold_parts, joint
 from data_pipelines.sources.splits import patients_of, read_split, split_record, write_split
 from data_pipelines.synthetic.sources import Eyes, Patients
 from data_pipelines.words import DATA_DIR, Named, digest, named, split_column, value_names
@@ -32,6 +32,7 @@ class Sources:
         split: JSON file with the part of each patient; it is written at the first use and read afterwards.
         fractions: Shares of the patients in the parts train, val and test.
         part: Part to evaluate on: val, test or all (every row of --data, not split); empty takes val.
+        fold: K/N makes the K-th of N folds of the patients the part test, and divides the others by --fractions.
         image_dir: Folder that the image paths of a CSV start from; empty takes the folder of the CSV.
         data_dir: Folder of the data sets that `launch.py data build` wrote.
         patients: Number of synthetic patients to train on if there is no --data.
@@ -45,6 +46,7 @@ class Sources:
     split: str = ""
     fractions: tuple[float, ...] = (0.9, 0.1)
     part: Literal["", "val", "test", "all"] = ""
+    fold: str = ""
     image_dir: str = ""
     data_dir: str = DATA_DIR
     patients: int = 3000
@@ -138,6 +140,8 @@ class Sources:
         opened, shares = self.noted(opener((*self.data, *also))), self._shares(names)
         if self.part == "all":
             return dict.fromkeys((*shares, "val", "all"), opened)
+        if self.fold and (self.split or self.val):
+            raise DataError(f"--fold {self.fold}: the folds are the parts; leave out --split and --val")
         stored = read_split(self.split) if self.split and Path(self.split).is_file() else None
         parts, patients = {name: [] for name in shares}, {}
         for one in opened:
@@ -184,6 +188,8 @@ class Sources:
     def _divided(
         self, one: Named, shares: Mapping[str, float], stored: Any, seed: int, labels: Any
     ) -> Mapping[str, Source]:
+        if self.fold:
+            return fold_parts(one.source, self.fold, shares, seed=seed, labels=labels)
         if isinstance(one.source, Eyes):
             few = max(16, len(one.source) // 50)
             return {name: one.source if name == "train" else one.source.split(_TASKLESS[name], few) for name in shares}

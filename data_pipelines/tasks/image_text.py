@@ -177,7 +177,7 @@ def _length(tokenizer: Tokenizer, text: str) -> int:
 
 def fingerprint(data: Data, seed: int) -> str:
     """A key for cached features of the parts of --data, assuming that image files do not change. Open the parts first."""
-    settings = (data.patients, data.modalities, data.fractions, data.part, seed, data.used)
+    settings = (data.patients, data.modalities, data.fractions, data.part, data.fold, seed, data.used)
     return hashlib.sha256(repr(settings).encode()).hexdigest()
 
 

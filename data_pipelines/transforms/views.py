@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,17 @@ SWAPS |= {second: first for first, second in SWAPS.items()}
 
 # OD and OS count only in capitals ("os" is a word); 左右 ("about") is not a side
 SIDES = re.compile(r"左右|[左右]|\b(?i:left|right)\b|\bO\.?D\b|\bO\.?S\b")
+
+IMAGES = ("image", "left", "right")
+
+
+def present(example: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of an example that hold images."""
+    keys = tuple(key for key in IMAGES if key in example)
+    for key in keys:
+        if example[key].dtype != np.uint8:
+            raise DataError(f"{key}: the steps take uint8 images, not {example[key].dtype}")
+    return keys
 
 
 def swap_sides(text: str) -> str:
