@@ -75,7 +75,7 @@ def arrays(result: Any) -> list[Block]:
     return [*logged(result), *table, *([Text(f"Not shown: {listed}.")] if listed else [])]
 
 
-def _plain_cell(value: Any) -> str:
+def _plain_cell(value: Any) -> Cell | str:
     return plain(float(value)) if isinstance(value, np.floating) else str(value)
 
 
