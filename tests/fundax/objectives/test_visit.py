@@ -254,4 +254,4 @@ def test_it_is_stored_and_checked():
     with pytest.raises(UserError, match="weights of left; its terms are eye, images, view, visit"):
         replace(SMALL, weights=(("left", 1.0),))
     with pytest.raises(UserError, match="one per modality"):
-        replace(SMALL, image=TOWER.clone(kinds=2))
+        replace(SMALL, image=TOWER.clone(kinds=3))
