@@ -1,7 +1,7 @@
 """python launch.py train configs/quickstart.py --workdir runs/quickstart
 
-A small CLIP that learns from synthetic eyes and their reports, in about three minutes on the CPU of a laptop. It sees no
-labels: at the end, it classifies the eyes of new patients by sentences that name a condition.
+Train a small CLIP on synthetic eyes and their reports, in about three minutes on the CPU of a laptop, without labels. At the
+end, it classifies the eyes of new patients by comparing images with prompts for each condition (zero-shot).
 """
 
 from data_pipelines import Data, mix, synthetic_parts

@@ -34,4 +34,5 @@ def checked(value: Any, form: Any, where: str) -> Any:
     try:
         return check_type(value, form, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as error:
-        raise DataError(f"{where}: {error}") from None
+        line = " ".join(str(error).split())
+        raise DataError(f"{where}: {line[:200]}") from None

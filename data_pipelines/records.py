@@ -40,6 +40,11 @@ PHRASES = {
 }
 
 
+def modality_phrases(name: str) -> tuple[str, str]:
+    """{modality} and {modality_zh} of a modality; one that was declared is called by its name."""
+    return PHRASES.get(name) or (f"{name.replace('_', ' ')} image", f"{name}图像")
+
+
 EYE_PHRASES = {"left": ("left eye", "左眼"), "right": ("right eye", "右眼"), "": ("eye", "眼")}
 
 # VisionFM's eight modalities in its order, then those of the other systems. The `modality` of a batch is an index into

@@ -112,7 +112,7 @@ class ContrastiveWithState(Contrastive, Protocol):
     def encode_next(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
     ) -> tuple[dict[str, jax.Array], Extra]:
-        """What `encode` gives, and the next extra state. The features must not depend on `extra`."""
+        """The result of `encode`, and the next extra state. The features must not depend on `extra`."""
         ...
 
 

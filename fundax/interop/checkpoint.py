@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import jax
 import numpy as np
 
 from data_pipelines.geometry import INTERPOLATIONS, RESIZE_MODES
+from data_pipelines.records import DataError
 from fundax.encoders.backbone import preprocessing
 from fundax.interop.weights import State
 from fundax.types import Extra, Params, UserError
 
+# what reading values of other types and sizes than those of a configuration happens to raise
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 LARGEST_SIDE = 2**14  # pixels of the images that a model takes
 _log = logging.getLogger("fundax")
 
@@ -136,6 +140,18 @@ def check_preprocessing(facts: Mapping[str, Any], where: str) -> None:
         values = np.asarray(facts.get(name, (1, 1, 1)), np.float64)
         if values.shape[-1:] != (3,) or not np.isfinite(values).all() or (name == "std" and not values.all()):
             raise UserError(f"{where}: {name} is {facts[name]}; expected three numbers, of red, green and blue")
+
+
+@contextlib.contextmanager
+def reading(title: str, path: str | Path) -> Iterator[None]:
+    """Raise UserError for a configuration of a format whose values are of other types and sizes than they should be."""
+    try:
+        yield
+    except (UserError, DataError):
+        raise
+    except _MALFORMED as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path}: its configuration is not that of {title} ({type(error).__name__}: {line})") from error
 
 
 OPENAI = "CLIP's mean and deviation, the shortest edge and a centre crop"

@@ -17,7 +17,7 @@ from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.positions import aligned_corners, antialiased, pixel_centres, resize_positions
 from fundax.encoders.vit import ViT
 from fundax.interop import keymap
-from fundax.interop.checkpoint import Format, say_once
+from fundax.interop.checkpoint import Format, reading, say_once
 from fundax.interop.folder import read_record
 from fundax.interop.formats import all_formats, format_of
 from fundax.interop.pretrained import located
@@ -131,7 +131,8 @@ def _described(path: Path) -> Any:
         return read_objective(path)
     for found in all_formats():
         if found.objective_of is not None and path.is_dir() and all((path / name).is_file() for name in found.files):
-            return found.objective_of(path)
+            with reading(found.title, path):
+                return found.objective_of(path)
     record = read_record(path) if path.is_dir() else {}
     return serialize.from_json(record["objective"]) if "objective" in record else None
 
@@ -201,7 +202,8 @@ def _opened(path: str | Path, objective: Any, checkpoint: int | str) -> _Source:
 def _read_as(found: Format, objective: Any, state: State, path: str) -> _Source:
     """A file without configuration, read as the objective at hand."""
     assert found.read_as is not None
-    params, extra = found.read_as(objective, state, path)
+    with reading(found.title, path):
+        params, extra = found.read_as(objective, state, path)
     if found.configured:
         activation = getattr(getattr(objective, "image", None), "activation", None)
         said = f" ({activation.__name__})" if activation else ""

@@ -17,6 +17,7 @@ from fundax.interop.checkpoint import (
     Checkpoint,
     Format,
     check_preprocessing,
+    reading,
     replace_preprocessing,
     say_once,
     stored_preprocessing,
@@ -75,7 +76,8 @@ def load(
         sizes = f", or a size: {', '.join(SIZES)}" if found.read_as is not None and CLIP in found.holds else ""
         raise UserError(f"{path}: no {found.files[1]} beside the weights; expected it there{sizes}")
     else:
-        model = found.read(path, state, modality)
+        with reading(found.title, path):
+            model = found.read(path, state, modality)
     if model.assumed and not {"mean", "std", "resize"} <= set(shown):
         say_once(
             f"{path}: nothing there says how the model is shown photographs; assumed: {model.assumed} "

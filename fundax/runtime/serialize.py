@@ -210,7 +210,7 @@ def _check_types(cls: type, fields: Mapping[str, Any], where: str) -> None:
         try:
             has_type(item, hints.get(name, Any))
         except TypeCheckError as error:
-            raise UserError(f"{where}.{name}: {error}") from error
+            raise UserError(f"{where}.{name}: {' '.join(str(error).split())[:200]}") from error
 
 
 @functools.cache

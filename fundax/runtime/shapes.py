@@ -104,7 +104,7 @@ def check_json(value: Any, form: Any, where: str, text: str = "") -> None:
     try:
         has_type(_known(value, form), form)
     except TypeCheckError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from None
 
 
 def has_type(value: Any, form: Any) -> None:

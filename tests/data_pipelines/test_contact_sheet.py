@@ -8,6 +8,7 @@ from PIL import Image
 
 from data_pipelines.contact_sheet import _fit, _legible, _words, contact_sheet
 from data_pipelines.records import DataError, Record, View
+from data_pipelines.sources.wrap import wrap
 from data_pipelines.synthetic.sources import Eyes, Visits
 
 
@@ -74,3 +75,13 @@ def test_faults_name_the_row(tmp_path: Path) -> None:
     bad = [Record("p", (View(b"abc"),))]
     with pytest.raises(DataError, match="row 0: an image of 3 bytes: not an image"):
         contact_sheet(bad, tmp_path / "a.png")
+
+
+def test_a_sheet_has_bounds_and_its_words_are_text(tmp_path: Path) -> None:
+    small = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(DataError, match="more than 32768 pixels high or wide; ask for fewer"):
+        contact_sheet(wrap([(small, "a")] * 5000), tmp_path / "x.png", count=5000)
+    words = ["$x^{", "w" * 100_000, "a\x00\x1b[2J", "\n".join("abcdefgh" * 9)]
+    path = contact_sheet(wrap([(small, one) for one in words]), tmp_path / "x.png", cell=64)
+    with Image.open(path) as picture:
+        assert picture.height < 400 and picture.width < 400
