@@ -148,14 +148,14 @@ class Look:
     """The arguments of a config for how photographs are prepared.
 
     Args:
-        crop_field: Crop photographs to the field of view first; by default those of --data, unless a run is the start.
+        crop_field: Crop photographs to the field of view first.
         contrast: Even out the light of photographs, by CLAHE or by subtracting the local average (graham).
         tiles: Cut each image into this many tiles on each side, every one of --image-size pixels.
         tile_pool: How the features of the tiles become one: their mean or their largest values.
         test_flips: Average the features of an image and of its mirror image, except in training.
     """
 
-    crop_field: bool | None = None
+    crop_field: bool | None = None  # None: photographs of --data, unless the encoder comes from a run
     contrast: Contrast = "none"
     tiles: int = 1
     tile_pool: Literal["mean", "max"] = "mean"
@@ -185,7 +185,7 @@ class Reader:
         parts: sources of the images.
         preprocessing: image size and resize of the encoder (a run's preprocessing.json).
         targets: names of the targets to read.
-        first: first step; by default SingleView at twice the resolution of the encoder.
+        first: first step; by default SingleView, which in training decodes at twice the resolution of the encoder.
         workers: number of processes that read images.
     """
 
@@ -207,15 +207,26 @@ class Reader:
 
     @property
     def view(self) -> Step:
-        """The first step, which reads the image."""
-        hint = 2 * int(self.preprocessing["image_size"])
+        """The first step of training, which may decode a JPEG at a smaller scale."""
+        return self._view(2 * int(self.preprocessing["image_size"]))
+
+    def _view(self, hint: int | None) -> Step:
         first = self.first or Grouped(SingleView(size_hint=hint, text=None, targets=self.targets))
         return WithAttributes(first, self.attributes)
 
     def steps(self, *augment: Step) -> tuple[Step, ...]:
-        """All preprocessing steps, with `augment` between the thumbnail and the resize."""
+        """All preprocessing steps, with `augment` between the thumbnail and the resize.
+
+        Without `augment`, as in evaluations, every pixel of a JPEG is decoded.
+        """
         select_keys = Select(("image", *self.keys[:-1]))
-        return (self.view, Thumbnail(), *augment, eval_step(self.preprocessing), select_keys)
+        return (
+            self.view if augment else self._view(None),
+            Thumbnail(),
+            *augment,
+            eval_step(self.preprocessing),
+            select_keys,
+        )
 
     def once(self, source: Source, copies: int = 1, batch: int = 64) -> Batches:
         """One pass over `copies` copies of a source; with more than one copy, images are flipped at random."""
