@@ -8,6 +8,7 @@
     compile CONFIG --topology v5e:4x4 [...]                   does it fit on a TPU slice, and how fast at best
     predict RUN --image A B ... [--classes "x, y"]            classes in words, labels, values, masks, points, reports
     predict RUN --left A --right B --classes "x, y"           probabilities per eye and patient (RET-CLIP)
+    predict RUN --view cfp_left=A oct_left=B --classes "x, y" probabilities per view, eye and visit (models of visits)
     embed RUN FOLDER_OR_TABLE... --out features.npz           features of any number of images
     synth RUN --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
     explain RUN IMAGE... --out FOLDER [--text "exudates"]     what a model reads, drawn over the photographs

@@ -43,9 +43,10 @@ SETS = {  # label column, class names by value, modality, whether classes are gr
 }
 # config and arguments of each method
 METHODS = {
-    "linear": ("linear_probe.py", ["--epochs", "60", "--copies", "4", "--lr", "4e-3", "--batch", "64"]),
-    "finetune": ("finetune.py", []),
-}
+    "linear": ("linear_probe.py", ["--head", "linear", "--epochs", "60", "--copies", "4", "--lr", "4e-3", "--batch", "64",
+                                   "--crop-field", "False"]),
+    "finetune": ("finetune.py", ["--crop-field", "False"]),
+}  # fmt: skip
 
 
 def prepared(root: Path, name: str, out: Path) -> tuple[str, list[str], np.ndarray]:

@@ -148,14 +148,14 @@ class Look:
     """The arguments of a config for how photographs are prepared.
 
     Args:
-        crop_field: Crop photographs to the field of view first; by default those of --data, unless a run is the start.
+        crop_field: Crop photographs to the field of view first.
         contrast: Even out the light of photographs, by CLAHE or by subtracting the local average (graham).
         tiles: Cut each image into this many tiles on each side, every one of --image-size pixels.
         tile_pool: How the features of the tiles become one: their mean or their largest values.
         test_flips: Average the features of an image and of its mirror image, except in training.
     """
 
-    crop_field: bool | None = None
+    crop_field: bool | None = None  # None: photographs of --data, unless the encoder comes from a run
     contrast: Contrast = "none"
     tiles: int = 1
     tile_pool: Literal["mean", "max"] = "mean"
