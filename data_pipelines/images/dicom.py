@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import logging
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.images.depth import eight_bit_rgb
+from data_pipelines.notices import warn_line
 from data_pipelines.records import DataError
+
+_log = logging.getLogger(__name__)
 
 
 def is_dicom(data: bytes) -> bool:
@@ -16,8 +20,10 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM"
 
 
-def decode_dicom(data: bytes, depth: Any, max_pixels: int) -> np.ndarray:
-    """The first frame as u8 [H W 3]; grey of more than 8 bits is divided by its stored bits, or by `depth`.
+def decode_dicom(data: bytes, name: str, depth: Any, max_pixels: int) -> np.ndarray:
+    """The image as u8 [H W 3], of several frames the middle one; grey above 8 bits is divided by its stored bits or `depth`.
+
+    name: the file's, for the log.
 
     Raises DataError without pydicom, for a file without an image, one larger than `max_pixels`, and a damaged one.
     """
@@ -34,7 +40,10 @@ def decode_dicom(data: bytes, depth: Any, max_pixels: int) -> np.ndarray:
                 f"{width} x {height} pixels, more than the limit of {max_pixels}; allow more with "
                 f"max_pixels={height * width}"
             )
-        pixels = np.asarray(pixel_array(header, index=0))
+        frames = int(header.get("NumberOfFrames") or 1)
+        if frames > 1:
+            warn_line(_log, "%s: has %d frames; the middle one is read", name, frames)
+        pixels = np.asarray(pixel_array(header, index=frames // 2))
     except DataError:
         raise
     except Exception as error:  # damaged bytes raise what pydicom and its decoders happen to raise
