@@ -11,8 +11,9 @@ import pytest
 from fundax.encoders.backbone import Backbone
 from fundax.encoders.heads import MLPHead
 from fundax.encoders.resnet import ResNet
-from fundax.objectives.classify import Classify, Supervision, grade_probabilities, probe
+from fundax.objectives.classify import Classify, Supervision, grade_probabilities
 from fundax.objectives.ensemble import Ensemble, shares_encoder, stacked
+from fundax.objectives.probing import probe
 from fundax.types import UserError
 
 TOWER = Backbone(ResNet(32, 2, (1,)), feature="pooled")
