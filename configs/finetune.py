@@ -11,9 +11,9 @@ from data_pipelines import Data, mix, train
 from data_pipelines.tasks import labelled
 from data_pipelines.transforms import Select
 from fundax import Recipe, Run, encoders, evals, interop, objectives
-from fundax.objectives import classify
+from fundax.objectives import fine_tuning as tuning
 
-PRESETS = classify.PRESETS
+PRESETS = tuning.PRESETS
 
 
 def recipe(
@@ -34,7 +34,7 @@ def recipe(
 ) -> Recipe:
     """Fine-tuning. Learning rates are for a batch of 256. docs/guide/downstream.md lists differences from the originals."""
     parts = labelled.parts(data, data.eyes(run.seed, 96), run.seed)
-    feature, blocks, layers, norm, _ = classify.RECIPES[preset]
+    feature, blocks, layers, norm, _ = tuning.RECIPES[preset]
     fields = run.compute(encoders.ViT)[0] | {"feature": feature, "blocks": blocks, "drop_path": drop_path}
     start = encoder.open(frozen=False, statistics=statistics, **look.tiling, **fields)
     seen = look.preprocessing(start.preprocessing, data, interop.is_run(encoder.init))
@@ -61,7 +61,7 @@ def recipe(
         **run.recipe(total, start, log=max(total // 40, 1), save=0, eval=max(total // 10, 1)),
         objective=objectives.Classify(start.backbone, head, **weighed),
         train=mix(turns, **run.loader()) if turns else train(parts.train, steps, **run.loader()),
-        optimizer=classify.fine_tuning(preset, *rates, total, epoch, *decays),
+        optimizer=tuning.fine_tuning(preset, *rates, total, epoch, *decays),
         evals={parts.name: scored},
         best=supervision.best,
         preprocessing=seen | {"classes": classes},

@@ -37,14 +37,8 @@ def recipe(
     """AdamW with an epoch of warm-up and a cosine over 100 epochs, of which 15 are trained, at 512 pixels."""
     words = interop.tokenizer(tokenizer or init, bundled(context), context)
     image, text = run.compute(encoders.ResNet, encoders.BERT)
-    model = {
-        "image": image,
-        "text": text | {"pool": pool},
-        "image_size": image_size,
-        "negatives": negatives,
-        "patients": True,
-    }
-    objective = flair(size, vocab=words.vocab_size, context=words.context, **model)
+    model = {"image": image, "text": text | {"pool": pool}, "image_size": image_size, "negatives": negatives}
+    objective = flair(size, vocab=words.vocab_size, context=words.context, patients=True, **model)
     side = objective.image.image_size
     eyes = data.eyes(run.seed, side)
     opener = keepfit.opened(data.data + data.val, data.image_dir, ban=UNSEEN if ban else (), ban_by=ban_by)

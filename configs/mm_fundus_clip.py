@@ -44,19 +44,18 @@ def recipe(
     objective = clip(size or "tiny", scan=deep, **model, **run.compute(encoders.ViT)[0])
     objective = objective if size else interop.sized_like(init, objective)
     side = objective.image.image_size
-    eyes = synthetic_parts(data.eyes(run.seed, side), keep=False, val=max(16, data.patients // 50))
-    parts = data.parts(eyes, run.seed)
+    eyes = data.eyes(run.seed, side)
+    parts = data.parts(synthetic_parts(eyes, keep=False, val=max(16, data.patients // 50)), run.seed)
     epoch = -(-rows_of(parts["train"]) // run.batch)
     see = (Squash(side),) if augment == "none" else extra_aug(side, jitter=augment == "extra")
     view = SingleView(prompt=prompt, choose="random", names=data.known)
     chain = (view, *see, Tokenize(words), Select(("image", "text", "patient")))
-    held_out = tests(data, parts, Squash(side), words, worded(prompt), run.batch, prompt)
     report_cut_texts(parts["train"], words, prompt)
     return Recipe(
         **run.recipe(run.total(epoch), interop.warm_start(init, objective), log=32, save=epoch, eval=epoch),
         objective=objective,
         train=mix(shares(parts["train"], chain), **run.loader()),
         optimizer=optimizer(optim.constant(run.lr, warmup), run.weight_decay),
-        **scores_of(held_out),
+        **scores_of(tests(data, parts, Squash(side), words, worded(prompt), run.batch, prompt)),
         tokenizer=words,
     )

@@ -53,7 +53,7 @@ VOCABULARY = {
     "head": "Head on the features: logistic regression, one linear layer, an MLP, or for pixels VisionFM's UNETR.",
     "horizon": "Number of epochs after which the cosine schedule would reach 0.",
     "image_size": "Side of the square images in pixels; 0 takes that of the model size.",
-    "init": "Checkpoint to start from: a run, an exported folder or a weights file.",
+    "init": "Weights to start from: imagenet, timm:NAME, hf:OWNER/NAME, a run, an exported folder or a weights file.",
     "init_text": "Checkpoint to start the text encoder from: a run, an exported folder or a weights file.",
     "jitter": "Strength of the random changes of brightness, contrast and colour.",
     "lam": "Weight of the texts' similarity in the reference; the rest is the similarity of appearance.",

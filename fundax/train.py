@@ -10,7 +10,6 @@ If a metric selects the best checkpoint, evals/*.npz are those of the best step,
 from __future__ import annotations
 
 import fnmatch
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -291,16 +290,17 @@ def _evaluator(
         preemption.listen()
         return jax.device_get(run(params, extra, meshes.shard_full_batch(batch, mesh)))
 
+    def results(state: TrainState) -> dict[str, dict[str, np.ndarray]]:
+        given = {name: one(forward, state.params, state.extra) for name, one in recipe.evals.items()}
+        return {name: {key: np.asarray(value) for key, value in found.items()} for name, found in given.items()}
+
     def evaluate(step: int, state: TrainState) -> dict[str, float]:
         row: dict[str, float] = {}
         arrays: dict[str, dict[str, np.ndarray]] = {}
-        for name, one in recipe.evals.items():
-            result = {key: np.asarray(value) for key, value in one(forward, state.params, state.extra).items()}
-            numbers = {
-                key: float(value) for key, value in result.items() if not value.ndim and value.dtype.kind in "biuf"
-            }
+        for name, found in preemption.during(results, state).items():  # what a signal leaves unfinished writes nothing
+            numbers = {key: float(v) for key, v in found.items() if not v.ndim and v.dtype.kind in "biuf"}
             row |= {f"{name}/{key}": value for key, value in numbers.items()}
-            arrays[name] = {key: value for key, value in result.items() if key not in numbers}
+            arrays[name] = {key: value for key, value in found.items() if key not in numbers}
         if recipe.steps:
             check_best(recipe, row)
         if selected.by(step, row):
@@ -309,7 +309,7 @@ def _evaluator(
         log.evaluation(step, row)
         return row
 
-    return functools.partial(preemption.during, evaluate)
+    return evaluate
 
 
 def _about(recipe: Recipe, name: str, step: int) -> dict[str, np.ndarray]:

@@ -228,6 +228,8 @@ class Shards:
 
     def _patients(self) -> Iterator[str]:
         path = self.folder / "patients.jsonl"
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; expected the patients of the records")
         try:
             with path.open(encoding="utf-8") as file:
                 for number, line in enumerate(file, 1):

@@ -185,7 +185,7 @@ class Reader:
         parts: sources of the images.
         preprocessing: image size and resize of the encoder (a run's preprocessing.json).
         targets: names of the targets to read.
-        first: first step; by default SingleView at twice the resolution of the encoder.
+        first: first step; by default SingleView, which in training decodes at twice the resolution of the encoder.
         workers: number of processes that read images.
     """
 
@@ -207,15 +207,26 @@ class Reader:
 
     @property
     def view(self) -> Step:
-        """The first step, which reads the image."""
-        hint = 2 * int(self.preprocessing["image_size"])
+        """The first step of training, which may decode a JPEG at a smaller scale."""
+        return self._view(2 * int(self.preprocessing["image_size"]))
+
+    def _view(self, hint: int | None) -> Step:
         first = self.first or Grouped(SingleView(size_hint=hint, text=None, targets=self.targets))
         return WithAttributes(first, self.attributes)
 
     def steps(self, *augment: Step) -> tuple[Step, ...]:
-        """All preprocessing steps, with `augment` between the thumbnail and the resize."""
+        """All preprocessing steps, with `augment` between the thumbnail and the resize.
+
+        Without `augment`, as in evaluations, every pixel of a JPEG is decoded.
+        """
         select_keys = Select(("image", *self.keys[:-1]))
-        return (self.view, Thumbnail(), *augment, eval_step(self.preprocessing), select_keys)
+        return (
+            self.view if augment else self._view(None),
+            Thumbnail(),
+            *augment,
+            eval_step(self.preprocessing),
+            select_keys,
+        )
 
     def once(self, source: Source, copies: int = 1, batch: int = 64) -> Batches:
         """One pass over `copies` copies of a source; with more than one copy, images are flipped at random."""

@@ -13,6 +13,8 @@ from data_pipelines.packing import Pack
 from data_pipelines.pipeline import Part, one_epoch
 from data_pipelines.records import Source
 from data_pipelines.tasks.image_text import Wording, scored_names
+from data_pipelines.tasks.labelled import attribute_names
+from data_pipelines.tasks.visit_cases import ShownVisit
 from data_pipelines.transforms.steps import Step
 from data_pipelines.transforms.visits import LEVELS, FlipVisit, TokenizeVisit, VisitViews, shares_kept
 from data_pipelines.words import Named
@@ -119,7 +121,8 @@ def visit_passes(
     out = {}
     for end, named in scored_names(data, parts):
         classes: tuple[str, ...] = tuple(getattr(named.source, "classes", ()))
-        first = VisitViews(tuple(names), tuple(steps), most=most, labels=True)
+        about = attribute_names(named.source)
+        first = ShownVisit(tuple(names), tuple(steps), most=most, labels=True, about=about)
         views = one_epoch(named.source, (first, TokenizeVisit(tokenizer)), batch=batch, room=room_for(LEVELS, most))
         prompts = [tokenizer(list(wording(name, names[0]))) for name in classes]
         out[f"visits{end}"] = {"data": views, "classes": classes, "prompts": prompts, "modalities": tuple(names)}

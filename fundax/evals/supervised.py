@@ -179,7 +179,8 @@ class Valued:
 def pooled(results: Sequence[ClassificationResult | MultiLabelResult]) -> ClassificationResult | MultiLabelResult:
     """The result of all rows of several results with the same classes, such as those of the folds of cross-validation.
 
-    Patients of different results are different ones. Cases are left out. Metrics are computed again from the probabilities of all rows; `kappa` is there if every result
+    Patients of different results are different ones. Cases are left out. Metrics are computed again from the
+    probabilities of all rows; `kappa` is there if every result
     has it. Raises UserError for results of different kinds or classes.
     """
     first = results[0]

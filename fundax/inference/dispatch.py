@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from fundax.inference import eyes as predict_ret_clip
-from fundax.inference import labels, landmarks, segmentation, zero_shot
+from fundax.inference import labels, landmarks, segmentation, visits, zero_shot
 from fundax.inference import reports as predict_report
 from fundax.interop.read import is_run, load, read_objective
 from fundax.types import UserError
@@ -20,6 +20,7 @@ PREDICTORS: tuple[ModuleType, ...] = (
     predict_report,
     segmentation,
     landmarks,
+    visits,
     zero_shot,
     labels,
 )

@@ -22,8 +22,8 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from data_pipelines.records import DataError, Record, Source, View
 from data_pipelines.words import named
+from fundax.inference.answers import check_out
 from fundax.inference.model import Model, load
-from fundax.inference.output import check_out
 from fundax.inference.photographs import IMAGES, files_of
 from fundax.runtime.workdir import read_optional_json, write_json
 from fundax.types import UserError

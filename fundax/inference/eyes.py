@@ -18,8 +18,8 @@ from scipy.special import softmax
 
 from data_pipelines.language.prompts import prompts
 from fundax.evals.features import class_features
+from fundax.inference.answers import check_out, write_rows
 from fundax.inference.model import Image, Model, load
-from fundax.inference.output import check_out, write_rows
 from fundax.inference.zero_shot import class_names
 from fundax.objectives.ret_clip import IMAGE, LEVELS, SUFFIX, RetCLIP
 from fundax.types import UserError

@@ -13,7 +13,7 @@ from fundax.evals.features import class_features
 from fundax.evals.laterality import Laterality
 from fundax.evals.probe import Probe
 from fundax.evals.retrieval import retrieval
-from fundax.evals.visits import VisitScores
+from fundax.evals.visits import VIEWS, VisitScores
 from fundax.evals.zero_shot import zero_shot
 from fundax.interop.initial import WarmStart
 from fundax.interop.read import load
@@ -105,9 +105,17 @@ def scores_of(tests: Sequence[Any], *, labels: bool = True, pairs: bool = True) 
 
 
 def visit_scores_of(passes: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for models of visits. passes: the arguments of evals.VisitScores by the name of the evaluation."""
-    found = {name: VisitScores(**arguments) for name, arguments in passes.items()}
+    """The same for models of visits. passes: the arguments of evals.VisitScores by the name of the evaluation.
+
+    Where there are classes, visit_zero_shot scores the visits again as single answers, for the subgroups and the cases of a
+    report.
+    """
+    found: dict[str, Any] = {name: VisitScores(**arguments) for name, arguments in passes.items()}
     ranked = any(one.classes for one in found.values())
+    for name, one in list(found.items()):
+        if one.classes:
+            scored = zero_shot(one.data, one.classes, one.prompts, inputs=("images", *VIEWS, "valid"))
+            found[f"visit_zero_shot{name.removeprefix('visits')}"] = scored
     return {
         "evals": found,
         "best": ("visits*/macro_auc" if ranked else "visits*/R@10/report to visit") if found else None,

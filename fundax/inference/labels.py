@@ -14,7 +14,7 @@ from rich.table import Table
 
 from data_pipelines.records import MODALITIES, modality_name
 from fundax.encoders.backbone import BackboneWithHead
-from fundax.inference.output import check_out, table_of, write_rows
+from fundax.inference.answers import check_out, table_of, write_rows
 from fundax.inference.photographs import compute_batches, files_of, read_photograph
 from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.read import load

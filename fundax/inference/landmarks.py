@@ -16,7 +16,7 @@ from rich.table import Table
 from data_pipelines.sources.wrap import wrap
 from data_pipelines.transforms.dense import Prepared
 from fundax.evals.original_grid import original_points
-from fundax.inference.output import check_out, table_of, write_rows
+from fundax.inference.answers import check_out, table_of, write_rows
 from fundax.inference.photographs import files_of
 from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.read import load

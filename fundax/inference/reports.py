@@ -15,7 +15,7 @@ from rich.text import Text
 
 from data_pipelines.images import decode as files
 from data_pipelines.language.findings import vocabulary
-from fundax.inference.output import check_out, table_of, write_rows
+from fundax.inference.answers import check_out, table_of, write_rows
 from fundax.inference.photographs import compute_batches, files_of, read_photograph
 from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.read import load

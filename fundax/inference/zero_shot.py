@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fundax.inference.answers import check_out, table_of, write_rows
 from fundax.inference.model import load
-from fundax.inference.output import check_out, table_of, write_rows
 from fundax.inference.photographs import files_of
 from fundax.objectives.clip import CLIP
 from fundax.objectives.flair import FLAIR

@@ -75,12 +75,14 @@ def write(points: dict[str, OperatingPoint], path: str | Path) -> None:
 
 def read(path: str | Path) -> dict[str, OperatingPoint]:
     """Read operating points written by `write`. Raises UserError for any other file."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; expected operating points written by fundax")
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
         for row in rows.values():
             row["threshold"] = math.nan if row["threshold"] is None else float(row["threshold"])
         return {name: OperatingPoint(**row) for name, row in rows.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{path}: expected operating points written by fundax: {error}") from error
 
 

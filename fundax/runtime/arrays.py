@@ -19,6 +19,8 @@ def read_arrays(path: str | Path, names: Sequence[str] | None = None) -> dict[st
     Pickled objects are refused, as are archives that unpack to far more than their size.
     """
     path = Path(path)
+    if not path.is_file():  # a pipe would wait for ever
+        raise UserError(f"{path}: cannot be read, there is no such file")
     try:
         with path.open("rb") as file:
             with zipfile.ZipFile(file) as archive:

@@ -178,8 +178,8 @@ def _summary(row: Mapping[str, float]) -> dict[str, float]:
 
 
 def _keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Rewrite a metrics file with the rows to keep. Lines that are no row, such as one a crash cut short, are removed."""
-    if not path.exists():
+    """Rewrite a metrics file with the rows to keep. Lines that are no rows, such as one that a crash cut short, are removed."""
+    if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = [(line, _parsed(line)) for line in lines]
@@ -256,7 +256,7 @@ class _WandB:
         except ImportError:
             raise UserError("the writer wandb needs wandb: pip install -e '.[wandb]'") from None
         # runs of one name in different folders are different runs
-        place = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:8]
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
         self._run: Any = wandb.init(dir=str(folder), name=folder.name, id=f"{folder.name}-{place}", resume="allow")
 
     def write(self, step: int, row: Mapping[str, float]) -> None:

@@ -110,3 +110,20 @@ def test_control_characters_of_names_do_not_reach_the_terminal():
     )
     text.encode()
     assert not any(sign in text for sign in "\x07\x9b\u202e") and "\x1b[2J" not in text and "\x1b]0" not in text
+
+
+def test_lines_that_are_no_rows_do_not_stop_a_resume(tmp_path):
+    lines = [
+        '{"step": 1, "train/loss": 1}',
+        "[1]",
+        "5",
+        '{"loss": 1}',
+        '{"step": "x"}',
+        "\udcff{",
+        '{"step": 2, "train/loss": 1}',
+        '{"st',
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+    with Log(tmp_path, step=1, steps=3, batch=1, restored=True):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines[:1]
