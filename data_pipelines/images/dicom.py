@@ -32,7 +32,7 @@ def read_header(path: Path) -> Any:
     try:
         return pydicom.dcmread(path, stop_before_pixels=True)
     except Exception as error:  # pydicom raises almost anything for damaged files
-        raise DataError(f"{path}: is not a DICOM file that can be read ({error})") from error
+        raise DataError(f"{path}: is not a DICOM file that can be read ({' '.join(str(error).split())[:200]})") from error
 
 
 def read_pixels(data: bytes, name: str, max_pixels: int) -> tuple[np.ndarray, int | None]:
@@ -55,7 +55,7 @@ def read_pixels(data: bytes, name: str, max_pixels: int) -> tuple[np.ndarray, in
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"its pixels cannot be read ({error})") from error
+        raise DataError(f"its pixels cannot be read ({' '.join(str(error).split())[:200]})") from error
     if kind == "MONOCHROME1":
         pixels = (1 << bits) - 1 - pixels
     if pixels.ndim == 3 and pixels.dtype != np.uint8:

@@ -55,7 +55,7 @@ LEVELS = {
 # Rooms that use both halves: tokenizer files, images to predict on, names of modalities. All above them may, too.
 MEETING = ("fundax.inference", "fundax.interop", "fundax.results", "fundax.verbs")
 SHARED = {"data_pipelines.storage"}  # local copies of files at addresses: both halves read and write files
-PROGRAMS = {"configs": 1, "scripts": 1, "benchmarks": 2, "launch": 2}  # above every room; levels among themselves
+PROGRAMS = {"configs": 1, "scripts": 3, "benchmarks": 2, "launch": 2}  # above every room; levels among themselves
 SIBLINGS = ("fundax.objectives", "fundax.evals")  # here a file imports only siblings that import none themselves
 OURS = ("fundax", "data_pipelines", "configs", "benchmarks", "scripts", "launch")
 
