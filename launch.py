@@ -1,18 +1,20 @@
 """The command line of fundax. `python launch.py VERB --help` lists the arguments of a verb.
 
     train CONFIG --workdir DIR [arguments of the config]     train; rerun the same command to resume
+    fit images.csv --workdir DIR                             a classifier of photographs, from ImageNet's weights
     eval RUN [--checkpoint best] [arguments of the config]   evaluate a run again, or on other data
     export RUN OUT --to FORMAT                                write a run as a folder for other programs
     import PATH --workdir DIR                                 write such a folder, or a weights file, as a run
     compile CONFIG --topology v5e:4x4 [...]                   does it fit on a TPU slice, and how fast at best
+    predict RUN --image A B ... [--classes "x, y"]            classes in words, labels, values, masks, points, reports
     predict RUN --left A --right B --classes "x, y"           probabilities per eye and patient (RET-CLIP)
-    predict RUN --image A                                     the report of an image (report models)
-    predict RUN --image A B ... --out OUT                     masks, or a CSV of landmarks
+    predict RUN --view cfp_left=A oct_left=B --classes "x, y" probabilities per view, eye and visit (models of visits)
+    embed RUN FOLDER_OR_TABLE... --out features.npz           features of any number of images
     synth RUN --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
-    explain RUN IMAGE... --out FOLDER                         where a ViT attends, drawn over the photographs
+    explain RUN IMAGE... --out FOLDER [--text "exudates"]     what a model reads, drawn over the photographs
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
-    data synthesize                                           synthetic visits as files and tables
+    data synthesize | data stats                              synthetic visits as files; mean and deviation of modalities
 
 Ctrl-C (exit code 130) and SIGTERM (0) stop training at once and save. User errors print one line and exit with status 2.
 """
@@ -23,73 +25,10 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
-from tyro.conf import UseAppendAction
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where the run is stored and logged.
-
-    Args:
-        workdir: Folder of the run: checkpoints, metrics and figures.
-        log_to: Where to log besides metrics.jsonl; may be given twice.
-    """
-
-    workdir: str = ""
-    log_to: UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]] = ()
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Several processes (docs/guide/launching.md).
-
-    Args:
-        distributed: Platform that starts the processes: auto finds it out, off uses one process.
-        coordinator: Address HOST:PORT of process 0, with --num-processes and --process-id.
-        num_processes: Number of processes.
-        process_id: Number of this process, counted from 0.
-    """
-
-    distributed: str = "auto"
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The run to evaluate.
-
-    Args:
-        checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
-        name: Name of the results on other data than the run's; by default that of the data.
-        config: Config to use instead of the copy in the run; the arguments of the run must then be given again.
-        trust: Run the copy of the config in the run, even if it is none of fundax's own. It is a program: read it first.
-    """
-
-    checkpoint: str = ""
-    name: str = ""
-    config: str = ""
-    trust: bool = False
-
-
-@dataclass(frozen=True)
-class Target:
-    """What to compile for.
-
-    Args:
-        topology: TPU slice, such as v5e:4x4, v5p:2x4x4 or v5e:4x4*2 (two slices); without it, the devices of this machine.
-        shardings: Print how every array of the state is divided.
-        count: Compile nothing: only the memory of the state and the FLOPs, in seconds.
-    """
-
-    topology: str = ""
-    shardings: bool = False
-    count: bool = False
+from fundax.options import Cluster, Fit, Output, Stored, Target
 
 
 def train(argv: list[str]) -> None:
@@ -101,17 +40,64 @@ def train(argv: list[str]) -> None:
     from fundax.train import fit, is_complete
 
     (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
-    if not own.workdir and "--help" not in rest:
+    if not own.workdir and "--help" not in rest and not own.dry_run:
         raise _mistake("train: --workdir DIR is missing")
+    if own.folds:
+        _cross_validate(config, rest, own, _cluster(processes))
+        return
     cluster = _cluster(processes)
     with mirrored(own.workdir) as workdir:
         defaults = defaults_to_resume(str(workdir) if own.workdir else "", rest)
         recipe = _load(config, rest, Output, Cluster, defaults=defaults)
+        recipe = replace(recipe, writers=(*recipe.writers, *own.log_to), profile=own.profile)
         _meet(cluster)  # after the config, whose errors are then found without waiting for other processes
+        if own.dry_run:
+            from fundax.roofline.dry_run import dry_run
+
+            dry_run(recipe, own.dry_run, str(workdir))
+            return
         complete = is_complete(recipe, workdir)
-        fit(replace(recipe, writers=(*recipe.writers, *own.log_to)), workdir)
+        fit(recipe, workdir)
         if not complete:
             _report(str(workdir))
+
+
+def _cross_validate(config: str, argv: list[str], own: Output, cluster: Any) -> None:
+    """Train all folds; print their pooled metrics and write a page about them."""
+    from fundax.folds import cross_validate
+
+    recipes = _recipes(config, argv)
+    recipes("--fold", f"1/{own.folds}")  # errors come before other processes are met
+    _meet(cluster)
+    page = cross_validate(recipes, own.workdir, own.folds)
+    _report(own.workdir)
+    print(page)
+
+
+def _recipes(config: str, argv: list[str]) -> Callable[..., Any]:
+    """The recipe of a config under these arguments and further ones."""
+    return lambda *more: _load(config, [*argv, *more], Output, Cluster)
+
+
+def fit_photographs(argv: list[str]) -> None:
+    """Fit a classifier of photographs: a probe of a pretrained encoder, then fine-tuning, both cross-validated by patient.
+
+    DATA is a table, or a folder with a folder for each class. Further arguments are those that configs/linear_probe.py and
+    configs/finetune.py both have, such as --classes, --image-size and --ordered.
+    """
+    from fundax.folds import fit_better
+
+    (own, processes), data, rest = _options("fit DATA", fit_photographs, argv, Fit, Cluster)
+    if not own.workdir:
+        raise _mistake("fit: --workdir DIR is missing")
+    configs, shared = Path(__file__).parent / "configs", ["--data", data, "--init", own.init, *rest]
+    runs = {"probe": _recipes(str(configs / "linear_probe.py"), shared)}
+    if own.finetune:
+        runs["finetune"] = _recipes(str(configs / "finetune.py"), ["--preset", "photographs", *shared])
+    for recipes in runs.values():
+        recipes("--fold", f"1/{own.folds}")
+    _meet(_cluster(processes))
+    print(fit_better(runs, own.workdir, own.folds))
 
 
 def evaluate(argv: list[str]) -> None:
@@ -167,11 +153,15 @@ def predict(argv: list[str]) -> None:
         raise SystemExit(0 if set(argv) & {"-h", "--help"} else 2)
     from fundax.inference.dispatch import predictor_of
     from fundax.runtime.log import console
+    from fundax.runtime.workdir import check_output
 
     module = predictor_of(own.model)
     parser.add_argument("-h", "--help", action="help")
     module.add_arguments(parser)
-    console(stderr=False, soft_wrap=False).print(module.run(own.model, parser.parse_args(argv)))
+    given = parser.parse_args(argv)
+    if getattr(given, "out", None):
+        check_output(given.out)  # before hours of images
+    console(stderr=False, soft_wrap=False).print(module.run(own.model, given))
 
 
 def compile_(argv: list[str]) -> None:
@@ -186,6 +176,17 @@ def compile_(argv: list[str]) -> None:
     recipe = _load(config, rest, Target, verb="compile")
     topology = own.topology or None
     console = log.console(stderr=False, soft_wrap=False, width=None if sys.stdout.isatty() else 132)
+    if own.search:
+        from fundax.roofline.search import search, search_table
+
+        if not own.topology:
+            raise _mistake("compile: --search needs --topology")
+
+        def recipe_of(mesh: str, remat: str) -> Any:
+            return _load(config, [*rest, f"--mesh={mesh}", f"--remat={remat}"], Target, verb="compile")
+
+        console.print(search_table(search(recipe_of, own.topology, own.search), own.topology))
+        return
     if own.shardings:
         console.print(aot.shardings_table(recipe, aot.target(recipe, topology)[0]))
     compiled = aot.compile_step(recipe, topology, not own.count)
@@ -197,6 +198,7 @@ def compile_(argv: list[str]) -> None:
 # Verbs that also take the arguments of a config or a model; those of fundax/verbs.py take what their signatures say.
 VERBS: Mapping[str, Callable[[list[str]], None]] = {
     "train": train,
+    "fit": fit_photographs,
     "eval": evaluate,
     "compile": compile_,
     "predict": predict,

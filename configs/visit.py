@@ -1,13 +1,12 @@
 """python launch.py train configs/visit.py --workdir runs/visit
 
-Contrastive pretraining on visits: both eyes, several modalities, reports of the visit, its eyes and its views, any of which
-may be missing. --data is a table of visits; without it, synthetic visits with CFP, OCT and FFA of both eyes, on which two
-CPU cores train in ten minutes. See docs/methods/visits.md.
+Contrastive pretraining on visits with both eyes, several modalities, and reports of the visit, the eyes and the views, any of
+which may be missing. --data is a table of visits; without it, the visits are synthetic, with CFP, OCT and FFA of both eyes,
+and training takes ten minutes on two CPU cores. See docs/methods/visits.md.
 """
 
 from data_pipelines import Data, mix, synthetic_parts
 from data_pipelines.language import bundled
-from data_pipelines.sources.modality_folders import moments
 from data_pipelines.synthetic.sources import Visits
 from data_pipelines.tasks.image_text import rows_of, templated
 from data_pipelines.tasks.visits import VisitOptions, visit_passes
@@ -23,8 +22,8 @@ PRESETS = {"smoke": {"patients": 24, "image_slots": 6, "text_slots": 9}}
 
 def recipe(
     *,
-    data: Data = Data(patients=1500, modalities=("CFP", "OCT", "FFA")),
-    run: Run = Run(batch=32, steps=600, lr=1e-3, weight_decay=0.1),
+    data: Data = Data(patients=1200, modalities=("CFP", "OCT", "FFA")),
+    run: Run = Run(batch=24, steps=400, lr=1e-3, weight_decay=0.1),
     visits: VisitOptions = VisitOptions(),
     terms: Terms = Terms(),
     size: str = "tiny",
@@ -33,9 +32,9 @@ def recipe(
     context: int = 48,
 ) -> Recipe:
     """Image-text terms at every level, and image-image terms between the modalities of an eye, with one shared encoder."""
-    words, names = interop.tokenizer(tokenizer or init, bundled(context), context), data.modalities
+    words, names = interop.tokenizer(tokenizer or init, bundled(context), context), data.wanted
     fields = terms.fields() | {"images": visits.image_slots, "texts": visits.text_slots}
-    mean, std = moments(names)
+    mean, std = data.moments()
     model = {"vocab": words.vocab_size, "context": words.context, **run.compute(encoders.ViT)[0]}
     objective = visit(size, names, mean=mean, std=std, **model, **fields)
     side = objective.image.image_size
@@ -45,7 +44,7 @@ def recipe(
     chain = visits.parts(parts["train"], names, (Squash(side),), words, terms.levels())
     passes = visit_passes(data, parts, names, (Squash(side),), words, templated(TEMPLATES), run.batch)
     return Recipe(
-        **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=300),
+        **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=400),
         objective=objective,
         train=mix(chain, room=visits.room(), **run.loader()),
         optimizer=optimizer(optim.cosine(run.lr, steps, min(50, steps // 2)), run.weight_decay, published=False),

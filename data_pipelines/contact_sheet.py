@@ -1,4 +1,4 @@
-"""Contact sheets: the images of a source with captions, in one picture."""
+"""Contact sheets: the images of a source in one picture, with captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from data_pipelines.images.decode import load
 from data_pipelines.records import EYES, MODALITIES, DataError, Record, Source, View
 
-MOST_PIXELS = 2**15  # of a side of a sheet
+MOST_PIXELS = 2**15  # maximum width and height of a sheet
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
 
 
@@ -26,10 +26,10 @@ def contact_sheet(
 ) -> Path:
     """Draw `count` records of a source, starting at row `start`; each view is a cell with a caption below.
 
-    Records of one view fill `columns` cells of a line, each `cell` pixels wide. Records of several views, visits, have a
-    line each: a head with the report of the visit, and a column for each modality and eye, which is blank where a view is
-    missing. The suffix of `out` is the format: .png, .jpg, .pdf, .svg, .tif or .webp. Returns the path. Raises DataError
-    for another suffix, if the source has no such row, or if a view cannot be read.
+    Cells are `cell` pixels wide. Records with one view are drawn in lines of `columns` cells. If any record has several
+    views (a visit), each record is drawn in a line: a header with its report, and a column for each modality and eye, which
+    is blank if the view is missing. The suffix of `out` is the format: .png, .jpg, .pdf, .svg, .tif or .webp. Returns the
+    path. Raises DataError for another suffix, if the source has no such row, or if a view cannot be read.
     """
     path = Path(out)
     if path.suffix.lower() not in _SUFFIXES:
@@ -57,7 +57,7 @@ def contact_sheet(
 
 
 class _Sheet(NamedTuple):
-    """What to draw: the size in pixels, images and captions by (left, top), and heads by their top."""
+    """The content of a sheet: size in pixels, images and captions by (left, top), and headers by their top."""
 
     size: tuple[int, int]
     images: dict[tuple[int, int], np.ndarray]
@@ -66,7 +66,7 @@ class _Sheet(NamedTuple):
 
 
 def _images(records: Mapping[int, Record], classes: tuple[str, ...], columns: int, cell: int) -> _Sheet:
-    """Images one after another."""
+    """Lay out single images in lines of `columns` cells."""
     images, captions = {}, {}
     for k, (row, record) in enumerate((row, record) for row, record in records.items() if record.views):
         at = k % columns * (cell + _GAP), k // columns * (cell + _CAPTION)
@@ -76,7 +76,7 @@ def _images(records: Mapping[int, Record], classes: tuple[str, ...], columns: in
 
 
 def _visits(records: Mapping[int, Record], classes: tuple[str, ...], cell: int) -> _Sheet:
-    """A line for each visit."""
+    """Lay out a line for each visit."""
     slots = sorted({slot for record in records.values() for slot in _slots(record)}, key=_order)
     tall = cell + _CAPTION + _HEAD
     images, captions, heads = {}, {}, {}
@@ -94,7 +94,7 @@ def _visits(records: Mapping[int, Record], classes: tuple[str, ...], cell: int) 
 
 
 def _slots(record: Record) -> dict[tuple[str, str, int], View]:
-    """The views of a record by modality, eye and how many of these came before."""
+    """The views of a record by modality, eye and the number of earlier views with the same modality and eye."""
     found: dict[tuple[str, str, int], View] = {}
     for view in record.views:
         number = next(k for k in itertools.count() if (view.modality, view.eye, k) not in found)
@@ -109,7 +109,7 @@ def _order(slot: tuple[str, str, int]) -> tuple[int, str, int, int]:
 
 
 def _head(record: Record, row: int, classes: tuple[str, ...]) -> str:
-    """What is known of a visit: patient, day, class, attributes and report."""
+    """The header of a visit: patient, day, class, attributes and report."""
     dated = record.day > 366 * 1800  # a date counts days from the year 1
     day = datetime.date.fromordinal(record.day).isoformat() if dated else f"day {record.day}" * bool(record.day)
     label = _class(record.targets.get("label"), classes)
@@ -193,7 +193,7 @@ _CHINESE = (
 
 
 def _fonts() -> list[str]:
-    """Fonts to draw with: matplotlib's own, then those of the usual Chinese fonts that are installed."""
+    """Names of the fonts: matplotlib's default, then the installed Chinese fonts."""
     from matplotlib import font_manager
 
     known = {f.name for f in font_manager.fontManager.ttflist}

@@ -1,9 +1,9 @@
-"""Batches of visits without empty places: the views of all visits share a fixed number of image slots.
+"""Sequence packing for visits: the views of all visits in a batch share a fixed number of image slots, which reduces padding.
 
-A batch has B rows, one for each visit, N image slots and T text slots. The rows and slots are divided into parts of equal
-size, and the slots of a part hold the images of its rows, so a process of several reads whole parts. `Plan` decides which
-positions of the stream go into a batch: a visit for which there is no room waits for the next batch, and so does the second
-visit of a patient. `pack` puts the examples of a batch into its slots.
+A batch has B rows, one per visit, N image slots and T text slots. Rows and slots are divided into parts of equal size. The
+images of a row are in the slots of the same part, so each process reads whole parts. `Plan` decides which positions of the
+stream go into a batch. A visit that does not fit waits for the next batch, and so does the second visit of a patient.
+`pack` puts the examples of a batch into its slots.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from data_pipelines.transforms.steps import Step, stream
 from data_pipelines.transforms.visits import Size, VisitViews
 
 _log = logging.getLogger(__name__)
-WAITING = 16  # visits that may wait; while there are so many, no new one is read
-KEPT = 512  # planned batches that are remembered
+WAITING = 16  # maximum number of waiting visits; then no more visits are read for this batch
+KEPT = 512  # number of planned batches that are kept in memory
 
 
 @dataclass(frozen=True)
 class Pack:
-    """The room of a batch of visits.
+    """The number of slots in a batch of visits.
 
     Args:
-        images, texts: number of image and text slots for each row: a batch of B visits has B * images slots.
-        apart: two visits of one patient do not meet in a batch.
-        parts: number of parts that a batch is planned in, or the largest one below that divides the batch. The number of
-            processes divides it, and does not change the batches.
+        images, texts: number of image and text slots per row: a batch of B visits has B * images image slots.
+        apart: put two visits of the same patient into different batches.
+        parts: number of parts of a batch; the greatest common divisor with the batch size is used. It must be a multiple
+            of the number of processes, which does not change the batches.
     """
 
     images: int = 4
@@ -55,9 +55,9 @@ class Pack:
 class Plan:
     """The positions of the stream in each batch, i64 [B], -1 for an empty row.
 
-    The batches follow from the sizes of the visits alone, one after the other from the state of the first one:
-    {"step": its number, "position": next position of the stream, "waiting": positions that came before and have to be in
-    the next batches}. Any thread or process that has the same state plans the same batches.
+    Batches are planned in order from an initial state: {"step": number of the batch, "position": next position of the
+    stream, "waiting": earlier positions that are still to be placed}. They depend only on this state and on the sizes of
+    the visits, so all threads and processes plan the same batches.
     """
 
     def __init__(self, size: Callable[[int], Size], batch: int, room: Pack, state: Mapping[str, Any]) -> None:
@@ -65,7 +65,7 @@ class Plan:
         self._states = {int(state["step"]): _State(int(state.get("position", 0)), tuple(state.get("waiting", ())))}
         self._rows: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
-        self._said = False
+        self._logged = False
 
     def rows(self, step: int) -> np.ndarray:
         """The positions of the batch of a step, i64 [B]. Raises DataError for a visit that is larger than a part."""
@@ -102,21 +102,26 @@ class Plan:
             if size.images > filled[0].most[0] or size.texts > filled[0].most[1]:
                 raise DataError(_too_large(size, filled[0].most, rows))
             part = next((part for part in filled if part.takes(size)), None)
-            met = self._room.apart and size.patient >= 0 and size.patient in patients
-            if part is None or met:
+            repeated = self._room.apart and size.patient >= 0 and size.patient in patients
+            if part is None or repeated:
                 waiting.append(here)
-                self._say(met)
+                if not repeated:
+                    self._log_full()
                 continue
             part.add(here, size)
             patients.add(size.patient)
         chosen = [part.positions + [-1] * part.rows for part in filled]
         return np.array(chosen, np.int64).reshape(-1), _State(position, (*waiting, *queue))
 
-    def _say(self, met: bool) -> None:
-        if not self._said and not met:
-            self._said = True
-            what = f"{self._batch * self._room.images} images and {self._batch * self._room.texts} texts"
-            _log.info("a visit for which a batch of %s has no room left waits for the next batch", what)
+    def _log_full(self) -> None:
+        if not self._logged:
+            self._logged = True
+            images, texts = self._batch * self._room.images, self._batch * self._room.texts
+            _log.info(
+                "a visit that does not fit into a batch of %d images and %d texts waits for the next batch",
+                images,
+                texts,
+            )
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ class _State:
 
 
 class _Part:
-    """The room that is left in a part of a batch: rows, images and texts."""
+    """The number of rows, images and texts that still fit into a part of a batch."""
 
     def __init__(self, rows: int, images: int, texts: int) -> None:
         self.rows, self.images, self.texts = rows, images, texts
@@ -149,7 +154,7 @@ def _too_large(size: Size, most: tuple[int, int], rows: int) -> str:
 
 
 def size_of(steps: Sequence[Step], record: Record, seed: int, position: int) -> Size:
-    """What a record takes of a batch, with the random numbers that its first step has at that position."""
+    """The slots that a record needs, with the random numbers that its first step uses at this position."""
     first = steps[0]
     if not isinstance(first, VisitViews):
         raise DataError(f"batches of whole visits begin with VisitViews, not {type(first).__name__}")
@@ -157,14 +162,17 @@ def size_of(steps: Sequence[Step], record: Record, seed: int, position: int) -> 
 
 
 def pack(examples: Sequence[Mapping[str, Any] | None], room: Pack, parts: int, first: int = 0) -> Batch:
-    """The batch of one process: `parts` parts, with None for an empty row; `first` is the number of its first row.
+    """Pack the examples of one process, None for an empty row, into the slots of `parts` parts.
 
-    images u8 [N S S 3], row i32 [N] (of the global batch, -1 for an empty slot), slot i32 [N] (the number of the view in its
-    visit), view_modality and view_eye i32 [N]; texts i32 [T L] with text_at i32 [B], eye_text_at i32 [B 2] and view_text_at
-    i32 [N], rows of the global `texts` or -1; patient and visit i32 [B], -1 in an empty row; valid bool [B]; other keys of
-    the examples are stacked, with zeros in empty rows.
+    `first` is the number of its first row in the global batch.
 
-    Views and texts beyond the slots, of an example that has replaced an unreadable one, are left out.
+    Returns:
+        images u8 [N S S 3]; row i32 [N], the row in the global batch, -1 for an empty slot; slot i32 [N], the number of the
+        view within its visit; view_modality and view_eye i32 [N]; texts i32 [T L]; text_at i32 [B], eye_text_at i32 [B 2]
+        and view_text_at i32 [N], rows of the global `texts` or -1; patient and visit i32 [B], -1 in an empty row; and valid
+        bool [B]. Other keys of the examples are stacked, with zeros in empty rows.
+
+    If an example that replaces an unreadable one has more views or texts than slots are free, the rest is left out.
     """
     there = [example for example in examples if example is not None]
     if not there:
@@ -180,7 +188,7 @@ OF_VIEWS, OF_TEXTS = ("view_modality", "view_eye"), ("text_at", "eye_text_at", "
 
 
 def _packed(examples: Sequence[Mapping[str, Any] | None], like: Mapping[str, Any], room: Pack, first: int) -> Batch:
-    """One part, whose first row and slots follow from the number `first` of its first row."""
+    """Pack one part; `first` is the number of its first row in the global batch."""
     rows, slots, places = len(examples), len(examples) * room.images, len(examples) * room.texts
     images = np.zeros((slots, *like["views"].shape[1:]), np.uint8)
     texts = np.zeros((places, *like["texts"].shape[1:]), np.int32)
@@ -206,7 +214,7 @@ def _packed(examples: Sequence[Mapping[str, Any] | None], like: Mapping[str, Any
 
 
 def _moved(at: np.ndarray, there: int, by: int) -> np.ndarray:
-    """Rows of an example's texts as rows of the global texts; -1 stays, and so does a text that has no place."""
+    """Convert rows of an example's texts to rows of the global texts; -1 for no text and for a text that was left out."""
     return np.where((at >= 0) & (at < there), at + by, -1)
 
 

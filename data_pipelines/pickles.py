@@ -1,8 +1,8 @@
-"""Pickles of strangers: what one takes to load is added up before it is loaded.
+"""Load untrusted pickles safely: check their size, then refuse to import or call anything.
 
-A pickle is a program. Refusing what it names keeps it from running code, but a few bytes can still ask for gigabytes of
-memory (a memo index of 2^31) or for an endless computation (a tuple of two references to a tuple of two references ...).
-`check` walks through the instructions without carrying them out.
+A pickle is a program. Refusing all imports prevents it from running code, but a few bytes can still request gigabytes of
+memory (a memo index of 2^31) or an endless computation (a tuple of two references to a tuple of two references ...).
+`check` reads the instructions without executing them.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _IN_PLACE = (
     "SETITEMS",
     "ADDITEMS",
     "BUILD",
-)  # they change a container that is on the stack
+)  # instructions that change a container on the stack
 _PLAIN = "only a tuple of str, bytes and int"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a pickle may ask for.
+    """The maximum size of a pickle.
 
     Args:
         opcodes: number of instructions.
-        depth: how deep values lie in one another.
-        values: number of values, where a value that is referred to twice counts twice.
+        depth: nesting depth of values.
+        values: number of values; a value with two references counts twice.
     """
 
     opcodes: int
@@ -44,14 +44,14 @@ class Limits:
     values: int
 
 
-ROW = Limits(opcodes=100, depth=4, values=100)  # of an LMDB entry: a tuple of three values
-WEIGHTS = Limits(opcodes=20_000_000, depth=200, values=100_000_000)  # of a training program's checkpoint
+ROW = Limits(opcodes=100, depth=4, values=100)  # for an LMDB entry, a tuple of three values
+WEIGHTS = Limits(opcodes=20_000_000, depth=200, values=100_000_000)  # for a checkpoint
 
 
 def check(file: IO[bytes], limits: Limits) -> None:
-    """Read one pickle from a file, up to its end.
+    """Read one pickle from a file, up to the end of the pickle.
 
-    Raises DataError for one beyond the limits, and pickle.UnpicklingError for one with broken instructions.
+    Raises DataError if it exceeds the limits, and pickle.UnpicklingError if its instructions are broken.
     """
     stack: list[tuple[int, int] | None] = []  # (values, depth) of each value on the stack; None is a mark
     memo: dict[int, tuple[int, int]] = {}
@@ -82,22 +82,22 @@ def check(file: IO[bytes], limits: Limits) -> None:
 
 
 def _step(opcode: Any, stack: list[tuple[int, int] | None]) -> None:
-    """Replace what an instruction takes from the stack by what it leaves there."""
+    """Apply the effect of an instruction to the stack: remove its inputs and add its outputs."""
     before, after = opcode.stack_before, opcode.stack_after
     at = len(stack) - len(before)
     if _MARK in before:  # a container below the mark is taken as well
         at = next(k for k in reversed(range(len(stack))) if stack[k] is None) - before.index(_MARK)
     if at < 0:
         raise ValueError("an instruction takes more than is there")
-    taken = [one for one in stack[at:] if one is not None]
+    taken = [entry for entry in stack[at:] if entry is not None]
     del stack[at:]
     if opcode.name == "MARK":
         stack.append(None)
         return
-    size = 1 + sum(one[0] for one in taken)
-    depth = 1 + max((one[1] for one in taken), default=0)
+    size = 1 + sum(values for values, _ in taken)
+    depth = 1 + max((deep for _, deep in taken), default=0)
     if opcode.name in _IN_PLACE and taken:
-        depth = max(taken[0][1], 1 + max((one[1] for one in taken[1:]), default=0))
+        depth = max(taken[0][1], 1 + max((deep for _, deep in taken[1:]), default=0))
     stack.extend([(size, depth)] * len(after))
 
 

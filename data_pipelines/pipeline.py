@@ -2,9 +2,9 @@
 
 The example at position p of the global stream is a pure function of (seed, p). Global batch g has the positions
 [g*B, (g+1)*B), and process k of n takes its contiguous slice of each batch. So the state of an iterator is {"step": g},
-and a run resumes bit-exactly with any number of threads, workers or processes. Batches of whole visits are planned one after
-the other (packing.py), and their state also says which positions come next. Grain provides the threads, the worker processes
-and the shared memory; no other module uses it.
+and a run resumes bit-exactly with any number of threads, workers or processes. Batches of whole visits are planned in order
+(packing.py); their state also contains the next positions. Grain provides the threads, the worker processes and the shared
+memory; no other module uses it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def mix(
     Whole weights, and whole multiples of the smallest weight, are exact: among any sum(weights) consecutive positions,
     weight_i come from part i, evenly spread (1:3 is b a b b, b a b b). Other weights are rounded to 1/10000. See `train`.
 
-    room: makes batches of whole visits, whose first step is a VisitViews; it is the number of their images and texts.
+    room: the number of images and texts in batches of whole visits, whose first step is VisitViews; None for other data.
     """
     parts = tuple(p if isinstance(p, Part) else Part(p[0], tuple(p[1]), p[2]) for p in parts)
     if not parts or any(p.weight <= 0 or not math.isfinite(p.weight) for p in parts):
@@ -91,8 +91,8 @@ def one_epoch(
     """One pass over `source` for evaluation, without shuffling and without skipping images.
 
     All processes get the same number of batches. The last batch is padded with copies of the last row, whose `valid` is
-    False. `reading` may hold workers, threads and prefetch. With `room`, batches are of whole visits, in order; it
-    has to suffice for any of them. Raises DataError at the first unreadable image.
+    False. `reading` may contain workers, threads and prefetch. With `room`, batches consist of whole visits in order, and
+    every batch must fit into it. Raises DataError at the first unreadable image.
     """
     if reading.keys() & {"on_bad_image", "bad_records"}:
         raise DataError("an evaluation never skips images: one_epoch does not take on_bad_image or bad_records")
@@ -106,7 +106,7 @@ class Data:
     examples: _Stream | _Pass
     batch: int  # of all processes together
     reading: LoaderOptions = _DEFAULT
-    room: Pack | None = None  # of batches of whole visits
+    room: Pack | None = None  # for batches of whole visits
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -133,7 +133,7 @@ class Data:
 
 
 class Batches:
-    """The batches of one process. Its state is {"step": number of batches taken}, and of whole visits that of their Plan.
+    """The batches of one process. The state is {"step": number of batches taken}; for whole visits, the state of their Plan.
 
     `skipped` counts the skipped rows. `bad_records` is the file that lists them; it may be set after construction.
     """
@@ -161,7 +161,7 @@ class Batches:
         return {key: np.asarray(value) for key, value in made["batch"].items()}
 
     def get_state(self) -> dict[str, Any]:
-        """{"step": int} and of whole visits the state of packing.Plan, for JSON."""
+        """The state, which can be stored as JSON: {"step": int}, or for whole visits the state of packing.Plan."""
         return {"step": self._step} if self._slots.plan is None else self._slots.plan.state(self._step)
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -237,7 +237,7 @@ class _Stream:
         return part, _shuffled(place, length, derive(self.seed, part, epoch))
 
     def size(self, position: int) -> Size:
-        """What the visit at a position takes of a batch."""
+        """The slots that the visit at a position needs."""
         part, row = self.row(position)
         return size_of(self.parts[part].steps, self.parts[part].source[row], self.seed, position)
 
@@ -304,7 +304,7 @@ class _Slots:
         return self.examples.make(position) if position >= 0 else _Made(None)
 
     def collate(self, examples: Sequence[_Made]) -> Batch:
-        """The batch of the examples of one process; None among them is an empty row."""
+        """Make a batch from the examples of one process; an example of None is an empty row."""
         if self.room is None:
             return stack([made.example for made in examples if made.example is not None])
         parts = self.room.divided(self.batch) // self.shards

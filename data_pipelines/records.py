@@ -19,6 +19,11 @@ def text_hash(text: bytes, seed: int = 0) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little")
 
 
+def patient_number(patient: str) -> np.int32:
+    """A hash of a patient's name from 0 to 2**31 - 1, or -1 for an empty name."""
+    return np.int32(text_hash(patient.encode()) >> 33) if patient else np.int32(-1)
+
+
 # the names of modalities in captions: {modality} and {modality_zh} of a prompt
 PHRASES = {
     "CFP": ("color fundus photograph", "彩色眼底照片"),
@@ -33,6 +38,11 @@ PHRASES = {
     "ICGA": ("indocyanine green angiogram", "吲哚菁绿血管造影"),
     "FAF": ("fundus autofluorescence image", "眼底自发荧光图像"),
 }
+
+
+def modality_phrases(name: str) -> tuple[str, str]:
+    """{modality} and {modality_zh} of a modality; one that was declared is called by its name."""
+    return PHRASES.get(name) or (f"{name.replace('_', ' ')} image", f"{name}图像")
 
 
 EYE_PHRASES = {"left": ("left eye", "左眼"), "right": ("right eye", "右眼"), "": ("eye", "眼")}

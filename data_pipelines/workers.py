@@ -1,4 +1,4 @@
-"""How examples are read, and worker processes: how they are protected from SIGINT and SIGTERM, and the error for one that died.
+"""Options of the loader, protection of worker processes from SIGINT and SIGTERM, and the error for a worker that died.
 
 Ctrl-C and a scheduler's SIGTERM go to all processes of a terminal or a job step at once. The parent handles them: it
 finishes its step and saves. Its workers must continue reading until it ends them.
@@ -53,7 +53,7 @@ class LoaderOptions:
 
 
 def protected(start: Callable[[], _T]) -> _T:
-    """Call `start` in a thread that blocks SIGINT and SIGTERM; returns or raises what it does.
+    """Call `start` in a thread that blocks SIGINT and SIGTERM; returns its result or raises its error.
 
     Processes and threads inherit the blocked signals of the thread that starts them, also over fork and exec. So
     processes that `start` starts, directly or by further threads, never see these signals, not even before their

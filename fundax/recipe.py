@@ -162,6 +162,7 @@ class Recipe:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # JSON; replaces what follows from the objective
     tokenizer: Any = None  # anything with save(folder)
     writers: tuple[str, ...] = ()  # "tensorboard", "wandb": beside metrics.jsonl, where installed
+    profile: int = 0  # steps that the profiler traces, to <workdir>/profile
     source: Mapping[str, Any] = field(default_factory=dict)  # config path and arguments, set by fundax.config.load
     data: Mapping[str, Any] = field(default_factory=dict)  # JSON: sources, classes, split and part, set by the same
 

@@ -13,7 +13,7 @@ from fundax.runtime import argv as words
 from fundax.runtime.checkpoint import has_checkpoints, resolve
 from fundax.runtime.shapes import Config
 from fundax.runtime.workdir import read_optional_json
-from fundax.stored import SPLIT, digest_of_data, names_of
+from fundax.stored import MODALITIES, SPLIT, digest_of_data, names_of
 from fundax.types import UserError
 
 PARTS = ("val", "test", "all")
@@ -49,11 +49,13 @@ def repeated(run: str, stored: Sequence[str], argv: Sequence[str]) -> tuple[list
 
     stored: the run's own arguments. argv: those given now. Other data are scored whole, with the run's classes.
     """
+    own = _own_modalities(run, argv)
+    stored = words.without(stored, tuple(own)) if own else stored
     if "data" not in words.given(argv) or _same(stored, argv, ("data",)):
-        return [*stored, *argv], _own_split(run, stored, [*stored, *argv])
+        return [*stored, *argv], _own_split(run, stored, [*stored, *argv]) | own
     objective = read_optional_json(Path(run) / "config.json", Config).get("objective")
     names = names_of(objective, Path(run))
-    return [*words.without(stored, _OF_ITS_DATA), *argv], {"part": "all"} | ({"classes": names} if names else {})
+    return [*words.without(stored, _OF_ITS_DATA), *argv], {"part": "all"} | ({"classes": names} if names else {}) | own
 
 
 def _own_split(run: str, stored: Sequence[str], argv: Sequence[str]) -> dict[str, Any]:
@@ -61,6 +63,12 @@ def _own_split(run: str, stored: Sequence[str], argv: Sequence[str]) -> dict[str
     if not path.is_file() or "split" in words.given(argv) or not _same(stored, argv, (*_DATA, "fractions", "seed")):
         return {}
     return {"split": str(path)}
+
+
+def _own_modalities(run: str, argv: Sequence[str]) -> dict[str, Any]:
+    """The modalities that a run was trained with, which it keeps, unless the command gives others."""
+    path = (Path(run) / MODALITIES).absolute()
+    return {"modality_file": str(path)} if path.is_file() and "modality_file" not in words.given(argv) else {}
 
 
 def _same(stored: Sequence[str], argv: Sequence[str], names: Sequence[str]) -> bool:

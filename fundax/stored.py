@@ -30,12 +30,13 @@ from fundax.runtime.workdir import digest_of_json, make, read_about, read_option
 from fundax.types import Contrastive, UserError
 
 SPLIT = "split.json"
+MODALITIES = "modalities.json"
 MAY_CHANGE = frozenset(
     {"steps", "epochs", "eval_every", "save_every", "keep", "workers", "on_bad_image", "mesh", "cache"}
     | {"remat", "attention"}
 )
 _OF_RUN = ("lr", "weight_decay", "dtype")  # compared also where neither command names them
-_OF_DATA = frozenset(("data", "val", "image_dir", "data_dir", "split"))  # compared by what is read, if that is stored
+_MOVED = frozenset(("data", "val", "image_dir", "data_dir", "modality_file"))  # where the same data are
 _PACKAGES = ("fundax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 _log = logging.getLogger("fundax")
 
@@ -56,6 +57,8 @@ def changes(recipe: Recipe, workdir: str | Path) -> list[Difference]:
     if "data" not in stored:
         _log.info("%s is of a version that stored no record of its data, so data are not compared", folder)
     exact = MAY_CHANGE | ({"accumulate"} if isinstance(recipe.objective, Contrastive) else set())
+    known = _sources(recipe.data)
+    exact |= _MOVED if known and known == _sources(stored.get("data", {})) else set()
     found: dict[str, Difference] = {}
     for one in _differences(recipe, folder, stored):
         found.setdefault(_bare(one[0]), one)
@@ -154,9 +157,8 @@ def _of_arguments(stored: Mapping[str, Any], source: Mapping[str, Any]) -> Itera
     """Arguments that one of the two commands names, with different values."""
     theirs, ours = (_plain(words.absolute_values(one.get("args", {}))) for one in (stored, source))
     asked = words.given(stored.get("argv", [])).keys() | words.given(source.get("argv", [])).keys()
-    known = _OF_DATA if stored.get("data", {}).get("sources") else {"split"}
     for name in sorted((asked | {*_OF_RUN}) & theirs.keys() & ours.keys()):
-        if name not in known and name != "best" and theirs[name] != ours[name]:
+        if name not in ("split", "best") and theirs[name] != ours[name]:  # which are compared by what they say
             yield f"--{name.replace('_', '-')}", theirs[name], ours[name]
 
 
@@ -191,6 +193,8 @@ def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequen
     if split := recipe.data.get("split"):  # as data_pipelines.sources.splits.write_split does
         (folder / SPLIT).with_suffix(".salt").write_text(split["salt"] + "\n", encoding="utf-8")
         write_json(folder / SPLIT, {key: value for key, value in split.items() if key != "salt"})
+    if recipe.data.get("modalities"):
+        write_json(folder / MODALITIES, recipe.data["modalities"])
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessing.json", dict(recipe.preprocessing))
     original, copy = Path(str(recipe.source.get("config", ""))), folder / "config.py"

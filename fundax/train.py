@@ -10,7 +10,6 @@ If a metric selects the best checkpoint, evals/*.npz are those of the best step,
 from __future__ import annotations
 
 import fnmatch
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -40,6 +39,7 @@ from fundax.runtime.log import Log, say
 from fundax.runtime.preemption import Interrupted, Preemption
 from fundax.runtime.prefetch import Prefetcher
 from fundax.runtime.process import configure_orbax
+from fundax.runtime.speed import Profile, Speed
 from fundax.stored import changes, check_evaluation, describe, digest_of_data, told
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
@@ -78,10 +78,10 @@ def _fit(recipe: Recipe, workdir: Path, checkpoint: int | str) -> TrainState:
     configure_orbax()
     mesh = meshes.make_mesh(recipe.mesh)
     check_batch(recipe, mesh)
-    check_best(recipe, recipe.evals)
     check_alike(_settings(recipe))
     evaluating = recipe.steps == 0 and has_checkpoints(workdir)
     changed = check_evaluation(recipe, workdir) if evaluating else changes(recipe, workdir)
+    check_best(recipe, recipe.evals)
     folders.make(workdir)
     with (
         nullcontext() if jax.process_index() else owned(workdir),
@@ -132,16 +132,21 @@ def _train(
     healthy = Finite(kept)
     with Prefetcher(recipe.train, spec, mesh, position, first, last, skipped, preemption.listen_alone) as data:
         log.waited = data.waited
+        trace = Profile(workdir, recipe.profile, first, last)
         try:
             for step in range(first + 1, last + 1):
                 batch = data.take(metrics.get("loss"))
+                trace.before(step)
                 if step == first + 1:
+                    log.speed = Speed(run_step, (state, batch), recipe.objective, list(mesh.devices.flat)).row
                     state, metrics = preemption.during(_first_step, run_step, state, batch)
                     log.start_clock(step)
                 else:
                     state, metrics = run_step(state, batch)
                 done = step
                 healthy.note(step, metrics)
+                if trace.after(step, metrics):
+                    log.info(f"profiled {recipe.profile} steps: tensorboard --logdir {remote.shown(workdir)}/profile")
                 if _due(step, intervals.log, last):
                     healthy.check()
                     log.train(step, metrics | data.counts())
@@ -221,13 +226,13 @@ def _initialize(recipe: Recipe) -> Callable[[jax.Array], tuple[Params, Extra]]:
     return lambda rng: recipe.objective.init(rng, one)
 
 
-def fresh(recipe: Recipe, mesh: Mesh) -> tuple[TrainState, None]:
-    """The state of step 0 on its devices, with init_from applied; and None, the start of the data."""
+def fresh(recipe: Recipe, mesh: Mesh, pretrained: bool = True) -> tuple[TrainState, None]:
+    """The state of step 0 on its devices, with init_from applied if `pretrained`; and None, the start of the data."""
     placed = jax.tree.map(lambda x: x.sharding, abstract_state(recipe, mesh))
     init = jax.jit(_initialize(recipe), out_shardings=(placed.params, placed.extra))
     params, extra = init(jax.random.key(recipe.seed))
-    params = _changed("params", recipe.init_from, params, placed.params)
-    extra = _changed("extra", recipe.init_extra, extra, placed.extra)
+    params = _changed("params", recipe.init_from if pretrained else (), params, placed.params)
+    extra = _changed("extra", recipe.init_extra if pretrained else (), extra, placed.extra)
     opt = jax.jit(recipe.optimizer.init, out_shardings=placed.opt)(params)
     return TrainState(meshes.device_put(np.int32(0), placed.step), params, extra, opt), None
 
@@ -250,7 +255,7 @@ def _start(
     """The state to go on from: that of a checkpoint if there is one; see _restore."""
     if not kept.steps():
         return (*fresh(recipe, mesh), False)
-    return _restore(recipe, mesh, kept, resolve(kept.folder.parent, checkpoint))
+    return _restore(recipe, mesh, kept, resolve(kept.workdir, checkpoint))
 
 
 def _restore(recipe: Recipe, mesh: Mesh, kept: Checkpoints, step: int) -> tuple[TrainState, dict[str, Any], bool]:
@@ -285,16 +290,17 @@ def _evaluator(
         preemption.listen()
         return jax.device_get(run(params, extra, meshes.shard_full_batch(batch, mesh)))
 
+    def results(state: TrainState) -> dict[str, dict[str, np.ndarray]]:
+        given = {name: one(forward, state.params, state.extra) for name, one in recipe.evals.items()}
+        return {name: {key: np.asarray(value) for key, value in found.items()} for name, found in given.items()}
+
     def evaluate(step: int, state: TrainState) -> dict[str, float]:
         row: dict[str, float] = {}
         arrays: dict[str, dict[str, np.ndarray]] = {}
-        for name, one in recipe.evals.items():
-            result = {key: np.asarray(value) for key, value in one(forward, state.params, state.extra).items()}
-            numbers = {
-                key: float(value) for key, value in result.items() if not value.ndim and value.dtype.kind in "biuf"
-            }
+        for name, found in preemption.during(results, state).items():  # what a signal leaves unfinished writes nothing
+            numbers = {key: float(v) for key, v in found.items() if not v.ndim and v.dtype.kind in "biuf"}
             row |= {f"{name}/{key}": value for key, value in numbers.items()}
-            arrays[name] = {key: value for key, value in result.items() if key not in numbers}
+            arrays[name] = {key: value for key, value in found.items() if key not in numbers}
         if recipe.steps:
             check_best(recipe, row)
         if selected.by(step, row):
@@ -303,7 +309,7 @@ def _evaluator(
         log.evaluation(step, row)
         return row
 
-    return functools.partial(preemption.during, evaluate)
+    return evaluate
 
 
 def _about(recipe: Recipe, name: str, step: int) -> dict[str, np.ndarray]:

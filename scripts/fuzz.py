@@ -1,12 +1,12 @@
-"""Damage files in many ways and open them: every case must load or end with one clear line.
+"""Fuzz the file readers: damage files in many ways and open them. Every case must load or raise a one-line error.
 
     python scripts/fuzz.py [--cases 5000] [--seed 0] [--area images tables] [--show]
 
 The areas are images, tables (with lists, LMDB and splits), weights, runs, shards, knowledge (with tokenizers) and verbs of the
-command line. A case is a small valid file with a few random changes (scripts/fuzz_damage.py) that is opened by what reads such
-files (scripts/fuzz_areas.py), in a child process of its own. Exits with status 1 if a case ended with a traceback, took more
-than 5 s of processor time or 1 GiB of memory beyond what the undamaged files take, crashed or ran code. `--show` prints each of
-them with its number; `--only N` runs that case in this process.
+command line. A case is a small valid file with a few random changes (scripts/fuzz_damage.py), which is opened by the readers of
+its area (scripts/fuzz_areas.py) in a child process. Exits with status 1 if a case ended with a traceback, took more than 5 s of
+processor time or 1 GiB of memory beyond the undamaged files, crashed or ran code. `--show` prints the tracebacks of such cases;
+`--only N` runs a case in this process.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ AREAS = {
     "verbs": Area(fuzz_verbs.verb_files, fuzz_verbs.open_verb, 8, whole=True),
 }
 SECONDS, MEMORY = 5, 2**30
-LONGEST = 120  # seconds of the clock, for a child that waits for ever
+LONGEST = 120  # seconds of wall time after which a waiting child is ended
 CLEAR, ACCEPTED, TRACEBACK, MEMORY_ERROR, CODE = range(10, 15)  # exit codes of a child
 NAMES = {CLEAR: "clear", ACCEPTED: "accepted", TRACEBACK: "traceback", MEMORY_ERROR: "memory", CODE: "code"}
 BAD = ("traceback", "memory", "code", "hang", "crash")
-CANARY = Path(tempfile.gettempdir()) / "fundax_fuzz_ran"  # what hostile files would make
+CANARY = Path(tempfile.gettempdir()) / "fundax_fuzz_ran"  # the file that hostile files would create
 CALLS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.spawn", "pty.spawn", "webbrowser.open")
 
 
 class Ended(NamedTuple):
-    """How a child ended: its exit code, or minus a signal; processor seconds; peak memory in bytes, beyond the parent's."""
+    """The exit code (or minus the signal), processor seconds, and peak memory in bytes (beyond the parent's) of a child."""
 
     code: int
     seconds: float
@@ -68,7 +68,7 @@ class Ended(NamedTuple):
 
 
 def in_child(function: Callable[[], int], seconds: float, longest: int = LONGEST) -> Ended:
-    """Run a function, which returns an exit code, in a forked process."""
+    """Run a function that returns an exit code in a forked process."""
     before = _resident()
     child = os.fork()
     if child == 0:
@@ -90,14 +90,14 @@ def _resident() -> int:
 
 @functools.cache
 def valid_files(name: str) -> tuple[Path, list[Path]]:
-    """A folder with the valid files of an area, and those to damage."""
+    """A folder with the valid files of an area, and the paths of the files to damage."""
     folder = Path(tempfile.mkdtemp(prefix=f"fuzz_{name}_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
     def make() -> int:  # in a child: this process starts no threads, so that it can be forked
         with contextlib.redirect_stdout(sys.stderr):
             paths = AREAS[name].make(folder)
-        (folder / "paths").write_text("\n".join(sorted(str(one.relative_to(folder)) for one in paths)))
+        (folder / "paths").write_text("\n".join(sorted(str(path.relative_to(folder)) for path in paths)))
         return 0
 
     if (made := in_child(make, 600, 900)).code:
@@ -107,14 +107,14 @@ def valid_files(name: str) -> tuple[Path, list[Path]]:
 
 @functools.cache
 def baseline(name: str) -> Ended:
-    """The seconds and the memory that undamaged files of an area take at most; 0 where only files are read."""
+    """The maximum seconds and memory for undamaged files of an area; 0 for areas that only read files."""
     if not AREAS[name].whole:
         return Ended(0, 0.0, 0)
     valid_files(name)
-    found = [run_in_child(name, seed, 600, False, damaged=False) for seed in range(12)]
-    if wrong := [one.code for one in found if one.code not in (CLEAR, ACCEPTED)]:
+    runs = [run_in_child(name, seed, 600, False, damaged=False) for seed in range(12)]
+    if wrong := [run.code for run in runs if run.code not in (CLEAR, ACCEPTED)]:
         raise SystemExit(f"{name}: an undamaged file ended with {wrong[0]}")
-    return Ended(0, max(one.seconds for one in found), max(one.memory for one in found))
+    return Ended(0, max(run.seconds for run in runs), max(run.memory for run in runs))
 
 
 def run_case(name: str, folder: Path, seed: int, damaged: bool = True) -> None:
@@ -123,19 +123,19 @@ def run_case(name: str, folder: Path, seed: int, damaged: bool = True) -> None:
     shutil.copytree(valid, folder, dirs_exist_ok=True)
     path = folder / paths[rng.randrange(len(paths))]
     if damaged:
-        fuzz_areas.damage(path, [valid / one for one in paths[:20]], rng)
+        fuzz_areas.damage(path, [valid / other for other in paths[:20]], rng)
     AREAS[name].open(path, rng)
 
 
 def run_in_child(name: str, seed: int, seconds: float, show: bool, damaged: bool = True) -> Ended:
-    """How the case of a seed ends in a child with this much processor time."""
+    """Run the case of a seed in a child with limited processor time."""
     valid_files(name)  # once, before the fork
     with tempfile.TemporaryDirectory() as folder:
         return in_child(lambda: _quietly(name, Path(folder), seed, show, damaged), seconds)
 
 
 def kind_of(name: str, seed: int, show: bool) -> str:
-    """What became of a case: clear, accepted, traceback, memory, code, hang or crash."""
+    """Run a case; the result is clear, accepted, traceback, memory, code, hang or crash."""
     usual = baseline(name)
     ended = run_in_child(name, seed, SECONDS + usual.seconds, show)
     if ended.code in (-signal.SIGXCPU, -signal.SIGALRM, -signal.SIGKILL) or ended.seconds > SECONDS + usual.seconds:
@@ -146,7 +146,7 @@ def kind_of(name: str, seed: int, show: bool) -> str:
 
 
 def _quietly(name: str, folder: Path, seed: int, show: bool, damaged: bool) -> int:
-    """Run a case in a child, without its output; the exit code says how it went."""
+    """Run a case in a child without output, and return the exit code for its result."""
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     if not show:

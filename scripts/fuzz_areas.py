@@ -1,4 +1,4 @@
-"""What scripts/fuzz.py opens: for each area valid files, how they are damaged, and the functions that read them."""
+"""The areas of scripts/fuzz.py: valid files, functions that damage them, and functions that read them."""
 
 from __future__ import annotations
 
@@ -54,14 +54,15 @@ BY_SUFFIX: dict[str, Damage] = {
     ".bin": damage_zip, ".safetensors": damage_safetensors, ".csv": damage_table, ".tsv": damage_table, ".txt": damage_table,
     **dict.fromkeys(decode.EXTENSIONS, damage_image),
 }  # fmt: skip
-accepted = 0  # in a child: how many of the ways to open a case gave a value
+accepted = 0  # in a child: number of functions that opened the case without an error
 
 
 @dataclass(frozen=True)
 class Area:
-    """`make` writes valid files into a folder and returns those to damage; `open` reads a damaged one.
+    """`make` writes valid files into a folder and returns the files to damage; `open` reads a damaged file.
 
-    share: of all cases. whole: whether it runs verbs of the command line, which need time of their own.
+    share: weight of the area when cases are drawn.
+    whole: whether the area runs whole commands, whose limits come from runs on undamaged files.
     """
 
     make: Callable[[Path], list[Path]]
@@ -71,7 +72,7 @@ class Area:
 
 
 def damage(path: Path, paths: Sequence[Path], rng: random.Random) -> None:
-    """Damage a file by what it is; sometimes put something else at its path."""
+    """Damage a file according to its format; sometimes replace it by something else."""
     if rng.random() < 0.06:
         replace_path(path, list(paths), rng)
         return
@@ -83,7 +84,7 @@ def damage(path: Path, paths: Sequence[Path], rng: random.Random) -> None:
 
 
 def attempt(function: Callable[..., Any], *arguments: Any) -> None:
-    """Call a function that may end with one clear line; anything else is raised."""
+    """Call a function that may raise a one-line DataError or UserError; other errors are not caught."""
     global accepted
     try:
         function(*arguments)
@@ -100,7 +101,7 @@ def rows(source: Any) -> None:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """One small image of every format and depth."""
+    """Write a small image of every format and depth."""
     picture, paths = Image.fromarray(PIXELS), []
     for suffix in ("jpg", "png", "tif", "bmp", "gif", "webp", "ppm", "pgm"):
         paths.append(folder / f"a.{suffix}")
@@ -148,7 +149,7 @@ TABLES = {
 
 
 def table_files(folder: Path) -> list[Path]:
-    """Tables of images, of pairs of eyes, of captions, VisionFM's lists, RET-CLIP's files and LMDB; Excel and Parquet."""
+    """Write tables of images, pairs of eyes and captions, VisionFM's lists, RET-CLIP's files and LMDB, Excel and Parquet."""
     import lmdb
     import openpyxl
     from pyarrow import csv, parquet
@@ -180,7 +181,7 @@ def table_files(folder: Path) -> list[Path]:
 
 
 def open_table(path: Path, rng: random.Random) -> None:
-    """Read the first rows in the ways that fit the file."""
+    """Read the first rows with all readers for the format of the file."""
     name, folder = path.name, path.parent
     if path.suffix in (".json", ".pickle", ".mdb"):
         if name == "hostile.pickle":
@@ -223,7 +224,7 @@ def _written_lmdb(folder: Path, value: bytes) -> PairedLMDB:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The same arrays in every container, and exported folders of other programs."""
+    """Write the same arrays in every container, and exported folders of other programs."""
     state = {"a.weight": np.ones((3, 2), np.float32), "a.bias": np.zeros(3, np.float32)}
     weights.write_safetensors(state, folder / "model.safetensors")
     np.savez_compressed(folder / "model.npz", **state)  # pyright: ignore[reportArgumentType]
@@ -245,7 +246,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def open_weights(path: Path, rng: random.Random) -> None:
-    """Read the tensors, and the model of an exported folder with its tokenizer."""
+    """Read the tensors, or the model of an exported folder with its tokenizer."""
     if path.suffix in weights.SUFFIXES or path.name.endswith(".index.json"):
         attempt(weights.read_state, path)
     folder = path.parent
@@ -254,7 +255,7 @@ def open_weights(path: Path, rng: random.Random) -> None:
 
 
 def run_files(folder: Path) -> list[Path]:
-    """Small runs with their checkpoints, and a result of one."""
+    """Write small runs with their checkpoints, and a result of an evaluation."""
     for name in ("classify_vit", "report_vit", "clip_softmax", "regress_vit"):
         with tarfile.open(OLD / "workdirs" / f"{name}.tar.xz") as archive:
             archive.extractall(folder, filter="data")
@@ -275,7 +276,7 @@ def run_files(folder: Path) -> list[Path]:
 
 
 def open_run(path: Path, rng: random.Random) -> None:
-    """Everything that reads a run; the checkpoint is restored where one of its files was damaged, and sometimes else."""
+    """Call all functions that read a run. The checkpoint is read if one of its files was damaged, and sometimes otherwise."""
     run = next(parent for parent in path.parents if parent.parent.name.startswith("tmp"))
     attempt(read_config, run)
     attempt(lambda: serialize.from_json(read_json(run / "config.json", Config).get("objective")))
@@ -288,7 +289,7 @@ def open_run(path: Path, rng: random.Random) -> None:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """One shard of two records."""
+    """Write a shard of two records."""
     record = {"image": PIXELS, "text": "drusen", "label": 1, "mask": (PIXELS[..., 0] > 128).astype(np.uint8)}
     out = convert(wrap([record, record], classes=("a", "b")), folder / "shards", Sizing(16))
     return sorted(out.iterdir())
@@ -301,7 +302,7 @@ def open_shards(path: Path, rng: random.Random) -> None:
 
 
 def word_files(folder: Path) -> list[Path]:
-    """The knowledge base, a part of it, and tokenizers."""
+    """Write the knowledge base, a part of it, and tokenizers."""
     small = json.loads(knowledge.FILE.read_text(encoding="utf-8"))
     small["categories"] = dict(list(small["categories"].items())[:3])
     (folder / "small.json").write_text(json.dumps(small), encoding="utf-8")
@@ -316,7 +317,7 @@ def word_files(folder: Path) -> list[Path]:
 
 
 def open_words(path: Path, rng: random.Random) -> None:
-    """Read knowledge, or a tokenizer that then reads a text."""
+    """Read a knowledge base, or read a tokenizer and tokenize a text."""
     if path.name in ("knowledge.json", "small.json"):
         attempt(lambda: knowledge.load(path).sentences(("en", "zh")))
     else:

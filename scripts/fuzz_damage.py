@@ -1,4 +1,4 @@
-"""How scripts/fuzz.py damages files: bytes, tables, JSON, archives, pickles, images and what lies at a path."""
+"""Functions of scripts/fuzz.py that damage files: bytes, tables, JSON, archives, pickles, images and paths."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def damage_bytes(data: bytes, rng: random.Random) -> bytes:
-    """One bit, or up to four changes of bytes; sizes stand at the beginning and at the end of many formats."""
+    """Flip a bit, or make up to four changes of bytes, often at the beginning and the end, where formats store sizes."""
     out = bytearray(data)
     if out and rng.random() < 0.3:
         out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
@@ -114,7 +114,7 @@ def damage_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def damage_table(data: bytes, rng: random.Random) -> bytes:
-    """Changes of cells, quotation marks, separators, lines and encoding."""
+    """Change cells, quotation marks, separators, lines and the encoding of a table."""
     text = data.decode()
     for _ in range(rng.randint(1, 3)):
         at, word, kind = rng.randrange(len(text) + 1), rng.choice(WORDS), rng.randrange(5)
@@ -135,7 +135,7 @@ def damage_table(data: bytes, rng: random.Random) -> bytes:
 
 
 def damage_json(data: bytes, rng: random.Random) -> bytes:
-    """Other values, keys and types anywhere in a JSON file; deep nesting; sometimes bytes."""
+    """Change values, keys and types anywhere in a JSON file, nest it deeply, or sometimes change its bytes."""
     if rng.random() < 0.15:
         return damage_bytes(data, rng)
     if rng.random() < 0.03:
@@ -160,7 +160,7 @@ def damage_json(data: bytes, rng: random.Random) -> bytes:
 
 
 def damage_lines(data: bytes, rng: random.Random) -> bytes:
-    """One line of a JSON-lines file, or several."""
+    """Damage one or several lines of a JSON-lines file."""
     lines = data.splitlines(keepends=True)
     for _ in range(rng.randint(1, 2)):
         at = rng.randrange(len(lines))
@@ -169,7 +169,7 @@ def damage_lines(data: bytes, rng: random.Random) -> bytes:
 
 
 def damage_zip(data: bytes, rng: random.Random) -> bytes:
-    """An archive with one damaged member whose checksum is right, so that its reader meets it; or its bytes."""
+    """Damage a member of an archive, with a correct checksum so that it is read, or the bytes of the archive."""
     if rng.random() < 0.4:
         return damage_bytes(data, rng)
     out = io.BytesIO()
@@ -190,7 +190,7 @@ def damage_zip(data: bytes, rng: random.Random) -> bytes:
 
 
 def damage_safetensors(data: bytes, rng: random.Random) -> bytes:
-    """The header as JSON, with its length; or bytes."""
+    """Damage the JSON header and correct its length, or damage the bytes."""
     if rng.random() < 0.5:
         return damage_bytes(data, rng)
     (length,) = struct.unpack_from("<Q", data)
@@ -199,7 +199,7 @@ def damage_safetensors(data: bytes, rng: random.Random) -> bytes:
 
 
 class RunsCode:
-    """Pickles as a call that a reader must not make."""
+    """An object that pickles as a call, which a reader must not make."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -209,7 +209,7 @@ class RunsCode:
 
 
 def hostile_pickle(rng: random.Random) -> bytes:
-    """A pickle that names a function, or asks for much memory or time; or a damaged plain one."""
+    """Make a pickle that calls a function or needs much memory or time, or damage a plain pickle."""
     kind, shared = rng.randrange(5), ("a", "b")
     if kind == 0:
         return pickle.dumps(("p", 1, RunsCode(rng.choice(("system", "eval", "mkdir")))), rng.randrange(6))
@@ -236,7 +236,7 @@ def hostile_pickle(rng: random.Random) -> bytes:
 
 
 def damage_image(data: bytes, rng: random.Random) -> bytes:
-    """Other sizes in the header, with right checksums; stray segments; or bytes."""
+    """Change the sizes in the header of an image with correct checksums, insert segments, or change bytes."""
     if rng.random() < 0.5:
         return damage_bytes(data, rng)
     side = rng.choice((0, 1, 13_000, 20_000, 65_535))
@@ -263,7 +263,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(touch /tmp/fu
 
 
 def blank_png(rng: random.Random) -> bytes:
-    """A PNG of a few bytes and many pixels."""
+    """Make a PNG with few bytes but many pixels."""
     side = rng.choice((2000, 4000, 9000))
     row = bytes(1 + side // 8)
 
@@ -277,7 +277,7 @@ def blank_png(rng: random.Random) -> bytes:
 
 
 def replace_path(path: Path, others: list[Path], rng: random.Random) -> None:
-    """Something else where a file was: nothing, a folder, a pipe, a device, a link to nowhere, another file."""
+    """Replace a file by nothing, a folder, a pipe, a device, a broken link or another file."""
     kind = rng.randrange(7)
     content = rng.choice(others).read_bytes()
     path.unlink()

@@ -19,7 +19,7 @@ from data_pipelines.open import named
 
 
 def verb(*argv: Any) -> None:
-    """Run a verb of the command line, which ends with 0, or with 2 and one line."""
+    """Run a verb of the command line. The exit code must be 0, or 2 after a one-line error."""
     try:
         code = launch.main([str(word) for word in argv])
     except SystemExit as error:
@@ -30,7 +30,7 @@ def verb(*argv: Any) -> None:
 
 
 def verb_files(folder: Path) -> list[Path]:
-    """A table and folders of images, a trained run, old runs, an exported folder, shards, IDRiD."""
+    """Write a table and folders of images, a trained run, old runs, an exported folder, shards and IDRiD."""
     for k in range(12):
         (folder / "classes" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.roll(PIXELS, k, 0)).save(folder / "classes" / "ab"[k % 2] / f"{k}.png")

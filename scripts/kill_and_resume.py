@@ -2,14 +2,15 @@
 
     python scripts/kill_and_resume.py [--any 50] [--saves 30] [--workers 10] [--processes 10] [--seed 0] [--out FOLDER]
 
-Trains a small model (scripts/small_run.py) three times without a disturbance: in one process, with two worker processes
-that read, and as two processes that train together. Then trains the same again, killed (SIGKILL) many times and restarted
-with the same command each time: the process at any moment or just after a save (--any) and in the middle of a save
-(--saves), a process that reads (--workers), and one of the two that train together, half of them while a save is under way
-(--processes). Every run keeps a single checkpoint. After each kill every complete checkpoint is read.
+Trains a small model (scripts/small_run.py) three times without interruption: in one process, with two worker processes that
+read data, and with two training processes. Then repeats the three runs, killing (SIGKILL) and restarting them many times: the
+process at any time or just after a save (--any) and during a save (--saves), a worker process (--workers), and one of the two
+training processes, half of the time during a save (--processes). Every run keeps a single checkpoint. After each kill, all
+complete checkpoints are read.
 
 Prints each kill and a digest of the final state of each run. Exits with status 1 if digests differ, a checkpoint was
-unreadable, or a survivor did not end by itself with one line. The moments are drawn from --seed; the machine adds its own.
+unreadable, or a surviving process did not end with a one-line error. The times of kills are drawn from --seed, but also
+depend on the machine.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ sys.path[:0] = [str(REPO)] if str(REPO) not in sys.path else []
 
 from scripts.several_processes import free_port  # noqa: E402
 
-ENDS_S = 180  # how long a survivor may take to end
+ENDS_S = 180  # maximum time until a surviving process ends
 ANY, AFTER, IN_SAVE, WORKER, ONE_OF_TWO = "any time", "after a save", "in a save", "a worker", "one of two"
 
 
 @dataclass
 class Trial:
-    """One run that is killed and restarted, and what happened to it."""
+    """A run that is killed and restarted, and the results."""
 
     workdir: Path
     steps: int
@@ -58,7 +59,7 @@ class Trial:
     broken: list[str] = field(default_factory=list)
 
     def start(self, save_every: int = 2) -> list[subprocess.Popen]:
-        """Start the run's processes."""
+        """Start the processes of the run."""
         words = f"--steps {self.steps} --workers {self.workers} --save-every {save_every} --keep 1"
         argv = [sys.executable, str(REPO / "launch.py"), "train", str(REPO / "scripts" / "small_run.py")]
         argv += ["--workdir", str(self.workdir), *words.split()]
@@ -72,13 +73,13 @@ class Trial:
 
     def finish(self, save_every: int) -> str:
         """Run to the end; returns a digest of the parameters."""
-        for run, said in [(run, run.communicate()[1]) for run in self.start(save_every)]:
+        for run, output in [(run, run.communicate()[1]) for run in self.start(save_every)]:
             if run.returncode:
-                raise SystemExit(f"{self.workdir}: exit code {run.returncode}: {said[-2000:]}")
+                raise SystemExit(f"{self.workdir}: exit code {run.returncode}: {output[-2000:]}")
         return digest(self.workdir)
 
     def kill(self, kind: str) -> None:
-        """Start the run, kill it as `kind` says, and read what it left."""
+        """Start the run, kill it according to `kind`, and read its complete checkpoints."""
         before, left, begun = self.complete()[-1:], self.under_way(), time.monotonic()
         runs = self.start()
         due = begun + self.rng.uniform(0.0, self.life)
@@ -93,13 +94,13 @@ class Trial:
         else:
             runs[victim].kill()
         self.life = time.monotonic() - begun if kind == AFTER else self.life
-        said = [self._end(run, killed=kind != WORKER and k == victim) for k, run in enumerate(runs)]
+        messages = [self._end(run, killed=kind != WORKER and k == victim) for k, run in enumerate(runs)]
         saving = sorted(self.under_way() - left)
         self.kills, self.torn = self.kills + 1, self.torn + bool(saving)
         self.broken += [problem for step in self.complete() if (problem := unreadable(self.workdir, step))]
         state = f"in the middle of {saving[0]}" if saving else "between saves"
         print(
-            f"{self.kills} {kind}, {time.monotonic() - begun:.0f} s: {state}; complete: {self.complete()}{''.join(said)}",
+            f"{self.kills} {kind}, {time.monotonic() - begun:.0f} s: {state}; complete: {self.complete()}{''.join(messages)}",
             flush=True,
         )
 
@@ -112,18 +113,18 @@ class Trial:
             time.sleep(0.0005)
 
     def _end(self, run: subprocess.Popen, killed: bool) -> str:
-        """Wait for a process to end; what a survivor says last."""
+        """Wait for a process to end; return the last line of a surviving process."""
         try:
-            said = run.communicate(timeout=ENDS_S)[1].strip().splitlines() or [""]
+            lines = run.communicate(timeout=ENDS_S)[1].strip().splitlines() or [""]
         except subprocess.TimeoutExpired:
             run.kill()
             self.broken.append(f"a survivor had not ended after {ENDS_S} s")
             return ""
         if killed:
             return ""
-        if not said[-1].startswith("error: ") or run.returncode not in (1, 2) or any("Traceback" in x for x in said):
-            self.broken.append(f"a survivor ended with exit code {run.returncode}: {' | '.join(said[-8:])}")
-        return f"; the survivor: {said[-1][:100]}"
+        if not lines[-1].startswith("error: ") or run.returncode not in (1, 2) or any("Traceback" in x for x in lines):
+            self.broken.append(f"a survivor ended with exit code {run.returncode}: {' | '.join(lines[-8:])}")
+        return f"; the survivor: {lines[-1][:100]}"
 
     def complete(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -154,40 +155,40 @@ def unreadable(workdir: Path, step: int) -> str:
 
 def workers_of(process: int) -> list[int]:
     """Process ids of the workers that read data for a process."""
-    found, parents = [], {process}
-    for _ in range(2):  # a fork server may stand between
+    workers, parents = [], {process}
+    for _ in range(2):  # the parent of a worker may be a fork server
         for status in Path("/proc").glob("[0-9]*/status"):
             with contextlib.suppress(OSError):
                 words = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
                 command = status.with_name("cmdline").read_text()
                 if int(words["PPid"]) in parents and re.search("multiprocessing.(spawn|forkserver)", command):
-                    found.append(int(words["Pid"]))
-        parents |= set(found)
-    return sorted(set(found))
+                    workers.append(int(words["Pid"]))
+        parents |= set(workers)
+    return sorted(set(workers))
 
 
 def main() -> int:
     """Train, kill and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, count, what in (
-        ("any", 50, "kills at any moment or just after a save"), ("saves", 30, "kills in the middle of a save"),
-        ("workers", 10, "kills of a process that reads"), ("processes", 10, "kills of one of two processes"),
+    for name, count, kind in (
+        ("any", 50, "kills at any time or just after a save"), ("saves", 30, "kills during a save"),
+        ("workers", 10, "kills of a worker process"), ("processes", 10, "kills of one of two training processes"),
     ):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=count, help=f"number of {what}")
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"number of {kind}")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the kills")
-    parser.add_argument("--out", type=Path, help="folder that keeps the runs")
-    own = parser.parse_args()
-    kinds = [ANY, AFTER] * (own.any // 2) + [ANY] * (own.any % 2) + [IN_SAVE] * own.saves
-    plans = {"one": (kinds, {}), "readers": ([WORKER] * own.workers, {"workers": 2}),
-             "two": ([ONE_OF_TWO] * own.processes, {"processes": 2})}  # fmt: skip
+    parser.add_argument("--out", type=Path, help="folder in which the runs are kept")
+    options = parser.parse_args()
+    kinds = [ANY, AFTER] * (options.any // 2) + [ANY] * (options.any % 2) + [IN_SAVE] * options.saves
+    plans = {"one": (kinds, {}), "readers": ([WORKER] * options.workers, {"workers": 2}),
+             "two": ([ONE_OF_TWO] * options.processes, {"processes": 2})}  # fmt: skip
     started, good, kills, torn, broken = time.monotonic(), True, 0, 0, []
     with tempfile.TemporaryDirectory() as scratch:
         for name, (planned, fields) in plans.items():
             if not planned:
                 continue
-            rng = random.Random(f"{own.seed} {name}")
+            rng = random.Random(f"{options.seed} {name}")
             rng.shuffle(planned)
-            folder, steps = own.out or Path(scratch), 100 + 20 * len(planned)
+            folder, steps = options.out or Path(scratch), 100 + 20 * len(planned)
             folder.mkdir(parents=True, exist_ok=True)
             whole = Trial(folder / f"{name}_whole", steps, rng, **fields).finish(steps)
             trial = Trial(folder / f"{name}_killed", steps, rng, **fields)

@@ -1,4 +1,4 @@
-"""A config of seconds, whole enough to test the trainer with: synthetic eyes, a ViT of one block, dropped paths, flips."""
+"""A config that trains in seconds, for tests of the trainer: synthetic eyes, a ViT with one block, drop path and flips."""
 
 from data_pipelines import Data, train
 from data_pipelines.transforms import Flip, Select, SingleView, Squash

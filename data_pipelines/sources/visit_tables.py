@@ -77,7 +77,7 @@ class VisitSource(Indexed):
         if labels is not None or "label" in views[0].targets:
             targets |= _levels(views, *(labels or (None, None, None)))
         if labels and labels[1:] != (None, None) and "label" not in views[0].targets:
-            views = tuple(replace(v, targets=v.targets | {"label": _of_eye(targets, v.eye)}) for v in views)
+            views = tuple(replace(v, targets={**v.targets, "label": _of_eye(targets, v.eye)}) for v in views)
         kept = {name: _distinct((table.kept[name][row] for row in rows), " + ") for name in self._attributes()}
         return replace(
             record,

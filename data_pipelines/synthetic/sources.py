@@ -1,7 +1,7 @@
 """Sources of synthetic patients: images of both eyes in several modalities, a report, and the ground truth.
 
     Patients(n=1000, seed=0, modalities=("CFP", "OCT"), size=96)   one visit of a patient per row
-    Visits(n=1000, seed=0, missing=0.4)                            the same with views that are missing at random
+    Visits(n=1000, seed=0, missing=0.4)                            one visit per row, with randomly missing views
     Eyes(n=1000, seed=0)                                           one image per row, with a caption about that eye
 
 Item i depends only on (seed, start + i), and its bytes are the same on every machine.
@@ -233,11 +233,11 @@ DEVICES = ("camera A", "camera B", "camera C")
 
 @dataclass(frozen=True)
 class Visits(Patients):
-    """Patients whose views are missing at random, with reports and labels of every eye and view, and attributes.
+    """Patients with randomly missing views, with reports and labels of the visit, of each eye and of each view.
 
-    Each view is missing with the probability `missing`, independently of the others; one is always there. The report and
-    the label of a visit are about the eyes that were imaged, and its label is that of the worse one. A view's report is a
-    caption of it; its targets are label i32 and points f32 [2 2]. The attributes are age, sex and device.
+    Each view is missing with probability `missing`, independently of the others, but at least one view is present. The
+    report of a visit describes the imaged eyes, and its label is the label of the worse imaged eye. The report of a view
+    is a caption; its targets are label i32 and points f32 [2 2]. The attributes are age, sex and device.
     """
 
     modalities: tuple[str, ...] = ("CFP", "OCT", "FFA")

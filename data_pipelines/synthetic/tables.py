@@ -15,16 +15,16 @@ from data_pipelines.records import DataError, Record, View
 from data_pipelines.synthetic.patients import SIDES
 from data_pipelines.synthetic.sources import Visits
 
-IMAGES, VISITS = "images.csv", "visits.csv"  # the long table and the wide one
+IMAGES, VISITS = "images.csv", "visits.csv"  # one row per image; one row per visit
 _ABOUT = ("age", "sex", "device")
 _FIRST = datetime.date(2021, 1, 4)  # day 0
 
 
 def write_visits(source: Visits, out: str | Path, count: int) -> Path:
-    """Write the first `count` visits of `source` to the folder `out`, and return it.
+    """Write the first `count` visits of `source` to the folder `out` and return its path.
 
-    `out` gets images/*.png, images.csv (a row per image) and visits.csv (a row per visit, a column per view). Both tables
-    hold the same visits. Raises DataError for an `out` that exists; an error leaves nothing behind.
+    The files are images/*.png, images.csv (a row per image) and visits.csv (a row per visit, a column per view). Both
+    tables contain the same visits. Raises DataError if `out` exists; after an error no files remain.
     """
     out = Path(out)
     if out.exists():

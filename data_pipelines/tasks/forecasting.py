@@ -149,7 +149,7 @@ def horizons(days: Sequence[float], count: int = 3) -> list[float]:
 def questions(data: Data, patients: Patients, seed: int, visits: int = 1) -> Parts:
     """The parts, split by patient, as pairs of visits (Followups), or as rows with value=COLUMN (Listed).
 
-    Raises the DataErrors of labelled.parts, and DataError if the labels are names whose order was not given.
+    Raises DataError as labelled.parts does, and also if the labels are names whose order was not given.
     """
     share = 0.5 if patients.n < 20 else 0.25
     states = () if data.classes == ANSWERS else data.classes  # the classes of a trained run are its answers

@@ -15,7 +15,7 @@ from data_pipelines.language.tokenizers import Tokenizer
 from data_pipelines.open import Data, Sources, joined
 from data_pipelines.pipeline import Data as Batches
 from data_pipelines.pipeline import Part, one_epoch
-from data_pipelines.records import EYE_PHRASES, PHRASES, DataError, Source
+from data_pipelines.records import EYE_PHRASES, MODALITIES, DataError, Source, modality_phrases
 from data_pipelines.sources.splits import select
 from data_pipelines.tasks.labelled import WithAttributes, attribute_names
 from data_pipelines.transforms.steps import Select, Step, Tokenize
@@ -56,11 +56,16 @@ def tests(
         first, pairs, classified = named.source[0], None, None
         names: tuple[str, ...] = tuple(getattr(matched.source, "classes", ())) if "label" in first.targets else ()
         if first.report:
-            steps = (SingleView(prompt=prompt, targets=()), resize, Tokenize(tokenizer), Select(("image", "text")))
+            steps = (
+                SingleView(prompt=prompt, targets=(), names=data.known),
+                resize,
+                Tokenize(tokenizer),
+                Select(("image", "text")),
+            )
             pairs = one_epoch(named.source, steps, batch=batch)
         if names:
             check_words(names, named.name)
-            classified = zero_shot_pass(matched.source, resize, batch)
+            classified = zero_shot_pass(matched.source, resize, batch, known=data.known)
         prompts = [tokenizer(list(wording(name, first.views[0].modality))) for name in names]
         out.append(Test(suffix, pairs, classified, names, prompts))
     return out
@@ -86,10 +91,12 @@ class Reference:
         return example | {"reference": replace(self.tokenizer, context=self.most)([example["text"]])[0]}
 
 
-def zero_shot_pass(source: Source, resize: Step, batch: int, workers: int = 0) -> Batches:
+def zero_shot_pass(
+    source: Source, resize: Step, batch: int, workers: int = 0, known: tuple[str, ...] = MODALITIES
+) -> Batches:
     """One pass over the labelled rows of a source: image, label, modality, eye, group and the attributes of the patients."""
     names, rows = attribute_names(source), known_rows(source)
-    first = WithAttributes(Grouped(SingleView(text=None)), names)
+    first = WithAttributes(Grouped(SingleView(text=None, names=known)), names)
     steps = (first, resize, Select(("image", "label", "group", "modality", "eye", *names)))
     return one_epoch(rows, steps, batch=batch, workers=workers)
 
@@ -146,7 +153,7 @@ def worded(prompt: str) -> Wording:
     """Class prompts from the prompt of the training texts, with the class name in place of the text."""
 
     def wording(name: str, modality: str) -> Sequence[str]:
-        (english, chinese), (eye, eye_zh) = PHRASES[modality], EYE_PHRASES[""]
+        (english, chinese), (eye, eye_zh) = modality_phrases(modality), EYE_PHRASES[""]
         return [prompt.format(text=name, modality=english, modality_zh=chinese, eye=eye, eye_zh=eye_zh)]
 
     return wording
@@ -170,7 +177,7 @@ def _length(tokenizer: Tokenizer, text: str) -> int:
 
 def fingerprint(data: Data, seed: int) -> str:
     """A key for cached features of the parts of --data, assuming that image files do not change. Open the parts first."""
-    settings = (data.patients, data.modalities, data.fractions, data.part, seed, data.used)
+    settings = (data.patients, data.modalities, data.fractions, data.part, data.fold, seed, data.used)
     return hashlib.sha256(repr(settings).encode()).hexdigest()
 
 

@@ -19,7 +19,8 @@ from data_pipelines.images.decode import StoredImage, exif_orientation, load_siz
 from data_pipelines.images.masks import read_field_of_view, read_mask
 from data_pipelines.notices import warn_once
 from data_pipelines.records import EYES, MODALITIES, DataError, Record, Source, View, text_hash
-from data_pipelines.transforms.steps import FieldOfViewCrop, eval_step, present
+from data_pipelines.transforms.field_of_view import FieldOfViewCrop
+from data_pipelines.transforms.steps import eval_step, present
 
 FRAME = np.array([[0, 0], [1000, 0], [0, 1000]], np.float32)  # maps predictions back to the original
 

@@ -51,7 +51,7 @@ class CategoryCaption:
 
     def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
         record = example
-        out = SingleView(size_hint=self.size_hint, text=None, targets=())(record, rng)
+        out = SingleView(size_hint=self.size_hint, text=None, targets=(), choose="random")(record, rng)
         attributes = tuple(record.targets.get("attributes", ()))
         attribute = attributes[int(rng.integers(len(attributes)))] if attributes else ""
         category = record.findings[int(rng.integers(len(record.findings)))] if record.findings else ""
@@ -87,7 +87,7 @@ class EliteReport:
     size_hint: int | None = None
 
     def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
-        out = SingleView(size_hint=self.size_hint, targets=())(example, rng)
+        out = SingleView(size_hint=self.size_hint, targets=(), choose="random")(example, rng)
         return out | {"status": np.int32(example.targets.get("status", status(example.findings)))}
 
 

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from data_pipelines.geometry import INTERPOLATIONS, RESIZE_MODES, Crop, Mirror, Move, Resize, Rotate, move, resize_moves
-from data_pipelines.records import MODALITIES, DataError
-from data_pipelines.transforms.views import mirrored_order, swap_sides
-
-IMAGES = ("image", "left", "right")
+from data_pipelines.geometry import INTERPOLATIONS, RESIZE_MODES, Crop, Mirror, Resize, Rotate, move, resize_moves
+from data_pipelines.images.contrast import CONTRASTS, Contrast
+from data_pipelines.records import DataError
+from data_pipelines.transforms.field_of_view import FieldOfViewCrop
+from data_pipelines.transforms.views import mirrored_order, present, swap_sides
 
 
 class Step(Protocol):
@@ -61,15 +61,6 @@ class _LazyGenerator:
         return getattr(self._made, name)
 
 
-def present(example: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys of an example that hold images."""
-    keys = tuple(key for key in IMAGES if key in example)
-    for key in keys:
-        if example[key].dtype != np.uint8:
-            raise DataError(f"{key}: the steps take uint8 images, not {example[key].dtype}")
-    return keys
-
-
 @dataclass(frozen=True)
 class Squash:
     """Resize to a square of `size`, ignoring the aspect ratio, with Pillow's antialiased resize (open_clip's `squash`).
@@ -84,6 +75,7 @@ class Squash:
         resize_to: resize to this many pixels first, then crop or pad the centre to `size`; 0 resizes to `size`.
         round_down: round the position of that crop down, as transformers does.
         crop_field: crop fundus photographs to their field of view first (FieldOfViewCrop).
+        contrast: how to even out the light of the result (images.contrast).
     """
 
     size: int
@@ -92,8 +84,10 @@ class Squash:
     resize_to: int = 0
     round_down: bool = False
     crop_field: bool = False
+    contrast: Contrast = "none"
 
     def __post_init__(self) -> None:
+        _choice("contrast", self.contrast, CONTRASTS)
         _choice("resize", self.mode, RESIZE_MODES)
         _choice("interpolation", self.interpolation, INTERPOLATIONS)
 
@@ -102,6 +96,8 @@ class Squash:
         for key in present(example):
             rule = (self.size, self.mode, self.interpolation, self.resize_to, self.round_down)
             example = move(example, key, resize_moves(_size(example[key]), *rule))
+            if self.contrast != "none":
+                example = example | {key: CONTRASTS[self.contrast](example[key])}
         return example
 
 
@@ -114,6 +110,9 @@ def _choice(name: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> 
         raise DataError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
+_RULE = ("interpolation", "resize_to", "round_down", "crop_field", "contrast")
+
+
 def preprocess(image: np.ndarray, preprocessing: Mapping[str, Any], modality: int = 0) -> np.ndarray:
     """Resize u8 [H W 3] to u8 [S S 3] by the preprocessing of a checkpoint (see eval_step); `modality` is its index."""
     example = {"image": image, "modality": np.int32(modality)}
@@ -121,13 +120,10 @@ def preprocess(image: np.ndarray, preprocessing: Mapping[str, Any], modality: in
 
 
 def eval_step(preprocessing: Mapping[str, Any]) -> Squash:
-    """The resize step of a checkpoint's preprocessing: image_size and, optionally, resize, resize_to, round_down,
-    interpolation and crop_field. Raises DataError if image_size is missing."""
+    """How a checkpoint's preprocessing makes an image square (Squash). Raises DataError without image_size."""
     if "image_size" not in preprocessing:
         raise DataError(f"preprocessing has no image_size, only {', '.join(preprocessing) or 'nothing'}")
-    rule = {
-        k: preprocessing[k] for k in ("interpolation", "resize_to", "round_down", "crop_field") if k in preprocessing
-    }
+    rule = {k: preprocessing[k] for k in _RULE if k in preprocessing}
     return Squash(int(preprocessing["image_size"]), mode=preprocessing.get("resize", "squash"), **rule)
 
 
@@ -184,11 +180,7 @@ class RandomResizedCrop:
 
 def adjust(image: np.ndarray, operation: str, factor: float) -> np.ndarray:
     """Change the "brightness", "contrast" or "color" (saturation) of u8 [H W 3] with Pillow; factor 1 changes nothing."""
-    enhance = {
-        "brightness": ImageEnhance.Brightness,
-        "contrast": ImageEnhance.Contrast,
-        "color": ImageEnhance.Color,
-    }
+    enhance = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "color": ImageEnhance.Color}
     return np.asarray(enhance[operation](Image.fromarray(image)).enhance(factor))
 
 
@@ -351,64 +343,3 @@ class Select:
         if missing:
             raise DataError(f"Select: the example has no {', '.join(missing)}, only {', '.join(sorted(example))}")
         return {key: example[key] for key in self.keys}
-
-
-@dataclass(frozen=True)
-class FieldOfViewCrop:
-    """Crop to the field of view, the bright disc of a fundus photograph, and pad with black to a square.
-
-    The field of view is the largest connected bright region, which excludes a printed date or a logo. The image is
-    unchanged if there is no bright region, if the region fills less than half of its bounding box (a disc fills pi/4),
-    or if `modality` is known and not in `modalities`, because an OCT has no field of view.
-
-    Args:
-        threshold: grey level that the brightest channel must exceed.
-        margin: margin added on each side, as a fraction of the diameter.
-        square: pad to a square.
-        modalities: modalities with a field of view.
-    """
-
-    threshold: int = 20
-    margin: float = 0.0
-    square: bool = True
-    modalities: tuple[str, ...] = ("CFP", "FFA", "UWF", "ICGA", "FAF")
-
-    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        if "modality" in example and MODALITIES[int(example["modality"])] not in self.modalities:
-            return example
-        for key in present(example):
-            example = move(example, key, self.moves(example[key]))
-        return example
-
-    def moves(self, image: np.ndarray) -> tuple[Move, ...]:
-        """The crop of one image; () if there is no field of view."""
-        box = field_of_view(image, self.threshold)
-        if box is None:
-            return ()
-        side = max(box.height, box.width)
-        extra = round(self.margin * side)
-        tall, wide = (side, side) if self.square else (box.height, box.width)
-        tall, wide = tall + 2 * extra, wide + 2 * extra
-        return (Crop(box.top + (box.height - tall) // 2, box.left + (box.width - wide) // 2, tall, wide),)
-
-
-def field_of_view(image: np.ndarray, threshold: int = 20) -> Crop | None:
-    """The bounding box of the bright disc in u8 [H W 3], accurate to about 1/256 of the side; None if there is none."""
-    from scipy import ndimage  # slow to import, and only needed here
-
-    height, width = _size(image)
-    step = max(1, min(height, width) // 256)
-    small = image[::step, ::step]
-    lit = np.maximum(np.maximum(small[..., 0], small[..., 1]), small[..., 2]) > threshold
-    around = np.pad(lit, 1, mode="edge")  # erosion by 3 x 3 removes sensor noise and thin print
-    across = around[:, :-2] & around[:, 1:-1] & around[:, 2:]
-    regions = np.empty(lit.shape, np.int32)
-    if not ndimage.label(across[:-2] & across[1:-1] & across[2:], output=regions):
-        return None
-    areas = np.bincount(regions.ravel())[1:]
-    rows, columns = ndimage.find_objects(regions)[int(areas.argmax())]
-    if areas.max() < 0.5 * (rows.stop - rows.start) * (columns.stop - columns.start):
-        return None
-    top, left = max(rows.start - 1, 0) * step, max(columns.start - 1, 0) * step  # restore the eroded pixel
-    bottom, right = min((rows.stop + 1) * step, height), min((columns.stop + 1) * step, width)
-    return Crop(top, left, bottom - top, right - left)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,34 @@ import numpy as np
 from data_pipelines.geometry import Resize
 from data_pipelines.images.decode import load_sized
 from data_pipelines.images.masks import read_mask
-from data_pipelines.records import EYE_PHRASES, EYES, MODALITIES, PHRASES, DataError, Record, View, text_hash
+from data_pipelines.records import (
+    EYE_PHRASES,
+    EYES,
+    MODALITIES,
+    DataError,
+    Record,
+    View,
+    modality_phrases,
+    patient_number,
+    text_hash,
+)
 
 SWAPS = {"left": "right", "od": "os", "左": "右"}
 SWAPS |= {second: first for first, second in SWAPS.items()}
 
 # OD and OS count only in capitals ("os" is a word); 左右 ("about") is not a side
 SIDES = re.compile(r"左右|[左右]|\b(?i:left|right)\b|\bO\.?D\b|\bO\.?S\b")
+
+IMAGES = ("image", "left", "right")
+
+
+def present(example: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of an example that hold images."""
+    keys = tuple(key for key in IMAGES if key in example)
+    for key in keys:
+        if example[key].dtype != np.uint8:
+            raise DataError(f"{key}: the steps take uint8 images, not {example[key].dtype}")
+    return keys
 
 
 def swap_sides(text: str) -> str:
@@ -56,9 +77,10 @@ def mirrored_order(names: Sequence[str]) -> tuple[int, ...]:
 class SingleView:
     """First step: one view of a visit, with its text and targets.
 
-    The keys are image u8 [H W 3], modality i32 [] (index into MODALITIES), eye i32 [] (index into EYES), text str, and
-    the targets: label i32 [] or f32 [K], mask i32 [H W], points f32 [n 2] (x, y), value f32 [K], others as arrays. Mask
-    and points are scaled with the image if it is decoded at a smaller scale. A record without text has no key `text`.
+    The keys are image u8 [H W 3], modality i32 [] (index into MODALITIES), eye i32 [] (index into EYES), patient i32 []
+    (records.patient_number), text str, and the targets: label i32 [] or f32 [K], mask i32 [H W], points f32 [n 2] (x, y),
+    value f32 [K], others as arrays. Mask and points are scaled with the image if it is decoded at a smaller scale. A record
+    without text has no key `text`.
 
     Args:
         size_hint: a JPEG may be decoded at a smaller scale with both sides at least this long; allow for a later crop.
@@ -68,6 +90,7 @@ class SingleView:
         modality: use only views of this modality; "" uses all.
         choose: use the "first" or a "random" one of these views.
         targets: targets that every record must have; None uses `label` if present.
+        names: what `modality` is an index into: MODALITIES, and those that were declared (open.Sources.known).
 
     Raises DataError naming the record if the image, a target or the modality is missing.
     """
@@ -78,6 +101,7 @@ class SingleView:
     modality: str = ""
     choose: str = "first"
     targets: tuple[str, ...] | None = None
+    names: tuple[str, ...] = MODALITIES
 
     def __post_init__(self) -> None:
         _check_words(self.text, self.prompt)
@@ -90,8 +114,9 @@ class SingleView:
         image, size = load_view(record, view, self.size_hint)
         out: dict[str, Any] = {
             "image": image,
-            "modality": np.int32(modality_index(view.modality, record.where)),
+            "modality": np.int32(modality_index(view.modality, record.where, self.names)),
             "eye": np.int32(EYES.index(view.eye)),
+            "patient": patient_number(record.patient),
         }
         text = words(record, view, self.text, self.prompt)
         if text:
@@ -136,6 +161,7 @@ class PairedEyes:
         image = next(iter(images.values()))
         out: dict[str, Any] = {eye: images.get(eye, np.zeros_like(image)) for eye in eyes}
         out |= {f"{eye}_present": np.bool_(view is not None) for eye, view in eyes.items()}
+        out["patient"] = patient_number(record.patient)
         text = words(record, View(image, (eyes["left"] or eyes["right"] or views[0]).modality), self.text, self.prompt)
         if text:
             out["text"] = text
@@ -152,11 +178,11 @@ class Grouped:
         return self.first(example, rng) | {"group": np.int32(text_hash(example.patient.encode()) >> 33)}
 
 
-def modality_index(name: str, where: str = "") -> int:
-    """The index of a modality in MODALITIES. Raises DataError for an unknown name."""
-    if name not in MODALITIES:
-        raise DataError(f"{where + ': ' if where else ''}modality {name!r} is not one of {', '.join(MODALITIES)}")
-    return MODALITIES.index(name)
+def modality_index(name: str, where: str = "", names: Sequence[str] = MODALITIES) -> int:
+    """The index of a modality in `names`. Raises DataError for an unknown name."""
+    if name not in names:
+        raise DataError(f"{where + ': ' if where else ''}modality {name!r} is not one of {', '.join(names)}")
+    return names.index(name)
 
 
 def words(record: Record, view: View, text: str | None, prompt: str) -> str:
@@ -169,7 +195,7 @@ def words(record: Record, view: View, text: str | None, prompt: str) -> str:
 
 def worded(view: View, content: str, prompt: str) -> str:
     """A text in the wording of a prompt, with the modality and the eye of a view."""
-    modality, modality_zh = PHRASES[view.modality]
+    modality, modality_zh = modality_phrases(view.modality)
     eye, eye_zh = EYE_PHRASES[view.eye]
     return prompt.format(text=content, modality=modality, modality_zh=modality_zh, eye=eye, eye_zh=eye_zh)
 

@@ -1,4 +1,4 @@
-"""First steps for a whole visit: all its views, or some of them, with the texts of the views, the eyes and the visit."""
+"""First steps for a whole visit: its views, with the texts of the views, the eyes and the visit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from data_pipelines.records import EYES, DataError, Record, View, text_hash
+from data_pipelines.records import EYES, DataError, Record, View, patient_number
 from data_pipelines.transforms.steps import Step, apply
 from data_pipelines.transforms.views import load_view, name_of, swap_sides, targets_of, worded
 
@@ -17,37 +17,32 @@ SIDES = ("left", "right")
 
 
 class Size(NamedTuple):
-    """What a visit takes of a batch: images, texts, and the number of its patient (-1 if unknown)."""
+    """The numbers of images and texts of a visit in a batch, and its patient number (-1 if unknown)."""
 
     images: int
     texts: int
     patient: int
 
 
-def patient_number(patient: str) -> np.int32:
-    """A hash of a patient's name from 0 to 2**31 - 1, or -1 for an empty name."""
-    return np.int32(text_hash(patient.encode()) >> 33) if patient else np.int32(-1)
-
-
 @dataclass(frozen=True)
 class VisitViews:
-    """First step: the views of a visit that are kept, each passed through the image steps by itself.
+    """First step: the selected views of a visit, to which the image steps are applied separately.
 
     The keys are views u8 [v S S 3], view_modality i32 [v] (index into `names`), view_eye i32 [v] (index into EYES), text
-    str, eye_text (left, right), view_text ([v]), "" where there is none, patient and visit i32 [], and the targets.
+    str, eye_text (left, right), view_text ([v]), patient and visit i32 [], and the targets. Missing texts are "".
 
     Args:
-        names: the modalities to keep; views of others are left out.
-        steps: image steps, which bring all views to one size.
-        levels: some of visit, eye and view: whose texts are read.
-        inherit: an eye without a text takes that of the visit, and a view that of its eye, or of the visit.
-        text: "report" or "findings" of the visit; eyes and views have reports.
+        names: the modalities to use; other views are ignored.
+        steps: image steps, after which all views must have the same size.
+        levels: levels of the texts to use: "visit", "eye" and "view".
+        inherit: an eye without a text uses the text of the visit, and a view the text of its eye or of the visit.
+        text: "report" or "findings" of the visit; eyes and views have only reports.
         prompt: template with {text}, {modality}, {eye}, {modality_zh} and {eye_zh}, for the texts of views.
-        choose: "all" views, "one" at random, or a random "pair" of two modalities of one eye, if there is one.
-        most: number of views that are kept at most; more are drawn from.
+        choose: "all" views, a random "one", or a random "pair" of two modalities of the same eye, if there is one.
+        most: maximum number of views; if there are more, a random selection is used.
         keep: probability of keeping a view of each of `names`, see `shares_kept`; () keeps all.
-        targets: targets of the record to take along.
-        labels: also give label, label_left and label_right i32 [], those of the visit and of its eyes, -1 if unknown.
+        targets: targets of the record to include.
+        labels: include label, label_left and label_right i32 [] of the visit and of its eyes, -1 if unknown.
 
     Raises DataError for a visit without any view of `names`.
     """
@@ -79,8 +74,8 @@ class VisitViews:
         images = []
         for k, view in enumerate(views):
             image, _ = load_view(record, view, None)
-            one = {"image": image, "modality": np.int32(self.names.index(view.modality))}
-            images.append(apply(self.steps, one, seed, k)["image"])
+            single = {"image": image, "modality": np.int32(self.names.index(view.modality))}
+            images.append(apply(self.steps, single, seed, k)["image"])
         visit, eyes, of_views = self.texts(record, views)
         labels = labels_of(record) if self.labels else {}
         return {
@@ -96,21 +91,21 @@ class VisitViews:
         } | targets_of(record, self.targets, (0, 0), (0, 0))
 
     def size(self, record: Record, rng: np.random.Generator) -> Size:
-        """What the visit takes of a batch, for the same random numbers as a call; no image is read."""
+        """The size of the visit in a batch, for the same random numbers as a call. Images are not read."""
         views = self.chosen(record, rng)
         visit, eyes, of_views = self.texts(record, views)
         texts = len({text for text in (visit, *eyes, *of_views) if text})
         return Size(len(views), texts, int(patient_number(record.patient)))
 
     def chosen(self, record: Record, rng: np.random.Generator) -> tuple[View, ...]:
-        """The views that are kept, in the order of the record."""
+        """The selected views, in the order of the record."""
         views = [view for view in record.views if view.modality in self.names]
         if not views:
             raise DataError(f"{name_of(record)}: has no view of {', '.join(self.names)}")
         if self.keep:
             draws = rng.random(len(views))
             kept = [v for v, x in zip(views, draws, strict=True) if x < self.keep[self.names.index(v.modality)]]
-            views = kept or [views[int(np.argmin(draws))]]  # an empty visit would be of no use
+            views = kept or [views[int(np.argmin(draws))]]  # keep at least one view
         if self.choose == "one":
             return (views[int(rng.integers(len(views)))],)
         if self.choose == "pair" and (pairs := _pairs(views)):
@@ -121,13 +116,13 @@ class VisitViews:
         return tuple(views)
 
     def texts(self, record: Record, views: Sequence[View]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-        """The text of the visit, those of the left and the right eye, and that of each view; "" where there is none."""
+        """The texts of the visit, of the left and the right eye, and of each view; "" if missing."""
         visit = record.report if self.text == "report" else ", ".join(record.findings)
         above = visit if self.inherit else ""
         seen = {view.eye for view in views}
-        own = {side: record.eye_reports.get(side) or above for side in SIDES}
-        eyes = tuple(own[side] if side in seen else "" for side in SIDES)
-        each = [(view, view.report or (own.get(view.eye, above) if self.inherit else "")) for view in views]
+        by_eye = {side: record.eye_reports.get(side) or above for side in SIDES}
+        eyes = tuple(by_eye[side] if side in seen else "" for side in SIDES)
+        each = [(view, view.report or (by_eye.get(view.eye, above) if self.inherit else "")) for view in views]
         of_views = tuple(worded(view, text, self.prompt) if text else "" for view, text in each)
         return (
             visit if "visit" in self.levels else "",
@@ -138,15 +133,15 @@ class VisitViews:
 
 def labels_of(record: Record) -> dict[str, np.int32]:
     """label, label_left and label_right of a visit, -1 if unknown. An eye has the label of its first labelled view."""
-    found = {"label": record.targets.get("label", -1)}
+    labels = {"label": record.targets.get("label", -1)}
     for side in SIDES:
-        own = [view.targets["label"] for view in record.views if view.eye == side and "label" in view.targets]
-        found[f"label_{side}"] = record.targets.get(f"label_{side}", own[0] if own else -1)
-    return {name: np.int32(value) for name, value in found.items()}
+        of_views = [view.targets["label"] for view in record.views if view.eye == side and "label" in view.targets]
+        labels[f"label_{side}"] = record.targets.get(f"label_{side}", of_views[0] if of_views else -1)
+    return {name: np.int32(value) for name, value in labels.items()}
 
 
 def _pairs(views: Sequence[View]) -> list[tuple[View, ...]]:
-    """All pairs of views of one known eye that have different modalities."""
+    """All pairs of views of the same known eye in different modalities."""
     return [
         (first, second)
         for k, first in enumerate(views)
@@ -156,22 +151,22 @@ def _pairs(views: Sequence[View]) -> list[tuple[View, ...]]:
 
 
 def shares_kept(counts: Sequence[float], shares: Sequence[float]) -> tuple[float, ...]:
-    """The probability of keeping a view of each modality, so that the kept ones have the `shares` asked for.
+    """The probability of keeping a view of each modality, so that the fractions of the kept views are `shares`.
 
-    counts: how often each modality occurs. The probabilities are as large as possible, so one of them is 1. Raises
-    DataError for shares that are not positive, and for a modality with a share that does not occur.
+    `counts` are the numbers of views of each modality. The probabilities are as large as possible, so the largest is 1.
+    Raises DataError for negative shares, for shares that are all 0, and for a modality with a share but without views.
     """
     if min(shares) < 0 or max(shares) <= 0 or len(shares) != len(counts):
         raise DataError(f"shares {tuple(shares)}: expected a number from 0 for each of {len(counts)} modalities")
     if any(share and not count for share, count in zip(shares, counts, strict=True)):
         raise DataError(f"shares {tuple(shares)}: modalities occur {tuple(counts)} times")
     wanted = [share / count if count else 0.0 for share, count in zip(shares, counts, strict=True)]
-    return tuple(one / max(wanted) for one in wanted)
+    return tuple(ratio / max(wanted) for ratio in wanted)
 
 
 @dataclass(frozen=True)
 class FlipVisit:
-    """Mirror all views of a visit, and keep all statements about left and right correct, as Flip does for one image."""
+    """Mirror all views of a visit and keep all statements about left and right correct, like Flip for single images."""
 
     probability: float = 0.5
 
@@ -190,9 +185,9 @@ class FlipVisit:
 
 @dataclass(frozen=True)
 class TokenizeVisit:
-    """Replace the texts of a visit by their different token ids `texts` i32 [t L] and by rows of it, -1 for no text.
+    """Replace the texts of a visit by the token ids `texts` i32 [t L] of the different texts, and by row indices.
 
-    These are text_at i32 [], eye_text_at i32 [2] and view_text_at i32 [v].
+    The indices are text_at i32 [], eye_text_at i32 [2] and view_text_at i32 [v], -1 if there is no text.
     """
 
     tokenizer: Callable[[Sequence[str]], np.ndarray]
@@ -211,7 +206,7 @@ class TokenizeVisit:
 class PadVisit:
     """Pad the views of a visit to `most`: views u8 [V S S 3], view_present bool [V], view_modality and view_eye i32 [V].
 
-    This is the form of a batch for methods that take all views of a visit in fixed places; packing.py wastes no places.
+    Use it for methods that need a fixed number of views per visit. packing.py makes batches without padding.
     """
 
     most: int = 8
@@ -219,7 +214,7 @@ class PadVisit:
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         count = len(example["views"])
         if count > self.most:
-            raise DataError(f"a visit has {count} views, more than the {self.most} places")
+            raise DataError(f"a visit has {count} views; expected at most {self.most}")
         more = self.most - count
         padded: dict[str, Any] = {"view_present": np.arange(self.most) < count}
         for key, blank in (("views", 0), ("view_modality", 0), ("view_eye", 2), ("view_text_at", -1)):

@@ -22,12 +22,14 @@ with _epy.lazy_api_imports(globals()):
         apply_encoder,
         apply_head,
         batch_spec,
+        encoder_of,
         image_features,
         init_head,
         normalized,
         owner_of,
         preprocessing,
         tower_of,
+        with_encoder,
     )
     from fundax.encoders.bert import BERT, MaskedHead, PostNormBlock
     from fundax.encoders.clip_text import Embedding, TextTransformer, text_transformer
@@ -79,6 +81,7 @@ with _epy.lazy_api_imports(globals()):
         token_loss,
     )
     from fundax.encoders.resnet import Basic, Bottleneck, ResNet
+    from fundax.encoders.saliency import class_attention, grad_cam
     from fundax.encoders.unet import ResidualBlock, UNet, waves
     from fundax.encoders.unetr import (
         UNETR,

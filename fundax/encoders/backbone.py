@@ -6,7 +6,7 @@ pretrained ViT from which only features are computed."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -46,8 +46,30 @@ def apply_encoder(
     return out, extra | {"image": new["batch_stats"]}
 
 
-def tower_of(objective: Any, params: Params, extra: Extra) -> tuple[ViT, Params]:
-    """The ViT that encodes images, and its parameters; the teacher's for a self-distilled model.
+def encoder_of(objective: Any, params: Params, extra: Extra, modality: int = 0) -> tuple[ViT | ResNet, Params, Extra]:
+    """The image encoder of an objective as it computes features, its parameters, and its batch statistics.
+
+    The teacher's for a self-distilled model, the one below an adapter, and the one of `modality` if each has its own.
+    Raises UserError if there is no ViT or ResNet, and if no encoder belongs to the modality.
+    """
+    tower, name = getattr(objective, "image", None), type(objective).__name__
+    if not isinstance(tower, ViT | ResNet):
+        raise UserError(f"{name} has no image encoder; expected a model with a ViT or a ResNet")
+    owner = extra.get("teacher", params.get("model", params))  # "model": the model below an adapter
+    weights, stats = dict(owner["image"]), extra.get("model", extra)
+    if several := getattr(owner_of(objective), "modalities", ()):
+        if modality not in several:
+            raise UserError(f"{name} has encoders of the modalities {', '.join(map(str, several))}, not {modality}")
+        weights = dict(weights[f"m{modality}"])
+    if isinstance(tower, ResNet):
+        return tower, weights, {"image": stats["image"]}
+    if tower.mask_token:  # a teacher has no mask token, and never needs it
+        weights.setdefault("mask_token", jnp.zeros(tower.width))
+    return tower.clone(mask_ratio=0.0, drop_path=0.0), weights, {}
+
+
+def tower_of(objective: Any, params: Params, extra: Extra, modality: int = 0) -> tuple[ViT, Params]:
+    """The ViT that encodes images, and its parameters; see `encoder_of`.
 
     Raises UserError if the image encoder is not a ViT or has no class token, whose attention could be shown.
     """
@@ -59,11 +81,17 @@ def tower_of(objective: Any, params: Params, extra: Extra) -> tuple[ViT, Params]
         raise UserError(
             f"attention maps show the class token's attention, and the ViT of this {name} has no class token"
         )
-    owner = extra.get("teacher", params.get("model", params))  # "model": the model below an adapter
-    weights = dict(owner["image"])
-    if tower.mask_token:  # a teacher has no mask token, and never needs it
-        weights.setdefault("mask_token", jnp.zeros(tower.width))
-    return tower.clone(mask_ratio=0.0, drop_path=0.0), weights
+    vit, weights, _ = encoder_of(objective, params, extra, modality)
+    assert isinstance(vit, ViT)
+    return vit, weights
+
+
+def with_encoder(objective: Any, image: ViT | ResNet) -> Any:
+    """The same objective with another image encoder, which may lie below a head, an adapter or KeepFIT."""
+    below = next((name for name in ("tower", "model", "base") if hasattr(objective, name)), None)
+    if below is None:
+        return replace(objective, image=image)
+    return replace(objective, **{below: with_encoder(getattr(objective, below), image)})
 
 
 @runtime_checkable
@@ -89,7 +117,7 @@ def preprocessing(objective: Any) -> dict[str, Any]:
     one rule for resizing alone has it as `resize` and `interpolation`.
     """
     owner = owner_of(objective)
-    size = getattr(getattr(owner, "image", None), "image_size", None)
+    size = getattr(owner, "side", getattr(getattr(owner, "image", None), "image_size", None))
     if size is None or not hasattr(owner, "mean"):
         return {}
     rule = {"resize": getattr(owner, "resize", "squash"), "interpolation": getattr(owner, "interpolation", "bicubic")}
@@ -116,6 +144,8 @@ class Backbone:
     frozen: the encoder gets no gradient and runs without stochastic depth.
     statistics: batch statistics of a trained encoder are `learned` from its batches, or `frozen` as the initial weights
         have them, which is better for batches of a few images or a few hundred images in all.
+    tiles, tile_pool: images are cut into `tiles` tiles on each side, all of the encoder's size; the feature is the mean
+        or the maximum of theirs.
     """
 
     image: VisionEncoder
@@ -126,8 +156,14 @@ class Backbone:
     modalities: tuple[int, ...] = ()
     frozen: bool = True
     statistics: Literal["learned", "frozen"] = "learned"
+    tiles: int = 1
+    tile_pool: Literal["mean", "max"] = "mean"
 
     def __post_init__(self) -> None:
+        if self.tiles < 1 or self.tile_pool not in ("mean", "max"):
+            raise UserError(
+                f"{self.tiles} tiles on a side, pooled by {self.tile_pool!r}; expected 1 or more, mean or max"
+            )
         if self.feature not in FEATURES:
             raise UserError(f"feature {self.feature!r}; expected one of {', '.join(FEATURES)}")
         if isinstance(self.image, Convolutional) and self.feature not in ("mean", "pooled"):
@@ -137,6 +173,11 @@ class Backbone:
                 raise UserError(f"feature {self.feature!r} needs an encoder with a class token")
             if self.feature == "token" and not 0 < self.blocks <= self.image.depth:
                 raise UserError(f"the last {self.blocks} blocks of an encoder that has {self.image.depth}")
+
+    @property
+    def side(self) -> int:
+        """Side of the images in pixels."""
+        return self.image.image_size * self.tiles
 
     @property
     def width(self) -> int:
@@ -175,7 +216,9 @@ class Backbone:
         rng = None if self.frozen else rng
         tree = jax.lax.stop_gradient(params["image"]) if self.frozen else params["image"]
         if not self.modalities:
-            return self._encoded(tree, extra, pixels, rng)
+            features, extra = self._encoded(tree, extra, _tiled(pixels, self.tiles), rng)
+            features = features.reshape(len(pixels), self.tiles**2, -1)
+            return (features.max(1) if self.tile_pool == "max" else features.mean(1)), extra
         if "modality" not in batch:
             raise UserError("the batch has no 'modality', and this backbone has an encoder for each modality")
         # Every encoder sees every image: which examples belong to it is not known when the step is compiled.
@@ -211,11 +254,19 @@ class Backbone:
         return {"token": token, "mean": mean, "token_mean": jnp.concatenate([token, mean], -1)}[self.feature]
 
 
+def _tiled(pixels: jax.Array, tiles: int) -> jax.Array:
+    """Images [B h w 3] cut into tiles [B tiles^2 h/tiles w/tiles 3], as one batch."""
+    b, height, width, c = pixels.shape
+    h, w = height // tiles, width // tiles
+    parts = pixels[:, : h * tiles, : w * tiles].reshape(b, tiles, h, tiles, w, c)
+    return parts.swapaxes(2, 3).reshape(b * tiles**2, h, w, c)
+
+
 def batch_spec(tower: Backbone, given: str, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The image part of a batch: `image` u8 [B h w 3] and `modality` if it is needed, or `feature` f32 [B C]."""
     if given == "feature":
         return {"feature": jax.ShapeDtypeStruct((batch, tower.width), jnp.float32)}
-    side = tower.image.image_size
+    side = tower.side
     spec = {"image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)}
     if tower.modalities or len(tower.mean) > 1:
         spec["modality"] = jax.ShapeDtypeStruct((batch,), jnp.int32)

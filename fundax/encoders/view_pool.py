@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fundax.encoders.layers import l2_normalize, uniform
 
 EYES = 3  # left, right, unknown
+NEVER = -1e30  # score of a view that is not in the mask; finite, because inf - inf is NaN
 
 
 class Views(NamedTuple):
@@ -61,14 +62,15 @@ class ViewAttention(nn.Module):
 
 
 def pooled(features: jax.Array, scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mean of the features [B V E] of the views in the mask bool [B V], weighted by softmax(scores) [B V H]; [B E].
+    """Means of the features [B V E] of the views in each mask bool [... B V], weighted by softmax(scores [B V H]); [... B E].
 
     Each of the H heads weighs its share of the E numbers. The feature of a single view is returned as it is, to the last
     bit; without any view it is 0.
     """
-    scores = jnp.where(mask[..., None], scores, -jnp.inf)
-    peak = jax.lax.stop_gradient(scores.max(1, keepdims=True))
-    weights = jnp.where(mask[..., None], jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0.0)), 0.0)
-    weights = weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-30)
-    parts = features.reshape(*features.shape[:2], weights.shape[-1], -1)  # [B V H E/H]
-    return (weights[..., None] * parts).sum(1).reshape(len(features), -1)
+    there = mask[..., None]
+    scores = jnp.where(there, jnp.broadcast_to(scores, (*mask.shape, scores.shape[-1])), NEVER)
+    weights = jnp.where(there, jnp.exp(scores - jax.lax.stop_gradient(scores.max(-2, keepdims=True))), 0.0)
+    weights = weights / jnp.maximum(weights.sum(-2, keepdims=True), 1e-30)
+    parts = features.reshape(*features.shape[:2], scores.shape[-1], -1)  # [B V H E/H]
+    found = jnp.einsum("...bvh,bvhe->...bhe", weights, parts, precision=jax.lax.Precision.HIGHEST)
+    return found.reshape(*found.shape[:-2], -1)

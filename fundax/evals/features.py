@@ -36,6 +36,7 @@ def extract(
     input_keys: Sequence[str] = (),
     cache: str | Path = "",
     fingerprint: str = "",
+    store: dict[bytes, dict[str, np.ndarray]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Extract features of all non-padding examples.
 
@@ -60,10 +61,39 @@ def extract(
         path = Path(cache) / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
         if (kept := _read(path, (*names, *extra_keys))) is not None:
             return kept
-    rows = _pass(forward, params, extra, data, names, extra_keys, input_keys)
+    rows = _pass(_kept(forward, store, names), params, extra, data, names, extra_keys, input_keys)
     if path is not None:
         _write(path, rows)
     return rows
+
+
+KEPT = 2**17  # rows of a store
+
+
+def _kept(forward: Forward, store: dict[bytes, dict[str, np.ndarray]] | None, names: Sequence[str]) -> Forward:
+    """The forward pass, which is run for batches with a row that the store does not have."""
+    if store is None:
+        return forward
+
+    def run(params: Params, extra: Extra, batch: Batch) -> Mapping[str, Any]:
+        arrays = [np.ascontiguousarray(batch[key]) for key in sorted(batch) if key != "valid"]
+        count = len(arrays[0])
+        keys = [hashlib.blake2b(b"".join(array[row].tobytes() for array in arrays)).digest() for row in range(count)]
+        if not all(key in store for key in keys):
+            out = forward(params, extra, batch)
+            if any(name not in out for name in names) or len(store) + count > KEPT:
+                return out
+            store.update((key, {name: np.asarray(out[name][row]) for name in names}) for row, key in enumerate(keys))
+        return {name: np.stack([store[key][name] for key in keys]) for name in names}
+
+    return run
+
+
+@functools.lru_cache(maxsize=2)
+def _store(identity: str) -> dict[bytes, dict[str, np.ndarray]]:
+    """The features that this process has computed with one encoder: the folds of cross-validation share them."""
+    del identity
+    return {}
 
 
 def class_features(
@@ -187,6 +217,13 @@ class Frozen:
         return params, extra
 
     @functools.cached_property
+    def _identity(self) -> str:
+        """Digest of what computes the features: the backbone's settings and weights."""
+        params, extra = self._state
+        weights = digest({"image": params.get("image", params)}, {"image": extra.get("image", {})})
+        return f"{getattr(self.objective, 'tower', self.objective)!r} {weights}"
+
+    @functools.cached_property
     def _forward(self) -> Callable[..., Any]:
         run = jax.jit(self.objective.forward)
         return lambda params, extra, batch: jax.device_get(run(params, extra, dict(batch)))
@@ -197,6 +234,7 @@ class Frozen:
         @functools.cache
         def read() -> Rows:
             kept = {"cache": self.cache, "fingerprint": fingerprint, "extra_keys": tuple(extra_keys)}
+            kept["store"] = _store(self._identity)
             return extract(self._forward, *self._state, data, ("feature",), input_keys=("image", "modality"), **kept)
 
         return read
@@ -216,6 +254,64 @@ def encoded(
     """
     frozen = Frozen(objective, start.init_from, seed, cache, start.init_extra)
     return functools.partial(frozen.part, reader, fingerprint=fingerprint)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Training data of a recipe: all rows of `read()` in every batch, for a problem that is solved as a whole.
+
+    Batches are filled up to `batch` rows with a row whose label is unknown (-1, or NaN).
+    """
+
+    read: Read
+    batch: int
+    label: str = "label"
+
+    @functools.cached_property
+    def rows(self) -> Rows:
+        """The batch. Raises UserError if there are more rows than it holds."""
+        rows = self.read()
+        count = len(rows["feature"])
+        if count > self.batch:
+            raise UserError(f"{count} rows do not fit a batch of {self.batch}")
+        chosen = np.minimum(np.arange(self.batch), count - 1)
+        filled = {key: values[chosen] for key, values in rows.items()}
+        label = filled[self.label].copy()
+        label[count:] = np.nan if label.dtype.kind == "f" else -1
+        return filled | {self.label: label}
+
+    def __call__(self, shard: int = 0, shards: int = 1) -> WholeBatches:
+        """The iterator of process `shard`."""
+        return WholeBatches(self, shard, shards)
+
+
+class WholeBatches:
+    """The same rows at every step; there is no state."""
+
+    bad_records = ""  # no image is read
+
+    def __init__(self, whole: Whole, shard: int, shards: int) -> None:
+        self._whole, self._shard, self._local = whole, shard, whole.batch // shards
+
+    def __iter__(self) -> WholeBatches:
+        return self
+
+    def __next__(self) -> Batch:
+        at = self._shard * self._local
+        return {key: values[at : at + self._local] for key, values in self._whole.rows.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """{}."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Nothing to continue."""
+        del state
+
+
+def passes(exact: bool, read: Read, batch: int, seed: int = 0, balanced: str = "") -> Whole | Epochs:
+    """Training data of a probe: Whole for a problem that is solved exactly, else Epochs."""
+    return Whole(read, batch) if exact else Epochs(read, batch, seed, balanced)
 
 
 @dataclass(frozen=True)

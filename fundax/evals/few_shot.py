@@ -1,4 +1,4 @@
-"""Few-shot evaluation: zero-shot, logistic regression, CLIP-Adapter and Tip-Adapter(-F).
+"""Few-shot evaluation: zero-shot, class means, logistic regression, CLIP-Adapter and Tip-Adapter(-F).
 
 Features are computed once. The protocol and its settings are those of github.com/jusiro/FLAIR (Apache-2.0): C 0.316,
 40 epochs of AdamW 1e-3, alpha 1, beta 5."""
@@ -38,7 +38,7 @@ class FewShot:
             padding. Training images are drawn from the pool only.
         classes: class names.
         class_features: maps `encode` to unit features f32 [K E] of the prompts, see features.class_features. None omits
-            the methods that need them.
+            the methods that need them, so that "prototypes" and "linear" are left.
         shots: numbers of images per class.
         seeds: number of draws for each number of shots.
         methods: names in METHODS.
@@ -76,7 +76,7 @@ class FewShot:
         pool = self._rows(forward, params, extra, self.pool, self.pool_fingerprint)
         test = self._rows(forward, params, extra, self.test, self.test_fingerprint)
         _check_apart(pool, test)
-        text, log_scale, methods = None, 0.0, [m for m in self.methods if m == "linear"]
+        text, log_scale, methods = None, 0.0, [m for m in self.methods if m in WITHOUT_TEXT]
         if self.class_features is not None:
             text, log_scale = self._heads(forward, params, extra)
             methods = list(self.methods)
@@ -207,13 +207,31 @@ def tip_adapter_f(few: Rows, classes: int, text: Any, log_scale: float, test: Ro
     return tip_adapter(few, classes, text, log_scale, test, seed, train=True)
 
 
+def prototypes(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
+    """Class means of unit features, compared by cosine at CLIP's scale of 100; for encoders that read no texts.
+
+    Classes without an image have probability 0.
+    """
+    del text, log_scale, seed
+    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)  # noqa: E731
+    there, features = np.unique(few["label"]), unit(few["feature"])
+    means = unit(np.stack([features[few["label"] == k].mean(0) for k in there]))
+    out = np.zeros((len(test["feature"]), classes), np.float32)
+    out[:, there] = softmax(100 * unit(test["feature"]) @ means.T, axis=1)
+    return out
+
+
 METHODS: dict[str, Scores] = {
+    "prototypes": prototypes,
     "zero_shot": zero_shot,
     "linear": linear,
     "clip_adapter": clip_adapter,
     "tip_adapter": tip_adapter,
     "tip_adapter_f": tip_adapter_f,
 }
+
+
+WITHOUT_TEXT = ("prototypes", "linear")
 
 
 def _order(few: Rows, seed: int) -> np.ndarray:

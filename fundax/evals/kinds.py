@@ -36,9 +36,15 @@ class Part:
         return cls(**present) if present else None
 
 
+KEEP = "keep_"
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rows(Part):
-    """The image of each of the N rows of a result: row of the source, patient, and attributes for subgroups; [N] each."""
+    """The image of each of the N rows of a result: row of the source, patient, and attributes for subgroups; [N] each.
+
+    `kept` are columns that were asked for by keep=, by name; a batch and a file have them under KEEP and the name.
+    """
 
     index: np.ndarray | None = None
     patient: np.ndarray | None = None
@@ -52,6 +58,21 @@ class Rows(Part):
     ethnicity: np.ndarray | None = None
     days: np.ndarray | None = None  # between visits
     horizon: np.ndarray | None = None  # days ahead, of a forecast
+    kept: Mapping[str, np.ndarray] | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that are there, by their names in the file."""
+        own = {name: column for name, column in super().arrays().items() if name != "kept"}
+        return own | {f"{KEEP}{name}": column for name, column in (self.kept or {}).items()}
+
+    @classmethod
+    def read(cls, arrays: Mapping[str, np.ndarray]) -> Self | None:
+        """The rows out of the arrays of a file, or of columns that batches have; None where there is nothing of them."""
+        kept = {name.removeprefix(KEEP): column for name, column in arrays.items() if name.startswith(KEEP)}
+        own: dict[str, Any] = {name: column for name, column in arrays.items() if name != "kept"}
+        if kept:
+            own["kept"] = kept
+        return super().read(own)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -356,6 +377,7 @@ def read(arrays: Mapping[str, np.ndarray]) -> Result:
 def row_columns(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of Rows in a batch, by name; the key `group` is the patient."""
     keys = {f.name: f.name for f in fields(Rows)} | {"group": "patient"}
+    keys |= {key: key for key in batch if key.startswith(KEEP)}
     return {name: batch[key] for key, name in keys.items() if key in batch}
 
 

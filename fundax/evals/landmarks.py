@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -85,7 +85,7 @@ class Landmarks:
         kept = {key: rows[key] for key in ("error", "error_diameters", "found", "truth")}
         return LandmarkResult(
             metrics=self._floats(rows), names=np.array(self.names), **kept,
-            rows=Rows(**{f.name: rows[f.name] for f in fields(Rows) if f.name in rows}),
+            rows=Rows.read(rows),
             cases=Cases(pictures=np.stack(drawn), picture_row=shown, picture_score=score[shown]),
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -111,11 +111,11 @@ class Segmentation:
     def _result(self, rows: Sequence[dict[str, Any]]) -> SegmentationResult:
         score = _means(rows)
         shown = extremes(score)
-        columns = {f.name: np.array([row[f.name] for row in rows]) for f in fields(Rows) if f.name in rows[0]}
+        columns = {name: np.array([row[name] for row in rows]) for name in row_columns(rows[0])}
         return SegmentationResult(
             metrics=self._floats(rows), classes=np.array(self.classes),
             **{name: np.stack([row[name] for row in rows]) for name in NAMES},
-            rows=Rows(**columns),
+            rows=Rows.read(columns),
             cases=Cases(
                 pictures=np.stack([rows[i]["picture"] for i in shown]), picture_row=shown, picture_score=score[shown]
             ),

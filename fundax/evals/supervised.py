@@ -95,7 +95,7 @@ class Classified:
             metrics=_floats(metrics, self.classes) | whole | counts,
             # probabilities stay float64: float32 would give confident rows equal scores and change the AUC
             labels=label, probabilities=probabilities, logits=logits, classes=np.array(self.classes),
-            rows=Rows(**arrays), by_class=ByClass.read(metrics), horizons=horizons, cases=Cases.read(kept.arrays()),
+            rows=Rows.read(arrays), by_class=ByClass.read(metrics), horizons=horizons, cases=Cases.read(kept.arrays()),
         )  # fmt: skip
 
     def _horizons(
@@ -172,8 +172,34 @@ class Valued:
             metrics={k: v for k, v in metrics.items() if not np.isnan(v)} | {"rows": float(len(value))},
             value=value, predicted=predicted, names=np.array(self.names),
             target_mae=scores["mae"], target_r2=scores["r2"], target_pearson=scores["pearson"],
-            count=scores["count"], note=scores["note"], rows=Rows(**arrays), cases=Cases.read(kept.arrays()),
+            count=scores["count"], note=scores["note"], rows=Rows.read(arrays), cases=Cases.read(kept.arrays()),
         )  # fmt: skip
+
+
+def pooled(results: Sequence[ClassificationResult | MultiLabelResult]) -> ClassificationResult | MultiLabelResult:
+    """The result of all rows of several results with the same classes, such as those of the folds of cross-validation.
+
+    Cases are left out. Metrics are computed again from the probabilities of all rows; `kappa` is there if every result
+    has it. Raises UserError for results of different kinds or classes.
+    """
+    first = results[0]
+    classes = [str(name) for name in first.classes]
+    for one in results:
+        if type(one) is not type(first) or [str(name) for name in one.classes] != classes:
+            raise UserError("results of different kinds or classes cannot be pooled")
+    arrays = {name: np.concatenate([np.asarray(getattr(one, name)) for one in results])
+              for name in ("labels", "probabilities", "logits")}  # fmt: skip
+    several = isinstance(first, MultiLabelResult)
+    found = (multi_label if several else classification)(arrays["labels"], arrays["probabilities"], classes)
+    if not all("kappa" in one.metrics for one in results):
+        found.pop("kappa", None)
+    columns = [one.rows.arrays() if one.rows else {} for one in results]
+    shared = set.intersection(*(set(one) for one in columns)) - {"index"}  # a row number of its own fold
+    rows = {name: np.concatenate([one[name] for one in columns]) for name in shared}
+    return type(first)(
+        metrics=_floats(found, classes) | {"rows": float(len(arrays["labels"]))},
+        classes=np.array(classes), rows=Rows(**rows), by_class=ByClass.read(found), **arrays,
+    )  # fmt: skip
 
 
 def regression(truth: Any, predicted: Any) -> dict[str, Any]:

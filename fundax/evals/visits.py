@@ -1,4 +1,4 @@
-"""Evaluation of a model of visits: zero-shot classes of visits, eyes and views, every subset of modalities, and retrieval."""
+"""Evaluation of a model of visits: zero-shot classification of visits, eyes, views and subsets of modalities, and retrieval."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from fundax.evals.features import class_features
 from fundax.evals.kinds import Scores
-from fundax.evals.retrieval import ranks
 from fundax.metrics import weighted
+from fundax.metrics.ranking import ranks
 from fundax.metrics.statistics import Comparison, Estimate, bootstrap_weighted, weighted_difference
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
@@ -21,37 +21,45 @@ VIEWS = ("row", "slot", "view_modality", "view_eye")
 
 
 class Sheet(NamedTuple):
-    """Features and labels of all visits: arrays [N ...] of visits, and [M ...] of their views."""
+    """Features and labels of N visits and of their M views."""
 
     visit: np.ndarray  # f32 [N E]
-    eyes: np.ndarray  # f32 [N 2 E], 0 without a view
-    subsets: dict[tuple[int, ...], np.ndarray]  # f32 [N E] of the views of some modalities, 0 without one
-    text: np.ndarray  # f32 [N E] of the visit's text, NaN without one
+    eyes: np.ndarray  # f32 [N 2 E], 0 if the eye has no view
+    subsets: dict[tuple[int, ...], np.ndarray]  # f32 [N E] for each subset of modalities, 0 if a visit has no such view
+    text: np.ndarray  # f32 [N E] of the text of the visit, NaN if there is no text
     label: np.ndarray  # i64 [N]
     label_eyes: np.ndarray  # i64 [N 2]
     patient: np.ndarray  # i64 [N]
     view: np.ndarray  # f32 [M E]
-    owner: np.ndarray  # i64 [M], the visit
+    owner: np.ndarray  # i64 [M], row of the visit
     modality: np.ndarray  # i64 [M]
     eye: np.ndarray  # i64 [M], 2 if unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisitScores:
-    """An Eval of visits that no training has seen.
+    """An Eval of held-out visits.
 
-    data: packed batches of visits with label, label_left and label_right i32 [B], below 0 if unknown, and patient.
-    classes: names of the K classes; () leaves the zero-shot scores out. prompts: token ids i32 [P L] of each class.
-    modalities: names of `view_modality`.
-    resamples: of patients, for intervals of 95 %.
+    Args:
+        data: packed batches of visits with patient, and label, label_left and label_right i32 [B], below 0 if unknown.
+        classes: names of the K classes; () omits the zero-shot scores.
+        prompts: token ids i32 [P L] of each class.
+        modalities: names of the indices `view_modality`.
+        resamples: number of bootstrap resamples of patients, for 95 % intervals.
 
-    Returns Scores. Metrics: macro_auc (of visits), eye/macro_auc, view/macro_auc; macro_auc/NAME of each subset of
-    modalities ("CFP+OCT") and of each single view ("CFP left"); best_single_view, and gain_over_best_single_view with _low
-    and _high on the visits that have that view; R@10/NAME and lift/NAME (R@10 over that of chance) of retrieval between
-    the modalities of an eye ("OCT to CFP"), between eyes ("CFP left to right") and from reports ("report to visit"), and
-    their means cross_modal_R@10 and cross_modal_lift. Arrays: a table with a row for each subset and single view.
+    Returns:
+        Scores with the metrics
 
-    Raises UserError for data without a labelled visit.
+        - macro_auc (of visits), eye/macro_auc, view/macro_auc, and macro_auc/NAME of each subset of modalities
+          ("CFP+OCT") and of each single view ("CFP left");
+        - best_single_view, and gain_over_best_single_view (with _low and _high) on the visits with this view;
+        - R@10/NAME and lift/NAME (R@10 divided by chance) of retrieval between the modalities of an eye ("OCT to CFP"),
+          between eyes ("CFP left to right") and from reports ("report to visit"), and the means over pairs of modalities,
+          cross_modal_R@10 and cross_modal_lift.
+
+        The arrays are a table with a row for each subset and single view.
+
+    Raises UserError if no visit is labelled.
     """
 
     data: Callable[[], Iterator[Batch]]
@@ -102,7 +110,7 @@ class VisitScores:
         return Sheet(**joined)
 
     def _features(self, encode: Any, given: Batch, raw: np.ndarray, subset: Sequence[int]) -> np.ndarray:
-        """Features [B E] of the visits from the views of a subset of modalities; 0 without one."""
+        """Features [B E] of the visits from the views of a subset of modalities; 0 if a visit has no such view."""
         kept = np.isin(given["view_modality"], subset)
         some = dict(given) | {"view_raw": raw, "row": np.where(kept, given["row"], -1).astype(np.int32)}
         return np.asarray(encode(some)["image_features"])
@@ -134,7 +142,7 @@ class VisitScores:
         return metrics, {f"table_{name}": np.array(values) for name, values in columns.items()}
 
     def _parts(self, sheet: Sheet) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Name, visits i64 [n] and features [n E] of each subset of modalities and of each kind of single view."""
+        """Name, rows of visits i64 [n] and features [n E] of each subset of modalities and of each single view."""
         for subset, features in sheet.subsets.items():
             at = np.flatnonzero(features.any(1))
             yield "+".join(self.modalities[k] for k in subset), at, features[at]
@@ -146,7 +154,7 @@ class VisitScores:
     def _compared(
         self, labels: np.ndarray, scores: np.ndarray, whole: np.ndarray, patients: np.ndarray
     ) -> tuple[Estimate, Comparison]:
-        """Macro AUC of the scores [n K] with its interval, and how much higher that of the whole visits is."""
+        """Macro AUC of the scores [n K] with its interval, and the difference to the macro AUC of the whole visits."""
         part, all_views = (lambda w, s=s: weighted.nanmean(weighted.class_aucs(labels, s, w)) for s in (scores, whole))
         drawn = {"patients": patients, "resamples": self.resamples}
         return bootstrap_weighted(part, len(labels), **drawn), weighted_difference(
@@ -154,50 +162,52 @@ class VisitScores:
         )
 
     def _view_labels(self, sheet: Sheet) -> np.ndarray:
-        """The label of the eye of each view; that of the visit where the eye is unknown."""
+        """The label of the eye of each view, or of the visit if the eye is unknown."""
         of_eyes = np.concatenate([sheet.label_eyes, sheet.label[:, None]], axis=1)  # [N 3]
         return of_eyes[sheet.owner, sheet.eye]
 
     def _retrieval(self, sheet: Sheet) -> dict[str, float]:
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         cross = []
         for a, b in itertools.permutations(range(len(self.modalities)), 2):
             pairs = [_both(_first(sheet, a, eye), _first(sheet, b, eye)) for eye in range(len(SIDES))]
             queries, items = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
             name = f"{self.modalities[a]} to {self.modalities[b]}"
-            found |= (scores := _recall(name, queries, items))
+            metrics |= (scores := _recall(name, queries, items))
             cross.append([scores[f"R@10/{name}"], scores[f"lift/{name}"]] if scores else [np.nan, np.nan])
         for k, name in enumerate(self.modalities):
-            found |= _recall(f"{name} left to right", *_both(_first(sheet, k, 0), _first(sheet, k, 1)))
+            metrics |= _recall(f"{name} left to right", *_both(_first(sheet, k, 0), _first(sheet, k, 1)))
         there = ~np.isnan(sheet.text[:, 0])
-        found |= _recall("report to visit", sheet.text[there], sheet.visit[there])
+        metrics |= _recall("report to visit", sheet.text[there], sheet.visit[there])
         if cross and not np.isnan(cross).all():
             means = np.nanmean(np.array(cross), axis=0)
-            found |= {"cross_modal_R@10": float(means[0]), "cross_modal_lift": float(means[1])}
-        return found
+            metrics |= {"cross_modal_R@10": float(means[0]), "cross_modal_lift": float(means[1])}
+        return metrics
 
 
 def _labels(batch: Batch, name: str) -> np.ndarray:
-    """i64 [B]; -1 for all without such a key."""
+    """Labels i64 [B]; -1 for all visits if the batch has no such key."""
     return np.asarray(batch[name] if name in batch else -np.ones(len(batch["valid"])), np.int64)
 
 
 def _macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Mean one-vs-rest AUC of the classes that occur; rows with a label below 0 do not count."""
+    """Mean one-vs-rest AUC of the classes that occur, ignoring rows with a label below 0."""
     known = labels >= 0
-    one = np.ones((1, int(known.sum())))
-    return float(weighted.nanmean(weighted.class_aucs(labels[known], scores[known], one))[0]) if known.any() else np.nan
+    ones = np.ones((1, int(known.sum())))
+    return (
+        float(weighted.nanmean(weighted.class_aucs(labels[known], scores[known], ones))[0]) if known.any() else np.nan
+    )
 
 
 def _first(sheet: Sheet, modality: int, eye: int) -> tuple[np.ndarray, np.ndarray]:
-    """Visits i64 [n] with a view of that modality and eye, and the features [n E] of their first one."""
+    """Rows i64 [n] of the visits with a view of this modality and eye, and the features [n E] of the first such view."""
     views = np.flatnonzero((sheet.modality == modality) & (sheet.eye == eye))
     at, first = np.unique(sheet.owner[views], return_index=True)
     return at, sheet.view[views[first]]
 
 
 def _both(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The features of the visits that have both, [n E] each."""
+    """The features [n E] of the visits that are in both, for each of them."""
     _, at, other = np.intersect1d(first[0], second[0], return_indices=True)
     return first[1][at], second[1][other]
 

@@ -70,7 +70,7 @@ def zero_shot(
             metrics=_summary(by_class, classes, parity) | more,
             labels=labels, logits=logits, probabilities=probabilities, classes=np.array(classes),
             ranked_by="probabilities" if parity else "logits",
-            rows=Rows(**rows), by_class=ByClass(**by_class), cases=Cases.read(kept.arrays()),
+            rows=Rows.read(rows), by_class=ByClass(**by_class), cases=Cases.read(kept.arrays()),
         )  # fmt: skip
 
     return evaluate

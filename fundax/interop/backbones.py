@@ -93,6 +93,8 @@ def backbone(
     blocks: int = 4,
     frozen: bool = True,
     statistics: Literal["learned", "frozen"] = "learned",
+    tiles: int = 1,
+    tile_pool: Literal["mean", "max"] = "mean",
     **fields: Any,
 ) -> ImageBackbone:
     """Load the image encoder of any path that `load` supports, or create a randomly initialised one of a size.
@@ -112,12 +114,14 @@ def backbone(
         blocks: how many last blocks the feature `token` reads; more than there are mean all.
         frozen: the encoder is not trained.
         statistics: whether batch statistics are learned or frozen while it is trained.
+        tiles, tile_pool: cut images into tiles of the encoder's size, see `encoders.Backbone`.
         fields: fields of the encoder: drop_path, dtype, remat, attention, ...
     Raises:
         UserError: neither a size nor a checkpoint, a checkpoint without an image encoder, patches that do not fill the
             image; when a run starts: tensors that do not fit.
     """
     options = {"feature": feature, "blocks": blocks, "frozen": frozen, "statistics": statistics}
+    options |= {"tiles": tiles, "tile_pool": tile_pool}
     if isinstance(path_or_size, Mapping):
         shared = {"checkpoint": checkpoint, "image_size": image_size, **options, **fields}
         return _several({n: backbone(path, **shared) for n, path in path_or_size.items()}, path_or_size)

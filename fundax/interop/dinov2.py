@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fundax.encoders import layers
-from fundax.encoders.backbone import BackboneWithHead, Encoder
+from fundax.encoders.backbone import Encoder
 from fundax.encoders.positions import pixel_centres, resize_positions
 from fundax.encoders.vit import ViT, init_dino
 from fundax.interop import folder, keymap, processor, vit
@@ -175,6 +175,6 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
 
 
 FORMAT = Format(
-    "huggingface", NAME, (Encoder, IBOT, BackboneWithHead), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
+    "huggingface", NAME, (Encoder, IBOT), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
     configured=True, select=vit.encoder_of, difference=difference, order=8,
 )  # fmt: skip

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -194,8 +195,8 @@ def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
 # ------------------------------------------------------------------------------------------------------- folders
 
 
-def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
-    """Write a folder with flair.pth, the state dict that FLAIR and KeepFIT save and load; needs torch.
+def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False, weights: str = WEIGHTS) -> None:
+    """Write a folder with flair.pth (keepfit.pth), the state dict that FLAIR and KeepFIT save and load; needs torch.
 
     Parts of a KeepFIT that only training uses and that the original program does not have (the decoder of reports, a
     reference by cosine) are left out and listed in the record. Raises UserError for another model, and for a folder that
@@ -212,9 +213,9 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
     shared, attention, left_out = parts_of(model.params)
     state = from_fundax(base, shared, model.extra) | attention_state(attention)
     with folder.fresh_folder(out, overwrite) as temporary:
-        write_torch(state, temporary / WEIGHTS)
+        write_torch(state, temporary / weights)
         folder.write_record(temporary, state, model, left_out)
-        folder.write_card(temporary, model, "fundax", USAGE)
+        folder.write_card(temporary, model, "fundax", USAGE.replace(WEIGHTS, weights))
 
 
 def parts_of(params: Params) -> tuple[Params, Params, dict[str, Any]]:
@@ -254,4 +255,8 @@ def read_as(objective: Any, state: State, source: str) -> tuple[Params, Extra]:
 
 FORMAT = Format(
     "flair", NAME, (FLAIR, KeepFIT), (WEIGHTS, folder.RECORD), detect, read_model, write_folder, USAGE, read_as=read_as, order=4,
+)  # fmt: skip
+KEEPFIT = Format(  # the same keys; --to flair also writes a KeepFIT
+    "keepfit", "KeepFIT", (KeepFIT,), ("keepfit.pth", folder.RECORD), detect, read_model,
+    partial(write_folder, weights="keepfit.pth"), USAGE.replace(WEIGHTS, "keepfit.pth"), read_as=read_as, order=5,
 )  # fmt: skip

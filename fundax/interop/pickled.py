@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +27,12 @@ _DTYPES = {
     "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }  # fmt: skip
 _LARGEST = 2**31  # bytes of a tensor
+
+
+class _Kind(NamedTuple):
+    """Stands for a type of storage. A pickle could change the state of NumPy's own dtype, which the process shares."""
+
+    dtype: np.dtype
 
 
 @dataclass
@@ -119,7 +125,7 @@ class _Restricted(pickle.Unpickler):
             "torch._utils._rebuild_parameter": _parameter,
         }
         if module in ("torch", "torch.storage") and name in _DTYPES:
-            return np.dtype(_DTYPES[name])
+            return _Kind(np.dtype(_DTYPES[name]))
         if f"{module}.{name}" in known:
             return known[f"{module}.{name}"]
         raise UserError(
@@ -128,9 +134,9 @@ class _Restricted(pickle.Unpickler):
 
     def persistent_load(self, pid: Any, /) -> _Storage:
         kind, dtype, key, _, count = pid[:5]
-        if kind != "storage" or not isinstance(dtype, np.dtype) or (len(pid) > 5 and pid[5] is not None):
+        if kind != "storage" or not isinstance(dtype, _Kind) or (len(pid) > 5 and pid[5] is not None):
             raise ValueError(f"an object of the kind {kind!r}")
-        return self._storages.setdefault(str(key), _Storage(str(key), dtype, int(count)))
+        return self._storages.setdefault(str(key), _Storage(str(key), dtype.dtype, int(count)))
 
 
 def _rebuilt(storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:

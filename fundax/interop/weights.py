@@ -26,6 +26,7 @@ from fundax.types import UserError
 State = dict[str, np.ndarray]  # a state dict, under the checkpoint's own key names
 # File names of weights in a folder, in the order of preference; a folder holds one model.
 FILE_NAMES = (
+    "heads.safetensors",  # towers lie beside it (split.py)
     "open_clip_model.safetensors",
     "model.safetensors",
     "model.safetensors.index.json",
@@ -34,6 +35,8 @@ FILE_NAMES = (
     "pytorch_model.bin.index.json",
     "ret_clip.pt",
     "flair.pth",
+    "keepfit.pth",
+    "stablehlo.safetensors",
     "visionfm.pth",
     "retfound.pth",
     "captioner.pth",
@@ -198,15 +201,16 @@ def load_torch(path: str | Path) -> Any:
         UserError: torch absent, a damaged file, or a pickle of anything else.
     """
     try:
-        import torch
-    except ImportError:
-        return pickled.read(Path(path))
-    try:
         _check_pickles(Path(path))
+        try:
+            import torch
+        except ImportError:
+            return pickled.read(Path(path))
         with torch.serialization.safe_globals(_plain_values()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (DataError, UserError) as error:
-        raise UserError(f"{path}: refused: {error}") from error
+        named = str(error).startswith(str(path))
+        raise UserError(str(error) if named else f"{path}: refused: {error}") from error
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UserError(

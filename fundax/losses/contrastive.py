@@ -66,7 +66,7 @@ def _hide(logits: jax.Array, mask: jax.Array | None, axis: int = 1) -> jax.Array
 
 
 def _without(logits: jax.Array, hidden: jax.Array | None) -> jax.Array:
-    """The same for the pairs of `hidden` bool [B B]."""
+    """Set the logits of the pairs in `hidden` bool [B B] to the lowest number."""
     return logits if hidden is None else jnp.where(hidden, jnp.finfo(jnp.float32).min, logits)
 
 
@@ -148,8 +148,8 @@ def contrastive_accuracy(
 ) -> tuple[jax.Array, jax.Array]:
     """Image-to-text and text-to-image accuracy: the fraction of examples whose own pair is the nearest; fp32 () each.
 
-    image, text [B E]. With group i32 [B], a nearest example of the same group counts as correct. hidden bool [B B]: pairs
-    that are not compared.
+    `image` and `text` are [B E]. With `group` i32 [B], a nearest example of the same group is correct. The pairs in
+    `hidden` bool [B B] are not compared.
     """
     logits = _without(similarity(_present(image, mask), _present(text, mask)), hidden)
     group = jnp.arange(len(logits)) if group is None else group
@@ -191,7 +191,7 @@ def contrast(
         scales: logit_scale and, if the loss has one, logit_bias.
         mask: bool [B], see softmax_contrastive.
         group: i32 [B]; texts of one group match each other's images.
-        related: rows that are no negatives of each other, see relations.py.
+        related: rows that are not negatives of each other, see relations.py.
         negatives: global, plain or ring.
 
     Raises UserError for unknown `negatives`, and for "ring" with a loss that has no ring.
@@ -300,7 +300,7 @@ def label_aware(
         mask: bool [B], see softmax_contrastive.
         targets: maps categories to f32 [B B], symmetric. The default compares for equality, the only form the ring has:
             with other targets "global" means "plain".
-        related: rows that are no negatives of each other, see relations.py.
+        related: rows that are not negatives of each other, see relations.py.
         negatives: see the top of this file. FLAIR and KeepFIT train with "local", the mean of each device's own loss.
 
     Raises:

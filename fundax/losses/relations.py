@@ -1,10 +1,10 @@
-"""Which pairs of a batch are no true negatives: rows of one patient, and rows with equal texts.
+"""Relations between the rows of a batch: pairs that are not true negatives, because the patient or the text is the same.
 
-A contrastive loss takes every other row as a negative. That is wrong for another image of the same patient and for a report
-that says the same. The losses of contrastive.py and ring.py take two kinds of row numbers for such pairs:
+A contrastive loss uses all other rows as negatives. This is wrong for another image of the same patient, and for a report
+with the same text. The losses of contrastive.py and ring.py take two kinds of row numbers for such pairs:
 
-    group    i32 [B]             rows with an equal number are positives of each other
-    related  tuple of i32 [B]    rows with an equal number in any of them are neither positives nor negatives
+    group    i32 [B]             rows with equal numbers are positives of each other
+    related  tuple of i32 [B]    rows with equal numbers in any of the arrays are neither positives nor negatives
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Related = tuple[jax.Array, ...]
 
 
 class Relations(NamedTuple):
-    """What a loss is told about the rows of a batch, and how many pairs are concerned, to log."""
+    """The arguments `group` and `related` of a loss, and the numbers of affected pairs, for logging."""
 
     group: jax.Array | None = None
     related: Related = ()
@@ -38,44 +38,45 @@ def relations(
     category: Any = None,
     mask: Any = None,
 ) -> Relations:
-    """How rows are related by their texts, patients and categories; an argument that is None says nothing.
+    """Compute the relations of rows by their texts, patients and categories. Arguments that are None are ignored.
 
     Args:
-        repeats: "mask": rows with an equal text or patient are no negatives of each other. "share": rows with an equal text
-            are positives, those of one patient are no negatives. "negatives": neither is looked at, as in most published
-            code.
+        repeats: "mask": rows with equal texts or patients are not negatives of each other. "share": rows with equal texts
+            are positives, and rows with equal patients are not negatives. "negatives": texts and patients are ignored, as
+            in most published code.
         text: token ids i32 [B L], or numbers i32 [B] that are equal for equal texts.
         patient: i32 [B], negative if unknown.
-        category: i32 [B]; rows of one category are positives of each other, with any `repeats`.
-        mask: bool [B], False for rows that do not count.
+        category: i32 [B]; rows of the same category are positives of each other, for all values of `repeats`.
+        mask: bool [B], False for rows that are ignored.
 
-    `counts` has same_text and same_patient, the numbers of ordered pairs of different rows that agree.
+    Returns:
+        The relations. `counts` has same_text and same_patient, the numbers of ordered pairs of different rows that agree.
     """
     group = None if category is None else jnp.asarray(category)
     if repeats == "negatives":
         return Relations(group)
-    found, counts = {}, {}
-    for name, given in (("text", text), ("patient", patient)):
-        if given is not None:
-            ids = jnp.asarray(given)
-            found[name] = known(ids if ids.ndim == 1 else equal_rows(ids), mask)
-            counts[f"same_{name}"] = agreeing_pairs(found[name])
+    numbers, counts = {}, {}
+    for name, values in (("text", text), ("patient", patient)):
+        if values is not None:
+            ids = jnp.asarray(values)
+            numbers[name] = known(ids if ids.ndim == 1 else equal_rows(ids), mask)
+            counts[f"same_{name}"] = agreeing_pairs(numbers[name])
     if repeats == "share" and group is None:
-        group = found.pop("text", None)
-    return Relations(group, tuple(found.values()), counts)
+        group = numbers.pop("text", None)
+    return Relations(group, tuple(numbers.values()), counts)
 
 
 def equal_rows(ids: jax.Array) -> jax.Array:
     """Numbers i32 [B] that are equal for equal rows of ids i32 [B L].
 
-    Rows are compared by a hash of 64 bits: two different rows among 10,000 get one number with a chance of 3e-12.
+    Rows are compared by a hash of 64 bits. Among 10,000 different rows, the probability of a collision is 3e-12.
     """
     first, second = (_hash(ids, seed) for seed in (0x9E3779B1, 0x85EBCA77))
     return _ranks((first, second))
 
 
 def _hash(ids: jax.Array, seed: int) -> jax.Array:
-    """u32 [B]: every token is mixed with its position before the sum, since a plain sum is the same in any order."""
+    """Hash rows to u32 [B]. Tokens are mixed with their positions before the sum, so that the order matters."""
     x = ids.astype(jnp.uint32) * jnp.uint32(0xC2B2AE3D)
     x = x + (jnp.arange(1, ids.shape[1] + 1, dtype=jnp.uint32) * jnp.uint32(seed))[None]
     for shift, factor in ((15, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the finalizer of MurmurHash3
@@ -84,7 +85,7 @@ def _hash(ids: jax.Array, seed: int) -> jax.Array:
 
 
 def _ranks(keys: Sequence[jax.Array]) -> jax.Array:
-    """i32 [B]: the rank of each row among the different rows of `keys`."""
+    """The rank i32 [B] of each row among the different rows of `keys`."""
     order = jnp.lexsort(tuple(keys))
     new = jnp.zeros(len(order), bool)
     for key in keys:
@@ -94,7 +95,7 @@ def _ranks(keys: Sequence[jax.Array]) -> jax.Array:
 
 
 def known(ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """ids i32 [B], with a number of its own for each row that is below 0 or not in the mask."""
+    """Replace the ids i32 [B] that are below 0 or outside the mask by unique numbers."""
     own = -1 - jnp.arange(len(ids), dtype=jnp.int32)
     there = ids >= 0 if mask is None else (ids >= 0) & mask
     return jnp.where(there, ids.astype(jnp.int32), own)
@@ -108,7 +109,7 @@ def agreeing_pairs(ids: jax.Array) -> jax.Array:
 
 
 def no_negatives(group: jax.Array | None, related: Related) -> jax.Array | None:
-    """bool [B B]: True for pairs of different related rows that are not positives of each other; None without any."""
+    """bool [B B]: True for pairs of different related rows that are not positives; None if `related` is empty."""
     if not related:
         return None
     rows = jnp.arange(len(related[0]), dtype=jnp.int32)
@@ -116,12 +117,12 @@ def no_negatives(group: jax.Array | None, related: Related) -> jax.Array | None:
 
 
 def unrelated_by(rows: Related, columns: Related, group: jax.Array | None, column_group: jax.Array | None) -> jax.Array:
-    """bool [r b]: the same for a block of rows and columns. The first array of `rows` and `columns` is the row's number."""
+    """no_negatives bool [r b] for a block of rows and columns. The first array of each is the row number."""
     equal = [first[:, None] == second[None] for first, second in zip(rows, columns, strict=True)]
-    found = equal[1]
+    hidden = equal[1]
     for more in equal[2:]:
-        found = found | more
-    found = found & ~equal[0]
+        hidden = hidden | more
+    hidden = hidden & ~equal[0]
     if group is None or column_group is None:
-        return found
-    return found & (group[:, None] != column_group[None])
+        return hidden
+    return hidden & (group[:, None] != column_group[None])

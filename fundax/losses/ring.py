@@ -53,7 +53,7 @@ class Side(NamedTuple):
     features: jax.Array  # [R b E]
     present: jax.Array  # bool [R b]
     group: jax.Array | None = None  # i32 [b]; equal numbers are positives of each other. None: row i matches only row i
-    related: Related = ()  # i32 [b] each: the number of the row, then what makes rows no negatives (relations.py)
+    related: Related = ()  # i32 [b] each: the row number, then the relations of rows that are not negatives (relations.py)
 
 
 class LogSumExp(NamedTuple):
@@ -89,7 +89,7 @@ class Nearest(NamedTuple):
 
 
 def _block_logits(image: Side, text: Side, scale: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """scale * cosine + bias, and NEVER where either side is absent or the pair does not count. # [R r b]"""
+    """scale * cosine + bias, or NEVER if the image or the text is absent or the pair is ignored. # [R r b]"""
     # "highest": on TPUs and GPUs the default precision rounds the features, and logits at scale 100 would be off by 0.1
     product = jnp.einsum("rie,rje->rij", image.features, text.features, precision="highest")
     logits = scale[:, None, None] * product

@@ -51,7 +51,7 @@ def binary_cross_entropy(
     Args:
         logits, targets: [B K]; targets are 0, 1 or NaN for unlabelled.
         weights: weight of the positives of each column (PyTorch's pos_weight), or ().
-        focal: as in cross_entropy.
+        focal: the focusing exponent, as in cross_entropy.
     """
     known = ~jnp.isnan(targets)
     y = jnp.where(known, targets, 0.0)

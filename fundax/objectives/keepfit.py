@@ -41,25 +41,6 @@ class TwoTowers(Protocol):
     def features(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
     ) -> tuple[dict[str, jax.Array], Extra]: ...
-    def encode_next(
-        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
-    ) -> tuple[dict[str, jax.Array], Extra]:
-        """The same, and the next extra state."""
-        keys = jax.random.split(rng, 3)
-        public, elite = halves(batch)
-        if missing := [name for name in ("image", "text") if name not in elite]:
-            raise UserError(
-                f"KeepFIT: the batch has no {ELITE}{missing[0]}; add a source of elite data, one example per public one"
-            )
-        features, extra = self.base.features(params, extra, public, keys[0])
-        elite_features, extra = self.base.features(params, extra, elite, keys[1])
-        names = ("image_features", "text_features")
-        out = {name: features[name] for name in names} | {ELITE + name: elite_features[name] for name in names}
-        if self.caption is not None:
-            sums = self._caption_loss(params, elite_features["image_tokens"], elite["text"], keys[2])
-            out |= dict(zip(("caption", "caption_words"), sums, strict=True))
-        return out, extra
-
     def compare(self, params: Params, features: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, Metrics]: ...
 
 
@@ -161,6 +142,25 @@ class KeepFIT:
         -log p of each elite report and its length.
         """
         return self.encode_next(params, extra, batch, rng)[0]
+
+    def encode_next(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
+    ) -> tuple[dict[str, jax.Array], Extra]:
+        """The same, and the next extra state."""
+        keys = jax.random.split(rng, 3)
+        public, elite = halves(batch)
+        if missing := [name for name in ("image", "text") if name not in elite]:
+            raise UserError(
+                f"KeepFIT: the batch has no {ELITE}{missing[0]}; add a source of elite data, one example per public one"
+            )
+        features, extra = self.base.features(params, extra, public, keys[0])
+        elite_features, extra = self.base.features(params, extra, elite, keys[1])
+        names = ("image_features", "text_features")
+        out = {name: features[name] for name in names} | {ELITE + name: elite_features[name] for name in names}
+        if self.caption is not None:
+            sums = self._caption_loss(params, elite_features["image_tokens"], elite["text"], keys[2])
+            out |= dict(zip(("caption", "caption_words"), sums, strict=True))
+        return out, extra
 
     def compare(
         self, params: Params, features: Mapping[str, jax.Array], batch: Batch, rng: jax.Array | None = None

@@ -277,14 +277,14 @@ def ret_clip(
     """RET-CLIP with an image encoder of encoders.vit.SIZES and a text encoder of encoders.bert.SIZES, or a row of SIZES.
 
     `fields` named scan, remat and dtype go to both encoders, attention to that of images, the others to RetCLIP. The
-    published model is B/16, base. In a row of SIZES the text is pooled by the mean of its tokens: a fresh [CLS] says
-    nothing of them, and learns to only slowly. Raises UserError for an unknown size.
+    published model is B/16, base. In the row tiny of SIZES the text is pooled by the mean of its tokens: a fresh [CLS]
+    says nothing of them, and learns to only slowly. Raises UserError for an unknown size.
     """
     both = {name: fields.pop(name) for name in ("scan", "remat", "dtype") if name in fields}
     images = both | {name: fields.pop(name) for name in ("attention",) if name in fields}
     if size in SIZES:
         image, words = SIZES[size]
-        report = BERT(vocab, 128, *words, dropout=0.0, pool="mean", **both)
+        report = BERT(vocab, 128, *words, dropout=0.0, pool="cls" if size == "smoke" else "mean", **both)
         fields = {"embed": image.embed, "init_logit_scale": 2.66} | fields
         sizes = (image_size or image.image_size, image.patch, image.width, image.depth, image.heads)
         return RetCLIP(image=ViT(*sizes, **images), text=report, **fields)

@@ -85,6 +85,8 @@ class Visit:
             )
         if len(self.mean) != len(self.std):
             raise UserError("Visit: mean and std have the same number of rows")
+        if self.separate and (self.image.kinds > 1 or self.reconstruction is not None):
+            raise UserError("Visit: separate encoders have image.kinds=1 and no reconstruction")
         known = {"visit", "eye", "view", "images"} if isinstance(self.levels, WeightedViews) else set(TRIPARTITE)
         if unknown := {name for name, _ in self.weights} - known:
             raise UserError(f"Visit: weights of {', '.join(sorted(unknown))}; its terms are {', '.join(sorted(known))}")
@@ -228,16 +230,12 @@ class Visit:
 
     def _between_images(self, params: Params, views: Views, owner: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean loss over the pairs of modalities of an eye, and the number of these pairs."""
-        features = self.levels.modality(params, views)  # [M B 2 E]
-        there = jnp.stack([
-            jnp.stack([(views.present & (views.eye == eye) & (views.modality == k)).any(1) for eye in range(2)], 1)
-            for k in range(len(self.modalities))
-        ])  # [M B 2] # fmt: skip
+        features, there = self.levels.modality(params, views)  # [M 2 B E], [M 2 B]
         pairs = list(itertools.combinations(range(len(self.modalities)), 2))
         if not pairs:
             return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
         masks = [(there[a] & there[b]).reshape(-1) for a, b in pairs]
-        rows = relations(self.repeats, patient=jnp.repeat(owner, len(SIDES)))
+        rows = relations(self.repeats, patient=jnp.tile(owner, len(SIDES)))
         sides = zip(*((flat(features[a]), flat(features[b])) for a, b in pairs), strict=True)
         scales = [jnp.exp(params["log_scale"]["image"])] * len(pairs)
         options: dict[str, Any] = {"related": rows.related, "negatives": self.negatives}

@@ -31,6 +31,11 @@ class Term(NamedTuple):
     row: jax.Array  # the visit, -1 without one
 
 
+def of_eyes(views: Views) -> jax.Array:
+    """The views of the left and of the right eye, bool [2 B V]."""
+    return views.present[None] & (views.eye[None] == jnp.arange(len(SIDES))[:, None, None])
+
+
 class Levels(Protocol):
     """How features of eyes and visits are made of views, and how texts are compared with them."""
 
@@ -93,19 +98,16 @@ class WeightedViews:
 
     def image(self, params: Params, views: Views) -> dict[str, jax.Array]:
         """image_features f32 [B E] of the visit, and eye_features f32 [B 2 E]."""
-        scores = apply(self.pool, params["pool"], views)
-        eyes = [pooled(views.features, scores, views.present & (views.eye == k)) for k in range(len(SIDES))]
-        visit = pooled(views.features, scores, views.present)
-        return {"image_features": l2_normalize(visit), "eye_features": l2_normalize(jnp.stack(eyes, 1))}
+        masks = jnp.concatenate([views.present[None], of_eyes(views)])
+        found = l2_normalize(pooled(views.features, apply(self.pool, params["pool"], views), masks))
+        return {"image_features": found[0], "eye_features": jnp.moveaxis(found[1:], 0, 1)}
 
-    def modality(self, params: Params, views: Views) -> jax.Array:
-        """Unit features f32 [M B 2 E] of the views of each modality of each eye; 0 without any."""
+    def modality(self, params: Params, views: Views) -> tuple[jax.Array, jax.Array]:
+        """Unit features f32 [M 2 B E] of the views of each modality of each eye, and whether there are any, bool [M 2 B]."""
+        kinds = jnp.arange(self.modalities)[:, None, None, None]
+        masks = of_eyes(views)[None] & (views.modality[None, None] == kinds)
         scores = apply(self.pool, params["pool"], views)
-        mask = lambda k, eye: views.present & (views.eye == eye) & (views.modality == k)  # noqa: E731
-        found = [
-            [pooled(views.features, scores, mask(k, eye)) for eye in range(len(SIDES))] for k in range(self.modalities)
-        ]
-        return l2_normalize(jnp.stack([jnp.stack(eyes, 1) for eyes in found]))
+        return l2_normalize(pooled(views.features, scores, masks)), masks.any(-1)
 
     def text(self, params: Params, hidden: jax.Array) -> dict[str, jax.Array]:
         """As CLIP's projection of texts."""
@@ -115,7 +117,7 @@ class WeightedViews:
         """visit, eye and view."""
         text, scale, rows = out["text_features"], jnp.exp(params["log_scale"]["text"]), jnp.arange(len(views.present))
         eye_row = jnp.repeat(rows, len(SIDES))
-        eyes = jnp.stack([(views.present & (views.eye == k)).any(1) for k in range(len(SIDES))], 1).reshape(-1)
+        eyes = of_eyes(views).any(-1).T.reshape(-1)
 
         def term(features: jax.Array, at: jax.Array, there: jax.Array, row: jax.Array) -> Term:
             return Term(features, placed(text, _beyond(at, text)), scale, there & (at >= 0), at, row)
@@ -147,7 +149,7 @@ class BothEyes:
 
     def image(self, params: Params, views: Views) -> dict[str, jax.Array]:
         """image_features, left_features and right_features f32 [B E]."""
-        sides = [views.present & (views.eye == k) for k in range(len(SIDES))]
+        sides = of_eyes(views)
         eyes = [jnp.take_along_axis(views.features, side.argmax(1)[:, None, None], 1)[:, 0] for side in sides]
         raw = image_levels(params["project"], eyes[0], eyes[1], None, tuple(side.any(1) for side in sides))
         return {name.replace("raw", "features"): l2_normalize(x) for name, x in raw.items()}

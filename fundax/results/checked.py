@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fundax.evals.kinds import ByClass, Cases, ClassificationResult, FewShotResult, Horizons, Part, Result, Rows
+from fundax.evals.kinds import KEEP, ByClass, Cases, ClassificationResult, FewShotResult, Horizons, Part, Result, Rows
 from fundax.types import UserError
 
 # Shapes of the arrays of each kind. A letter has the same length in all arrays of a result; a number is the length.
@@ -53,7 +53,7 @@ def check(result: Result) -> None:
 
 def _parts(part: Part | None, kind: type[Part], shapes: Mapping[str, str], other: str, lengths: dict[str, int]) -> None:
     if isinstance(part, kind):
-        for name, values in vars(part).items():
+        for name, values in part.arrays().items():
             _fit(name, values, shapes.get(name, other), lengths)
 
 
@@ -68,7 +68,7 @@ def _fit(name: str, values: np.ndarray | None, shape: str, lengths: dict[str, in
         raise UserError(
             f"{name} has the shape {list(values.shape)}; expected [{shape}]{f' with {here}' if here else ''}"
         )
-    if values.dtype.kind not in "biuf" and name not in _WORDS:
+    if values.dtype.kind not in "biuf" and name not in _WORDS and not name.startswith(KEEP):
         raise UserError(f"{name} holds {values.dtype}; expected numbers")
     lengths.update({w: n for w, n in zip(wanted, values.shape, strict=True) if not w.isdigit()})
 

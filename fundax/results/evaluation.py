@@ -116,8 +116,9 @@ def row_columns(rows: Rows | None, count: int, words: Mapping[str, tuple[str, ..
     `words` are the names of the codes of a column.
     """
     columns = {}
-    for key in GROUPS:
-        column = None if rows is None else getattr(rows, key)
+    kept = {} if rows is None else dict(rows.kept or {})
+    for key in (*GROUPS, *kept):
+        column = None if rows is None else kept[key] if key in kept else getattr(rows, key)
         if column is None or len(column) != count:
             continue
         known = words.get(key, ()) if column.dtype.kind in "iu" else ()

@@ -146,9 +146,16 @@ def evaluations(run: Run) -> tuple[list[Evaluation], dict[str, str]]:
         except ValueError as error:
             reasons[name] = str(error)
             continue
-        more: Any = evaluation.row_columns(getattr(result, "rows", None), len(values), WORDS)
+        words = WORDS | {"modality": (*MODALITIES, *_declared(run))}
+        more: Any = evaluation.row_columns(getattr(result, "rows", None), len(values), words)
         out.append(Evaluation(run.name, name, result, about(result), names, values, truth, ranks, kind.scores, **more))
     return out, reasons
+
+
+def _declared(run: Run) -> tuple[str, ...]:
+    """The modalities that a run's own data declared, in the order of their numbers."""
+    found = run.config.get("data", {}).get("modalities", {}).get("modalities", {})
+    return tuple(name for name in found if name not in MODALITIES)
 
 
 def draw(result: Result, folder: Path, name: str) -> list[Path]:

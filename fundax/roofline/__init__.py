@@ -3,7 +3,7 @@
 from etils import epy as _epy
 
 with _epy.lazy_api_imports(globals()):
-    from fundax.roofline.chips import Chip, chip_named, chip_of
     from fundax.roofline.collectives import Collective
     from fundax.roofline.compile import CompiledStep
-    from fundax.roofline.flops import training_flops
+    from fundax.runtime.chips import Chip, chip_named, chip_of
+    from fundax.runtime.flops import training_flops

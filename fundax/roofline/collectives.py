@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+BETWEEN = "send to other slices"
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
 
 
@@ -39,14 +40,17 @@ class Collective:
 def collectives(hlo: str, mesh: Mesh) -> list[Collective]:
     """The collectives of a compiled module, summed by kind and axes, the largest first.
 
-    Collectives in loops are multiplied by the loop's trip count if it is known."""
-    bodies = _computations(hlo)
+    Collectives in loops are multiplied by the loop's trip count if it is known. Of several TPU slices the program is that
+    of one slice, and what it sends to the others is of the kind BETWEEN."""
+    bodies, slices = _computations(hlo), len({getattr(d, "slice_index", 0) for d in mesh.devices.flat})
+    if slices > 1:  # the data axis goes over the slices first
+        mesh = Mesh(mesh.devices[: mesh.devices.shape[0] // slices], mesh.axis_names)
     runs = _runs(bodies)
     by_groups = _axes_of_groups(mesh)
     sums: dict[tuple, Collective] = {}
     for name, lines in bodies.items():
         for line in lines:
-            item = _read(line, by_groups, mesh)
+            item = _sent(line, slices) or _read(line, by_groups, mesh)
             if item is None or not runs[name]:
                 continue
             item = replace(item, count=runs[name], moved=item.moved * runs[name])
@@ -98,6 +102,14 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
     text = "\n".join(bodies.get(condition[1], [])) if condition else ""
     numbers = re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)
     return int(numbers[0]) if len(numbers) == 1 else 1
+
+
+def _sent(line: str, slices: int) -> Collective | None:
+    """What is sent to other slices: the first operand of a send to the runtime between them."""
+    if " send(" not in line or "megascale" not in line:
+        return None
+    shape = _SHAPE.search(line)
+    return Collective(BETWEEN, ("data",), 1, _size(*shape.groups()) if shape else 0, slices)
 
 
 def _read(line: str, by_groups: dict, mesh: Mesh) -> Collective | None:

@@ -15,17 +15,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from rich.console import Group
 from rich.table import Table
 
 from fundax import train
 from fundax.params import path_string
 from fundax.recipe import Recipe
-from fundax.roofline import flops
-from fundax.roofline.chips import CHIPS, GIB, Chip, chip_named, chip_of
-from fundax.roofline.collectives import Collective, collectives
+from fundax.roofline.collectives import BETWEEN, Collective, collectives
+from fundax.runtime import flops
 from fundax.runtime import mesh as meshes
+from fundax.runtime.chips import CHIPS, GIB, Chip, chip_named, chip_of
 from fundax.types import UserError
 
 # libtpu must not search for a TPU or for another process that uses one. The last two variables have no effect on the
@@ -56,11 +56,17 @@ class CompiledStep:
     done_flops: int  # including rematerialisation
     moved: int  # bytes that matrix products read and write, total over all devices
     seconds_to_compile: float
+    ideal: int = 0  # bytes that leave a device at best, without those of the model axis, see ideal_bytes
     refused: str = ""  # the compiler's message, if the program does not fit
 
     @property
     def devices(self) -> int:
         return math.prod(self.mesh.values())
+
+    @property
+    def sent(self) -> int:
+        """Bytes that a device sends over the links of its slice."""
+        return sum(c.moved for c in self.communication if c.kind != BETWEEN)
 
     @property
     def fits(self) -> bool | None:
@@ -87,7 +93,7 @@ class CompiledStep:
             "memory": (self.moved / self.devices + 2 * self.state) / self.chip.bandwidth,
         }
         if self.temporaries is not None:
-            seconds["interconnect"] = sum(c.moved for c in self.communication) / (self.chip.links / 2)
+            seconds["interconnect"] = self.sent / (self.chip.links / 2)
         return seconds
 
     def mfu(self, seconds: float) -> float:
@@ -136,6 +142,7 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
         done_flops=done,
         moved=moved,
         seconds_to_compile=seconds,
+        ideal=ideal_bytes(state.params, mesh),
         refused=refused,
     )
 
@@ -163,6 +170,20 @@ def _bytes(tree: Any) -> int:
     )
 
 
+def ideal_bytes(params: Any, mesh: Mesh) -> int:
+    """Bytes that must leave a device in a step: split weights are gathered for the forward and the backward pass and their
+    gradients scattered; the gradients of the others, and those of each part over "data", are summed. All in fp32.
+    """
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    total = 0.0
+    for leaf in jax.tree.leaves(params):
+        local = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        split = any("fsdp" in (axis if isinstance(axis, tuple) else (axis,)) for axis in leaf.sharding.spec if axis)
+        copies = data if split else data * fsdp
+        total += 2 * (copies - 1) / copies * local + (3 * (fsdp - 1) * local if split else 0)
+    return int(total)
+
+
 def _first(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "Ran out of memory" in line or "xceeded" in line), lines[0])[:300]
@@ -175,11 +196,8 @@ def target(recipe: Recipe, topology: str | None) -> tuple[Mesh, Chip | None]:
         return mesh, chip_of(mesh.devices.flat[0].device_kind)
     chip = chip_named(topology.split(":")[0])
     devices = _devices(topology)
-    from jax.experimental import mesh_utils
-
     sizes = meshes.mesh_sizes(recipe.mesh, len(devices))
-    grid = mesh_utils.create_device_mesh(sizes, devices[: math.prod(sizes)], allow_split_physical_axes=True)
-    return Mesh(grid, meshes.AXES, axis_types=(AxisType.Auto,) * len(meshes.AXES)), chip
+    return meshes.arranged(sizes, devices[: math.prod(sizes)]), chip
 
 
 def _devices(topology: str) -> Sequence[Any]:
@@ -219,6 +237,7 @@ def tables(compiled: CompiledStep) -> Group:
             over = " x ".join(c.axes) or "other"
             wires.add_row(c.kind, over, str(c.group), str(c.count), f"{c.moved / 2**20:,.1f}")
         parts.append(wires)
+        parts.append(_beside_ideal(compiled))
     return Group(*parts, _caveat(compiled))
 
 
@@ -261,15 +280,26 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:,.1f} ms" if seconds < 1 else f"{1000 * seconds:,.0f} ms"
 
 
+def _beside_ideal(compiled: CompiledStep) -> str:
+    sent = compiled.sent
+    line = f"Sent per device: {sent / 2**20:,.1f} MiB; at best {compiled.ideal / 2**20:,.1f} MiB"
+    if compiled.mesh["model"] > 1:
+        return f"{line}, and the activations that the model axis sums in every layer."
+    if sent > 2 * compiled.ideal:
+        return f"{line}. WARNING: more than twice the best; activations may be sent in place of weights."
+    return f"{line} for this mesh, with weights and gradients in float32."
+
+
 def _caveat(compiled: CompiledStep) -> str:
     if compiled.chip is None:
         return (
-            f"{compiled.topology} is not in the table of chips (fundax/roofline/chips.py), so its memory limit and speed are "
+            f"{compiled.topology} is not in the table of chips (fundax/runtime/chips.py), so its memory limit and speed are "
             "unknown. Memory is XLA's count for this device. For a TPU slice pass --topology, for example v5e:4x4."
         )
-    between = (
-        " Traffic between slices is counted as traffic over the links of one slice." if "*" in compiled.topology else ""
-    )
+    between = ""
+    if "*" in compiled.topology:
+        crossing = sum(c.moved for c in compiled.communication if c.kind == BETWEEN)
+        between = f" {crossing / 2**20:,.1f} MiB per device go to other slices, over a slower network that the times leave out."
     return f"Nothing was run: the times follow from the peak numbers of {compiled.chip.name} ({compiled.chip.source}).{between}"
 
 

@@ -41,7 +41,7 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, keep: int = 2, best: Best | None = None) -> None:
         configure_orbax()
         self.folder: Any = checkpoints_of(workdir)
-        self._workdir = workdir
+        self.workdir = workdir
         # a bucket renames by copying, so there steps are deleted where they are
         old = _OLD if isinstance(self.folder, Path) else None
         self._rank = None if best is None else (best, ranking(best)[1])
@@ -109,7 +109,7 @@ class Checkpoints:
     def committed(self) -> list[int]:
         """The steps that are whole on disk, in ascending order, after the save in progress has ended or failed."""
         self._settle()
-        return saved_steps(self.folder.parent) if has_checkpoints(self.folder.parent) else []
+        return saved_steps(self.workdir) if has_checkpoints(self.workdir) else []
 
     def save(self, step: int, items: Mapping[str, Any], data: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Start saving {"params", "extra", "opt"} as this step; an existing step is not overwritten.
@@ -119,7 +119,7 @@ class Checkpoints:
         if step in self._orbax.all_steps():
             return
         self._empty_old()
-        push(self._workdir)  # on remote storage: what the step belongs to is there before the step
+        push(self.workdir)  # on remote storage: what the step belongs to is there before the step
         # Items without arrays, such as `extra` of most objectives, are not saved; `restore` puts them back.
         run = {"data": dict(data), "data_digest": digest_of_json(dict(data)), "metrics": dict(metrics)}
         run |= {"fingerprint": _fingerprints(items)}
@@ -127,9 +127,9 @@ class Checkpoints:
         args = ocp.args.Composite(run=ocp.args.JsonSave(run), **args)
         with self._writing():
             self._orbax.save(step, args=args, metrics=self._ranked(metrics), force=True)
-        if mirrors_checkpoints(self._workdir):
+        if mirrors_checkpoints(self.workdir):
             self.wait()
-            push(self._workdir)
+            push(self.workdir)
 
     def rank(self, step: int, metrics: Mapping[str, float]) -> None:
         """Rank a step that was saved before it was evaluated, because a signal came first."""

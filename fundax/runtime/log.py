@@ -51,6 +51,7 @@ class Log:
         self._batch, self._steps = batch, steps
         self._since: tuple[int, float, float] | None = None  # step, time, seconds waited for data
         self.waited: Callable[[], float] = lambda: 0.0  # seconds waited for data so far
+        self.speed: Callable[[float], Mapping[str, float]] = lambda seconds: {}  # results by the seconds of a step
         self._writers: list[Writer] = []
         self.console = console(quiet=not self._leads)
         if not self._leads:
@@ -86,7 +87,7 @@ class Log:
         self._since = (step, time.monotonic(), self.waited())
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write training metrics, with images/s and the share of time spent waiting for data; update the progress."""
+        """Write training metrics, with images/s, speed and the share of time spent waiting for data; show progress."""
         row = {f"train/{name}": float(value) for name, value in metrics.items()}
         before = self._since
         self.start_clock(step)
@@ -94,6 +95,7 @@ class Log:
             seconds = self._since[1] - before[1]
             row["train/images_per_second"] = self._batch * (step - before[0]) / seconds
             row["train/data_wait"] = min((self._since[2] - before[2]) / seconds, 1.0)
+            row |= {f"train/{name}": value for name, value in self.speed(seconds / (step - before[0])).items()}
         self.row(step, row)
         self._show(step, row)
 
@@ -139,8 +141,13 @@ class Log:
             self._bar.update(self._task, completed=step, loss=loss, speed=speed, wait=wait)
         else:
             seconds = int((self._steps - step) * self._batch / rate) if rate else 0
-            timing = f"  {speed} images/s  data wait {wait}  eta {seconds // 60}:{seconds % 60:02d}" if rate else ""
-            self.info(f"step {step}/{self._steps}  loss {loss}{timing}")
+            timing = f"  {speed} images/s  data wait {wait}{_of_chip(row)}" if rate else ""
+            left = f"  eta {seconds // 60}:{seconds % 60:02d}" if rate else ""
+            self.info(f"step {step}/{self._steps}  loss {loss}{timing}{left}")
+
+
+def _of_chip(row: Mapping[str, float]) -> str:
+    return f"  MFU {row['train/mfu']:.0%}" if "train/mfu" in row else ""
 
 
 def say(text: str) -> None:
@@ -248,7 +255,8 @@ class _WandB:
             import wandb
         except ImportError:
             raise UserError("the writer wandb needs wandb: pip install -e '.[wandb]'") from None
-        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # two runs may have one name
+        # runs of one name in different folders are different runs
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
         self._run: Any = wandb.init(dir=str(folder), name=folder.name, id=f"{folder.name}-{place}", resume="allow")
 
     def write(self, step: int, row: Mapping[str, float]) -> None:

@@ -91,7 +91,7 @@ def make_mesh(shape: Sequence[int] = (-1, 1)) -> Mesh:
     """A mesh with the axes data, fsdp and model, of shape (data, model) or (data, fsdp, model).
 
     One size may be -1, for all remaining devices. A smaller shape uses the first devices of a single process. Raises
-    UserError if the devices do not suffice, or if the model axis does not divide the devices of a process.
+    UserError if the devices do not suffice, or the data axis does not span the slices of a multislice.
     """
     devices = jax.devices()
     sizes = mesh_sizes(shape, len(devices))
@@ -100,11 +100,34 @@ def make_mesh(shape: Sequence[int] = (-1, 1)) -> Mesh:
         raise UserError(
             f"mesh {tuple(shape)} does not fit {len(devices)} devices; expected a product of {len(devices)}"
         )
-    # Tensor parallelism communicates in every layer: its groups must lie within the fast links of one process.
-    if jax.process_count() > 1 and jax.local_device_count() % sizes[2]:
-        raise UserError(f"mesh {tuple(shape)}: the model axis must divide the {jax.local_device_count()} local devices")
+    # Tensor parallelism communicates in every layer. The links of a TPU slice join its hosts, too; others are slow there.
+    if jax.process_count() > 1 and jax.local_device_count() % sizes[2] and devices[0].platform != "tpu":
+        _log.warning(
+            "the model axis of %d joins devices of several processes, and communicates in every layer", sizes[2]
+        )
+    return arranged(sizes, devices[:used])
+
+
+def arranged(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
+    """The devices as a mesh of (data, fsdp, model), such that neighbours in it are near each other.
+
+    Of several TPU slices the data axis goes over the slices first: only gradients then cross the slower network between
+    them. Raises UserError if the data axis is no multiple of the slices.
+    """
+    from jax.experimental import mesh_utils
+
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % slices:
+        raise UserError(
+            f"mesh {tuple(sizes)}: the data axis is {sizes[0]}; over {slices} slices expected a multiple of {slices}"
+        )
+    if slices > 1:
+        inside, between = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(inside, between, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     # Auto: XLA propagates the shardings through the program from those of its inputs and the constraints in it.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:used])
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,19 @@ def make(workdir: str | Path) -> None:
         Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error.strerror}") from None
+
+
+def check_output(path: str | Path) -> None:
+    """Check, before long work, that a file or folder can be written; the folder it is in is made if it is not there.
+
+    Raises UserError with the reason.
+    """
+    folder = Path(path).absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}: {error.filename or folder})") from None
 
 
 def read_json(path: str | Path, form: Any = dict[str, Any]) -> dict[str, Any]:

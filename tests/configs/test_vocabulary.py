@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.open import Data, Sources
+from data_pipelines.tasks.labelled import Look
 from data_pipelines.tasks.visits import VisitOptions
 from fundax.config import SMOKE, VOCABULARY, arguments_of
 from fundax.interop import Encoder
@@ -20,7 +21,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 SHARED = {field.name for one in (Run, Data, Sources) for field in dataclasses.fields(one)}
 GROUPS = {
     field.name
-    for one in (Encoder, Supervision, Decoder, Distillation, Terms, VisitOptions)
+    for one in (Encoder, Supervision, Decoder, Distillation, Terms, VisitOptions, Look)
     for field in dataclasses.fields(one)
 }  # some configs have them plainly
 

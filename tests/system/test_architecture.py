@@ -29,7 +29,7 @@ LAZY = {
 # Rooms (folders, or files at a root) by level: a room imports rooms of lower levels only, and files of its own room.
 LEVELS = {
     "fundax": (
-        ("types",),
+        ("options", "types"),
         ("params",),
         ("metrics", "optim", "runtime"),
         ("encoders", "losses"),
@@ -38,7 +38,7 @@ LEVELS = {
         ("config", "evals", "interop", "rerun", "train"),
         ("inference", "roofline"),
         ("results",),
-        ("verbs",),
+        ("folds", "verbs"),
     ),
     "data_pipelines": (
         ("geometry", "notices", "records"),

@@ -18,8 +18,18 @@ PACKAGES = {
     "orbax-checkpoint": "orbax", "scikit-learn": "sklearn", "pillow": "PIL", "absl-py": "absl", "pytest-xdist": "xdist",
     "tensorflow-datasets": "tensorflow_datasets", "mkdocs-material": "mkdocs", "mkdocstrings": "mkdocs", "jax": "jax",
 }  # fmt: skip
-# declared, and imported by a package that does not declare them, or run as a program
-FOR_OTHERS = {"importlib_resources", "pytest-xdist", "ruff", "pyright", "pre-commit", "mkdocs-material", "mkdocstrings"}
+# declared, and imported by a package that does not declare them (TFDS, etils), or run as a program
+FOR_OTHERS = {
+    "importlib_resources",
+    "gcsfs",
+    "s3fs",
+    "pytest-xdist",
+    "ruff",
+    "pyright",
+    "pre-commit",
+    "mkdocs-material",
+    "mkdocstrings",
+}
 # imported where they are installed, for a comparison that is left out without them
 COMPARED = {"timm", "open_clip"}
 

@@ -31,14 +31,25 @@ IMAGES = ("photo.jpg", "eye.jpg", "other.png", "a.jpg", "b.jpg")
 CHECKPOINTS = ("WEIGHTS", "CLIP_FOLDER")  # stand for a folder in Hugging Face's format
 # Option -> its value in the short form; None leaves it out.
 SHORT = {
-    "train": {"--workers": "0", "--size": None, "--preset": None},
+    "train": {"--workers": "0", "--size": None, "--preset": None, "--image-size": None, "--folds": "2"},
+    "fit": {"--image-size": None},
     "eval": {},
     "compile": {"--size": None, "--batch": None, "--topology": None, "--mesh": None},
     "data": {"--workers": "0"},
     "report": {},
 }
-MORE = {"train": ["--smoke"], "compile": ["--smoke", "--count"], "report": ["--resamples", "20"]}
-LAUNCH = ("workdir", "log_to", "help", "topology", "shardings", "count")  # arguments of train and compile themselves
+MORE = {"train": ["--smoke"], "fit": ["--smoke"], "compile": ["--smoke", "--count"], "report": ["--resamples", "20"]}
+LAUNCH = (
+    "workdir",
+    "log_to",
+    "folds",
+    "profile",
+    "dry_run",
+    "help",
+    "topology",
+    "shardings",
+    "count",
+)  # arguments of train and compile themselves
 CLUSTER = ("mpirun", "torchrun", "gcloud", "sbatch", "scripts/xpk.sh")
 
 
@@ -92,12 +103,23 @@ def workspace(tmp_path, monkeypatch, trained):
     """A folder with the files that the documents take as given; training is replaced by `check_recipe`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FUNDAX_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("configs", "scripts", "benchmarks"):
         (tmp_path / name).symlink_to(REPO / name)
     write_inputs(tmp_path)
     for name in CHECKPOINTS:
         shutil.copytree(trained / "exported", tmp_path / name)
     monkeypatch.setattr("fundax.train.fit", lambda recipe, run, **_: check_recipe(recipe, run, trained))
+    monkeypatch.setattr(
+        "fundax.folds.cross_validate", lambda load, run, _: check_recipe(load("--fold", "1/2"), run, trained)
+    )
+    monkeypatch.setattr(
+        "fundax.folds.fit_better",
+        lambda loads, run, _: [
+            check_recipe(load("--fold", "1/2"), Path(run, name), trained) for name, load in loads.items()
+        ],
+    )
+    monkeypatch.setattr("fundax.interop.pretrained._in_package", lambda name: trained / "quickstart")
     return tmp_path
 
 
@@ -108,6 +130,13 @@ def check_recipe(recipe, run, trained):
         assert wanted <= set(next(iter(recipe.train(0, 1))))
     own = "linear_probe" if "linear_probe" in str(recipe.source["config"]) else "quickstart"
     copy_run(trained / own, Path(run))
+
+
+def fill_bucket(trained):
+    """What the documents take as given at gs://bucket, in a folder that has an address as well."""
+    copy_run(trained / "quickstart", Path("bucket/run"))
+    for name in ("labels.csv", *(f"{k}.jpg" for k in range(24))):
+        shutil.copy(name, Path("bucket", name))
 
 
 def copy_run(source, target):
@@ -156,6 +185,9 @@ def run_command(words, trained):
 
 def run_launch(words, trained):
     verb, rest = words[0], words[1:]
+    if any("gs://" in word for word in rest):
+        fill_bucket(trained)
+        rest = [word.replace("gs://bucket", f"file://{Path.cwd()}/bucket") for word in rest]
     for word, before in zip(rest, [verb, *rest], strict=False):
         for run in re.findall(r"runs/\w+", word):
             if before != "--workdir":

@@ -147,7 +147,7 @@ def test_a_run_of_an_older_version_says_what_to_do(tmp_path, capsys):
 def test_the_config_in_a_run_of_somebody_else_runs_only_if_it_is_trusted(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"argv": []}')
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
-    (tmp_path / "config.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (tmp_path / "config.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     code, err = said(capsys, "eval", str(tmp_path))
     assert code == 2 and f"{tmp_path}/config.py is none of the configs of this version" in err and "--trust" in err
     assert "\n" not in err and not (tmp_path / "ran").exists()

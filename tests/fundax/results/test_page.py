@@ -106,7 +106,7 @@ def test_one_page_of_three_runs_of_every_kind(tmp_path):
     assert "<img src=http" not in text
     assert "&lt;script&gt;alert(&#34;x&#34;)" in text
     assert text.count("data:image/jpeg") == 4 + 4 + 4 + 2 * 2
-    for said in ("Comparison", "McNemar", "DeLong, paired", "only c has it", ">test, a</h2>", "Holm",
+    for said in ("Comparison", "McNemar", "DeLong, paired", "only c has this evaluation", ">test, a</h2>", "Holm",
                  "sex: f", "age: 40-54", "eye: right",
                  "linear", "0.700", "± 0.141", "margin [3]", "absent",
                  "<b>1.000</b><small>1.000 to 1.000</small>", "on the same rows", "train/loss",

@@ -1,13 +1,15 @@
 """Communication read back from programs whose communication is known."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fundax.roofline.collectives import _groups, collectives
+from fundax.roofline.collectives import BETWEEN, _groups, collectives
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +57,28 @@ def test_both_spellings_of_groups():
     named = "replica_groups=mesh['a'=1,'b'=2,'c'=4], device_ids=([4,2]T(1,0)) {'b'}"
     np.testing.assert_array_equal(_groups(named, 8), [[0, 1], [2, 3], [4, 5], [6, 7]])
     np.testing.assert_array_equal(_groups("replica_groups=mesh['a'=2,'b'=2] {'a'}", 4), [[0, 2], [1, 3]])
+
+
+def test_what_goes_to_other_slices_is_counted_apart():
+    @dataclass(frozen=True)
+    class Device:
+        id: int
+        slice_index: int
+
+    devices = np.empty(8, object)
+    devices[:] = [Device(k, k // 4) for k in range(8)]
+    mesh = Mesh(devices.reshape(4, 2, 1), ("data", "fsdp", "model"))
+    hlo = "\n".join(
+        (
+            "ENTRY %main (p: f32[16,64]) -> f32[32,64] {",
+            "  %gather = f32[64,64]{1,0} all-gather(%p), replica_groups={{0,1},{2,3}}, dimensions={1}",
+            "  %reduce = f32[8]{0} all-reduce(%p), replica_groups={{0,2},{1,3}}, to_apply=%add",
+            "  %send = (f32[16,64]{1,0:T(8,128)}, u32[], token[]) send(%p, %token), channel_id=2, is_host_transfer=true, "
+            'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}',
+            "}",
+        )
+    )
+    found = {one.kind: (one.axes, one.group, one.moved) for one in collectives(hlo, mesh)}
+    assert found["all-gather"] == (("fsdp",), 2, 64 * 64 * 4 // 2)
+    assert found["all-reduce"] == (("data",), 2, 32)
+    assert found[BETWEEN] == (("data",), 2, 16 * 64 * 4)

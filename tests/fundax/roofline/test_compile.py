@@ -9,8 +9,8 @@ from rich.console import Console
 from tiny_objective import recipe
 
 from fundax.roofline import compile as aot
-from fundax.roofline.chips import CHIPS, GIB
 from fundax.roofline.collectives import Collective
+from fundax.runtime.chips import CHIPS, GIB
 from fundax.types import UserError
 
 
@@ -116,3 +116,64 @@ def test_spec_of_a_state_is_what_the_mesh_says():
     from fundax.train import abstract_state
 
     assert abstract_state(recipe(), mesh).params["head"]["kernel"].sharding.spec == P("fsdp", None)
+
+
+def test_ideal_bytes_by_hand():
+    rows = {"split": jax.ShapeDtypeStruct((8, 4), "float32"), "whole": jax.ShapeDtypeStruct((4,), "float32")}
+
+    def ideal(shape, spec):
+        mesh, _ = aot.target(recipe(mesh=shape), None)
+        specs = {"split": spec, "whole": P()}
+        return aot.ideal_bytes(
+            {k: x.update(sharding=jax.sharding.NamedSharding(mesh, specs[k])) for k, x in rows.items()}, mesh
+        )
+
+    assert ideal((8, 1, 1), P()) == 2 * 7 / 8 * (8 * 4 * 4 + 16)  # one all-reduce of all gradients
+    assert ideal((1, 8, 1), P("fsdp", None)) == 3 * 7 * (4 * 4) + 2 * 7 / 8 * 16  # two gathers, one scatter
+    assert ideal((2, 4, 1), P("fsdp", None)) == 3 * 3 * 32 + 2 / 2 * 32 + 2 * 7 / 8 * 16
+
+
+def test_more_than_twice_the_ideal_is_a_warning():
+    sent = (Collective("all-reduce", ("data",), 1, 5 * 2**20, 4),)
+    assert "WARNING" not in printed(report(communication=sent, ideal=3 * 2**20))
+    said = " ".join(printed(report(communication=sent, ideal=2 * 2**20)).split())
+    assert "Sent per device: 5.0 MiB; at best 2.0 MiB. WARNING: more than twice the best" in said
+    many = report(communication=sent, ideal=2**20, mesh={"data": 2, "fsdp": 1, "model": 2})
+    assert "WARNING" not in printed(many)
+
+
+def test_search_ranks_what_fits_and_compiles_the_promising_ones_only(monkeypatch):
+    from fundax.roofline import search as searching
+
+    compiled = []
+
+    def step(given, topology, compiling=True):
+        mesh, remat = given
+        if compiling:
+            compiled.append((mesh, remat))
+        data, fsdp, model = map(int, mesh.split(","))
+        fits = fsdp == 4 or remat == "full"
+        return report(
+            mesh={"data": data, "fsdp": fsdp, "model": model}, done_flops=int((6 + (remat == "full")) * 197e12),
+            temporaries=(4 if fits else 40) * GIB if compiling else None, ideal=model * 2**30,
+        )  # fmt: skip
+
+    def recipe_of(mesh, remat):
+        if remat == "dots":
+            raise UserError("no such choice")
+        return Given((mesh, remat))
+
+    class Given(tuple):
+        accumulate = 2
+
+    monkeypatch.setattr(searching, "target", lambda given, topology: (type("Mesh", (), {"size": 4}), CHIPS["v5e"]))
+    monkeypatch.setattr(searching, "compile_step", step)
+    found = searching.search(recipe_of, "v5e:2x2", 3)
+    assert [(one.mesh, one.remat) for one in found] == [("1,4,1", "none"), ("1,4,1", "full"), ("2,2,1", "full")]
+    assert ("4,1,1", "none") in compiled and len(compiled) < 12  # of six meshes with two choices each
+    assert found[0].largest == 8 * int((0.95 * 16 - 3) / 4)  # a multiple of 4 rows x 2 micro-batches
+    assert set(searching.meshes_of(4)) == {"4,1,1", "2,2,1", "1,4,1", "2,1,2", "1,2,2", "1,1,4"}
+    console = Console(width=160)
+    with console.capture() as said:
+        console.print(searching.search_table(found, "v5e:2x2"))
+    assert "1,4,1" in said.get() and "largest --batch" in said.get()

@@ -38,8 +38,8 @@ def test_a_resumed_run_drops_later_rows_and_a_torn_line(tmp_path):
     with opened(tmp_path) as log:
         for step in (2, 4, 6):
             log.row(step, {"train/loss": 1.0})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "trai')
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'[2]\n{"train/loss": 1}\n{"step": "2"}\n\xff\n{"step": 7, "trai')
     with opened(tmp_path, step=4, restored=True) as log:
         log.row(6, {"train/loss": 2.0})
     assert [(row["step"], row["train/loss"]) for row in rows(tmp_path)] == [(2, 1.0), (4, 1.0), (6, 2.0)]

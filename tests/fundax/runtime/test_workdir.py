@@ -10,7 +10,7 @@ from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.objectives.clip import CLIP
 from fundax.runtime import serialize
-from fundax.runtime.workdir import read_config, write_arrays
+from fundax.runtime.workdir import check_output, read_config, write_arrays
 from fundax.stored import describe
 from fundax.types import UserError
 
@@ -71,3 +71,13 @@ def test_record_numbers_cannot_be_found_again_in_evaluations(tmp_path):
     assert not guesses & set(written.tolist()) and written[0] == 0 and written.max() == len(set(rows.tolist())) - 1
     same = rows[:, None] == rows[None]
     np.testing.assert_array_equal(written[:, None] == written[None], same)  # the same rows of the same patients
+
+
+def test_outputs_are_checked_before_the_work(tmp_path):
+    check_output(tmp_path / "new" / "folder" / "out.csv")
+    assert (tmp_path / "new" / "folder").is_dir() and not list((tmp_path / "new" / "folder").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"out.csv: cannot be written \((File exists|Not a directory)"):
+        check_output(tmp_path / "file" / "out.csv")
+    with pytest.raises(UserError, match=r"/proc/out.csv: cannot be written \("):
+        check_output("/proc/out.csv")

@@ -23,6 +23,11 @@ def forward_flops(function: Callable, *arguments: Any) -> int:
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr, _flops)
 
 
+def program_flops(program: ClosedJaxpr) -> int:
+    """The same of a program that is traced already, such as a training step with its rematerialisation."""
+    return _count(program.jaxpr, _flops)
+
+
 def training_flops(loss: Callable, *arguments: Any) -> int:
     """Model FLOPs of one training step without rematerialisation: three times the FLOPs of the forward pass."""
     return 3 * forward_flops(loss, *arguments)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from fundax.roofline.chips import chip_named, chip_of
-from fundax.roofline.flops import forward_flops, product_bytes, training_flops
+from fundax.runtime.chips import chip_named, chip_of
+from fundax.runtime.flops import forward_flops, product_bytes, training_flops
 
 
 def test_a_product_is_two_operations_per_multiply_add():
