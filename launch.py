@@ -11,6 +11,7 @@
     synth RUN --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
     explain RUN IMAGE... --out FOLDER                         where a ViT attends, drawn over the photographs
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
+    env gpu|tpu|cpu                                           variables that make training faster, for a shell
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
 
 Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. User errors print one line and exit with status 2.
@@ -36,12 +37,14 @@ class Output:
     Args:
         workdir: Folder of the run: checkpoints, metrics and figures.
         log_to: Where to log besides metrics.jsonl; may be given twice.
+        batch_per_device: Number of examples of each device in a step, in place of --batch.
         profile: Number of steps that the profiler traces, in WORKDIR/profile.
         dry_run: Run this number of steps at full size on made-up arrays, print their speed, and read and save nothing.
     """
 
     workdir: str = ""
     log_to: UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]] = ()
+    batch_per_device: int = 0
     profile: int = 0
     dry_run: int = 0
 
@@ -108,6 +111,11 @@ def train(argv: list[str]) -> None:
         raise _mistake("train: --workdir DIR is missing")
     cluster = _cluster(processes)
     with mirrored(own.workdir) as workdir:
+        if own.batch_per_device:
+            import jax
+
+            _meet(cluster)  # before the config, which needs the number of devices
+            rest = [*rest, f"--batch={own.batch_per_device * jax.device_count()}"]
         defaults = defaults_to_resume(str(workdir) if own.workdir else "", rest)
         recipe = _load(config, rest, Output, Cluster, defaults=defaults)
         recipe = replace(recipe, writers=(*recipe.writers, *own.log_to), profile=own.profile)
@@ -249,7 +257,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(verb: str, argv: list[str]) -> None:
     if verb in ("train", "eval", "compile"):
         return VERBS[verb](argv)
-    if any("://" in word for word in argv):
+    if verb != "env" and any("://" in word for word in argv):
         from fundax.runtime.remote import localized
 
         with localized(verb, argv) as words:

@@ -25,7 +25,7 @@ sys.path[:0] = [str(REPO)] if str(REPO) not in sys.path else []
 TOLERANCE = 1e-5
 # Why a step in micro-batches is not the step of the whole batch; it is then compared between one device and the mesh.
 STATISTICS = "batch statistics are those of each micro-batch"
-REASONS: dict[str, str] = {}
+REASONS = {"flair": STATISTICS, "keepfit": STATISTICS}
 UNTRAINED = "trains nothing by steps"
 
 
