@@ -13,6 +13,7 @@
     synth RUN --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
     explain RUN IMAGE... --out FOLDER [--text "exudates"]     what a model reads, drawn over the photographs
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
+    env gpu|tpu|cpu                                           variables that make training faster, for a shell
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
     data synthesize | data stats                              synthetic visits as files; mean and deviation of modalities
 
@@ -47,6 +48,11 @@ def train(argv: list[str]) -> None:
         return
     cluster = _cluster(processes)
     with mirrored(own.workdir) as workdir:
+        if own.batch_per_device:
+            import jax
+
+            _meet(cluster)  # before the config, which needs the number of devices
+            rest = [*rest, f"--batch={own.batch_per_device * jax.device_count()}"]
         defaults = defaults_to_resume(str(workdir) if own.workdir else "", rest)
         recipe = _load(config, rest, Output, Cluster, defaults=defaults)
         recipe = replace(recipe, writers=(*recipe.writers, *own.log_to), profile=own.profile)
@@ -237,7 +243,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(verb: str, argv: list[str]) -> None:
     if verb in ("train", "eval", "compile"):
         return VERBS[verb](argv)
-    if any("://" in word for word in argv):
+    if verb != "env" and any("://" in word for word in argv):
         from fundax.runtime.remote import localized
 
         with localized(verb, argv) as words:

@@ -12,7 +12,7 @@ from data_pipelines import Data
 from data_pipelines.tasks import labelled
 from data_pipelines.tasks.image_text import fingerprint
 from fundax import Recipe, Run, encoders, evals, interop, objectives
-from fundax.objectives import classify
+from fundax.objectives import probing
 
 PRESETS = {"smoke": {"steps": 3, "patients": 28}}
 
@@ -40,7 +40,7 @@ def recipe(
         parts.check_order()
     weighed = supervision.fields(several, classes, lambda: labelled.labels_of(parts.train))
     count = len(parts.train) * copies
-    probe = classify.probe(head, run, start.backbone.width, count, len(classes), several, strength)
+    probe = probing.probe(head, run, start.backbone.width, count, len(classes), several, strength)
     weighed |= {"given": "feature", "penalty": probe.penalty, "test_flips": look.test_flips}
     objective = objectives.Classify(start.backbone, probe.head, **weighed)
     read = labelled.Reader(parts, seen, workers=run.workers)

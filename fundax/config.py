@@ -14,6 +14,7 @@ import inspect
 import io
 import itertools
 import json
+import logging
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import is_dataclass, replace
@@ -24,6 +25,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from fundax.recipe import Recipe, Run
 from fundax.runtime import argv as words
 from fundax.types import UserError
+
+_log = logging.getLogger("fundax")
 
 VOCABULARY = {
     "appearance": "Run whose features measure how similar two images look; without it only texts are compared.",
@@ -149,10 +152,14 @@ def load(
     arguments = parse(parameters, argv, f"{prog} {path}", module.recipe.__doc__, vocabulary=VOCABULARY)
     here = _local(arguments)
     built = module.recipe(**here)
+    asked = words.given(argv)
+    for run in (one for one in parameters if isinstance(one.default, Run) and "batch" in asked and "lr" not in asked):
+        if built.steps and (line := arguments[run.name].scaling(run.default)):
+            _log.info(line)
     if not isinstance(built, Recipe):
         raise UserError(f"{path}: recipe() returned {type(built).__name__}; expected a fundax.recipe.Recipe")
     flat = _flat(arguments)
-    _check_honoured(built, words.given(argv), flat, path)
+    _check_honoured(built, asked, flat, path)
     best = next((one.selects(built.best) for one in arguments.values() if isinstance(one, Run)), built.best)
     return replace(built, best=best, source=_source(path, argv, flat), data=_used(here, flat)), flat
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from fundax.evals.kinds import ClassificationResult, MultiLabelResult, read
 from fundax.evals.supervised import pooled
-from fundax.objectives.ensemble import Ensemble, stacked
+from fundax.objectives.ensemble import Ensemble, shares_encoder, stacked
 from fundax.recipe import Recipe
 from fundax.results.page import report
 from fundax.runtime import serialize
@@ -103,10 +103,12 @@ def _result(where: Path) -> ClassificationResult | MultiLabelResult:
 def _write(folder: Path, recipe: Recipe, found: ClassificationResult | MultiLabelResult, count: int) -> None:
     """The run in the folder of the folds."""
     make(folder)
-    params, extra = stacked([load_params(folder / f"fold_{number}") for number in range(1, count + 1)])
+    states = [load_params(folder / f"fold_{number}") for number in range(1, count + 1)]
+    shared = shares_encoder(states)
+    params, extra = jax.device_get(stacked(states, shared))
     source = dict(recipe.source)
     config: dict[str, Any] = {
-        "objective": serialize.to_json(Ensemble(recipe.objective, count)), "folds": count, "seed": recipe.seed,
+        "objective": serialize.to_json(Ensemble(recipe.objective, count, shared)), "folds": count, "seed": recipe.seed,
         "origin": dict(recipe.origin), "data": {**recipe.data, "split": {}, "part": PART},
         **{name: source[name] for name in ("config", "argv", "args") if name in source},
     }  # fmt: skip

@@ -16,6 +16,7 @@ class Output:
         workdir: Folder of the run: checkpoints, metrics and figures.
         log_to: Where to log besides metrics.jsonl; may be given twice.
         folds: Cross-validate: train a model for each of this many folds of the patients, pool their predictions.
+        batch_per_device: Number of examples of each device in a step, in place of --batch.
         profile: Number of steps that the profiler traces, in WORKDIR/profile.
         dry_run: Run this number of steps at full size on made-up arrays, print their speed, and read and save nothing.
     """
@@ -23,6 +24,7 @@ class Output:
     workdir: str = ""
     folds: int = 0
     log_to: UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]] = ()
+    batch_per_device: int = 0
     profile: int = 0
     dry_run: int = 0
 

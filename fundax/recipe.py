@@ -82,6 +82,16 @@ class Run:
         ranking(found)
         return found
 
+    def scaling(self, default: Run) -> str:
+        """A line about the learning rate of another batch than the config's default; "" for the same batch."""
+        if self.batch == default.batch:
+            return ""
+        linear = self.lr * self.batch / default.batch
+        return (
+            f"batch {self.batch} instead of the config's {default.batch}: scaled linearly, --lr {self.lr:g} would be "
+            f"{linear:g}; only configs whose help says so scale it themselves"
+        )
+
     def total(self, epoch: int) -> int:
         """Number of steps of the run, when a pass over the data takes `epoch` steps."""
         return self.steps or max(self.epochs * epoch, 1)

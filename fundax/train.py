@@ -138,7 +138,8 @@ def _train(
                 batch = data.take(metrics.get("loss"))
                 trace.before(step)
                 if step == first + 1:
-                    log.speed = Speed(run_step, (state, batch), recipe.objective, list(mesh.devices.flat)).row
+                    devices = list(mesh.devices.flat)
+                    log.speed = preemption.during(Speed, run_step, (state, batch), recipe.objective, devices).row
                     state, metrics = preemption.during(_first_step, run_step, state, batch)
                     log.start_clock(step)
                 else:

@@ -20,6 +20,7 @@ from fundax.inference import embed as embeddings
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis
 from fundax.results import page
+from fundax.runtime.environment import environment
 from fundax.runtime.workdir import check_output
 from fundax.types import UserError
 
@@ -308,6 +309,16 @@ def data_build(name: Positional[str], /, *, from_dir: Annotated[str, arg(name="f
     print(build_data_set(name, from_dir, data_dir or DATA_DIR))
 
 
+def env(platform: Positional[Literal["cpu", "gpu", "tpu"]], /, *, cache: str = "") -> None:
+    """Print variables that make training on a platform faster, for a shell: eval "$(python launch.py env tpu)".
+
+    Args:
+        platform: Platform to train on.
+        cache: Folder or address such as gs://bucket/jax for compiled programs, which all hosts can share.
+    """
+    print(environment(platform, cache))
+
+
 VERBS: Mapping[str, Callable[..., None]] = {
     "export": export,
     "import": import_,
@@ -315,6 +326,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "embed": embed,
     "explain": explain,
     "report": report,
+    "env": env,
     "data show": data_show,
     "data stats": data_stats,
     "data convert": data_convert,

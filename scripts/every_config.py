@@ -25,7 +25,7 @@ sys.path[:0] = [str(REPO)] if str(REPO) not in sys.path else []
 TOLERANCE = 1e-5
 # Reasons why a step in micro-batches differs from a step of the whole batch. One device and the mesh are then compared.
 STATISTICS = "batch statistics are those of each micro-batch"
-REASONS: dict[str, str] = {}
+REASONS = {"flair": STATISTICS, "keepfit": STATISTICS}
 UNTRAINED = "trains nothing by steps"
 
 

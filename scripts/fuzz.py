@@ -131,7 +131,8 @@ def run_in_child(name: str, seed: int, seconds: float, show: bool, damaged: bool
     """Run the case of a seed in a child with limited processor time."""
     valid_files(name)  # once, before the fork
     with tempfile.TemporaryDirectory() as folder:
-        return in_child(lambda: _quietly(name, Path(folder), seed, show, damaged), seconds)
+        longest = LONGEST * (5 if AREAS[name].whole else 1)
+        return in_child(lambda: _quietly(name, Path(folder), seed, show, damaged), seconds, longest)
 
 
 def kind_of(name: str, seed: int, show: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -152,9 +153,9 @@ def damage_json(data: bytes, rng: random.Random) -> bytes:
         if isinstance(parent, dict) and rng.random() < 0.2:
             parent.pop(key, None)
         elif isinstance(parent, dict) and rng.random() < 0.1:
-            parent[rng.choice(("@", "x", "../x", "[/x]"))] = rng.choice(VALUES)
+            parent[rng.choice(("@", "x", "../x", "[/x]"))] = copy.deepcopy(rng.choice(VALUES))
         else:
-            parent[key] = rng.choice(VALUES)
+            parent[key] = copy.deepcopy(rng.choice(VALUES))
     return json.dumps(value).encode()
 
 
@@ -215,7 +216,7 @@ def hostile_pickle(rng: random.Random) -> bytes:
     if kind == 1:
         for _ in range(rng.choice((20, 40, 500))):
             shared = (shared, shared)
-        return pickle.dumps(shared) if rng.random() < 0.5 else pickle.dumps({shared[0]: 1}) if len(shared) < 3 else b"."
+        return pickle.dumps(shared)
     if kind == 2:
         return b"\x80\x04K\x01r" + struct.pack("<I", rng.choice((2**20, 2**27, 2**31, 2**32 - 1))) + b"."
     if kind == 3:

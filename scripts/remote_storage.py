@@ -44,8 +44,9 @@ def start(store: str, folder: Path) -> tuple[subprocess.Popen[bytes] | None, str
     if store == "gs":
         words = ["gcp-storage-emulator", "start", "--port", str(port), "--in-memory", "--default-bucket", BUCKET]
         found = {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url, "FSSPEC_GCS_TOKEN": "anon"}
+        found["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it would ask the emulator for more than it has
     else:
-        words = ["moto_server", "-p", str(port)]
+        words = ["python", "-m", "moto.server", "-p", str(port)]
         found = {"FSSPEC_S3_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     words[0] = str(programs / words[0])
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -261,7 +261,9 @@ def _excel(path: Path) -> Iterator[tuple[int, list[str]]]:
             others = [name for name in book.sheetnames if name != sheet.title]
             book.close()
     except Exception as error:  # a damaged archive raises almost anything
-        raise DataError(f"{path}: is a zip archive, but not an Excel table that can be read ({error})") from error
+        raise DataError(
+            f"{path}: is a zip archive, but not an Excel table that can be read ({_line(error)})"
+        ) from error
     if others:
         warn_line(_log, "%s: reads its first sheet %r, not %s", path, sheet.title, ", ".join(others))
     width = 0
@@ -292,7 +294,12 @@ def _parquet(path: Path) -> Iterator[tuple[int, list[str]]]:
                 for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     yield 0, [_as_text(value) for value in row]
     except (OSError, ValueError, NotImplementedError) as error:
-        raise DataError(f"{path}: is not a Parquet table that can be read ({error})") from error
+        raise DataError(f"{path}: is not a Parquet table that can be read ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    """An error in one line; Parquet's have several."""
+    return " ".join(str(error).split())[:200]
 
 
 def _as_text(value: Any) -> str:

@@ -222,9 +222,9 @@ def prototypes(few: Rows, classes: int, text: Any, log_scale: float, test: Rows,
 
 
 METHODS: dict[str, Scores] = {
-    "prototypes": prototypes,
     "zero_shot": zero_shot,
     "linear": linear,
+    "prototypes": prototypes,
     "clip_adapter": clip_adapter,
     "tip_adapter": tip_adapter,
     "tip_adapter_f": tip_adapter_f,

@@ -179,7 +179,8 @@ class Valued:
 def pooled(results: Sequence[ClassificationResult | MultiLabelResult]) -> ClassificationResult | MultiLabelResult:
     """The result of all rows of several results with the same classes, such as those of the folds of cross-validation.
 
-    Cases are left out. Metrics are computed again from the probabilities of all rows; `kappa` is there if every result
+    Patients of different results are different ones. Cases are left out. Metrics are computed again from the
+    probabilities of all rows; `kappa` is there if every result
     has it. Raises UserError for results of different kinds or classes.
     """
     first = results[0]
@@ -196,6 +197,9 @@ def pooled(results: Sequence[ClassificationResult | MultiLabelResult]) -> Classi
     columns = [one.rows.arrays() if one.rows else {} for one in results]
     shared = set.intersection(*(set(one) for one in columns)) - {"index"}  # a row number of its own fold
     rows = {name: np.concatenate([one[name] for one in columns]) for name in shared}
+    if "patient" in rows:  # each result numbers its own patients
+        named = [np.stack([np.full(len(one["patient"]), k), one["patient"]]) for k, one in enumerate(columns)]
+        rows["patient"] = np.unique(np.concatenate(named, axis=1), axis=1, return_inverse=True)[1].ravel()
     return type(first)(
         metrics=_floats(found, classes) | {"rows": float(len(arrays["labels"]))},
         classes=np.array(classes), rows=Rows(**rows), by_class=ByClass.read(found), **arrays,

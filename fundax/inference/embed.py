@@ -28,7 +28,7 @@ from fundax.inference.photographs import IMAGES, files_of
 from fundax.runtime.workdir import read_optional_json, write_json
 from fundax.types import UserError
 
-PART = 1024  # records of a part
+PART = 256  # records of a part, which is what a stop costs at most
 SUFFIXES = (".npz", ".parquet")
 COLUMNS = ("image", "patient", "eye", "modality")  # texts beside the features
 _log = logging.getLogger("fundax")

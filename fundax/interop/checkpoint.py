@@ -112,7 +112,10 @@ def preprocessing_of(checkpoint: Checkpoint) -> dict[str, Any]:
         size = model["image_size"]
         raise UserError(f"preprocessing.image_size is {found['image_size']}, but the model takes {size} pixels")
     for name in ("mean", "std") if model else ():
-        if not np.array_equal(np.asarray(found[name], float), np.asarray(model[name], float)):
+        one, other = (
+            np.atleast_2d(np.asarray(facts[name], float)) for facts in (found, model)
+        )  # a row, or one by modality
+        if not np.array_equal(one, other):
             raise UserError(f"preprocessing.{name} is {found[name]}, but the model has {model[name]}")
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,13 @@ MEMBERS = "members"
 class Ensemble:
     """The mean of the probabilities of `count` models of the objective `model`. It predicts and is not trained.
 
-    Parameters are {"members": trees with a leading axis of `count`}, and beside it `image` if all have the same encoder,
-    which is then run once.
+    Parameters and extra state are {"members": trees with a leading axis of `count`}. If all members are `shared` heads of
+    one encoder, it is beside them as `image` and is run once.
     """
 
     model: Any
     count: int
+    shared: bool = False
 
     @property
     def tower(self) -> Any:
@@ -53,17 +54,13 @@ class Ensemble:
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Initial parameters and extra state of all members."""
-        members = [self.model.init(key, batch) for key in jax.random.split(rng, self.count)]
-        params, extra = (
-            jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) for trees in zip(*members, strict=True)
-        )
-        return {MEMBERS: params}, {MEMBERS: extra}
+        return stacked([self.model.init(key, batch) for key in jax.random.split(rng, self.count)], self.shared)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
         """probabilities f32 [B K], the mean of those of the members, and logits f32 [B K] that give them."""
         shared = {name: tree for name, tree in params.items() if name != MEMBERS}
         state = {name: tree for name, tree in extra.items() if name != MEMBERS}
-        if shared and "feature" not in batch:
+        if self.shared and "feature" not in batch:
             first = [jax.tree.map(lambda leaf: leaf[0], tree) for tree in (params[MEMBERS], extra.get(MEMBERS, {}))]
             out = self.model.forward({**shared, **first[0]}, {**state, **first[1]}, batch)
             batch = {"feature": out["feature"]}
@@ -82,24 +79,30 @@ class Ensemble:
         raise UserError("an ensemble is not trained; train its members")
 
 
-def stacked(states: Sequence[tuple[Params, Extra]]) -> tuple[Params, Extra]:
-    """The parameters and the extra state of an Ensemble, from those of its members; equal encoders are kept once."""
-    states = [(_predicting(params, extra), {k: v for k, v in extra.items() if k not in ("average", "steps")})
-              for params, extra in states]  # fmt: skip
-    same = all(_same(states[0][0]["image"], params["image"]) and _same(states[0][1].get("image"), extra.get("image"))
-               for params, extra in states[1:])  # fmt: skip
+def shares_encoder(states: Sequence[tuple[Params, Extra]]) -> bool:
+    """Whether all models, (params, extra) each, have the same encoder."""
+    first = _predicting(*states[0])
+    others = [_predicting(*state) for state in states[1:]]
+    return all(_same(first[k].get("image"), other[k].get("image")) for other in others for k in (0, 1))
+
+
+def stacked(states: Sequence[tuple[Params, Extra]], shared: bool) -> tuple[Params, Extra]:
+    """The parameters and the extra state of an Ensemble from those of its members, with or without a shared encoder.
+
+    Members predict with their moving averages if they have any.
+    """
     out = []
-    for which in (0, 1):
-        trees: list[Mapping[str, Any]] = [state[which] for state in states]
-        shared = {"image": trees[0]["image"]} if same and "image" in trees[0] else {}
-        rest = [{name: tree for name, tree in one.items() if name not in shared} for one in trees]
-        out.append({**shared, MEMBERS: jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *rest)})
+    for trees in zip(*(_predicting(*state) for state in states), strict=True):
+        once = {"image": trees[0]["image"]} if shared and "image" in trees[0] else {}
+        rest = [{name: tree for name, tree in one.items() if name not in once} for one in trees]
+        out.append({**once, MEMBERS: jax.tree.map(lambda *leaves: jnp.stack(leaves), *rest)})
     return out[0], out[1]
 
 
-def _predicting(params: Params, extra: Extra) -> Params:
-    """The parameters that a member predicts with: its moving average if it has one."""
-    return extra.get("average", params)
+def _predicting(params: Params, extra: Extra) -> tuple[Params, Extra]:
+    """What a member predicts with: its moving average if it has one."""
+    left = {name: tree for name, tree in extra.items() if name not in ("average", "steps")}
+    return extra.get("average", params), left
 
 
 def _same(one: Any, other: Any) -> bool:

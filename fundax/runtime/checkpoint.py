@@ -208,6 +208,7 @@ def load_params(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params
     ignore_abandoned_reads()
     folder = checkpoints_of(workdir) / str(resolve(workdir, checkpoint))
     try:
+        _check_files(folder)
         run = _read_run(folder)
         names = [name for name in ("params", "extra") if name in run["fingerprint"]]
         items = {name: _read_item(folder / name) for name in names}
@@ -217,6 +218,13 @@ def load_params(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params
     if wrong:
         raise UserError(f"checkpoint {folder}: {wrong[0]} differs from what was saved; load another step")
     return items["params"], items.get("extra", {})
+
+
+def _check_files(folder: Any) -> None:
+    """Raise UserError for a pipe or a device among the files of a step, whose reading would never end."""
+    for path in Path(folder).rglob("*") if Path(folder).is_dir() else ():
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"{path.name} is no file")
 
 
 def resolve(workdir: str | Path, checkpoint: int | str = "") -> int:

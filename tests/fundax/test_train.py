@@ -144,7 +144,7 @@ class Signalled(Rows):
     def __next__(self):
         if self.step == self.at:
             threading.Timer(0.3 * self.hangs, os.kill, (os.getpid(), self.number)).start()
-            threading.Event().wait(10 if self.hangs else 0.05)
+            threading.Event().wait(60 if self.hangs else 0.05)
         return super().__next__()
 
 
@@ -168,7 +168,7 @@ def test_a_signal_in_an_evaluation_saves_and_the_evaluation_is_made_up_for(tmp_p
         calls.append(len(calls))
         if len(calls) == 2:  # that of step 3, the best
             os.kill(os.getpid(), signal.SIGTERM)
-            threading.Event().wait(10)
+            threading.Event().wait(60)
         return {"auc": [0.1, 0.0, 0.9, 0.5][min(len(calls) - 1, 3)], "out": np.zeros(3)}
 
     run = recipe(steps=6, evals={"e": slow}, best="e/auc", keep=1, intervals=Intervals(1, 0, 3))
@@ -185,7 +185,7 @@ def test_a_signal_in_an_evaluation_saves_and_the_evaluation_is_made_up_for(tmp_p
 def test_a_signal_before_the_first_step_ends_leaves_nothing(tmp_path, capsys):
     def compiles(params, extra, batch, rng, step):  # seconds of tracing stand for minutes of compiling
         os.kill(os.getpid(), signal.SIGINT)
-        threading.Event().wait(10)
+        threading.Event().wait(60)
 
     objective = Linear()
     object.__setattr__(objective, "loss", compiles)

@@ -159,7 +159,7 @@ def test_a_file_that_runs_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
     (tmp_path / "evil.pth").write_bytes(magic + pickle.dumps(Evil(), 2))
-    with pytest.raises(UserError, match=r"evil.pth: refused: it holds subprocess.getoutput"):
+    with pytest.raises(UserError, match=r"evil.pth: refused: it holds \w+.getoutput"):
         read_state("evil.pth")
     (tmp_path / "cut.pth").write_bytes(magic[:20])
     with pytest.raises(UserError, match=r"cut.pth: damaged"):

@@ -45,10 +45,12 @@ LAUNCH = (
     "folds",
     "profile",
     "dry_run",
+    "batch_per_device",
     "help",
     "topology",
     "shardings",
     "count",
+    "search",
 )  # arguments of train and compile themselves
 CLUSTER = ("mpirun", "torchrun", "gcloud", "sbatch", "scripts/xpk.sh")
 
@@ -221,6 +223,9 @@ def check_extras(words):
 
 def check_cluster(words, trained):
     """The script exists, and the config accepts its arguments."""
+    if words[0] == "gcloud" and "launch.py" not in words[-1]:
+        check_extras(words)  # it creates machines, copies files and installs
+        return
     words = shlex.split(" ".join(words)) if words[0] != "gcloud" else shlex.split(words[-1])
     for word in words:
         assert not word.startswith("scripts/") or (REPO / word).is_file(), word
@@ -288,6 +293,7 @@ def arguments():
         "--rdzv-backend",
         "--rdzv-endpoint",
         "--no-python",
+        *("--zone", "--accelerator-type", "--version", "--recurse"),
     }
     found = others | {"--signal", "--help", "--nproc"}
     files = [REPO / "launch.py", *(p for d in ("configs", "benchmarks", "scripts", "fundax", "data_pipelines")

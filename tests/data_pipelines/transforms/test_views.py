@@ -22,7 +22,7 @@ def visit(*views, **more):
 
 def test_single_view():
     example = SingleView()(visit(LEFT, OCT, targets={"label": 3}), RNG)
-    assert set(example) == {"image", "modality", "eye", "text", "label"}
+    assert set(example) == {"image", "modality", "eye", "patient", "text", "label"}
     assert example["image"][0, 0, 0] == 10 and example["text"] == "drusen"
     assert (example["label"], example["eye"], example["modality"]) == (3, 0, 0)
     assert {example[key].dtype for key in ("label", "eye", "modality")} == {np.dtype(np.int32)}

@@ -11,8 +11,9 @@ import pytest
 from fundax.encoders.backbone import Backbone
 from fundax.encoders.heads import MLPHead
 from fundax.encoders.resnet import ResNet
-from fundax.objectives.classify import Classify, Supervision, grade_probabilities, probe
-from fundax.objectives.ensemble import Ensemble, stacked
+from fundax.objectives.classify import Classify, Supervision, grade_probabilities
+from fundax.objectives.ensemble import Ensemble, shares_encoder, stacked
+from fundax.objectives.probing import probe
 from fundax.types import UserError
 
 TOWER = Backbone(ResNet(32, 2, (1,)), feature="pooled")
@@ -91,11 +92,14 @@ def test_an_ensemble_is_the_mean_of_its_members():
     states = [init(jax.random.key(k), image) for k in range(2)]
     expected = np.mean([forward(*state, image)["probabilities"] for state in states], axis=0)
     whole = Ensemble(objective, 2)
-    params, extra = stacked(states)
+    params, extra = stacked(states, shares_encoder(states))
     assert set(params) == {"members"}
     np.testing.assert_allclose(whole.forward(params, extra, image)["probabilities"], expected, atol=1e-6)
     shared = [({**states[0][0], "head": state[0]["head"]}, states[0][1]) for state in states]
-    params, extra = stacked(shared)
+    params, extra = stacked(shared, shares_encoder(shared))
+    whole = Ensemble(objective, 2, shared=True)
+    shapes = jax.eval_shape(whole.init, jax.random.key(0), image)
+    assert jax.tree.map(jnp.shape, (params, extra)) == jax.tree.map(jnp.shape, shapes)
     assert set(params) == {"image", "members"} and set(params["members"]) == {"head"}
     expected = np.mean([forward(*state, image)["probabilities"] for state in shared], axis=0)
     np.testing.assert_allclose(whole.forward(params, extra, image)["probabilities"], expected, atol=1e-6)
