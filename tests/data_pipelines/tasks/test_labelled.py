@@ -149,8 +149,8 @@ def test_attributes_reach_the_batches_of_an_evaluation(tmp_path):
     found = labelled(f"{tmp_path}/t.csv,keep=ward", part="all")
     read = Reader(found, {"image_size": 8})
     batch = next(iter(read.once(found.scored, batch=12)()))
-    assert {"age", "sex", "ward"} <= set(read.keys)
-    assert batch["sex"][:3].tolist() == ["m", "female", "female"] and batch["ward"].tolist()[-1] == "w11"
+    assert {"age", "sex", "keep_ward"} <= set(read.keys)
+    assert batch["sex"][:3].tolist() == ["m", "female", "female"] and batch["keep_ward"].tolist()[-1] == "w11"
     assert batch["age"].dtype == np.float32 and np.isnan(batch["age"][0]) and batch["age"][1] == 41
 
 

@@ -21,6 +21,7 @@ from fundax.evals.kinds import (
     SegmentationResult,
     named,
     read,
+    row_columns,
 )
 from fundax.types import UserError
 
@@ -83,3 +84,12 @@ def test_an_unknown_kind_and_missing_arrays_are_named():
 def test_a_name_is_a_metric_or_an_array():
     with pytest.raises(ValueError, match="dice are names of both metrics and arrays"):
         SegmentationResult(metrics={"dice": 1.0}, dice=TWO, classes=NAMES)
+
+
+def test_columns_that_were_asked_for_come_back_from_a_file():
+    rows = Rows.read({"index": np.arange(2), "keep_ward": np.array(["a", "b"])})
+    assert rows is not None and rows.kept is not None and rows.kept["ward"].tolist() == ["a", "b"]
+    again = Rows.read(rows.arrays())
+    assert sorted(rows.arrays()) == ["index", "keep_ward"]
+    assert again is not None and again.kept is not None and again.kept["ward"].tolist() == ["a", "b"]
+    assert row_columns({"keep_ward": [1], "image": [2]}) == {"keep_ward": [1]}
