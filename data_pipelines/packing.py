@@ -9,7 +9,6 @@ stream go into a batch. A visit that does not fit waits for the next batch, and 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from data_pipelines.transforms.visits import Size, VisitViews
 _log = logging.getLogger(__name__)
 WAITING = 16  # maximum number of waiting visits; then no more visits are read for this batch
 KEPT = 512  # number of planned batches that are kept in memory
+FEW = 4  # rows of a part: fewer have no room for a visit of many views
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Pack:
     Args:
         images, texts: number of image and text slots per row: a batch of B visits has B * images image slots.
         apart: put two visits of the same patient into different batches.
-        parts: number of parts of a batch; the greatest common divisor with the batch size is used. It must be a multiple
-            of the number of processes, which does not change the batches.
+        parts: number of parts of a batch; the largest divisor is used that leaves at least FEW rows in a part. It must be a
+            multiple of the number of processes, which does not change the batches.
     """
 
     images: int = 4
@@ -49,7 +49,8 @@ class Pack:
 
     def divided(self, batch: int) -> int:
         """The number of parts of a batch of `batch` rows."""
-        return math.gcd(batch, self.parts)
+        fits = (n for n in range(2, self.parts + 1) if not self.parts % n and not batch % n and batch // n >= FEW)
+        return max(fits, default=1)
 
 
 class Plan:

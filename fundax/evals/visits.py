@@ -103,7 +103,9 @@ class VisitScores:
                 "modality": np.asarray(batch["view_modality"])[there], "eye": np.asarray(batch["view_eye"])[there],
             })  # fmt: skip
             seen += int(valid.sum())
-        joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0] if name != "subsets"}
+        joined: dict[str, Any] = {
+            name: np.concatenate([p[name] for p in parts]) for name in parts[0] if name != "subsets"
+        }
         joined["subsets"] = {s: np.concatenate([part["subsets"][s] for part in parts]) for s in subsets}
         unknown = joined["patient"] < 0
         joined["patient"] = np.where(unknown, -1 - np.arange(len(unknown)), joined["patient"])

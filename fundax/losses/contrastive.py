@@ -322,7 +322,8 @@ def label_aware(
     if negatives == "ring":
         raise UserError("negatives='ring' compares categories by equality; a similarity table needs 'plain'")
     shares = targets(category)
-    hidden = None if not related else no_negatives(None, related) & (shares == 0)
+    hidden = no_negatives(None, related)
+    hidden = None if hidden is None else hidden & (shares == 0)
     return softmax_contrastive(image, text, logit_scale, mask=mask, targets=shares, hidden=hidden)
 
 

@@ -346,8 +346,8 @@ def _prepare(
     present = jnp.ones(image.shape[:2], bool) if present is None else jnp.asarray(present, bool)
     there = present[..., None]  # zeros elsewhere: those logits are hidden, but 0 * NaN is NaN
     numbered = (jnp.arange(image.shape[1], dtype=jnp.int32), *related) if related else ()
-    features = (jnp.where(there, x, 0.0).astype(jnp.float32) for x in (image, text))
-    return *features, (present, group, numbered)
+    image, text = (jnp.where(there, x, 0.0).astype(jnp.float32) for x in (image, text))
+    return image, text, (present, group, numbered)
 
 
 def softmax_pairs(

@@ -236,10 +236,10 @@ class Visit:
             return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
         masks = [(there[a] & there[b]).reshape(-1) for a, b in pairs]
         rows = relations(self.repeats, patient=jnp.tile(owner, len(SIDES)))
-        sides = zip(*((flat(features[a]), flat(features[b])) for a, b in pairs), strict=True)
+        first, second = ([flat(features[pair[k]]) for pair in pairs] for k in range(2))
         scales = [jnp.exp(params["log_scale"]["image"])] * len(pairs)
         options: dict[str, Any] = {"related": rows.related, "negatives": self.negatives}
-        losses = contrast_pairs(self.contrast, *map(list, sides), scales, masks=masks, **options)
+        losses = contrast_pairs(self.contrast, first, second, scales, masks=masks, **options)
         counts = [mask.sum().astype(jnp.float32) for mask in masks]
         total: jax.Array = sum(counts, start=jnp.zeros((), jnp.float32))
         loss: jax.Array = sum((n * one for n, one in zip(counts, losses, strict=True)), start=jnp.zeros(()))

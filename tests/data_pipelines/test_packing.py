@@ -94,7 +94,7 @@ def test_a_stream_resumes_anywhere_and_is_the_same_for_any_number_of_processes()
         for key, values in batch.items():
             np.testing.assert_array_equal(later[key], values)
             np.testing.assert_array_equal(np.concatenate([half[step][key] for half in halves]), values)
-    with pytest.raises(DataError, match="4 parts of a batch of 8 visits cannot be divided among 8"):
+    with pytest.raises(DataError, match="2 parts of a batch of 8 visits cannot be divided among 8"):
         STREAM(0, 8)
 
 
