@@ -60,7 +60,11 @@ def repeated(run: str, stored: Sequence[str], argv: Sequence[str]) -> tuple[list
 
 def _own_split(run: str, stored: Sequence[str], argv: Sequence[str]) -> dict[str, Any]:
     path = (Path(run) / SPLIT).absolute()
-    if not path.is_file() or "split" in words.given(argv) or not _same(stored, argv, (*_DATA, "fractions", "seed")):
+    if (
+        not path.is_file()
+        or "split" in words.given(argv)
+        or not _same(stored, argv, (*_DATA, "fractions", "fold", "seed"))
+    ):
         return {}
     return {"split": str(path)}
 
