@@ -170,7 +170,7 @@ def damage_lines(data: bytes, rng: random.Random) -> bytes:
 
 def damage_zip(data: bytes, rng: random.Random) -> bytes:
     """Damage a member of an archive, with a correct checksum so that it is read, or the bytes of the archive."""
-    if rng.random() < 0.4:
+    if rng.random() < 0.4 or not zipfile.is_zipfile(io.BytesIO(data)):  # PyTorch's older form is none
         return damage_bytes(data, rng)
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:

