@@ -1,20 +1,23 @@
 """The command line of fundax. `python launch.py VERB --help` lists the arguments of a verb.
 
     train CONFIG --workdir DIR [arguments of the config]     train; rerun the same command to resume
+    fit images.csv --workdir DIR                             a classifier of photographs, from ImageNet's weights
     eval RUN [--checkpoint best] [arguments of the config]   evaluate a run again, or on other data
     export RUN OUT --to FORMAT                                write a run as a folder for other programs
     import PATH --workdir DIR                                 write such a folder, or a weights file, as a run
     compile CONFIG --topology v5e:4x4 [...]                   does it fit on a TPU slice, and how fast at best
+    predict RUN --image A B ... [--classes "x, y"]            classes in words, labels, values, masks, points, reports
     predict RUN --left A --right B --classes "x, y"           probabilities per eye and patient (RET-CLIP)
-    predict RUN --image A                                     the report of an image (report models)
-    predict RUN --image A B ... --out OUT                     masks, or a CSV of landmarks
+    predict RUN --view cfp_left=A oct_left=B --classes "x, y" probabilities per view, eye and visit (models of visits)
+    embed RUN FOLDER_OR_TABLE... --out features.npz           features of any number of images
     synth RUN --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
-    explain RUN IMAGE... --out FOLDER                         where a ViT attends, drawn over the photographs
+    explain RUN IMAGE... --out FOLDER [--text "exudates"]     what a model reads, drawn over the photographs
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
     env gpu|tpu|cpu                                           variables that make training faster, for a shell
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
+    data synthesize | data stats                              synthetic visits as files; mean and deviation of modalities
 
-Ctrl-C (exit code 130) and SIGTERM (0) finish the step and save. User errors print one line and exit with status 2.
+Ctrl-C (exit code 130) and SIGTERM (0) stop training at once and save. User errors print one line and exit with status 2.
 """
 
 from __future__ import annotations
@@ -23,79 +26,10 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
-from tyro.conf import UseAppendAction
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where the run is stored and logged.
-
-    Args:
-        workdir: Folder of the run: checkpoints, metrics and figures.
-        log_to: Where to log besides metrics.jsonl; may be given twice.
-        batch_per_device: Number of examples of each device in a step, in place of --batch.
-        profile: Number of steps that the profiler traces, in WORKDIR/profile.
-        dry_run: Run this number of steps at full size on made-up arrays, print their speed, and read and save nothing.
-    """
-
-    workdir: str = ""
-    log_to: UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]] = ()
-    batch_per_device: int = 0
-    profile: int = 0
-    dry_run: int = 0
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Several processes (docs/guide/launching.md).
-
-    Args:
-        distributed: Platform that starts the processes: auto finds it out, off uses one process.
-        coordinator: Address HOST:PORT of process 0, with --num-processes and --process-id.
-        num_processes: Number of processes.
-        process_id: Number of this process, counted from 0.
-    """
-
-    distributed: str = "auto"
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The run to evaluate.
-
-    Args:
-        checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
-        name: Name of the results on other data than the run's; by default that of the data.
-        config: Config to use instead of the copy in the run; the arguments of the run must then be given again.
-    """
-
-    checkpoint: str = ""
-    name: str = ""
-    config: str = ""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What to compile for.
-
-    Args:
-        topology: TPU slice, such as v5e:4x4, v5p:2x4x4 or v5e:4x4*2 (two slices); without it, the devices of this machine.
-        shardings: Print how every array of the state is divided.
-        count: Compile nothing: only the memory of the state and the FLOPs, in seconds.
-        search: Try meshes and rematerialisation, and print this number of the fastest that fit.
-    """
-
-    topology: str = ""
-    shardings: bool = False
-    count: bool = False
-    search: int = 0
+from fundax.options import Cluster, Fit, Output, Stored, Target
 
 
 def train(argv: list[str]) -> None:
@@ -109,6 +43,9 @@ def train(argv: list[str]) -> None:
     (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
     if not own.workdir and "--help" not in rest and not own.dry_run:
         raise _mistake("train: --workdir DIR is missing")
+    if own.folds:
+        _cross_validate(config, rest, own, _cluster(processes))
+        return
     cluster = _cluster(processes)
     with mirrored(own.workdir) as workdir:
         if own.batch_per_device:
@@ -131,6 +68,44 @@ def train(argv: list[str]) -> None:
             _report(str(workdir))
 
 
+def _cross_validate(config: str, argv: list[str], own: Output, cluster: Any) -> None:
+    """Train all folds; print their pooled metrics and write a page about them."""
+    from fundax.folds import cross_validate
+
+    recipes = _recipes(config, argv)
+    recipes("--fold", f"1/{own.folds}")  # errors come before other processes are met
+    _meet(cluster)
+    page = cross_validate(recipes, own.workdir, own.folds)
+    _report(own.workdir)
+    print(page)
+
+
+def _recipes(config: str, argv: list[str]) -> Callable[..., Any]:
+    """The recipe of a config under these arguments and further ones."""
+    return lambda *more: _load(config, [*argv, *more], Output, Cluster)
+
+
+def fit_photographs(argv: list[str]) -> None:
+    """Fit a classifier of photographs: a probe of a pretrained encoder, then fine-tuning, both cross-validated by patient.
+
+    DATA is a table, or a folder with a folder for each class. Further arguments are those that configs/linear_probe.py and
+    configs/finetune.py both have, such as --classes, --image-size and --ordered.
+    """
+    from fundax.folds import fit_better
+
+    (own, processes), data, rest = _options("fit DATA", fit_photographs, argv, Fit, Cluster)
+    if not own.workdir:
+        raise _mistake("fit: --workdir DIR is missing")
+    configs, shared = Path(__file__).parent / "configs", ["--data", data, "--init", own.init, *rest]
+    runs = {"probe": _recipes(str(configs / "linear_probe.py"), shared)}
+    if own.finetune:
+        runs["finetune"] = _recipes(str(configs / "finetune.py"), ["--preset", "photographs", *shared])
+    for recipes in runs.values():
+        recipes("--fold", f"1/{own.folds}")
+    _meet(_cluster(processes))
+    print(fit_better(runs, own.workdir, own.folds))
+
+
 def evaluate(argv: list[str]) -> None:
     """Evaluate a run with its own config; further arguments change those of the run.
 
@@ -147,7 +122,7 @@ def evaluate(argv: list[str]) -> None:
 def _evaluate(own: Stored, cluster: Any, run: str, rest: list[str]) -> None:
     from dataclasses import replace
 
-    from fundax.rerun import named, repeated, wrong
+    from fundax.rerun import named, repeated, trusted_config, wrong
     from fundax.runtime.checkpoint import resolve
     from fundax.runtime.workdir import read_config
     from fundax.train import fit
@@ -155,8 +130,8 @@ def _evaluate(own: Stored, cluster: Any, run: str, rest: list[str]) -> None:
     stored = read_config(run)
     step = resolve(run, own.checkpoint)
     again, defaults = repeated(run, [] if own.config else stored.get("argv", []), rest)
+    config = own.config or str(trusted_config(run, own.trust))
     try:
-        config = own.config or str(Path(run) / "config.py")
         recipe = _load(config, again, Stored, Cluster, verb="eval", defaults=defaults)
     except _user_errors() as error:
         raise wrong(error, run, stored, rest) if not own.config else error from None
@@ -182,14 +157,17 @@ def predict(argv: list[str]) -> None:
     if own.model is None:
         parser.print_help()
         raise SystemExit(0 if set(argv) & {"-h", "--help"} else 2)
-    from rich.console import Console
-
     from fundax.inference.dispatch import predictor_of
+    from fundax.runtime.log import console
+    from fundax.runtime.workdir import check_output
 
     module = predictor_of(own.model)
     parser.add_argument("-h", "--help", action="help")
     module.add_arguments(parser)
-    Console(markup=False, emoji=False).print(module.run(own.model, parser.parse_args(argv)))
+    given = parser.parse_args(argv)
+    if getattr(given, "out", None):
+        check_output(given.out)  # before hours of images
+    console(stderr=False, soft_wrap=False).print(module.run(own.model, given))
 
 
 def compile_(argv: list[str]) -> None:
@@ -197,14 +175,13 @@ def compile_(argv: list[str]) -> None:
 
     Prints memory, collectives and the fastest possible step. Exit code 1: it does not fit into the memory.
     """
-    from rich.console import Console
-
     from fundax.roofline import compile as aot
+    from fundax.runtime import log
 
     (own,), config, rest = _options("compile CONFIG", compile_, argv, Target)
     recipe = _load(config, rest, Target, verb="compile")
     topology = own.topology or None
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    console = log.console(stderr=False, soft_wrap=False, width=None if sys.stdout.isatty() else 132)
     if own.search:
         from fundax.roofline.search import search, search_table
 
@@ -227,6 +204,7 @@ def compile_(argv: list[str]) -> None:
 # Verbs that also take the arguments of a config or a model; those of fundax/verbs.py take what their signatures say.
 VERBS: Mapping[str, Callable[[list[str]], None]] = {
     "train": train,
+    "fit": fit_photographs,
     "eval": evaluate,
     "compile": compile_,
     "predict": predict,
@@ -244,9 +222,17 @@ def main(argv: Sequence[str]) -> int:
     try:
         _run(argv[0], list(argv[1:]))
     except _user_errors() as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        from fundax.runtime.log import printable
+
+        print(printable("error: " + " ".join(str(error).split())), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
     except Exception as error:
+        if refused := _refused(error):
+            print(f"error: {refused}", file=sys.stderr)
+            return 2
         if not _among_others():
             raise
         print(_lost(error), file=sys.stderr)
@@ -329,6 +315,13 @@ def _among_others() -> bool:
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+def _refused(error: Exception) -> str:
+    """One line where the file system refused to write or to open, else ""."""
+    from fundax.runtime.workdir import refusal
+
+    return refusal(error)
+
+
 def _lost(error: Exception) -> str:
     """One line where another process has ended, else the whole traceback."""
     import traceback
@@ -345,12 +338,25 @@ def _lost(error: Exception) -> str:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit. After an error, sys.exit would wait for the other processes, which may be waiting for this one."""
-    if code and _among_others():
+    """Exit. sys.exit would wait for other processes, which may be waiting for this one, and for what a signal left undone."""
+    if (code and _among_others()) or (code == 130) or _abandoned():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _abandoned() -> bool:
+    preemption = sys.modules.get("fundax.runtime.preemption")
+    return preemption is not None and preemption.abandoned()
+
+
+def _code(argv: list[str]) -> int:
+    """The exit code of `main`, also where it is left by SystemExit."""
+    try:
+        return main(argv)
+    except SystemExit as stopped:
+        return stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
@@ -387,4 +393,4 @@ def _report(workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    _leave(main(sys.argv[1:]))
+    _leave(_code(sys.argv[1:]))

@@ -3,8 +3,8 @@
     python benchmarks/attention.py                        # 197 to 1,025 tokens of ViT-B heads, fp32 on a CPU
     python benchmarks/attention.py --dtype bfloat16 --batch 64 --heads 16 --width 64    # a GPU or TPU
 
-Prints median milliseconds of alternated runs, and the ratio to "plain". An implementation that this machine lacks is
-shown as "not here".
+Prints median milliseconds of alternated runs, and the ratio to "plain". An implementation that is not available on this
+machine is shown as "not here".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fundax.types import UserError
 
 
 def step(path, shape: tuple[int, ...], dtype: str):
-    """The compiled gradient with respect to queries, keys and values of this shape; None if this machine lacks the path."""
+    """Compile the gradient with respect to queries, keys and values of a shape; None if the path is not available."""
     arrays = [jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(3)]
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -2,9 +2,9 @@
 
     python benchmarks/cold_start.py
 
-Every row runs its own processes, alternated; medians are shown. `cpu` is processor time, which a busy machine affects
-less. The first step is `launch.py train configs/mm_fundus_clip.py --smoke --steps 1`, with an empty compilation cache and
-again with a filled one; the prediction loads that run.
+Prints medians over processes that run alternately. Processor time depends less than wall time on the load of the
+machine. The first step is `launch.py train configs/mm_fundus_clip.py --smoke --steps 1`, with an empty and with a filled
+compilation cache; the prediction loads that run.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from record import Table, record
 
 REPO = Path(__file__).parent.parent
 PREDICT = """
-import sys, numpy as np
-from fundax.predict import load
-load(sys.argv[1]).zero_shot([np.zeros((32, 32, 3), np.uint8)], ["healthy", "glaucoma"])
+import sys, fundax, numpy as np
+fundax.load(sys.argv[1]).zero_shot([np.zeros((32, 32, 3), np.uint8)], ["healthy", "glaucoma"])
 """
 
 
 def seconds(command: list[str], cache: str) -> tuple[float, float]:
-    """(wall, processor) seconds of one process. Its output is shown if it fails."""
+    """(wall, processor) seconds of a process. If it fails, its output is printed."""
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     env["PYTHONPATH"] = str(REPO)
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -43,7 +42,7 @@ def seconds(command: list[str], cache: str) -> tuple[float, float]:
 
 
 def in_turn(commands: dict[str, list[str]], cache: str, repeats: int) -> dict[str, np.ndarray]:
-    """Median (wall, processor) seconds of each."""
+    """Median (wall, processor) seconds of each command over alternated runs."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(repeats):
         for name, command in commands.items():
@@ -61,7 +60,7 @@ def main(repeats: int = 3, keep: bool = True) -> None:
             "import fundax.train": ["-c", "import fundax.train"],
             "launch.py --help": ["launch.py", "--help"],
         }
-        found = in_turn(imports, cache, repeats)
+        times = in_turn(imports, cache, repeats)
 
         def first_step() -> tuple[float, float]:
             words = [
@@ -76,13 +75,13 @@ def main(repeats: int = 3, keep: bool = True) -> None:
             ]
             return seconds([*words, "--workdir", f"{scratch}/{next(runs)}"], cache)
 
-        found["first step, empty cache"] = np.array(first_step())
-        found["first step, filled cache"] = np.median([first_step() for _ in range(repeats)], axis=0)
+        times["first step, empty cache"] = np.array(first_step())
+        times["first step, filled cache"] = np.median([first_step() for _ in range(repeats)], axis=0)
         predict = ["-c", PREDICT, f"{scratch}/0"]
-        found["first prediction, empty cache"] = np.array(seconds(predict, cache))
-        found["first prediction, filled cache"] = np.median([seconds(predict, cache) for _ in range(repeats)], axis=0)
-    jax = found["import jax"][1]
-    rows = [[name, f"{wall:.2f}", f"{cpu:.2f}", f"{cpu / jax:.2f}"] for name, (wall, cpu) in found.items()]
+        times["first prediction, empty cache"] = np.array(seconds(predict, cache))
+        times["first prediction, filled cache"] = np.median([seconds(predict, cache) for _ in range(repeats)], axis=0)
+    jax = times["import jax"][1]
+    rows = [[name, f"{wall:.2f}", f"{cpu:.2f}", f"{cpu / jax:.2f}"] for name, (wall, cpu) in times.items()]
     title = f"Fresh processes, medians of {repeats}"
     record("cold_start", [Table(title, ("what", "wall, s", "processor, s", "processor / import jax"), rows)], keep=keep)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/coverage.py
 
-Draws 2,000 patients with two eyes each, many times. Compares DeLong over patients, DeLong with eyes as if independent, and
-the bootstrap over patients.
+Draws 2,000 patients with two eyes each, many times. Compares DeLong over patients, DeLong that treats eyes as independent,
+and the bootstrap over patients.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fundax.metrics.statistics import auc_interval, bootstrap_weighted
 
 
 def eyes(rng: np.random.Generator, patients: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, scores and patients of two correlated eyes each; in most patients both eyes have the same label.
+    """Draw labels, scores and patients of pairs of correlated eyes, most of which have the same label.
 
     Scores are N(label, 1), so the AUC is Phi(1 / sqrt 2).
     """
@@ -49,16 +49,16 @@ def main() -> None:
     held = {"DeLong, patients": [], "DeLong, eyes as independent": [], "bootstrap, patients": []}
     for number in range(use.samples):
         labels, scores, patients = eyes(np.random.default_rng(number), use.patients)
-        found = {
+        estimates = {
             "DeLong, patients": auc_interval(labels, scores, patients=patients),
             "DeLong, eyes as independent": auc_interval(labels, scores),
         }
         if number < use.bootstrapped:
             settings = {"patients": patients, "resamples": use.resamples, "seed": number}
-            found["bootstrap, patients"] = bootstrap_weighted(
+            estimates["bootstrap, patients"] = bootstrap_weighted(
                 partial(weighted.auc, labels, scores), len(labels), **settings
             )
-        for name, estimate in found.items():
+        for name, estimate in estimates.items():
             held[name].append(estimate.low <= truth <= estimate.high)
     rows = [
         (name, f"{np.mean(inside):.3f}", f"{math.sqrt(0.95 * 0.05 / len(inside)):.3f}") for name, inside in held.items()

@@ -1,4 +1,4 @@
-"""Precision and recall of the findings that are read from reports, against hand-marked sentences.
+"""Measure precision and recall of the findings extracted from reports, on hand-labelled sentences.
 
     python benchmarks/findings.py
     python benchmarks/findings.py --sentences my_reports.tsv
@@ -27,7 +27,7 @@ Sentence = tuple[str, frozenset[str]]
 
 
 def read(path: Path) -> list[Sentence]:
-    """Sentences with the findings that they state to be present. Raises DataError naming a line that has no two columns."""
+    """Read sentences with the findings that they state to be present. Raises DataError naming an invalid line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     out = []
     for number, line in enumerate(lines[1:], start=2):
@@ -39,18 +39,18 @@ def read(path: Path) -> list[Sentence]:
 
 
 def count(sentences: Iterable[Sentence]) -> dict[str, tuple[int, int, int]]:
-    """Per finding: sentences in which it was read rightly, wrongly, and missed."""
-    find, found = vocabulary(), Counter()
-    for text, marked in sentences:
-        read_out = find(text)
-        for kind, names in enumerate((read_out & marked, read_out - marked, marked - read_out)):
-            found.update((name, kind) for name in names)
-    names = sorted({name for name, _ in found})
-    return {name: (found[name, 0], found[name, 1], found[name, 2]) for name in names}
+    """The numbers of sentences in which each finding was extracted correctly, extracted wrongly, and missed."""
+    extract, counts = vocabulary(), Counter()
+    for text, labelled in sentences:
+        extracted = extract(text)
+        for kind, names in enumerate((extracted & labelled, extracted - labelled, labelled - extracted)):
+            counts.update((name, kind) for name in names)
+    names = sorted({name for name, _ in counts})
+    return {name: (counts[name, 0], counts[name, 1], counts[name, 2]) for name in names}
 
 
 def table(title: str, sentences: Sequence[Sentence]) -> Table:
-    """Precision and recall of each finding, and of all of them together."""
+    """Precision and recall of each finding and of all findings."""
     counts = count(sentences)
     total = tuple(sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0, 0)
     rows = [_row(name, counts[name]) for name in counts] + [_row("all", total)]
@@ -61,7 +61,7 @@ def table(title: str, sentences: Sequence[Sentence]) -> Table:
 
 def _row(name: str, counts: Sequence[int]) -> tuple[str, ...]:
     right, wrong, missed = counts
-    shares = [f"{right / of:.3f}" if of else "–" for of in (right + wrong, right + missed)]
+    shares = [f"{right / total:.3f}" if total else "–" for total in (right + wrong, right + missed)]
     return (name, *map(str, counts), *shares)
 
 
@@ -69,7 +69,7 @@ def main() -> None:
     """Score the bundled sentences, or a file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "--sentences", type=Path, help="tab-separated file with present and text (default: the bundled)"
+        "--sentences", type=Path, help="tab-separated file with the columns present and text (default: bundled files)"
     )
     given = parser.parse_args().sentences
     files = {given.name: given} if given else LANGUAGES

@@ -3,9 +3,9 @@
     python benchmarks/input_pipeline.py                    # in one process, and in 2 worker processes
     python benchmarks/input_pipeline.py --workers 8 --images 512
 
-Both read the same files and make the same uint8 batches [64 224 224 3], bicubic and antialiased. The second DataLoader row
-uses Pillow's `draft`, which also decodes at a reduced scale but is not part of default transforms. Rounds are alternated;
-medians are shown. CPU time is that of all processes without start-up (Linux).
+Both read the same files and make the same uint8 batches [64 224 224 3], with bicubic antialiased resizing. The second
+DataLoader row uses Pillow's `draft`, which also decodes at a reduced scale but is not part of default transforms. Prints
+medians of alternated rounds. CPU time is the time of all processes without start-up (Linux).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from data_pipelines.transforms.views import SingleView
 try:
     from torch.utils.data import DataLoader
 except ImportError:
-    sys.exit("this benchmark compares with torch: pip install torch (the CPU build will do)")
+    sys.exit("this benchmark needs torch: pip install torch (the CPU build is sufficient)")
 
 SIZE, TARGET, BATCH = 512, 224, 64
 Batches = Iterator[Any]
@@ -46,7 +46,7 @@ Batches = Iterator[Any]
 
 @dataclass(frozen=True)
 class Files:
-    """The files of both pipelines: a source of records here, a torch data set in `PillowFiles`."""
+    """A source of records of the image files; `PillowFiles` is the torch data set of the same files."""
 
     paths: tuple[Path, ...]
 
@@ -72,7 +72,7 @@ class PillowFiles:
 
 
 def pillow(path: Path, draft: bool = False) -> np.ndarray:
-    """u8 [224 224 3]."""
+    """Open, convert and resize an image with Pillow; u8 [224 224 3]."""
     with Image.open(path) as picture:
         if draft:
             picture.draft("RGB", (TARGET, TARGET))
@@ -81,7 +81,7 @@ def pillow(path: Path, draft: bool = False) -> np.ndarray:
 
 
 def write_images(folder: Path, count: int) -> tuple[Path, ...]:
-    """`count` synthetic fundus photographs of 512 px as JPEG, quality 90."""
+    """Write `count` synthetic fundus photographs of 512 px as JPEG files of quality 90."""
     patients = Patients(count, seed=0, size=SIZE)
     paths = tuple(folder / f"{i:04d}.jpg" for i in range(count))
     for patient, path in zip((patients[i] for i in range(count)), paths, strict=True):
@@ -92,14 +92,14 @@ def write_images(folder: Path, count: int) -> tuple[Path, ...]:
 
 
 def ours(paths: tuple[Path, ...], workers: int) -> Batches:
-    """fundax: one thread, or `workers` processes."""
+    """Batches of fundax, with one thread or `workers` processes."""
     steps = (SingleView(size_hint=TARGET), Squash(TARGET))
     data = pipeline.train(Files(paths), steps, batch=BATCH, seed=0, workers=workers, threads=1)
     return data(0, 1)
 
 
 def loader(paths: tuple[Path, ...], workers: int, draft: bool = False) -> Batches:
-    """torch: an endless DataLoader."""
+    """Batches of an endless torch DataLoader."""
     made = DataLoader(
         PillowFiles(paths, draft),  # type: ignore[arg-type]
         BATCH,
@@ -132,22 +132,22 @@ def measure(batches: Batches, count: int) -> tuple[float, float]:
 
 
 def compare(paths: tuple[Path, ...], workers: int, rounds: int, count: int) -> dict[str, tuple[float, float]]:
-    """Medians by name. In every round each pipeline is started, warmed up, measured and closed by itself."""
+    """Medians by name. In every round, each pipeline is started, warmed up, measured and closed separately."""
     runs: dict[str, Callable[[], Batches]] = {
         "DataLoader, Pillow": functools.partial(loader, paths, workers),
         "DataLoader, Pillow draft": functools.partial(loader, paths, workers, draft=True),
         "fundax": functools.partial(ours, paths, workers),
     }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, start in runs.items():
             batches = start()
             for _ in range(2 + 3 * workers):  # warm-up: start-up and prefetched batches
                 next(batches)
-            found[name].append(measure(batches, count))
+            rates[name].append(measure(batches, count))
             batches.close()  # type: ignore[attr-defined]
     return {
-        name: tuple(statistics.median(column) for column in zip(*runs, strict=True)) for name, runs in found.items()
+        name: tuple(statistics.median(column) for column in zip(*pairs, strict=True)) for name, pairs in rates.items()
     }
 
 
@@ -166,9 +166,9 @@ def main(workers: int = 2, images: int = 256, rounds: int = 3, batches: int = 12
         paths = write_images(Path(folder), images)
         size = sum(path.stat().st_size for path in paths) / len(paths) / 1024
         for processes in (0, workers):
-            found = compare(paths, processes, rounds, batches)
-            slow = found["DataLoader, Pillow"][1]
-            for name, (wall, cpu) in found.items():
+            rates = compare(paths, processes, rounds, batches)
+            slow = rates["DataLoader, Pillow"][1]
+            for name, (wall, cpu) in rates.items():
                 rows.append((f"{processes}", name, f"{wall:.0f}", f"{cpu:.0f}", f"{cpu / slow:.2f}"))
         gap = difference(paths)
     title = f"{SIZE} px JPEG ({size:.0f} KB) to {TARGET} px, batches of {BATCH}; "

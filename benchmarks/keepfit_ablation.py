@@ -3,9 +3,9 @@
     python benchmarks/keepfit_ablation.py                  # three seeds
     python benchmarks/keepfit_ablation.py --smoke          # every variant once, in a minute; writes no results
 
-The public part has categories only, of ten conditions, a fifth of them wrong. The elite part is a twentieth as many
-patients, with reports, of fourteen conditions: four are absent from the public part. All variants are scored on unseen
-patients by the macro AUC over the ten and over the four conditions.
+The public part has only categories, of ten conditions, a fifth of which are wrong. The elite part has a twentieth of this
+number of patients, with reports, of fourteen conditions, four of which are absent from the public part. All variants are
+evaluated on unseen patients by the macro AUC over the ten and over the four conditions.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class Arm:
-    """A variant: its objective, and whether its text tower is pretrained."""
+    """A variant: its objective, and whether its text encoder is pretrained."""
 
     name: str
-    objective: Any  # None: untrained
+    objective: Any  # None if it is not trained
     masked_text: bool = False
 
 
@@ -106,7 +106,7 @@ def arms(base: FLAIR, words: tokenizers.Tokenizer, appearance: int) -> list[Arm]
 
 
 def look_at(source: Any, words: tokenizers.Tokenizer, side: int) -> Eyesight:
-    """All images of a Diagnosed source, rendered once."""
+    """Render all images of a Diagnosed source."""
     names = source.source.classes
     records = [source[row] for row in range(len(source))]
     return Eyesight(
@@ -119,7 +119,7 @@ def look_at(source: Any, words: tokenizers.Tokenizer, side: int) -> Eyesight:
 
 
 def batches(public: Eyesight, elite: Eyesight, captions: dict[str, np.ndarray], size: int, seed: int) -> Iterator[dict]:
-    """Endless batches with public and elite halves; the caption of a category is drawn from the knowledge base."""
+    """Endless batches of public and elite examples. Captions of categories are drawn from the knowledge base."""
     rng = np.random.default_rng(seed)
     ids = np.array([category_id(name) for name in public.category])
     healthy = [np.array([status((name,)) for name in part.category], np.int32) for part in (public, elite)]
@@ -146,7 +146,7 @@ def batches(public: Eyesight, elite: Eyesight, captions: dict[str, np.ndarray], 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def update(objective: Any, rates: tuple[float, int], state: tuple, batch: dict, key: jax.Array) -> tuple:
-    """One step of AdamW. `state` is (step, parameters, extra, optimizer)."""
+    """Take a step of AdamW. `state` is (step, parameters, extra, optimizer)."""
     step, params, extra, opt = state
     rng = jax.random.fold_in(key, step)
     (_, (extra, metrics)), grads = jax.value_and_grad(objective.loss, has_aux=True)(params, extra, batch, rng, step)
@@ -163,9 +163,9 @@ def _optimizer(objective: Any, lr: float, steps: int) -> optax.GradientTransform
 
 @partial(jax.jit, static_argnums=(0, 1))
 def started(objective: Any, rates: tuple[float, int], key: jax.Array, text_tower: Any) -> tuple:
-    """The initial state, with the text tower of stage 0 if given."""
-    one = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in objective.batch_spec(1).items()}
-    params, extra = objective.init(key, one)
+    """The initial state, with the text encoder of stage 0 if given."""
+    example = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in objective.batch_spec(1).items()}
+    params, extra = objective.init(key, example)
     if text_tower is not None:
         params["text"] = text_tower
     return jnp.zeros((), jnp.int32), params, extra, _optimizer(objective, *rates).init(params)
@@ -185,7 +185,7 @@ def fit(
 
 
 def masked_text(base: FLAIR, words: tokenizers.Tokenizer, reports: tuple[str, ...], scale: Scale, seed: int) -> Any:
-    """The text tower after stage 0 on the knowledge base and the elite reports."""
+    """Train stage 0 on the knowledge base and the elite reports, and return the text encoder."""
     corpus = Corpus((*descriptions(knowledge.bundled()).texts, *reports))
     ids, mask = words(corpus.texts), MaskWords(words)
 
@@ -195,13 +195,13 @@ def masked_text(base: FLAIR, words: tokenizers.Tokenizer, reports: tuple[str, ..
             rows = rng.integers(len(ids), size=scale.batch)
             made = [mask({"text": ids[row]}, stream(seed, position + i, "MaskWords", 0)) for i, row in enumerate(rows)]
             position += len(rows)
-            yield {name: np.stack([one[name] for one in made]) for name in made[0]}
+            yield {name: np.stack([example[name] for example in made]) for name in made[0]}
 
     return fit(MaskedText(base.text, scale.context, mask.longest), examples(), scale.mlm_steps, seed)[0]["text"]
 
 
-def seen(parts: list[Eyesight], scale: Scale) -> tuple[list[Eyesight], int]:
-    """The parts with appearances from an autoencoder trained on the first part, and the width of an appearance."""
+def with_appearance(parts: list[Eyesight], scale: Scale) -> tuple[list[Eyesight], int]:
+    """Add appearances by an autoencoder trained on the first part; also return the width of an appearance."""
     coder = VectorQuantize(ImageEncoder((16, 32), 64), ImageDecoder((16, 32)), scale.side, codes=128)
 
     def pictures() -> Iterator[dict]:
@@ -211,8 +211,8 @@ def seen(parts: list[Eyesight], scale: Scale) -> tuple[list[Eyesight], int]:
 
     params, extra = fit(coder, pictures(), scale.vq_steps, 0)
     look = jax.jit(lambda image: coder.forward(params, extra, {"image": image})["appearance"])
-    found = [np.concatenate([look(part.image[at : at + 40]) for at in range(0, len(part.image), 40)]) for part in parts]
-    return [replace(part, appearance=a) for part, a in zip(parts, found, strict=True)], coder.appearance
+    looks = [np.concatenate([look(part.image[at : at + 40]) for at in range(0, len(part.image), 40)]) for part in parts]
+    return [replace(part, appearance=a) for part, a in zip(parts, looks, strict=True)], coder.appearance
 
 
 @partial(jax.jit, static_argnums=0)
@@ -221,7 +221,7 @@ def forward(base: FLAIR, params: Any, extra: Any, batch: dict) -> dict[str, jax.
     return base.forward(params, extra, batch)
 
 
-def judge(
+def evaluate(
     base: FLAIR, params: Any, extra: Any, test: Eyesight, pool: Eyesight, prompts: list[np.ndarray]
 ) -> list[float]:
     """Zero-shot and five-shot macro AUC over PRESENT and over ABSENT, on `test`."""
@@ -230,7 +230,7 @@ def judge(
         cut = [
             forward(base, params, extra, {"image": part.image[at : at + 70]}) for at in range(0, len(part.image), 70)
         ]
-        return {name: np.concatenate([np.asarray(one[name]) for one in cut]) for name in ("visual", "image_features")}
+        return {name: np.concatenate([np.asarray(out[name]) for out in cut]) for name in ("visual", "image_features")}
 
     there = features(test)
     heads = class_features(lambda batch: jax.device_get(forward(base, params, extra, batch)), prompts)
@@ -278,11 +278,13 @@ def measure(scale: Scale, seeds: int, only: str, console: Console) -> dict[str, 
     captions = {k: words([known.caption(way) for way in known.ways(v)]) for k, v in names.items()}
     prompts = [words(list(known.ensemble(names[name]))) for name in CONDITIONS]
     test, pool = balanced(1_000_000, scale.test, scale, words), balanced(3_000_000, 5, scale, words)
-    found: dict[str, list[list[float]]] = {}
+    out: dict[str, list[list[float]]] = {}
     for seed in range(seeds):
         experts = Diagnosed(Eyes(scale.patients // 20, seed, 2_000_000, size=scale.side))
         crowd = Diagnosed(Eyes(scale.patients, seed, size=scale.side, conditions=PRESENT), scale.noise, seed)
-        (public, elite), length = seen([look_at(part, words, scale.side) for part in (crowd, experts)], scale)
+        (public, elite), length = with_appearance(
+            [look_at(part, words, scale.side) for part in (crowd, experts)], scale
+        )
         reports = tuple(experts[row].report for row in range(len(experts)))
         stage0 = masked_text(base, words, reports, scale, seed)
         for arm in (arm for arm in arms(base, words, length) if only in arm.name):
@@ -290,17 +292,17 @@ def measure(scale: Scale, seeds: int, only: str, console: Console) -> dict[str, 
             data = batches(public, elite, captions, scale.batch, seed)
             steps = 0 if arm.objective is None else scale.steps
             state = fit(arm.objective or base, data, steps, seed, stage0 if arm.masked_text else None)
-            row = judge(base, *state, test, pool, prompts)
-            found.setdefault(arm.name, []).append(row)
+            row = evaluate(base, *state, test, pool, prompts)
+            out.setdefault(arm.name, []).append(row)
             scores = "  ".join(f"{value:.3f}" for value in row)
             console.print(f"seed {seed}  {arm.name:30} {scores}  {time.perf_counter() - start:.0f} s")
-    return {name: np.array(rows) for name, rows in found.items()}
+    return {name: np.array(rows) for name, rows in out.items()}
 
 
-def table(found: dict[str, np.ndarray], title: str) -> Table:
+def table(scores: dict[str, np.ndarray], title: str) -> Table:
     """Mean and standard deviation over the seeds."""
     lines = []
-    for name, rows in found.items():
+    for name, rows in scores.items():
         spread = rows.std(0, ddof=1) if len(rows) > 1 else np.zeros(len(COLUMNS))
         cells = [f"{mean:.3f} ± {sd:.3f}" for mean, sd in zip(rows.mean(0), spread, strict=True)]
         lines.append((name, *cells))
@@ -308,17 +310,17 @@ def table(found: dict[str, np.ndarray], title: str) -> Table:
 
 
 def main(seeds: int = 3, scale: Scale = Scale(), only: str = "", smoke: bool = False, keep: bool = True) -> None:
-    """Train and score every variant whose name contains `only`, with every seed. Writes results if all were run."""
+    """Train and evaluate the variants with `only` in their names, with all seeds. Results are written if all were run."""
     if smoke:
         seeds, scale = (
             1,
             Scale(patients=160, test=4, side=32, width=16, depth=1, batch=8, steps=3, mlm_steps=3, vq_steps=3),
         )
     console, start = Console(width=160), time.perf_counter()
-    found = measure(scale, seeds, only, console)
+    scores = measure(scale, seeds, only, console)
     minutes = (time.perf_counter() - start) / 60
     title = f"Macro AUC, mean ± standard deviation over {seeds} seeds; {minutes:.0f} minutes; {scale}"
-    record("keepfit_ablation", [table(found, title)], keep=keep and not smoke and not only)
+    record("keepfit_ablation", [table(scores, title)], keep=keep and not smoke and not only)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Measure memory and time of a contrastive loss with its gradient: dense and as a ring.
+"""Measure memory and time of a contrastive loss with its gradient, dense and as a ring.
 
     python benchmarks/loss_memory.py                                   # memory at 4k to 64k; compiled, not run
     python benchmarks/loss_memory.py --time --batches 2048 8192 32768  # and time
 
 Uses eight virtual CPU devices, or the accelerators of this machine. Memory is XLA's count of temporaries per device. Times
-are medians of alternated runs: wall time, and processor time over all threads, which a busy machine affects less.
+are medians of alternated runs: wall time, and processor time over all threads, which depends less on the load of the
+machine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from typing import Any
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-# eight devices on a few cores wait long for each other at large batches
+# with eight devices on a few cores, collectives take long at large batches
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=1800"
 
 import jax
@@ -34,7 +35,7 @@ LOSSES = {
 
 
 def compiled(loss, numbers: int, batch: int, width: int, mesh: Mesh):
-    """Value and gradient of a loss, compiled for features whose rows are sharded over the devices."""
+    """Compile the value and gradient of a loss for features with rows sharded over the devices."""
     rows = jax.ShapeDtypeStruct((batch, width), jnp.float32, sharding=batch_sharding(mesh))
     scalars = [jax.ShapeDtypeStruct((), jnp.float32)] * numbers
     with jax.set_mesh(mesh):
@@ -96,7 +97,7 @@ def main(
     only: str = "",
     keep: bool = True,
 ) -> None:
-    """Memory at `batches`, or time with --time, of one loss with --only. --no-keep does not write results."""
+    """Measure memory, or time with --time, at `batches`. --only selects a loss. --no-keep does not write results."""
     chosen = {name: row for name, row in LOSSES.items() if only in ("", name)}
     mesh = make_mesh((-1, 1))
     table = time_table(chosen, batches, width, repeats, mesh) if time else memory_table(chosen, batches, width, mesh)

@@ -1,11 +1,11 @@
-"""Train linear probes and fine-tune on public images, with folds that keep patients together.
+"""Train linear probes and fine-tune on public images, with folds grouped by patient.
 
     python benchmarks/real_data.py DIR --out runs/real [--init runs/visionfm]
 
-DIR contains idrid, hrf and kermany_oct_samples. Every fold is a run of configs/linear_probe.py or configs/finetune.py: one
-fold is the test split, the next one validation, which selects the step. Each row is scored once, by the model that saw
-none of its patients. Prints macro AUC, accuracy and, for grades, quadratic kappa, with 95 % intervals of a bootstrap over
-patients. Existing runs are not repeated.
+DIR contains idrid, hrf and kermany_oct_samples. Every fold is a run of configs/linear_probe.py or configs/finetune.py, in
+which this fold is the test split, and the next fold is the validation split, which selects the step. Each row is therefore
+evaluated once, by a model that was not trained on its patient. Prints macro AUC, accuracy and, for grades, quadratic
+kappa, with 95 % intervals by a bootstrap over patients. Existing runs are not repeated.
 """
 
 from __future__ import annotations
@@ -43,15 +43,17 @@ SETS = {  # label column, class names by value, modality, whether classes are gr
 }
 # config and arguments of each method
 METHODS = {
-    "linear": ("linear_probe.py", ["--epochs", "60", "--copies", "4", "--lr", "4e-3", "--batch", "64"]),
-    "finetune": ("finetune.py", []),
-}
+    "linear": ("linear_probe.py", ["--head", "linear", "--epochs", "60", "--copies", "4", "--lr", "4e-3", "--batch", "64",
+                                   "--crop-field", "False"]),
+    "finetune": ("finetune.py", ["--crop-field", "False"]),
+}  # fmt: skip
 
 
 def prepared(root: Path, name: str, out: Path) -> tuple[str, list[str], np.ndarray]:
-    """The value of --data for a CSV file with image, label and patient; and patients and labels by row.
+    """Write a CSV file with image, label and patient, and return its value of --data, the patients and the labels.
 
-    Where the publisher names no patients, each photograph counts as one, and equal files as the same one.
+    If the publisher does not identify patients, each photograph is treated as a patient, and identical files as the same
+    patient.
     """
     column, classes, modality, _ = SETS[name]
     with (root / name / "labels.csv").open(newline="", encoding="utf-8") as file:
@@ -73,7 +75,7 @@ def prepared(root: Path, name: str, out: Path) -> tuple[str, list[str], np.ndarr
 
 
 def splits(patients: list[str], labels: np.ndarray, count: int, out: Path, name: str) -> Iterator[Path]:
-    """A split file for each fold: the fold is the test split, the next one validation, the others training."""
+    """Write a split file for each fold: this fold is the test split, the next fold validation, the others training."""
     parts = folds(patients, labels, count)
     for k in range(count):
         path = out / f"{name}_fold{k}.json"
@@ -85,11 +87,11 @@ def splits(patients: list[str], labels: np.ndarray, count: int, out: Path, name:
 
 
 def run(method: str, word: str, split: Path, workdir: Path, more: list[str]) -> dict[str, np.ndarray]:
-    """Labels, probabilities, index and patient of the test split, at the step that validation selected."""
+    """Labels, probabilities, index and patient of the test split, at the step selected on the validation split."""
     stored = workdir / "evals" / "test.npz"
     if not stored.is_file():
-        config, own = METHODS[method]
-        arguments = [*own, "--data", word, "--split", str(split), *more]
+        config, fixed = METHODS[method]
+        arguments = [*fixed, "--data", word, "--split", str(split), *more]
         recipe, _ = load(CONFIGS / config, arguments)
         fit(replace(recipe, keep=1), workdir)
         recipe, _ = load(CONFIGS / config, [*arguments, "--part", "test"])
@@ -117,10 +119,10 @@ def measured(rows: dict[str, np.ndarray], grades: bool) -> dict[str, Any]:
     return {name: bootstrap_weighted(metric, len(labels), patients=patients) for name, metric in metrics.items()}
 
 
-def table(found: list[tuple[str, str, str, int, dict[str, Any]]]) -> Table:
+def table(results: list[tuple[str, str, str, int, dict[str, Any]]]) -> Table:
     """One row per data set, encoder and method."""
     columns, rows = ("data", "images", "encoder", "method", "macro AUC", "accuracy", "quadratic kappa"), []
-    for name, encoder, method, count, values in found:
+    for name, encoder, method, count, values in results:
         cells = [str(values[key]) if key in values else "" for key in ("macro AUC", "accuracy", "kappa")]
         rows.append((name, str(count), encoder, method, *cells))
     return Table("Folds that keep patients together; 95 % intervals by a bootstrap over patients", columns, rows)
@@ -130,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder with idrid, hrf and kermany_oct_samples")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--init", default="", help="run whose encoder is compared with a random one")
+    parser.add_argument("--init", default="", help="run with the encoder that is compared with a random encoder")
     parser.add_argument("--folds", type=int, default=4, help="number of folds")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="data sets")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="training methods")
@@ -140,7 +142,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
     encoders = {"random": []} | ({"pretrained": ["--init", args.init]} if args.init else {})
-    found: list[tuple[str, str, str, int, dict[str, Any]]] = []
+    results: list[tuple[str, str, str, int, dict[str, Any]]] = []
     for name in args.sets:
         word, patients, labels = prepared(args.root, name, args.out)
         grades = SETS[name][3]
@@ -152,10 +154,10 @@ def main() -> None:
                 for split in files:
                     parts.append(run(method, word, split, args.out / f"{split.stem}_{method}_{encoder}", more))
                 rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-                found.append((name, encoder, method, len(rows["labels"]), measured(rows, grades)))
-                print(*table(found[-1:]).rows[0], f"{time.time() - began:.0f} s", file=sys.stderr)
+                results.append((name, encoder, method, len(rows["labels"]), measured(rows, grades)))
+                print(*table(results[-1:]).rows[0], f"{time.time() - began:.0f} s", file=sys.stderr)
                 np.savez(args.out / f"{name}_{method}_{encoder}.npz", **rows)  # pyright: ignore[reportArgumentType]
-    record("real_data", [table(found)], keep=not (args.smoke or args.no_keep))
+    record("real_data", [table(results)], keep=not (args.smoke or args.no_keep))
 
 
 if __name__ == "__main__":

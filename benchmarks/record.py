@@ -1,4 +1,4 @@
-"""Print the tables of a benchmark, and write them as JSON that the documentation shows (benchmarks/results/NAME.json)."""
+"""Print the tables of a benchmark, and write them to benchmarks/results/NAME.json, which the documentation includes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def printed(self) -> Printed:
-        """The table for a terminal."""
+        """Convert to a table of rich for the terminal."""
         table = Printed(*self.columns, title=self.title)
         for row in self.rows:
             table.add_row(*row)
@@ -36,7 +36,7 @@ class Table:
 
 
 def machine() -> str:
-    """'2 x86_64 cores, 24 GiB, Python 3.11.7, jax 0.10.2', with the accelerator if there is one."""
+    """Describe the machine, for example '2 x86_64 cores, 24 GiB, Python 3.11.7, jax 0.10.2', with its accelerator."""
     import jax
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
@@ -52,7 +52,7 @@ def record(name: str, tables: Sequence[Table], *, keep: bool = True, results: Pa
     The load is the number of running processes when the benchmark ended. Publish times only if it is not above the
     number of cores.
     """
-    found = {
+    result = {
         "command": "python " + " ".join([os.path.relpath(sys.argv[0], RESULTS.parent.parent), *sys.argv[1:]]),
         "machine": machine(),
         "date": str(datetime.date.today()),
@@ -62,9 +62,9 @@ def record(name: str, tables: Sequence[Table], *, keep: bool = True, results: Pa
     console = Console(width=None if sys.stdout.isatty() else 160)
     for table in tables:
         console.print(table.printed())
-    console.print(f"{found['machine']}; {found['date']}; load {found['load']}", highlight=False)
+    console.print(f"{result['machine']}; {result['date']}; load {result['load']}", highlight=False)
     if keep:
         results.mkdir(exist_ok=True)
         path = results / f"{name}.json"
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         console.print(f"written to {path}")

@@ -1,11 +1,11 @@
-"""Measure weak scaling: as many images per device on more devices, on virtual CPU devices or compiled for TPU slices.
+"""Measure weak scaling (constant images per device) on virtual CPU devices, or compiled for TPU slices.
 
     python benchmarks/scaling.py                       # the real train step on 1, 2, 4, 8 virtual devices of this machine
     python benchmarks/scaling.py --compile v5e:2x4 v5e:4x4 v5e:8x8 v5e:16x16 --size B/16 --batch 128    # 8 to 256 chips
 
-Virtual devices share the cores: with perfect scaling a step on n devices takes n times as long, so the efficiency shows
-the overhead of sharding, not of links. Slices are compiled, not run (extra `tpu`): their efficiency comes from the roofline
-with nothing overlapped. Each slice compiles for minutes.
+Virtual devices share the cores: with perfect scaling, a step on n devices takes n times as long, so the efficiency shows
+the overhead of sharding but not of links. Programs for slices are compiled but not run (extra `tpu`); their efficiency is
+that of the roofline without overlap. The compilation for a slice takes minutes.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ CONFIG = Path(__file__).parent.parent / "configs" / "mm_fundus_clip.py"
 
 
 def recipe_of(size: str, batch: int, mesh: tuple[int, ...]) -> Recipe:
-    """MM-Fundus-CLIP of this size, or the smoke model, with a global batch."""
+    """MM-Fundus-CLIP of a size, or the smoke model if `size` is empty, with a global batch."""
     argv = ["--size", size] if size else ["--smoke"]
     return replace(load(CONFIG, [*argv, "--batch", str(batch)])[0], batch=batch, mesh=mesh)
 
 
 def seconds_of_a_step(recipe: Recipe, steps: int) -> float:
-    """Median seconds over `steps` steps, after one that compiles."""
+    """Median seconds over `steps` steps, after a step for compilation."""
     mesh = meshes.make_mesh(recipe.mesh)
     rng = np.random.default_rng(0)
     batch = {
@@ -71,7 +71,7 @@ def run_here(size: str, batch: int, steps: int) -> Table:
 
 
 def compile_slices(topologies: tuple[str, ...], size: str, batch: int) -> Table:
-    """Compile for every slice; a slice that is too small is shown as "does not fit"."""
+    """Compile for every slice. A slice that is too small is shown as "does not fit"."""
     rows, first = [], 0.0
     for topology in topologies:
         mesh, _ = aot.target(recipe_of(size, batch, (-1, 1)), topology)
@@ -90,7 +90,7 @@ def compile_slices(topologies: tuple[str, ...], size: str, batch: int) -> Table:
 
 
 def main(compile: tuple[str, ...] = (), size: str = "", batch: int = 4, steps: int = 5, keep: bool = True) -> None:
-    """`batch` is the batch of one device. --no-keep does not write benchmarks/results."""
+    """Measure weak scaling with `batch` images per device. --no-keep does not write benchmarks/results."""
     table = compile_slices(compile, size or "B/16", batch) if compile else run_here(size, batch, steps)
     record("scaling_slices" if compile else "scaling", [table], keep=keep)
 

@@ -2,9 +2,10 @@
 
     python benchmarks/synthetic_images.py --images synthetic --encoder runs/quickstart
 
-`--images` is a folder written by `launch.py synth`. The eyes of data_pipelines.synthetic count as real here. Prints the
-distance of held-out eyes, in the features of --encoder, to other held-out eyes (the lower bound), to the synthetic images, and to
-blurred and noised eyes; synthetic images should be below half of the blurred ones. Writes a contact sheet.
+`--images` is a folder written by `launch.py synth`. Here, real eyes are those of data_pipelines.synthetic. Prints the
+distances of held-out eyes, in the features of --encoder, to other held-out eyes (the lower bound), to the synthetic images,
+and to blurred and noised eyes. The distance to synthetic images should be below half of the distance to blurred eyes.
+Writes a contact sheet.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from fundax.runtime.checkpoint import load_params
 from fundax.runtime.workdir import read_json
 from fundax.types import UserError
 
-FEATURES = ("features", "image_raw", "image_features")  # the first of these outputs of the model is used
-BLUR, NOISE = 1 / 32, 0.1  # the compared eyes: Gaussian as a share of the side, noise as a share of the range
+FEATURES = ("features", "image_raw", "image_features")  # the first output of the model among these is used
+BLUR, NOISE = 1 / 32, 0.1  # of the degraded eyes: Gaussian as a fraction of the side, noise as a fraction of the range
 LEVELS = ((BLUR / 2, NOISE / 2), (BLUR, NOISE), (2 * BLUR, 2 * NOISE))
 
 
 class Encoder:
-    """The image features of a run."""
+    """Computes the image features of a run."""
 
     def __init__(self, run: str | Path) -> None:
         self._objective = read_objective(run)
@@ -45,20 +46,20 @@ class Encoder:
         self._forward: Any = jax.jit(self._objective.forward)
 
     def __call__(self, images: np.ndarray, batch: int = 50) -> np.ndarray:
-        """f32 [n D] of u8 [n h w 3]; the colour-photograph row where the model normalises by modality."""
-        found = []
+        """Features f32 [n D] of images u8 [n h w 3], which are normalised as colour photographs."""
+        results = []
         for at in track(range(0, len(images), batch), "features", transient=True):
             pixels = np.stack([preprocess(image, self._preprocessing) for image in images[at : at + batch]])
             out = self._forward(*self._state, {"image": pixels, "modality": np.zeros(len(pixels), np.int32)})
             name = next((name for name in FEATURES if name in out), None)
             if name is None:
                 raise UserError(f"the encoder gives {', '.join(out)}; expected one of {', '.join(FEATURES)}")
-            found.append(np.asarray(out[name], np.float32))
-        return np.concatenate(found)
+            results.append(np.asarray(out[name], np.float32))
+        return np.concatenate(results)
 
 
 def degraded(images: np.ndarray, blur: float, noise: float, seed: int = 0) -> np.ndarray:
-    """u8 [n h w 3] blurred by a Gaussian of `blur` of the side, then noised by a normal of `noise` of the range."""
+    """Blur images u8 [n h w 3] with a Gaussian (sigma is `blur` times the side), and add normal noise (`noise` times 255)."""
     from scipy.ndimage import gaussian_filter
 
     sigma = blur * images.shape[1]
@@ -68,10 +69,10 @@ def degraded(images: np.ndarray, blur: float, noise: float, seed: int = 0) -> np
 
 
 def read_images(folder: Path) -> np.ndarray:
-    """Images u8 [n h w 3] of a manifest. Raises UserError for an image that is not marked as synthetic."""
+    """Read the images u8 [n h w 3] of a manifest. Raises UserError for an image that is not marked as synthetic."""
     path = folder / "manifest.csv"
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected what `launch.py synth` writes")
+        raise UserError(f"{path}: no such file; expected the output of `launch.py synth`")
     with path.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if wrong := [row["image"] for row in rows if row.get("synthetic") != "yes"]:
@@ -80,7 +81,7 @@ def read_images(folder: Path) -> np.ndarray:
 
 
 def eyes(n: int, size: int, start: int) -> np.ndarray:
-    """Rendered eyes u8 [n size size 3] that no run has been trained on."""
+    """Rendered eyes u8 [n size size 3] that are not used in training."""
     return np.stack(list(_views(Eyes(n, size=size, start=start))))
 
 
@@ -113,26 +114,26 @@ def main() -> None:
     parser.add_argument("--encoder", required=True, help="CLIP or VisionFM run that computes the features")
     parser.add_argument("--sheet", type=Path, default=Path("docs/pictures/synthetic_eyes.jpg"), help="contact sheet")
     parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
-    own = parser.parse_args()
-    drawn, encode = read_images(own.images), Encoder(own.encoder)
+    options = parser.parse_args()
+    drawn, encode = read_images(options.images), Encoder(options.encoder)
     n, size = len(drawn), drawn.shape[1]
     real, other = eyes(n, size, 2_000_000), eyes(n, size, 3_000_000)
-    contact_sheet(drawn, other, own.sheet)
+    contact_sheet(drawn, other, options.sheet)
     held_out = encode(real)
-    found = {
+    results = {
         "other held-out eyes": frechet(held_out, encode(other)),
         "synthetic images": frechet(held_out, encode(drawn)),
     }
     for blur, noise in LEVELS:
         name = f"blurred by {blur * size:.1f} px, noise {100 * noise:.0f} %"
-        found[name] = frechet(held_out, encode(degraded(other, blur, noise)))
-    bar = found[f"blurred by {BLUR * size:.1f} px, noise {100 * NOISE:.0f} %"]
+        results[name] = frechet(held_out, encode(degraded(other, blur, noise)))
+    bar = results[f"blurred by {BLUR * size:.1f} px, noise {100 * NOISE:.0f} %"]
     columns = ("images", "Fréchet distance", "relative to the blurred eyes")
-    rows = [(name, f"{value:.4f}", f"{value / bar:.2f}") for name, value in found.items()]
+    rows = [(name, f"{value:.4f}", f"{value / bar:.2f}") for name, value in results.items()]
     table = Table(f"Fréchet distance of {n} images of {size} px to held-out eyes", columns, rows)
-    record(f"synthetic_images_{Path(own.encoder).name}", [table], keep=not own.no_keep)
-    verdict = "below" if found["synthetic images"] < bar / 2 else "NOT below"
-    print(f"synthetic images are {verdict} half of the blurred eyes; contact sheet: {own.sheet}")
+    record(f"synthetic_images_{Path(options.encoder).name}", [table], keep=not options.no_keep)
+    verdict = "below" if results["synthetic images"] < bar / 2 else "NOT below"
+    print(f"synthetic images are {verdict} half of the blurred eyes; contact sheet: {options.sheet}")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ TARGETS = {96: 150, 224: 40}  # images per second per core, averaged over modali
 
 
 def rate(modality: str, size: int, patients: int) -> tuple[float, float]:
-    """Images per second of (processor, wall) time with both eyes of every patient; the best of five parts.
+    """Images per second of (processor, wall) time, with both eyes of every patient: the best of five parts.
 
-    The best part, because other programs of a shared machine can only slow a part down.
+    The best part is used, because other programs of a shared machine can only slow down a part.
     """
     source = Patients(5 * patients, seed=1, modalities=(modality,), size=size)
     _ = source[0]  # computes the noise tiles, which are cached

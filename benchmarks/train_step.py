@@ -4,10 +4,10 @@
     python benchmarks/train_step.py --size B/16 --batch 8 --text-depth 12    # or L/14, H/14-378; all text layers: 0
     python benchmarks/train_step.py --size B/16 --text-depth 0 --batch 256 --dtype bfloat16 --attention cudnn   # a GPU
 
-A step is forward, backward and AdamW. Steps alternate in one process, so that a busy machine slows all programs alike, and
-medians are compared. The last column is the program's median over that of fundax: above 1, fundax is faster. `cpu` is the
-processor time of a step over all threads. MFU is printed for chips in fundax/runtime/chips.py. On an accelerator torch
-runs there too, under autocast to the same dtype; this has not been tried yet.
+A step is forward, backward and AdamW. Steps alternate in the same process, so that the load of the machine affects all
+programs equally, and medians are compared. The last column is the median of the program divided by the median of fundax:
+above 1, fundax is faster. `cpu` is the processor time of a step over all threads. MFU is printed for chips in
+fundax/runtime/chips.py. On an accelerator, torch uses it too, with autocast to the same dtype; this has not been tested.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def batch_of(objective: CLIP, count: int) -> Batch:
 
 
 def fundax_step(objective: CLIP, batch: Batch) -> tuple[Step, float]:
-    """A compiled step with donated parameters and moments, and its compile time in seconds."""
+    """Compile a step with donated parameters and moments; return it and the compile time in seconds."""
     params, extra = jax.jit(objective.init)(jax.random.key(0), batch)
     optimizer = optax.adamw(**ADAMW)
     moments = jax.jit(optimizer.init)(params)
@@ -68,7 +68,7 @@ def fundax_step(objective: CLIP, batch: Batch) -> tuple[Step, float]:
 
 
 def torch_step(objective: CLIP, batch: Batch, compiled: bool) -> Step:
-    """The same model as transformers.CLIPModel with torch.optim.AdamW, optionally with torch.compile."""
+    """A step of the same model as transformers.CLIPModel with torch.optim.AdamW, optionally with torch.compile."""
     import torch
     from transformers import CLIPConfig, CLIPModel
 
@@ -121,7 +121,7 @@ def alternate(steps: dict[str, Step], rounds: int) -> dict[str, np.ndarray]:
 
 
 def model_flops(objective: CLIP, batch: Batch) -> int:
-    """FLOPs of one step, counted from the program (fundax/runtime/flops.py)."""
+    """FLOPs of a step, counted from the program (fundax/runtime/flops.py)."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
     params, extra = jax.eval_shape(objective.init, jax.random.key(0), shapes)
     rng, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
@@ -129,7 +129,7 @@ def model_flops(objective: CLIP, batch: Batch) -> int:
 
 
 def table(times: dict[str, np.ndarray], done: int, title: str, peak: float | None) -> Table:
-    """One row per program. `peak` is in FLOP/s and gives the MFU."""
+    """One row per program. `peak` is the peak of the chip in FLOP/s, for the MFU."""
     ours, rows = np.median(times["fundax"][:, 0]), []
     for name, its in times.items():
         median, least, cpu = np.median(its[:, 0]), its[:, 0].min(), np.median(its[:, 1])
@@ -144,7 +144,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="S/16", help="model size, a key of fundax.encoders.vit.SIZES")
     parser.add_argument(
-        "--text-depth", type=int, default=6, help="layers of the text encoder; 0 uses those of the size"
+        "--text-depth", type=int, default=6, help="layers of the text encoder; 0 uses the depth of the size"
     )
     parser.add_argument("--batch", type=int, default=8, help="image-text pairs per step")
     parser.add_argument("--rounds", type=int, default=9, help="steps per program")
@@ -155,7 +155,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-torch", action="store_true", help="measure fundax only")
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile")
     parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
-    parser.add_argument("--peak-tflops", type=float, help="peak TFLOP/s of a device that fundax/runtime/chips.py lacks")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="peak TFLOP/s of a device that is not in fundax/runtime/chips.py"
+    )
     return parser.parse_args()
 
 

@@ -1,11 +1,11 @@
-"""Test how well an encoder adapts to a modality it has not seen, with 1, 5 and 10 images per class.
+"""Measure how well an encoder adapts to a modality without pretraining on it, with 1, 5 and 10 images per class.
 
     python benchmarks/unseen_modality.py --runs runs/unseen
 
 Pretrains three small encoders on synthetic eyes and their reports (configs/quickstart.py): without FFA, without UWF, and
 with CFP, UWF, FFA and OCT. Runs that are missing in --runs are trained, four minutes each on two cores. For FFA and UWF, a
-logistic regression on frozen features learns 14 conditions from k images each and is tested on unseen patients, and so are
-a random encoder and the encoder of all modalities. Intervals resample patients and draws.
+logistic regression on frozen features is trained on k images of each of 14 conditions, and tested on unseen patients. It is
+compared with a random encoder and with the encoder of all modalities. Intervals resample patients and draws.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from fundax.types import Params
 
 MODALITIES = ("CFP", "UWF", "FFA", "OCT")
 UNSEEN = ("FFA", "UWF")
-POOL, TEST = 5_000_000, 6_000_000  # first patient for training and for testing; none is used in pretraining
+POOL, TEST = 5_000_000, 6_000_000  # first patient for training and for testing; pretraining uses other patients
 CONFIG = str(Path(__file__).parent.parent / "configs" / "quickstart.py")
 Rows = dict[str, np.ndarray]
 
 
 def trained(folder: Path, modalities: tuple[str, ...], more: list[str]) -> tuple[Recipe, Params]:
-    """The recipe and parameters of the run in `folder`, which is trained if it is not finished."""
+    """The recipe and parameters of the run in `folder`. The run is trained if it is not finished."""
     recipe, _ = load(CONFIG, ["--modalities", *modalities, *more])
     steps = saved_steps(folder) if (folder / "checkpoints").is_dir() else ()
     if not steps or max(steps) < recipe.steps:
@@ -57,7 +57,7 @@ def trained(folder: Path, modalities: tuple[str, ...], more: list[str]) -> tuple
 
 
 def features(recipe: Recipe, params: Params, modality: str, start: int, count: int) -> Rows:
-    """Unit features f32 [n E] and labels i32 [n] of patients, one image each."""
+    """Unit features f32 [n E] and labels i32 [n] of patients, with one image per patient."""
     size = int(recipe.preprocessing["image_size"])
     eyes = Eyes(count, recipe.seed, start, (modality,), size)
     data = one_epoch(CachedSource(eyes), (SingleView(text=None), Squash(size), Select(("image", "label"))), batch=100)
@@ -87,15 +87,15 @@ def scores(pool: Rows, test: Rows, shots: int, draws: int) -> np.ndarray:
     return out
 
 
-def aucs(labels: np.ndarray, found: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """Macro AUC f64 [R draws] of every draw under R sets of row weights."""
-    return np.stack([weighted.nanmean(weighted.class_aucs(labels, one, taken)) for one in found], 1)
+def aucs(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Macro AUC f64 [R draws] of every draw for R sets of row weights."""
+    return np.stack([weighted.nanmean(weighted.class_aucs(labels, p, weights)) for p in probabilities], 1)
 
 
 def interval(first: np.ndarray, second: np.ndarray | None, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over draws, and its 95 % interval over patients (rows 1.. of [R draws]) and draws, resampled together.
+    """Mean over draws with its 95 % interval, for which patients (rows 1.. of [R draws]) and draws are resampled.
 
-    With `second`, mean and interval of the difference on the same patients and draws.
+    With `second`, mean and interval of the difference for the same patients and draws.
     """
     values = first if second is None else first - second
     rng = np.random.default_rng(seed)
@@ -106,7 +106,7 @@ def interval(first: np.ndarray, second: np.ndarray | None, seed: int = 0) -> tup
 
 
 def measure(encoders: dict[str, tuple[Recipe, Params]], modality: str, use: argparse.Namespace) -> list[dict[str, Any]]:
-    """Scores of every encoder, and its gain over the random one, by images per class of one modality."""
+    """Macro AUC of every encoder and its gain over the random encoder, by number of images per class."""
     parts = {
         name: (features(*model, modality, POOL, use.pool), features(*model, modality, TEST, use.test))
         for name, model in encoders.items()
@@ -117,13 +117,13 @@ def measure(encoders: dict[str, tuple[Recipe, Params]], modality: str, use: argp
     weights = np.concatenate([np.ones((1, use.test)), taken])
     rows = []
     for shots in use.shots:
-        found = {name: aucs(labels, scores(*part, shots, use.draws), weights) for name, part in parts.items()}
+        areas = {name: aucs(labels, scores(*part, shots, use.draws), weights) for name, part in parts.items()}
         row: dict[str, Any] = {"modality": modality, "shots": shots}
-        for name, values in found.items():
+        for name, values in areas.items():
             row[name] = interval(values, None)
             if name != "random":
-                row[f"{name} - random"] = interval(values, found["random"])
-        row["unseen - all"] = interval(found["unseen"], found["all"])
+                row[f"{name} - random"] = interval(values, areas["random"])
+        row["unseen - all"] = interval(areas["unseen"], areas["all"])
         rows.append(row)
         print(json.dumps(row), file=sys.stderr)
     return rows
@@ -151,7 +151,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs/unseen"), help="folder of the runs; missing ones are trained"
+        "--runs", type=Path, default=Path("runs/unseen"), help="folder of the runs; missing runs are trained"
     )
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5, 10], help="images per class")
     parser.add_argument("--draws", type=int, default=10, help="number of random draws of the training images")
@@ -166,8 +166,8 @@ def main() -> None:
         use.draws, use.pool, use.test, use.resamples = 2, 84, 84, 20
     everything = trained(use.runs / "all", MODALITIES, more)
     recipe = everything[0]
-    one = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in recipe.objective.batch_spec(1).items()}
-    random = recipe, jax.jit(recipe.objective.init)(jax.random.key(recipe.seed), one)[0]
+    example = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in recipe.objective.batch_spec(1).items()}
+    random = recipe, jax.jit(recipe.objective.init)(jax.random.key(recipe.seed), example)[0]
     rows = []
     for modality in UNSEEN:
         seen = tuple(name for name in MODALITIES if name != modality)

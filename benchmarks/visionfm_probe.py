@@ -1,10 +1,10 @@
-"""Compare linear probes of a pretrained, frozen teacher with those of its random initialisation.
+"""Compare linear probes of a pretrained, frozen teacher with linear probes of its random initialisation.
 
     python benchmarks/visionfm_probe.py runs/visionfm                        # the probes of the config: synthetic eyes
     python benchmarks/visionfm_probe.py runs/visionfm --real DIR             # IDRiD, HRF and Kermany's OCT scans
 
-Fits a logistic regression on [class token, mean of the patch tokens] in five folds that keep patients together. Prints
-macro AUC and the 95 % interval of its gain by a bootstrap over patients.
+Fits a logistic regression on [class token, mean of the patch tokens] in five folds grouped by patient. Prints macro AUC,
+and its gain with a 95 % interval by a bootstrap over patients.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ from fundax.types import Batch, Extra, Params
 
 
 def rows_of(folder: Path) -> Iterator[dict[str, str]]:
-    """Rows of the labels.csv of a data set, with the path of each image."""
+    """Read the rows of the labels.csv of a data set, with the path of each image."""
     with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             yield row | {"path": str(folder / row["image"])}
 
 
 def idrid(root: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Referable retinopathy (grade 2 and above). Patients are unknown; equal photographs stay together."""
-    found = []
+    """Referable retinopathy (grade 2 and above). Patients are unknown; identical photographs are grouped."""
+    rows = []
     for row in rows_of(root / "idrid"):
         path = Path(row["path"])
         patient = hashlib.sha256(path.read_bytes()).hexdigest()
-        found.append({"image": path, "label": int(int(row["retinopathy_grade"]) >= 2), "patient": patient})
-    return found, ("not referable", "referable retinopathy")
+        rows.append({"image": path, "label": int(int(row["retinopathy_grade"]) >= 2), "patient": patient})
+    return rows, ("not referable", "referable retinopathy")
 
 
 def hrf(root: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Healthy, diabetic retinopathy and glaucoma. Each photograph is of another patient."""
+    """Healthy, diabetic retinopathy and glaucoma. Each photograph is of a different patient."""
     names = ("h", "dr", "g")
     rows = [{"image": Path(r["path"]), "label": names.index(r["category"])} for r in rows_of(root / "hrf")]
     return rows, ("healthy", "diabetic retinopathy", "glaucoma")
 
 
 def kermany(root: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """OCT scans in four classes. Some patients have several."""
+    """OCT scans in four classes. Some patients have several scans."""
     names = ("CNV", "DME", "DRUSEN", "NORMAL")
     rows = [
         {"image": Path(r["path"]), "label": names.index(r["class"]), "patient": r["patient"], "modality": "OCT"}
@@ -74,12 +74,12 @@ def kermany(root: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
 
 def real_probes(root: Path, side: int) -> dict[str, FrozenProbe]:
     """The three probes on public images."""
-    found = {}
+    probes = {}
     for name, read in (("idrid referable", idrid), ("hrf", hrf), ("kermany oct", kermany)):
         rows, classes = read(root)
         steps = (Grouped(SingleView(text=None)), Squash(side), Select(("image", "label", "modality", "group")))
-        found[name] = FrozenProbe(data=one_epoch(wrap(rows), steps, batch=50), classes=classes)
-    return found
+        probes[name] = FrozenProbe(data=one_epoch(wrap(rows), steps, batch=50), classes=classes)
+    return probes
 
 
 def own_probes(recipe: Recipe) -> dict[str, FrozenProbe]:
@@ -90,22 +90,22 @@ def own_probes(recipe: Recipe) -> dict[str, FrozenProbe]:
 def compare(
     recipe: Recipe, run: Path, checkpoint: str, probes: dict[str, FrozenProbe]
 ) -> list[tuple[str, dict[str, float], int]]:
-    """For each probe: macro AUC of the random and the trained encoder, the interval of the gain, and the images."""
-    one = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in recipe.objective.batch_spec(1).items()}
-    fresh = jax.jit(recipe.objective.init)(jax.random.key(recipe.seed), one)
+    """(name, `difference` of the random and the trained encoder, number of images) of each probe."""
+    example = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in recipe.objective.batch_spec(1).items()}
+    fresh = jax.jit(recipe.objective.init)(jax.random.key(recipe.seed), example)
     states = (fresh, load_params(run, checkpoint))
     run_forward = jax.jit(recipe.objective.forward)
 
     def forward(params: Params, extra: Extra, batch: Batch) -> dict[str, np.ndarray]:
         return jax.device_get(run_forward(params, extra, dict(batch)))
 
-    found = []
+    results = []
     for name, probe in probes.items():
         first, second = (probe.extract(forward, *state) for state in states)
         labels, groups = first[1:]
-        found.append((name, difference(labels, groups, probe.scores(*first), probe.scores(*second)), len(labels)))
-        print(f"{name}: {found[-1][1]}", file=sys.stderr)
-    return found
+        results.append((name, difference(labels, groups, probe.scores(*first), probe.scores(*second)), len(labels)))
+        print(f"{name}: {results[-1][1]}", file=sys.stderr)
+    return results
 
 
 def main() -> None:

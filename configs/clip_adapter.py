@@ -1,8 +1,8 @@
 """python launch.py train configs/clip_adapter.py --init runs/quickstart --workdir runs/adapter --data labels.csv,images=photos
 
-CLIP-Adapter (arXiv:2110.04544): two small matrices on top of a frozen image-text model, to which the classes are described
-in words; trained on features that are computed once. Without --data: synthetic eyes. The checkpoint is selected on the
-validation part; evaluate the test part at the end: launch.py eval runs/adapter --part test
+CLIP-Adapter (arXiv:2110.04544): two small matrices, trained on the features of a frozen image-text model. The features are
+computed once, and the classes are described by prompts. Without --data, the images are synthetic eyes. The checkpoint is
+selected on the validation part; evaluate the test part at the end: launch.py eval runs/adapter --part test
 """
 
 from data_pipelines import Data
@@ -27,7 +27,7 @@ def recipe(
     reduction: int = 4,
     cache: str = "",
 ) -> Recipe:
-    """FLAIR's settings of the adapter, in steps of a batch instead of single images."""
+    """CLIP-Adapter with FLAIR's settings, except that a step has a batch instead of a single image."""
     model = image_text(init, checkpoint, smoke=run.smoke)
     parts = labelled.parts(data, data.eyes(run.seed, int(model.preprocessing["image_size"])), run.seed)
     check_words(parts.kind()[1], "--data")

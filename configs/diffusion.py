@@ -1,8 +1,8 @@
 """python launch.py train configs/diffusion.py --preset laptop --workdir runs/diffusion
 
-Synthetic fundus photographs by diffusion, as VisionFM makes its own: a base model of small images, and with
---stage super_resolution the model that enlarges them, in a run of its own. Without --data it trains on procedural eyes.
-python launch.py synth runs/diffusion --n 1000 --out synthetic generates images, each marked as synthetic.
+A diffusion model of fundus photographs, as in VisionFM: a base model of small images and, in a separate run with
+--stage super_resolution, a model that enlarges them. Without --data, it is trained on procedural synthetic eyes.
+To generate images, which are marked as synthetic: python launch.py synth runs/diffusion --n 1000 --out synthetic
 """
 
 from typing import Literal
@@ -34,7 +34,7 @@ def recipe(
     ema: float = 0.999,
     warmup: int = 10_000,
 ) -> Recipe:
-    """VisionFM conditions on nothing. Adam (0.9, 0.99), warm-up and a cosine; reduced and laptop are smaller models."""
+    """Adam (0.9, 0.99) with warm-up and cosine decay. VisionFM's model is unconditional; other presets are smaller."""
     modalities, findings = (len(MODALITIES), 0 if data.data else len(FINDINGS)) if conditional else (0, 0)
     model = {"enlarge": stage == "super_resolution", "modalities": modalities, "findings": findings}
     objective = diffusion(size, **model, momentum=ema, min_snr=min_snr, **run.compute(encoders.UNet)[0])

@@ -1,8 +1,8 @@
 """python launch.py train configs/few_shot.py --init runs/quickstart --workdir runs/few_shot
 
-Few-shot classification on top of a pretrained image-text model: with 0, 1, 2, 4, 8 and 16 labelled images per class, by
-logistic regression, CLIP-Adapter and Tip-Adapter(-F). The model is not trained; its features are computed once. No patient
-is in both the training and the test images: --data labels.csv,images=photos --split split.json
+Few-shot classification with a pretrained image-text model and 0, 1, 2, 4, 8 and 16 labelled images per class, by logistic
+regression, CLIP-Adapter and Tip-Adapter(-F). The model is not trained; its features are computed once. Training and test
+images are of different patients: --data labels.csv,images=photos --split split.json
 """
 
 from functools import partial
@@ -34,23 +34,25 @@ def recipe(
     methods: tuple[str, ...] = METHODS,
     cache: str = "",
 ) -> Recipe:
-    """FLAIR's protocol on the features of one model."""
-    model = image_text(init, checkpoint, smoke=run.smoke)
+    """FLAIR's protocol on the features of one model. Encoders of images alone (VisionFM) have prototypes and linear."""
+    model = image_text(init, checkpoint, smoke=run.smoke, encoders=True)
     eyes = data.eyes(run.seed, int(model.preprocessing["image_size"]))
     own = {"train": CachedSource(eyes.split("task_val")), "test": CachedSource(eyes.split("test"))}
     parts = data.parts(own, run.seed, strata, names=tuple(own))
     pool = joined(data.matched(parts["train"], strict=True))
     classes, modality = tuple(getattr(pool, "classes", ())), pool[0].views[0].modality
     test = joined(data.matched(data.scored(parts), strict=False, names=classes))
-    if methods != ("linear",):
+    if methods != ("linear",) and model.tokenizer:
         check_words(classes, "--data")
-    prompts = [model.tokenizer(list(prompts_of(name, modality))) for name in classes]
+    prompts = [model.tokenizer(list(prompts_of(name, modality))) for name in classes if model.tokenizer]
     view = Grouped(SingleView(text=None, targets=("label",)))
-    steps = (view, eval_step(model.preprocessing), Select(("image", "label", "group")))
+    steps = (view, eval_step(model.preprocessing), Select(("image", "label", "group", "modality")))
     origin = fingerprint(data, run.seed)
     passes = {"pool": one_epoch(pool, steps, batch=run.batch), "test": one_epoch(test, steps, batch=run.batch)}
     named: dict[str, Any] = {f"{name}_fingerprint": f"{name} of {origin}" for name in passes}
-    named |= {"classes": classes, "class_features": partial(evals.class_features, prompts=prompts), "patient": "group"}
+    named |= {"classes": classes, "class_features": partial(evals.class_features, prompts=prompts) if prompts else None}
+    named |= dict(zip(("feature", "linear_feature"), model.features, strict=True)) | {"patient": "group"}
+    methods = methods if prompts else (*(m for m in methods if m == "linear"), "prototypes")
     return Recipe(
         **run.recipe(0, model, log=0, save=0, eval=0),
         objective=model.objective,

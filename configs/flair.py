@@ -1,7 +1,7 @@
 """python launch.py train configs/flair.py --workdir runs/flair --data frames/ --image-dir data/
 
-FLAIR as published: ResNet-50 and a BERT of base size; the categories of many data sets are described in the words of
-experts. --data are FLAIR's CSV files or folders of them; without it, synthetic eyes.
+FLAIR as published: ResNet-50 and BERT-base, trained on many data sets with categories, which are described by expert
+knowledge. --data are CSV files in FLAIR's format, or folders of such files. Without --data, the images are synthetic eyes.
 """
 
 from typing import Literal
@@ -34,18 +34,18 @@ def recipe(
     pool: Literal["mean", "unmasked_mean"] = "mean",
     horizon: int = 100,
 ) -> Recipe:
-    """AdamW with one epoch of warm-up and a cosine of 100 epochs, of which 15 are trained; 512 pixels."""
+    """AdamW with an epoch of warm-up and a cosine over 100 epochs, of which 15 are trained, at 512 pixels."""
     words = interop.tokenizer(tokenizer or init, bundled(context), context)
     image, text = run.compute(encoders.ResNet, encoders.BERT)
     model = {"image": image, "text": text | {"pool": pool}, "image_size": image_size, "negatives": negatives}
-    objective = flair(size, vocab=words.vocab_size, context=words.context, **model)
+    objective = flair(size, vocab=words.vocab_size, context=words.context, patients=True, **model)
     side = objective.image.image_size
     eyes = data.eyes(run.seed, side)
     opener = keepfit.opened(data.data + data.val, data.image_dir, ban=UNSEEN if ban else (), ban_by=ban_by)
     drawn = {"train": Diagnosed(eyes), "val": CachedSource(eyes.split("val", min(data.patients, 420)))}
     parts = data.parts(drawn, run.seed, opener=opener)
     sources = parts["train"]
-    keys = Select(("image", "text", "category"))
+    keys = Select(("image", "text", "category", "patient"))
     chain = (CategoryCaption(by_synonym=not data.data), Canvas(side), Flip(), FlairAugment(), Tokenize(words), keys)
     epoch = max(rows_of(sources) // run.batch, 1)
     scored = {name: keepfit.by_category(part) for name, part in parts.items()}

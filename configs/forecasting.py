@@ -1,9 +1,9 @@
 """python launch.py train configs/forecasting.py --workdir runs/forecasting --init runs/visionfm --data visits.csv,images=photos
 
-Will this eye get worse within so many days? VisionFM's forecast head, on the encoder of --init, which stays frozen unless
---train-encoder True, or with a new encoder that is trained too (the default). `visits.csv` has image, patient, day, label
-(the state: higher is worse) and eye; every pair of visits is a question. Or the authors' list, image and label of 0 and 1:
---data list.csv,value=days. Evaluate the test part at the end: launch.py eval runs/forecasting --part test
+Forecast whether an eye will be worse after a number of days, with VisionFM's forecast head. The encoder of --init is frozen
+unless --train-encoder True; without --init, a new encoder is trained too. visits.csv has the columns image, patient, day,
+label (higher is worse) and eye; every pair of visits is an example. A list in the authors' format has an image and a label
+of 0 or 1: --data list.csv,value=days. Evaluate the test part at the end: launch.py eval runs/forecasting --part test
 """
 
 from functools import partial
@@ -34,7 +34,7 @@ def recipe(
     copies: int = 2,
     optimizer: Literal["adamw", "sgd"] = "adamw",
 ) -> Recipe:
-    """VisionFM: SGD 1e-3 with momentum 0.9 for 500 epochs, --positive 10, --feature unnormalized. 1 keeps probabilities honest."""
+    """VisionFM uses SGD 1e-3 with momentum 0.9 for 500 epochs, --positive 10 (1 is calibrated), --feature unnormalized."""
     learns = encoder.trained(train_encoder)
     few = ("normal", "mild diabetic retinopathy") if run.smoke else None
     fields: dict[str, Any] = {"visits": visits_per_patient, "one_eye": True, "conditions": few}

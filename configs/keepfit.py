@@ -1,8 +1,8 @@
 """python launch.py train configs/keepfit.py --workdir runs/keepfit --init-text runs/keepfit_text
 
-KeepFIT V2, stage 1: public images with categories and a few expert reports, 1:1 in every step. --data are CSV files of
-FLAIR's form, --elite of MM-Retinal's; without them, synthetic eyes of three modalities. docs/methods/flair_keepfit.md
-says which parts are published and which are our design.
+KeepFIT V2, stage 1: public images with categories and a few expert reports, 1:1 in every batch. --data are CSV files in
+FLAIR's format, --elite in MM-Retinal's; without them, the images are synthetic eyes of three modalities.
+docs/methods/flair_keepfit.md lists the parts that are published and the parts that are our design.
 """
 
 from dataclasses import replace
@@ -40,11 +40,11 @@ def recipe(
     caption: bool = False,
     horizon: int = 100,
 ) -> Recipe:
-    """AdamW with one epoch of warm-up and FLAIR's cosine. --appearance is a run of configs/vector_quantize.py or of a ViT."""
+    """AdamW with an epoch of warm-up and FLAIR's cosine. --appearance is a run of configs/vector_quantize.py or of a ViT."""
     words = interop.tokenizer(init, tokenizers.bundled(context), context)
     words = tokenizers.wordpiece(tokenizer, context, straight_quotes=False) if tokenizer else words
     image, text = run.compute(encoders.ResNet, encoders.BERT)
-    base = flair(size, vocab=words.vocab_size, context=words.context, image=image, text=text)
+    base = flair(size, vocab=words.vocab_size, context=words.context, image=image, text=text, patients=True)
     reference = {"v1": V1, "v2": replace(V2, lam=lam if appearance else 1.0), "mixed": None}[variant]
     seen = reference is not None and reference.lam < 1
     branches: dict[str, Any] = {

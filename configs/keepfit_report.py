@@ -1,8 +1,8 @@
 """python launch.py train configs/keepfit_report.py --workdir runs/report --data reports.csv --init flair_resnet.pth
 
-Reports of images, word by word, as the FFA branch of KeepFIT writes them: ResNet-50 at 224 pixels, a transformer of 3 + 3
-layers, 90 words, beam search. Without --data it trains on synthetic angiograms and photographs. A small model for a laptop,
-which also learns the findings of an image (docs/methods/reports.md): --preset laptop.
+Report generation, as in the FFA branch of KeepFIT: ResNet-50 at 224 pixels, a transformer of 3 + 3 layers, 90 words, beam
+search. Without --data, it is trained on synthetic angiograms and photographs. --preset laptop is a small model that also
+predicts the findings of an image (docs/methods/reports.md).
 """
 
 from typing import Literal
@@ -35,7 +35,7 @@ def recipe(
     findings: bool = False,
     augment: Literal["published", "jitter"] = "published",
 ) -> Recipe:
-    """Published: AMSGrad with L2 regularisation, the image encoder at half the learning rate, gradients clipped at 0.1."""
+    """The published preset has AMSGrad with L2 regularisation, half the learning rate for the encoder, and clipping at 0.1."""
     words = interop.tokenizer(tokenizer, tokenizers.bundled(context + 1), context + 1)
     known = vocabulary()
     names = tuple(sorted(known.reported)) if data.data else (*FINDINGS, *CONDITIONS[1:])

@@ -1,7 +1,7 @@
 """python launch.py train configs/keepfit_text.py --workdir runs/keepfit_text
 
-Stage 0 of KeepFIT V2: the text encoder is trained to predict masked words, in the descriptions of the knowledge base and,
-where given, in --texts and the captions of --elite. Stage 1: configs/keepfit.py --init-text runs/keepfit_text.
+Stage 0 of KeepFIT V2: the text encoder is trained to predict masked words in the descriptions of the knowledge base and, if
+given, in --texts and the captions of --elite. Stage 1 is configs/keepfit.py --init-text runs/keepfit_text.
 """
 
 from pathlib import Path
@@ -35,12 +35,12 @@ def recipe(
     context: int = 48,
     text_rate: float = 0.15,
 ) -> Recipe:
-    """Masked language modelling: AdamW, a tenth of the steps for warm-up, a cosine. The best step on held-out texts is kept."""
+    """Masked language modelling: AdamW, warm-up for a tenth of the steps, cosine decay. Held-out texts select the step."""
     words = interop.tokenizer(init, tokenizers.bundled(context), context)
     words = tokenizers.wordpiece(tokenizer, context, straight_quotes=False) if tokenizer else words
     known = knowledge.bundled()
     own = [TextFiles(Path(path)) for path in texts]
-    own += [Captions(one.source) for one in keepfit.elite(elite, language=language)]
+    own += [Captions(named.source) for named in keepfit.elite(elite, language=language)]
     parts = [split_by(source, "report", {"train": 0.9, "val": 0.1}, run.seed) for source in own]
     sources = [descriptions(known, languages=("en", language)), *(part["train"] for part in parts)]
     unseen = joint([part["val"] for part in parts]) if parts else descriptions(known, evaluate=True)
@@ -48,7 +48,7 @@ def recipe(
     mask = MaskWords(words, text_rate)
     hide = (Words(), Tokenize(words), mask, Select(("text", "original", "hidden")))
     held_out = one_epoch(unseen, hide, batch=run.batch)
-    # No more tokens are masked than this: the share, or one word of at most mask.longest pieces.
+    # The maximum number of masked tokens: the fraction text_rate, or a single word of at most mask.longest tokens.
     guesses = min(max(round(text_rate * context), mask.longest), context)
     encoder = text_encoder(size, words.vocab_size, **run.compute(encoders.BERT)[0])
     objective = objectives.MaskedText(encoder, words.context, guesses)

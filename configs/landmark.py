@@ -1,9 +1,9 @@
 """python launch.py train configs/landmark.py --workdir runs/landmarks
 
-Fovea and optic disc: by default of synthetic eyes, with a small encoder, in some minutes on two CPU cores. Your own images,
-with columns fovea_x, fovea_y, disc_x, disc_y in pixels: --data labels.csv --split split.json --init runs/landmarks. Others:
---classes left_angle right_angle. Errors are in pixels of the original images and, with --disc-diameter (or a column: --data
-labels.csv,value=COLUMN), in disc diameters. The checkpoint is selected on the validation part.
+Detect landmarks, by default fovea and optic disc of synthetic eyes, with a small encoder in a few minutes on two CPU cores.
+For your own images, with columns fovea_x, fovea_y, disc_x, disc_y in pixels: --data labels.csv --split split.json. For other
+landmarks: --classes left_angle right_angle. Errors are in pixels of the original images and, with --disc-diameter or
+--data labels.csv,value=COLUMN, in disc diameters. The checkpoint is selected on the validation part.
 """
 
 from typing import Literal
@@ -33,7 +33,7 @@ def recipe(
     scale: tuple[float, float] = (1.0, 1.0),
     jitter: float = 0.2,
 ) -> Recipe:
-    """VisionFM's landmarks: a softmax over the pixels. Published: width 32, dropout 0.3, 224 pixels, squash, sigma 0, no jitter."""
+    """VisionFM's landmark detection; its settings are width 32, dropout 0.3, 224 pixels, squash, sigma 0 and no jitter."""
     side, fixed = encoder.image_size, not encoder.trained(train_encoder)
     start = encoder.open(frozen=fixed, scan=False, **run.compute(encoders.ViT)[0])
     model = decoder.fields(start.backbone, len(data.classes))

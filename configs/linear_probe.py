@@ -1,16 +1,18 @@
-"""python launch.py train configs/linear_probe.py --workdir runs/probe --init runs/visionfm --data labels.csv,images=photos
+"""python launch.py train configs/linear_probe.py --workdir runs/probe --init imagenet --data labels.csv --folds 5
 
-A linear classifier (or VisionFM's decoder, --head mlp) on the features of a frozen encoder, which are computed once. Without
---data it learns the conditions of synthetic eyes, without --init the encoder is random. The checkpoint is selected on the
-validation part; evaluate the test part at the end: launch.py eval runs/probe --part test
+A classifier on the features of a frozen encoder, which are computed once: scikit-learn's logistic regression, a linear layer
+or VisionFM's decoder (--head mlp). Without --data it learns the conditions of synthetic eyes, without --init the encoder is
+random. Layer and decoder are selected on the part val; evaluate the test part at the end: launch.py eval RUN --part test
 """
 
+import dataclasses
 from typing import Literal
 
 from data_pipelines import Data
 from data_pipelines.tasks import labelled
 from data_pipelines.tasks.image_text import fingerprint
-from fundax import Recipe, Run, encoders, evals, interop, objectives, optim
+from fundax import Recipe, Run, encoders, evals, interop, objectives
+from fundax.objectives import classify
 
 PRESETS = {"smoke": {"steps": 3, "patients": 28}}
 
@@ -20,35 +22,39 @@ def recipe(
     data: Data = Data(patients=1400, fractions=labelled.FRACTIONS),
     run: Run = Run(batch=128, epochs=100, lr=1e-3, weight_decay=0.05),
     encoder: interop.Encoder = interop.Encoder(),
+    look: labelled.Look = labelled.Look(),
     supervision: objectives.Supervision = objectives.Supervision(),
-    head: Literal["linear", "mlp"] = "linear",
+    head: Literal["logistic", "linear", "mlp"] = "logistic",
+    strength: float = 0.01,
     feature: encoders.Feature = "token",
     blocks: int = 4,
     copies: int = 1,
     cache: str = "",
 ) -> Recipe:
-    """VisionFM's settings for the decoder of one modality; the learning rate is for a batch of 256."""
-    parts = labelled.parts(data, data.eyes(run.seed, 128), run.seed)
-    fields = {"feature": feature, "blocks": blocks} | run.compute(encoders.ViT)[0]
-    start = encoder.open(**fields)
+    """The linear layer and the decoder have VisionFM's settings; their learning rate is for a batch of 256."""
+    parts = labelled.parts(data, data.eyes(run.seed, 128), run.seed, selects=head != "logistic")
+    start = encoder.open(feature=feature, blocks=blocks, **look.tiling, **run.compute(encoders.ViT)[0])
+    seen = look.preprocessing(start.preprocessing, data, interop.is_run(encoder.init))
     several, classes = parts.kind()
     if supervision.ordered:
         parts.check_order()
-    decoder = encoders.MLPHead(len(classes), 3 if head == "mlp" else 1, norm=head == "mlp")
     weighed = supervision.fields(several, classes, lambda: labelled.labels_of(parts.train))
-    objective = objectives.Classify(start.backbone, decoder, given="feature", **weighed)
-    read = labelled.Reader(parts, start.preprocessing, workers=run.workers)
-    rows = evals.encoded(objective, start, read, run.seed, cache, f"{copies} {fingerprint(data, run.seed)}")
-    epoch = max(len(parts.train) * copies // run.batch, 1)
-    steps = run.steps or max(run.epochs * copies * len(parts.train) // run.batch, 1)
-    rate = optim.cosine_schedule(run.lr * run.batch / 256, 0, steps)
+    count = len(parts.train) * copies
+    probe = classify.probe(head, run, start.backbone.width, count, len(classes), several, strength)
+    weighed |= {"given": "feature", "penalty": probe.penalty, "test_flips": look.test_flips}
+    objective = objectives.Classify(start.backbone, probe.head, **weighed)
+    read = labelled.Reader(parts, seen, workers=run.workers)
+    rows = evals.encoded(objective, start, read, run.seed, cache, f"{copies} {fingerprint(data, run.seed)} {seen}")
+    train = rows("train", copies)
+    start = dataclasses.replace(start, init_extra=(*start.init_extra, *probe.init_extra(train)))
     scored = evals.Classified(data=evals.once(rows("scored")), classes=classes, ordered=supervision.ordered)
+    every = probe.steps if probe.exact else max(count // run.batch, 1, probe.steps // 20)
     return Recipe(
-        **run.recipe(steps, start, log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
+        **run.recipe(probe.steps, start, log=max(probe.steps // 20, 1), save=0, eval=every) | {"batch": probe.batch},
         objective=objective,
-        train=evals.Epochs(rows("train", copies), run.batch, run.seed, "label" if supervision.balanced else ""),
-        optimizer=optim.freeze(optim.adamw(rate, weight_decay=run.weight_decay, decay=optim.decay_all), "^image/"),
+        train=evals.passes(probe.exact, train, probe.batch, run.seed, "label" if supervision.balanced else ""),
+        optimizer=probe.rule,
         evals={parts.name: scored},
-        best=supervision.best,
-        preprocessing=start.preprocessing | {"classes": classes},
+        best=None if probe.exact else supervision.best,
+        preprocessing=seen | {"classes": classes},
     )

@@ -1,8 +1,8 @@
 """python launch.py train configs/multi_modality.py --workdir runs/multi --init runs/visionfm --data fundus.csv oct.csv,modality=OCT
 
-VisionFM's modality-agnostic decoder: features of several modalities, from one frozen encoder or one for each (--init
-CFP=runs/fundus OCT=runs/oct), for one decoder of thirteen labels. A CSV has the thirteen columns of
-data_pipelines/tasks/visionfm_labels.py (label=A+B+..., empty=keep for gaps); without --data: synthetic eyes.
+VisionFM's modality-agnostic decoder of thirteen labels, on features of several modalities. They are computed by a single
+frozen encoder, or by one for each modality (--init CFP=runs/fundus OCT=runs/oct). CSV files have the thirteen columns of
+data_pipelines/tasks/visionfm_labels.py (label=A+B+..., empty=keep for gaps); without --data, the images are synthetic eyes.
 Evaluate the test part at the end: launch.py eval runs/multi --part test
 """
 
@@ -28,7 +28,7 @@ def recipe(
     blocks: int = 4,
     copies: int = 2,
 ) -> Recipe:
-    """VisionFM trains with ten copies, batch 8192 and SGD for 100 epochs; the learning rate is for a batch of 256."""
+    """VisionFM uses ten copies, batch 8192 and SGD for 100 epochs. The learning rate is for a batch of 256."""
     parts = visionfm_labels.parts(data, run.seed)
     pairs = [word.partition("=") for word in init if "=" in word]
     paths = {MODALITIES.index(modality_name(name)): path for name, _, path in pairs} or (init[0] if init else size)

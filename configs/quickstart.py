@@ -1,7 +1,7 @@
 """python launch.py train configs/quickstart.py --workdir runs/quickstart
 
-A small CLIP that learns from synthetic eyes and their reports, in about three minutes on the CPU of a laptop. It sees no
-labels: at the end, it classifies the eyes of new patients by sentences that name a condition.
+Train a small CLIP on synthetic eyes and their reports, in about three minutes on the CPU of a laptop, without labels. At the
+end, it classifies the eyes of new patients by comparing images with prompts for each condition (zero-shot).
 """
 
 from data_pipelines import Data, mix, synthetic_parts
@@ -26,14 +26,14 @@ def recipe(
 ) -> Recipe:
     """A small CLIP on synthetic fundus photographs and their reports, or on images and texts of your own."""
     words = interop.tokenizer(tokenizer or init, bundled(48))
-    model = {"vocab": words.vocab_size, "context": words.context, "image_size": image_size}
+    model = {"vocab": words.vocab_size, "context": words.context, "image_size": image_size, "patients": True}
     objective = clip(size or "tiny", **model, **run.compute(encoders.ViT)[0])
     objective = objective if size else interop.sized_like(init, objective)
     side = objective.image.image_size
     eyes = synthetic_parts(data.eyes(run.seed, side), keep=not run.workers, val=min(data.patients, 420))
     parts = data.parts(eyes, run.seed)
     steps = run.total(-(-rows_of(parts["train"]) // run.batch))
-    chain = (SingleView(), Flip(), Squash(side), Tokenize(words), Select(("image", "text")))
+    chain = (SingleView(choose="random"), Flip(), Squash(side), Tokenize(words), Select(("image", "text", "patient")))
     held_out = tests(data, parts, Squash(side), words, templated(TEMPLATES), run.batch)
     report_cut_texts(parts["train"], words)
     return Recipe(

@@ -1,9 +1,9 @@
 """python launch.py train configs/regression.py --workdir runs/regression
 
-Values from an image: VisionFM's biomarker decoder, on standardised targets (the authors use them as they are: --raw). On
-synthetic eyes it learns age, systolic pressure, HbA1c and axial length together with the encoder, in some minutes on two
-CPU cores; the encoder of --init stays frozen unless --train-encoder True. Your own data: --data labels.csv,value=age+hba1c.
-Evaluate the test part at the end: launch.py eval runs/regression --part test
+Predict values from an image with VisionFM's biomarker decoder, on standardised targets (--raw uses raw targets, as the
+authors do). Without --data, the targets are age, systolic pressure, HbA1c and axial length of synthetic eyes, which take a
+few minutes on two CPU cores. The encoder of --init is frozen unless --train-encoder True; without --init, it is trained too.
+For your own data: --data labels.csv,value=age+hba1c. Evaluate at the end: launch.py eval runs/regression --part test
 """
 
 from functools import partial
@@ -31,7 +31,7 @@ def recipe(
     copies: int = 1,
     dropout: float = 0.1,
 ) -> Recipe:
-    """VisionFM's decoder has two layers, smooth L1 and AdamW; the learning rate is for a batch of 256."""
+    """VisionFM's decoder has two layers and is trained with smooth L1 and AdamW. The learning rate is for a batch of 256."""
     learns = encoder.trained(train_encoder)
     parts = labelled.parts(data, data.eyes(run.seed, max(encoder.image_size, 96)), run.seed, "value")
     names = parts.values if data.data else BIOMARKERS

@@ -1,8 +1,8 @@
 """python launch.py train configs/ret_clip.py --workdir runs/ret_clip --data patients.csv
 
-RET-CLIP as published: ViT-B/16 and a BERT of base size, both eyes and one report per patient. --data is a CSV (patient,
-left, right, text), S_imgs.tsv beside S_texts.jsonl, or a folder of LMDB; without it, synthetic patients. A small model
-that two CPU cores train in ten minutes: python launch.py train configs/ret_clip.py --preset laptop --workdir runs/ret_clip
+RET-CLIP as published: ViT-B/16 and BERT-base, with both eyes and one report per patient. --data is a CSV file (patient, left,
+right, text), S_imgs.tsv with S_texts.jsonl in the same folder, or an LMDB folder; without --data, the patients are synthetic.
+A small model, ten minutes on two CPU cores: python launch.py train configs/ret_clip.py --preset laptop --workdir runs/ret_clip
 """
 
 from typing import Literal
@@ -38,13 +38,14 @@ def recipe(
     total: Literal["sum", "mean"] = "sum",
     parity: bool = False,
 ) -> Recipe:
-    """RET-CLIP: AdamW with 50 steps of warm-up and a cosine. --augment flip also clips gradients and decays matrices only."""
+    """AdamW with 50 steps of warm-up and cosine decay. --augment flip also clips gradients and decays only matrices."""
     words = interop.tokenizer(tokenizer or init, bundled(context), context)
     image, _ = run.compute(encoders.ViT, encoders.BERT)
     published = augment == "published"
     objective = ret_clip(
         size, text_size, vocab=words.vocab_size, context=words.context, total=total, presence=not parity,
-        negatives="local" if parity else "global", scan=published, **image,
+        negatives="local" if parity else "global", repeats="negatives" if parity else "mask", patients=not parity,
+        scan=published, **image,
     )  # fmt: skip
     side = objective.image.image_size
     patients = Patients(data.patients, run.seed, modalities=data.modalities, size=side, language=language)
@@ -60,7 +61,7 @@ def recipe(
     return Recipe(
         **run.recipe(steps, interop.warm_start(init, objective), log=20, save=200, eval=200),
         objective=objective,
-        train=train(source, (PairedEyes(), *see, Tokenize(words), Select(KEYS)), **run.loader()),
+        train=train(source, (PairedEyes(), *see, Tokenize(words), Select((*KEYS, "patient"))), **run.loader()),
         optimizer=optimizer(run.lr, steps, run.weight_decay, published),
         **eye_scores_of(passes, drawn, probe, KEYS[:4], parity=parity),
         tokenizer=words,

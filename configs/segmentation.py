@@ -1,8 +1,8 @@
 """python launch.py train configs/segmentation.py --workdir runs/disc
 
-Segmentation: by default of the optic disc of synthetic eyes, with a small encoder, in some minutes on two CPU cores. Yours:
---data labels.csv,mask=disc+cup --overlapping --classes disc cup --init ENCODER --image-size 512. Large images in windows,
-scored inside the field of view: --data labels.csv,mask=vessels,fov=fov,patient=subject --classes vessel --split split.json
+Segmentation, by default of the optic disc of synthetic eyes, with a small encoder in a few minutes on two CPU cores. For your
+own data: --data labels.csv,mask=disc+cup --overlapping --classes disc cup --init ENCODER --image-size 512. For large images, in
+windows, evaluated inside the field of view: --data labels.csv,mask=vessels,fov=fov --classes vessel --split split.json
 --fractions 0.8 0.2 --resolution 512 --image-size 128. The checkpoint is selected on the validation part.
 """
 
@@ -27,7 +27,7 @@ def recipe(
     transpose: bool = False,
     jitter: float = 0.2,
 ) -> Recipe:
-    """VisionFM's decoder. Published: width 32, dropout 0.3, 512 pixels, a constant learning rate of 1e-3, 100 epochs."""
+    """VisionFM's decoder; its settings are width 32, dropout 0.3, 512 pixels, a constant learning rate of 1e-3, 100 epochs."""
     classes = data.classes
     side, fixed = encoder.image_size, not encoder.trained(train_encoder)
     resolution = max(resolution, side)

@@ -1,7 +1,7 @@
 """python launch.py train configs/vector_quantize.py --workdir runs/vector_quantize
 
-An autoencoder of eyes with a codebook, by which configs/keepfit.py compares appearances (--appearance RUN). Without --data
-it trains on synthetic eyes; figures/rebuilt_pictures.png shows new eyes above their reconstructions.
+A vector-quantised autoencoder of eyes, with which configs/keepfit.py compares appearances (--appearance RUN). Without --data,
+it is trained on synthetic eyes. figures/rebuilt_pictures.png shows unseen eyes above their reconstructions.
 """
 
 from typing import Literal
@@ -24,7 +24,7 @@ def recipe(
     image_size: int = 0,
     init: str = "",
 ) -> Recipe:
-    """A vector-quantised autoencoder. Published: 512 pixels, 16,384 codes; laptop: 64 pixels, 256 codes."""
+    """The published preset has 512 pixels and 16,384 codes, the laptop preset 64 pixels and 256 codes."""
     objective = vector_quantize(size, image_size, **run.compute(encoders.ImageEncoder)[0])
     side = objective.image_size
     eyes = synthetic_parts(data.eyes(run.seed, side), keep=not run.workers, val=min(data.patients, 64))

@@ -1,8 +1,8 @@
 """python launch.py train configs/visionfm.py --workdir runs/visionfm --data images/
 
-VisionFM's pretraining (iBOT) of one encoder for all modalities, or for one as published (--modalities fundus). `images/`
-has a folder for each modality; without --data it trains on synthetic eyes. On two CPU cores, in some minutes:
-python launch.py train configs/visionfm.py --preset laptop --workdir runs/visionfm
+VisionFM's pretraining (iBOT) of a joint encoder for all modalities or, as published, of a single modality (--modalities
+fundus). images/ has a folder for each modality; without --data, the images are synthetic eyes. A small model, a few minutes
+on two CPU cores: python launch.py train configs/visionfm.py --preset laptop --workdir runs/visionfm
 """
 
 from typing import Any, Literal
@@ -35,7 +35,7 @@ def recipe(
     drop_path: float = 0.1,
     probe: int = 420,
 ) -> Recipe:
-    """ViT-B/16, two crops of 224 pixels, 8192 shared prototypes. The learning rate is for a batch of 256."""
+    """The published preset has ViT-B/16, two crops of 224 pixels and 8192 prototypes. The rate is for a batch of 256."""
     wanted = tuple(modality_name(name) for name in data.modalities)
     tower = ibot.encoder(size, drop_path=drop_path, **run.compute(encoders.ViT)[0])
     side, small = tower.image_size, 96 if size not in ibot.SIZES else tower.image_size // 2
@@ -49,7 +49,7 @@ def recipe(
     objective = ibot.IBOT(tower, **fields, steps=steps, epoch_steps=epoch, mean=mean, std=std)
     seen = MultiCrop(side, tower.patch, **crops, mask=mask, colours=published_colours(side, jitter))
     keys = ("global", "masked", *(("local",) if local_crops else ()), "modality")
-    chain = (SingleView(size_hint=2 * side, text=None, targets=()), seen, Select(keys))
+    chain = (SingleView(size_hint=2 * side, text=None, targets=(), choose="random"), seen, Select(keys))
     few, folds = (16, 2) if run.smoke else (100, 5)
     passes, unlabelled = probe_passes(data, held, eyes.split("val", probe), wanted, side, few)
     scores = {f"probe_{n}": evals.FrozenProbe(data=d, classes=c, folds=folds) for n, (c, d) in passes.items()}

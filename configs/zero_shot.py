@@ -1,7 +1,7 @@
 """python launch.py train configs/zero_shot.py --init runs/quickstart --workdir runs/zero_shot --data labels.csv,images=photos
 
-Zero-shot classification of labelled images by an image-text model. Each class is described in words: by what experts know
-of it, for the modality of the images. Nothing is trained. Without --data: synthetic eyes that no model has seen.
+Zero-shot classification of labelled images by an image-text model, without training. Each class is described by prompts from
+expert knowledge, for the modality of the images. Without --data, the images are synthetic eyes that no training uses.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def recipe(
     wording: str = "",
     parity: bool = False,
 ) -> Recipe:
-    """Zero-shot classification, one evaluation for each modality. All images of --data are used, or those of --part."""
+    """Zero-shot classification, with an evaluation for each modality, on all images of --data or those of --part."""
     model = image_text(init, checkpoint, smoke=run.smoke)
     eyes = data.eyes(run.seed, int(model.preprocessing["image_size"])).split("test")
     sources: dict[str, Any] = {
@@ -42,7 +42,7 @@ def recipe(
     evals = {}
     for modality, source in sources.items():
         name = "zero_shot" if len(sources) == 1 else f"zero_shot_{modality.lower()}"
-        prompts = [model.tokenizer(list(prompts_of(one, modality, wording))) for one in source.classes]
+        prompts = [model.tokenizer(list(prompts_of(label, modality, wording))) for label in source.classes]
         passes = zero_shot_pass(source, steps[1], run.batch, run.workers)
         evals[name] = zero_shot(passes, source.classes, prompts, parity=parity)
     return Recipe(

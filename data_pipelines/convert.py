@@ -78,7 +78,7 @@ _Moved = tuple[Move | None, tuple[int, int]]  # how a view is resized, and its (
 
 
 def _read(name: str, value: Any, views: Sequence[View], moves: Sequence[_Moved]) -> Any:
-    """A mask or field of view as an array, whose size must be that of its image; other targets as they are."""
+    """Read a mask or field of view, which must have the size of its image; other targets are returned unchanged."""
     if name not in MASKS:
         return value
     if isinstance(value, tuple):
@@ -127,12 +127,12 @@ def convert(source: Source, out: str | Path, sizing: Sizing, *, shard: int = 102
 
     Args:
         source: the records.
-        out: folder to create. It appears only when everything is written; an error leaves nothing behind.
+        out: folder to create. It appears only when all files are written; after an error no files remain.
         sizing: size and encoding of the images.
         shard: records per file.
         workers: processes, each of which writes whole files; 0 writes in this process.
 
-    Raises DataError for bad data, a worker that died, and an `out` that exists. Shows progress on a terminal.
+    Raises DataError if the data are invalid, a worker died or `out` exists. Shows progress on a terminal.
     """
     out = Path(out)
     if out.exists():

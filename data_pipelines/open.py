@@ -10,10 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipelines.records import DataError, Record, Source
+from data_pipelines.records import MODALITIES, DataError, Record, Source, modality_name
 from data_pipelines.sources.cached import CachedSource
+from data_pipelines.sources.each_view import EachView
 from data_pipelines.sources.matching import Matched, names_of
-from data_pipelines.sources.parts import PARTS, divide, joint
+from data_pipelines.sources.modality_folders import Moments
+from data_pipelines.sources.modality_stats import Stats, as_json, declared_names, moments_of, read_stats
+from data_pipelines.sources.parts import PARTS, divide, fold_parts, joint
 from data_pipelines.sources.splits import patients_of, read_split, split_record, write_split
 from data_pipelines.synthetic.sources import Eyes, Patients
 from data_pipelines.words import DATA_DIR, Named, digest, named, split_column, value_names
@@ -29,10 +32,13 @@ class Sources:
         split: JSON file with the part of each patient; it is written at the first use and read afterwards.
         fractions: Shares of the patients in the parts train, val and test.
         part: Part to evaluate on: val, test or all (every row of --data, not split); empty takes val.
+        fold: K/N makes the K-th of N folds of the patients the part test, and divides the others by --fractions.
         image_dir: Folder that the image paths of a CSV start from; empty takes the folder of the CSV.
         data_dir: Folder of the data sets that `launch.py data build` wrote.
         patients: Number of synthetic patients to train on if there is no --data.
         modalities: Modalities to train on if a source has several; synthetic eyes have CFP, UWF, FFA and OCT.
+        modality_file: JSON file of `launch.py data stats`: mean and deviation of modalities, which may have new names.
+        each_view: Take every view of a visit as an image of its own; otherwise methods of single images draw one in each step.
     """
 
     data: tuple[str, ...] = ()
@@ -40,10 +46,35 @@ class Sources:
     split: str = ""
     fractions: tuple[float, ...] = (0.9, 0.1)
     part: Literal["", "val", "test", "all"] = ""
+    fold: str = ""
     image_dir: str = ""
     data_dir: str = DATA_DIR
     patients: int = 3000
     modalities: tuple[str, ...] = ("CFP",)
+    modality_file: str = ""
+    each_view: bool = False
+
+    @functools.cached_property
+    def measured(self) -> dict[str, Stats]:
+        """Mean and deviation of modalities, by name, in --modality-file; kept in `used`. Not an argument."""
+        found = read_stats(self.modality_file) if self.modality_file else {}
+        if found:
+            self.used["modalities"] = as_json(found)
+        return found
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """What `modality` of a batch is an index into: MODALITIES, and those that --modality-file declares."""
+        return (*MODALITIES, *declared_names(self.measured))
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The names of --modalities as they stand in `known`. Raises DataError for an unknown one."""
+        return tuple(modality_name(name, declared_names(self.measured)) for name in self.modalities)
+
+    def moments(self) -> tuple[Moments, Moments]:
+        """Mean and deviation of --modalities, one row each. Raises DataError for an unknown modality."""
+        return moments_of(self.modalities, self.measured)
 
     @functools.cached_property
     def used(self) -> dict[str, Any]:
@@ -61,6 +92,7 @@ class Sources:
     def open(self, words: Sequence[str], **columns: str) -> list[Named]:
         """Open the sources of `words`; `columns` are default options of a CSV."""
         own = {"images": self.image_dir} if self.image_dir else {}
+        own |= {"declare": "+".join(names)} if (names := declared_names(self.measured)) else {}
         return [named(word, columns | own, self.data_dir) for word in words]
 
     def noted(self, sources: Sequence[Named]) -> list[Named]:
@@ -108,6 +140,8 @@ class Sources:
         opened, shares = self.noted(opener((*self.data, *also))), self._shares(names)
         if self.part == "all":
             return dict.fromkeys((*shares, "val", "all"), opened)
+        if self.fold and (self.split or self.val):
+            raise DataError(f"--fold {self.fold}: the folds are the parts; leave out --split and --val")
         stored = read_split(self.split) if self.split and Path(self.split).is_file() else None
         parts, patients = {name: [] for name in shares}, {}
         for one in opened:
@@ -117,7 +151,7 @@ class Sources:
                     prefix = f"{name}/" if one.given.get(name) is source else ""  # in folders, names repeat
                     patients.setdefault(name, {})[one.name] = [prefix + patient for patient in patients_of(source)]
         if patients:
-            self.used["split"] = split_record(patients, seed=seed)
+            self.used["split"] = split_record(patients, stored.salt if stored else "", seed=seed)
             if self.split and stored is None:
                 write_split(self.split, self.used["split"])
         return self._with_part(parts | ({"val": self.noted(opener(self.val))} if self.val else {}))
@@ -134,6 +168,9 @@ class Sources:
         return self.scored(parts)
 
     def _with_part(self, parts: dict[str, list[Named]]) -> dict[str, list[Named]]:
+        if self.each_view:
+            whole = parts.items()
+            parts = {name: [replace(one, source=EachView(one.source)) for one in some] for name, some in whole}
         if self.part and not parts.get(self.part):
             raise DataError(f"--part {self.part}: the data have the parts {', '.join(parts)}")
         return parts
@@ -151,6 +188,8 @@ class Sources:
     def _divided(
         self, one: Named, shares: Mapping[str, float], stored: Any, seed: int, labels: Any
     ) -> Mapping[str, Source]:
+        if self.fold:
+            return fold_parts(one.source, self.fold, shares, seed=seed, labels=labels)
         if isinstance(one.source, Eyes):
             few = max(16, len(one.source) // 50)
             return {name: one.source if name == "train" else one.source.split(_TASKLESS[name], few) for name in shares}

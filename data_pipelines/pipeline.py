@@ -2,21 +2,22 @@
 
 The example at position p of the global stream is a pure function of (seed, p). Global batch g has the positions
 [g*B, (g+1)*B), and process k of n takes its contiguous slice of each batch. So the state of an iterator is {"step": g},
-and a run resumes bit-exactly with any number of threads, workers or processes. Grain provides the threads, the worker
-processes and the shared memory; no other module uses it.
+and a run resumes bit-exactly with any number of threads, workers or processes. Batches of whole visits are planned in order
+(packing.py); their state also contains the next positions. Grain provides the threads, the worker processes and the shared
+memory; no other module uses it.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
 import os
 import re
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import grain
@@ -24,13 +25,16 @@ import numpy as np
 
 from data_pipelines import bad_records as bad
 from data_pipelines.collate import Batch, stack
+from data_pipelines.order import derive, order, wheel
+from data_pipelines.packing import Pack, Plan, pack, size_of
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.transforms.steps import Step, apply
-from data_pipelines.workers import death, initialize, protected
+from data_pipelines.transforms.visits import Size
+from data_pipelines.workers import LoaderOptions, death, initialize, protected
 
 _ENDLESS = 2**31  # steps of an endless stream, since Grain needs a length
 _REPLACEMENTS = 64  # consecutive unreadable rows before on_bad_image="skip" gives up
-_WHEEL = 10_000  # slots of a mix whose weights are not whole numbers
+_DEFAULT = LoaderOptions()
 _SORTED = 2**16  # up to this many rows, an epoch's order is a sorted array; Grain's index_shuffle is slow for few rows
 
 
@@ -41,25 +45,6 @@ class Part:
     source: Source
     steps: tuple[Step, ...]
     weight: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderOptions:
-    """How examples are read. Only `on_bad_image="skip"` can change the batches; the other options affect the speed."""
-
-    workers: int = 0  # worker processes; 0 decodes in threads of this process
-    threads: int = 0  # threads per process; 0 means one per core without workers, else 1
-    prefetch: int = 2  # finished batches to keep ready, in each worker
-    on_bad_image: str = "error"  # or "skip"
-    bad_records: Path | None = None  # JSON lines file that lists skipped images
-
-    def __post_init__(self) -> None:
-        if self.on_bad_image not in ("error", "skip"):
-            raise DataError(f'on_bad_image is "error" or "skip", not {self.on_bad_image!r}')
-        if self.bad_records is not None and self.on_bad_image != "skip":
-            raise DataError('bad_records is written only with on_bad_image="skip"')
-        if self.workers < 0 or self.threads < 0 or self.prefetch < 1:
-            raise DataError("workers and threads are 0 or more, prefetch is 1 or more")
 
 
 def train(source: Source, transforms: Sequence[Step], *, batch: int, seed: int = 0, **reading: Any) -> Data:
@@ -77,12 +62,19 @@ def train(source: Source, transforms: Sequence[Step], *, batch: int, seed: int =
 
 
 def mix(
-    parts: Sequence[Part | tuple[Source, Sequence[Step], float]], *, batch: int, seed: int = 0, **reading: Any
+    parts: Sequence[Part | tuple[Source, Sequence[Step], float]],
+    *,
+    batch: int,
+    seed: int = 0,
+    room: Pack | None = None,
+    **reading: Any,
 ) -> Data:
     """An endless stream of batches from several sources, each with its own steps, in proportion to their weights.
 
     Whole weights, and whole multiples of the smallest weight, are exact: among any sum(weights) consecutive positions,
     weight_i come from part i, evenly spread (1:3 is b a b b, b a b b). Other weights are rounded to 1/10000. See `train`.
+
+    room: the number of images and texts in batches of whole visits, whose first step is VisitViews; None for other data.
     """
     parts = tuple(p if isinstance(p, Part) else Part(p[0], tuple(p[1]), p[2]) for p in parts)
     if not parts or any(p.weight <= 0 or not math.isfinite(p.weight) for p in parts):
@@ -90,18 +82,21 @@ def mix(
     if seed < 0:
         raise DataError(f"seed is 0 or more, got {seed}")
     how = LoaderOptions(**reading)
-    return Data(_Stream(parts, seed, how.on_bad_image == "skip"), batch, how)
+    return Data(_Stream(parts, seed, how.on_bad_image == "skip"), batch, how, room)
 
 
-def one_epoch(source: Source, transforms: Sequence[Step], *, batch: int, **reading: Any) -> Data:
+def one_epoch(
+    source: Source, transforms: Sequence[Step], *, batch: int, room: Pack | None = None, **reading: Any
+) -> Data:
     """One pass over `source` for evaluation, without shuffling and without skipping images.
 
     All processes get the same number of batches. The last batch is padded with copies of the last row, whose `valid` is
-    False. `reading` may hold workers, threads and prefetch. Raises DataError at the first unreadable image.
+    False. `reading` may contain workers, threads and prefetch. With `room`, batches consist of whole visits in order, and
+    every batch must fit into it. Raises DataError at the first unreadable image.
     """
     if reading.keys() & {"on_bad_image", "bad_records"}:
         raise DataError("an evaluation never skips images: one_epoch does not take on_bad_image or bad_records")
-    return Data(_Pass(source, tuple(transforms)), batch, LoaderOptions(**reading))
+    return Data(_Pass(source, tuple(transforms)), batch, LoaderOptions(**reading), room)
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,8 @@ class Data:
 
     examples: _Stream | _Pass
     batch: int  # of all processes together
-    reading: LoaderOptions = LoaderOptions()
+    reading: LoaderOptions = _DEFAULT
+    room: Pack | None = None  # for batches of whole visits
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -122,17 +118,22 @@ class Data:
             raise DataError(f"process {shard} of {shards} does not exist")
         if self.batch % shards:
             raise DataError(f"a batch of {self.batch} cannot be divided among {shards} processes")
-        return Batches(_Slots(self.examples, self.batch, shard, shards), self.reading)
+        if self.room and self.room.divided(self.batch) % shards:
+            parts = self.room.divided(self.batch)
+            raise DataError(
+                f"{parts} parts of a batch of {self.batch} visits cannot be divided among {shards} processes"
+            )
+        return Batches(_Slots(self.examples, self.batch, shard, shards, self.room), self.reading)
 
     def passes(self) -> tuple[Data, ...]:
         """One pass over each source of a training stream with its own steps, to evaluate on all training data."""
         if isinstance(self.examples, _Pass):
             return (self,)
-        return tuple(one_epoch(part.source, part.steps, batch=self.batch) for part in self.examples.parts)
+        return tuple(one_epoch(p.source, p.steps, batch=self.batch, room=self.room) for p in self.examples.parts)
 
 
 class Batches:
-    """The batches of one process. Its state is {"step": number of batches taken}.
+    """The batches of one process. The state is {"step": number of batches taken}; for whole visits, the state of their Plan.
 
     `skipped` counts the skipped rows. `bad_records` is the file that lists them; it may be set after construction.
     """
@@ -160,13 +161,15 @@ class Batches:
         return {key: np.asarray(value) for key, value in made["batch"].items()}
 
     def get_state(self) -> dict[str, Any]:
-        """{"step": int}, for JSON."""
-        return {"step": self._step}
+        """The state, which can be stored as JSON: {"step": int}, or for whole visits the state of packing.Plan."""
+        return {"step": self._step} if self._slots.plan is None else self._slots.plan.state(self._step)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue at batch state["step"], with any number of workers and processes."""
         self.close()
         self._step = int(state["step"])
+        if self._slots.room:
+            self._slots = replace(self._slots, start=json.dumps(state))
 
     def close(self) -> None:
         """Stop the worker processes and threads; the next batch starts them again."""
@@ -219,7 +222,7 @@ class _Stream:
 
     @functools.cached_property
     def wheel(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return _wheel([part.weight for part in self.parts])
+        return wheel([part.weight for part in self.parts])
 
     def row(self, position: int, attempt: int = 0) -> tuple[int, int]:
         """The part at `position` and its row."""
@@ -229,15 +232,20 @@ class _Stream:
         nth = turn * int(share[part]) + int(rank[slot])  # position within the stream of this part
         length = _length(self.parts[part].source)
         if attempt:
-            return part, _derive(self.seed, position, attempt) % length
+            return part, derive(self.seed, position, attempt) % length
         epoch, place = divmod(nth, length)
-        return part, _shuffled(place, length, _derive(self.seed, part, epoch))
+        return part, _shuffled(place, length, derive(self.seed, part, epoch))
+
+    def size(self, position: int) -> Size:
+        """The slots that the visit at a position needs."""
+        part, row = self.row(position)
+        return size_of(self.parts[part].steps, self.parts[part].source[row], self.seed, position)
 
     def make(self, position: int) -> _Made:
         skipped: list[bad.Bad] = []
         for attempt in range(_REPLACEMENTS):
             part, row = self.row(position, attempt)
-            seed = _derive(self.seed, attempt) if attempt else self.seed
+            seed = derive(self.seed, attempt) if attempt else self.seed
             made = _example(self.parts[part].source, self.parts[part].steps, row, seed, position, self.skip)
             if not made.bad:
                 return made._replace(bad=tuple(skipped))
@@ -272,17 +280,35 @@ class _Slots:
     batch: int
     shard: int
     shards: int
+    room: Pack | None = None
+    start: str = '{"step": 0}'  # state of the first batch to plan, as JSON
 
     @property
     def local(self) -> int:
         return self.batch // self.shards
+
+    @functools.cached_property
+    def plan(self) -> Plan | None:
+        if self.room is None or isinstance(self.examples, _Pass):
+            return None
+        return Plan(self.examples.size, self.batch, self.room, json.loads(self.start))
 
     def __len__(self) -> int:
         return self.examples.steps(self.batch) * self.local
 
     def __getitem__(self, slot: int) -> _Made:
         step, offset = divmod(int(slot), self.local)
-        return self.examples.make(step * self.batch + self.shard * self.local + offset)
+        if self.plan is None:
+            return self.examples.make(step * self.batch + self.shard * self.local + offset)
+        position = int(self.plan.rows(step)[self.shard * self.local + offset])
+        return self.examples.make(position) if position >= 0 else _Made(None)
+
+    def collate(self, examples: Sequence[_Made]) -> Batch:
+        """Make a batch from the examples of one process; an example of None is an empty row."""
+        if self.room is None:
+            return stack([made.example for made in examples if made.example is not None])
+        parts = self.room.divided(self.batch) // self.shards
+        return pack([made.example for made in examples], self.room, parts, self.shard * self.local)
 
 
 def _length(source: Source) -> int:
@@ -291,46 +317,16 @@ def _length(source: Source) -> int:
     return length
 
 
-@functools.lru_cache(maxsize=4096)
-def _derive(seed: int, *words: int) -> int:
-    return int(np.random.SeedSequence((seed, *words)).generate_state(1)[0])
-
-
 def _shuffled(place: int, length: int, seed: int) -> int:
     """The row at `place` of a permutation of `length` rows, without an array for large lengths."""
     if length <= _SORTED:
-        return int(_order(length, seed)[place])
+        return int(order(length, seed)[place])
     last = length - 1
     last += last & (last - 1) == 0  # Grain 0.2.18 does not permute correctly if the last index is a power of four
     while True:
         place = grain.experimental.index_shuffle(place, max_index=last, seed=seed, rounds=4)
         if place < length:
             return place
-
-
-@functools.lru_cache(maxsize=16)
-def _order(length: int, seed: int) -> np.ndarray:
-    # NumPy guarantees the raw bits of its generators across versions, but not permutation()
-    return np.argsort(np.random.Philox(key=seed).random_raw(length), kind="stable").astype(np.int32)
-
-
-def _wheel(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Spread the parts evenly over slots: (owner [S], rank among the owner's slots [S], number of slots per part)."""
-    times = np.asarray(weights, np.float64) / min(weights)  # 1/6 and 5/6 are 1:5, to the last bit of a float
-    if all(float(w).is_integer() for w in weights):
-        whole = np.array([int(w) for w in weights])
-    elif times.max() < _WHEEL and np.abs(times - times.round()).max() < 1e-9:
-        whole = times.round().astype(np.int64)
-    else:
-        exact = np.asarray(weights, np.float64) / math.fsum(weights) * _WHEEL
-        whole = np.maximum(np.floor(exact + 1e-9).astype(np.int64), 1)
-        for part in np.argsort(whole - exact, kind="stable")[: max(0, _WHEEL - int(whole.sum()))]:
-            whole[part] += 1  # the largest remainders get the slots that rounding down left over
-    share = whole // np.gcd.reduce(whole)
-    owner = np.repeat(np.arange(len(share)), share)
-    rank = np.concatenate([np.arange(n) for n in share])
-    order = np.lexsort((owner, (rank + 0.5) / share[owner]))
-    return owner[order], rank[order], share
 
 
 def _example(source: Source, steps: tuple[Step, ...], row: int, seed: int, position: int, skip: bool) -> _Made:
@@ -351,13 +347,12 @@ def _example(source: Source, steps: tuple[Step, ...], row: int, seed: int, posit
     return _Made({**example, "index": np.int64(row), "valid": np.bool_(True)})
 
 
-def _collate(examples: Sequence[_Made]) -> dict[str, Any]:
+def _collate(slots: _Slots, examples: Sequence[_Made]) -> dict[str, Any]:
     error = next((made.error for made in examples if made.error), None)
-    rows = [made.example for made in examples if made.example is not None]
     batch: Batch = {}
     if error is None:
         try:
-            batch = stack(rows)
+            batch = slots.collate(examples)
         except DataError as wrong:
             error = ("data", str(wrong))
     return {"batch": batch, "bad": list(itertools.chain(*(made.bad for made in examples))), "error": error}
@@ -366,14 +361,15 @@ def _collate(examples: Sequence[_Made]) -> dict[str, Any]:
 def _read(slots: _Slots, step: int, how: LoaderOptions) -> grain.IterDataset:
     """The batches of one process from `step` on. `how` does not affect their content."""
     sequence: Any = slots
+    collate = functools.partial(_collate, slots)
     examples = grain.MapDataset.source(sequence)
     if not how.workers:
         threads = how.threads or os.cpu_count() or 1
         ahead = _ahead(threads, max(threads, slots.local))
-        batches = examples[step * slots.local :].to_iter_dataset(ahead).batch(slots.local, batch_fn=_collate)
+        batches = examples[step * slots.local :].to_iter_dataset(ahead).batch(slots.local, batch_fn=collate)
         return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=how.prefetch)
     # Workers get whole batches in turn, so that their number cannot change the content of a batch.
-    batches = examples.batch(slots.local, batch_fn=_collate)[step:].to_iter_dataset(_ahead(how.threads, how.threads))
+    batches = examples.batch(slots.local, batch_fn=collate)[step:].to_iter_dataset(_ahead(how.threads, how.threads))
     _parse_flags()
     return batches.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=how.workers, per_worker_buffer_size=how.prefetch),

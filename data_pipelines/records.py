@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,11 @@ import numpy as np
 def text_hash(text: bytes, seed: int = 0) -> int:
     """A hash of 64 bits (BLAKE2b) of the seed and the text, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little")
+
+
+def patient_number(patient: str) -> np.int32:
+    """A hash of a patient's name from 0 to 2**31 - 1, or -1 for an empty name."""
+    return np.int32(text_hash(patient.encode()) >> 33) if patient else np.int32(-1)
 
 
 # the names of modalities in captions: {modality} and {modality_zh} of a prompt
@@ -33,6 +38,11 @@ PHRASES = {
     "ICGA": ("indocyanine green angiogram", "吲哚菁绿血管造影"),
     "FAF": ("fundus autofluorescence image", "眼底自发荧光图像"),
 }
+
+
+def modality_phrases(name: str) -> tuple[str, str]:
+    """{modality} and {modality_zh} of a modality; one that was declared is called by its name."""
+    return PHRASES.get(name) or (f"{name.replace('_', ' ')} image", f"{name}图像")
 
 
 EYE_PHRASES = {"left": ("left eye", "左眼"), "right": ("right eye", "右眼"), "": ("eye", "眼")}
@@ -95,16 +105,24 @@ def _alike(name: str) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """One image: u8 [H W 3], encoded bytes, or a file that is read when the image is needed."""
+    """One image: u8 [H W 3], encoded bytes, or a file that is read when the image is needed.
+
+    `report` and `targets` belong to this view alone; those of the eye and of the visit are in the Record.
+    """
 
     image: np.ndarray | bytes | os.PathLike[str]
     modality: str = "CFP"
     eye: str = ""
+    report: str = ""
+    targets: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Record:
     """One visit of a patient. `targets` holds arrays or scalars such as label, mask, points and value.
+
+    `report` is that of the visit, `eye_reports` has those of "left" and "right", and views may have reports and targets of
+    their own. A record of one view has its report and targets here, not in the view.
 
     `attributes` are texts that an evaluation may group by: those of ATTRIBUTES, and others that were asked for.
 
@@ -120,6 +138,7 @@ class Record:
     day: int = 0
     where: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
+    eye_reports: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -129,13 +148,26 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def modality_name(name: str) -> str:
-    """The name in MODALITIES for any spelling or alias; case, hyphens and underscores do not matter. Raises DataError."""
-    plain = " ".join(name.upper().replace("_", " ").replace("-", " ").split())
+def modality_name(name: str, declared: Sequence[str] = ()) -> str:
+    """The name in MODALITIES, or among those `declared`, for any spelling or alias.
+
+    Case, hyphens and underscores do not matter. Raises DataError for any other name, saying how to declare it.
+    """
+    plain = _spelling(name)
     for known in MODALITIES:
         if plain == known.replace("_", " ") or plain in MODALITY_ALIASES.get(known, ()):
             return known
-    raise DataError(f"modality {name!r} is not one of {', '.join(MODALITIES)}")
+    for other in declared:
+        if plain == _spelling(other):
+            return other
+    raise DataError(
+        f"modality {name!r} is not one of {', '.join((*MODALITIES, *declared))}; "
+        f"declare a new one as an option of the source, declare={name or 'NAME'}, or by --modality-file (launch.py data stats)"
+    )
+
+
+def _spelling(name: str) -> str:
+    return " ".join(name.upper().replace("_", " ").replace("-", " ").split())
 
 
 def eye_name(name: str) -> str:

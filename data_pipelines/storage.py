@@ -1,7 +1,7 @@
 """Remote storage: local copies of files and folders at gs://, s3:// and any other address that fsspec knows.
 
-What is read is copied once into a cache and copied again when it has changed; what is written is uploaded when it is
-complete. So all other code sees local paths. The extra `remote` installs the file systems of gs:// and s3://."""
+Files that are read are copied to a cache, and copied again only after they have changed. Files that are written are uploaded
+when they are complete. So all other code uses local paths. The extra `remote` installs the file systems of gs:// and s3://."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from typing import Any
 from data_pipelines.records import DataError
 
 Stamp = list[str | int]  # size and version of a stored file
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # pathlib makes gs:/ of gs://
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # pathlib turns gs:// into gs:/
 _VERSIONS = ("etag", "ETag", "generation", "mtime", "LastModified", "updated", "created")
 _TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".jsonl", ".gz")
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is an address such as gs://bucket/run, and no local file."""
+    """Whether a path is an address such as gs://bucket/run instead of a local path."""
     return bool(_ADDRESS.match(str(path)))
 
 
 def fetched(path: str | os.PathLike[str], wanted: Callable[[set[str]], set[str]] = lambda names: names) -> Path:
-    """A local copy of the file or folder at an address; a local path as it is.
+    """Copy the file or folder at an address to the cache and return the copy; a local path is returned unchanged.
 
-    The copy stays in the cache (XDG_CACHE_HOME, ~/.cache) and is renewed where size or version have changed.
+    The cache is in XDG_CACHE_HOME or ~/.cache. A file is copied again if its size or version has changed.
 
     Args:
         path: an address or a local path.
-        wanted: the files to copy, of all names below the folder.
+        wanted: selects the files to copy from the names of all files below the folder.
 
-    Raises DataError if nothing is stored there, if it cannot be read, and without the package for its file system.
+    Raises DataError if nothing is stored there, if it cannot be read, or if the package for its file system is missing.
     """
     if not is_address(path):
         return Path(path)
@@ -64,9 +64,9 @@ def fetched(path: str | os.PathLike[str], wanted: Callable[[set[str]], set[str]]
 
 
 def fetched_word(word: str, tables_alone: bool = False) -> str:
-    """A word of the command line, such as gs://b/labels.csv,images=gs://b/photos, with local copies of its addresses.
+    """Replace the addresses in a --data argument, such as gs://b/labels.csv,images=gs://b/photos, by local copies.
 
-    tables_alone: whether the images of a table are not beside it, so that its folder need not be copied.
+    tables_alone: the images of a table are in another folder, so that the folder of the table need not be copied.
     """
     head, *options = word.split(",")
     kind = "array_record:" if head.startswith("array_record:") else ""
@@ -84,12 +84,12 @@ def upload(
     """Upload the new and changed files of a folder, or one file; returns the size and time of each.
 
     Args:
-        folder: the folder or file. Files and folders whose names start with a dot or hold ".orbax-checkpoint-tmp" stay.
-        address: where to.
-        known: what an earlier upload returned; files that are gone since then are removed there.
-        last: whether a file is uploaded after the others, because it marks what is complete.
+        folder: the folder or file. Names that start with a dot or contain ".orbax-checkpoint-tmp" are not uploaded.
+        address: destination.
+        known: the result of an earlier upload; files that have been deleted since then are removed from the address.
+        last: whether a file is uploaded after the others, because its presence marks a complete upload.
 
-    Raises DataError if it cannot be written.
+    Raises DataError if the address cannot be written.
     """
     system, root = opened(address)
     here = {name: _stat(folder / name if name else folder) for name in _local(folder)}
@@ -106,7 +106,7 @@ def upload(
 
 
 def files(address: str) -> dict[str, Stamp]:
-    """Size and version of every file at an address, by its path below it; that of a file is ""."""
+    """Size and version of every file at an address, by its path relative to the address ("" for a single file)."""
     system, root = opened(address)
     with _errors(address):
         system.invalidate_cache()
@@ -118,7 +118,7 @@ def files(address: str) -> dict[str, Stamp]:
 
 
 def opened(address: str) -> tuple[Any, str]:
-    """The fsspec file system of an address, and the path there. Raises DataError without its package."""
+    """The fsspec file system of an address, and the path in it. Raises DataError if its package is missing."""
     import fsspec
 
     try:
@@ -130,7 +130,7 @@ def opened(address: str) -> tuple[Any, str]:
 
 
 def normal(path: str | os.PathLike[str]) -> str:
-    """An address as text, also of a pathlib path, which has one slash instead of two."""
+    """An address as text; also repairs the address in a pathlib path, which has one slash instead of two."""
     return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", r"\1://", str(path)).rstrip("/")
 
 
@@ -147,7 +147,7 @@ def _errors(address: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _record(address: str) -> Iterator[dict[str, Stamp]]:
-    """What the cache holds of an address, kept for the next time; processes of one machine take turns."""
+    """The list of cached files of an address, which is saved on exit and locked against other processes of the machine."""
     import fcntl
 
     path = _cache() / "records" / f"{hashlib.sha256(address.encode()).hexdigest()[:20]}.json"
@@ -167,7 +167,7 @@ def _cache() -> Path:
 
 
 def _local(folder: Path) -> list[str]:
-    """The files below a folder that are uploaded; "" for a file."""
+    """The files below a folder that are uploaded; [""] for a single file."""
     if folder.is_file():
         return [""]
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())

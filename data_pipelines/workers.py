@@ -1,4 +1,4 @@
-"""Worker processes: how they are protected from SIGINT and SIGTERM, and the error for one that died.
+"""Options of the loader, protection of worker processes from SIGINT and SIGTERM, and the error for a worker that died.
 
 Ctrl-C and a scheduler's SIGTERM go to all processes of a terminal or a job step at once. The parent handles them: it
 finishes its step and saves. Its workers must continue reading until it ends them.
@@ -15,7 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import TypeVar
 
 from data_pipelines.records import DataError
@@ -31,8 +33,27 @@ _CAUSES: dict[int, str] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """How examples are read. Only `on_bad_image="skip"` can change the batches; the other options affect the speed."""
+
+    workers: int = 0  # worker processes; 0 decodes in threads of this process
+    threads: int = 0  # threads per process; 0 means one per core without workers, else 1
+    prefetch: int = 2  # finished batches to keep ready, in each worker
+    on_bad_image: str = "error"  # or "skip"
+    bad_records: Path | None = None  # JSON lines file that lists skipped images
+
+    def __post_init__(self) -> None:
+        if self.on_bad_image not in ("error", "skip"):
+            raise DataError(f'on_bad_image is "error" or "skip", not {self.on_bad_image!r}')
+        if self.bad_records is not None and self.on_bad_image != "skip":
+            raise DataError('bad_records is written only with on_bad_image="skip"')
+        if self.workers < 0 or self.threads < 0 or self.prefetch < 1:
+            raise DataError("workers and threads are 0 or more, prefetch is 1 or more")
+
+
 def protected(start: Callable[[], _T]) -> _T:
-    """Call `start` in a thread that blocks SIGINT and SIGTERM; returns or raises what it does.
+    """Call `start` in a thread that blocks SIGINT and SIGTERM; returns its result or raises its error.
 
     Processes and threads inherit the blocked signals of the thread that starts them, also over fork and exec. So
     processes that `start` starts, directly or by further threads, never see these signals, not even before their

@@ -2,7 +2,7 @@
 
 The functions most programs need:
 
-    fundax.load               open a trained image-text model: a run, or a folder in another program's format
+    fundax.load               open a model to ask: a run, or a folder or file in another program's format
     fundax.fit                train a recipe in a run directory; an interrupted run resumes
     fundax.load_recipe        build the recipe of a config file from command-line arguments
     fundax.Recipe             the objective, data, optimizer and evaluations of a run
@@ -22,7 +22,7 @@ The rooms, each with its own table of contents (`help(fundax.losses)`):
     fundax.evals        evaluations on a data set: zero-shot, retrieval, probes, segmentation, reports
     fundax.optim        optimizers, schedules, weight decay and freezing
     fundax.interop      checkpoint formats of other programs, in and out
-    fundax.inference    predict, explain, write reports, synthesize images
+    fundax.inference    predict, embed, explain, write reports, synthesize images
     fundax.results      figures, tables and the report page
     fundax.runtime      devices, processes, checkpoints, run directories and logging
     fundax.roofline     memory, communication and step time of a compiled training step

@@ -1,8 +1,8 @@
-"""Config files: the keyword arguments of a file's function `recipe` are its command line.
+"""Config files: the keyword arguments of the function `recipe` in a config are its command-line arguments.
 
 A parameter whose type is a dataclass (Run, data_pipelines.open.Data) adds all of its fields as arguments. The help text of
-a plain parameter is found in VOCABULARY, so that an argument means the same in every config; a parameter that is not there
-is explained by the docstring of `recipe`. A config may hold a dict PRESETS of argument values by name of a preset."""
+a plain parameter comes from VOCABULARY, so that an argument means the same in every config, or otherwise from the docstring
+of `recipe`. A config may define a dict PRESETS of argument values by name of a preset."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ VOCABULARY = {
     "drop_path": "Probability of dropping the last block (stochastic depth).",
     "dropout": "Dropout rate of the head or decoder.",
     "elite": "CSV files of expert reports, in the forms of MM-Retinal.",
-    "ema": "Momentum of the running average of the weights, which generates the images.",
+    "ema": "Momentum of the running average of the weights, which predicts instead of them; 0 disables it.",
     "encoder_lr": "Peak learning rate of the encoder, for a batch of 256.",
     "feature": "Feature of an image: class tokens, mean of the patches, or the encoder's own pooling.",
     "findings": "Also learn which findings a report names, and give them to the decoder.",
-    "head": "Head on the features: one linear layer, an MLP with batch normalisation, or for pixels VisionFM's UNETR.",
+    "head": "Head on the features: logistic regression, one linear layer, an MLP, or for pixels VisionFM's UNETR.",
     "horizon": "Number of epochs after which the cosine schedule would reach 0.",
     "image_size": "Side of the square images in pixels; 0 takes that of the model size.",
-    "init": "Checkpoint to start from: a run, an exported folder or a weights file.",
+    "init": "Weights to start from: imagenet, timm:NAME, hf:OWNER/NAME, a run, an exported folder or a weights file.",
     "init_text": "Checkpoint to start the text encoder from: a run, an exported folder or a weights file.",
     "jitter": "Strength of the random changes of brightness, contrast and colour.",
     "lam": "Weight of the texts' similarity in the reference; the rest is the similarity of appearance.",
@@ -91,7 +91,9 @@ VOCABULARY = {
     "shots": "Numbers of labelled images per class.",
     "sigma": "Standard deviation in pixels of the Gaussian around a landmark; 0 is a single pixel.",
     "size": "Size of the model; tiny trains on a laptop.",
+    "statistics": "Batch statistics of a convolutional encoder: learned from the batches, or as the initial weights have them.",
     "stage": "Stage of the cascade: the base model of small images, or the model that enlarges them.",
+    "strength": "Inverse strength of the penalty of logistic regression, scikit-learn's C.",
     "text_rate": "Share of the tokens that are masked.",
     "text_size": "Size of the text encoder.",
     "texts": "Text files, or folders of them, with paragraphs separated by blank lines.",
@@ -107,7 +109,7 @@ VOCABULARY = {
 }
 
 
-# What --smoke makes the defaults of those arguments that a config has. PRESETS["smoke"] of a config adds to them.
+# Default values with --smoke, for arguments that a config has. PRESETS["smoke"] of a config adds further defaults.
 SMOKE = {
     "batch": 8,
     "steps": 2,
@@ -124,7 +126,7 @@ SMOKE = {
 }
 
 
-# Arguments of Run that only a training follows.
+# Arguments of Run that are used only in training.
 _OF_TRAINING = frozenset({"epochs", "lr", "weight_decay", "accumulate", "eval_every", "save_every", "keep", "best"})
 
 
@@ -136,11 +138,12 @@ def load(
     prog: str = "launch.py train",
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of a config file under these command-line arguments, and the arguments as a flat dict.
+    """The recipe of a config file with these command-line arguments, and the arguments as a flat dict.
 
-    defaults: values of arguments that `argv` does not give, as far as the config has them. `--help` prints and exits; it
-    also shows the fields of the dataclasses `others`, which take_options reads. Raises UserError for a missing file, an
-    unknown argument (with the nearest known one), a value of the wrong type, or a number of steps that the config ignores.
+    `defaults` are values of arguments that are not in `argv`; names that the config does not have are ignored. `--help`
+    prints the help and exits; it also lists the fields of the dataclasses `others`, which take_options reads. Raises
+    UserError for a missing file, an unknown argument (with the most similar known argument), a value of the wrong type, or a
+    number of steps that the config ignores.
     """
     module = module_of(Path(path))
     parameters = _parameters(module.recipe, _preset(module, argv) | dict(defaults or {}))
@@ -162,7 +165,7 @@ def load(
 
 
 def _check_honoured(built: Recipe, asked: Collection[str], flat: Mapping[str, Any], path: str | Path) -> None:
-    """Raise UserError, by name, for an argument that was given and that the recipe does not follow."""
+    """Raise UserError naming an argument that was given but that the recipe ignores."""
     for name in ("steps", "batch"):
         if name in asked and flat[name] and getattr(built, name) != flat[name]:
             raise UserError(f"--{name} {flat[name]}: {path} takes {getattr(built, name)} instead; leave it out")
@@ -173,7 +176,7 @@ def _check_honoured(built: Recipe, asked: Collection[str], flat: Mapping[str, An
 
 
 def _source(path: str | Path, argv: Sequence[str], flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The command as a run stores it; its paths hold in any folder."""
+    """The command as a run stores it, with absolute paths."""
     stored, words_of_data = words.absolute(argv), [*flat.get("data", ()), *flat.get("val", ())]
     if "data_dir" not in words.given(argv) and any(word.startswith("tfds:") for word in words_of_data):
         stored += ["--data-dir", words.absolute_path(flat["data_dir"])]
@@ -182,7 +185,7 @@ def _source(path: str | Path, argv: Sequence[str], flat: Mapping[str, Any]) -> d
 
 
 def _local(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with local copies of what they name at addresses."""
+    """The arguments, with addresses replaced by the paths of local copies."""
     beside = not _flat(arguments).get("image_dir")
     found: dict[str, Any] = {}
     for name, value in arguments.items():
@@ -193,13 +196,13 @@ def _local(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _used(arguments: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
-    """What the data of a config say that they have read (data_pipelines.open.Sources.used), and the part evaluated."""
+    """The data that a config has read (data_pipelines.open.Sources.used), and the evaluated part."""
     found = next((one.used for one in arguments.values() if hasattr(one, "used")), {})
     return {**json.loads(json.dumps(found)), "part": flat.get("part") or "val"}
 
 
 def arguments_of(path: str | Path) -> dict[str, str]:
-    """The arguments of a config file and their help texts; "" where the text is in its docstring."""
+    """The arguments of a config file and their help texts; "" if the help text is in the config's docstring."""
     found: dict[str, str] = {}
     for parameter in _parameters(module_of(Path(path)).recipe, {}):
         kind = parameter.annotation
@@ -217,7 +220,7 @@ def _field_help(kind: Any, name: str) -> str:
 
 
 def take_options(argv: Sequence[str], *options: type) -> tuple[list[Any], list[str]]:
-    """An instance of each of the dataclasses `options` from a command line, and the arguments that are none of theirs."""
+    """Parse an instance of each of the dataclasses `options` from a command line; also returns the remaining arguments."""
     asked = {"-h", "--help"} & set(argv)
     plain = [word for word in argv if word not in ("-h", "--help")]
     values, rest = parse(_of(options), plain, "launch.py", None, known_only=True)
@@ -258,10 +261,10 @@ def parse(
     known_only: bool = False,
     vocabulary: Mapping[str, str] | None = None,
 ) -> Any:
-    """The values of `parameters` under a command line; with `known_only` also the arguments that are none of theirs.
+    """Parse the values of `parameters` from a command line; with `known_only`, also returns the remaining arguments.
 
-    vocabulary: help texts by name, which come before those of the description. `--help` prints and exits. Raises
-    UserError, in one line.
+    `vocabulary` contains help texts by name, which take precedence over the description. `--help` prints the help and exits.
+    Raises UserError with a message of one line.
     """
     import tyro
 
@@ -301,7 +304,7 @@ def _annotation(parameter: inspect.Parameter, vocabulary: Mapping[str, str], con
 
 
 def module_of(path: Path) -> ModuleType:
-    """The module of a config file, which has a function `recipe`. Raises UserError where there is none."""
+    """Import a config file, which defines a function `recipe`. Raises UserError if it does not."""
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
@@ -324,7 +327,7 @@ def module_of(path: Path) -> ModuleType:
 
 
 def _preset(module: ModuleType, argv: Sequence[str]) -> dict[str, Any]:
-    """The default values that --preset and --smoke on the command line ask for."""
+    """The default values that --preset and --smoke select."""
     presets: Mapping[str, Mapping[str, Any]] = getattr(module, "PRESETS", {})
     default = inspect.signature(module.recipe).parameters.get("preset")
     chosen = default.default if default else ""
@@ -338,7 +341,7 @@ def _preset(module: ModuleType, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _parameters(function: Callable[..., Any], values: Mapping[str, Any]) -> list[inspect.Parameter]:
-    """The parameters of a config's function, with `values` for defaults."""
+    """The parameters of a config's function, with `values` as defaults."""
     found = []
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         default = parameter.default
@@ -372,14 +375,14 @@ def _names(parameters: Sequence[inspect.Parameter]) -> list[str]:
 
 
 def _first_sentence(box: str) -> str:
-    """tyro prints a box of several paragraphs; the first one says what is wrong."""
+    """The first paragraph of tyro's error box, which describes the error."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     first = itertools.takewhile(lambda line: not line.startswith("─"), lines)
     return " ".join(" ".join(first).split()) + " (--help lists the arguments)"
 
 
 def _check_names(argv: Sequence[str], names: Sequence[str]) -> None:
-    """tyro's own message for a misspelt argument is a box; this is one line."""
+    """Raise UserError for an unknown argument, in one line; tyro would print a box."""
     known = {f"--{name}".replace("_", "-") for name in names} | {"--help"}
     known |= {f"--no-{name}".replace("_", "-") for name in names}
     for word in argv:

@@ -36,7 +36,7 @@ def cosine(peak: float, steps: int, warmup: int = 0) -> Schedule:
 
     def schedule(step: Any) -> Any:
         left = jnp.clip((steps - step) / (steps - warmup), 0.0, 1.0)
-        # sin^2 equals (1 + cos(pi (1 - left))) / 2, without that sum's cancellation near zero
+        # sin^2 equals (1 + cos(pi (1 - left))) / 2, but does not suffer from cancellation near zero
         return _warm(step, peak, warmup, peak * jnp.sin(jnp.pi / 2 * left) ** 2)
 
     return schedule
@@ -54,7 +54,7 @@ def cooldown(peak: float, steps: int, warmup: int = 0, *, cool: int, power: floa
 
 
 def cosine_schedule(start: float, end: float, steps: int, warmup: int = 0) -> Schedule:
-    """Linear warm-up from 0, then a cosine from `start` to `end`, which step number `steps` would reach.
+    """Linear warm-up from 0, then a cosine from `start` to `end`, which is reached at step `steps`.
 
     DINO, iBOT and VisionFM schedule the learning rate, weight decay and teacher momentum this way (their
     `cosine_scheduler`). The value is 0 at the first step of the warm-up and `start` at its last.
@@ -75,7 +75,7 @@ def _warm(step: Any, peak: float, warmup: int, after: Any) -> Any:
 
 def _check_length(name: str, steps: int, before: int) -> None:
     if steps <= before:
-        raise UserError(f"{name}: {steps} steps are not more than the {before} of warm-up and cool-down")
+        raise UserError(f"{name}: expected more steps than the {before} of warm-up and cool-down, got {steps}")
 
 
 # --- decay rules -----------------------------------------------------------------------------------------------
@@ -100,9 +100,9 @@ def peer_open_clip(path: str, leaf: Any) -> bool:
 
 
 def peer_ret_clip(path: str, leaf: Any) -> bool:
-    """Decay every parameter whose original name lacks bn, ln, bias and logit_scale: RET-CLIP's training script.
+    """Decay the parameters that RET-CLIP's training script decays: names without bn, ln, bias and logit_scale.
 
-    BERT's norms are named `LayerNorm`, without "ln", so the norm scales of the text encoder decay; so does the class
+    BERT's norms are named `LayerNorm`, without "ln", so the norm scales of the text encoder decay, as does the class
     token.
     """
     norm = _NORM.search(path) and not path.startswith("text/")
@@ -144,10 +144,10 @@ def adamw(
         schedule: learning rate.
         betas, eps: as in Adam.
         weight_decay: a constant or a schedule.
-        decay: which parameters decay.
-        late: (regex, steps): matching parameters stay fixed for the first `steps` steps. Their Adam moments and step
-            count start when their updates do.
-        clip: largest global norm of the gradients; 0 leaves them as they are.
+        decay: rule that selects the parameters that decay.
+        late: (regex, steps): matching parameters are not updated in the first `steps` steps. Their Adam moments and step
+            count start afterwards.
+        clip: maximum global norm of the gradients; 0 disables clipping.
     """
     if clip:
         rule = adamw(schedule, betas, eps, weight_decay, decay, late)
@@ -209,10 +209,10 @@ def _late(tx: optax.GradientTransformation, pattern: str, steps: int) -> optax.G
 
 
 def clip_leaves(limit: float) -> optax.GradientTransformation:
-    """Clip each parameter's gradient by its own norm: g min(1, limit / (|g| + 1e-6)).
+    """Clip the gradient of each parameter by its own norm: g min(1, limit / (|g| + 1e-6)).
 
-    This is not clipping by the global norm. DINO, iBOT and VisionFM do it (`clip_gradients`). Stacked layers are
-    clipped separately, so the result does not depend on stacking.
+    DINO, iBOT and VisionFM use this (`clip_gradients`) instead of clipping by the global norm. Stacked layers are clipped
+    separately, so the result does not depend on stacking.
     """
 
     def clip(path: Any, g: Any) -> Any:
@@ -224,7 +224,7 @@ def clip_leaves(limit: float) -> optax.GradientTransformation:
 
 
 class RateState(NamedTuple):
-    """Number of steps taken, and the learning rate of the last one, which is logged."""
+    """Number of steps taken, and the learning rate of the last step, which is logged."""
 
     steps: jax.Array
     learning_rate: jax.Array
@@ -245,7 +245,7 @@ def scale_by_rate(schedule: Schedule) -> optax.GradientTransformation:
 
 
 def clip_params(bounds: Mapping[str, tuple[float, float]]) -> optax.GradientTransformation:
-    """Keep parameters whose path matches a regex between (low, high) after the step. Put it last in a chain.
+    """Clip parameters whose path matches a regex to (low, high) after the step. Put it last in a chain.
 
     CLIP clamps its log scale to (0, ln 100) this way (arXiv:2103.00020, section 2.5). `init` raises UserError for a
     pattern that matches nothing.
@@ -285,7 +285,9 @@ def freeze(tx: optax.GradientTransformation, *patterns: str) -> optax.GradientTr
 
 
 def grouped(groups: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
-    """Apply to each parameter the chain of the first regex that matches its path; "" matches the rest.
+    """Apply a different chain to each group of parameters: the chain of the first regex that matches the path.
+
+    "" matches all remaining parameters.
 
     `init` raises UserError for a pattern that matches nothing and for a parameter that no pattern matches.
     """
@@ -309,8 +311,8 @@ def layer_decay(rate: float, depth: int) -> optax.GradientTransformation:
     """Layer-wise learning-rate decay of an encoder (`image/...`): updates times rate ** (number of layers above).
 
     The parameters before the blocks have depth + 1 layers above them, block i has depth - i, and the final norm and the
-    head have none. BEiT, MAE and the fine-tuning of RETFound use these groups. Put it after the learning rate, last in
-    a chain. With rate 1 nothing changes.
+    head have 0. BEiT, MAE and the fine-tuning of RETFound use these groups. Put it after the learning rate, last in a
+    chain. A rate of 1 changes nothing.
     """
 
     def scale(path: Any, update: Any) -> Any:
@@ -327,24 +329,24 @@ def layer_decay(rate: float, depth: int) -> optax.GradientTransformation:
 
 
 def rate_of(opt: Any) -> jax.Array | None:
-    """The learning rate of the last step, or None if the chain stores none."""
+    """The learning rate of the last step, or None if the chain does not store it."""
     rates = optax.tree.get_all_with_path(opt, "learning_rate")
     return rates[0][1] if rates else None
 
 
 def ema_update(average: Any, new: Any, momentum: jax.Array | float) -> Any:
-    """Exponential moving average of parameters, m a + (1 - m) p; no gradient reaches `new`.
+    """Exponential moving average of parameters, m a + (1 - m) p, without a gradient for `new`.
 
-    Written as p + m (a - p), so that equal values stay exactly equal.
+    It is computed as p + m (a - p), so that equal values stay exactly equal.
     """
     new = jax.tree.map(jax.lax.stop_gradient, new)
     return jax.tree.map(lambda a, p: p + momentum * (a - p), average, new)
 
 
-def _require(pattern: str, params: Any, who: str) -> None:
+def _require(pattern: str, params: Any, name: str) -> None:
     paths = [_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     if not any(re.search(pattern, path) for path in paths):
-        raise UserError(f"{who}: no parameter path matches {pattern!r}; paths begin with {sorted(paths)[:3]}")
+        raise UserError(f"{name}: no parameter path matches {pattern!r}; paths begin with {sorted(paths)[:3]}")
 
 
 def _path(path: Any) -> str:
@@ -353,14 +355,14 @@ def _path(path: Any) -> str:
 
 # --- FLAIR and KeepFIT -----------------------------------------------------------------------------------------
 
-HORIZON = 100  # length of FLAIR's cosine in epochs, however many are trained
+HORIZON = 100  # length of FLAIR's cosine in epochs, regardless of the number of trained epochs
 
 
 def flair_schedule(lr: float, steps_per_epoch: int, horizon: int = HORIZON, warmup: int = 1) -> Schedule:
     """`warmup` epochs of linear warm-up, then a cosine that reaches 0 after `horizon` epochs.
 
-    FLAIR and KeepFIT train 15 or 25 of the 100 epochs, so their rate stays above 0.9 `lr`. To let it decay, pass the
-    number of epochs you train as `horizon`. Source: github.com/jusiro/FLAIR, its warm-up cosine scheduler.
+    FLAIR and KeepFIT train for 15 or 25 of the 100 epochs, so their learning rate stays above 0.9 `lr`. To let it decay
+    to 0, set `horizon` to the number of training epochs. Source: github.com/jusiro/FLAIR, its warm-up cosine scheduler.
     """
     return cosine(lr, horizon * steps_per_epoch, warmup=warmup * steps_per_epoch)
 

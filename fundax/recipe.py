@@ -111,6 +111,7 @@ class Run:
         fields = {name: getattr(self, name) for name in ("batch", "accumulate", "keep", "seed")}
         intervals = Intervals(log, self.save_every or save, self.eval_every or eval)
         fields |= {name: getattr(start, name, ()) for name in ("init_from", "init_extra")}
+        fields |= {"origin": getattr(start, "origin", {})}
         return fields | {"steps": steps, "mesh": parse_mesh(self.mesh), "intervals": intervals}
 
     def loader(self) -> dict[str, Any]:
@@ -158,6 +159,9 @@ class Recipe:
     evals: Mapping[str, Eval] = field(default_factory=dict)
     init_from: Sequence[Callable[[Params], Params]] = ()  # applied in order to fresh parameters
     init_extra: Sequence[Callable[[Any], Any]] = ()  # the same for `extra`: batch statistics of a pretrained encoder
+    origin: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # JSON: where the initial weights come from, and their licence
     mesh: tuple[int, ...] = (-1, 1)  # (data, model) or (data, fsdp, model)
     rules: Rules = RULES
     intervals: Intervals = Intervals()

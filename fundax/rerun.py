@@ -11,8 +11,9 @@ from typing import Any
 from fundax.recipe import Recipe
 from fundax.runtime import argv as words
 from fundax.runtime.checkpoint import has_checkpoints, resolve
+from fundax.runtime.shapes import Config
 from fundax.runtime.workdir import read_optional_json
-from fundax.stored import SPLIT, digest_of_data, names_of
+from fundax.stored import MODALITIES, SPLIT, digest_of_data, names_of
 from fundax.types import UserError
 
 PARTS = ("val", "test", "all")
@@ -26,7 +27,21 @@ def defaults_to_resume(workdir: str, argv: Sequence[str]) -> dict[str, Any]:
     """Values of arguments that a command leaves open in a run's folder: the split that the run made of the same data."""
     if not workdir or not has_checkpoints(workdir):
         return {}
-    return _own_split(workdir, read_optional_json(Path(workdir) / "config.json").get("argv", []), argv)
+    return _own_split(workdir, read_optional_json(Path(workdir) / "config.json", Config).get("argv", []), argv)
+
+
+def trusted_config(run: str | Path, trust: bool = False) -> Path:
+    """A run's copy of its config, which is a program: opening it runs it.
+
+    Raises UserError where it is none of the configs of this version, unless `trust` says that the user has read it.
+    """
+    copy, ours = Path(run) / "config.py", Path(__file__).parent.parent / "configs"
+    if trust or not copy.is_file() or any(copy.read_bytes() == one.read_bytes() for one in ours.glob("*.py")):
+        return copy
+    raise UserError(
+        f"{copy} is none of the configs of this version of fundax, and this command would run what is in it. If you know "
+        "who wrote it, add --trust"
+    )
 
 
 def repeated(run: str, stored: Sequence[str], argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -34,11 +49,13 @@ def repeated(run: str, stored: Sequence[str], argv: Sequence[str]) -> tuple[list
 
     stored: the run's own arguments. argv: those given now. Other data are scored whole, with the run's classes.
     """
+    own = _own_modalities(run, argv)
+    stored = words.without(stored, tuple(own)) if own else stored
     if "data" not in words.given(argv) or _same(stored, argv, ("data",)):
-        return [*stored, *argv], _own_split(run, stored, [*stored, *argv])
-    objective = read_optional_json(Path(run) / "config.json").get("objective")
+        return [*stored, *argv], _own_split(run, stored, [*stored, *argv]) | own
+    objective = read_optional_json(Path(run) / "config.json", Config).get("objective")
     names = names_of(objective, Path(run))
-    return [*words.without(stored, _OF_ITS_DATA), *argv], {"part": "all"} | ({"classes": names} if names else {})
+    return [*words.without(stored, _OF_ITS_DATA), *argv], {"part": "all"} | ({"classes": names} if names else {}) | own
 
 
 def _own_split(run: str, stored: Sequence[str], argv: Sequence[str]) -> dict[str, Any]:
@@ -46,6 +63,12 @@ def _own_split(run: str, stored: Sequence[str], argv: Sequence[str]) -> dict[str
     if not path.is_file() or "split" in words.given(argv) or not _same(stored, argv, (*_DATA, "fractions", "seed")):
         return {}
     return {"split": str(path)}
+
+
+def _own_modalities(run: str, argv: Sequence[str]) -> dict[str, Any]:
+    """The modalities that a run was trained with, which it keeps, unless the command gives others."""
+    path = (Path(run) / MODALITIES).absolute()
+    return {"modality_file": str(path)} if path.is_file() and "modality_file" not in words.given(argv) else {}
 
 
 def _same(stored: Sequence[str], argv: Sequence[str], names: Sequence[str]) -> bool:
@@ -59,7 +82,7 @@ def named(recipe: Recipe, run: str, name: str, step: int) -> Recipe:
     Results on other data are named `name`, by default by their source; those of another step than the default one end in
     its number. Raises UserError where a name is needed, or is one of the run's own.
     """
-    stored = read_optional_json(Path(run) / "config.json")
+    stored = read_optional_json(Path(run) / "config.json", Config)
     digests = {source["digest"] for source in stored.get("data", {}).get("sources", [])}
     foreign = [source for source in recipe.data.get("sources", []) if source["digest"] not in digests]
     if digests and not foreign and recipe.data.get("part") == "all":

@@ -25,16 +25,18 @@ from fundax.runtime import serialize
 from fundax.runtime.best import ranking
 from fundax.runtime.checkpoint import has_checkpoints
 from fundax.runtime.remote import shown
+from fundax.runtime.shapes import Config, Preprocessing
 from fundax.runtime.workdir import digest_of_json, make, read_about, read_optional_json, write_json
 from fundax.types import Contrastive, UserError
 
 SPLIT = "split.json"
+MODALITIES = "modalities.json"
 MAY_CHANGE = frozenset(
     {"steps", "epochs", "eval_every", "save_every", "keep", "workers", "on_bad_image", "mesh", "cache"}
     | {"remat", "attention"}
 )
 _OF_RUN = ("lr", "weight_decay", "dtype")  # compared also where neither command names them
-_OF_DATA = frozenset(("data", "val", "image_dir", "data_dir", "split"))  # compared by what is read, if that is stored
+_MOVED = frozenset(("data", "val", "image_dir", "data_dir", "modality_file"))  # where the same data are
 _PACKAGES = ("fundax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 _log = logging.getLogger("fundax")
 
@@ -47,7 +49,7 @@ def changes(recipe: Recipe, workdir: str | Path) -> list[Difference]:
     Raises UserError, with both values, for what would change the meaning of the outputs or what is learnt.
     """
     folder, trained = Path(workdir), has_checkpoints(workdir)
-    stored = read_optional_json(folder / "config.json")
+    stored = read_optional_json(folder / "config.json", Config)
     if not stored or (recipe.steps and not trained):  # a run that ended before its first checkpoint starts anew
         return []
     if trained and not recipe.steps:
@@ -55,6 +57,8 @@ def changes(recipe: Recipe, workdir: str | Path) -> list[Difference]:
     if "data" not in stored:
         _log.info("%s is of a version that stored no record of its data, so data are not compared", folder)
     exact = MAY_CHANGE | ({"accumulate"} if isinstance(recipe.objective, Contrastive) else set())
+    known = _sources(recipe.data)
+    exact |= _MOVED if known and known == _sources(stored.get("data", {})) else set()
     found: dict[str, Difference] = {}
     for one in _differences(recipe, folder, stored):
         found.setdefault(_bare(one[0]), one)
@@ -79,7 +83,7 @@ def check_evaluation(recipe: Recipe, workdir: str | Path) -> list[Difference]:
 
     Raises UserError for other classes than the run's, and for results of other data that would be replaced.
     """
-    stored = read_optional_json(Path(workdir) / "config.json")
+    stored = read_optional_json(Path(workdir) / "config.json", Config)
     theirs = names_of(stored.get("objective"), Path(workdir))
     ours = names_of(_objective(recipe), None, recipe.preprocessing) if theirs else ()
     if ours and theirs != ours:
@@ -115,7 +119,7 @@ def _differences(recipe: Recipe, folder: Path, stored: Mapping[str, Any]) -> Ite
         if name in stored and stored[name] != mine and not (name == "best" and _same_best(stored[name], recipe)):
             yield name, stored[name], mine
     before = _as_now(stored.get("objective")) if now else None
-    images = read_optional_json(folder / "preprocessing.json")
+    images = read_optional_json(folder / "preprocessing.json", Preprocessing)
     pairs = [("objective", before, now)] if before else []
     pairs += [("preprocessing", images, _plain(recipe.preprocessing))] if images or complete else []
     for what, old, new in ((what, _leaves(old, what), _leaves(new, what)) for what, old, new in pairs):
@@ -153,14 +157,13 @@ def _of_arguments(stored: Mapping[str, Any], source: Mapping[str, Any]) -> Itera
     """Arguments that one of the two commands names, with different values."""
     theirs, ours = (_plain(words.absolute_values(one.get("args", {}))) for one in (stored, source))
     asked = words.given(stored.get("argv", [])).keys() | words.given(source.get("argv", [])).keys()
-    known = _OF_DATA if stored.get("data", {}).get("sources") else {"split"}
     for name in sorted((asked | {*_OF_RUN}) & theirs.keys() & ours.keys()):
-        if name not in known and name != "best" and theirs[name] != ours[name]:
+        if name not in ("split", "best") and theirs[name] != ours[name]:  # which are compared by what they say
             yield f"--{name.replace('_', '-')}", theirs[name], ours[name]
 
 
 def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequence[Difference] = ()) -> None:
-    """Write config.json, config.py, preprocessing.json, split.json and tokenizer/ into a run's folder; process 0 only.
+    """Write config.json, config.py, preprocessing.json, split.json, its salt and tokenizer/ into a run's folder; process 0 only.
 
     step: the step that training starts from. changed: see `changes`; both are added to "history" in config.json.
     """
@@ -174,7 +177,7 @@ def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequen
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     entry = {"time": now, "step": step, "argv": recipe.source.get("argv", [])}
     entry |= {"changed": {name: [theirs, ours] for name, theirs, ours in changed}} if changed else {}
-    before = read_optional_json(folder / "config.json").get("history", []) if step else []
+    before = read_optional_json(folder / "config.json", Config).get("history", []) if step else []
     config = {
         **recipe.source,
         "objective": objective,
@@ -182,12 +185,16 @@ def describe(recipe: Recipe, workdir: str | Path, step: int = 0, changed: Sequen
         "batch": recipe.batch,
         "seed": recipe.seed,
         "best": recipe.best,
+        "origin": dict(recipe.origin),
         "data": {**recipe.data, **({"split": _split(recipe.data)} if recipe.data.get("split") else {})},
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
         "history": [*before, entry],
     }
-    if recipe.data.get("split"):
-        write_json(folder / SPLIT, recipe.data["split"])
+    if split := recipe.data.get("split"):  # as data_pipelines.sources.splits.write_split does
+        (folder / SPLIT).with_suffix(".salt").write_text(split["salt"] + "\n", encoding="utf-8")
+        write_json(folder / SPLIT, {key: value for key, value in split.items() if key != "salt"})
+    if recipe.data.get("modalities"):
+        write_json(folder / MODALITIES, recipe.data["modalities"])
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessing.json", dict(recipe.preprocessing))
     original, copy = Path(str(recipe.source.get("config", ""))), folder / "config.py"
@@ -202,9 +209,9 @@ def names_of(objective: Any, folder: Path | None, preprocessing: Mapping[str, An
     objective = objective if isinstance(objective, Mapping) else {}
     for name in ("classes", "names"):
         value = objective.get(name)
-        if isinstance(value, Mapping) and value.get("@tuple"):
-            return tuple(value["@tuple"])
-    kept = read_optional_json(folder / "preprocessing.json") if folder else preprocessing or {}
+        if isinstance(value, Mapping) and isinstance(value.get("@tuple"), list) and value["@tuple"]:
+            return tuple(map(str, value["@tuple"]))
+    kept = read_optional_json(folder / "preprocessing.json", Preprocessing) if folder else preprocessing or {}
     return tuple(kept.get("classes", ()))
 
 
@@ -230,7 +237,7 @@ def _split(data: Mapping[str, Any]) -> dict[str, Any]:
     split = data.get("split") or {}
     if not split or "parts" not in split:
         return dict(split)
-    return {"digest": digest_of_json(split["parts"]), "counts": split.get("counts", {})}
+    return {"digest": split["digest"], "counts": split["counts"]}
 
 
 def _named_sources(data: Mapping[str, Any]) -> str:

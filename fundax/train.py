@@ -27,14 +27,16 @@ from fundax.optim import rate_of
 from fundax.params import check_same
 from fundax.recipe import Recipe
 from fundax.runtime import accumulate, remote
+from fundax.runtime import argv as words
 from fundax.runtime import mesh as meshes
 from fundax.runtime import workdir as folders
 from fundax.runtime.best import measured, ranking
-from fundax.runtime.checkpoint import Checkpoints, best_step, has_checkpoints, resolve, saved_steps
-from fundax.runtime.distributed import compile_together
+from fundax.runtime.checkpoint import Checkpoints, best_step, has_checkpoints, read_metrics, resolve, saved_steps
+from fundax.runtime.distributed import check_alike, compile_together
+from fundax.runtime.finite import Finite, not_finite
 from fundax.runtime.lock import owned
 from fundax.runtime.log import Log, say
-from fundax.runtime.preemption import Preemption
+from fundax.runtime.preemption import Interrupted, Preemption
 from fundax.runtime.prefetch import Prefetcher
 from fundax.runtime.process import configure_orbax
 from fundax.runtime.speed import Profile, Speed
@@ -76,77 +78,119 @@ def _fit(recipe: Recipe, workdir: Path, checkpoint: int | str) -> TrainState:
     configure_orbax()
     mesh = meshes.make_mesh(recipe.mesh)
     check_batch(recipe, mesh)
-    check_best(recipe, recipe.evals)
+    check_alike(_settings(recipe))
     evaluating = recipe.steps == 0 and has_checkpoints(workdir)
     changed = check_evaluation(recipe, workdir) if evaluating else changes(recipe, workdir)
+    check_best(recipe, recipe.evals)
     folders.make(workdir)
     with (
-        nullcontext() if evaluating or jax.process_index() else owned(workdir),
+        nullcontext() if jax.process_index() else owned(workdir),
         jax.set_mesh(mesh),
         Checkpoints(workdir, recipe.keep, recipe.best) as kept,
         Preemption(kept.reached_preemption) as preemption,
     ):
         restored = bool(kept.steps())
-        state, position = (
-            _restore(recipe, mesh, kept, resolve(workdir, checkpoint)) if restored else fresh(recipe, mesh)
-        )
-        first, last, intervals, where = int(state.step), recipe.steps, recipe.intervals, remote.shown(workdir)
-        if first >= last > 0:
-            say(f"{where} is complete, at step {first} of {last}; nothing was changed. {_selected(recipe, workdir)}")
-            return state
-        log = Log(workdir, step=first, steps=last, batch=recipe.batch, restored=restored, writers=recipe.writers)
-        with log:
-            if not evaluating:
-                describe(recipe, workdir, first, changed)
-            log.info(_opening(recipe, mesh, state, restored) + (f"; changed: {told(changed)}" if changed else ""))
-            run_step, evaluate = train_step(recipe), _evaluator(recipe, mesh, workdir, log)
-            row = evaluate(first, state) if first == 0 or not last else {}
-            if not last:
+        try:
+            state, position, owed = preemption.during(_start, recipe, mesh, kept, checkpoint)
+            first, last, where = int(state.step), recipe.steps, remote.shown(workdir)
+            if first >= last > 0 and not owed:
+                selected = _selected(recipe, workdir)
+                say(f"{where} is complete, at step {first} of {last}; nothing was changed. {selected}")
                 return state
-
-            spec = recipe.objective.batch_spec(recipe.batch // jax.process_count())
-            skipped = Path(workdir) / BAD_RECORDS
-            with Prefetcher(recipe.train, spec, mesh, position, first, last, skipped) as data:
-                healthy, metrics, log.waited = _Finite(kept), {}, data.waited
-                trace = Profile(workdir, recipe.profile, first, last)
-                for step in range(first + 1, last + 1):
-                    batch = data.take(metrics.get("loss"))
-                    if step == first + 1:
-                        log.speed = Speed(run_step, (state, batch), recipe.objective, list(mesh.devices.flat)).row
-                        compile_together(run_step, state, batch)
-                    trace.before(step)
-                    state, metrics = run_step(state, batch)
-                    healthy.note(step, metrics)
-                    if trace.after(step, metrics):
-                        log.info(f"profiled {recipe.profile} steps: tensorboard --logdir {where}/profile")
-                    if step == first + 1:
-                        jax.block_until_ready(metrics)  # exclude compile time from the throughput
-                        log.start_clock(step)
-                    if _due(step, intervals.log, last):
-                        healthy.check()
-                        log.train(step, metrics | data.counts())
-                    stop = preemption.agreed(step, intervals.log)
-                    scores, saves = _due(step, intervals.eval, last), _due(step, intervals.save, last) or stop
-                    if scores or saves:
-                        healthy.check(state)
-                    row = evaluate(step, state) if scores else {}
-                    if saves or (row and recipe.best):
-                        kept.save(step, _items(state), data.state, row)
-                    if stop and step < last:
-                        kept.wait()
-                        log.info(
-                            f"Stopped at step {step}/{last}. Checkpoint saved to {where}. "
-                            "Rerun the same command to resume."
-                        )
-                        raise SystemExit(preemption.exit_code)
-            kept.wait()
-            log.info(f"Finished at step {last}. {_selected(recipe, workdir)}")
+            given = {"step": first, "steps": last, "batch": recipe.batch, "writers": recipe.writers}
+            with Log(workdir, restored=restored, **given) as log:
+                if not evaluating:
+                    describe(recipe, workdir, first, changed)
+                log.info(_opening(recipe, mesh, state, restored) + (f"; changed: {told(changed)}" if changed else ""))
+                evaluate = _evaluator(recipe, mesh, workdir, log, preemption)
+                row = evaluate(first, state) if first == 0 or not last or owed else {}
+                if owed:
+                    kept.rank(first, row)
+                if first < last:
+                    return _train(recipe, workdir, mesh, kept, preemption, log, evaluate, state, position)
+        except Interrupted:
+            say(f"Stopped. {remote.shown(workdir)} is as it was: nothing new was to be saved. Rerun the same command.")
+            raise SystemExit(preemption.exit_code) from None
     return state
 
 
+def _train(
+    recipe: Recipe,
+    workdir: str | Path,
+    mesh: Mesh,
+    kept: Checkpoints,
+    preemption: Preemption,
+    log: Log,
+    evaluate: Callable[[int, TrainState], dict[str, float]],
+    state: TrainState,
+    position: Mapping[str, Any] | None,
+) -> TrainState:
+    """The steps after those of `state` up to the last one. Raises SystemExit after a signal, with the state saved."""
+    first, last, intervals = int(state.step), recipe.steps, recipe.intervals
+    run_step, spec = train_step(recipe), recipe.objective.batch_spec(recipe.batch // jax.process_count())
+    skipped, metrics, done = Path(workdir) / BAD_RECORDS, {}, first
+    healthy = Finite(kept)
+    with Prefetcher(recipe.train, spec, mesh, position, first, last, skipped, preemption.listen_alone) as data:
+        log.waited = data.waited
+        trace = Profile(workdir, recipe.profile, first, last)
+        try:
+            for step in range(first + 1, last + 1):
+                batch = data.take(metrics.get("loss"))
+                trace.before(step)
+                if step == first + 1:
+                    log.speed = Speed(run_step, (state, batch), recipe.objective, list(mesh.devices.flat)).row
+                    state, metrics = preemption.during(_first_step, run_step, state, batch)
+                    log.start_clock(step)
+                else:
+                    state, metrics = run_step(state, batch)
+                done = step
+                healthy.note(step, metrics)
+                if trace.after(step, metrics):
+                    log.info(f"profiled {recipe.profile} steps: tensorboard --logdir {remote.shown(workdir)}/profile")
+                if _due(step, intervals.log, last):
+                    healthy.check()
+                    log.train(step, metrics | data.counts())
+                if preemption.agreed(step, intervals.log) and step < last:
+                    raise Interrupted
+                scores, saves = _due(step, intervals.eval, last), _due(step, intervals.save, last)
+                if scores or saves:
+                    healthy.check(done, _items(state))
+                row = evaluate(step, state) if scores else {}
+                if saves or (row and recipe.best):
+                    kept.save(step, _items(state), data.state, row)
+        except Interrupted:
+            if done == first:  # the state that it began from is saved, or can be made again
+                raise
+            healthy.check(done, _items(state))
+            kept.save(done, _items(state), data.state, {})
+            kept.wait()
+            log.info(
+                f"Stopped at step {done}/{last}. Checkpoint saved to {remote.shown(workdir)}. Rerun the same command to resume."
+            )
+            raise SystemExit(preemption.exit_code) from None
+    kept.wait()
+    log.info(f"Finished at step {last}. {_selected(recipe, workdir)}")
+    return state
+
+
+def _first_step(run_step: Any, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """The step that is compiled; it is waited for, so that compiling does not count as throughput."""
+    compile_together(run_step, state, batch)
+    return jax.block_until_ready(run_step(state, batch))
+
+
 def is_complete(recipe: Recipe, workdir: str | Path) -> bool:
-    """Whether the run in `workdir` is at the recipe's last step or beyond."""
-    return recipe.steps > 0 and has_checkpoints(workdir) and saved_steps(workdir)[-1] >= recipe.steps
+    """Whether the run in `workdir` is at the recipe's last step or beyond, and evaluated."""
+    if not recipe.steps or not has_checkpoints(workdir):
+        return False
+    step = saved_steps(workdir)[-1]
+    return step >= recipe.steps and not _owed(recipe, step, read_metrics(workdir, step))
+
+
+def _owed(recipe: Recipe, step: int, metrics: Mapping[str, float] | None) -> bool:
+    """Whether a step was due for evaluation, and saved without because of a signal. metrics: None where not known."""
+    due = bool(recipe.evals) and step <= recipe.steps and _due(step, recipe.intervals.eval, recipe.steps)
+    return due and metrics is not None and not metrics
 
 
 def train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -205,16 +249,27 @@ def _changed(what: str, changes: Sequence[Callable[[Any], Any]], fresh: Any, pla
     return meshes.device_put(given, placed)
 
 
-def _restore(recipe: Recipe, mesh: Mesh, kept: Checkpoints, step: int) -> tuple[TrainState, dict[str, Any]]:
+def _start(
+    recipe: Recipe, mesh: Mesh, kept: Checkpoints, checkpoint: int | str
+) -> tuple[TrainState, dict[str, Any] | None, bool]:
+    """The state to go on from: that of a checkpoint if there is one; see _restore."""
+    if not kept.steps():
+        return (*fresh(recipe, mesh), False)
+    return _restore(recipe, mesh, kept, resolve(kept.workdir, checkpoint))
+
+
+def _restore(recipe: Recipe, mesh: Mesh, kept: Checkpoints, step: int) -> tuple[TrainState, dict[str, Any], bool]:
+    """The state of a checkpoint, the position of its data, and whether its evaluation is owed (_owed)."""
     step = step if recipe.steps == 0 else kept.steps()[-1]
     abstract = abstract_state(recipe, mesh)
     items, run = kept.restore(step, _items(abstract))
-    if recipe.steps and (broken := _not_finite(items)):
+    if recipe.steps and (broken := not_finite(items)):
         raise UserError(
             f"checkpoint of step {step} in {kept.folder}: {broken} not finite; remove {kept.folder / str(step)} to resume "
             f"from an earlier step ({', '.join(map(str, kept.steps()[:-1])) or 'there is none'})"
         )
-    return TrainState(meshes.device_put(np.int32(step), abstract.step.sharding), **items), run["data"]
+    state = TrainState(meshes.device_put(np.int32(step), abstract.step.sharding), **items)
+    return state, run["data"], _owed(recipe, step, run.get("metrics"))
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -226,24 +281,26 @@ def _due(step: int, intervals: int, last: int) -> bool:
 
 
 def _evaluator(
-    recipe: Recipe, mesh: Mesh, workdir: str | Path, log: Log
+    recipe: Recipe, mesh: Mesh, workdir: str | Path, log: Log, preemption: Preemption
 ) -> Callable[[int, TrainState], dict[str, float]]:
     run = jax.jit(recipe.objective.forward, out_shardings=NamedSharding(mesh, P()))
     selected = _BestSoFar(recipe, workdir)
 
     def forward(params: Params, extra: Extra, batch: Batch) -> dict[str, np.ndarray]:
+        preemption.listen()
         return jax.device_get(run(params, extra, meshes.shard_full_batch(batch, mesh)))
+
+    def results(state: TrainState) -> dict[str, dict[str, np.ndarray]]:
+        given = {name: one(forward, state.params, state.extra) for name, one in recipe.evals.items()}
+        return {name: {key: np.asarray(value) for key, value in found.items()} for name, found in given.items()}
 
     def evaluate(step: int, state: TrainState) -> dict[str, float]:
         row: dict[str, float] = {}
         arrays: dict[str, dict[str, np.ndarray]] = {}
-        for name, one in recipe.evals.items():
-            result = {key: np.asarray(value) for key, value in one(forward, state.params, state.extra).items()}
-            numbers = {
-                key: float(value) for key, value in result.items() if not value.ndim and value.dtype.kind in "biuf"
-            }
+        for name, found in preemption.during(results, state).items():  # what a signal leaves unfinished writes nothing
+            numbers = {key: float(v) for key, v in found.items() if not v.ndim and v.dtype.kind in "biuf"}
             row |= {f"{name}/{key}": value for key, value in numbers.items()}
-            arrays[name] = {key: value for key, value in result.items() if key not in numbers}
+            arrays[name] = {key: value for key, value in found.items() if key not in numbers}
         if recipe.steps:
             check_best(recipe, row)
         if selected.by(step, row):
@@ -297,6 +354,12 @@ def _selected(recipe: Recipe, workdir: str | Path) -> str:
     return f"Best checkpoint: {which}, in {folder}/{best[0]}; evals and figures are of it. Latest: step {latest}."
 
 
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What every process of a run must be given alike; paths may differ from one machine to the next."""
+    arguments = {k: v for k, v in recipe.source.get("args", {}).items() if k not in words.PATHS}
+    return arguments | {name: getattr(recipe, name) for name in ("steps", "batch", "accumulate", "seed")}
+
+
 def check_batch(recipe: Recipe, mesh: Mesh) -> None:
     """Raise UserError if the batch does not divide over the mesh, the micro-batches and the processes."""
     parts = meshes.batch_parts(mesh) * recipe.accumulate
@@ -316,47 +379,6 @@ def check_best(recipe: Recipe, found: Mapping[str, Any]) -> None:
         given = ", ".join(one for one in found if one.count("/") < 2) or "nothing"
         what = "the evaluations are" if before else "the evaluations give"
         raise UserError(f"best metric {name!r}: no evaluation gives it; {what} {given}. --best METRIC selects another")
-
-
-class _Finite:
-    """Checks that losses, gradients and what is saved are finite, without waiting for the device at every step."""
-
-    def __init__(self, kept: Checkpoints) -> None:
-        self._kept = kept
-        self._seen: list[tuple[int, Any]] = []
-
-    def note(self, step: int, metrics: Metrics) -> None:
-        self._seen.append((step, (metrics["loss"], metrics["gradient_norm"])))
-
-    def check(self, state: TrainState | None = None) -> None:
-        """Raise UserError for the first step that is not finite; with `state` also if that is not, after its update."""
-        for step, values in self._seen:
-            loss, norm = (float(value) for value in values)
-            if not np.isfinite(loss) or not np.isfinite(norm):
-                raise self._stopped(f"step {step}: loss {loss}, gradient norm {norm}:")
-        self._seen.clear()
-        if state is not None and (broken := _not_finite(_items(state))):
-            raise self._stopped(f"step {int(state.step)}: {broken} after the update:")
-
-    def _stopped(self, what: str) -> UserError:
-        self._kept.wait()  # only what is on disk is kept
-        steps = self._kept.steps()
-        good = f"step {steps[-1]} is saved and good" if steps else "nothing is saved"
-        return UserError(
-            f"{what} not finite, so training stopped; {good}. "
-            "Try a lower learning rate, a longer warm-up or fp32, or check the input for damaged images."
-        )
-
-
-def _not_finite(items: dict[str, Any]) -> str:
-    """The names of the items (params, extra, opt) that hold a number that is not finite, else ""."""
-    return " and ".join(name for name, finite in jax.device_get(_all_finite(items)).items() if not finite)
-
-
-@jax.jit
-def _all_finite(items: dict[str, Any]) -> dict[str, jax.Array]:
-    numbers = {k: [x for x in jax.tree.leaves(v) if jnp.issubdtype(x.dtype, jnp.inexact)] for k, v in items.items()}
-    return {name: jnp.array([jnp.isfinite(x).all() for x in found]).all() for name, found in numbers.items()}
 
 
 def _opening(recipe: Recipe, mesh: Mesh, state: TrainState, restored: bool) -> str:

@@ -16,6 +16,17 @@ Images (u8, normalised on the device; a floating-point image counts as already n
     low                          u8 [B l l 3]      low-resolution image that a super-resolution model enlarges
     feature                      f32 [B C]         features computed earlier, instead of `image`
 
+Visits (data_pipelines/packing.py; N image slots and T text slots are shared by the B visits of a batch):
+    images                       u8 [N h w 3]      the views of all visits
+    row, slot                    i32 [N]           the visit of each image, -1 for an empty slot, and its number in the visit
+    view_modality, view_eye      i32 [N] or [B V]  index into the modalities of the run; 0 left, 1 right, 2 unknown
+    texts                        i32 [T L]         the texts of all visits, their eyes and their views
+    text_at, view_text_at        i32 [B], i32 [N]  row of `texts`, -1 for none
+    eye_text_at                  i32 [B 2]         the same for the left and the right eye
+    views, view_present          u8 [B V h w 3], bool [B V]  views in fixed places instead of slots
+    view_raw                     f32 [N E]         features of `images` computed earlier
+    patient, visit               i32 [B]           hashes of their names, -1 if unknown
+
 Text:
     text                         i32 [B L]         token ids, padded with zeros
     original, hidden             i32, bool [B L]   ids before masking, and the positions to predict
@@ -101,7 +112,7 @@ class ContrastiveWithState(Contrastive, Protocol):
     def encode_next(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
     ) -> tuple[dict[str, jax.Array], Extra]:
-        """What `encode` gives, and the next extra state. The features must not depend on `extra`."""
+        """The result of `encode`, and the next extra state. The features must not depend on `extra`."""
         ...
 
 

@@ -11,17 +11,30 @@ from data_pipelines.contact_sheet import contact_sheet
 from data_pipelines.convert import Sizing
 from data_pipelines.convert import convert as write_shards
 from data_pipelines.datasets import build as build_data_set
+from data_pipelines.sources.modality_stats import measure, write_stats
+from data_pipelines.synthetic.sources import Visits
+from data_pipelines.synthetic.tables import write_visits
 from data_pipelines.words import DATA_DIR, named
 from fundax import interop
+from fundax.inference import embed as embeddings
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis
 from fundax.results import page
 from fundax.runtime.environment import environment
+from fundax.runtime.workdir import check_output
 from fundax.types import UserError
 
 
 def export(
-    run: Positional[str], out: Positional[str], /, *, to: str, checkpoint: str = "", overwrite: bool = False
+    run: Positional[str],
+    out: Positional[str],
+    /,
+    *,
+    to: str,
+    checkpoint: str = "",
+    overwrite: bool = False,
+    license: str = "",
+    base_model: str = "",
 ) -> None:
     """Write a run as a folder that another program opens.
 
@@ -31,8 +44,11 @@ def export(
         to: Format of the folder: {formats}.
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         overwrite: Replace a folder that is not empty.
+        license: License in the model card, such as apache-2.0; derived weights keep that of the weights they started from.
+        base_model: What the run started from, in the model card; empty takes the name of its --init.
     """
-    print(interop.export(run, to, out, checkpoint=checkpoint, overwrite=overwrite))
+    fields = {"checkpoint": checkpoint, "overwrite": overwrite, "license": license, "base_model": base_model}
+    print(interop.export(run, to, out, **fields))
 
 
 def import_(
@@ -80,6 +96,7 @@ def synth(
     checkpoint: str = "",
     no_check: bool = False,
     overwrite: bool = False,
+    trust: bool = False,
 ) -> None:
     """Generate images with a diffusion run, with a manifest that marks each as synthetic and a check against memorisation.
 
@@ -98,11 +115,41 @@ def synth(
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         no_check: Do not look for the nearest training images.
         overwrite: Replace a folder that is not empty.
+        trust: Run the copy of the config in the run, even if it is none of fundax's own. It is a program: read it first.
     """
     names = None if findings is None else tuple(name.strip() for name in findings.split(",") if name.strip())
     how = synthesis.How(seed, steps, sampler, guidance, names, modality, batch)
-    fields = {"checkpoint": checkpoint, "base": base, "check": not no_check, "overwrite": overwrite}
+    fields = {"checkpoint": checkpoint, "base": base, "check": not no_check, "overwrite": overwrite, "trust": trust}
     print(synthesis.summary(out, synthesis.synthesize(run, out, n, how, **fields)))
+
+
+def embed(
+    run: Positional[str],
+    images: Positional[tuple[str, ...]],
+    /,
+    *,
+    out: str,
+    checkpoint: str = "",
+    feature: str = "",
+    modality: str = "",
+    batch: int = 32,
+    skip_bad: bool = False,
+) -> None:
+    """Write the features of all images of folders and tables as .npz or .parquet; the same command resumes after a stop.
+
+    Args:
+        run: A run, or an exported folder.
+        images: Image files, folders of images, CSV files with a column image, or other sources (docs/guide/data.md).
+        out: File to write, .npz or .parquet.
+        checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
+        feature: Feature: features (compared with texts), pooled (of the image encoder), mean (of its patches), or visual,
+            left or right of a RET-CLIP; empty takes features of an image-text model and pooled of others.
+        modality: Modality of the images, which decides how they are normalised; empty takes CFP.
+        batch: Number of images in a forward pass of a device.
+        skip_bad: Leave out images that cannot be read.
+    """
+    fields = {"checkpoint": checkpoint, "feature": feature, "modality": modality, "batch": batch}
+    print(embeddings.embed(run, images, out, **fields, skip_bad=skip_bad))
 
 
 def explain(
@@ -114,22 +161,28 @@ def explain(
     checkpoints: str = "",
     modality: str = "CFP",
     mass: float = 1.0,
+    text: tuple[str, ...] = (),
+    target: str = "",
+    masks: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> None:
-    """Draw over photographs where the class token of a run's ViT attends: each head, their mean, and rollout.
+    """Draw over photographs what a model reads: attention of a ViT, Grad-CAM of an answer or a text, similarity with a text.
 
     Args:
-        run: Folder of the run.
+        run: A run, or an exported folder.
         images: Photographs.
         out: Folder to write.
         checkpoints: Checkpoints: best, latest, steps separated by commas, or all for a film strip; by default best if the
             run selected one.
         modality: Modality of the photographs.
         mass: Share of the attention that the marked patches hold; 1 draws all of it.
+        text: What to look for with an image-text model, such as "hard exudates"; several are drawn one by one.
+        target: Class, value, structure or landmark that Grad-CAM explains; empty takes the likeliest or the first.
+        masks: Mask of each photograph; explain.json then says which maps point into it.
         overwrite: Replace a folder that is not empty.
     """
     fields = {"checkpoints": checkpoints, "modality": modality, "mass": mass, "overwrite": overwrite}
-    for path in explanations.explain(run, images, out, **fields):
+    for path in explanations.explain(run, images, out, texts=text, target=target, masks=masks, **fields):
         print(path)
 
 
@@ -153,6 +206,7 @@ def report(
     """
     if not runs:
         raise UserError("report: name at least one run")
+    check_output(out)
     print(page.report(runs, out, title=title, resamples=resamples, attention=attention))
 
 
@@ -168,7 +222,26 @@ def data_show(
         start: Number of the first image.
         data_dir: Folder of the data sets that `data build` wrote.
     """
+    check_output(out)
     print(contact_sheet(named(source, data_dir=data_dir or DATA_DIR).source, out, count=count, start=start))
+
+
+def data_stats(*, source: str, out: str, declare: tuple[str, ...] = (), most: int = 2000, data_dir: str = "") -> None:
+    """Measure the mean and deviation of each modality of a source; train with the file by --modality-file.
+
+    Args:
+        source: A CSV file, a folder of images, tfds:NAME, array_record:FOLDER or synthetic, with options after commas.
+        out: JSON file to write.
+        declare: Names of modalities in the source that fundax does not know: OCTA, SLO, "specular microscopy".
+        most: Number of records that are read at most, evenly spaced.
+        data_dir: Folder of the data sets that `data build` wrote.
+    """
+    own = {"declare": "+".join(declare)} if declare else {}
+    found = measure(named(source, own, data_dir=data_dir or DATA_DIR).source, most)
+    for name, one in found.items():
+        numbers = (" ".join(f"{x:.4f}" for x in row) for row in one[:2])
+        print("{}: mean {}, deviation {}, {} images".format(name, *numbers, one.images))
+    print(write_stats(found, out))
 
 
 def data_convert(
@@ -198,6 +271,33 @@ def data_convert(
     print(write_shards(chosen, out, Sizing(size, images, quality), shard=shard, workers=workers))
 
 
+def data_synthesize(
+    *,
+    visits: int,
+    out: str,
+    modalities: tuple[str, ...] = ("CFP", "OCT", "FFA"),
+    missing: float = 0.4,
+    size: int = 96,
+    seed: int = 0,
+    language: Literal["en", "zh", "both"] = "en",
+) -> None:
+    """Write synthetic visits as image files and two tables, one row per image and one row per visit, to see the format.
+
+    Args:
+        visits: Number of visits; each patient has two.
+        out: Folder to write: images/, images.csv and visits.csv.
+        modalities: Modalities of the visits: CFP, OCT, FFA or UWF.
+        missing: Share of the views that are missing at random.
+        size: Width and height of the images in pixels.
+        seed: Random seed.
+        language: Language of the reports.
+    """
+    source = Visits(
+        max(-(-visits // 2), 0), seed, visits=2, modalities=modalities, missing=missing, size=size, language=language
+    )
+    print(write_visits(source, out, visits))
+
+
 def data_build(name: Positional[str], /, *, from_dir: Annotated[str, arg(name="from")], data_dir: str = "") -> None:
     """Write a public data set in the format of TensorFlow Datasets, from the folder that it was unpacked to.
 
@@ -223,12 +323,15 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "export": export,
     "import": import_,
     "synth": synth,
+    "embed": embed,
     "explain": explain,
     "report": report,
     "env": env,
     "data show": data_show,
+    "data stats": data_stats,
     "data convert": data_convert,
     "data build": data_build,
+    "data synthesize": data_synthesize,
 }
 
 

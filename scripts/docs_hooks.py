@@ -1,7 +1,7 @@
 """MkDocs hooks: generate the API pages, insert benchmark tables, and check that files and names in the documents exist.
 
-The API pages come from the tables of contents of `fundax` and its rooms (`fundax/<room>/__init__.py`), read without
-importing them. A document that names a missing file or a missing name causes a warning, which `mkdocs build --strict`
+The API pages are generated from the public names of `fundax` and its subpackages (`fundax/<room>/__init__.py`), which are
+parsed but not imported. A document that mentions a missing file or name causes a warning, which `mkdocs build --strict`
 turns into an error.
 """
 
@@ -38,7 +38,7 @@ def rooms() -> list[str]:
 
 
 def api_pages() -> dict[str, str]:
-    """Path below docs/ -> Markdown."""
+    """The Markdown of the API pages, by path below docs/."""
     modules = {*rooms(), "optim"}
     top = [name for name in exported(REPO / "fundax/__init__.py") if name not in modules]
     pages = {"reference/index.md": _page("fundax", REPO / "fundax/__init__.py", top)}
@@ -55,23 +55,23 @@ def _page(module: str, init: Path, names: list[str]) -> str:
 
 
 def with_tables(markdown: str) -> str:
-    """The document with every link to `benchmarks/results/NAME.json` that is a line of its own replaced by its tables."""
-    return RESULT.sub(lambda found: result_tables(found[1]), markdown)
+    """Replace every line that is a link to `benchmarks/results/NAME.json` by the tables of that file."""
+    return RESULT.sub(lambda match: result_tables(match[1]), markdown)
 
 
 def result_tables(name: str) -> str:
     """Markdown tables of a benchmark, with its command, machine and date."""
-    found = json.loads((REPO / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    origin = f"`{found['command']}` ({found['machine']}; {found['date']}). {found.get('note', '')}"
+    result = json.loads((REPO / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    origin = f"`{result['command']}` ({result['machine']}; {result['date']}). {result.get('note', '')}"
     blocks = []
-    for table in found["tables"]:
+    for table in result["tables"]:
         lines = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
         blocks += [f"**{table['title']}**", "\n".join("| " + " | ".join(cells) + " |" for cells in lines)]
     return "\n\n".join([*blocks, origin.strip()])
 
 
 def missing(text: str) -> Iterator[str]:
-    """Files and dotted names of this repository that a document mentions and that do not exist."""
+    """Files and dotted names of this repository that a document mentions but that do not exist."""
     for path in sorted(set(FILE.findall(text))):
         if not any(REPO.glob(path.rstrip("/"))):
             yield path
@@ -90,15 +90,15 @@ def _exists(name: str) -> bool:
 
 
 def _names(file: Path) -> set[str]:
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.ImportFrom):
-            found |= {alias.asname or alias.name for alias in node.names}
+            names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
-    return found
+            names.add(node.id)
+    return names
 
 
 def on_config(config: Any) -> Any:
@@ -123,5 +123,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Warn about missing files and names, and insert the tables of benchmarks."""
     if not page.file.src_uri.startswith("reference/"):
         for name in missing(markdown):
-            log.warning("%s names %s, which does not exist", page.file.src_uri, name)
+            log.warning("%s mentions %s, which does not exist", page.file.src_uri, name)
     return with_tables(markdown)

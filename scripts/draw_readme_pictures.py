@@ -2,8 +2,8 @@
 
     python scripts/draw_readme_pictures.py [--run runs/quickstart]
 
-docs/pictures/eyes.jpg shows one patient per column, the same eye in four modalities. If --run names a finished quickstart
-run, its confusion matrix and training curves are copied to docs/pictures/.
+docs/pictures/eyes.jpg shows one patient per column, the same eye in four modalities. With --run, the confusion matrix and
+the training curves of a finished quickstart run are copied to docs/pictures/.
 """
 
 from __future__ import annotations

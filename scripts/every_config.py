@@ -1,11 +1,11 @@
-"""Test that every config trains the same on a mesh of devices, and in micro-batches, as on one device.
+"""Test that training on a mesh and in micro-batches is equal to training on one device, for every config.
 
     python scripts/every_config.py [--configs configs/flair.py ...] [--mesh 2,2,2] [--accumulate 2] [--steps 3]
 
-Takes the smoke run of each config on 8 virtual CPU devices: from the same parameters and batches, on one device, on the
+Trains the smoke run of each config on 8 virtual CPU devices from the same parameters and batches: on one device, on the
 mesh, in micro-batches, and in micro-batches on the mesh. Random numbers of the step (dropout, noise) are constants in the
-comparison with micro-batches, which draw others. Prints the largest relative difference of a loss and of a gradient norm.
-Exits with status 1 if one is above 1e-5 and the config has no reason in REASONS.
+comparison with micro-batches, which draw others. Prints the largest relative differences of a loss and of a gradient norm.
+Exits with status 1 if a difference is above 1e-5 and REASONS gives no reason for the config.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO)] if str(REPO) not in sys.path else []
 TOLERANCE = 1e-5
-# Why a step in micro-batches is not the step of the whole batch; it is then compared between one device and the mesh.
+# Reasons why a step in micro-batches differs from a step of the whole batch. One device and the mesh are then compared.
 STATISTICS = "batch statistics are those of each micro-batch"
 REASONS = {"flair": STATISTICS, "keepfit": STATISTICS}
 UNTRAINED = "trains nothing by steps"
@@ -92,7 +92,7 @@ def smoke(config: str, steps: int, *more: str) -> tuple[Any, list[Any]]:
     from fundax.optim import adamw, constant
 
     recipe, _ = load(REPO / config, ["--smoke", *more])
-    # a learning rate that changes the loss, and an epsilon so large that rounding cannot flip the sign of an update
+    # The learning rate is large enough to change the loss. With the large epsilon, rounding cannot change the sign of an update.
     recipe = replace(recipe, optimizer=adamw(constant(1e-3), eps=1e-3), init_from=(), init_extra=())
     if not recipe.steps:
         return recipe, []
@@ -102,7 +102,7 @@ def smoke(config: str, steps: int, *more: str) -> tuple[Any, list[Any]]:
 
 
 def compare(config: str, mesh: tuple[int, ...], accumulate: int, steps: int) -> list[tuple[str, float, float]]:
-    """(what is compared, difference of the losses, of the gradient norms); [] for a config that trains nothing."""
+    """(comparison, difference of the losses, difference of the gradient norms); [] for a config without training."""
     recipe, batches = smoke(config, steps)
     if not batches:
         return []
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=3, help="number of steps")
     own = parser.parse_args(argv)
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # These programs run for milliseconds; skip optimizations that take seconds.
+    # These programs run for milliseconds, so skip optimizations that take seconds.
     quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {quick}"
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # sharded programs read back from it can wait for each other

@@ -1,11 +1,16 @@
 """Test that a killed run resumes bit-exactly.
 
-    python scripts/kill_and_resume.py [--kills 30] [--steps 240]
+    python scripts/kill_and_resume.py [--any 50] [--saves 30] [--workers 10] [--processes 10] [--seed 0] [--out FOLDER]
 
-Trains the same small CLIP twice: once uninterrupted, once killed (SIGKILL) at random moments and restarted each time. A
-third of the kills happen at any time after the start of the process, a third as soon as a save has begun, a third just after
-one has finished. After each kill every complete checkpoint is read. Prints a hash of the final parameters of both runs. Exits
-with status 1 if the hashes differ or a checkpoint was unreadable.
+Trains a small model (scripts/small_run.py) three times without interruption: in one process, with two worker processes that
+read data, and with two training processes. Then repeats the three runs, killing (SIGKILL) and restarting them many times: the
+process at any time or just after a save (--any) and during a save (--saves), a worker process (--workers), and one of the two
+training processes, half of the time during a save (--processes). Every run keeps a single checkpoint. After each kill, all
+complete checkpoints are read.
+
+Prints each kill and a digest of the final state of each run. Exits with status 1 if digests differ, a checkpoint was
+unreadable, or a surviving process did not end with a one-line error. The times of kills are drawn from --seed, but also
+depend on the machine.
 """
 
 from __future__ import annotations
@@ -13,11 +18,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -27,14 +36,103 @@ from fundax.runtime.checkpoint import load_params
 from fundax.types import UserError
 
 REPO = Path(__file__).resolve().parent.parent
-KINDS = ("any time", "in a save", "after a save")
+sys.path[:0] = [str(REPO)] if str(REPO) not in sys.path else []
+
+from scripts.several_processes import free_port  # noqa: E402
+
+ENDS_S = 180  # maximum time until a surviving process ends
+ANY, AFTER, IN_SAVE, WORKER, ONE_OF_TWO = "any time", "after a save", "in a save", "a worker", "one of two"
 
 
-def command(workdir: Path, steps: int, save_every: int = 2) -> list[str]:
-    """The command of a small quickstart run."""
-    given = f"--smoke --steps {steps} --patients 64 --save-every {save_every}"
-    return [sys.executable, str(REPO / "launch.py"), "train", str(REPO / "configs" / "quickstart.py"),
-            "--workdir", str(workdir), *given.split()]  # fmt: skip
+@dataclass
+class Trial:
+    """A run that is killed and restarted, and the results."""
+
+    workdir: Path
+    steps: int
+    rng: random.Random
+    workers: int = 0
+    processes: int = 1
+    life: float = 20.0  # seconds from the start of a process to its first save
+    kills: int = 0
+    torn: int = 0  # kills in the middle of a save
+    broken: list[str] = field(default_factory=list)
+
+    def start(self, save_every: int = 2) -> list[subprocess.Popen]:
+        """Start the processes of the run."""
+        words = f"--steps {self.steps} --workers {self.workers} --save-every {save_every} --keep 1"
+        argv = [sys.executable, str(REPO / "launch.py"), "train", str(REPO / "scripts" / "small_run.py")]
+        argv += ["--workdir", str(self.workdir), *words.split()]
+        environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        where = f"127.0.0.1:{free_port()}"
+        joined = [f"--coordinator {where} --num-processes {self.processes} --process-id {k}".split()
+                  for k in range(self.processes)] if self.processes > 1 else [[]]  # fmt: skip
+        log = self.workdir.with_suffix(".log").open("w")
+        return [subprocess.Popen([*argv, *more], env=environment, stdout=log, stderr=subprocess.PIPE, text=True)
+                for more in joined]  # fmt: skip
+
+    def finish(self, save_every: int) -> str:
+        """Run to the end; returns a digest of the parameters."""
+        for run, output in [(run, run.communicate()[1]) for run in self.start(save_every)]:
+            if run.returncode:
+                raise SystemExit(f"{self.workdir}: exit code {run.returncode}: {output[-2000:]}")
+        return digest(self.workdir)
+
+    def kill(self, kind: str) -> None:
+        """Start the run, kill it according to `kind`, and read its complete checkpoints."""
+        before, left, begun = self.complete()[-1:], self.under_way(), time.monotonic()
+        runs = self.start()
+        due = begun + self.rng.uniform(0.0, self.life)
+        in_save = kind == IN_SAVE or (kind == ONE_OF_TWO and self.kills % 2 == 0)
+        self._wait(runs, lambda: time.monotonic() >= due if kind == ANY else self.complete()[-1:] != before)
+        if in_save:
+            self._wait(runs, lambda: bool(self.under_way() - left))
+        time.sleep(self.rng.uniform(0.0, 0.02 if in_save else 0.2))
+        victim = self.rng.randrange(len(runs))
+        if kind == WORKER:
+            os.kill(self.rng.choice(workers_of(runs[0].pid)), 9)
+        else:
+            runs[victim].kill()
+        self.life = time.monotonic() - begun if kind == AFTER else self.life
+        messages = [self._end(run, killed=kind != WORKER and k == victim) for k, run in enumerate(runs)]
+        saving = sorted(self.under_way() - left)
+        self.kills, self.torn = self.kills + 1, self.torn + bool(saving)
+        self.broken += [problem for step in self.complete() if (problem := unreadable(self.workdir, step))]
+        state = f"in the middle of {saving[0]}" if saving else "between saves"
+        print(
+            f"{self.kills} {kind}, {time.monotonic() - begun:.0f} s: {state}; complete: {self.complete()}{''.join(messages)}",
+            flush=True,
+        )
+
+    def _wait(self, runs: Sequence[subprocess.Popen], ready: Callable[[], bool]) -> None:
+        while not ready():
+            if any(run.poll() is not None for run in runs):
+                raise SystemExit(
+                    f"{self.workdir}: ended before it was killed: {[run.communicate()[1][-2000:] for run in runs]}"
+                )
+            time.sleep(0.0005)
+
+    def _end(self, run: subprocess.Popen, killed: bool) -> str:
+        """Wait for a process to end; return the last line of a surviving process."""
+        try:
+            lines = run.communicate(timeout=ENDS_S)[1].strip().splitlines() or [""]
+        except subprocess.TimeoutExpired:
+            run.kill()
+            self.broken.append(f"a survivor had not ended after {ENDS_S} s")
+            return ""
+        if killed:
+            return ""
+        if not lines[-1].startswith("error: ") or run.returncode not in (1, 2) or any("Traceback" in x for x in lines):
+            self.broken.append(f"a survivor ended with exit code {run.returncode}: {' | '.join(lines[-8:])}")
+        return f"; the survivor: {lines[-1][:100]}"
+
+    def complete(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(int(p.name) for p in (self.workdir / "checkpoints").glob("*") if p.name.isdigit())
+
+    def under_way(self) -> set[str]:
+        """Names of unfinished saves."""
+        return {p.name for p in (self.workdir / "checkpoints").glob("[0-9]*") if not p.name.isdigit()}
 
 
 def digest(workdir: Path) -> str:
@@ -46,78 +144,64 @@ def digest(workdir: Path) -> str:
     return total.hexdigest()
 
 
-def complete(workdir: Path) -> list[int]:
-    """Steps of the complete checkpoints, ascending."""
-    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
+def unreadable(workdir: Path, step: int) -> str:
+    """The error of a complete checkpoint that cannot be read, else ""."""
+    try:
+        load_params(workdir, step)
+    except UserError as problem:
+        return str(problem)
+    return ""
 
 
-def under_way(workdir: Path) -> set[str]:
-    """Names of unfinished saves."""
-    return {p.name for p in (workdir / "checkpoints").glob("[0-9]*") if not p.name.isdigit()}
-
-
-def killed(argv: list[str], workdir: Path, when: str, rng: random.Random, life: float) -> bool:
-    """Start a run and kill it. Returns False if it ended by itself. `life` is the time from start to the first save."""
-    before, left = complete(workdir)[-1:], under_way(workdir)
-    run = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    due = time.monotonic() + rng.uniform(0.0, life)
-    ready = {
-        "any time": lambda: time.monotonic() >= due,
-        "in a save": lambda: bool(under_way(workdir) - left) and complete(workdir)[-1:] != before,
-        "after a save": lambda: complete(workdir)[-1:] != before,
-    }[when]
-    while run.poll() is None and not ready():
-        time.sleep(0.0005)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        run.wait(timeout=rng.uniform(0.0, 0.02 if when == "in a save" else 0.2))
-    ended = run.poll() is not None
-    run.kill()
-    run.wait()
-    return not ended
-
-
-def unreadable(workdir: Path) -> list[str]:
-    """Error messages of complete checkpoints that cannot be read."""
-    found = []
-    for step in complete(workdir):
-        try:
-            load_params(workdir, step)
-        except UserError as problem:
-            found.append(str(problem))
-    return found
+def workers_of(process: int) -> list[int]:
+    """Process ids of the workers that read data for a process."""
+    workers, parents = [], {process}
+    for _ in range(2):  # the parent of a worker may be a fork server
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with contextlib.suppress(OSError):
+                words = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+                command = status.with_name("cmdline").read_text()
+                if int(words["PPid"]) in parents and re.search("multiprocessing.(spawn|forkserver)", command):
+                    workers.append(int(words["Pid"]))
+        parents |= set(workers)
+    return sorted(set(workers))
 
 
 def main() -> int:
-    """Train both runs and compare them."""
+    """Train, kill and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30, help="number of kills")
-    parser.add_argument("--steps", type=int, default=240, help="optimizer steps")
+    for name, count, kind in (
+        ("any", 50, "kills at any time or just after a save"), ("saves", 30, "kills during a save"),
+        ("workers", 10, "kills of a worker process"), ("processes", 10, "kills of one of two training processes"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"number of {kind}")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the kills")
-    own = parser.parse_args()
-    rng, started = random.Random(own.seed), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        whole, parts = Path(folder, "whole"), Path(folder, "parts")
-        subprocess.run(command(whole, own.steps, own.steps), check=True, capture_output=True)
-        argv, kills, torn, broken, life = command(parts, own.steps), 0, 0, [], 20.0
-        for kills in range(1, own.kills + 1):
-            when, begun, left = KINDS[kills % len(KINDS)], time.monotonic(), under_way(parts)
-            if not killed(argv, parts, when, rng, life):
-                kills -= 1
-                break
-            life = time.monotonic() - begun if when == "after a save" else life
-            saving = sorted(under_way(parts) - left)
-            torn += bool(saving)
-            broken += unreadable(parts)
-            state = f"in the middle of {saving[0]}" if saving else "between saves"
-            print(f"kill {kills} ({when}): {state}; complete: {complete(parts)}", flush=True)
-        subprocess.run(argv, check=True, capture_output=True)
-        first, second = digest(whole), digest(parts)
-    for problem in broken:
-        print(problem)
-    print(f"{kills} kills, {torn} in the middle of a save, {len(broken)} unreadable checkpoints, "
-          f"{time.monotonic() - started:.0f} s")  # fmt: skip
-    print(f"uninterrupted      {first}\nkilled {kills:2d} times    {second}")
-    return 0 if first == second and kills == own.kills and not broken else 1
+    parser.add_argument("--out", type=Path, help="folder in which the runs are kept")
+    options = parser.parse_args()
+    kinds = [ANY, AFTER] * (options.any // 2) + [ANY] * (options.any % 2) + [IN_SAVE] * options.saves
+    plans = {"one": (kinds, {}), "readers": ([WORKER] * options.workers, {"workers": 2}),
+             "two": ([ONE_OF_TWO] * options.processes, {"processes": 2})}  # fmt: skip
+    started, good, kills, torn, broken = time.monotonic(), True, 0, 0, []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, (planned, fields) in plans.items():
+            if not planned:
+                continue
+            rng = random.Random(f"{options.seed} {name}")
+            rng.shuffle(planned)
+            folder, steps = options.out or Path(scratch), 100 + 20 * len(planned)
+            folder.mkdir(parents=True, exist_ok=True)
+            whole = Trial(folder / f"{name}_whole", steps, rng, **fields).finish(steps)
+            trial = Trial(folder / f"{name}_killed", steps, rng, **fields)
+            for kind in planned:
+                trial.kill(kind)
+            parts = trial.finish(steps)
+            good &= whole == parts
+            kills, torn, broken = kills + trial.kills, torn + trial.torn, broken + trial.broken
+            print(f"undisturbed     {whole}\nkilled {trial.kills:2d} times {parts}", flush=True)
+    print(*broken, sep="\n")
+    print(f"{kills} kills, {torn} in the middle of a save, {len(broken)} failures, "
+          f"{'all' if good else 'NOT ALL'} runs end with the same bits, {time.monotonic() - started:.0f} s")  # fmt: skip
+    return 0 if good and not broken else 1
 
 
 if __name__ == "__main__":

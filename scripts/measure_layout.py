@@ -1,7 +1,9 @@
-"""python scripts/measure_layout.py
+"""Print the size of the project and the structure of its imports.
 
-Print the size of the project and the shape of its imports: entries at the roots, rooms, levels and import arrows between
-rooms, circles, lengths of functions, files and configs. With --limits, exit with status 1 if a limit is exceeded.
+    python scripts/measure_layout.py [--limits]
+
+Prints the number of entries at the roots, the packages ("rooms") with their levels, imports between packages and cycles, and
+the lengths of functions, files and configs. With --limits, exits with status 1 if a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 HALVES = ("fundax", "data_pipelines")
 CODE = (*HALVES, "configs", "launch.py")
-LINES_BEFORE = 33_443  # of CODE at commit 711372e, when all modules lay in three folders
+LINES_BEFORE = 33_443  # lines of CODE at commit 711372e, when all modules were in three folders
 
 
 def tracked(*paths: str) -> list[Path]:
@@ -57,7 +59,7 @@ def imported(path: Path, modules: set[str]) -> Iterator[str]:
 
 
 def room_imports() -> dict[str, set[str]]:
-    """Room -> the other rooms it imports. A table of contents (`fundax/__init__.py`) counts as none."""
+    """The rooms that each room imports. The top-level `__init__.py` files belong to no room."""
     files = {module_of(path): path for path in python_files(*HALVES)}
     rooms: dict[str, set[str]] = {room_of(module): set() for module in files if module not in HALVES}
     for module, path in files.items():
@@ -68,19 +70,19 @@ def room_imports() -> dict[str, set[str]]:
 
 
 def levels(rooms: dict[str, set[str]]) -> list[list[str]]:
-    """Rooms by level: each imports only rooms of the levels before. Raises graphlib.CycleError at a circle."""
+    """Sort rooms into levels, each of which imports only lower levels. Raises graphlib.CycleError for a cycle."""
     sorter = graphlib.TopologicalSorter(rooms)
     sorter.prepare()
-    found = []
+    out = []
     while sorter.is_active():
         ready = sorted(sorter.get_ready())
-        found.append(ready)
+        out.append(ready)
         sorter.done(*ready)
-    return found
+    return out
 
 
 def function_lengths(paths: list[Path]) -> list[tuple[int, str]]:
-    """(lines, where) of every function, the longest last."""
+    """(number of lines, place) of every function, the longest last."""
     lengths = []
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

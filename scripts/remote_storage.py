@@ -1,4 +1,4 @@
-"""Test that runs, data and exports on remote storage equal those in local folders, with an emulator on this machine.
+"""Test that runs, data and exports are the same on remote storage as in local folders, with an emulator on this machine.
 
     python scripts/remote_storage.py [--store gs|s3|file] [--steps 40] [--kills 3]
 
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def start(store: str, folder: Path) -> tuple[subprocess.Popen[bytes] | None, str, dict[str, str]]:
-    """The emulator of a store, the address of its bucket, and the variables that lead to it."""
+    """Start the emulator of a store; return it, the address of its bucket, and the environment variables to use it."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     if store == "file":
@@ -69,7 +69,7 @@ def _wait(port: int) -> None:
 
 
 def run(*words: str, kill_after: float = 0.0) -> int:
-    """Run launch.py; with `kill_after` it is killed after that many seconds, if it still runs."""
+    """Run launch.py. With `kill_after`, it is killed after that many seconds if it is still running."""
     command = [sys.executable, str(REPO / "launch.py"), *words]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
@@ -103,7 +103,7 @@ def same(local: str, remote: str) -> bool:
 
 
 def compare(bucket: str, folder: Path, steps: int, kills: int) -> bool:
-    """Every comparison; prints a line for each."""
+    """Run all comparisons and print a line for each."""
     local, remote = str(folder / "run"), f"{bucket}/run"
     started = time.monotonic()
     run(*train(local, steps))

@@ -1,11 +1,10 @@
-"""Test that several processes train like one device.
+"""Test that training with several processes is equal to training with one device.
 
     python scripts/several_processes.py [--configs configs/mm_fundus_clip.py configs/ret_clip.py] [--mesh 1,-1,1] [--steps 10]
 
-Processes on this machine, connected over loopback, train the smoke run of each config: on one device to the end; as 2
-processes x 4 devices to the middle, where it is saved; and from there as 1 x 8, 2 x 2 and 4 x 1. Compares every loss and the
-rows of every batch with those of one device. Exits with status 1 if a loss differs by more than 1e-5 (relative) or any
-row differs.
+Processes on this machine, connected over loopback, train the smoke run of each config: on one device to the end, as 2
+processes x 4 devices to the middle, and from this checkpoint as 1 x 8, 2 x 2 and 4 x 1. Compares every loss and the rows of
+every batch with those of one device. Exits with status 1 if a loss differs by more than 1e-5 (relative) or any row differs.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Shape:
 
 ONE, SAVING = Shape(1, 1), Shape(2, 4)
 LATER = (Shape(1, 8), Shape(2, 2), Shape(4, 1))
-# These programs run for milliseconds; skip optimizations that take seconds.
+# These programs run for milliseconds, so skip optimizations that take seconds.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
@@ -59,14 +58,14 @@ Variables = Callable[[int, int], dict[str, str]]
 
 
 def flags(port: int, process: int) -> dict[str, str]:
-    """FUNDAX_* variables of one process."""
+    """The FUNDAX_* variables of a process."""
     return {"FUNDAX_COORDINATOR": f"127.0.0.1:{port}", "FUNDAX_PROCESS_ID": str(process)}
 
 
 def together(shape: Shape, work: Callable[[], None], variables: Variables = flags) -> None:
-    """Run `work` in forked processes that `variables` of (port, process) join into one cluster.
+    """Run `work` in forked processes, which form a cluster by the variables `variables(port, process)`.
 
-    This process must not have used a device.
+    The calling process must not have used a device.
     """
     port = free_port()
     number = {"FUNDAX_NUM_PROCESSES": str(shape.processes)} if variables is flags else {}
@@ -121,7 +120,7 @@ def run(config: str, workdir: Path, steps: int, mesh: str = "-1,1", save: int = 
 
 
 def fit_noting(recipe: Any, workdir: Path) -> None:
-    """Train a recipe. Writes the rows that process k of n reads to rows-k-of-n.jsonl."""
+    """Train a recipe, and write the rows that process k of n reads to rows-k-of-n.jsonl."""
     import jax
 
     from fundax.train import fit
@@ -132,7 +131,7 @@ def fit_noting(recipe: Any, workdir: Path) -> None:
 
 
 def _noting(data: Any, path: Path) -> Callable[[int, int], Any]:
-    """The same data; `index` of every batch is written to a file."""
+    """Wrap `data` so that the `index` of every batch is written to a file."""
 
     def start(shard: int, shards: int) -> Any:
         batches = data(shard, shards)
@@ -159,11 +158,11 @@ def losses(workdir: Path) -> dict[int, float]:
 
 def indices(workdir: Path, processes: int) -> dict[int, list[int]]:
     """Rows of the global batch by step, in order, as read by `processes` processes."""
-    found: dict[int, dict[int, list[int]]] = {}
+    steps: dict[int, dict[int, list[int]]] = {}
     for path in workdir.glob(f"rows-*-of-{processes}.jsonl"):
         for step, shard, rows in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-            found.setdefault(step, {})[shard] = rows
-    return {step: [row for _, rows in sorted(parts.items()) for row in rows] for step, parts in found.items()}
+            steps.setdefault(step, {})[shard] = rows
+    return {step: [row for _, rows in sorted(parts.items()) for row in rows] for step, parts in steps.items()}
 
 
 def compare(
@@ -193,9 +192,9 @@ def compare(
 
 def difference(workdir: Path, whole: Path, processes: int, steps: Iterable[int]) -> tuple[float, bool]:
     """(Largest relative difference of a loss, whether all batches had the same rows) from the run of one process."""
-    expected, found = losses(whole), losses(workdir)
+    expected, actual = losses(whole), losses(workdir)
     here, there = indices(workdir, processes), indices(whole, 1)
-    off = max(abs(found[s] - expected[s]) / abs(expected[s]) for s in steps)
+    off = max(abs(actual[s] - expected[s]) / abs(expected[s]) for s in steps)
     return off, all(here[s] == there[s] for s in steps)
 
 
@@ -212,16 +211,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mesh", default="-1,1", help="mesh of all runs but the first, such as 1,-1,1 for FSDP")
     parser.add_argument("--steps", type=int, default=LAST, help="number of steps")
     parser.add_argument("--out", type=Path, help="folder that keeps the runs")
-    own = parser.parse_args(argv)
-    shapes = LATER if own.shapes is None else tuple(map(_shape, own.shapes))
+    options = parser.parse_args(argv)
+    shapes = LATER if options.shapes is None else tuple(map(_shape, options.shapes))
     import fundax.train  # noqa: F401 (imported once, before the processes fork)
 
     good = True
     with tempfile.TemporaryDirectory() as scratch:
-        for config in own.configs:
+        for config in options.configs:
             start = time.monotonic()
             for name, shape, first, last, off, same in compare(
-                config, own.out or Path(scratch), shapes, own.mesh, own.steps, _shape(own.saving)
+                config, options.out or Path(scratch), shapes, options.mesh, options.steps, _shape(options.saving)
             ):
                 good &= same and off <= TOLERANCE
                 rows = "same rows" if same else "DIFFERENT ROWS"

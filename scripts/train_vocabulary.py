@@ -1,8 +1,10 @@
-"""Train the bundled vocabulary again: python scripts/train_vocabulary.py
+"""Train the bundled vocabulary.
 
-Reads our own sentences (data_pipelines/language/data/english.txt and chinese.txt, and reports of synthetic patients) and
-writes data_pipelines/language/data/merges.txt. The same text gives the same file. Runs keep a copy of their tokenizer, so
-retraining breaks no checkpoint, but it changes what `bundled()` returns.
+    python scripts/train_vocabulary.py
+
+Reads the sentences of this project (data_pipelines/language/data/english.txt and chinese.txt) and reports of synthetic
+patients, and writes data_pipelines/language/data/merges.txt. The same text gives the same file. Runs keep a copy of their
+tokenizer, so retraining does not affect checkpoints, but it changes the result of `bundled()`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "data_pipelines" / "language" / "data"
-SEED_WEIGHT = 20  # our lists contain each term once or twice, reports repeat a few terms thousands of times
+SEED_WEIGHT = 20  # the lists contain each term once or twice, but reports repeat a few terms thousands of times
 
 
 def corpus(patients: int) -> Iterator[str]:
@@ -22,7 +24,7 @@ def corpus(patients: int) -> Iterator[str]:
     for name in ("english.txt", "chinese.txt"):
         text = (FOLDER / name).read_text(encoding="utf-8")
         yield from text.splitlines() * SEED_WEIGHT
-        # Make each Chinese character and sign one token, at the end of a word and elsewhere.
+        # Make each Chinese character and punctuation mark a token, both at the end of a word and elsewhere.
         signs = sorted(set(re.findall(r"[\u3001-\u9fff]", text)))
         for k, sign in enumerate(signs):
             yield from [sign] * SEED_WEIGHT
@@ -58,12 +60,12 @@ def train(texts: Iterator[str], size: int) -> list[tuple[str, str]]:
         # Name all single tokens in order; otherwise the trainer adds them in random order.
         special_tokens=[letter + "</w>" for letter in letters],
         initial_alphabet=letters,
-        max_token_length=16,  # Chinese sentences have no spaces and could become one token
+        max_token_length=16,  # otherwise whole Chinese sentences, which have no spaces, could become tokens
         show_progress=False,
     )
     trained.train_from_iterator(texts, trainer)
     pairs = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
-    assert len(pairs) == merges, f"the text has {len(pairs)} merges only, {merges} are needed"
+    assert len(pairs) == merges, f"the text has only {len(pairs)} merges, but {merges} are needed"
     return pairs
 
 

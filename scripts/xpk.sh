@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # CLUSTER=my-cluster IMAGE=my-image TPU=v5litepod-256 scripts/xpk.sh NAME configs/mm_fundus_clip.py --workdir /mnt/shared/run [arguments]
-# Starts a workload on GKE by XPK; the workdir is a volume that all pods mount. For GPUs: DEVICE=h100-80gb-8 NODES=4 in place of TPU.
+# Starts a workload on GKE with XPK; the workdir is a volume that all pods mount. For GPUs, set DEVICE=h100-80gb-8 NODES=4 instead of TPU.
 set -euo pipefail
 name=$1; shift
 if [ -n "${DEVICE:-}" ]; then

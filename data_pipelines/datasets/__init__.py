@@ -30,13 +30,13 @@ NAMES = tuple(DATASETS)
 def build(name: str, from_dir: str | Path, data_dir: str | Path) -> Path:
     """Build data set `name` from the folder it was unpacked to, and return the folder of the ArrayRecord files.
 
-    `from_dir` has the publisher's layout, or images and a `labels.csv`. Raises DataError before anything is written if
-    the layout is unknown, a file is missing, or the data set is already built.
+    `from_dir` has the publisher's layout, or images and a `labels.csv`. Raises DataError, and writes nothing, if the
+    layout is unknown, a file is missing, or the data set is already built.
     """
     dataset = _known(name)
     target = builder.directory(name, Path(data_dir))
     if target.exists():
-        raise DataError(f"{name} is built already; delete {target} to build it again")
+        raise DataError(f"{name} is already built; delete {target} to build it again")
     dataset.rows(Path(from_dir))
     return builder.write(dataset, DATASETS, Path(from_dir), Path(data_dir))
 
@@ -69,7 +69,7 @@ class Built:
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} {self.split} has {len(self)} rows, no row {index}")
+            raise IndexError(f"{self.name} {self.split}: row {index} of {len(self)} rows")
         row = self._rows[index]
         label, file = int(row["label"]), row["file"].decode()
         targets = {"label": label} | {key: int(row[key]) for key in DATASETS[self.name].targets}
@@ -87,8 +87,7 @@ class Built:
 
     @functools.cached_property
     def _rows(self) -> Any:
-        import tensorflow_datasets as tfds
-
+        tfds = builder.tensorflow_datasets()
         built: Any = tfds.builder_from_directory(self.directory)
         if self.split not in built.info.splits:
             raise DataError(f"{self.name} has no split {self.split!r}, only {', '.join(sorted(built.info.splits))}")

@@ -1,4 +1,4 @@
-"""The TFDS builder of the public data sets, which needs no TensorFlow: one configuration per data set, as ArrayRecord."""
+"""The TFDS builder of the public data sets: one configuration per data set, stored as ArrayRecord, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.datasets.layouts import EyeDataset, Row
+from data_pipelines.records import DataError
 
 VERSION = "1.0.0"  # increase it when features() changes
 
@@ -23,14 +24,22 @@ def directory(name: str, data_dir: Path) -> Path:
     return data_dir / "eye_datasets" / name / VERSION
 
 
+def tensorflow_datasets() -> Any:
+    """The package of an extra. Raises DataError where it is not installed."""
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError:
+        raise DataError("data sets of TensorFlow Datasets need `pip install -e '.[tfds]'`") from None
+    return tfds
+
+
 def write(dataset: EyeDataset, datasets: Mapping[str, EyeDataset], from_dir: Path, data_dir: Path) -> Path:
     """Build `dataset` from the publisher's folder. TFDS writes to a temporary folder and renames it at the end."""
-    import tensorflow_datasets as tfds
-
+    tfds = tensorflow_datasets()
     builder = builder_class(tuple(datasets.values()))(config=dataset.name, data_dir=str(data_dir))
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    # TFDS prints about downloads and creates a folder for them, but nothing is downloaded
+    # TFDS prints messages about downloads and creates a folder for them, although nothing is downloaded.
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
         builder.download_and_prepare(
             download_dir=downloads,
@@ -43,8 +52,7 @@ def write(dataset: EyeDataset, datasets: Mapping[str, EyeDataset], from_dir: Pat
 @functools.cache
 def builder_class(datasets: tuple[EyeDataset, ...]) -> Any:
     """The TFDS builder class of these data sets, created on demand because importing TFDS takes a second."""
-    import tensorflow_datasets as tfds
-
+    tfds = tensorflow_datasets()
     entries = {dataset.name: dataset for dataset in datasets}
 
     class EyeDatasets(tfds.core.GeneratorBasedBuilder):
@@ -54,7 +62,7 @@ def builder_class(datasets: tuple[EyeDataset, ...]) -> Any:
         BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS declares them this way)
             tfds.core.BuilderConfig(name=d.name, description=d.about) for d in datasets
         ]
-        MANUAL_DOWNLOAD_INSTRUCTIONS = "Unpack the publisher's archive; build() says what it expects to find."
+        MANUAL_DOWNLOAD_INSTRUCTIONS = "Unpack the publisher's archive; build() lists the files that it expects."
 
         @property
         def entry(self) -> EyeDataset:
@@ -77,7 +85,7 @@ def builder_class(datasets: tuple[EyeDataset, ...]) -> Any:
             rows: dict[str, list[Row]] = {}
             for row in self.entry.rows(folder):
                 rows.setdefault(row.split, []).append(row)
-            return {split: self._generate_examples(folder, of) for split, of in rows.items()}
+            return {split: self._generate_examples(folder, part) for split, part in rows.items()}
 
         def _generate_examples(self, folder: Path, rows: list[Row]) -> Iterator[tuple[str, dict[str, Any]]]:
             for row in rows:

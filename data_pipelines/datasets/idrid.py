@@ -56,7 +56,7 @@ def _row(images: Path, split: str, where: str, cells: dict[str, str]) -> Row:
     image = images / f"{cells['Image name']}.jpg"
     if not image.is_file():
         raise DataError(f"{where}: {no_such_image(image)}")
-    # the test set uses the same numbers again, so the split is part of the name
+    # the image numbers of the training and test sets overlap, so the split is part of the name
     return Row(image, split, grade, f"{split}/{cells['Image name']}", {"macular_edema_risk": oedema})
 
 

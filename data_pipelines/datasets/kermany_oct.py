@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_pipelines.datasets.layouts import EyeDataset, Layout, Row, found, inside, label_table
+from data_pipelines.datasets.layouts import EyeDataset, Layout, Row, inside, label_table, listing
 from data_pipelines.records import DataError
 
 CODES = ("CNV", "DME", "DRUSEN", "NORMAL")
@@ -34,7 +34,7 @@ def published(folder: Path) -> list[Row] | None:
 
 def _rows(split: Path, label: int, code: str) -> list[Row]:
     if not (split / code).is_dir():
-        raise DataError(f"kermany_oct: expected {', '.join(CODES)} in {split}, found {found(split)}")
+        raise DataError(f"kermany_oct: expected {', '.join(CODES)} in {split}, found {listing(split)}")
     rows = []
     for image in sorted(p for p in (split / code).iterdir() if not p.name.startswith(".")):
         named = NAME.fullmatch(image.stem)

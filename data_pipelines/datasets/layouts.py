@@ -1,4 +1,4 @@
-"""The description of a public data set, and the folder layouts in which it may come."""
+"""The description of a public data set, and the folder layouts in which it can be read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class EyeDataset:
     """One public data set.
 
     `codes` are the publisher's names of `classes`, in order. `captions` are this project's sentences, one per class.
-    `targets` names further integers of each row.
+    `targets` are the names of additional integer targets.
     """
 
     name: str
@@ -66,10 +66,10 @@ class EyeDataset:
                 _check_images(self.name, folder, rows)
                 return rows
         expected = " or ".join(layout.expected for layout in self.layouts)
-        raise DataError(f"{self.name}: expected {expected} in {folder}, found {found(folder)}")
+        raise DataError(f"{self.name}: expected {expected} in {folder}, found {listing(folder)}")
 
 
-def found(folder: Path) -> str:
+def listing(folder: Path) -> str:
     """A short listing of a folder, for messages."""
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
@@ -77,7 +77,7 @@ def found(folder: Path) -> str:
 
 
 def inside(folder: Path, *names: str) -> Path | None:
-    """`folder` or the subfolder that has all these entries; archives unpack into either. None if there is none."""
+    """`folder` or its subfolder that has all these entries, since archives unpack into either; None if neither has."""
     children = sorted(p for p in folder.iterdir() if p.is_dir())
     return next((p for p in (folder, *children) if all((p / name).exists() for name in names)), None)
 
@@ -122,7 +122,7 @@ def label_table(
         if not image.is_file():
             raise DataError(f"{where}: {no_such_image(image)}")
         patient = patient or f"{split}/{image.stem}"
-        extra = {name: whole(cells.get(of, ""), where, of, below) for name, (of, below) in targets.items()}
+        extra = {name: whole(cells.get(key, ""), where, key, below) for name, (key, below) in targets.items()}
         return Row(image, split, _class(cells[column], where, column), patient, extra)
 
     def _class(text: str, where: str, column: str) -> int:
@@ -144,6 +144,6 @@ def _check_images(name: str, folder: Path, rows: list[Row]) -> None:
         try:
             Image.open(
                 row.image, formats=FORMATS
-            ).close()  # reads the header: finds truncated files and HTML error pages
+            ).close()  # reads only the header, which detects truncated files and HTML error pages
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{name}: {row.image} is not an image ({row.image.stat().st_size} bytes)") from error

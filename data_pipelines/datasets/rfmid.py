@@ -54,11 +54,11 @@ class RFMiD:
 
     @cached_property
     def _rows(self) -> tuple[list[str], np.ndarray, list[str]]:
-        """The IDs, the labels bool [rows 28], and the names of the rows in messages."""
+        """The IDs, the labels bool [rows 28], and the place of each row for messages."""
         names, labels, places = [], [], []
         for place, row in read_named(self.labels, "ID", *CONDITIONS):
             columns = [name for name in row if name not in ("ID", "Disease_Risk")]
-            others = [name for name in columns if name not in CONDITIONS]  # 18 of them, or one that is called OTHER
+            others = [name for name in columns if name not in CONDITIONS]  # 18 conditions, or a single column OTHER
             if is_empty(row["ID"]):
                 raise DataError(f"{place}: ID is empty")
             if bad := [name for name in columns if row[name] not in ("0", "1")]:
@@ -74,7 +74,7 @@ class RFMiD:
 def rfmid(root: str | Path, split: str) -> RFMiD:
     """A split (train, valid or test) in the publisher's layout: RFMiD_Training_Labels.csv and a folder of images.
 
-    Raises DataError if the label file is not found in `root`, or has no folder of images next to it.
+    Raises DataError if `root` does not contain the label file, or there is no folder of images next to it.
     """
     if split not in SPLITS:
         raise DataError(f"RFMiD split {split!r}: expected one of {', '.join(SPLITS)}")

@@ -18,7 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from data_pipelines.images import jpeg
-from data_pipelines.images.depth import BIT_DEPTHS, Depth, check_depth, eight_bit_rgb
+from data_pipelines.images.depth import BAND, BIT_DEPTHS, Depth, check_depth, eight_bit_rgb
+from data_pipelines.images.dicom import decode_dicom, is_dicom
 from data_pipelines.notices import warn_once
 from data_pipelines.records import DataError, no_such_image
 
@@ -194,6 +195,9 @@ def _decode(data: bytes, name: str, at_least: int | None, reading: ReadOptions) 
         if array is not None and not inks:  # Pillow converts inks
             orientation = exif_orientation(data) if reading.orientation == "exif" else 1
             return turned(array, orientation), (width, height) if orientation >= 5 else (height, width)
+    if is_dicom(data):
+        array = decode_dicom(data, name, reading.depth, reading.max_pixels)
+        return array, (array.shape[0], array.shape[1])
     with open_image(data, reading.max_pixels) as picture:
         if picture.format in ("TIFF", "GIF", "WEBP", "PNG") and getattr(picture, "is_animated", False):
             warn_once(_log, "frames", "%s: has several frames or pages; only the first is read", name)
@@ -271,7 +275,9 @@ def exif_orientation(image: ImageLike) -> int:
         isinstance(image, StoredImage) and image.reading.orientation == "stored"
     ):
         return 1
-    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    data = read_bytes(image)[0]
+    if not isinstance(data, bytes):
+        return 1
     if data[:2] == jpeg.MAGIC and not jpeg.has_exif(data):
         return 1
     try:
@@ -315,6 +321,18 @@ def decoded(picture: Image.Image, orientation: str) -> tuple[Image.Image, int]:
     return picture, {6: 8, 8: 6}.get(before, before) if after == 1 else 1
 
 
+def _rgb_on_black(picture: Image.Image) -> np.ndarray:
+    """The pixels u8 [H W 3] of any mode, in bands: conversions of the whole picture would take several times its memory."""
+    array = np.empty((picture.height, picture.width, 3), np.uint8)
+    for top in range(0, picture.height, BAND):
+        band = picture.crop((0, top, picture.width, min(top + BAND, picture.height)))
+        if band.has_transparency_data:
+            black = Image.new("RGBA", band.size, (0, 0, 0, 255))
+            band = Image.alpha_composite(black, band.convert("RGBA"))
+        array[top : top + BAND] = np.asarray(band.convert("RGB"))
+    return array
+
+
 def _from_pillow(picture: Image.Image, reading: ReadOptions) -> np.ndarray:
     tags = getattr(picture, "tag_v2", {})
     bits, highest = tags.get(_BITS, ()), tags.get(_HIGHEST, (0,))
@@ -327,12 +345,9 @@ def _from_pillow(picture: Image.Image, reading: ReadOptions) -> np.ndarray:
         stated = 16 if picture.format == "PPM" and picture.mode != "F" else stated
         array = eight_bit_rgb(np.asarray(picture), reading.depth or stated)
         return turned(255 - array if inverted else array, orientation)
-    if picture.has_transparency_data:
-        black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-        picture = Image.alpha_composite(black, picture.convert("RGBA"))
     if picture.mode == "LAB":
         raise DataError("the colour space LAB is not supported; save the image as RGB")
-    array = np.array(picture.convert("RGB"))
+    array = _rgb_on_black(picture)
     if deep and array.max() < 2 ** (BIT_DEPTHS[-2] - 8) and reading.depth != 16:
         raise DataError(
             "colour of 16 bits that is nearly black; if it is, say so with depth=16, else save it with 8 bits"

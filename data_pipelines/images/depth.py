@@ -9,6 +9,8 @@ from data_pipelines.records import DataError
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # true depths of cameras and OCT devices that write 16-bit files
 OVERSHOOT = 0.05  # a bicubic resize leaves a range by up to this share of it; such values are clipped
 
+BAND = 256  # rows that are converted at a time
+
 Depth = int | tuple[float, float] | None  # bits; or the values that become 0 and 255; or not given
 
 
@@ -79,5 +81,8 @@ def _float_range(low: float, high: float) -> float:
 
 
 def _scaled(array: np.ndarray, low: float, high: float) -> np.ndarray:
-    share = (array.astype(np.float64) - low) / (high - low)
-    return np.round(share.clip(0, 1) * 255).astype(np.uint8)
+    out = np.empty(array.shape, np.uint8)
+    for top in range(0, len(array), BAND):
+        share = (array[top : top + BAND].astype(np.float64) - low) / (high - low)
+        out[top : top + BAND] = np.round(share.clip(0, 1) * 255)
+    return out

@@ -25,6 +25,7 @@ from data_pipelines.images.decode import (
     reason,
     turned,
 )
+from data_pipelines.images.depth import BAND
 from data_pipelines.notices import warn_once
 from data_pipelines.records import DataError
 
@@ -107,7 +108,11 @@ class _Pixels(NamedTuple):
 
     def used(self) -> np.ndarray:
         """The colours that occur, u8 [n 3]."""
-        return np.zeros((0, 3), np.uint8) if self.colors is None else self.colors[np.unique(self.values)]
+        return (
+            np.zeros((0, 3), np.uint8)
+            if self.colors is None
+            else self.colors[_occurring(self.values, len(self.colors))]
+        )
 
     def shown(self) -> np.ndarray:
         """The colour of each pixel, u8 [H W 3]; grey levels are repeated."""
@@ -154,12 +159,29 @@ def _of_picture(picture: Image.Image) -> _Pixels:
 
 def _of_colors(array: np.ndarray, lossy: bool = False) -> _Pixels:
     """Grey levels if the channels of u8 [H W 3] are equal, nearly so in a JPEG; otherwise indices of its colours."""
-    wide = array.astype(np.int32)
-    if np.ptp(wide, -1).max() <= (_BLUR if lossy else 0):
-        return _Pixels(wide[..., 1], lossy=lossy)
-    codes, index = np.unique(wide @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True)
-    colors = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], -1).astype(np.uint8)
-    return _Pixels(index.reshape(array.shape[:2]).astype(np.int32), colors, lossy=lossy)
+    if max(int(np.ptp(array[top : top + BAND], -1).max()) for top in range(0, len(array), BAND)) <= (
+        _BLUR if lossy else 0
+    ):
+        return _Pixels(array[..., 1].astype(np.int32), lossy=lossy)
+    codes = array[..., 0].astype(np.int32)
+    for k in (1, 2):
+        codes <<= 8
+        codes |= array[..., k]
+    found = _occurring(codes, 1 << 24)
+    place = np.zeros(1 << 24, np.int32)
+    place[found] = np.arange(len(found))
+    for top in range(0, len(codes), BAND):
+        codes[top : top + BAND] = place[codes[top : top + BAND]]
+    colors = np.stack([found >> 16, found >> 8 & 255, found & 255], -1).astype(np.uint8)
+    return _Pixels(codes, colors, lossy=lossy)
+
+
+def _occurring(values: np.ndarray, count: int) -> np.ndarray:
+    """The numbers from 0 to `count` - 1 that occur, ascending; in bands, without a copy of all values."""
+    seen = np.zeros(count, bool)
+    for top in range(0, len(values), BAND):
+        seen[values[top : top + BAND]] = True
+    return np.flatnonzero(seen)
 
 
 def _one_structure(pixels: _Pixels, name: str) -> np.ndarray:

@@ -5,6 +5,8 @@ prompts       zero-shot prompts of a class
 knowledge     descriptions and synonyms of findings (data/eyes.json)
 findings      extract findings from a report
 conditions    names of conditions, findings and biomarkers
+phrases       match known phrases in a text
+scopes        negation and uncertainty of findings
 wording       wordings of conditions and findings in reports
 """
 

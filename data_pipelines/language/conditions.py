@@ -129,7 +129,7 @@ def grade_of(condition: str, load: float) -> int:
 
 
 def condition_at(condition: str, load: float) -> str:
-    """The condition of an eye at a disease load, which is 1..5 for diabetic retinopathy and from 0 up otherwise."""
+    """The condition of an eye at a disease load: 1 to 5 for diabetic retinopathy, and 0 or more otherwise."""
     if condition in RETINOPATHY:
         return RETINOPATHY[min(3, max(0, int(load) - 1))]
     if condition == "dry age-related macular degeneration" and load >= 1:

@@ -2,8 +2,8 @@
 
     vocabulary()("Flame haemorrhages and hard exudates, no macular oedema.") == {"flame haemorrhage", "hard exudate"}
 
-The wordings are those of the synthetic reports, the names in data/eyes.json, and data/synonyms.json. Only a whole wording
-counts; where several begin at one place, the longest does.
+The wordings come from the synthetic reports, the names in data/eyes.json, and data/synonyms.json. Only whole wordings
+match. If several match at the same position, the longest is used.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _TYPES_ZH = ("", "非增殖期", "非增殖性", "非增殖型", "非增生期",
 
 
 class Mention(NamedTuple):
-    """A finding that a text names, and what the text says of it."""
+    """A finding that a text mentions, and whether it is present, absent or uncertain."""
 
     finding: str
     status: Status
@@ -57,9 +57,10 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Pairs (wording, finding), and the findings to report. {number} in a wording stands for a number.
+    """Pairs (wording, finding), and the findings to report. {number} in a wording stands for any number.
 
-    A wording of a finding that is not reported still matches its text: "preretinal haemorrhage" is never "haemorrhage".
+    Wordings of findings that are not reported still match, so that "preretinal haemorrhage" is not taken for
+    "haemorrhage".
     """
 
     phrases: tuple[tuple[str, str], ...]
@@ -70,27 +71,27 @@ class Vocabulary:
         return Vocabulary(self.phrases, frozenset(names))
 
     def __call__(self, text: str) -> frozenset[str]:
-        """The findings that a text states to be present at least once, in either eye."""
+        """The findings that a text states to be present, in either eye."""
         return frozenset(name for name, status in self.mentions(text) if status == "present")
 
     def mentions(self, text: str) -> list[Mention]:
-        """The findings that a text names, in its order, each present, absent or uncertain."""
+        """All findings that a text mentions, in the order of the text."""
         words = tokens(text)
         matches = _phrases(self.phrases).matches(words)
-        found = statuses(words, matches)
-        named = ((match.start, name) for match in matches if match.start in found for name in match.values)
-        return [Mention(name, found[at]) for at, name in named if name in self.reported]
+        status = statuses(words, matches)
+        named = ((match.start, name) for match in matches if match.start in status for name in match.values)
+        return [Mention(name, status[start]) for start, name in named if name in self.reported]
 
 
 @dataclass(frozen=True)
 class TellFindings:
-    """A step that adds `findings` f32 [F]: 1 for each of `names` that the `text` states; put it before Tokenize."""
+    """A step that adds `findings` f32 [F]: 1 for each of `names` that is present in `text`. Put it before Tokenize."""
 
     names: tuple[str, ...]
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         if not isinstance(example.get("text"), str):
-            raise DataError("findings are read from the words of a report, and this example has no text")
+            raise DataError("the example has no text to extract findings from")
         present = _only(self.names)(example["text"])
         return example | {"findings": np.asarray([name in present for name in self.names], np.float32)}
 
@@ -131,7 +132,7 @@ def _templates() -> Iterator[tuple[str, str]]:
 
 
 def _severities() -> Iterator[tuple[str, str]]:
-    """Grades of diabetic retinopathy; a grade after a comma or colon counts only where the clause ends after it."""
+    """Wordings of the grades of diabetic retinopathy. A grade after a comma or colon must be at the end of the clause."""
     kinds = tuple(f"{kind}{name}" for kind, name in product(("", "non-proliferative "), ("diabetic retinopathy", "DR")))
     for name, words in _SEVERITIES.items():
         for word, kind in product(words, (*kinds, "background diabetic retinopathy", "NPDR")):
@@ -157,7 +158,7 @@ def _severities() -> Iterator[tuple[str, str]]:
 
 
 def _synonyms() -> Iterator[tuple[str, str]]:
-    """Further wordings; those of the empty name contain a finding's wording and mean something else."""
+    """Wordings in data/synonyms.json. Those under the name "" contain the wording of a finding but are not findings."""
     path = Path(__file__).with_name("data") / "synonyms.json"
     for name, words in json.loads(path.read_text(encoding="utf-8")).items():
         yield from ((word, name) for word in words)

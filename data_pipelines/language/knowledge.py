@@ -7,7 +7,6 @@ written for this project.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.json_files import read_json
 from data_pipelines.records import DataError
 
 FILE = Path(__file__).with_name("data") / "eyes.json"
@@ -34,7 +34,7 @@ class Finding:
     zh: tuple[str, ...] = ()
 
     def descriptions(self, language: str = "en") -> tuple[str, ...]:
-        """The descriptions in one language; there may be none in "zh". Raises DataError for an unknown language."""
+        """The descriptions in a language, possibly none in "zh". Raises DataError for an unknown language."""
         if language not in LANGUAGES:
             raise DataError(f"language {language!r} is not one of {', '.join(LANGUAGES)}")
         return self.en if language == "en" else self.zh
@@ -56,7 +56,7 @@ class Knowledge:
         return self.findings[name]
 
     def find(self, name: str) -> Finding | None:
-        """The finding with this name, synonym or abbreviation in any case; None if unknown.
+        """The finding with this name, synonym or abbreviation, ignoring case; None if unknown.
 
         An abbreviation or synonym of two categories ("HR", "MH") is ambiguous and gives None.
         """
@@ -73,13 +73,13 @@ class Knowledge:
         return single | {name.lower(): finding for name, finding in self.findings.items()}
 
     def ways(self, name: str, language: str = "en") -> tuple[str, ...]:
-        """The wordings of a category in captions: its name and descriptions. An unknown name has only itself."""
+        """The wordings of a category in captions: its name and its descriptions, if it is in the knowledge base."""
         return (name, *self.findings[name].descriptions(language)) if name in self.findings else (name,)
 
     def ensemble(self, name: str, modality: str = "CFP") -> tuple[str, ...]:
         """FLAIR's prompts for a class: its descriptions and its name in the first template of the modality.
 
-        As in the original implementation, the names of grades of myopic maculopathy are left out, because they are
+        As in the original implementation, the names of grades of myopic maculopathy are omitted, because they are
         uninformative.
         """
         texts = list(self.findings[name].en) if name in self.findings else []
@@ -88,7 +88,7 @@ class Knowledge:
         return tuple(self.prompt(text, modality) for text in texts)
 
     def prompt(self, text: str, modality: str = "CFP") -> str:
-        """Insert a text into the first English template of a modality. Raises DataError if it has none."""
+        """Insert a text into the first English template of a modality. Raises DataError if there is no template."""
         return self._templates(modality)["en"][0].replace("[CLS]", text)
 
     def caption(self, text: str, attribute: str = "", modality: str = "CFP") -> str:
@@ -97,7 +97,7 @@ class Knowledge:
         return filled.replace("  ", " ")
 
     def draw(self, name: str, rng: np.random.Generator) -> str:
-        """Draw one of the category's name and English descriptions uniformly."""
+        """Draw a wording uniformly from the category's name and its English descriptions."""
         ways = self.ways(name)
         return ways[int(rng.integers(len(ways)))]
 
@@ -117,18 +117,18 @@ class Knowledge:
 
 
 def load(path: str | Path = FILE) -> Knowledge:
-    """Load the bundled knowledge base, or another file of the same form.
+    """Load the bundled knowledge base, or another file in the same format.
 
     The file is a JSON object. "templates" maps each modality to "train" and the lists "en" and "zh"; "categories" maps
     each name to abbreviation, modality, location, synonyms, en and zh, where only en is required. Raises DataError
     naming the category that is wrong.
     """
     path = Path(path)
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        categories, templates = dict(stored["categories"]), dict(stored["templates"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: expected a JSON object with templates and categories: {error}") from error
+    what = "a JSON object with templates and categories"
+    stored = read_json(path, dict[str, dict[str, Any]], what)
+    if missing := [key for key in ("categories", "templates") if key not in stored]:
+        raise DataError(f"{path}: has no {missing[0]}; expected {what}")
+    categories, templates = stored["categories"], stored["templates"]
     for name, fields in templates.items():
         _check_template(path, name, fields)
     return Knowledge({name: _finding(path, name, fields) for name, fields in categories.items()}, templates)

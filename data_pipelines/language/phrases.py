@@ -1,4 +1,4 @@
-"""Match whole phrases in English and Chinese texts: tokens, and the longest known phrase at each of them.
+"""Match whole phrases in English and Chinese texts: split a text into tokens and find the longest phrase at each token.
 
 The time is linear in the length of the text."""
 
@@ -26,15 +26,15 @@ _WORDS = {"disk": "disc", "naevus": "nevus", "tumour": "tumor", "grey": "gray", 
 
 
 class Token(NamedTuple):
-    """A word in its plain spelling, a number, a Chinese character or a sign; what joins it to the token before."""
+    """A word in its normalised spelling, a number, a Chinese character or a punctuation mark."""
 
     text: str
     hyphen: bool  # joined to the token before by a hyphen
-    close: bool  # nothing stands between it and the token before
+    close: bool  # directly follows the token before, without a space
 
 
 class Match(NamedTuple):
-    """A phrase in the tokens [start, end) of a text, with the values that it was stored under."""
+    """A phrase in the tokens [start, end) of a text, with its values."""
 
     start: int
     end: int
@@ -42,19 +42,20 @@ class Match(NamedTuple):
 
 
 def tokens(text: str) -> list[Token]:
-    """The tokens of a text. Full-width signs become ASCII, and British spelling, plurals and articles are removed."""
+    """Split a text into tokens. Full-width characters become ASCII, British spelling becomes American, plurals become
+    singular, and articles are removed."""
     plain = unicodedata.normalize("NFKC", text)
     plain = _HYPHEN.sub("\x00", _NON.sub("non-", _PREFIX.sub(r"\1", plain)))
     plain = _DASH.sub(" : ", plain)
     out, end, hyphen = [], 0, False
-    for found in _TOKEN.finditer(plain):
-        if found[0] == "\x00":
+    for match in _TOKEN.finditer(plain):
+        if match[0] == "\x00":
             hyphen = True
             continue
-        word = _word(found[0])
+        word = _word(match[0])
         if word not in _SKIPPED:
-            out.append(Token(word, hyphen, found.start() == end))
-        end, hyphen = found.end(), False
+            out.append(Token(word, hyphen, match.start() == end))
+        end, hyphen = match.end(), False
     return out
 
 
@@ -74,7 +75,7 @@ def _word(raw: str) -> str:
 
 
 class Phrases:
-    """Phrases with a value each; a phrase may be stored under several values."""
+    """Phrases to search for, each with one or more values, stored as a trie of tokens."""
 
     def __init__(self, pairs: Iterable[tuple[str, Any]]) -> None:
         self._root: dict[str, Any] = {}
@@ -86,9 +87,9 @@ class Phrases:
                 node[""] += (value,)
 
     def matches(self, text: Sequence[Token]) -> list[Match]:
-        """The phrases of a text from left to right, without overlaps: the longest one at the first place where any begins.
+        """Find the phrases of a text from left to right without overlaps, the longest at each position.
 
-        A phrase does not begin or end inside a hyphenated word ("non-X", "X-like"), nor after "non".
+        A phrase does not begin or end inside a hyphenated word ("non-X", "X-like"), and does not begin after "non".
         """
         out, at = [], 0
         while at < len(text):

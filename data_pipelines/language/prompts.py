@@ -1,7 +1,7 @@
 """Zero-shot prompts: texts for a class in a modality, and report sentences for a condition of a patient or an eye.
 
-The sentences for a patient say "both eyes", as in RET-CLIP's prompts. A text encoder trained on reports gets less from a
-bare name, and from one sentence per eye it matches the sides before the condition.
+The sentences for a patient say "both eyes", as RET-CLIP's prompts do. A text encoder trained on reports classifies worse
+with the bare name of a condition. With a sentence for each eye, it matches the side rather than the condition.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def prompts_of(name: str, modality: str, wording: str = "") -> tuple[str, ...]:
         try:
             prompt = wording.format(text=name, modality=phrase)
         except (KeyError, IndexError, ValueError):
-            raise DataError(f"wording {wording!r}: only {{text}} and {{modality}} can be filled in") from None
+            raise DataError(f"wording {wording!r}: the only fields are {{text}} and {{modality}}") from None
         if name not in prompt:
             raise DataError(f"wording {wording!r} has no {{text}}: all classes would have the same prompt")
         return (prompt,)
@@ -59,5 +59,5 @@ def language_of(name: str) -> str:
 
 
 def prompts(name: str, level: str, language: str = "") -> tuple[str, ...]:
-    """All sentences for a condition of the "patient", the "left" or the "right" eye; by default in the name's language."""
+    """All sentences for a condition; `level` is "patient", "left" or "right". By default, in the language of the name."""
     return tuple(template.format(name) for template in TEMPLATES[language or language_of(name)][level])

@@ -1,8 +1,8 @@
-"""Whether a finding that a text names is present, absent or uncertain: words of negation and doubt, and how far they reach.
+"""Negation and uncertainty: decide whether a finding in a text is present, absent or uncertain.
 
-A word applies to the findings after it (no, possible, 未见), before it (is not seen, 待排), or to the nearer side (absent,
-suspected, 排除). It reaches to the end of its clause, over the commas of a list, and never past words such as "but".
-This is NegEx (Chapman et al. 2001) with the words of eye reports and with Chinese."""
+A cue is a word of negation or doubt. It applies to the findings after it (no, possible, 未见), before it (is not seen,
+待排), or on its nearer side (absent, suspected, 排除). Its scope is the clause, continues over the commas of a list, and
+ends at words such as "but". This is NegEx (Chapman et al. 2001) with the cues of eye reports in English and Chinese."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ Status = Literal["present", "absent", "uncertain"]
 
 
 class Cue(NamedTuple):
-    """A word that changes what is said of findings. reach: "after", "before", "nearer", "both", or "stop", which ends a reach."""
+    """A word that sets the status of the findings in its scope.
+
+    `reach` is the direction of the scope: "after", "before", "nearer" or "both". "stop" ends the scope of other cues, and
+    "none" is a phrase that contains a cue but negates nothing.
+    """
 
     status: Status
     reach: str
@@ -80,7 +84,7 @@ _WORDS: dict[tuple[Status, str], tuple[str, ...]] = {
         *("secondary to", "because of", "caused by"),
         *("因", "由于", "但", "偶见", "除", "仅见", "可见", "另见", "尚可见", "余", "然而"),
     ),
-    # these contain a word of negation, and negate nothing
+    # phrases that contain a negation but negate nothing
     ("present", "none"): (
         *("not only", "not just", "no change", "no significant change", "no change in", "no increase", "no increase in"),
         *("no significant change in", "no interval change", "no interval change in", "no further", "no progression of"),
@@ -102,12 +106,15 @@ _BEFORE_VERB = frozenset(
         *"均已亦也尚仍为被皆都",
     )
 )
-_NEARBY = 5  # clauses after a comma in which the end of a list is looked for
+_NEARBY = 5  # the end of a list is searched for in this many clauses
 
 
 class _Clause(NamedTuple):
-    """The tokens [start, end) before a separator. last_or: place of its last "or", -1 without one. bare: it holds findings
-    and nothing else, or one word, as an item of a list does."""
+    """The tokens [start, end) before a separator.
+
+    `last_or` is the position of the last "or", or -1. `bare` clauses have only findings or a single word, as the items of
+    a list do.
+    """
 
     start: int
     end: int
@@ -119,18 +126,18 @@ class _Clause(NamedTuple):
 
 
 def statuses(text: Sequence[Token], matches: Sequence[Match]) -> dict[int, Status]:
-    """The status of each match that is a finding, by its first token; matches of cues have a Cue as value."""
+    """The status of each finding in `matches`, by the position of its first token. The value of a cue's match is a Cue."""
     clauses = list(_clauses(text, matches))
-    found: dict[int, Status] = {m.start: "present" for m in matches if _cue(m) is None}
+    status_of: dict[int, Status] = {m.start: "present" for m in matches if _cue(m) is None}
     ends = {m.end for m in matches if _cue(m) is None}
-    _forwards(text, clauses, ends, found)
-    _backwards(text, clauses, ends, found)
-    _answers(clauses, found)
-    _question_marks(text, clauses, found)
-    return found
+    _forwards(text, clauses, ends, status_of)
+    _backwards(text, clauses, ends, status_of)
+    _answers(clauses, status_of)
+    _question_marks(text, clauses, status_of)
+    return status_of
 
 
-def _forwards(text: Sequence[Token], clauses: Sequence[_Clause], ends: set[int], found: dict[int, Status]) -> None:
+def _forwards(text: Sequence[Token], clauses: Sequence[_Clause], ends: set[int], status_of: dict[int, Status]) -> None:
     status: Status = "present"
     left = 0  # number of further clauses that a list reaches over
     for k, clause in enumerate(clauses):
@@ -138,7 +145,7 @@ def _forwards(text: Sequence[Token], clauses: Sequence[_Clause], ends: set[int],
         for match in clause.matches:
             cue = _cue(match)
             if cue is None:
-                _set(found, match, status)
+                _set(status_of, match, status)
             elif cue.reach == "stop":
                 status, left = "present", 0
             elif cue.reach in ("after", "both") or (cue.reach == "nearer" and not _follows(text, clause, match, ends)):
@@ -146,7 +153,7 @@ def _forwards(text: Sequence[Token], clauses: Sequence[_Clause], ends: set[int],
                 left = _list_length(clauses, k, match.end)
 
 
-def _backwards(text: Sequence[Token], clauses: Sequence[_Clause], ends: set[int], found: dict[int, Status]) -> None:
+def _backwards(text: Sequence[Token], clauses: Sequence[_Clause], ends: set[int], status_of: dict[int, Status]) -> None:
     status: Status = "present"
     listed = False  # the clause after this one is the end or an item of a list: "A, B, and C are not seen"
     for clause in reversed(clauses):
@@ -155,7 +162,7 @@ def _backwards(text: Sequence[Token], clauses: Sequence[_Clause], ends: set[int]
         for match in reversed(clause.matches):
             cue = _cue(match)
             if cue is None:
-                _set(found, match, status)
+                _set(status_of, match, status)
             elif cue.reach == "stop":
                 status = "present"
             elif (
@@ -168,8 +175,8 @@ def _backwards(text: Sequence[Token], clauses: Sequence[_Clause], ends: set[int]
         listed = status != "present" and (starts_list or (listed and clause.bare))
 
 
-def _answers(clauses: Sequence[_Clause], found: dict[int, Status]) -> None:
-    """ "Drusen, exudates: none": a clause after a colon that holds no finding applies to the list before."""
+def _answers(clauses: Sequence[_Clause], status_of: dict[int, Status]) -> None:
+    """Apply a cue after a colon to the list before it, as in "Drusen, exudates: none"."""
     for k, (clause, answer) in enumerate(pairwise(clauses)):
         if clause.separator == ":" and answer.matches and not answer.findings:
             cue = _cue(answer.matches[0])
@@ -177,12 +184,12 @@ def _answers(clauses: Sequence[_Clause], found: dict[int, Status]) -> None:
                 first = k
                 while first and k - first < _NEARBY and clauses[first - 1].separator == "," and clauses[first - 1].bare:
                     first -= 1
-                for match in (match for one in clauses[first : k + 1] for match in one.findings):
-                    _set(found, match, cue.status)
+                for match in (match for item in clauses[first : k + 1] for match in item.findings):
+                    _set(status_of, match, cue.status)
 
 
-def _question_marks(text: Sequence[Token], clauses: Sequence[_Clause], found: dict[int, Status]) -> None:
-    """ "?glaucoma" and "glaucoma?" """
+def _question_marks(text: Sequence[Token], clauses: Sequence[_Clause], status_of: dict[int, Status]) -> None:
+    """Mark a finding as uncertain in "?glaucoma" and "glaucoma?"."""
     for clause, after in pairwise(clauses):
         if clause.separator != "?":
             continue
@@ -193,12 +200,12 @@ def _question_marks(text: Sequence[Token], clauses: Sequence[_Clause], found: di
         else:
             named = clause.findings[-1:]
         for match in named:
-            _set(found, match, "uncertain")
+            _set(status_of, match, "uncertain")
 
 
-def _set(found: dict[int, Status], match: Match, status: Status) -> None:
-    if status != "present" and found[match.start] != "absent":
-        found[match.start] = status
+def _set(status_of: dict[int, Status], match: Match, status: Status) -> None:
+    if status != "present" and status_of[match.start] != "absent":
+        status_of[match.start] = status
 
 
 def _cue(match: Match) -> Cue | None:
@@ -207,7 +214,7 @@ def _cue(match: Match) -> Cue | None:
 
 
 def _follows(text: Sequence[Token], clause: _Clause, match: Match, ends: set[int]) -> bool:
-    """Whether a word stands after a finding or a form of "to be", and so applies to what precedes it."""
+    """Whether a cue follows a finding or a form of "to be", so that it applies to the words before it."""
     place = match.start - 1
     while place >= max(clause.start, match.start - 4) and _between(text[place].text):
         place -= 1
@@ -219,7 +226,7 @@ def _between(word: str) -> bool:
 
 
 def _list_length(clauses: Sequence[_Clause], k: int, at: int) -> int:
-    """How many clauses after the k-th a negated list reaches over: "no A, B or C", "no A, B, C"."""
+    """The number of clauses after the k-th that belong to the same list, as in "no A, B or C" and "no A, B, C"."""
     if clauses[k].last_or >= at:
         return 0
     items, n = 0, 0
@@ -244,9 +251,9 @@ def _clauses(text: Sequence[Token], matches: Sequence[Match]) -> Iterator[_Claus
             last += 1
         if first < last and matches[last - 1].end > place:  # the separator is part of a phrase
             continue
-        found = tuple(matches[first:last])
-        findings = tuple(match for match in found if _cue(match) is None)
-        yield _Clause(start, place, word, found, findings, last_or, _bare(text, start, place, found, findings))
+        inside = tuple(matches[first:last])
+        findings = tuple(match for match in inside if _cue(match) is None)
+        yield _Clause(start, place, word, inside, findings, last_or, _bare(text, start, place, inside, findings))
         start, first, last_or = place + 1, last, -1
 
 

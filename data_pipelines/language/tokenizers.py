@@ -10,6 +10,7 @@ import gzip
 import html
 import json
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 
+from data_pipelines.json_files import checked, read_json
 from data_pipelines.records import DataError
 
 # CLIP uses only the first merges of OpenAI's file: 49,408 ids = 2 * 256 bytes + merges + start and end.
@@ -30,8 +32,10 @@ CLIP_WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 Merges = list[tuple[str, str]]
 _CHINESE = "[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"  # characters and full-width signs
+_LARGEST_MERGES = 2**26  # letters; OpenAI's file has 3 million
 _SURROGATE = re.compile("[\ud800-\udfff]")
 BERT_MAX_CONTEXT = 512  # default for folders that do not define it
+LARGEST_CONTEXT = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +67,16 @@ class Tokenizer:
 
     @property
     def end(self) -> int:
-        """The id of the token that ends a text; CLIP's text encoder finds it as the highest id of the row."""
+        """The id of the last token of every text. It is CLIP's highest id, by which its text encoder locates it."""
         return self._id("sep_token" if "sep_token" in self.special else "eos_token")
 
     @property
     def pad(self) -> int:
-        """The padding id. CLIP pads with 0 whatever its transformers files define, and masks by the end token."""
+        """The padding id. CLIP pads with 0, regardless of its transformers files, and masks by the end token."""
         return 0 if self._is_clip else self._id("pad_token")
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Token ids i32 [N L] of N texts. Raises DataError for None, NaN, bytes and whatever else is not a text."""
+        """Token ids i32 [N L] of N texts. Raises DataError for values that are not texts, such as None, NaN and bytes."""
         if isinstance(texts, str):
             raise DataError("a tokenizer takes a list of texts, not one text: write [text]")
         ids = np.full((len(texts), self.context), self.pad, np.int32)  # [N L]
@@ -86,7 +90,7 @@ class Tokenizer:
     def decode(self, ids: np.ndarray) -> list[str]:
         """Convert ids i [N L] to N texts, up to the first end or padding token, without special tokens.
 
-        Capitals and spaces that the tokenizer dropped are lost; spaces are set as in printed text.
+        Capital letters are lost if the tokenizer lower-cases. Spaces are set as in printed text.
         """
         return [self._words(row) for row in np.atleast_2d(np.asarray(ids)).tolist()]
 
@@ -131,7 +135,7 @@ class Tokenizer:
 
 
 def readable(text: Any) -> str:
-    """A text in which lone surrogates, which no encoding has, are U+FFFD. Raises DataError for anything but a text."""
+    """Replace lone surrogates, which cannot be encoded, by U+FFFD. Raises DataError if the value is not a text."""
     if not isinstance(text, str):
         raise DataError(f"a tokenizer takes texts, not {type(text).__name__} ({text!r:.40})")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _SURROGATE.search(text) else text
@@ -140,13 +144,13 @@ def readable(text: Any) -> str:
 def load(folder: str | Path, context: int | None = None) -> Tokenizer:
     """Load a tokenizer from a folder written by save(), or from a Hugging Face folder of CLIP or BERT.
 
-    `context` is the number of tokens per text, by default the one in the folder. Raises DataError for missing files.
+    `context` is the number of tokens per text; None uses the folder's setting. Raises DataError for missing files.
     """
     folder = Path(folder)
     config = _json(folder / "tokenizer_config.json", "a tokenizer's folder (tokenizer_config.json)")
-    longest = config.get("model_max_length", BERT_MAX_CONTEXT)
+    longest = checked(config.get("model_max_length", BERT_MAX_CONTEXT), float, f"{folder}: model_max_length")
     context = context or (
-        int(longest) if longest < 1e9 else BERT_MAX_CONTEXT
+        int(longest) if 2 <= longest < LARGEST_CONTEXT else BERT_MAX_CONTEXT
     )  # transformers writes 1e30 for "no limit"
     if str(config.get("tokenizer_class", "")).startswith("CLIP"):
         return clip_bpe(folder, context)
@@ -158,8 +162,8 @@ def load(folder: str | Path, context: int | None = None) -> Tokenizer:
 def bundled(context: int = 64) -> Tokenizer:
     """The default tokenizer: byte pairs trained on this project's English and Chinese (scripts/train_vocabulary.py).
 
-    All bytes are in the vocabulary, so every text in any language has ids. Padding is 0 and the end token has the
-    highest id, as CLIP's text encoder expects. transformers gives the same ids, since tokenizer.json has all rules.
+    All bytes are in the vocabulary, so any text in any language can be tokenized. Padding is 0 and the end token has the
+    highest id, as CLIP's text encoder expects. transformers gives the same ids, because tokenizer.json has all rules.
     """
     merges = _merges(Path(__file__).parent / "data" / "merges.txt")
     return _plain(_byte_vocabulary(merges, [PAD]), merges, context)
@@ -184,7 +188,7 @@ def clip_bpe(path: str | Path, context: int = 77) -> Tokenizer:
 def wordpiece(
     path: str | Path, context: int = 100, *, cased: bool | None = None, straight_quotes: bool = True
 ) -> Tokenizer:
-    """BERT's WordPiece tokenizer: [CLS], tokens, [SEP] and [PAD]. Each Chinese character is a word of its own.
+    """BERT's WordPiece tokenizer: [CLS], tokens, [SEP] and [PAD]. Each Chinese character is a separate word.
 
     Args:
         path: vocab.txt, or a folder with tokenizer.json or vocab.txt.
@@ -240,7 +244,7 @@ def _byte_pairs(vocabulary: dict[str, int], merges: Merges) -> tokenizers.Tokeni
 
 
 def byte_words() -> pre_tokenizers.PreTokenizer:
-    """CLIP's pre-tokenizer: words, single digits and runs of signs, each as a string of printable bytes."""
+    """CLIP's pre-tokenizer: words, single digits and runs of punctuation, each as a string of printable bytes."""
     words = pre_tokenizers.Split(tokenizers.Regex(CLIP_WORDS), behavior="removed", invert=True)
     return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
@@ -258,7 +262,7 @@ def clip_text(text: str) -> str:
 
 
 def set_spaces(words: str) -> str:
-    """Remove the spaces around signs that printed text does not have: "c / d 0 . 6 , oedema" becomes c/d 0.6, oedema."""
+    """Set the spaces around punctuation as in printed text: "c / d 0 . 6 , oedema" becomes "c/d 0.6, oedema"."""
     words = re.sub(r"(?<=\d) ?\. ?(?=\d)", ".", " ".join(words.split()))
     words = re.sub(r"(?<=\w) ?([/-]) ?(?=\w)", r"\1", words)
     words = re.sub(r" (?=[.,;:!?%)\]])|(?<=[(\[]) ", "", words)
@@ -274,10 +278,12 @@ def _byte_vocabulary(merges: Merges, first: Sequence[str] = ()) -> dict[str, int
 
 def _merges(path: Path) -> Merges:
     opened = gzip.open if path.suffix == ".gz" else open
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected byte-pair merges (.txt or .txt.gz)")
     try:
         with opened(path, "rt", encoding="utf-8") as file:
-            lines = file.read().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+            lines = file.read(_LARGEST_MERGES).split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected a file of byte-pair merges (.txt or .txt.gz): {error}") from error
     pairs = []
     for number, line in enumerate(lines[1 : 1 + CLIP_MERGES], start=2):  # the first line is a version
@@ -293,31 +299,37 @@ def _merges(path: Path) -> Merges:
 
 def _byte_pair_files(path: Path) -> tuple[dict[str, int], Merges]:
     if not (path / "tokenizer.json").exists():
-        vocabulary = _json(path / "vocab.json", "tokenizer.json, or vocab.json and merges.txt,")
-        return vocabulary, _merges(path / "merges.txt")
-    model = _json(path / "tokenizer.json", "tokenizer.json")["model"]
+        words = _json(path / "vocab.json", "tokenizer.json, or vocab.json and merges.txt,")
+        return _vocabulary(words, path / "vocab.json"), _merges(path / "merges.txt")
+    model = _model(path / "tokenizer.json")
     if model.get("type") != "BPE" or model.get("end_of_word_suffix") != "</w>":
         kind = model.get("type")
         raise DataError(f"{path / 'tokenizer.json'}: a {kind} model; expected CLIP's BPE with '</w>'")
-    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    return model["vocab"], [(left, right) for left, right in pairs]
+    merges = checked(model.get("merges"), list[str | list[str]], f"{path / 'tokenizer.json'}: merges")
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+    if wrong := [pair for pair in pairs if len(pair) != 2]:
+        raise DataError(f"{path / 'tokenizer.json'}: {wrong[0]!r:.60} are not two tokens to merge")
+    return _vocabulary(model.get("vocab"), path / "tokenizer.json"), [(left, right) for left, right in pairs]
 
 
 def _bert_files(path: Path) -> tuple[dict[str, int], bool]:
-    """The vocabulary, and whether the folder keeps capitals."""
+    """The vocabulary, and whether the tokenizer is cased."""
     if path.is_dir() and (path / "tokenizer.json").exists():
-        stored = _json(path / "tokenizer.json", "tokenizer.json")
-        if not isinstance(stored["model"]["vocab"], dict) or stored["model"].get("type", "WordPiece") != "WordPiece":
-            kind = stored["model"].get("type")
-            raise DataError(f"{path / 'tokenizer.json'}: a {kind} model; expected BERT's WordPiece")
-        rules = stored.get("normalizer") or {}
-        rules = [rule for rule in rules.get("normalizers", [rules]) if rule.get("type") == "BertNormalizer"]
-        return stored["model"]["vocab"], bool(rules) and not rules[0]["lowercase"]
+        file = path / "tokenizer.json"
+        stored, model = _json(file, "tokenizer.json"), _model(file)
+        if not isinstance(model.get("vocab"), dict) or model.get("type", "WordPiece") != "WordPiece":
+            raise DataError(f"{file}: a {model.get('type')} model; expected BERT's WordPiece")
+        rules = checked(stored.get("normalizer") or {}, dict[str, Any], f"{file}: normalizer")
+        rules = checked(rules.get("normalizers", [rules]), list[dict[str, Any]], f"{file}: normalizers")
+        rules = [rule for rule in rules if rule.get("type") == "BertNormalizer"]
+        return _vocabulary(model["vocab"], file), bool(rules) and not rules[0].get("lowercase", True)
     cased = False
     if path.is_dir():
         settings = path / "tokenizer_config.json"
         cased = settings.exists() and not _json(settings, "settings").get("do_lower_case", True)
         path = path / "vocab.txt"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected BERT's vocab.txt, one token per line")
     try:
         with open(path, encoding="utf-8") as file:
             return {line.rstrip("\n"): index for index, line in enumerate(file)}, cased
@@ -326,7 +338,18 @@ def _bert_files(path: Path) -> tuple[dict[str, int], bool]:
 
 
 def _json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected {what} as JSON: {error}") from error
+    return read_json(path, dict[str, Any], what)
+
+
+def _model(path: Path) -> dict[str, Any]:
+    """The model of a tokenizer.json: its type, vocabulary and merges."""
+    model = checked(_json(path, "tokenizer.json").get("model"), dict[str, Any], f"{path}: model")
+    checked(model.get("type", ""), str, f"{path}: type of the model")
+    return model
+
+
+def _vocabulary(words: Any, path: Path) -> dict[str, int]:
+    found = checked(words, dict[str, int], f"{path}: vocabulary")
+    if not found or min(found.values()) < 0 or max(found.values()) >= 2**31:
+        raise DataError(f"{path}: the ids of a vocabulary must be numbers from 0 up")
+    return found

@@ -249,14 +249,14 @@ HEALTHY = {
 }
 
 
-# Wordings for an OCT of a disease that does not show in it.
+# Wordings for an OCT of a disease that is not visible in OCT.
 UNSEEN = {
     "en": ("retinal layers preserved on OCT", "no structural change on OCT"),
     "zh": ("OCT示视网膜各层结构完整", "OCT未见结构改变"),
 }
 
 
-# Signs that only an angiogram or an OCT shows: finding -> (English, Chinese).
+# Signs that are visible only in an angiogram or an OCT: finding -> (English, Chinese).
 MODALITY_SIGNS = {
     "FFA": {
         "microaneurysm": ("pinpoint hyperfluorescence", "点状强荧光"),

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,6 +93,13 @@ class Strings:
     def __getitem__(self, row: int) -> str:
         return self._encoded(row).decode(errors="surrogatepass")
 
+    def __iter__(self) -> Iterator[str]:
+        start = 0
+        for first in range(0, len(self), 4096):
+            for end in self._ends[first : first + 4096].tolist():
+                yield str(self._bytes[start:end], "utf-8", "surrogatepass")
+                start = end
+
     def _encoded(self, row: int) -> bytes:
         if not 0 <= row < len(self):
             raise IndexError(row)
@@ -119,6 +126,16 @@ class StringWriter:
         self._buffer += data
         self._end += len(data)
         self._ends.append(self._end)
+        if len(self._buffer) > SPILL:
+            self._flush()
+
+    def extend(self, texts: Sequence[str]) -> None:
+        """Append many strings at once."""
+        encoded = texts if (joined := "".join(texts)).isascii() else [t.encode(errors="surrogatepass") for t in texts]
+        self._buffer += joined.encode() if encoded is texts else b"".join(encoded)  # type: ignore[arg-type]
+        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(texts))) + self._end
+        self._ends.frombytes(ends.tobytes())
+        self._end = self._ends[-1] if self._ends else 0
         if len(self._buffer) > SPILL:
             self._flush()
 

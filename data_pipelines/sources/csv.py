@@ -15,7 +15,8 @@ import numpy as np
 from data_pipelines.images.decode import DEFAULT, ReadOptions, read_options
 from data_pipelines.records import DataError, Record, View, modality_name
 from data_pipelines.sources.columns import Indexed, read_once, row_index
-from data_pipelines.sources.csv_table import Columns, CsvSchema, Table, read_table
+from data_pipelines.sources.csv_schema import Columns, CsvSchema, Table
+from data_pipelines.sources.csv_table import read_table
 from data_pipelines.sources.labels import GAP, findings_of
 from data_pipelines.sources.tables import is_empty, where
 
@@ -37,6 +38,8 @@ def csv_source(
     depth: str = "",
     orientation: str = "",
     max_pixels: str = "",
+    visits: bool = False,
+    declare: Sequence[str] = (),
 ) -> CsvSource:
     """A table with one image per row: a CSV or TSV file, Excel (.xlsx) or Parquet.
 
@@ -68,6 +71,9 @@ def csv_source(
         depth: true bits of grey images, or their range (images.ReadOptions).
         orientation: "stored" leaves images and masks as stored; "" turns them upright.
         max_pixels: number of pixels above which an image is refused.
+        visits: read the columns of visits, too (visit_columns), for visit_tables.VisitSource. `path` may then be a folder
+            of DICOM files, and texts and labels may be empty.
+        declare: names of modalities beside MODALITIES.
 
     The first use reads the file. It raises DataError naming the file and its columns, or the row (from 1, without the
     header) and the line.
@@ -81,13 +87,16 @@ def csv_source(
         only=tuple((only or {}).items()),
         require=tuple(require),
         classes=None if classes is None else tuple(classes),
-        modality=modality_name(modality),
+        modality=modality_name(modality, declare),
         empty=empty,
         encoding=encoding,
         keep=tuple(keep),
         values=() if masks else pairs,
+        visits=visits,
+        declare=tuple(declare),
     )
-    folder = Path(image_dir) if image_dir is not None else Path(path).parent
+    beside = Path(path) if Path(path).is_dir() else Path(path).parent
+    folder = Path(image_dir) if image_dir is not None else beside
     pixels = "+".join(f"{old}:{new}" for old, new in pairs) if masks else ""
     return CsvSource(schema, folder, read_options(depth, orientation, pixels, max_pixels))
 

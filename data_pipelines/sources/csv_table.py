@@ -4,92 +4,89 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_pipelines.notices import warn_line
-from data_pipelines.records import ATTRIBUTES, DataError, eye_name, modality_name
+from data_pipelines.records import DataError, eye_name, modality_name
+from data_pipelines.sources.cells import (
+    MAPPED_GAP,
+    Days,
+    any_empty,
+    as_file,
+    as_number,
+    from_name,
+    lacks_label,
+    mapped,
+    without_empty,
+    without_point,
+)
 from data_pipelines.sources.columns import Stored, Strings, StringWriter
+from data_pipelines.sources.csv_schema import (
+    CODES,
+    FILES,
+    KEPT,
+    NAMES,
+    ON_REQUEST,
+    REQUIRED,
+    REQUIRED_OF_VISITS,
+    TEXTS,
+    CsvSchema,
+    Table,
+)
+from data_pipelines.sources.dicom_folder import dicom_rows
 from data_pipelines.sources.header import Getter, Header
 from data_pipelines.sources.labels import GAP, NOT_LABELLED, Classes, check_label, class_names, finding, unlabelled
 from data_pipelines.sources.tables import is_empty, read_rows, where
-from data_pipelines.sources.visits import day, looks_paired, patient_of
+from data_pipelines.sources.visit_columns import VisitColumns, long_columns, wide_columns
+from data_pipelines.sources.visits import looks_paired, patient_of
 
 _log = logging.getLogger(__name__)
 
-TEXTS = ("image", "text", "patient", "mask", "fov")
-CODES = ("label", "modality", "eye")
-NAMES = (*TEXTS, *CODES, "day", "points", "value")  # our names of columns
-ON_REQUEST = ("mask", "fov", "points", "value")  # read only if `columns` names them; fov also together with a mask
-REQUIRED = ("image", "text", "label", "patient", "day")  # an empty cell in one of these columns is an error
-FILES = ("image", "mask", "fov")
-KEPT = (*ATTRIBUTES, "split")  # read if the file has a column of this name
-
-Columns = Mapping[str, str | Sequence[str] | None]
-
-
-@dataclass(frozen=True)
-class CsvSchema:
-    """Which columns of a file to read and how; `sources.csv.csv_source` explains the fields."""
-
-    path: Path
-    sep: str = ","
-    columns: tuple[tuple[str, str | tuple[str, ...]], ...] = ()
-    only: tuple[tuple[str, str], ...] = ()
-    require: tuple[str, ...] = ()
-    classes: tuple[str, ...] | None = None
-    modality: str = "CFP"
-    empty: str = "error"
-    encoding: str = ""
-    keep: tuple[str, ...] = ()
-    values: tuple[tuple[str, str], ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in [name for name, _ in self.columns] + list(self.require):
-            if name not in NAMES:
-                raise DataError(f"columns: {name!r} is not one of our names {', '.join(NAMES)}")
-        if self.empty not in ("error", "drop", "keep"):
-            raise DataError(f"empty must be error, drop or keep, not {self.empty!r}")
-        if self.classes is not None:
-            Classes(self.classes)
-
-
-@dataclass
-class Table:
-    """The columns of a file: strings, codes (indices into `names`), numbers f32 [rows n].
-
-    `places` u32 [rows 2] holds the number of each data row, from 1, and its line in the file. `kept` are the columns that
-    are not ours: attributes, and `split`.
-    """
-
-    places: Stored
-    texts: dict[str, Strings]
-    codes: dict[str, Stored]
-    names: dict[str, tuple[str, ...]]
-    numbers: dict[str, Stored]
-    kept: dict[str, Strings]
-
-    def __len__(self) -> int:
-        return len(self.places.array)
+Row = tuple[int, int, list[str]]  # its number, its line and its cells
+_CHUNK = 2048  # rows that are added together
 
 
 def read_table(schema: CsvSchema) -> Table:
     """Read the whole file in one pass. Raises DataError naming the file and its row, line or columns."""
-    rows = read_rows(schema.path, schema.sep, schema.encoding)
+    folder = schema.visits and schema.path.is_dir()
+    rows = dicom_rows(schema.path, asked_tags(schema)) if folder else None
+    rows = rows or read_rows(schema.path, schema.sep, schema.encoding)
     builder = _Builder(schema, Header(schema.path, tuple(next(rows)[2])))
-    for row, line, cells in rows:
-        try:
-            if builder.add(cells):
-                builder.places.extend((row, line))
-        except DataError as error:
-            raise DataError(f"{where(schema.path, row, line)}: {error}") from error
+    for chunk in _chunks(rows):
+        if not builder.add_columns(chunk):
+            for row, line, cells in chunk:
+                try:
+                    if builder.add(cells):
+                        builder.places.extend((row, line))
+                except DataError as error:
+                    raise DataError(f"{where(schema.path, row, line)}: {error}") from error
     return builder.finish()
+
+
+def asked_tags(schema: CsvSchema) -> tuple[str, ...]:
+    """What a schema reads of a folder of DICOM files beside the usual tags."""
+    columns = [theirs for _, theirs in schema.columns if isinstance(theirs, str) and theirs]
+    return (*columns, *schema.keep, *(column for column, _ in schema.only))
+
+
+def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
+    try:
+        for one in rows:
+            chunk.append(one)
+            if len(chunk) == _CHUNK:
+                yield chunk
+                chunk = []
+    except DataError:
+        yield chunk  # what is wrong in an earlier row is said first
+        raise
+    yield chunk
 
 
 @dataclass
@@ -104,27 +101,49 @@ class _Builder:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        requested = dict(self.schema.columns)
+        requested, names = dict(self.schema.columns), self.header.names
+        wide = self.schema.visits and not requested.get("image") and "image" not in names
+        self.visits = self._visit_columns(requested, wide) if self.schema.visits else VisitColumns()
         for name in NAMES:
+            if wide and name in ("image", "text", "modality"):
+                continue
             automatic = name not in ON_REQUEST or (name == "fov" and bool(requested.get("mask")))
-            theirs = requested.get(name, name if name in self.header.names and automatic else "")
-            if theirs:
+            usual = next((own for own in (name, *self._also(name)) if own in names), "") if automatic else ""
+            if theirs := requested.get(name, usual):
                 self._bind(name, theirs)
             elif name == "image" or name in self.schema.require:
                 raise self.header.missing(name, name)
+        self.required = REQUIRED_OF_VISITS if self.schema.visits else REQUIRED
+        for name, theirs in (*self.visits.notes.items(), *self.visits.labels.items()):
+            self._bind(name, theirs)
         self.kept = {name: StringWriter() for name in (*KEPT, *self.schema.keep) if self._keeps(name)}
+        self.notes = {name: StringWriter() for name in self.visits.notes}
         self.filters = [(column, self.header.getter("only", column), value) for column, value in self.schema.only]
         self.seen: dict[str, set[str]] = {column: set() for column, _ in self.schema.only}
         self.classes = None if self.schema.classes is None else Classes(self.schema.classes)
         self.values = dict(self.schema.values)
         self.places = array("I")
         self.texts = {name: StringWriter() for name in TEXTS if name in self.getters}
-        self.codes = {name: array("i") for name in CODES if name in self.getters}
-        self.found: dict[str, dict[str, int]] = {name: {} for name in self.codes}  # value -> code, as they come
+        self.labels = (*["label"] * ("label" in self.getters), *self.visits.labels)
+        self.codes = {name: array("i") for name in (*CODES, *self.visits.labels) if name in self.getters}
+        shared: dict[str, int] = {}  # value -> code, as they come; all labels have the same classes
+        self.found: dict[str, dict[str, int]] = {name: shared if name in self.labels else {} for name in self.codes}
         self.numbers = {name: array("f") for name in self.groups}
-        self.days = array("q")
-        self.dated: bool | None = None
-        self.parsed_days: dict[str, tuple[int, bool]] = {}
+        self.days = Days()
+
+    def _visit_columns(self, requested: Mapping[str, Any], wide: bool) -> VisitColumns:
+        if not wide:
+            return long_columns(self.header.names, requested)
+        found = wide_columns(self.header.names, requested, self.schema.declare)
+        if not found.slots:
+            raise DataError(
+                f"{self.schema.path}: has no column image, and no column of a view such as cfp_left or oct_right; it has "
+                f"{', '.join(filter(None, self.header.names))}; map them with {self.schema.path.name},visits=true,cfp_left=THEIRS"
+            )
+        return found
+
+    def _also(self, name: str) -> tuple[str, ...]:
+        return ("date",) if name == "day" and self.schema.visits else ()
 
     def _keeps(self, name: str) -> bool:
         if name not in self.header.names:
@@ -137,9 +156,9 @@ class _Builder:
 
     def _bind(self, name: str, theirs: str | tuple[str, ...]) -> None:
         several = (theirs,) if isinstance(theirs, str) else theirs
-        if name == "patient" and isinstance(theirs, str) and theirs not in self.header.names and _from_name(theirs):
+        if name == "patient" and isinstance(theirs, str) and theirs not in self.header.names and from_name(theirs):
             image, pattern = self.getters["image"], theirs[5:]
-            self.getters[name], self.read[name] = lambda cells: patient_of(_file(image(cells)), pattern), ()
+            self.getters[name], self.read[name] = lambda cells: patient_of(as_file(image(cells)), pattern), ()
             return
         self.read[name] = several
         if isinstance(theirs, str) and name not in ("points", "value"):
@@ -170,23 +189,64 @@ class _Builder:
         for name in self.codes:
             self.codes[name].append(self._code(name, row[name]))
         if "day" in row:
-            self._add_day(row["day"])
+            self.days.found.append(self.days.number(row["day"]))
         for name, values in numbers.items():
             self.numbers[name].extend(values)
         for name, writer in self.texts.items():
             text = "" if name in ("mask", "fov") and is_empty(row[name]) else row[name]
-            writer.append(_file(text) if name in FILES else _without_point(text) if name == "patient" else text)
+            writer.append(as_file(text) if name in FILES else without_point(text) if name == "patient" else text)
+        for name, writer in (*self.notes.items(), *((f"keep {name}", kept) for name, kept in self.kept.items())):
+            writer.append("" if is_empty(row[name]) else row[name])
+        return True
+
+    def add_columns(self, rows: list[Row]) -> bool:
+        """Append rows column by column, which is faster; False, and nothing appended, if a cell of them is unusual."""
+        if not rows or self.filters or self.groups or self.values:
+            return not rows
+        columns: dict[str, Sequence[str]] = {}
+        try:
+            for name, get in self.getters.items():
+                columns[name] = list(map(get, (cells for _, _, cells in rows)))
+            notes = {name: without_empty(columns[name]) for name in self.notes}
+            views = [notes[slot.name] for slot in self.visits.slots]
+            if any(any_empty(columns.get(name, ())) for name in self.required):
+                return False
+            if views and not all(map(any, zip(*views, strict=True))):
+                return False
+            days = [self.days.number(value) for value in columns.get("day", ())]
+            for name in self.codes:
+                for value in dict.fromkeys(columns[name]):
+                    self._code(name, value)
+        except DataError:
+            return False  # the row that is wrong is found by `add`
+        for name, codes in self.codes.items():
+            codes.extend(map(self.found[name].__getitem__, columns[name]))
+        self.days.found.extend(days)
+        for name, writer in self.texts.items():
+            cells = without_empty(columns[name]) if name in ("mask", "fov") else columns[name]
+            tidy = as_file if name in FILES else without_point if name == "patient" else None
+            writer.extend(list(map(tidy, cells)) if tidy else cells)
+        for name, writer in self.notes.items():
+            writer.extend(notes[name])
         for name, writer in self.kept.items():
-            value = row[f"keep {name}"]
-            writer.append("" if is_empty(value) else value)
+            writer.extend(without_empty(columns[f"keep {name}"]))
+        self.places.extend(number for row, line, _ in rows for number in (row, line))
         return True
 
     def _gap(self, row: dict[str, str]) -> str:
         """The required column that is empty in a row to drop; "" if there is none. Raises DataError if it is an error."""
-        if "label" in row:
-            row["label"] = self._mapped(row["label"])
-        for name in REQUIRED:
-            empty = self._lacks_label(row[name]) if name == "label" and name in row else is_empty(row.get(name, name))
+        for name in self.labels:
+            row[name] = mapped(row[name], self.values)
+        if self.visits.slots and all(is_empty(row[slot.name]) for slot in self.visits.slots):
+            if self.schema.empty != "drop":
+                raise DataError("the row has no image; fill one in, or leave such rows out with empty=drop")
+            return "image"
+        for name in self.required:
+            empty = (
+                lacks_label(row[name], self.classes)
+                if name == "label" and name in row
+                else is_empty(row.get(name, name))
+            )
             if empty and not (name == "label" and self.schema.empty == "keep"):
                 if self.schema.empty != "drop":
                     hint = "; if it is a class, name the classes with classes=" * bool(name == "label" and row[name])
@@ -195,23 +255,11 @@ class _Builder:
                 return name
         return ""
 
-    def _lacks_label(self, label: str) -> bool:
-        """Whether a label is a word for a missing value. "none" is not: it is a usual name of a grade."""
-        named = self.classes is not None and label in self.classes
-        return is_empty(label) and label.lower() != "none" and not named
-
-    def _mapped(self, label: str) -> str:
-        """A label after the option `values`; _GAP for a value that is mapped to a gap."""
-        if not self.values:
-            return label
-        meaning = self.values.get(label, self.values.get(_without_point(label), label))
-        return _GAP if meaning == GAP and label != GAP else meaning
-
     def _gap_of_labels(self, cells: list[str], labels: Sequence[float]) -> str:
         """ "label" if one of several labels is empty, which is an error unless such rows are dropped; else ""."""
         for (column, get), label in zip(self.groups["label"] if len(labels) else (), labels, strict=True):
             value = get(cells)
-            if math.isnan(label) and self.schema.empty != "keep" and self._mapped(value) != _GAP:
+            if math.isnan(label) and self.schema.empty != "keep" and mapped(value, self.values) != MAPPED_GAP:
                 if self.schema.empty == "drop":
                     return "label"
                 hint = "empty=drop leaves out such rows, empty=keep keeps gaps"
@@ -225,10 +273,10 @@ class _Builder:
             value = get(cells)
             try:
                 if name == "label":
-                    value = self._mapped(value)
-                    numbers.append(math.nan if value == _GAP else finding(value))
+                    value = mapped(value, self.values)
+                    numbers.append(math.nan if value == MAPPED_GAP else finding(value))
                 else:
-                    numbers.append(_number(value))
+                    numbers.append(as_number(value))
             except DataError as error:
                 raise DataError(f"{name}: {column} is {error}") from None
         return numbers
@@ -243,26 +291,15 @@ class _Builder:
     def _meaning(self, name: str, value: str) -> str | int:
         """The modality or eye that a value means, or the index of a class; 0 for a class whose name is not given."""
         if name == "modality":
-            return self.schema.modality if is_empty(value) else modality_name(value)
+            return self.schema.modality if is_empty(value) else modality_name(value, self.schema.declare)
         if name == "eye":
             return "" if is_empty(value) else eye_name(value)
-        if value == _GAP or unlabelled(value) or self._lacks_label(value):
+        if value == MAPPED_GAP or unlabelled(value) or lacks_label(value, self.classes):
             return NOT_LABELLED
         if self.classes is not None:
             return self.classes.index(value)
         check_label(value)
         return 0
-
-    def _add_day(self, value: str) -> None:
-        """Append a day. Raises DataError if dates and numbers of days are mixed."""
-        if (found := self.parsed_days.get(value)) is None:
-            found = self.parsed_days[value] = day(value)
-        number, dated = found
-        if self.dated not in (None, dated):
-            kinds = ("numbers of days", "dates")
-            raise DataError(f"day: {value!r} is among {kinds[not dated]}; a column has one of both")
-        self.dated = dated
-        self.days.append(number)
 
     def finish(self) -> Table:
         """The finished table. Raises DataError if it has no rows."""
@@ -275,8 +312,9 @@ class _Builder:
             raise self._no_rows()
         codes: dict[str, Stored] = {}
         names: dict[str, tuple[str, ...]] = {}
+        labels = self._labels() if self.labels else ([], ())
         for name in self.found:
-            index, names[name] = self._labels() if name == "label" else self._indices(name)
+            index, names[name] = labels if name in self.labels else self._indices(name)
             kind = np.int8 if len(names[name]) < 128 else np.int32
             codes[name] = Stored(np.asarray(index, kind)[np.frombuffer(self.codes[name], np.int32)])
         if "label" in self.groups:
@@ -285,7 +323,7 @@ class _Builder:
             if len(names["label"]) != len(columns):
                 raise DataError(f"{path}: {len(names['label'])} classes for {len(columns)} label columns")
         if "day" in self.getters:
-            codes["day"] = Stored(np.frombuffer(self.days, np.int64))
+            codes["day"] = Stored(np.frombuffer(self.days.found, np.int64))
         texts = {name: writer.finish() for name, writer in self.texts.items()}
         self._describe(texts)
         return Table(
@@ -295,15 +333,18 @@ class _Builder:
             names,
             {name: Stored(np.frombuffer(n, np.float32).reshape(rows, -1)) for name, n in self.numbers.items()},
             {name: writer.finish() for name, writer in self.kept.items()},
+            {name: writer.finish() for name, writer in self.notes.items()},
+            self.visits.slots,
         )
 
     def _labels(self) -> tuple[list[int], tuple[str, ...]]:
         """(index of the class for each value, class names); logs how many rows are not labelled."""
-        found, codes = self.found["label"], np.frombuffer(self.codes["label"], np.int32)
+        found = self.found[self.labels[0]]
+        codes = np.concatenate([np.frombuffer(self.codes[name], np.int32) for name in self.labels])
         counts = dict(zip(found, np.bincount(codes, minlength=len(found)).tolist(), strict=True))
         without = {value: n for value, n in counts.items() if self._meaning("label", value) == NOT_LABELLED}
-        if without:
-            shown = ", ".join(sorted(repr(value) for value in without if value != _GAP)[:5]) or GAP
+        if without and not self.schema.visits:
+            shown = ", ".join(sorted(repr(value) for value in without if value != MAPPED_GAP)[:5]) or GAP
             line = "%s: %d of %d rows are not labelled (%s)"
             warn_line(_log, line, self.schema.path, sum(without.values()), len(codes), shown)
         labelled = {value: n for value, n in counts.items() if value not in without}
@@ -321,19 +362,23 @@ class _Builder:
 
     def _describe(self, texts: Mapping[str, Strings]) -> None:
         """Log what is read, ignored and assumed, and what such a table is easily mistaken in."""
-        gaps = any(map(is_empty, self.found.get("modality", ())))
-        assumed = [] if "modality" in self.read else [f"modality {self.schema.modality}"]
+        gaps, wide = any(map(is_empty, self.found.get("modality", ()))), bool(self.visits.slots)
+        assumed = [] if "modality" in self.read or wide else [f"modality {self.schema.modality}"]
         assumed += [f"modality {self.schema.modality} where none is given"] if gaps else []
-        assumed += [] if "patient" in self.read else ["that each image is its own patient"]
-        assumed += ["that both eyes of a patient are one"] if "day" in self.read and "eye" not in self.read else []
+        unit = "row" if wide else "image"
+        assumed += [] if "patient" in self.read else [f"that each {unit} is its own patient"]
+        if self.schema.visits and not wide:
+            assumed += [] if "day" in self.read else ["that all images of a patient are one visit"]
+        elif "day" in self.read and "eye" not in self.read and not wide:
+            assumed += ["that both eyes of a patient are one"]
         self.header.describe(self.read, assumed)
-        first = (texts["image"][row] for row in range(min(len(texts["image"]), 20_000)))
+        first = [texts["image"][row] for row in range(min(len(texts["image"]), 20_000))] if "image" in texts else []
         if "patient" not in self.read and (pair := looks_paired(first)):
             hint = "patient=name takes the patient from the name"
             warn_line(_log, "%s: %s and %s look like eyes of one patient; %s", self.schema.path, *pair, hint)
-        if self.dated is False and min(self.days) >= 1900 and max(self.days) <= 2100:
+        if self.days.dated is False and min(self.days.found) >= 1900 and max(self.days.found) <= 2100:
             line = "%s: day holds %d to %d, read as numbers of days; if they are years, write dates"
-            warn_line(_log, line, self.schema.path, min(self.days), max(self.days))
+            warn_line(_log, line, self.schema.path, min(self.days.found), max(self.days.found))
 
     def _no_rows(self) -> DataError:
         for column, _, wanted in self.filters:
@@ -345,39 +390,3 @@ class _Builder:
             f"{self.schema.path}: has no rows{left}"
             + (f", {self.dropped.total()} have empty fields" * bool(self.dropped))
         )
-
-
-_GAP = "\0gap"  # no cell of a table is equal to it
-
-
-def _from_name(theirs: str) -> bool:
-    """Whether an option takes the patient from the image's name: "name", or "name:" and a regular expression."""
-    if theirs.startswith("name:"):
-        try:
-            re.compile(theirs[5:])
-        except re.error as error:
-            raise DataError(f"patient={theirs}: is not a regular expression ({error})") from None
-    return theirs == "name" or theirs.startswith("name:")
-
-
-def _without_point(number: str) -> str:
-    """ "7" for "7.0", as pandas writes whole numbers beside gaps."""
-    return re.sub(r"^(-?\d+)\.0*$", r"\1", number) if "." in number else number
-
-
-def _file(path: str) -> str:
-    """A path as Windows writes it, with this system's separators."""
-    return path.replace("\\", "/")
-
-
-def _number(value: str) -> float:
-    """A number, NaN if empty. Raises DataError for anything else, also for infinity."""
-    if is_empty(value):
-        return math.nan
-    try:
-        number = math.nan if "_" in value else float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"{value!r}, not a number" + (" (a decimal comma?)" if "," in value else ""))
-    return number

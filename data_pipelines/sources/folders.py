@@ -32,6 +32,7 @@ def image_folder(
     classes: Sequence[str] = (),
     modality: str = "CFP",
     reading: ReadOptions = DEFAULT,
+    declare: Sequence[str] = (),
 ) -> FolderSource:
     """Images in `root/<class>/`, or in `root/{train,val,test}/<class>/` as RETFound lays them out.
 
@@ -47,11 +48,12 @@ def image_folder(
             sorted as numbers.
         modality: modality of all images.
         reading: how the image files are read.
+        declare: names of modalities beside MODALITIES.
 
     The first use raises DataError if a folder or its images are missing, for a class folder without images, and for two
     classes that differ only in capitals. It logs the files that are passed over.
     """
-    return FolderSource(Path(root), split, tuple(classes or ()), modality_name(modality), reading)
+    return FolderSource(Path(root), split, tuple(classes or ()), modality_name(modality, declare), reading)
 
 
 def parts_of(root: str | Path) -> dict[str, list[Path]]:

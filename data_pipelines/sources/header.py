@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import operator
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -48,8 +49,7 @@ class Header:
         if theirs in self.names:
             if self.names.count(theirs) > 1:
                 raise DataError(f"{self.path}: column {theirs!r} occurs {self.names.count(theirs)} times")
-            place = self.names.index(theirs)
-            return lambda cells: cells[place]
+            return operator.itemgetter(self.names.index(theirs))
         parts = parsed(theirs)
         if not any(name is not None for _, name, _ in parts):
             raise self.missing(ours, theirs)

@@ -33,6 +33,8 @@ class LabelList(Indexed):
     @read_once
     def rows(self) -> tuple[tuple[str, tuple[float, ...], bool, int], ...]:
         """(image, its numbers, whether the second of them is days, line) of every image."""
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such file; expected {FORMS}")
         try:
             lines = self.path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeError) as error:

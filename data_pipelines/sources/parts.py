@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.sources.folders import PARTS as SPELLINGS
-from data_pipelines.sources.splits import Concatenated, divided, patients_of, select, split
+from data_pipelines.sources.splits import Concatenated, StoredSplit, divided, folds, patients_of, select, split
 
 PARTS = tuple(SPELLINGS)
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def divide(
     shares: Mapping[str, float],
     *,
     called: str,
-    stored: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    stored: StoredSplit | None = None,
     seed: int = 0,
     labels: Callable[[Record], Any] | None = None,
 ) -> dict[str, Source]:
@@ -65,7 +66,7 @@ def divide(
         given: parts that the data have; {} if they have none.
         shares: name of each wanted part and its share of the patients.
         called: name of the source in messages and in the split.
-        stored: parts of a split file (splits.read_split), by which patients are divided instead of by `seed`.
+        stored: a split file (splits.read_split), by which patients are divided instead of by `seed`.
         labels: label of a record to stratify by, see splits.split.
 
     Raises DataError if parts are given and train is not one of them.
@@ -78,10 +79,10 @@ def divide(
     rest = {name: share for name, share in shares.items() if name == "train" or name in missing}
     whole = given["train"] if given else source
     if stored is not None:
-        kept = {part: found for part, found in stored.items() if part in rest or not given}
-        if absent := [name for name in rest if name not in stored]:
-            raise DataError(f"the split has no part {absent[0]!r}, only {', '.join(stored)}")
-        cut: Mapping[str, Source] = divided(kept, whole, called)
+        kept = {part: found for part, found in stored.parts.items() if part in rest or not given}
+        if absent := [name for name in rest if name not in stored.parts]:
+            raise DataError(f"{stored.file}: has no part {absent[0]!r}, only {', '.join(stored.parts)}")
+        cut: Mapping[str, Source] = divided(replace(stored, parts=kept), whole, called)
     elif len(rest) == 1:
         cut = dict.fromkeys(rest, whole)
     else:
@@ -92,3 +93,29 @@ def divide(
         verb = "is" if len(missing) == 1 else "are"
         _log.warning("%s: %s %s cut from train; rows: %s", called, " and ".join(missing), verb, sizes)
     return {name: parts[name] for name in (*PARTS, *parts) if name in parts}
+
+
+def fold_parts(
+    source: Source,
+    fold: str,
+    shares: Mapping[str, float],
+    *,
+    seed: int = 0,
+    labels: Callable[[Record], Any] | None = None,
+) -> dict[str, Source]:
+    """The parts of a source for cross-validation: fold K of N ("K/N") is test, the others are divided by `shares`.
+
+    shares: name of each part and its share, of which that of test does not count. labels: see splits.split. The folds
+    of one seed share no patient. Raises DataError for anything but K/N, and for fewer patients than folds.
+    """
+    number, slash, count = fold.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count) and int(count) > 1):
+        raise DataError(f"--fold {fold!r}: expected K/N, such as 1/5 for the first of five folds")
+    records = [source[row] for row in range(len(source))]
+    strata = np.stack([labels(record) for record in records]) if labels else np.zeros(len(records), np.int32)
+    held = folds([record.patient for record in records], strata, int(count), seed)[int(number) - 1]
+    rest = select(source, np.setdiff1d(np.arange(len(records)), held))
+    wanted = {name: share for name, share in shares.items() if name != "test"}
+    total = sum(wanted.values())
+    cut = split(rest, {name: share / total for name, share in wanted.items()}, seed=seed, labels=labels)
+    return {**(cut if len(wanted) > 1 else dict.fromkeys(wanted, rest)), "test": select(source, held)}

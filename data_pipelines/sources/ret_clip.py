@@ -9,29 +9,27 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
-import io
 import json
 import logging
-import os
-import pickle
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.notices import warn_line
+from data_pipelines.pickles import plain_tuple
 from data_pipelines.records import DataError, Record, View, no_such_image
 from data_pipelines.sources.columns import Strings, StringWriter, read_once
 from data_pipelines.sources.header import Header
+from data_pipelines.sources.lmdb_file import Environment, open_environment
 from data_pipelines.sources.tables import SUFFIXES, is_empty, plain, read_rows, where
 
 _log = logging.getLogger(__name__)
 
-_PLAIN = "only a tuple of str, bytes and int"
 PATIENT_COLUMNS = ("patient", "left", "right", "text")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
@@ -74,7 +72,7 @@ class PairedFiles:
 
 @dataclass(frozen=True)
 class PairedLMDB:
-    """`<root>/imgs` and `<root>/pairs`, as RET-CLIP's own builder writes them. Needs the extra `lmdb`.
+    """`<root>/imgs` and `<root>/pairs`, as RET-CLIP's own builder writes them.
 
     The values are pickles. Only tuples, str, bytes and int are accepted; anything else is refused without running it.
     """
@@ -83,20 +81,21 @@ class PairedLMDB:
 
     def __len__(self) -> int:
         count = _lmdb_get(self.root / "pairs", "num_samples")
-        if not count.isdigit():
-            raise DataError(f"{self.root / 'pairs'}: num_samples is {count[:40]!r}, expected a number")
+        most = _environment(self.root / "pairs").entries
+        if not count.isdigit() or len(count) > 18 or int(count) > most:
+            raise DataError(f"{self.root / 'pairs'}: num_samples is {count[:40]!r}, expected a number up to {most}")
         return int(count)
 
     def __getitem__(self, index: int) -> Record:
         pairs, images = self.root / "pairs", self.root / "imgs"
         place = f"{pairs}, key {index}"
-        row = _expect_tuple(safe_loads(_lmdb_get(pairs, str(index)), place), 3, "patient, text_id, text", place)
+        row = _expect_tuple(plain_tuple(_lmdb_get(pairs, str(index)), place), 3, "patient, text_id, text", place)
         patient, text = str(row[0]), row[2]
         place = f"{images}, key {patient}"
-        eyes = safe_loads(_lmdb_get(images, str(patient)), place)
+        eyes = plain_tuple(_lmdb_get(images, patient), place)
         left, right = _decode_pair(_expect_tuple(eyes, 2, "left, right in base64", place), place)
-        text = text.decode() if isinstance(text, bytes) else str(text)
-        return both_eyes(str(patient), left, right, text, place)
+        text = _utf8(text, f"{pairs}, key {index}", "report") if isinstance(text, bytes) else str(text)
+        return both_eyes(patient, left, right, text, place)
 
 
 @dataclass(frozen=True)
@@ -187,37 +186,6 @@ def both_eyes(patient: str, left: bytes | Path | None, right: bytes | Path | Non
     return Record(patient, views, report, where=place)
 
 
-def safe_loads(data: bytes, place: str) -> Any:
-    """Unpickle a tuple of str, bytes and int.
-
-    Raises DataError naming `place` for anything else. Nothing that the pickle names is imported or called.
-    """
-    try:
-        value = _Restricted(io.BytesIO(data)).load()
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from None
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise DataError(f"{place}: expected a pickled tuple, found damaged data ({error})") from None
-    return _only_plain(value, place)
-
-
-class _Restricted(pickle.Unpickler):
-    """A pickle reaches code only through find_class or a persistent id; both are refused."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        raise DataError(f"refused a pickle that names {module_name}.{global_name}; expected {_PLAIN}")
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise DataError(f"refused a pickle with a persistent id; expected {_PLAIN}")
-
-
-def _only_plain(value: Any, place: str) -> Any:
-    for item in value if type(value) is tuple else (value,):
-        if type(item) not in (str, bytes, int):
-            raise DataError(f"{place}: refused a pickled {type(item).__name__}; expected {_PLAIN}")
-    return value
-
-
 def _expect_tuple(value: Any, length: int, meaning: str, place: str) -> tuple[Any, ...]:
     if type(value) is not tuple or len(value) != length:
         raise DataError(f"{place}: expected a tuple ({meaning}), found {type(value).__name__} {value!r:.60}")
@@ -225,34 +193,25 @@ def _expect_tuple(value: Any, length: int, meaning: str, place: str) -> tuple[An
 
 
 def _lmdb_get(folder: Path, key: str) -> bytes:
-    with _environment(folder, os.getpid()).begin(buffers=False) as transaction:
-        value = transaction.get(key.encode())
+    value = _environment(folder).get(key.encode())
     if value is None:
         raise DataError(f"{folder}: no key {key!r}")
     return value
 
 
-@lru_cache(maxsize=16)
-def _environment(folder: Path, process: int) -> Any:
-    """One environment per folder and process: LMDB allows neither a second one nor one inherited by a fork."""
-    try:
-        import lmdb
-    except ModuleNotFoundError:
-        raise DataError(f"{folder}: reading LMDB needs `pip install -e '.[lmdb]'`") from None
-    if not folder.is_dir():
-        raise DataError(f"no LMDB folder {folder}; expected a folder with imgs/ and pairs/")
-    try:
-        return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
-    except lmdb.Error as error:
-        raise DataError(f"{folder}: not an LMDB environment ({error})") from None
+@cache
+def _environment(folder: Path) -> Environment:
+    return open_environment(folder)
 
 
-def _decode_pair(eyes: Sequence[str | bytes], place: str) -> tuple[bytes | None, bytes | None]:
+def _decode_pair(eyes: Sequence[Any], place: str) -> tuple[bytes | None, bytes | None]:
     left, right = eyes
     return _decode_image(left, f"{place}, left eye"), _decode_image(right, f"{place}, right eye")
 
 
-def _decode_image(text: str | bytes, place: str) -> bytes | None:
+def _decode_image(text: Any, place: str) -> bytes | None:
+    if not isinstance(text, str | bytes):
+        raise DataError(f"{place}: expected an image in URL-safe base64, found {type(text).__name__}")
     raw = text.encode("ascii", "replace") if isinstance(text, str) else text
     try:
         return base64.b64decode(raw.strip().translate(_URL_SAFE), validate=True) or None
@@ -289,11 +248,11 @@ def _patients_of(line: bytes, place: str) -> list[str]:
     return patients
 
 
-def _utf8(data: bytes, place: str) -> str:
+def _utf8(data: bytes, place: str, what: str = "patient") -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{place}: the patient {data[:40]!r} is not UTF-8 ({error.reason})") from None
+        raise DataError(f"{place}: the {what} {data[:40]!r} is not UTF-8 ({error.reason})") from None
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, int, int, bytes]]:

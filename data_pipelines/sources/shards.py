@@ -8,6 +8,7 @@ the arrays of the targets, whose sizes are in the header. No pickle and no frame
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.records import DataError, Record, View
+from data_pipelines.json_files import checked, read_json
+from data_pipelines.records import DataError, Record, View, eye_name, modality_name
 from data_pipelines.sources.columns import Strings, read_once, row_index
 
 FORMAT = "fundax records 1"
 _PACKED = 1024  # bytes; larger arrays, such as masks, are compressed
 _LENGTH = struct.Struct("<I")
+# what damaged bytes, or other JSON than a record's, happen to raise
+_BROKEN = (struct.error, zlib.error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+_BROKEN += (RecursionError, MemoryError)
+MOST_SHARDS, LARGEST_TARGET = 100_000, 2**30  # files of a folder; bytes of one array
 
 
 def pack(record: Record) -> bytes:
@@ -33,7 +39,7 @@ def pack(record: Record) -> bytes:
         if not isinstance(view.image, bytes):
             raise DataError(f"{record.where}: only encoded images can be packed, not {type(view.image).__name__}")
         blobs.append(view.image)
-        views.append([view.modality, view.eye, len(view.image)])
+        views.append([view.modality, view.eye, len(view.image), view.report, _targets(view.targets, blobs)])
     header = {
         "patient": record.patient,
         "report": record.report,
@@ -41,8 +47,9 @@ def pack(record: Record) -> bytes:
         "day": record.day,
         "where": record.where,
         "attributes": dict(record.attributes),
+        "eye_reports": dict(record.eye_reports),
         "views": views,
-        "targets": {name: _to_json(name, value, blobs) for name, value in record.targets.items()},
+        "targets": _targets(record.targets, blobs),
     }
     text = json.dumps(header, ensure_ascii=False).encode()
     return b"".join((_LENGTH.pack(len(text)), text, *blobs))
@@ -54,14 +61,38 @@ def unpack(data: bytes) -> Record:
         (length,) = _LENGTH.unpack_from(data)
         start = _LENGTH.size + length
         header = json.loads(data[_LENGTH.size : start])
+        _check(header)
         blobs = _Blobs(memoryview(data)[start:])
-        views = tuple(View(bytes(blobs.next(n)), modality, eye) for modality, eye, n in header["views"])
+        views = tuple(_view(blobs, *row) for row in header["views"])
         targets = {name: _from_json(value, blobs) for name, value in header["targets"].items()}
-    except (struct.error, ValueError, KeyError, TypeError, zlib.error) as error:
+    except _BROKEN as error:
         raise DataError(f"not a record of launch.py data convert, or a damaged one ({error})") from None
-    fields = {name: header[name] for name in ("patient", "report", "day", "where")}
-    fields["attributes"] = header.get("attributes", {})
+    fields: dict[str, Any] = {name: header[name] for name in ("patient", "report", "day", "where")}
+    fields |= {name: header.get(name, {}) for name in ("attributes", "eye_reports")}
     return Record(views=views, findings=tuple(header["findings"]), targets=targets, **fields)
+
+
+def _check(header: Mapping[str, Any]) -> None:
+    """Raise TypeError or KeyError for a header that is not of the form that `pack` writes."""
+    texts = [header[name] for name in ("patient", "report", "where")] + [*header["findings"]]
+    texts += [text for name in ("attributes", "eye_reports") for text in header.get(name, {}).values()]
+    if not all(isinstance(text, str) for text in texts) or type(header["day"]) is not int:
+        raise TypeError("its header has other types than a record's")
+
+
+def _targets(targets: Mapping[str, Any], blobs: list[bytes]) -> dict[str, Any]:
+    return {name: _to_json(name, value, blobs) for name, value in targets.items()}
+
+
+def _view(
+    blobs: _Blobs, modality: str, eye: str, length: int, report: str = "", targets: Mapping[str, Any] | None = None
+) -> View:
+    """A view; earlier shards have neither a report nor targets of a view."""
+    if not isinstance(report, str):
+        raise TypeError("the report of a view is not a text")
+    image = bytes(blobs.next(int(length)))
+    found = {name: _from_json(one, blobs) for name, one in (targets or {}).items()}
+    return View(image, modality_name(modality), eye_name(eye), report, found)
 
 
 class _Blobs:
@@ -72,7 +103,7 @@ class _Blobs:
 
     def next(self, length: int) -> memoryview:
         part = self._data[self._at : self._at + length]
-        if len(part) != length:
+        if length < 0 or len(part) != length:
             raise ValueError(f"{length - len(part)} bytes are missing")
         self._at += length
         return part
@@ -104,8 +135,13 @@ def _from_json(value: Mapping[str, Any], blobs: _Blobs) -> Any:
     if kind == "plain":
         return content
     dtype, shape, length, packed = content
-    raw = blobs.next(length)
-    flat = np.frombuffer(zlib.decompress(raw) if packed else raw, np.dtype(dtype))
+    kind, count = np.dtype(str(dtype)), math.prod(shape or ())
+    if kind.kind not in "biuf" or not 0 <= count * kind.itemsize <= LARGEST_TARGET:
+        raise ValueError(f"a target of {count} values of {dtype}")
+    raw: bytes | memoryview = blobs.next(length)
+    if packed:
+        raw = zlib.decompressobj().decompress(raw, count * kind.itemsize + 1)
+    flat = np.frombuffer(raw, kind)
     return flat[0] if shape is None else flat.reshape(shape).copy()
 
 
@@ -124,16 +160,16 @@ class Shards:
     def info(self) -> dict[str, Any]:
         """The content of info.json: records, shards, classes, size, images."""
         path = self.folder / "info.json"
-        try:
-            info = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(
-                f"{self.folder}: no info.json; expected a folder that launch.py data convert wrote"
-            ) from None
-        except ValueError as error:
-            raise DataError(f"{path}: not JSON ({error})") from None
-        if not isinstance(info, dict) or info.get("format") != FORMAT:
+        if not path.is_file():
+            raise DataError(f"{self.folder}: no info.json; expected a folder that launch.py data convert wrote")
+        info = read_json(path, dict[str, Any], "a JSON object")
+        if info.get("format") != FORMAT:
             raise DataError(f"{path}: format is not {FORMAT!r}; convert the data again")
+        numbers = [info.get(name) for name in ("records", "shards")]
+        checked(numbers, list[int], f"{path}: records and shards")
+        checked(info.get("classes"), list[str], f"{path}: classes")
+        if not (1 <= numbers[1] <= MOST_SHARDS and 0 <= numbers[0] < 2**40):
+            raise DataError(f"{path}: {numbers[0]} records in {numbers[1]} shards cannot be")
         return info
 
     @property
@@ -158,7 +194,7 @@ class Shards:
         try:
             return reader[row]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise DataError(f"its file is damaged ({str(error).splitlines()[0][:200]})") from None
+            raise DataError(f"its file is damaged ({_line(error)})") from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
@@ -175,7 +211,7 @@ class Shards:
         try:
             reader = array_record_data_source.ArrayRecordDataSource([str(path) for path in paths])
         except (RuntimeError, ValueError) as error:
-            raise DataError(f"{self.folder}: a file is cut short or damaged ({str(error).splitlines()[0]})") from None
+            raise DataError(f"{self.folder}: a file is cut short or damaged ({_line(error)})") from None
         if len(reader) != len(self):
             raise DataError(f"{self.folder}: the files hold {len(reader)} records, info.json says {len(self)}")
         return reader
@@ -191,8 +227,21 @@ class Shards:
         return hashes
 
     def _patients(self) -> Iterator[str]:
-        with (self.folder / "patients.jsonl").open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
+        path = self.folder / "patients.jsonl"
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; expected the patients of the records")
+        try:
+            with path.open(encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    yield checked(json.loads(line), str, f"{path} line {number}")
+        except (OSError, ValueError, RecursionError) as error:
+            raise (
+                error if isinstance(error, DataError) else DataError(f"{path}: not a list of patients ({error})")
+            ) from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def array_records(folder: str | Path) -> Shards:

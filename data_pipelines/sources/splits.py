@@ -1,13 +1,16 @@
 """Subsets of a source, and splits by patient: hashed or stratified by class, and stored in a citable file.
 
-A split file contains digests of the patients' names instead of the names, so that it can be published. Checkpoints are
-selected on the validation part; the test part is for the final evaluation."""
+A split file can be published: it holds salted digests instead of the patients' names. The salt is in a file of its own
+beside it (split.salt), which stays private: whoever has both can test whether a name is among the patients. Checkpoints
+are selected on the validation part; the test part is for the final evaluation."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import os
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.json_files import checked, read_json
 from data_pipelines.records import DataError, Record, Source, text_hash
 from data_pipelines.sources.columns import Stored, read_once
 
@@ -151,8 +155,18 @@ def patients_of(source: Source) -> list[str]:
     return [source[row].patient for row in range(len(source))]
 
 
-FORMAT = "fundax split 2"
-_OF_ONE_SOURCE = "fundax split 1"  # earlier files hold {part: digests}, later ones {part: {source: digests}}
+FORMAT = "fundax split 3"
+_WITHOUT_SALT = "fundax split 2"  # {part: {source: digests}}
+_OF_ONE_SOURCE = "fundax split 1"  # {part: digests}, without salt
+
+
+@dataclass(frozen=True)
+class StoredSplit:
+    """A split file that was read. parts: part -> source -> digests of patients; salt: "" in files of earlier versions."""
+
+    parts: Mapping[str, Mapping[str, Sequence[str]]]
+    salt: str = ""
+    file: str = "the split"
 
 
 def stratified(
@@ -194,60 +208,87 @@ def folds(patients: Sequence[str], labels: Any, count: int = 5, seed: int = 0) -
     return [np.flatnonzero(fold[member] == k) for k in range(count)]
 
 
-def split_record(parts: Mapping[str, Mapping[str, Sequence[str]]], **notes: Any) -> dict[str, Any]:
-    """The content of a split file, in which digests stand for patients.
+def split_record(parts: Mapping[str, Mapping[str, Sequence[str]]], salt: str = "", **notes: Any) -> dict[str, Any]:
+    """What write_split writes: salted digests in place of patients, "salt", and a "digest" that no salt changes.
 
-    parts: part -> source -> the patient of each of its rows. notes: further metadata (seed, date). Raises DataError if a
-    patient is in two parts of a source.
+    parts: part -> source -> the patient of each of its rows. salt: hex digits; "" draws one. notes: further metadata (seed,
+    date). Raises DataError if a patient is in two parts of a source.
     """
-    digests = {p: {n: sorted(set(map(_digest, rows))) for n, rows in named.items()} for p, named in parts.items()}
+    salt = salt or secrets.token_hex(16)
+    plain, salted = (
+        {
+            p: {n: sorted({_digest(name, key) for name in rows}) for n, rows in named.items()}
+            for p, named in parts.items()
+        }
+        for key in ("", salt)
+    )
     counts = {
-        part: {name: {"patients": len(digests[part][name]), "rows": len(rows)} for name, rows in named.items()}
+        part: {name: {"patients": len(salted[part][name]), "rows": len(rows)} for name, rows in named.items()}
         for part, named in parts.items()
     }
-    _check_disjoint(digests, "a split")
-    return {"format": FORMAT, "counts": counts, "said": notes, "parts": digests}
+    _check_disjoint(salted, "a split")
+    whole = hashlib.sha256((json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()).hexdigest()[:12]
+    return {"format": FORMAT, "digest": whole, "counts": counts, "said": notes, "parts": salted, "salt": salt}
 
 
 def write_split(path: str | Path, record: Mapping[str, Any]) -> str:
-    """Write a split_record as JSON; returns the digest of the file, for citation."""
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text, encoding="utf-8")
+    """Write a split_record as JSON, and its salt beside it; returns the digest of the JSON file, for citation."""
+    path = Path(path)
+    text = json.dumps({k: v for k, v in record.items() if k != "salt"}, indent=1, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for file, content in ((salt_file(path), record["salt"] + "\n"), (path, text)):
+        temporary = file.with_name(f"{file.name}.tmp")
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, file)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_split(path: str | Path) -> dict[str, dict[str, list[str]]]:
-    """part -> source -> digests of patients, of a file of write_split. The source of an earlier file is "".
+def salt_file(path: str | Path) -> Path:
+    """Where the salt of a split file is: split.salt beside split.json."""
+    return Path(path).with_suffix(".salt")
 
-    Raises DataError if the file is not a split file, or if a patient is in two parts of a source.
+
+def read_split(path: str | Path) -> StoredSplit:
+    """A file of write_split, with its salt. The source of a file of the first format is "".
+
+    Raises DataError if the file is not a split file, if its salt is missing, or if a patient is in two parts of a source.
     """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        found, parts = record["format"], record["parts"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected a split written by fundax ({error})") from None
-    if found not in (FORMAT, _OF_ONE_SOURCE):
-        raise DataError(f"{path}: format {found!r}; expected {FORMAT!r}")
-    parts = parts if found == FORMAT else {name: {"": digests} for name, digests in parts.items()}
+    record = read_json(Path(path), dict[str, Any], "a split written by fundax")
+    found, parts = record.get("format"), record.get("parts")
+    if found not in (FORMAT, _WITHOUT_SALT, _OF_ONE_SOURCE):
+        raise DataError(f"{path}: expected a split written by fundax, whose format is {FORMAT!r}, not {found!r}")
+    checked(
+        parts, dict[str, list[str]] if found == _OF_ONE_SOURCE else dict[str, dict[str, list[str]]], f"{path}: parts"
+    )
+    parts = {name: {"": digests} for name, digests in parts.items()} if found == _OF_ONE_SOURCE else parts
     _check_disjoint(parts, str(path))
-    return parts
+    return StoredSplit(parts, _read_salt(path) if found == FORMAT else "", str(path))
 
 
-def divided(
-    parts: Mapping[str, Mapping[str, Sequence[str]]], source: Source, name: str = "", file: str | Path = "the split"
-) -> dict[str, Subset]:
+def _read_salt(path: str | Path) -> str:
+    try:
+        salt = salt_file(path).read_text(encoding="utf-8").strip()
+        bytes.fromhex(salt)
+    except (OSError, ValueError):
+        raise DataError(
+            f"{path}: the digests in it are salted, and the salt is not in {salt_file(path)}; whoever made the split has it"
+        ) from None
+    return salt
+
+
+def divided(stored: StoredSplit, source: Source, name: str = "") -> dict[str, Subset]:
     """The parts of a source by the digests of read_split; the order of the rows does not matter.
 
     name: the source's name in the file; a file of a single source fits any name. Raises DataError if the file lacks the
     source or one of its patients, or if a patient of the file is not in the source.
     """
+    parts, file = stored.parts, stored.file
     names = {one for found in parts.values() for one in found}
     name = name if name in names or len(names) != 1 else next(iter(names))
     if name not in names:
         raise DataError(f"{file}: has no source {name!r}, only {', '.join(sorted(names))}")
     where = {digest: part for part, found in parts.items() for digest in found.get(name, ())}
-    digests = [_digest(patient) for patient in patients_of(source)]
+    digests = [_digest(patient, stored.salt) for patient in patients_of(source)]
     if unknown := [row for row, digest in enumerate(digests) if digest not in where]:
         raise DataError(f"{file}: {len(unknown)} rows are of patients it does not have, first row {unknown[0] + 1}")
     if absent := len(where.keys() - set(digests)):
@@ -305,8 +346,10 @@ def _rounded(exact: np.ndarray, total: int) -> np.ndarray:
     return counts
 
 
-def _digest(name: str) -> str:
-    return hashlib.sha256(str(name).encode()).hexdigest()[:20]
+def _digest(name: str, salt: str = "") -> str:
+    if not salt:
+        return hashlib.sha256(str(name).encode()).hexdigest()[:20]
+    return hashlib.blake2b(str(name).encode(), key=bytes.fromhex(salt)[:64], digest_size=10).hexdigest()
 
 
 def _check_disjoint(parts: Mapping[str, Mapping[str, Sequence[str]]], where: str) -> None:

@@ -92,7 +92,7 @@ def read_rows(path: Path, sep: str = ",", encoding: str = "") -> Iterator[tuple[
     nameless: list[int] = []
     row = 0
     for line, raw in _lines(path, sep, encoding):
-        cells = [plain(cell) for cell in raw]
+        cells = [cell.strip() if cell.isascii() else plain(cell) for cell in raw]
         if not any(cells):
             continue
         if not header:
@@ -188,7 +188,7 @@ def _text(path: Path, sep: str, codec: str) -> Iterator[tuple[int, list[str]]]:
                 if several and (inner := _swallowed(cells, sep)):
                     raise csv.Error(f"a cell holds the line {inner[:60]!r}, which looks like a row")
                 yield line, cells
-                row += any(cell.strip() for cell in cells)
+                row += any(map(str.strip, cells))
                 line = reader.line_num + start
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror})") from error

@@ -120,6 +120,8 @@ def _is_held_out(text: str, share: float) -> bool:
 
 
 def _paragraphs(path: Path) -> list[str]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a text file in UTF-8")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,6 +1,7 @@
 """Synthetic patients: eyes with diseases, drawn as fundus photographs, angiograms and OCT scans, with reports.
 
-sources      Patients, Eyes and Drawn: the sources
+sources      Patients, Visits, Eyes and Drawn: the sources
+tables       synthetic visits on disk, as a newcomer's own tables would look
 patients     conditions, biomarkers and the course of a disease
 anatomy      vessels, disc and fovea of an eye
 lesions      where the lesions of each condition lie

@@ -50,7 +50,7 @@ def device(rng: np.random.Generator, kind: str) -> Device:
 
 
 def illumination(frame: Frame, camera: Device) -> np.ndarray:
-    """The illumination f32 [h w], brightest off the centre and darker towards the rim."""
+    """The illumination f32 [h w]: brightest near the centre and darker towards the rim."""
     half = np.float32(2 / frame.size)
     axis = (np.arange(frame.size, dtype=np.float32) - np.float32((frame.size - 1) / 2)) * half
     u, v = axis[None], axis[:, None]
@@ -95,6 +95,6 @@ def expose(planes: Planes, camera: Device, mask: np.ndarray, haze: float, rng: n
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """Compress and decompress u8 [h w 3] as JPEG, with the slow exact transforms."""
+    """Compress and decompress u8 [h w 3] as JPEG, with the exact instead of the fast cosine transform."""
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="444", fastdct=False)
     return simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)

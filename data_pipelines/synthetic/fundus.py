@@ -123,7 +123,7 @@ def _bed(eye: Eye, frame: Frame, light: np.ndarray) -> cam.Planes:
 
 
 def _sheen(eye: Eye, planes: cam.Planes, r2: np.ndarray, light: np.ndarray) -> None:
-    """The bright ring around the fovea and the foveal reflex of young eyes."""
+    """Add the bright ring around the fovea and the foveal reflex of young eyes, in place."""
     young = max(0.0, min(1.0, (55 - eye.age) / 30))
     if young == 0:
         return
@@ -226,7 +226,7 @@ def fundus_planes(eye: Eye, cover: Cover, frame: Frame, light: np.ndarray) -> ca
 
 
 def _lens(eye: Eye, planes: cam.Planes, light: np.ndarray) -> None:
-    """Absorption of blue light by an old lens, and scattering by an opaque one."""
+    """Apply the absorption of blue light by an old lens and the scattering by an opaque lens, in place."""
     old = max(0.0, min(1.0, (eye.age - 35) / 50))
     planes[2] *= np.float32(1 - 0.45 * old)
     planes[0] *= np.float32(1 - 0.04 * old)
@@ -247,7 +247,7 @@ def cfp(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Fram
 
 
 def uwf(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Frame, Cover]:
-    """Draw a 120-degree image of two lasers: red and green only, with an oval field and lids above and below."""
+    """Draw a 120-degree image of a red and a green laser, with an oval field and lids above and below."""
     device = cam.device(rng, "UWF")
     frame = Frame(size, size / 2 / cam.uniform(rng, 54, 62), cam.uniform(rng, 1, 7), cam.uniform(rng, -3, 3))
     light = cam.illumination(frame, device)
@@ -263,7 +263,7 @@ def uwf(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Fram
 
 
 def _lids(planes: cam.Planes, frame: Frame, rng: np.random.Generator) -> None:
-    """The dark arcs of the lids, the lower one with lashes."""
+    """Draw the dark arcs of the lids in place. The lower lid has lashes."""
     axis = (np.arange(frame.size, dtype=np.float32) + np.float32(0.5)) * np.float32(1 / frame.size)
     u = axis[None] - np.float32(0.5)
     top, bottom = cam.uniform(rng, 0.02, 0.12), cam.uniform(rng, 0.02, 0.14)

@@ -66,7 +66,7 @@ def _cluster(
     return marks(centre[0] + c * r, centre[1] + s * r, size[0] + (size[1] - size[0]) * u * u)
 
 
-def _one(x: float, y: float, rx: float, ry: float | None = None, turn: float = 0.0) -> np.ndarray:
+def _mark(x: float, y: float, rx: float, ry: float | None = None, turn: float = 0.0) -> np.ndarray:
     return marks(np.array([x]), np.array([y]), np.array([rx]), np.array([rx if ry is None else ry]), np.array([turn]))
 
 
@@ -108,7 +108,9 @@ def _retinopathy(site: Site, rng: Rng) -> Marks:
         boat = rng.random(5)
         grown = 0.7 + 0.5 * (load - 4)
         x, y = float(-4 + 14 * boat[0]), float((7 + 3 * boat[1]) * (1 if boat[2] < 0.7 else -1))
-        out["preretinal haemorrhage"] = _one(x, y, (3.0 + 2.0 * float(boat[3])) * grown, (1.5 + float(boat[4])) * grown)
+        out["preretinal haemorrhage"] = _mark(
+            x, y, (3.0 + 2.0 * float(boat[3])) * grown, (1.5 + float(boat[4])) * grown
+        )
     return out
 
 
@@ -120,7 +122,7 @@ def _macular_oedema(site: Site, rng: Rng) -> Marks:
         "microaneurysm": _dots(int(14 * more), 30, (0.2, 0.34), rng, reach=13.0),
         "haemorrhage": _dots(int(5 * more), 12, (0.3, 0.8), rng, reach=15.0),
         "hard exudate": _cluster(70, centre, (2.4, 4.6 + load), (0.16, 0.55), rng)[: int((26 + 40 * load) * more)],
-        "macular oedema": _one(*centre, 2.4 + 1.4 * load),
+        "macular oedema": _mark(*centre, 2.4 + 1.4 * load),
     }
 
 
@@ -130,7 +132,7 @@ def _dry_amd(site: Site, rng: Rng) -> Marks:
     place = rng.random((3, 4))
     patches = np.concatenate(
         [
-            _one(
+            _mark(
                 2.6 * (float(p[0]) - 0.5),
                 2.6 * (float(p[1]) - 0.5),
                 1.1 + 1.5 * float(p[2]) * load,
@@ -152,8 +154,8 @@ def _wet_amd(site: Site, rng: Rng) -> Marks:
     c, s = (float(v) for v in cos_sin(turn))
     return {
         "drusen": _cluster(26, (0.0, 0.0), (2.0, 7.0), (0.22, 0.6), rng),
-        "choroidal neovascularisation": _one(x, y, 2.1 * grown, 1.6 * grown, turn),
-        "subretinal haemorrhage": _one(
+        "choroidal neovascularisation": _mark(x, y, 2.1 * grown, 1.6 * grown, turn),
+        "subretinal haemorrhage": _mark(
             x + 1.6 * c, y + 1.6 * s, (2.8 + float(u[3])) * grown, (2.2 + float(u[4])) * grown, turn
         ),
         "hard exudate": _cluster(16, (x - 2.2 * c, y - 2.2 * s), (1.4, 3.2), (0.15, 0.45), rng),
@@ -169,9 +171,9 @@ def _glaucoma(site: Site, rng: Rng) -> Marks:
     x = dx - 1.5 - t * 17
     y = dy + up * (2.4 + 9.0 * t * (1.55 - t))
     out = {"nerve fibre defect": marks(x, y, np.full(14, 1.1), 0.55 + 0.9 * t, np.full(14, 0.0))}
-    out["peripapillary atrophy"] = _one(dx - 0.5, dy, 3.1 + 0.5 * float(u[1]), 3.4 + 0.4 * float(u[1]))
+    out["peripapillary atrophy"] = _mark(dx - 0.5, dy, 3.1 + 0.5 * float(u[1]), 3.4 + 0.4 * float(u[1]))
     if u[2] < 0.25:
-        out["flame haemorrhage"] = _one(dx - 2.2, dy + up * 2.0, 0.9, 0.3, 0.1 * up)
+        out["flame haemorrhage"] = _mark(dx - 2.2, dy + up * 2.0, 0.9, 0.3, 0.1 * up)
     return out
 
 
@@ -196,7 +198,7 @@ def _vein_occlusion(site: Site, rng: Rng) -> Marks:
         "flame haemorrhage": _flames(int(most * grown * 0.8), most, site, rng, where),
         "haemorrhage": dots[: int((40 if central else 24) * grown)],
         "cotton-wool spot": spots[: int(2 + 3 * site.load)],
-        "macular oedema": _one(0.0, 0.6 * up, 2.2 + 1.2 * site.load),
+        "macular oedema": _mark(0.0, 0.6 * up, 2.2 + 1.2 * site.load),
     }
 
 
@@ -206,18 +208,18 @@ def _detachment(site: Site, rng: Rng) -> Marks:
     radius = 45.0
     reach = 3.0 + 8.0 * float(u[1]) - 7.0 * min(site.load, 1.0)  # distance of the edge from the fovea
     c, s = (float(v) for v in cos_sin(0.5 + up * (0.06 + 0.14 * float(u[2]))))  # temporal, up or down
-    return {"detached retina": _one(3 + c * (radius + reach), s * (radius + reach), radius, radius)}
+    return {"detached retina": _mark(3 + c * (radius + reach), s * (radius + reach), radius, radius)}
 
 
 def _myopia(site: Site, rng: Rng) -> Marks:
     u = rng.random((5, 4))
     dx, dy = site.disc
     grown = 0.7 + 0.5 * site.load
-    crescent = _one(
+    crescent = _mark(
         dx - (1.2 + 0.8 * site.load), dy + float(u[0, 0] - 0.5), 3.6 + 1.4 * site.load, 3.6 + 1.0 * site.load
     )
     patches = [
-        _one(
+        _mark(
             float(-6 + 15 * p[0]),
             float(-6 + 12 * p[1]),
             (0.9 + 1.8 * float(p[2])) * grown,
@@ -231,7 +233,7 @@ def _myopia(site: Site, rng: Rng) -> Marks:
 
 def _hole(site: Site, rng: Rng) -> Marks:
     r = 1.0 + 0.7 * min(site.load, 1.0) + 0.15 * float(rng.random())
-    return {"macular hole": _one(0.0, 0.0, r, r)}
+    return {"macular hole": _mark(0.0, 0.0, r, r)}
 
 
 def _none(site: Site, rng: Rng) -> Marks:

@@ -41,7 +41,7 @@ def _smooth(a: np.ndarray, height: int, width: int = 0) -> np.ndarray:
 
 
 def _stretch(a: np.ndarray) -> np.ndarray:
-    """Scale the 1st to 99th percentile to 0..255, exactly, with order statistics of integers."""
+    """Scale the 1st to 99th percentile to 0..255 in exact integer arithmetic."""
     order = np.sort(a, axis=None)
     low, high = int(order[a.size // 100]), int(order[-a.size // 100])
     return np.clip((a - low) * 255 // max(high - low, 1), 0, 255)
@@ -57,7 +57,7 @@ def _cloud(salt: int, widths: tuple[int, ...]) -> np.ndarray:
 
 
 def _ridge(salt: int, height: int, width: int) -> np.ndarray:
-    """Ridges along the contour lines of a cloud with lumps of that height and width."""
+    """Ridges along the contour lines of smooth noise with the given correlation lengths."""
     fold = np.abs(_stretch(_smooth(_white(salt), height, width)) - 128)
     return _stretch(255 - np.minimum(255, fold * 4))
 
@@ -103,7 +103,7 @@ def texture(kind: str, size: int, x: float, y: float, span: float) -> np.ndarray
 
 
 def grain(kind: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """f32 [height width] in 0..1: a random crop of the tile at its own resolution; larger sizes repeat it."""
+    """f32 [height width] in 0..1: a random crop of the tile at full resolution. Sizes above the tile's repeat it."""
     x, y = (int(v * TILE) for v in rng.random(2))
     source = tile(kind)
     repeats = (-(-height // TILE), -(-width // TILE))

@@ -106,7 +106,7 @@ def _cysts(n: int, spread: float, height: tuple[float, float], size: float, rng:
 
 
 def _lesioned(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Change the stack in place by the lesions of the eye, and return the cysts."""
+    """Apply the lesions of the eye to the layer thicknesses `t` in place, and return the cysts."""
     marks, load = eye.lesions, min(eye.load, 1.0)
     cysts = np.zeros((0, 4))
     if "drusen" in marks:
@@ -139,8 +139,8 @@ def _lesioned(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray], rng: np.random.
     return cysts
 
 
-def _lost(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray]) -> np.ndarray:
-    """f32 [w]: atrophy of the outer retina and pigment epithelium, which become thinner in place."""
+def _atrophy(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray]) -> np.ndarray:
+    """Thin the outer retina and the pigment epithelium in place where they are atrophic; return f32 [w] in 0..1."""
     if "atrophy" not in eye.lesions:
         return np.zeros_like(x)
     lost = np.clip(_even(_dome(x, eye.lesions["atrophy"], 2.6, 1.1, 0.8), len(x) // 16), 0, 1)
@@ -150,7 +150,7 @@ def _lost(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _shadows(eye: Eye, x: np.ndarray) -> np.ndarray:
-    """The shadows of vessels that cross the scan, and of blood."""
+    """f32 [w] in 0..1: the shadows of blood and of the vessels that cross the scan."""
     cut = np.zeros_like(x)
     for segments, depth in ((eye.arteries, 0.35), (eye.veins, 0.5)):
         cross = (segments[:, 1] * segments[:, 3] <= 0) & (np.abs(segments[:, 0]) < HALF + 1) & (segments[:, 4] > 0.1)
@@ -176,7 +176,7 @@ def stack(eye: Eye, x: np.ndarray, rng: np.random.Generator) -> Stack:
     """The layers of an eye along the scan, `x` f32 [w] in degrees."""
     t = _healthy(eye, x)
     cysts = _lesioned(eye, x, t, rng)
-    window = _lost(eye, x, t)
+    window = _atrophy(eye, x, t)
     long = max(0.0, (eye.axial_length - 24) / 8)
     bowl = np.float32(260 * long * long + 10) * (x * np.float32(1 / HALF)) * (x * np.float32(1 / HALF))
     tilt = np.float32(cam.uniform(rng, -45, 45)) * x * np.float32(1 / HALF)
@@ -235,7 +235,7 @@ def _hole(eye: Eye, x: np.ndarray, up: np.ndarray, edges: np.ndarray, unit: floa
 
 
 def oct_scan(eye: Eye, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Frame, dict[str, np.ndarray]]:
-    """Draw a scan: u8 [size size 3], a frame (only its columns are degrees), and masks `layers` (of LAYERS) and `fluid`."""
+    """Draw a scan: u8 [size size 3], a frame (only its columns are degrees), and the masks `layers` and `fluid`."""
     device = cam.device(rng, "OCT")
     frame = Frame(size, size / (2 * HALF), cam.uniform(rng, -0.8, 0.8), 0.0)
     x = frame.grid()[0][0]

@@ -40,7 +40,7 @@ class Patient:
 
     seed: int
     index: int
-    condition: str  # the principal one, at day 0
+    condition: str  # of the more severely affected eye, at day 0
     principal: str  # the more severely affected eye
     age: float
     systolic: float
@@ -119,7 +119,7 @@ def visit_days(p: Patient, visits: int) -> list[int]:
 
 
 def eye_at(p: Patient, side: str, day: int) -> Eye:
-    """The state of an eye on a day. The random streams are those of day 0, so only what progresses changes."""
+    """The state of an eye on a day. Random numbers do not depend on the day, so only the disease progresses."""
     course = p.left if side == "left" else p.right
     load = course.load + course.rate * day / 365.25
     if course.condition in RETINOPATHY:
@@ -168,7 +168,7 @@ def _haze(condition: str, load: float, age: float, u: float) -> float:
 
 
 def _traits(condition: str, load: float, u: list[float]) -> dict[str, float]:
-    """Numbers that only some conditions have."""
+    """The strengths of features that only some conditions have."""
     occlusion = condition == "retinal vein occlusion"
     central = occlusion and u[2] < 0.4
     glaucoma = condition == "glaucoma"

@@ -69,7 +69,7 @@ def _offsets(reach: int, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Canvas:
-    """Several images in one array, padded so that no window leaves them. Each pixel keeps its largest coverage."""
+    """Several images in one array, padded so that every window fits. Each pixel keeps its largest coverage."""
 
     def __init__(self, size: int, count: int = 1) -> None:
         self.size, self.count, self.cover = size, count, np.zeros((count, size, size), np.float32)
@@ -98,8 +98,8 @@ class _Canvas:
 def blots(frame: Frame, marks: np.ndarray, soft: float = 0.3, rough: float = 0.0) -> np.ndarray:
     """The coverage f32 [h w] of marks [n 6] = (x, y, rx, ry, cos, sin) in degrees.
 
-    `soft` is the width of the edge as a fraction of the radius, and `rough` (0..1) the irregularity of the outline. Marks
-    below 0.55 pixels are drawn with that radius, because a microaneurysm is visible though smaller than a pixel.
+    `soft` is the width of the edge as a fraction of the radius, and `rough` (0..1) the irregularity of the outline. Radii
+    below 0.55 pixels are raised to 0.55, because a microaneurysm is visible even when it is smaller than a pixel.
     """
     canvas = _Canvas(frame.size)
     if len(marks):
@@ -146,7 +146,7 @@ def _blots(
 def lines(frame: Frame, groups: Sequence[np.ndarray]) -> np.ndarray:
     """The coverage f32 [G h w] of each group of segments [n 6] = (x0, y0, x1, y1, width0, width1) in degrees.
 
-    Segments thinner than a sixth of a pixel are left out.
+    Segments thinner than a sixth of a pixel are omitted.
     """
     segments = np.concatenate(groups)
     owner = np.repeat(np.arange(len(groups)), [len(g) for g in groups])

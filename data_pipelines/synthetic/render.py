@@ -29,9 +29,10 @@ class Picture:
 def render(eye: Eye, modality: str, size: int, rng: np.random.Generator, masks: bool = False) -> Picture:
     """Render an eye in a modality: CFP, UWF, FFA or OCT.
 
-    With `masks`, the masks are bool [size size] by name (field, artery, vein, disc, cup and the lesions of the eye) and
-    `index` u8 [size size] of MASK_CLASSES. For an OCT scan they are `layers` u8 (indices of LAYERS), `index` (the same)
-    and `fluid`. Raises DataError for another modality and for sizes below 16.
+    With `masks=True`, the picture has one mask bool [size size] for each of field, artery, vein, disc, cup and the
+    lesions of the eye, and `index` u8 [size size] with indices of MASK_CLASSES. An OCT scan has `layers` u8 [size size]
+    with indices of LAYERS, `index` (a copy of `layers`) and `fluid` bool [size size]. Raises DataError for another
+    modality and for sizes below 16.
     """
     if modality not in DRAWERS:
         raise DataError(f"synthetic modality {modality!r}: expected one of {', '.join(DRAWERS)}")
@@ -64,7 +65,7 @@ def fundus_masks(cover: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Convert coverages to masks. In `index`, lesions cover the cup, the cup the disc, and the disc the vessels."""
     masks: dict[str, np.ndarray] = {name: c > 0.5 for name, c in cover.items()}
     for name in {"artery", "vein", "neovascularisation"} & set(cover):
-        masks[name] = cover[name] > 0.25  # a vessel thinner than a pixel never covers half of one
+        masks[name] = cover[name] > 0.25  # a vessel thinner than a pixel never covers half a pixel
     masks["cup"] &= masks["disc"]
     for name in masks:
         masks[name] &= masks["field"]

@@ -39,9 +39,9 @@ _ZH_VIEW = {
 
 def findings_of(eye: Eye) -> tuple[str, ...]:
     """The findings that an examiner would report, in the order of conditions.FINDINGS."""
-    found = {k for k in eye.lesions if k in LESIONS}
-    if "detached retina" in found:
-        found = (found - {"detached retina"}) | {"retinal detachment"}
+    present = {k for k in eye.lesions if k in LESIONS}
+    if "detached retina" in present:
+        present = (present - {"detached retina"}) | {"retinal detachment"}
     extra = {
         "neovascularisation": len(eye.fronds) > 0,
         "enlarged cup": eye.cup >= 0.62,
@@ -51,8 +51,8 @@ def findings_of(eye: Eye) -> tuple[str, ...]:
         "media opacity": eye.haze >= 0.25,
         "venous dilation": eye.traits.get("dilation", 0.0) >= 0.4,
     }
-    found |= {k for k, there in extra.items() if there}
-    return tuple(k for k in FINDINGS if k in found)
+    present |= {k for k, visible in extra.items() if visible}
+    return tuple(k for k in FINDINGS if k in present)
 
 
 def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
@@ -60,7 +60,7 @@ def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def _some(items: Sequence[str], most: int, rng: np.random.Generator) -> list[str]:
-    """A random selection of at most `most` items, in their order."""
+    """At most `most` random items, in their original order."""
     if len(items) <= most:
         return list(items)
     order = sorted(range(len(items)), key=list(rng.random(len(items))).__getitem__)
@@ -74,20 +74,20 @@ def _join(items: Sequence[str], language: str) -> str:
 
 
 def _signs(eye: Eye, modality: str, language: str, rng: np.random.Generator, most: int = 4) -> list[str]:
-    """Wordings of the findings; an angiogram or OCT scan has signs of its own for some of them."""
-    found = findings_of(eye)
-    own = MODALITY_SIGNS.get(modality, {})
-    special = [own[k][language == "zh"] for k in found if k in own]
-    if special:
-        return _some(special, most, rng)
-    if modality == "OCT" and found:
+    """Phrases for at most `most` findings. Angiograms and OCT scans use MODALITY_SIGNS where there are any."""
+    findings = findings_of(eye)
+    specific = MODALITY_SIGNS.get(modality, {})
+    phrases = [specific[k][language == "zh"] for k in findings if k in specific]
+    if phrases:
+        return _some(phrases, most, rng)
+    if modality == "OCT" and findings:
         return [_pick(UNSEEN[language], rng)]
-    words = [_pick(SIGNS[language][k], rng).format(cup=f"{eye.cup:.1f}") for k in found]
-    return _some(words, most, rng)
+    phrases = [_pick(SIGNS[language][k], rng).format(cup=f"{eye.cup:.1f}") for k in findings]
+    return _some(phrases, most, rng)
 
 
 def _absent(eye: Eye, language: str, rng: np.random.Generator) -> str:
-    """A negation of two findings that are absent."""
+    """A phrase which states that two findings are absent."""
     missing = [k for k in ABSENT[language] if k not in findings_of(eye)]
     # "no haemorrhage" would be wrong with any kind of haemorrhage
     if any("haemorrhage" in k for k in findings_of(eye)) and "haemorrhage" in missing:
@@ -151,7 +151,7 @@ def caption(eye: Eye, modality: str, language: str, rng: np.random.Generator) ->
 
 
 def report(eyes: Mapping[str, Eye], modalities: Sequence[str], language: str, rng: np.random.Generator) -> str:
-    """The report of a patient: a statement for each eye (`eyes` by side), or one for both if they are alike."""
+    """Write the report of a patient: a statement for each eye, or a shared one if both have the same condition."""
     sides = ("right", "left") if rng.random() < 0.8 else ("left", "right")
     modality = modalities[int(rng.random() * len(modalities))]
     present = [s for s in sides if s in eyes]

@@ -1,6 +1,7 @@
 """Sources of synthetic patients: images of both eyes in several modalities, a report, and the ground truth.
 
     Patients(n=1000, seed=0, modalities=("CFP", "OCT"), size=96)   one visit of a patient per row
+    Visits(n=1000, seed=0, missing=0.4)                            one visit per row, with randomly missing views
     Eyes(n=1000, seed=0)                                           one image per row, with a caption about that eye
 
 Item i depends only on (seed, start + i), and its bytes are the same on every machine.
@@ -67,12 +68,11 @@ class Drawn:
 
 
 def _structure(drawn: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-
     if name == "vessel":
         return drawn["artery"] | drawn["vein"]
     if name in drawn:
         return drawn[name]
-    if name in LESIONS:  # this eye does not have it
+    if name in LESIONS:  # this eye does not have the lesion
         return np.zeros_like(drawn["disc"])
     known = ("vessel", "artery", "vein", "disc", "cup", "field", *LESIONS)
     raise DataError(f"synthetic eyes have no structure {name!r}; expected some of {', '.join(known)}")
@@ -88,12 +88,13 @@ __all__ = [
     "PROMPTS",
     "Eyes",
     "Patients",
+    "Visits",
 ]
 
 
 LANGUAGES = ("en", "zh", "both")
-# First patient of each part, a million apart, so that no patient is in two of them. Pretraining learns from train and is
-# evaluated on val; tasks on a pretrained model have parts of their own. KeepFIT's experts describe those of task_train.
+# First patient of each part. Parts are a million patients apart, so that they do not overlap. Pretraining uses train and
+# val; tasks that start from a pretrained model use task_train and task_val. KeepFIT's expert set is task_train.
 STARTS = {"train": 0, "val": 1_000_000, "task_train": 2_000_000, "task_val": 3_000_000, "test": 4_000_000}
 Split = Literal["train", "val", "task_train", "task_val", "test"]
 _HORIZON = 730  # days after which `progress` compares the grade
@@ -135,15 +136,15 @@ class _Synthetic:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, which labels index: `conditions`, or CONDITIONS if it is None."""
+        """Class names in the order of the labels: `conditions`, or CONDITIONS if it is None."""
         return CONDITIONS if self.conditions is None else self.conditions
 
     def prompts(self, language: str = "en") -> tuple[str, ...]:
-        """The names of the classes in reports of a language, "en" or "zh"."""
+        """The names of the classes in a language, "en" or "zh"."""
         return tuple(PROMPTS[language][CONDITIONS.index(c)] for c in self.classes)
 
     def split(self, part: Split, n: int | None = None) -> Self:
-        """The same kind of source with the patients of one part of STARTS: `n` of them, or as many as here."""
+        """This source with the first `n` patients of another part of STARTS; None keeps the number of patients."""
         return replace(self, start=STARTS[part], n=self.n if n is None else n)
 
     def _label(self, eye: Eye | None) -> np.int32:
@@ -172,12 +173,11 @@ def _names(value: object, field: str, allowed: Mapping[str, Any] | tuple[str, ..
 class Patients(_Synthetic):
     """One visit of a patient per row: views of both eyes in each modality, and one report.
 
-    Each patient has `visits` consecutive rows. With `one_eye`, only one eye of each patient is imaged, the diseased one
-    if there is one.
+    Each patient has `visits` consecutive rows. With `one_eye`, only the more severely affected eye is imaged.
 
     The targets are
 
-    - label, label_left, label_right i32: the class; -1 for an eye that is not imaged or whose condition is not a class;
+    - label, label_left, label_right i32: the class; -1 if the eye is not imaged or its condition is not a class;
     - grade i32; value f32 [4], the BIOMARKERS; findings, findings_left, findings_right f32 [F], the FINDINGS;
     - points f32 [V 2 2]: fovea and disc of each view as (x, y), NaN outside the image;
     - progress i32: whether the grade increases within two years;
@@ -200,18 +200,15 @@ class Patients(_Synthetic):
         number, visit = self.start + row // self.visits, row % self.visits
         p = patient(self.seed, number, self.classes)
         day = visit_days(p, visit + 1)[visit]
-        sides = (p.principal,) if self.one_eye else SIDES
-        eyes = {side: eye_at(p, side, day) for side in sides}
-        views, pictures = [], []
-        for modality in self.modalities:
-            for side in sides:
-                picture = _picture(p, eyes[side], modality, visit, self.size, self.masks)
-                pictures.append(picture)
-                views.append(View(picture.image, modality, side))
+        imaged = self._imaged(p, visit)
+        eyes = {side: eye_at(p, side, day) for side in SIDES if any(side == other for _, other in imaged)}
+        principal = eyes.get(p.principal) or next(iter(eyes.values()))
+        pictures = [_picture(p, eyes[side], modality, visit, self.size, self.masks) for modality, side in imaged]
+        views = tuple(View(q.image, *place) for q, place in zip(pictures, imaged, strict=True))
         rng = stream(self.seed, number, 2, visit)
         text = report(eyes, self.modalities, self._language(rng), rng)
         targets = {
-            **_truth(p, eyes[p.principal], day, self._label(eyes[p.principal])),
+            **_truth(p, principal, day, self._label(principal)),
             "label_left": self._label(eyes.get("left")),
             "label_right": self._label(eyes.get("right")),
             "findings": _hot(tuple(eyes.values())),
@@ -223,12 +220,68 @@ class Patients(_Synthetic):
             targets["mask"] = np.stack([q.masks["index"] for q in pictures]).astype(np.int32)
             targets["masks"] = tuple({k: m for k, m in q.masks.items() if k != "index"} for q in pictures)
         names = tuple(k for k in FINDINGS if any(k in findings_of(e) for e in eyes.values()))
-        return Record(_name(p), tuple(views), text, names, targets, day)
+        return Record(_name(p), views, text, names, targets, day)
+
+    def _imaged(self, p: Patient, visit: int) -> list[tuple[str, str]]:
+        """(modality, eye) of each view."""
+        sides = (p.principal,) if self.one_eye else SIDES
+        return [(modality, side) for modality in self.modalities for side in sides]
+
+
+DEVICES = ("camera A", "camera B", "camera C")
+
+
+@dataclass(frozen=True)
+class Visits(Patients):
+    """Patients with randomly missing views, with reports and labels of the visit, of each eye and of each view.
+
+    Each view is missing with probability `missing`, independently of the others, but at least one view is present. The
+    report of a visit describes the imaged eyes, and its label is the label of the worse imaged eye. The report of a view
+    is a caption; its targets are label i32 and points f32 [2 2]. The attributes are age, sex and device.
+    """
+
+    modalities: tuple[str, ...] = ("CFP", "OCT", "FFA")
+    missing: float = 0.4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.missing < 1:
+            raise DataError(f"synthetic missing={self.missing}: expected a share from 0 to below 1")
+
+    def __getitem__(self, index: int) -> Record:
+        record, row = super().__getitem__(index), self._row(index, len(self))
+        number, visit = self.start + row // self.visits, row % self.visits
+        p = patient(self.seed, number, self.classes)
+        day, rng = record.day, stream(self.seed, number, 6, visit)
+        language = self._language(rng)
+        views = tuple(
+            replace(
+                view,
+                report=caption(eye_at(p, view.eye, day), view.modality, language, rng),
+                targets={"label": record.targets[f"label_{view.eye}"], "points": points},
+            )
+            for view, points in zip(record.views, record.targets["points"], strict=True)
+        )
+        eyes = [side for side in SIDES if any(view.eye == side for view in views)]
+        about = {side: report({side: eye_at(p, side, day)}, self.modalities, language, rng) for side in eyes}
+        kinds = stream(self.seed, number, 7).random(2)
+        attributes = {
+            "age": f"{p.age + day / 365.25:.0f}",
+            "sex": ("female", "male")[int(kinds[0] * 2)],
+            "device": DEVICES[int(kinds[1] * len(DEVICES))],
+        }
+        return replace(record, views=views, eye_reports=about, attributes=attributes)
+
+    def _imaged(self, p: Patient, visit: int) -> list[tuple[str, str]]:
+        whole = super()._imaged(p, visit)
+        drawn = stream(p.seed, p.index, 5, visit).random(len(whole))
+        kept = [place for place, u in zip(whole, drawn, strict=True) if u >= self.missing]
+        return kept or [whole[int(drawn.argmax())]]
 
 
 @dataclass(frozen=True)
 class Eyes(_Synthetic):
-    """One image per row with a caption: the diseased eye if there is one, in one of the modalities.
+    """One image per row with a caption: the more severely affected eye in a random modality.
 
     The targets are those of Patients for a single view: label, grade i32; value f32 [4]; findings f32 [F]; points
     f32 [2 2]; progress; with `masks` also mask i32 [h w] and masks, a dict of bool [h w].

@@ -1,4 +1,4 @@
-"""Images with masks or landmarks at a fixed resolution: the training part, and the part to evaluate on."""
+"""Training and evaluation data with masks or landmarks at a fixed resolution."""
 
 from __future__ import annotations
 
@@ -23,10 +23,17 @@ _log = logging.getLogger(__name__)
 
 
 def masks(data: Data, seed: int, size: int, *, overlapping: bool, crop: bool, keep: bool) -> Parts:
-    """Parts with masks of data.classes at `size` pixels; without --data, structures of synthetic eyes.
+    """Parts with masks of data.classes, at `size` pixels. Without --data, the images are synthetic eyes.
 
-    crop: crop photographs to the field of view first. keep: keep the prepared images in memory. Raises DataError if
-    `overlapping` is set with fewer than two classes.
+    Args:
+        data: sources, classes and splits.
+        seed: random seed.
+        size: size of the images in pixels.
+        overlapping: classes may overlap; each has its own channel.
+        crop: crop photographs to the field of view first.
+        keep: keep the prepared images in memory.
+
+    Raises DataError if `overlapping` is set with fewer than two classes.
     """
     if overlapping and len(data.classes) < 2:
         raise DataError("--overlapping needs at least two --classes")
@@ -36,10 +43,17 @@ def masks(data: Data, seed: int, size: int, *, overlapping: bool, crop: bool, ke
 
 
 def points(data: Data, seed: int, size: int, *, missing: str, diameter: float, resize: str, keep: bool) -> Parts:
-    """Parts with the coordinates of the landmarks data.classes; without --data, fovea and disc of synthetic eyes.
+    """Parts with the coordinates of the landmarks data.classes. Without --data, the images are synthetic eyes.
 
-    missing: "allowed" if landmarks may have no coordinates. diameter: diameter of the disc in pixels of the original
-    images, to report errors in disc diameters. resize: "longest" or "squash". keep: keep the prepared images in memory.
+    Args:
+        data: sources, names of the landmarks and splits.
+        seed: random seed.
+        size: size of the images in pixels.
+        missing: "allowed" if landmarks may be missing, otherwise "error".
+        diameter: diameter of the disc in pixels of the original images, to report errors in disc diameters.
+        resize: "longest" or "squash".
+        keep: keep the prepared images in memory.
+
     Raises DataError for landmarks that synthetic eyes do not have.
     """
     landmarks = data.classes
@@ -65,13 +79,13 @@ def _prepared(
     }
     eyes = synthetic_parts(data.eyes(seed, max(size, 16), masks=True), keep=False, **counts)
     # The eyes themselves are not cached, only the prepared images.
-    own = {name: drawn(getattr(part, "source", part)) for name, part in eyes.items()}
-    found = data.parts(own, seed, lambda record: 0, **columns)
+    synthetic = {name: drawn(getattr(part, "source", part)) for name, part in eyes.items()}
+    parts = data.parts(synthetic, seed, lambda record: 0, **columns)
     data.used["classes"] = list(data.classes)
     (target,) = columns
     made = []
-    for some in (found["train"], data.held_out(found)):
-        source = Prepared(joined([_by_name(one, target, data.classes) for one in some]), size, **fields)
+    for group in (parts["train"], data.held_out(parts)):
+        source = Prepared(joined([_by_name(named, target, data.classes) for named in group]), size, **fields)
         made.append(CachedSource(source) if keep else source)
     return Parts(made[0], made[1], data.part or "val")
 
@@ -79,14 +93,14 @@ def _prepared(
 def ready(source: Source, *targets: str) -> Step:
     """The first step of an evaluation: image, `targets` and the attributes of the patients (age, sex, ...)."""
     records = source
-    while isinstance(records, CachedSource | Prepared):  # whose records would read the images
+    while isinstance(records, CachedSource | Prepared):  # the underlying records do not read the images
         records = records.source
     return WithAttributes(Ready(targets), attribute_names(records))
 
 
 @dataclass(frozen=True)
 class Reordered:
-    """A source whose several masks or points stand in another order: `order` [K] are their places in the source."""
+    """A source with the masks or points of each record reordered; `order` [K] are the old positions."""
 
     source: Source
     target: str
@@ -97,34 +111,34 @@ class Reordered:
 
     def __getitem__(self, index: int) -> Record:
         record = self.source[index]
-        own = record.targets.get(self.target)
-        if not isinstance(own, tuple | np.ndarray) or len(own) != len(self.order):
+        values = record.targets.get(self.target)
+        if not isinstance(values, tuple | np.ndarray) or len(values) != len(self.order):
             return record
-        moved = own[list(self.order)] if isinstance(own, np.ndarray) else tuple(own[k] for k in self.order)
+        moved = values[list(self.order)] if isinstance(values, np.ndarray) else tuple(values[k] for k in self.order)
         return replace(record, targets={**record.targets, self.target: moved})
 
 
-def _by_name(one: Named, target: str, classes: Sequence[str]) -> Named:
-    """The source with its mask or point columns (the option mask=A+B) in the order of the classes that they name.
+def _by_name(named: Named, target: str, classes: Sequence[str]) -> Named:
+    """Reorder the mask or point columns of a source (the option mask=A+B) to match the order of `classes`.
 
-    A column names a class that its name contains ("disc_mask"). Columns that name no class are left in their order, with
-    one line.
+    A column belongs to the class whose name it contains ("disc_mask"). If the columns cannot be matched, their order is
+    kept and a warning is logged.
     """
-    columns = one.options.get(target, "").split("+")
-    if len(columns) < 2 or "{" in one.options[target]:
-        return one
+    columns = named.options.get(target, "").split("+")
+    if len(columns) < 2 or "{" in named.options[target]:
+        return named
     order = [_column(columns, name) for name in classes]
     if len(columns) != len(classes) or None in order or len(set(order)) < len(order):
         listed = f"{', '.join(columns)} are read as {', '.join(classes)}, in this order"
-        _log.warning("%s: the columns %s, since their names do not say which is which", one.name, listed)
-        return one
+        _log.warning("%s: the columns %s, because their names do not match the classes", named.name, listed)
+        return named
     moved = tuple(k for k in order if k is not None)
-    return one if moved == tuple(range(len(moved))) else replace(one, source=Reordered(one.source, target, moved))
+    return named if moved == tuple(range(len(moved))) else replace(named, source=Reordered(named.source, target, moved))
 
 
 def _column(columns: Sequence[str], name: str) -> int | None:
-    """The number of the only column that is named as a class, or contains its name."""
+    """The index of the only column that equals or contains the name of a class; None if there is no such column."""
     exact = np.flatnonzero(places(columns, [name]) >= 0)
     inside = [k for k, column in enumerate(columns) if name.casefold() in column.casefold()]
-    found = exact if len(exact) else inside
-    return int(found[0]) if len(found) == 1 else None
+    matches = exact if len(exact) else inside
+    return int(matches[0]) if len(matches) == 1 else None

@@ -25,7 +25,7 @@ TARGETS = ("label", "label_left", "label_right")
 
 
 def pairs(data: Sources) -> Callable[[Sequence[str]], list[Named]]:
-    """A function that opens words of --data as tables, files or databases of both eyes and a report (open_pairs)."""
+    """Make a function that opens the words of --data as sources of both eyes and a report (see open_pairs)."""
     return lambda words: [Named(Path(word).stem, open_pairs(word, data.image_dir), None, word) for word in words]
 
 
@@ -33,8 +33,8 @@ def retrieval_passes(
     data: Sources, parts: Mapping[str, list[Named]], steps: Sequence[Step], batch: int
 ) -> dict[str, Data]:
     """One pass over both eyes and the report of each held-out patient of --data, by the name of the evaluation."""
-    named = scored_names(data, parts) if data.data else []
-    return {f"retrieval{end}": one_epoch(one.source, (PairedEyes(), *steps), batch=batch) for end, one in named}
+    scored = scored_names(data, parts) if data.data else []
+    return {f"retrieval{end}": one_epoch(named.source, (PairedEyes(), *steps), batch=batch) for end, named in scored}
 
 
 def paired(patients: Patients, batch: int) -> Data:
@@ -44,7 +44,7 @@ def paired(patients: Patients, batch: int) -> Data:
 
 
 def level_prompts(patients: Patients, tokenizer: Tokenizer) -> dict[str, list[np.ndarray]]:
-    """Prompts of each class as token ids i32 [P L], for each of the levels patient, left and right."""
+    """Prompts of each class as token ids i32 [P L], for the levels patient, left and right."""
     language = "en" if patients.language == "both" else patients.language
     names = patients.prompts(language)
     return {
@@ -53,10 +53,10 @@ def level_prompts(patients: Patients, tokenizer: Tokenizer) -> dict[str, list[np
 
 
 def probe_data(patients: Patients, rfmid_root: str, batch: int) -> tuple[dict[str, Any], str]:
-    """Data for a linear probe by part, and the key of the labels.
+    """The parts of the data for a linear probe by name, and the key of the labels.
 
-    With `rfmid_root`, the parts are train, valid and test of RFMiD with its 28 labels. Without it, they are train and
-    valid, with the findings of single eyes of synthetic patients that are not in `patients`.
+    With `rfmid_root`, the parts are train, valid and test of RFMiD, with its 28 labels. Without it, they are train and
+    valid: single eyes of synthetic patients outside `patients`, with their findings as labels.
     """
     if rfmid_root:
         splits = {name: rfmid(rfmid_root, name) for name in ("train", "valid", "test")}

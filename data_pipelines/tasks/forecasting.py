@@ -1,4 +1,4 @@
-"""Forecasting data: predict from images of earlier visits whether an eye is worse at a later visit."""
+"""Forecasting data: images of earlier visits, labelled by whether the eye is worse at a later visit."""
 
 from __future__ import annotations
 
@@ -26,13 +26,18 @@ KEYS = ("label", "days", "present", "modality")  # what training needs besides t
 class Followups:
     """One row for each pair of an earlier and a later visit of one eye.
 
-    A row has the images up to the earlier visit (the latest `visits` of them), the days from each image to the later
-    visit, and whether the eye is worse at the later visit (see `worse`). Patients with one visit give no row.
+    A row has the images of the last `visits` visits up to the earlier visit, the days from each image to the later visit,
+    and whether the eye is worse at the later visit (see `worse`). Patients with a single visit have no row.
 
-    source: its records have a patient, a day, an eye if it is known, and a `grade` or a `label`.
-    Views: `visits` images, the latest first; missing ones repeat the latest. Targets: label i32 [], days f32 [visits],
-    horizon f32 [] (days from the latest image), present bool [visits]. Raises DataError naming a record that has neither
-    a grade nor a label.
+    The views are `visits` images, the latest first; missing images are copies of the latest. The targets are label
+    i32 [], days f32 [visits], horizon f32 [] (days from the latest image) and present bool [visits].
+
+    Args:
+        source: records with a patient, a day, an eye if known, and a `grade` or a `label`.
+        visits: number of images per row.
+        classes: names of the two answers.
+
+    Raises DataError naming a record that has neither a grade nor a label.
     """
 
     source: Source
@@ -40,9 +45,9 @@ class Followups:
     classes: tuple[str, ...] = ANSWERS
 
     def _pairs(self) -> list[tuple[tuple[int, ...], int]]:
-        if "_found" not in self.__dict__:
-            object.__setattr__(self, "_found", self._read())
-        return self.__dict__["_found"]
+        if "_rows" not in self.__dict__:
+            object.__setattr__(self, "_rows", self._read())
+        return self.__dict__["_rows"]
 
     def _read(self) -> list[tuple[tuple[int, ...], int]]:
         eyes: dict[tuple[str, str], list[tuple[int, int]]] = {}
@@ -50,7 +55,7 @@ class Followups:
             record = self.source[row]
             if not {"grade", "label"} & record.targets.keys():
                 raise DataError(
-                    f"{record.where or f'row {row + 1}'}: has no label; a forecast needs each visit's state"
+                    f"{record.where or f'row {row + 1}'}: has no label; a forecast needs a label at each visit"
                 )
             eyes.setdefault((record.patient, record.views[0].eye), []).append((record.day, row))
         pairs = []
@@ -61,7 +66,7 @@ class Followups:
                 before = tuple(reversed(rows[max(0, at + 1 - self.visits) : at + 1]))
                 pairs += [(before, rows[later]) for later in range(at + 1, len(rows)) if days[later] > days[at]]
         if not pairs:
-            raise DataError("no patient has two visits of one eye on different days: there is nothing to forecast")
+            raise DataError("no patient has two visits of the same eye on different days, so nothing can be forecast")
         return pairs
 
     def __len__(self) -> int:
@@ -84,7 +89,7 @@ class Followups:
 
 @dataclass(frozen=True)
 class Listed:
-    """VisionFM's list: each row has an image, a label (0 or 1), and as its `value` the days until the label applies."""
+    """Rows of VisionFM's format: an image, a label (0 or 1), and `value`, the days until the label was determined."""
 
     source: Source
     classes: tuple[str, ...] = ANSWERS
@@ -114,11 +119,11 @@ class Visits:
     def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
         made = []
         for view in example.views:
-            one: Any = replace(example, views=(view,))
+            item: Any = replace(example, views=(view,))
             for step in (self.first, *self.steps):
-                one = step(one, rng)
-            made.append(one)
-        images = {key: np.stack([one[key] for one in made]) for key in present(made[0])}
+                item = step(item, rng)
+            made.append(item)
+        images = {key: np.stack([item[key] for item in made]) for key in present(made[0])}
         targets = {name: np.asarray(value) for name, value in example.targets.items()}
         return made[0] | targets | images
 
@@ -129,7 +134,7 @@ def single(size_hint: int | None) -> SingleView:
 
 
 def worse(now: Record, then: Record) -> bool:
-    """Whether the grade of an eye is higher or its class has changed; without grades, whether its class is higher."""
+    """Whether an eye is worse at visit `then`: a higher grade or another class or, without grades, a higher class."""
     a, b = now.targets, then.targets
     if "grade" in a and "grade" in b:
         return bool(b["grade"] > a["grade"] or ("label" in a and b["label"] != a["label"]))
@@ -137,23 +142,23 @@ def worse(now: Record, then: Record) -> bool:
 
 
 def horizons(days: Sequence[float], count: int = 3) -> list[float]:
-    """Edges that divide days into `count` intervals with about equally many rows."""
+    """Edges that divide days into `count` intervals with about the same number of rows."""
     return [float(edge) for edge in np.quantile(np.asarray(days, np.float64), np.arange(1, count) / count)]
 
 
 def questions(data: Data, patients: Patients, seed: int, visits: int = 1) -> Parts:
-    """The parts, split by patient, as pairs of visits (Followups), or as rows of a list (Listed, with value=COLUMN).
+    """The parts, split by patient, as pairs of visits (Followups), or as rows with value=COLUMN (Listed).
 
-    Raises DataError for states that are names without a given order, and as labelled.parts does.
+    Raises DataError as labelled.parts does, and also if the labels are names whose order was not given.
     """
     share = 0.5 if patients.n < 20 else 0.25
-    states = () if data.classes == ANSWERS else data.classes  # a run gives its answers as classes
-    found = labelled.parts(data, patients, seed, share=share, classes=states)
-    if data.data and "value" in found.train[0].targets:
-        return replace(found, train=Listed(found.train), scored=Listed(found.scored))
-    if "grade" not in found.train[0].targets:
-        found.check_order("states of visits")
-    return replace(found, train=Followups(found.train, visits), scored=Followups(found.scored, visits))
+    states = () if data.classes == ANSWERS else data.classes  # the classes of a trained run are its answers
+    parts = labelled.parts(data, patients, seed, share=share, classes=states)
+    if data.data and "value" in parts.train[0].targets:
+        return replace(parts, train=Listed(parts.train), scored=Listed(parts.scored))
+    if "grade" not in parts.train[0].targets:
+        parts.check_order("states of visits")
+    return replace(parts, train=Followups(parts.train, visits), scored=Followups(parts.scored, visits))
 
 
 @dataclass(frozen=True)
@@ -167,8 +172,8 @@ class VisitReader:
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of a pass that are not given to the encoder."""
-        own = ("label", "days", "present", "horizon", "modality", "eye", "group", "picture")
-        return (*own, *attribute_names(self.parts.scored), "index")
+        fixed = ("label", "days", "present", "horizon", "modality", "eye", "group", "picture")
+        return (*fixed, *attribute_names(self.parts.scored), "index")
 
     def steps(self, flip: bool, keys: Sequence[str]) -> tuple[Any, ...]:
         """All preprocessing steps, with random flips if `flip`."""

@@ -47,9 +47,9 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class WithElite:
-    """Pair each batch of `public` with a batch of `elite`, stored under elite/...; each has its own order.
+    """Pair each batch of `public` with a batch of `elite`, stored under elite/...; both are shuffled independently.
 
-    keys: keys of the elite examples to include. Raises DataError if the batch sizes differ.
+    `keys` are the keys of the elite examples to include. Raises DataError if the batch sizes differ.
     """
 
     public: Data | Any
@@ -59,12 +59,12 @@ class WithElite:
     def __post_init__(self) -> None:
         if self.public.batch != self.elite.batch:
             raise DataError(
-                f"elite batches are 1:1: {self.public.batch} public examples, {self.elite.batch} elite ones"
+                f"elite batches are 1:1, got {self.public.batch} public examples and {self.elite.batch} elite examples"
             )
 
     @property
     def batch(self) -> int:
-        """Examples of each half, of all processes together."""
+        """Number of public examples in a global batch; there are as many elite examples."""
         return self.public.batch
 
     def __call__(self, shard: int = 0, shards: int = 1) -> SideBySide:
@@ -76,8 +76,8 @@ class WithElite:
 class WithAppearance:
     """Add appearance vectors of a frozen model to each batch: appearance and elite/appearance, f32 [B A].
 
-    look: maps images u8 [B h w 3] to vectors f32 [B A]. It is called in the training process, so that batches depend
-    only on (seed, position) and not on the workers that read them.
+    `look` maps images u8 [B h w 3] to vectors f32 [B A]. It is called in the training process, so that batches do not
+    depend on the workers that read them.
     """
 
     data: Data | Any
@@ -85,7 +85,7 @@ class WithAppearance:
 
     @property
     def batch(self) -> int:
-        """Examples of each half, of all processes together."""
+        """Number of public examples in a global batch; there are as many elite examples."""
         return self.data.batch
 
     def __call__(self, shard: int = 0, shards: int = 1) -> Looking:
@@ -108,7 +108,7 @@ class Looking:
         return batch | {key.replace("image", "appearance"): self._look(batch[key]) for key in keys}
 
     def get_state(self) -> dict[str, Any]:
-        """{"step": int}, for JSON."""
+        """The state as {"step": int}, which can be stored as JSON."""
         return self._batches.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ class Looking:
 
 
 class SideBySide:
-    """The iterator of WithElite. Both halves are at the same step, so the state of the public one is enough."""
+    """The iterator of WithElite. Both halves are at the same step, so the state of the public half is sufficient."""
 
     def __init__(self, public: Batches, elite: Batches, keys: tuple[str, ...]) -> None:
         self._public, self._elite, self._keys = public, elite, keys
@@ -136,7 +136,7 @@ class SideBySide:
         return public | {PREFIX + key: elite[key] for key in self._keys}
 
     def get_state(self) -> dict[str, Any]:
-        """{"step": int}, for JSON."""
+        """The state as {"step": int}, which can be stored as JSON."""
         return self._public.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -160,11 +160,13 @@ def pairs(
 ) -> WithElite:
     """Training batches of augmented public images, paired with expert examples, which are sampled with seed + 1.
 
-    loader: arguments of pipeline.mix. synonyms: caption public images with synonyms of their category.
+    `loader` are the arguments of pipeline.mix. With `synonyms`, categories of public images are also recognised by their
+    synonyms.
     """
     resize, words = Canvas(size), Tokenize(tokenizer)
     keys = ("image", "text", "status")
-    learn = (CategoryCaption(by_synonym=synonyms), resize, Flip(), FlairAugment(), words, Select((*keys, "category")))
+    told = Select((*keys, "category", "patient"))
+    learn = (CategoryCaption(by_synonym=synonyms), resize, Flip(), FlairAugment(), words, told)
     study = (EliteReport(), resize, words, Select(keys))
     expert = mix(shares(experts, study), **{**loader, "seed": loader["seed"] + 1})
     return WithElite(mix(shares(public, learn), **loader), expert, keys)
@@ -173,45 +175,45 @@ def pairs(
 def frames(words: Sequence[str], image_dir: str = "", **ban: Any) -> list[Named]:
     """Sources from CSV files in FLAIR's format; a folder stands for all of its CSV files.
 
-    words: paths, optionally followed by options: ",modality=FFA,images=DIR". ban: fields of flair_frame. Raises DataError
-    for a folder without CSV files and for an unknown option.
+    `words` are paths, optionally followed by options: ",modality=FFA,images=DIR". `ban` are arguments of flair_frame.
+    Raises DataError for a folder without CSV files and for an unknown option.
     """
-    found = []
+    out = []
     for word in words:
         path, options = _options(word, "modality", "images", "name", "sep", "encoding")
         listed = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
-        paths = [one for one in listed if one.suffix.lower() in set(SUFFIXES) - {".txt"} or one == Path(path)]
+        paths = [file for file in listed if file.suffix.lower() in set(SUFFIXES) - {".txt"} or file == Path(path)]
         if not paths:
             raise DataError(f"{path}: expected CSV files, one for each data set")
         reading = {name: options[name] for name in ("modality", "sep", "encoding") if name in options}
-        for one in paths:
-            root = options.get("images") or image_dir or one.parent
-            frame = flair_frame(one, root, **reading, **ban)
-            found.append(Named(options.get("name", one.stem), frame, None, word))
-    return found
+        for file in paths:
+            root = options.get("images") or image_dir or file.parent
+            frame = flair_frame(file, root, **reading, **ban)
+            out.append(Named(options.get("name", file.stem), frame, None, word))
+    return out
 
 
 def elite(words: Sequence[str], image_dir: str = "", **defaults: str) -> list[Named]:
     """Sources from CSV files in MM-Retinal's formats.
 
-    words: paths, optionally followed by options: ",modality=OCT,images=DIR,suffix=.jpg,language=zh".
+    `words` are paths, optionally followed by options: ",modality=OCT,images=DIR,suffix=.jpg,language=zh".
     """
-    found = []
+    out = []
     for word in words:
         path, options = _options(word, "modality", "images", "suffix", "language", "name", "sep", "encoding")
         name, root = options.pop("name", Path(path).stem), options.pop("images", image_dir) or Path(path).parent
-        found.append(Named(name, mm_retinal(path, root, **defaults | options), None, word, {"elite": "yes"}))
-    return found
+        out.append(Named(name, mm_retinal(path, root, **defaults | options), None, word, {"elite": "yes"}))
+    return out
 
 
 def opened(public: Sequence[str], image_dir: str = "", **ban: Any) -> Callable[[Sequence[str]], list[Named]]:
-    """A function that opens the words `public` as frames of FLAIR's form, and all others as expert reports."""
+    """Make a function that opens the words in `public` as CSV files of FLAIR, and all others as expert reports."""
 
     def opener(words: Sequence[str]) -> list[Named]:
-        found: list[Named] = []
+        out: list[Named] = []
         for word in words:
-            found += frames([word], image_dir, **ban) if word in public else elite([word], image_dir)
-        return found
+            out += frames([word], image_dir, **ban) if word in public else elite([word], image_dir)
+        return out
 
     return opener
 
@@ -219,34 +221,34 @@ def opened(public: Sequence[str], image_dir: str = "", **ban: Any) -> Callable[[
 def sources(
     data: Sources, elite: Sequence[str], eyes: Eyes, seed: int, keep: bool
 ) -> tuple[list[Named], list[Named], dict[str, list[Named]]]:
-    """The public sources and the expert reports to train on, and the parts of both by name, to evaluate on.
+    """The public sources and the expert reports for training, and the parts for evaluation by name.
 
-    What is not given is drawn: photographs and reports of `eyes`, and unseen eyes of each modality. keep: keep drawn images
-    in memory.
+    Missing sources are replaced by synthetic ones: photographs and reports of `eyes`, and other eyes of each modality for
+    evaluation. With `keep`, synthetic images are kept in memory.
     """
     drawn = [eyes, eyes.split("task_train", max(eyes.n // 20, 4))]
-    public, experts = ([Named("synthetic", Diagnosed(CachedSource(one) if keep else one))] for one in drawn)
+    public, experts = ([Named("synthetic", Diagnosed(CachedSource(source) if keep else source))] for source in drawn)
     if not data.data and not elite:
         unseen = eyes.split("val", min(max(14, eyes.n // 10), 280))
         each = {name: CachedSource(replace(unseen, modalities=(name,))) for name in data.modalities}
-        return public, experts, {"val": [Named(name, one) for name, one in each.items()]}
+        return public, experts, {"val": [Named(name, source) for name, source in each.items()]}
     parts = data.parts({}, seed, opener=opened(data.data + data.val, data.image_dir), also=elite)
-    known = [[one for one in parts["train"] if ("elite" in one.options) == expert] for expert in (False, True)]
+    known = [[named for named in parts["train"] if ("elite" in named.options) == expert] for expert in (False, True)]
     return known[0] or public, known[1] or experts, {name: by_category(part) for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
 class ByCategory(Indexed):
-    """The rows of a source of FLAIR's form that have exactly one category, which becomes their label."""
+    """The rows of a FLAIR source that have exactly one category, which becomes the label."""
 
     source: Source
 
     @read_once
     def index(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """The categories, sorted, and the rows i64 that have one."""
-        found = [tuple(dict.fromkeys(self.source[row].findings)) for row in range(len(self.source))]
-        rows = [row for row, names in enumerate(found) if len(names) == 1]
-        return tuple(sorted({found[row][0] for row in rows})), np.array(rows, np.int64)
+        """The sorted categories, and the rows i64 with exactly one category."""
+        categories = [tuple(dict.fromkeys(self.source[row].findings)) for row in range(len(self.source))]
+        rows = [row for row, names in enumerate(categories) if len(names) == 1]
+        return tuple(sorted({categories[row][0] for row in rows})), np.array(rows, np.int64)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -262,22 +264,22 @@ class ByCategory(Indexed):
 
 
 def by_category(sources: Sequence[Named]) -> list[Named]:
-    """Sources of FLAIR's form with their categories as classes, for zero-shot scores; the others as they are.
+    """Convert FLAIR sources to labelled sources with the categories as classes; other sources are unchanged.
 
-    Rows with several categories or none are not scored. A source that is left with fewer than two classes is left out.
+    Rows with no or several categories are not scored. A source with fewer than two classes is omitted.
     """
-    found = []
-    for one in sources:
-        if "elite" in one.options or getattr(one.source, "classes", ()):
-            found.append(one)
+    out = []
+    for named in sources:
+        if "elite" in named.options or getattr(named.source, "classes", ()):
+            out.append(named)
             continue
-        source = ByCategory(one.source)
-        if len(source) < len(one.source):
-            shown = "%s: %d of %d rows have several categories or none, and are not scored"
-            _log.warning(shown, one.name, len(one.source) - len(source), len(one.source))
+        source = ByCategory(named.source)
+        if len(source) < len(named.source):
+            message = "%s: %d of %d rows have several categories or none, and are not scored"
+            _log.warning(message, named.name, len(named.source) - len(source), len(named.source))
         if len(source.classes) > 1:
-            found.append(replace(one, source=source))
-    return found
+            out.append(replace(named, source=source))
+    return out
 
 
 def id_counts(sources: Sequence[Any], tokenizer: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Labelled images to train and evaluate on, which share no patient, and how encoders and classifiers read them.
+"""Labelled images: training and evaluation parts without common patients, and readers for encoders and classifiers.
 
 Checkpoints are selected on the part `val`; `test` is for the final evaluation."""
 
@@ -7,34 +7,41 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from data_pipelines.images.contrast import Contrast
 from data_pipelines.open import Data, joined, synthetic_parts
 from data_pipelines.pipeline import Data as Batches
 from data_pipelines.pipeline import one_epoch
-from data_pipelines.records import DataError, Record, Source
+from data_pipelines.records import ATTRIBUTES, DataError, Record, Source
 from data_pipelines.sources.matching import are_numbers, names_of
 from data_pipelines.sources.splits import select
 from data_pipelines.synthetic.sources import Eyes, Patients
 from data_pipelines.transforms import steps as t
+from data_pipelines.transforms.photographs import photograph_changes
 from data_pipelines.transforms.steps import IndependentFlip, Select, Step, eval_step
 from data_pipelines.transforms.views import Grouped, SingleView
 from data_pipelines.words import value_names
 
 FRACTIONS = (0.7, 0.15, 0.15)
-# What an evaluation stores of each example besides its label.
+# Keys that an evaluation stores for each example besides its label.
 EXTRA_KEYS = ("modality", "eye", "group", "picture")
+_KEEP = "keep_"  # begins the keys of columns that keep= asked for
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A labelled source to train on, and the part to evaluate on, with the same classes.
+    """Labelled sources for training and evaluation, with the same classes.
 
-    train, scored: the sources. name: name of the part that is evaluated. in_order: whether the order of the classes was
-    given, and is not that of the alphabet. values: names of the values, if they are the target.
+    Args:
+        train: source for training.
+        scored: source for evaluation.
+        name: name of the evaluated part.
+        in_order: whether the order of the classes was given; otherwise it is alphabetical.
+        values: names of the values, if the target is `value`.
     """
 
     train: Source
@@ -61,8 +68,8 @@ class Parts:
         """Raise DataError if the classes are names whose order was not given."""
         if not self.in_order and not are_numbers(self.classes):
             raise DataError(
-                f"{why}: the order of the classes is not given; in the alphabet it is {' < '.join(self.classes)}; "
-                f"expected all of them from the lowest to the highest: --classes {' '.join(map(repr, self.classes))}"
+                f"{why}: the order of the classes is not given, and alphabetical order is {' < '.join(self.classes)}; "
+                f"list all classes from the lowest to the highest: --classes {' '.join(map(repr, self.classes))}"
             )
 
 
@@ -73,31 +80,44 @@ def parts(
     target: str = "label",
     share: float = 0.25,
     classes: Sequence[str] | None = None,
+    selects: bool = True,
 ) -> Parts:
     """The training part and the evaluated part of a labelled source, stratified by label and matched by class names.
 
-    Without --data, they are parts of synthetic patients. target: a target that every record must have; names of values
-    are those of their columns. share: size of the synthetic val and test parts, relative to train. classes: None takes
-    data.classes. Raises DataError for a record without the target, if nothing is held out, and as Data.parts and
-    Data.matched do.
+    Without --data, they are parts of synthetic patients.
+
+    Args:
+        data: sources, classes and splits.
+        synthetic: the synthetic training part.
+        seed: random seed.
+        target: a target that every record must have. Values are named after their columns.
+        share: size of the synthetic val and test parts, relative to train.
+        classes: class names in order; None uses data.classes.
+        selects: whether the part val selects a checkpoint; if not, cross-validation (--fold) trains on it, too, and
+            evaluates the part test.
+
+    Raises DataError as Data.parts and Data.matched do, and also if a record lacks the target or nothing is held out.
     """
     few = max(round(synthetic.n * share), 2)
-    own = synthetic_parts(synthetic, keep=True, val=few, test=few, task=True)
-    found = data.parts(own, seed, lambda record: strata(record, target))
-    for one in (*found["train"], *data.held_out(found)):
-        strata(one.source[0], target)
+    eyes = synthetic_parts(synthetic, keep=True, val=few, test=few, task=True)
+    splits = data.parts(eyes, seed, lambda record: strata(record, target))
+    for named in (*splits["train"], *data.held_out(splits)):
+        strata(named.source[0], target)
     classes = data.classes if classes is None else classes
-    names = tuple(classes) or (value_names(found["train"][0]) if target == "value" else ())
-    train = data.matched(found["train"], strict=True, target=target, names=names)
+    names = tuple(classes) or (value_names(splits["train"][0]) if target == "value" else ())
+    if data.fold and not selects:
+        splits = splits | {"train": [*splits["train"], *splits.get("val", ())], "val": splits["test"]}
+    train = data.matched(splits["train"], strict=True, target=target, names=names)
     names = names or (() if target == "value" else tuple(getattr(joined(train), "classes", ())))
-    scored = data.matched(data.scored(found), strict=False, target=target, names=names)
-    given = bool(classes) or not data.data or all("classes" in one.options for one in train)
+    scored = data.matched(data.scored(splits), strict=False, target=target, names=names)
+    given = bool(classes) or not data.data or all("classes" in named.options for named in train)
     values = names_of(names) if target == "value" else ()
-    return Parts(joined(train), joined(scored), data.part or "val", given, values)
+    name = "test" if data.fold and not selects else data.part or "val"
+    return Parts(joined(train), joined(scored), name, given, values)
 
 
 def strata(record: Record, target: str = "label") -> np.ndarray:
-    """The label to stratify a split by: the class, the findings (missing counts as absent), or 0 without labels.
+    """The label by which a split is stratified: the class, the findings (missing counts as absent), or 0 without labels.
 
     Raises DataError for a record without the target.
     """
@@ -124,6 +144,40 @@ def repeated(source: Source, copies: int) -> Source:
 
 
 @dataclass(frozen=True)
+class Look:
+    """The arguments of a config for how photographs are prepared.
+
+    Args:
+        crop_field: Crop photographs to the field of view first.
+        contrast: Even out the light of photographs, by CLAHE or by subtracting the local average (graham).
+        tiles: Cut each image into this many tiles on each side, every one of --image-size pixels.
+        tile_pool: How the features of the tiles become one: their mean or their largest values.
+        test_flips: Average the features of an image and of its mirror image, except in training.
+    """
+
+    crop_field: bool | None = None  # None: photographs of --data, unless the encoder comes from a run
+    contrast: Contrast = "none"
+    tiles: int = 1
+    tile_pool: Literal["mean", "max"] = "mean"
+    test_flips: bool = False
+
+    @property
+    def tiling(self) -> dict[str, Any]:
+        """Arguments of fundax.interop.backbone."""
+        return {"tiles": self.tiles, "tile_pool": self.tile_pool}
+
+    def preprocessing(self, stored: Mapping[str, Any], data: Data, from_run: bool) -> dict[str, Any]:
+        """The preprocessing of an encoder, `stored`, with these choices; photographs that are cropped keep their aspect."""
+        crop = bool(data.data) and not from_run if self.crop_field is None else self.crop_field
+        facts = dict(stored) | {"image_size": stored["image_size"] * self.tiles}
+        facts |= {"contrast": self.contrast} if self.contrast != "none" else {}
+        if not crop:
+            return facts
+        facts = {name: value for name, value in facts.items() if name not in ("resize_to", "round_down")}
+        return facts | {"crop_field": True, "resize": "longest"}
+
+
+@dataclass(frozen=True)
 class Reader:
     """Read labelled images for an encoder: `image` u8 [H W 3], the targets and EXTRA_KEYS.
 
@@ -131,7 +185,7 @@ class Reader:
         parts: sources of the images.
         preprocessing: image size and resize of the encoder (a run's preprocessing.json).
         targets: names of the targets to read.
-        first: first step; by default SingleView at twice the resolution of the encoder.
+        first: first step; by default SingleView, which in training decodes at twice the resolution of the encoder.
         workers: number of processes that read images.
     """
 
@@ -153,15 +207,26 @@ class Reader:
 
     @property
     def view(self) -> Step:
-        """The first step, which reads the image."""
-        hint = 2 * int(self.preprocessing["image_size"])
+        """The first step of training, which may decode a JPEG at a smaller scale."""
+        return self._view(2 * int(self.preprocessing["image_size"]))
+
+    def _view(self, hint: int | None) -> Step:
         first = self.first or Grouped(SingleView(size_hint=hint, text=None, targets=self.targets))
         return WithAttributes(first, self.attributes)
 
     def steps(self, *augment: Step) -> tuple[Step, ...]:
-        """All preprocessing steps, with `augment` between the thumbnail and the resize."""
+        """All preprocessing steps, with `augment` between the thumbnail and the resize.
+
+        Without `augment`, as in evaluations, every pixel of a JPEG is decoded.
+        """
         select_keys = Select(("image", *self.keys[:-1]))
-        return (self.view, Thumbnail(), *augment, eval_step(self.preprocessing), select_keys)
+        return (
+            self.view if augment else self._view(None),
+            Thumbnail(),
+            *augment,
+            eval_step(self.preprocessing),
+            select_keys,
+        )
 
     def once(self, source: Source, copies: int = 1, batch: int = 64) -> Batches:
         """One pass over `copies` copies of a source; with more than one copy, images are flipped at random."""
@@ -170,25 +235,29 @@ class Reader:
 
 
 def attribute_names(source: Source) -> tuple[str, ...]:
-    """Names of the attributes of the source's records (age, sex, ...)."""
-    return tuple(getattr(source[0], "attributes", ())) if len(source) else ()
+    """The keys under which the attributes of the source's records stand in batches: age, sex, ..., and keep_NAME for others."""
+    own = getattr(source[0], "attributes", ()) if len(source) else ()
+    return tuple(name if name in ATTRIBUTES else f"{_KEEP}{name}" for name in own)
 
 
 def attributes(record: Record, names: Sequence[str]) -> dict[str, Any]:
-    """The attributes of a record as str, "" where unknown; the age as f32 [], NaN where it is not a number."""
+    """The attributes of a record as str ("" if unknown), and the age as f32 [] (NaN if it is not a number).
+
+    names: as attribute_names gives them.
+    """
     given = getattr(record, "attributes", {})
-    found: dict[str, Any] = {name: np.str_(given.get(name, "")) for name in names}
-    if "age" in found:
+    values: dict[str, Any] = {name: np.str_(given.get(name.removeprefix(_KEEP), "")) for name in names}
+    if "age" in values:
         try:
-            found["age"] = np.float32(found["age"])
+            values["age"] = np.float32(values["age"])
         except ValueError:
-            found["age"] = np.float32(np.nan)
-    return found
+            values["age"] = np.float32(np.nan)
+    return values
 
 
 @dataclass(frozen=True)
 class WithAttributes:
-    """A first step that adds the attributes `names` of a record to what `first` reads; evaluations store them."""
+    """A first step that adds the attributes `names` of a record to the output of `first`; evaluations store them."""
 
     first: Step
     names: tuple[str, ...]
@@ -197,20 +266,26 @@ class WithAttributes:
         return self.first(example, rng) | attributes(example, self.names)
 
 
-def augmentation(recipe: str, side: int) -> tuple[Step, ...]:
-    """Augmentation of a fine-tuning recipe, with the resize to `side`.
+def augmentation(recipe: str, preprocessing: Mapping[str, Any]) -> tuple[Step, ...]:
+    """Augmentation of a fine-tuning recipe, with the resize to the side of the encoder's images.
 
-    recipe: visionfm, retfound (without RandAugment), ret_clip or laptop.
+    recipe: visionfm, retfound (without RandAugment), ret_clip, laptop or photographs. Photographs are cropped to their
+    field of view first, and their contrast evened out, where the preprocessing says so.
     """
+    side = int(preprocessing["image_size"])
     flip, jitter = t.IndependentFlip(), t.ColorJitter(0.1, 0.1, 0.0)
+    chosen = any(name in preprocessing for name in ("crop_field", "contrast"))
+    first = (eval_step({**preprocessing, "image_size": side * 5 // 4}),) if chosen else ()
+    if recipe == "photographs":
+        return *first, *photograph_changes(side)
     if recipe == "ret_clip":
         crop = t.RandomResizedCrop(side, (0.8, 1.0), (0.9, 1.1))
-        return t.Squash(side), t.RandomAffine(30.0), crop, flip, jitter, t.RandomErasing(0.2)
+        return *first, t.Squash(side), t.RandomAffine(30.0), crop, flip, jitter, t.RandomErasing(0.2)
     if recipe == "retfound":
-        return t.RandomResizedCrop(side, (0.08, 1.0)), flip, t.RandomErasing(0.25)
+        return *first, t.RandomResizedCrop(side, (0.08, 1.0)), flip, t.RandomErasing(0.25)
     if recipe == "visionfm":
-        return t.RandomResizedCrop(side, (0.08, 1.0), interpolation="bilinear"), flip, FlipRows()
-    return t.RandomAffine(20.0), t.RandomResizedCrop(side, (0.7, 1.0)), flip, FlipRows(), jitter
+        return *first, t.RandomResizedCrop(side, (0.08, 1.0), interpolation="bilinear"), flip, FlipRows()
+    return *first, t.RandomAffine(20.0), t.RandomResizedCrop(side, (0.7, 1.0)), flip, FlipRows(), jitter
 
 
 def flips() -> tuple[Step, ...]:

@@ -26,20 +26,25 @@ ByModality = dict[str, list[Named]]
 def by_modality(
     data: Sources, wanted: Sequence[str], synthetic: Eyes, keep: bool = False
 ) -> tuple[ByModality, ByModality]:
-    """The sources of --data to train on, by modality, and those to evaluate on ({} for synthetic eyes alone).
+    """The sources of --data for training and for evaluation, by modality. Synthetic eyes have no evaluation part ({}).
 
     Each word of --data is `synthetic` (all modalities that can be rendered), a folder with VisionFM's layout
     `<Modality>/*`, or a source that data_pipelines.words supports; such a source has the modality of its first record.
 
-    wanted: modalities to include. synthetic: number, seed and size of the synthetic eyes of each modality. keep: render
-    synthetic eyes once and keep them in memory. Raises DataError if no source has a wanted modality.
+    Args:
+        data: sources and splits.
+        wanted: modalities to include.
+        synthetic: number, seed and size of the synthetic eyes of each modality.
+        keep: render synthetic eyes once and keep them in memory.
+
+    Raises DataError if no source has a wanted modality.
     """
 
     def opened(words: Sequence[str]) -> list[Named]:
-        found = [one for word in words for one in _sources(word, data, wanted, synthetic)]
-        if not found:
+        sources = [named for word in words for named in _sources(word, data, wanted, synthetic)]
+        if not sources:
             raise DataError(f"{' '.join(words)}: no images of {', '.join(wanted)}")
-        return found
+        return sources
 
     if not data.data:
         return _grouped(opened(("synthetic",)), keep), {}
@@ -48,11 +53,11 @@ def by_modality(
 
 
 def _grouped(sources: Sequence[Named], keep: bool) -> ByModality:
-    found: ByModality = {}
-    for one in sources:
-        own = replace(one, source=CachedSource(one.source)) if keep and isinstance(one.source, Eyes) else one
-        found.setdefault(one.options["modality"], []).append(own)
-    return found
+    grouped: ByModality = {}
+    for named in sources:
+        cached = replace(named, source=CachedSource(named.source)) if keep and isinstance(named.source, Eyes) else named
+        grouped.setdefault(named.options["modality"], []).append(cached)
+    return grouped
 
 
 def shares(sources: ByModality, steps: tuple[Step, ...], balanced: bool) -> list[Part]:
@@ -62,32 +67,35 @@ def shares(sources: ByModality, steps: tuple[Step, ...], balanced: bool) -> list
     """
     parts = []
     for group in sources.values():
-        weights = [one.weight or len(one.source) for one in group]
+        weights = [named.weight or len(named.source) for named in group]
         whole = 1.0 if balanced else float(sum(weights))
-        parts += [Part(one.source, steps, whole * w / sum(weights)) for one, w in zip(group, weights, strict=True)]
+        parts += [Part(named.source, steps, whole * w / sum(weights)) for named, w in zip(group, weights, strict=True)]
     return parts
 
 
 def probe_passes(
     data: Sources, held: ByModality, unseen: Eyes, wanted: Sequence[str], size: int, batch: int
 ) -> tuple[dict[str, tuple[tuple[str, ...], Any]], list[Named]]:
-    """Classes and one pass over labelled images to probe, by modality; and the held-out sources if none has labels.
+    """Classes and one pass over labelled images for a probe, by modality, and the held-out sources if none has labels.
 
-    They are the labelled sources of `held`, or without --data the synthetic eyes `unseen` (of two conditions if they are
-    few) of each wanted modality that can be rendered. A name has the name of its source if there are several.
+    The images are the labelled sources of `held`. Without --data, they are the synthetic eyes `unseen` of each wanted
+    modality that can be rendered, with two conditions if there are few eyes. The key includes the name of the source if
+    a modality has several sources.
     """
     if not data.data:
         unseen = replace(unseen, conditions=("normal", "cataract") if unseen.n < 100 else None)
         names = [name for name in DRAWERS if name in wanted and unseen.n]
         drawn = {name: CachedSource(replace(unseen, modalities=(name,))) for name in names}
-        return {n.lower(): (unseen.classes, _labelled(one, size, batch)) for n, one in drawn.items()}, []
-    found = {}
+        return {n.lower(): (unseen.classes, _labelled(source, size, batch)) for n, source in drawn.items()}, []
+    passes = {}
     for modality, group in held.items():
-        known = [one for one in group if getattr(one.source, "classes", ()) and "label" in one.source[0].targets]
-        for one in known:
-            name = modality.lower() + (f"_{one.name}" if len(known) > 1 else "")
-            found[name] = (one.source.classes, _labelled(one.source, size, batch))  # type: ignore[attr-defined]
-    return found, [] if found else [one for group in held.values() for one in group]
+        known = [
+            named for named in group if getattr(named.source, "classes", ()) and "label" in named.source[0].targets
+        ]
+        for named in known:
+            name = modality.lower() + (f"_{named.name}" if len(known) > 1 else "")
+            passes[name] = (named.source.classes, _labelled(named.source, size, batch))  # type: ignore[attr-defined]
+    return passes, [] if passes else [named for group in held.values() for named in group]
 
 
 def _labelled(source: Source, size: int, batch: int) -> Any:
@@ -97,25 +105,29 @@ def _labelled(source: Source, size: int, batch: int) -> Any:
 
 def images(sources: ByModality) -> int:
     """Total number of images in all sources."""
-    return sum(len(one.source) for group in sources.values() for one in group)
+    return sum(len(named.source) for group in sources.values() for named in group)
 
 
 def _sources(word: str, data: Sources, wanted: Sequence[str], synthetic: Eyes) -> list[Named]:
-    """The sources of a word whose modality is wanted; the option `modality` of each says which it is."""
+    """The sources of a word that have a wanted modality, each with its modality in the option `modality`."""
     if word == "synthetic":
         eyes = {name: replace(synthetic, modalities=(name,)) for name in DRAWERS}
-        found = [Named(f"synthetic_{name.lower()}", one, None, word, {"modality": name}) for name, one in eyes.items()]
+        candidates = [
+            Named(f"synthetic_{name.lower()}", source, None, word, {"modality": name}) for name, source in eyes.items()
+        ]
     elif Path(folder := word_of(word)[0]).is_dir() and _has_modalities(Path(folder)):
         options = word_of(word)[1]
         if unknown := [name for name in options if name not in READING]:
             raise DataError(f"{word}: unknown option {unknown[0]!r}; expected one of {', '.join(READING)}")
         sources = modality_folders(folder, reading=read_options(**options)).items()
         name_of = Path(folder).name
-        found = [Named(f"{name_of}_{name.lower()}", one, None, word, {"modality": name}) for name, one in sources]
+        candidates = [
+            Named(f"{name_of}_{name.lower()}", source, None, word, {"modality": name}) for name, source in sources
+        ]
     else:
-        (one,) = data.open([word])
-        found = [replace(one, options={**one.options, "modality": one.source[0].views[0].modality})]
-    return [one for one in found if one.options["modality"] in wanted]
+        (named,) = data.open([word])
+        candidates = [replace(named, options={**named.options, "modality": named.source[0].views[0].modality})]
+    return [named for named in candidates if named.options["modality"] in wanted]
 
 
 def _has_modalities(root: Path) -> bool:

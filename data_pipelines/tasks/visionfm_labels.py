@@ -56,10 +56,10 @@ _CONDITIONS: dict[str, tuple[int | None, str | None]] = {
 
 @dataclass(frozen=True)
 class Thirteen:
-    """Convert the labels of a source to label f32 [13], grade i32 [] (-1: not graded) and answers f32 [8].
+    """Convert the labels of a source to label f32 [13], grade i32 [] (-1 if not graded) and answers f32 [8].
 
-    A record's own label is either 13 numbers (grades as a probability vector, zeros if not graded; findings 0, 1 or NaN),
-    or a class of synthetic eyes. Raises DataError naming a record whose label is neither.
+    The label of a record in `source` is either 13 numbers (grades as a probability vector, zeros if not graded; findings
+    0, 1 or NaN) or a class of synthetic eyes. Raises DataError, naming the record, for other labels.
     """
 
     source: Source
@@ -77,14 +77,14 @@ class Thirteen:
         return replace(record, targets=targets)
 
     def _label(self, record: Record) -> np.ndarray:
-        own = np.asarray(record.targets.get("label", -1))
-        if own.shape == (len(NAMES),):
-            return own.astype(np.float32)
+        stored = np.asarray(record.targets.get("label", -1))
+        if stored.shape == (len(NAMES),):
+            return stored.astype(np.float32)
         names: Sequence[str] = getattr(self.source, "classes", ())
-        name = names[int(own)] if own.ndim == 0 and 0 <= int(own) < len(names) else ""
+        name = names[int(stored)] if stored.ndim == 0 and 0 <= int(stored) < len(names) else ""
         if name not in _CONDITIONS:
             wanted = f"{len(NAMES)} labels ({', '.join(NAMES)})"
-            raise DataError(f"{record.where or record.patient}: expected {wanted}, found {name or own}")
+            raise DataError(f"{record.where or record.patient}: expected {wanted}, found {name or stored}")
         grade, finding = _CONDITIONS[name]
         label = np.zeros(len(NAMES), np.float32)
         if grade is not None:
@@ -95,22 +95,22 @@ class Thirteen:
 
 
 def parts(data: Data, seed: int = 0) -> Parts:
-    """The parts of all sources, concatenated, with thirteen labels; without --data, synthetic eyes of each modality.
+    """The concatenated parts of all sources with thirteen labels. Without --data, they are synthetic eyes.
 
-    The parts of a source share no patient. Label columns are matched to NAMES by name.
+    The parts of a source have no common patients. Label columns are matched to NAMES by name.
     """
     few = max(round(data.patients * 0.25), 2)
     eyes = [replace(data, modalities=(name,)).eyes(seed, 96) for name in data.modalities]
-    drawn = [synthetic_parts(one, keep=True, val=few, test=few, task=True) for one in eyes]
-    own = {name: Concatenated(tuple(one[name] for one in drawn), eyes[0].classes) for name in PARTS}
-    found = data.parts(own, seed, strata)
-    train = tuple(_thirteen(one, True) for one in found["train"])
-    scored = tuple(_thirteen(one, False) for one in data.held_out(found))
+    drawn = [synthetic_parts(source, keep=True, val=few, test=few, task=True) for source in eyes]
+    synthetic = {name: Concatenated(tuple(part[name] for part in drawn), eyes[0].classes) for name in PARTS}
+    splits = data.parts(synthetic, seed, strata)
+    train = tuple(_thirteen(named, True) for named in splits["train"])
+    scored = tuple(_thirteen(named, False) for named in data.held_out(splits))
     return Parts(Concatenated(train, NAMES), Concatenated(scored, NAMES), data.part or "val")
 
 
-def _thirteen(one: Named, strict: bool) -> Thirteen:
-    """The source with its label columns, if it has several, in the order of NAMES."""
-    names = tuple(getattr(one.source, "classes", ()))  # () of a list, which has the order of NAMES
-    columns = np.ndim(one.source[0].targets.get("label", 0)) and names not in (NAMES, ())
-    return Thirteen(Matched(one.source, NAMES, one.name, strict=strict) if columns else one.source)
+def _thirteen(named: Named, strict: bool) -> Thirteen:
+    """The source with its label columns in the order of NAMES. A source without class names already has this order."""
+    names = tuple(getattr(named.source, "classes", ()))
+    columns = np.ndim(named.source[0].targets.get("label", 0)) and names not in (NAMES, ())
+    return Thirteen(Matched(named.source, NAMES, named.name, strict=strict) if columns else named.source)

@@ -1,9 +1,9 @@
-"""Images with masks or landmarks, resized to one size and checked; the ground truth at original size is kept.
+"""Images with masks or landmarks: checked, and resized to one size. The ground truth at original size is kept.
 
     source = Prepared(csv_source(...), size=512, classes=("disc", "cup"))     a mask's values are 0, 1 (disc), 2 (cup)
     train(source, (Ready(("mask",)), RandomCrop(256), Flip(), Select(("image", "mask"))), batch=8)
 
-Geometric steps transform masks (nearest pixel) and points (exactly) with the image; see geometry.
+Geometric steps transform masks (nearest neighbour) and points (exactly) together with the image; see geometry.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from data_pipelines.images.decode import StoredImage, exif_orientation, load_siz
 from data_pipelines.images.masks import read_field_of_view, read_mask
 from data_pipelines.notices import warn_once
 from data_pipelines.records import EYES, MODALITIES, DataError, Record, Source, View, text_hash
-from data_pipelines.transforms.steps import FieldOfViewCrop, eval_step, present
+from data_pipelines.transforms.field_of_view import FieldOfViewCrop
+from data_pipelines.transforms.steps import eval_step, present
 
 FRAME = np.array([[0, 0], [1000, 0], [0, 1000]], np.float32)  # maps predictions back to the original
 
 _log = logging.getLogger(__name__)
-_NO_DRAWS = np.random.default_rng(0)  # for steps that draw nothing
+_NO_DRAWS = np.random.default_rng(0)  # for steps without random numbers
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Prepared:
     Args:
         source: records with one image each.
         size: size of the resized image.
-        classes: names of a mask's values from 1 (0 is the background), or of its channels if `overlapping`; () for no
-            mask.
-        overlapping: whether classes may overlap; a mask is then u8 [H W K] of 0 and 1.
+        classes: class names of the mask values 1, 2, ... (0 is the background), or of the mask's channels if
+            `overlapping`; () for no mask.
+        overlapping: classes may overlap; the mask is then u8 [H W K] of 0 and 1.
         landmarks: names of the points; () for no points.
-        missing: "error", or "allowed" if a landmark may be absent (NaN).
+        missing: "error", or "allowed" if a landmark may be missing (NaN).
         resize: see transforms.steps.Squash.
         crop: crop to the field of view first.
         diameter: diameter of the optic disc in pixels of the original image; 0 if unknown, in which case a target
@@ -47,8 +48,8 @@ class Prepared:
     The targets of a record are mask, fov (if there is one) and points of the resized image; frame f32 [3 2]; truth and
     truth_fov, the masks at original size; size i32 [2], the original (height, width); and diameter f32 [].
 
-    Raises DataError naming the row and the file for a missing file, a mask whose size differs from its image, a value
-    that is not a class, and a landmark that is missing or outside its image.
+    Raises DataError, naming the row and the file, if a file is missing, a mask differs in size from its image, a mask
+    value is not a class, or a landmark is missing or outside its image.
     """
 
     source: Source
@@ -119,17 +120,15 @@ class Prepared:
         if points.shape != (len(self.landmarks), 2):
             raise DataError(f"has points {list(points.shape)}; expected (x, y) of {', '.join(self.landmarks)}")
         if (turn := exif_orientation(record.views[0].image)) > 1:
-            message = (
-                "%s: is turned by its EXIF orientation %d, and its landmarks are taken as pixels of the turned image; "
-            )
-            message += "use orientation=stored if they are pixels of the image as stored"
+            message = "%s: the image is rotated according to its EXIF orientation %d, and its landmarks are read as "
+            message += "pixels of the rotated image; use orientation=stored if they are pixels of the image as stored"
             warn_once(_log, "landmarks of a turned image", message, record.views[0].image, turn)
         for name, (x, y) in zip(self.landmarks, points, strict=True):
             if np.isnan([x, y]).any():
                 if self.missing == "error":
-                    raise DataError(f"landmark {name} has no place ({x}, {y}); leave the row out, or allow it")
+                    raise DataError(f"landmark {name} is missing ({x}, {y}); remove the row, or use missing=allowed")
             elif not (-0.5 <= x < size[1] - 0.5 and -0.5 <= y < size[0] - 0.5):
-                raise DataError(f"landmark {name} at ({x:g}, {y:g}) lies outside its image of {size[1]} x {size[0]}")
+                raise DataError(f"landmark {name} at ({x:g}, {y:g}) is outside its image of {size[1]} x {size[0]}")
         return points
 
     def _diameter(self, record: Record) -> float:
@@ -138,11 +137,11 @@ class Prepared:
 
 
 def _report_coverage(array: np.ndarray, mask: Any, classes: tuple[str, ...]) -> np.ndarray:
-    """The mask itself; logs once if a single class covers most of an image, as when it was drawn in black on white."""
+    """Return `array`, and warn once if a single class covers most of an image, as in masks drawn in black on white."""
     mapped = isinstance(mask, StoredImage) and mask.reading.values
     if len(classes) == 1 and not isinstance(mask, np.ndarray) and not mapped and (share := (array > 0).mean()) > 0.5:
         name = classes[0]
-        message = "mask %s: %s is %.0f %% of the image; if it is what is black, use values=0:%s,255:background"
+        message = "mask %s: %s covers %.0f %% of the image; if it is drawn in black, use values=0:%s,255:background"
         warn_once(_log, ("coverage", name), message, mask, name, 100 * share, name)
     return array
 
@@ -192,8 +191,8 @@ class RandomCrop:
 class RightAngles:
     """Flip horizontally, flip vertically and transpose, each with probability 1/2: the eight symmetries of a square.
 
-    Without `turn`, only the two flips: VisionFM's augmentation for segmentation. Not for images with texts or labels
-    that name sides.
+    With `turn=False` there are only the two flips, as in VisionFM's augmentation for segmentation. Do not use this step
+    for images whose texts or labels name sides.
     """
 
     turn: bool = True

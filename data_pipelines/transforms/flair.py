@@ -1,7 +1,7 @@
 """FLAIR's steps: captions from categories, padding to a square, and augmentation.
 
 An image is resized so that its longer side has the model's size, and padded with black at the right or at the bottom.
-`flair_pixels` does so in floats, exactly as the original model sees an image; the step `Canvas` does so in u8 for
+`flair_pixels` computes in floats and reproduces the original preprocessing exactly; the step `Canvas` computes in u8 for
 training. `FlairAugment` rotates, scales and jitters images; put transforms.Flip before it.
 
 Source: github.com/jusiro/FLAIR, which augments on the device with kornia.
@@ -30,15 +30,15 @@ class CategoryCaption:
     """First step for records with categories: one view with a caption.
 
     The keys are image, text, category i32 [], status i32 [], modality and eye. One attribute and one category are drawn
-    and inserted into the caption template of the view's modality. `category` identifies the category's name, the same
-    in every process, so that the loss can compare categories whatever the wording. `status` is 0 for a normal eye, 1
-    for an abnormal one and -1 if unknown.
+    and inserted into the caption template of the view's modality. `category` is a hash of the category's name, equal in
+    all processes, so that the loss can compare categories regardless of the wording. `status` is 0 for a normal eye, 1
+    for an abnormal eye and -1 if unknown.
 
     Args:
         use_knowledge: replace the category by its name or one of its descriptions, drawn at random.
         as_they_are: folders of data sets whose categories are never replaced.
         by_synonym: also recognise a category by its synonyms; FLAIR only recognises exact names.
-        known: the knowledge base; None is the one that comes with this package.
+        known: the knowledge base; None uses the bundled knowledge base.
 
     Source: github.com/jusiro/FLAIR, its caption and domain-knowledge steps.
     """
@@ -51,7 +51,7 @@ class CategoryCaption:
 
     def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
         record = example
-        out = SingleView(size_hint=self.size_hint, text=None, targets=())(record, rng)
+        out = SingleView(size_hint=self.size_hint, text=None, targets=(), choose="random")(record, rng)
         attributes = tuple(record.targets.get("attributes", ()))
         attribute = attributes[int(rng.integers(len(attributes)))] if attributes else ""
         category = record.findings[int(rng.integers(len(record.findings)))] if record.findings else ""
@@ -71,7 +71,7 @@ def category_id(name: str) -> np.int32:
 
 
 def status(categories: Sequence[str]) -> np.int32:
-    """0 if all categories mean a healthy eye, 1 if any names a disease, -1 without categories."""
+    """0 if all categories mean a healthy eye, 1 if any category is a disease, -1 if there are no categories."""
     if not categories:
         return np.int32(-1)
     return np.int32(any(category.strip().lower() not in ("normal", "healthy") for category in categories))
@@ -81,23 +81,23 @@ def status(categories: Sequence[str]) -> np.int32:
 class EliteReport:
     """First step for records with expert reports: one view with image, text, modality, eye and status i32 [].
 
-    The status is the record's target "status" or, if there is none, follows from its findings as in CategoryCaption.
+    The status is the record's target "status". If it is missing, it is derived from the findings as in CategoryCaption.
     """
 
     size_hint: int | None = None
 
     def __call__(self, example: Record, rng: np.random.Generator) -> dict[str, Any]:
-        out = SingleView(size_hint=self.size_hint, targets=())(example, rng)
+        out = SingleView(size_hint=self.size_hint, targets=(), choose="random")(example, rng)
         return out | {"status": np.int32(example.targets.get("status", status(example.findings)))}
 
 
 @dataclass(frozen=True)
 class Diagnosed:
-    """A labelled source whose records have the name of their class as the only finding.
+    """A labelled source in which the only finding of each record is the name of its class.
 
     Args:
         source: a source with labels and `classes`.
-        noise: fraction of the rows that get the name of another class, chosen by a hash of `seed` and the row.
+        noise: fraction of rows with the name of a wrong class, chosen by a hash of `seed` and the row.
         seed: seed of the noise.
     """
 
@@ -134,7 +134,7 @@ def flair_pixels(image: np.ndarray, size: int = SIZE, *, antialias: bool = True,
     Source: github.com/jusiro/FLAIR, preprocess_image; pixels are divided by 255 and not normalised further.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(f"FLAIR takes images u8 [H W 3], this one is {image.dtype} {list(image.shape)}")
+        raise DataError(f"FLAIR takes images u8 [H W 3], not {image.dtype} {list(image.shape)}")
     height, width = image.shape[:2]
     tall, wide = fitted(height, width, size) if canvas else (size, size)
     out = np.zeros((size, size, 3), np.float32)
@@ -144,7 +144,7 @@ def flair_pixels(image: np.ndarray, size: int = SIZE, *, antialias: bool = True,
 
 
 def triangles(old: int, new: int, antialias: bool) -> np.ndarray:
-    """Weights f64 [new old] of bilinear resizing: triangles around pixel centres, wider if the image shrinks."""
+    """Weights f64 [new old] of bilinear resizing: triangles around pixel centres, wider when downsampling."""
     if antialias:
         reach, centres = max(old / new, 1.0), (np.arange(new) + 0.5) * (old / new) - 0.5
     else:  # torch computes the two neighbours in fp32, which is off by 1e-5 of a grey level at the right end
@@ -156,7 +156,7 @@ def triangles(old: int, new: int, antialias: bool) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
-# The resize of FLAIR's training in u8: the longer side to `size`, black below or to the right.
+# FLAIR's resize for training, in u8: resize the longer side to `size` and pad with black below or to the right.
 Canvas = partial(Squash, interpolation="bilinear", mode="canvas")
 
 
@@ -196,7 +196,7 @@ def li_threshold(x: np.ndarray) -> float:
 
 
 GREY = np.array([0.299, 0.587, 0.114])
-BRIGHTNESS, CONTRAST = 0, 1  # kornia's numbers of the operations; 2 and 3, saturation and hue, change nothing here
+BRIGHTNESS, CONTRAST = 0, 1  # kornia's operation numbers; 2 (saturation) and 3 (hue) are not used by FLAIR
 
 
 def rotate_and_scale(image: np.ndarray, degrees: float, scale: float) -> np.ndarray:
@@ -232,7 +232,7 @@ class FlairAugment:
 
     With probability `affine`, the image is rotated by U(-degrees, degrees) and scaled by U(smallest, 1). With
     probability `jitter`, brightness and contrast change by U(1 - span, 1 + span) in random order. Input and output are
-    u8, so each of the two rounds to grey levels; the original implementation stays in floats.
+    u8, so each of the two operations rounds to grey levels; the original implementation computes in floats.
     """
 
     affine: float = 0.25

@@ -38,7 +38,7 @@ class Ratio:
             raise DataError(f"mask ratios are pairs (mean, spread) within 0..1, got {self.choices}")
 
     def draw(self, draw: random.Random) -> float:
-        """Draw a value for each choice, then pick one, in the order of the original loaders; one choice needs no pick."""
+        """Draw a value for each choice, then choose one of them, with the random calls of the original loaders."""
         values = [draw.uniform(m - v, m + v) if v > 0 else m for m, v in self.choices]
         return values[0] if len(values) == 1 else draw.choice(values)
 
@@ -46,8 +46,8 @@ class Ratio:
 def block_mask(rows: int, columns: int, budget: float, draw: random.Random) -> np.ndarray:
     """Mask rectangles until `budget` patches are masked or no rectangle fits: bool [rows columns], True if masked.
 
-    Rectangles have at least (min(rows, columns) // 3)^2 patches if there is room, and are smaller than the grid in both
-    directions. Source: BEiT's blockwise masking (arXiv:2106.08254, algorithm 1) as implemented in iBOT's loader.
+    Rectangles have at least (min(rows, columns) // 3)^2 patches if the budget allows it, and are smaller than the grid in
+    both directions. Source: BEiT's blockwise masking (arXiv:2106.08254, algorithm 1) as implemented in iBOT's loader.
     """
     mask = np.zeros((rows, columns), bool)
     least = (min(rows, columns) // 3) ** 2
@@ -74,8 +74,8 @@ def _add_rectangle(mask: np.ndarray, least: float, room: float, draw: random.Ran
 
 
 def random_mask(rows: int, columns: int, budget: float, rng: np.random.RandomState | np.random.Generator) -> np.ndarray:
-    """Mask exactly int(budget) random patches: bool [rows columns]. The masked ones come last before the shuffle."""
-    flat = np.arange(rows * columns) >= rows * columns - int(budget)
+    """Mask exactly int(budget) random patches: bool [rows columns]."""
+    flat = np.arange(rows * columns) >= rows * columns - int(budget)  # the original loader's order before the shuffle
     rng.shuffle(flat)
     return flat.reshape(rows, columns)
 
@@ -113,10 +113,10 @@ class Colours:
 
     def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         if rng.random() < self.jitter:
-            for turn in rng.permutation(4):
-                span = self.spans[turn]
-                amount = rng.uniform(-span, span) if turn == 3 else rng.uniform(max(0.0, 1 - span), 1 + span)
-                picture = _CHANGES[turn](picture, float(amount))
+            for k in rng.permutation(4):
+                span = self.spans[k]
+                amount = rng.uniform(-span, span) if k == 3 else rng.uniform(max(0.0, 1 - span), 1 + span)
+                picture = _CHANGES[k](picture, float(amount))
         if rng.random() < self.grey:
             picture = picture.convert("L").convert("RGB")
         if rng.random() < self.blur:

@@ -1,8 +1,8 @@
-"""Image and text steps: frozen dataclasses called as step(example, rng). Images are u8 [H W 3] throughout.
+"""Image and text steps: frozen dataclasses called as step(example, rng). Images are u8 [H W 3].
 
-Each step has its own random stream, which depends only on (seed, position, class of the step, how many steps of that
-class came before). So adding a step does not change the random numbers of the others. Geometric steps transform the
-`mask` and `points` of `image` as well.
+Each step has its own random stream, which depends only on the seed, the position in the example stream, the class of the
+step and the number of earlier steps of that class. Adding a step therefore does not change the random numbers of the
+others. Geometric steps also transform the `mask` and `points` of `image`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from data_pipelines.geometry import INTERPOLATIONS, RESIZE_MODES, Crop, Mirror, Move, Resize, Rotate, move, resize_moves
-from data_pipelines.records import MODALITIES, DataError
-from data_pipelines.transforms.views import mirrored_order, swap_sides
-
-IMAGES = ("image", "left", "right")
+from data_pipelines.geometry import INTERPOLATIONS, RESIZE_MODES, Crop, Mirror, Resize, Rotate, move, resize_moves
+from data_pipelines.images.contrast import CONTRASTS, Contrast
+from data_pipelines.records import DataError
+from data_pipelines.transforms.field_of_view import FieldOfViewCrop
+from data_pipelines.transforms.views import mirrored_order, present, swap_sides
 
 
 class Step(Protocol):
@@ -38,18 +38,18 @@ def stream(seed: int, position: int, name: str, turn: int) -> np.random.Generato
 
 
 def apply(steps: Sequence[Step], example: Any, seed: int, position: int) -> dict[str, Any]:
-    """Apply all steps in order to a Record, or whatever the first step takes. Pure in (seed, position)."""
+    """Apply all steps in order to an example, usually a Record. The result depends only on the arguments."""
     turns: Counter[str] = Counter()
     for step in steps:
         name = type(step).__name__
-        later: Any = _Later(seed, position, name, turns[name])
-        example = step(example, later)
+        rng: Any = _LazyGenerator(seed, position, name, turns[name])
+        example = step(example, rng)
         turns[name] += 1
     return example
 
 
-class _Later:
-    """The stream of a step, created at the first draw, because it costs 30 us and many steps draw nothing."""
+class _LazyGenerator:
+    """The random generator of a step, created at the first draw: it costs 30 us, and many steps draw nothing."""
 
     def __init__(self, *words: Any) -> None:
         self._words = words
@@ -61,22 +61,21 @@ class _Later:
         return getattr(self._made, name)
 
 
-def present(example: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys of an example that hold images."""
-    keys = tuple(key for key in IMAGES if key in example)
-    for key in keys:
-        if example[key].dtype != np.uint8:
-            raise DataError(f"{key}: the steps take uint8 images, not {example[key].dtype}")
-    return keys
-
-
 @dataclass(frozen=True)
 class Squash:
     """Resize to a square of `size`, ignoring the aspect ratio, with Pillow's antialiased resize (open_clip's `squash`).
 
     The other modes keep the aspect ratio: "shortest" crops the centre, "longest" pads with black around the image, and
-    "canvas" below it or to its right. resize_to: resize to this many pixels, then cut or pad the centre to `size`;
-    round_down: the place of that cut, as transformers does.
+    "canvas" pads below it or to its right.
+
+    Args:
+        size: width and height of the result.
+        interpolation: a name in geometry.INTERPOLATIONS.
+        mode: "squash", "shortest", "longest" or "canvas".
+        resize_to: resize to this many pixels first, then crop or pad the centre to `size`; 0 resizes to `size`.
+        round_down: round the position of that crop down, as transformers does.
+        crop_field: crop fundus photographs to their field of view first (FieldOfViewCrop).
+        contrast: how to even out the light of the result (images.contrast).
     """
 
     size: int
@@ -84,15 +83,21 @@ class Squash:
     mode: str = "squash"
     resize_to: int = 0
     round_down: bool = False
+    crop_field: bool = False
+    contrast: Contrast = "none"
 
     def __post_init__(self) -> None:
+        _choice("contrast", self.contrast, CONTRASTS)
         _choice("resize", self.mode, RESIZE_MODES)
         _choice("interpolation", self.interpolation, INTERPOLATIONS)
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        example = FieldOfViewCrop()(example, rng) if self.crop_field else example
         for key in present(example):
             rule = (self.size, self.mode, self.interpolation, self.resize_to, self.round_down)
             example = move(example, key, resize_moves(_size(example[key]), *rule))
+            if self.contrast != "none":
+                example = example | {key: CONTRASTS[self.contrast](example[key])}
         return example
 
 
@@ -100,21 +105,25 @@ def _size(image: np.ndarray) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
 
 
-def _choice(what: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+def _choice(name: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
     if value not in known:
-        raise DataError(f"{what} must be one of {', '.join(known)}, not {value!r}")
+        raise DataError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
-def preprocess(image: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:
-    """Resize u8 [H W 3] to u8 [S S 3] as a checkpoint's preprocessing says (see eval_step)."""
-    return eval_step(preprocessing)({"image": image}, np.random.default_rng(0))["image"]
+_RULE = ("interpolation", "resize_to", "round_down", "crop_field", "contrast")
+
+
+def preprocess(image: np.ndarray, preprocessing: Mapping[str, Any], modality: int = 0) -> np.ndarray:
+    """Resize u8 [H W 3] to u8 [S S 3] by the preprocessing of a checkpoint (see eval_step); `modality` is its index."""
+    example = {"image": image, "modality": np.int32(modality)}
+    return eval_step(preprocessing)(example, np.random.default_rng(0))["image"]
 
 
 def eval_step(preprocessing: Mapping[str, Any]) -> Squash:
-    """The resize of a checkpoint's image_size, resize, resize_to and interpolation. Raises DataError without image_size."""
+    """How a checkpoint's preprocessing makes an image square (Squash). Raises DataError without image_size."""
     if "image_size" not in preprocessing:
         raise DataError(f"preprocessing has no image_size, only {', '.join(preprocessing) or 'nothing'}")
-    rule = {k: preprocessing[k] for k in ("interpolation", "resize_to", "round_down") if k in preprocessing}
+    rule = {k: preprocessing[k] for k in _RULE if k in preprocessing}
     return Squash(int(preprocessing["image_size"]), mode=preprocessing.get("resize", "squash"), **rule)
 
 
@@ -146,7 +155,7 @@ class RandomResizedCrop:
     interpolation: str = "bicubic"
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> Crop:
-        """Draw one box."""
+        """Draw a box."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
             area = height * width * rng.uniform(*self.scale)
@@ -169,14 +178,10 @@ class RandomResizedCrop:
         return example
 
 
-def adjust(image: np.ndarray, what: str, factor: float) -> np.ndarray:
+def adjust(image: np.ndarray, operation: str, factor: float) -> np.ndarray:
     """Change the "brightness", "contrast" or "color" (saturation) of u8 [H W 3] with Pillow; factor 1 changes nothing."""
-    enhance = {
-        "brightness": ImageEnhance.Brightness,
-        "contrast": ImageEnhance.Contrast,
-        "color": ImageEnhance.Color,
-    }
-    return np.asarray(enhance[what](Image.fromarray(image)).enhance(factor))
+    enhance = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "color": ImageEnhance.Color}
+    return np.asarray(enhance[operation](Image.fromarray(image)).enhance(factor))
 
 
 @dataclass(frozen=True)
@@ -204,8 +209,9 @@ class ColorJitter:
 def extra_aug(size: int, interpolation: str = "bicubic", jitter: bool = True) -> tuple[Step, ...]:
     """MM-Fundus-CLIP's --extra-aug: rotate the full image, crop to `size`, and jitter the colours.
 
-    With `jitter` False the colour jitter is left to the device. Source: MM-Fundus-CLIP's training transform, as
-    open_clip 2.30 builds it.
+    With `jitter=False`, the colour jitter is omitted, because it runs on the device.
+
+    Source: MM-Fundus-CLIP's training transform, as open_clip 2.30 builds it.
     """
     cut = RandomResizedCrop(size, (0.9, 1.0), (3 / 4, 4 / 3), interpolation)
     return (RandomAffine(30.0), cut, *((ColorJitter(0.2, 0.2),) if jitter else ()))
@@ -216,12 +222,12 @@ class Flip:
     """Mirror images horizontally and keep all statements about left and right correct.
 
     A mirrored left eye is a right eye, so `eye` changes, and so do the words for sides in the text (left/right, OD/OS,
-    左/右): a lesion left of the disc is now right of it. Nasal and temporal remain correct. With two eyes, both are
-    mirrored and change places.
+    左/右): a lesion left of the disc is now right of it. Nasal and temporal remain correct. If the example has two eyes,
+    both are mirrored and exchanged.
 
     Args:
         probability: probability of mirroring.
-        landmarks: names of `points`; those with a side in their name, such as "left_angle", change places.
+        landmarks: names of `points`; those with a side in their name, such as "left_angle", are exchanged.
 
     Raises DataError after Tokenize, because the text can no longer be changed.
     """
@@ -252,7 +258,7 @@ class Flip:
 class IndependentFlip:
     """Mirror each image independently and change nothing else, so statements about sides become wrong.
 
-    It exists for parity with RET-CLIP and timm, whose RandomHorizontalFlip is drawn for each eye.
+    It reproduces RET-CLIP and timm, which draw RandomHorizontalFlip for each eye.
     """
 
     probability: float = 0.5
@@ -266,9 +272,9 @@ class IndependentFlip:
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """Set one random box to `fill`. `area` is its range of image area, `aspect` its log-uniform range of aspect ratios.
+    """Set a random box to `fill`. `area` is the range of its fraction of the image, `aspect` of its aspect ratio.
 
-    The original fills with 0 after normalisation, so `fill` is the mean colour before it, rounded to grey levels.
+    The original fills with 0 after normalisation, so `fill` is the mean colour, rounded to grey levels.
     Source: timm `RandomErasing` with mode const, count 1 and ten attempts, as in RET-CLIP's --use-augment.
     """
 
@@ -278,7 +284,7 @@ class RandomErasing:
     fill: tuple[int, int, int] = (123, 117, 104)  # round(255 * CLIP's mean)
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> Crop | None:
-        """Draw one box; None if ten attempts do not fit."""
+        """Draw a box; None if ten attempts do not fit."""
         for _ in range(10):
             area = rng.uniform(*self.area) * height * width
             aspect = math.exp(rng.uniform(math.log(self.aspect[0]), math.log(self.aspect[1])))
@@ -301,7 +307,7 @@ class RandomErasing:
 def ret_clip_aug(size: int, fill: tuple[int, int, int] = (123, 117, 104), parity: bool = False) -> tuple[Step, ...]:
     """RET-CLIP's --use-augment. With `parity`, each eye is flipped independently, as in the original implementation.
 
-    Source: spec 1.2 (timm 1.0 `create_transform`).
+    Source: RET-CLIP's training transform (timm 1.0 `create_transform`).
     """
     return (
         RandomResizedCrop(size),
@@ -337,64 +343,3 @@ class Select:
         if missing:
             raise DataError(f"Select: the example has no {', '.join(missing)}, only {', '.join(sorted(example))}")
         return {key: example[key] for key in self.keys}
-
-
-@dataclass(frozen=True)
-class FieldOfViewCrop:
-    """Crop to the field of view, the bright disc of a fundus photograph, and pad with black to a square.
-
-    The field of view is the largest connected bright region, so a printed date or a logo does not count. The image is
-    unchanged if nothing is bright, if that region fills less than half of its box (a disc fills pi/4), or if `modality`
-    is known and not in `modalities`, because an OCT has no field of view.
-
-    Args:
-        threshold: grey level that the brightest channel must exceed.
-        margin: margin added on each side, as a fraction of the diameter.
-        square: pad to a square.
-        modalities: modalities with a field of view.
-    """
-
-    threshold: int = 20
-    margin: float = 0.0
-    square: bool = True
-    modalities: tuple[str, ...] = ("CFP", "FFA", "UWF", "ICGA", "FAF")
-
-    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        if "modality" in example and MODALITIES[int(example["modality"])] not in self.modalities:
-            return example
-        for key in present(example):
-            example = move(example, key, self.moves(example[key]))
-        return example
-
-    def moves(self, image: np.ndarray) -> tuple[Move, ...]:
-        """The crop of one image; () if there is no field of view."""
-        box = field_of_view(image, self.threshold)
-        if box is None:
-            return ()
-        side = max(box.height, box.width)
-        extra = round(self.margin * side)
-        tall, wide = (side, side) if self.square else (box.height, box.width)
-        tall, wide = tall + 2 * extra, wide + 2 * extra
-        return (Crop(box.top + (box.height - tall) // 2, box.left + (box.width - wide) // 2, tall, wide),)
-
-
-def field_of_view(image: np.ndarray, threshold: int = 20) -> Crop | None:
-    """The bounding box of the bright disc in u8 [H W 3], accurate to about 1/256 of the side; None if there is none."""
-    from scipy import ndimage  # slow to import, and only needed here
-
-    height, width = _size(image)
-    step = max(1, min(height, width) // 256)
-    small = image[::step, ::step]
-    lit = np.maximum(np.maximum(small[..., 0], small[..., 1]), small[..., 2]) > threshold
-    around = np.pad(lit, 1, mode="edge")  # erosion by 3 x 3 removes sensor noise and thin print
-    across = around[:, :-2] & around[:, 1:-1] & around[:, 2:]
-    regions = np.empty(lit.shape, np.int32)
-    if not ndimage.label(across[:-2] & across[1:-1] & across[2:], output=regions):
-        return None
-    areas = np.bincount(regions.ravel())[1:]
-    rows, columns = ndimage.find_objects(regions)[int(areas.argmax())]
-    if areas.max() < 0.5 * (rows.stop - rows.start) * (columns.stop - columns.start):
-        return None
-    top, left = max(rows.start - 1, 0) * step, max(columns.start - 1, 0) * step  # restore the eroded pixel
-    bottom, right = min((rows.stop + 1) * step, height), min((columns.stop + 1) * step, width)
-    return Crop(top, left, bottom - top, right - left)

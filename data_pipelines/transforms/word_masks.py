@@ -1,7 +1,4 @@
-"""Whole-word masking: a step that makes examples for masked-language pretraining.
-
-As a step of the pipeline, it draws the masked words from (seed, position) like every other step.
-"""
+"""Whole-word masking: a step that makes examples for masked-language pretraining."""
 
 from __future__ import annotations
 
@@ -19,11 +16,11 @@ WORD_END, CONTINUED = "</w>", "##"
 
 @dataclass(frozen=True, eq=False)
 class MaskWords:
-    """Mask words of `text` i32 [L]; adds `original` i32 [L], the text before, and `hidden` bool [L], what to predict.
+    """Mask words of `text` i32 [L], and add `original` i32 [L], the unmasked text, and `hidden` bool [L], the targets.
 
     Words are drawn until a fraction `rate` of the tokens is hidden, at least one word, with all tokens of a word
-    together. 80 % of the hidden tokens become the mask token, 10 % a random token, and 10 % stay. The tokens of a run
-    longer than `longest` are drawn one by one, because Chinese has no spaces and whole clauses would be hidden.
+    together. 80 % of the hidden tokens become the mask token, 10 % a random token, and 10 % stay. In words longer than
+    `longest` tokens, each token is drawn separately, because Chinese has no spaces and whole clauses would be hidden.
 
     Source: arXiv:1810.04805, section 3.1, and whole-word masking of github.com/google-research/bert.
     """
@@ -72,7 +69,7 @@ class MaskWords:
 
     @functools.cached_property
     def mask_id(self) -> int:
-        """The id of [MASK]; in a byte-level vocabulary without it, that of the byte FF, which UTF-8 never contains."""
+        """The id of [MASK]. A byte-level vocabulary without it uses the byte FF, which UTF-8 never contains."""
         backend = self.tokenizer.backend
         index = backend.token_to_id("[MASK]")
         index = backend.token_to_id("ÿ") if index is None else index
@@ -82,7 +79,7 @@ class MaskWords:
 
     @functools.cached_property
     def _pieces(self) -> tuple[np.ndarray, bool]:
-        """(bool [V], True for tokens with a mark; whether the mark means the end of a word, else a continuation)."""
+        """bool [V], True for tokens with a mark, and whether the mark is WORD_END (True) or CONTINUED (False)."""
         vocabulary = self.tokenizer.backend.get_vocab()
         ends = any(token.endswith(WORD_END) for token in vocabulary)
         marked = np.zeros(self.tokenizer.vocab_size, bool)
@@ -98,7 +95,7 @@ class MaskWords:
         return before | np.concatenate([[True], ids[:-1] == self.tokenizer.start])
 
     def _others(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Random tokens from the whole vocabulary, as in BERT, but no special tokens."""
+        """Random tokens from the whole vocabulary, as in BERT, without special tokens."""
         drawn = rng.integers(0, self.tokenizer.vocab_size, count)
         special = (self.tokenizer.start, self.tokenizer.end, self.tokenizer.pad, self.mask_id)
         return np.where(np.isin(drawn, special), self._ordinary(special), drawn)

@@ -22,15 +22,20 @@ with _epy.lazy_api_imports(globals()):
         apply_encoder,
         apply_head,
         batch_spec,
+        encoder_of,
         image_features,
         init_head,
         normalized,
         owner_of,
         preprocessing,
         tower_of,
+        with_encoder,
     )
     from fundax.encoders.bert import BERT, MaskedHead, PostNormBlock
     from fundax.encoders.clip_text import Embedding, TextTransformer, text_transformer
+    from fundax.encoders.convnext import ConvNeXt, ConvNeXtBlock
+    from fundax.encoders.convolution import BatchNorm, Conv, convolve
+    from fundax.encoders.efficientnet import EfficientNet, InvertedResidual
     from fundax.encoders.heads import ForecastHead, IBOTHead, MLPHead, PrototypeLayer, interval_encoding
     from fundax.encoders.layers import (
         MLP,
@@ -43,6 +48,7 @@ with _epy.lazy_api_imports(globals()):
         PackedProjection,
         Stack,
         apply,
+        drop_branch,
         gelu_exact,
         gelu_tanh,
         init_clip_text,
@@ -53,6 +59,7 @@ with _epy.lazy_api_imports(globals()):
         take_rows,
         uniform,
     )
+    from fundax.encoders.levels import image_levels, initial_heads, project, text_levels
     from fundax.encoders.pixels import brightened, contrasted, jittered, mixup_cutmix, normalize, standardize
     from fundax.encoders.positions import (
         aligned_corners,
@@ -73,7 +80,8 @@ with _epy.lazy_api_imports(globals()):
         sinusoid,
         token_loss,
     )
-    from fundax.encoders.resnet import BatchNorm, Bottleneck, Conv, ResNet
+    from fundax.encoders.resnet import Basic, Bottleneck, ResNet
+    from fundax.encoders.saliency import class_attention, grad_cam
     from fundax.encoders.unet import ResidualBlock, UNet, waves
     from fundax.encoders.unetr import (
         UNETR,
@@ -88,6 +96,7 @@ with _epy.lazy_api_imports(globals()):
         logits,
         training_logits,
     )
+    from fundax.encoders.view_pool import ViewAttention, Views, placed, places, pooled
     from fundax.encoders.vit import (
         AttentionPool,
         PatchEmbedding,

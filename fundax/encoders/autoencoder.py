@@ -93,8 +93,13 @@ class MaskedDecoder(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, kept: jax.Array) -> jax.Array:
-        """Predictions f32 [B N p*p*3] from tokens [B 1+n D], class token first, of the visible patches kept i32 [B n]."""
+    def __call__(
+        self, tokens: jax.Array, kept: jax.Array, context: jax.Array | None = None, found: jax.Array | None = None
+    ) -> jax.Array:
+        """Predictions f32 [B N p*p*3] from tokens [B 1+n D], class token first, of the visible patches kept i32 [B n].
+
+        context: tokens [B m D] of another image that the decoder also attends to, where `found` bool [B] says there is one.
+        """
         normal = nn.initializers.normal(0.02)
         init = layers.BlockInit(*(nn.initializers.xavier_uniform(),) * 4)
         x = nn.Dense(self.width, dtype=self.dtype, name="embed")(tokens)
@@ -103,10 +108,13 @@ class MaskedDecoder(nn.Module):
         full = jnp.broadcast_to(mask_token, (len(x), self.count, self.width))
         full = jax.vmap(lambda row, at, values: row.at[at].set(values))(full, kept, x[:, 1:])
         x = jnp.concatenate([x[:, :1], full], axis=1) + position[None]  # [B 1+N D]
+        if context is not None and found is not None:
+            more = nn.Dense(self.width, dtype=self.dtype, name="context")(context)
+            x = jnp.concatenate([x, jnp.where(found[:, None, None], more, 0)], axis=1)
         fields = (self.width, self.heads, 4 * self.width, layers.gelu_exact, init)
         block = partial(layers.Block, *fields, dtype=self.dtype)
         x = layers.Stack(self.depth, remat=self.remat)(block, x, None, None, False)["tokens"]
-        x = layers.LayerNorm(name="norm")(x[:, 1:])
+        x = layers.LayerNorm(name="norm")(x[:, 1 : 1 + self.count])
         return nn.Dense(self.patch * self.patch * 3, dtype=self.dtype, name="predict")(x).astype(jnp.float32)
 
 

@@ -6,12 +6,14 @@ pretrained ViT from which only features are computed."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
+from fundax.encoders.convnext import ConvNeXt
+from fundax.encoders.efficientnet import EfficientNet
 from fundax.encoders.heads import MLPHead
 from fundax.encoders.layers import LayerNorm, apply
 from fundax.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
@@ -21,28 +23,53 @@ from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 Feature = Literal["token", "mean", "unnormalized", "token_mean", "pooled"]
 FEATURES: tuple[str, ...] = ("token", "mean", "unnormalized", "token_mean", "pooled")
+Convolutional = ResNet | EfficientNet | ConvNeXt
+VisionEncoder = ViT | Convolutional
 
 
 def apply_encoder(
-    encoder: ViT | ResNet, params: Params, extra: Extra, pixels: jax.Array, *, train: bool = False,
+    encoder: VisionEncoder, params: Params, extra: Extra, pixels: jax.Array, *, train: bool = False,
     rngs: Mapping[str, jax.Array] | None = None, hidden: bool = False,
 ) -> tuple[dict[str, Any], Extra]:  # fmt: skip
     """Outputs of an image encoder for normalised images [B h w 3], and the next extra state.
 
-    A ViT has no state and trains if there are `rngs`. A ResNet has batch statistics in extra["image"], which `train`
-    uses and updates.
+    With `rngs`, branches are dropped (stochastic depth). ResNets and EfficientNets have batch statistics in
+    extra["image"], which `train` uses and updates.
     """
-    if isinstance(encoder, ViT):
+    if isinstance(encoder, ViT | ConvNeXt):
         return apply(encoder, params, pixels, hidden=hidden, rngs=rngs), extra
     variables: Any = {"params": params, "batch_stats": extra["image"]}
+    rngs = dict(rngs or {})
     if not train:
-        return encoder.apply(variables, pixels), extra  # type: ignore[return-value]
-    out, new = encoder.apply(variables, pixels, True, mutable=["batch_stats"])
+        return encoder.apply(variables, pixels, hidden=hidden, rngs=rngs), extra  # type: ignore[return-value]
+    out, new = encoder.apply(variables, pixels, True, hidden, rngs=rngs, mutable=["batch_stats"])
     return out, extra | {"image": new["batch_stats"]}
 
 
-def tower_of(objective: Any, params: Params, extra: Extra) -> tuple[ViT, Params]:
-    """The ViT that encodes images, and its parameters; the teacher's for a self-distilled model.
+def encoder_of(objective: Any, params: Params, extra: Extra, modality: int = 0) -> tuple[ViT | ResNet, Params, Extra]:
+    """The image encoder of an objective as it computes features, its parameters, and its batch statistics.
+
+    The teacher's for a self-distilled model, the one below an adapter, and the one of `modality` if each has its own.
+    Raises UserError if there is no ViT or ResNet, and if no encoder belongs to the modality.
+    """
+    tower, name = getattr(objective, "image", None), type(objective).__name__
+    if not isinstance(tower, ViT | ResNet):
+        raise UserError(f"{name} has no image encoder; expected a model with a ViT or a ResNet")
+    owner = extra.get("teacher", params.get("model", params))  # "model": the model below an adapter
+    weights, stats = dict(owner["image"]), extra.get("model", extra)
+    if several := getattr(owner_of(objective), "modalities", ()):
+        if modality not in several:
+            raise UserError(f"{name} has encoders of the modalities {', '.join(map(str, several))}, not {modality}")
+        weights = dict(weights[f"m{modality}"])
+    if isinstance(tower, ResNet):
+        return tower, weights, {"image": stats["image"]}
+    if tower.mask_token:  # a teacher has no mask token, and never needs it
+        weights.setdefault("mask_token", jnp.zeros(tower.width))
+    return tower.clone(mask_ratio=0.0, drop_path=0.0), weights, {}
+
+
+def tower_of(objective: Any, params: Params, extra: Extra, modality: int = 0) -> tuple[ViT, Params]:
+    """The ViT that encodes images, and its parameters; see `encoder_of`.
 
     Raises UserError if the image encoder is not a ViT or has no class token, whose attention could be shown.
     """
@@ -54,11 +81,17 @@ def tower_of(objective: Any, params: Params, extra: Extra) -> tuple[ViT, Params]
         raise UserError(
             f"attention maps show the class token's attention, and the ViT of this {name} has no class token"
         )
-    owner = extra.get("teacher", params.get("model", params))  # "model": the model below an adapter
-    weights = dict(owner["image"])
-    if tower.mask_token:  # a teacher has no mask token, and never needs it
-        weights.setdefault("mask_token", jnp.zeros(tower.width))
-    return tower.clone(mask_ratio=0.0, drop_path=0.0), weights
+    vit, weights, _ = encoder_of(objective, params, extra, modality)
+    assert isinstance(vit, ViT)
+    return vit, weights
+
+
+def with_encoder(objective: Any, image: ViT | ResNet) -> Any:
+    """The same objective with another image encoder, which may lie below a head, an adapter or KeepFIT."""
+    below = next((name for name in ("tower", "model", "base") if hasattr(objective, name)), None)
+    if below is None:
+        return replace(objective, image=image)
+    return replace(objective, **{below: with_encoder(getattr(objective, below), image)})
 
 
 @runtime_checkable
@@ -84,7 +117,7 @@ def preprocessing(objective: Any) -> dict[str, Any]:
     one rule for resizing alone has it as `resize` and `interpolation`.
     """
     owner = owner_of(objective)
-    size = getattr(getattr(owner, "image", None), "image_size", None)
+    size = getattr(owner, "side", getattr(getattr(owner, "image", None), "image_size", None))
     if size is None or not hasattr(owner, "mean"):
         return {}
     rule = {"resize": getattr(owner, "resize", "squash"), "interpolation": getattr(owner, "interpolation", "bicubic")}
@@ -103,31 +136,48 @@ class Backbone:
 
     feature: `token`: the class tokens of the last `blocks` blocks, each through the final norm, earliest block first.
         `mean`: mean of the last block's patch tokens. `unnormalized`: the same without the final norm. `token_mean`:
-        class token and mean. `pooled`: the encoder's own pooled output. A ResNet has `mean` and `pooled`, which are equal.
+        class token and mean. `pooled`: the encoder's own pooled output, which is all that a convolutional encoder has
+        (a ResNet also calls it `mean`).
     mean, std: mean and deviation of RGB in [0, 1], one row or a row for each `modality` of a batch.
     modalities: indices of the modalities if each has its own encoder, with parameters {"m0": ..., "m2": ...}. (): one
         encoder for all.
     frozen: the encoder gets no gradient and runs without stochastic depth.
+    statistics: batch statistics of a trained encoder are `learned` from its batches, or `frozen` as the initial weights
+        have them, which is better for batches of a few images or a few hundred images in all.
+    tiles, tile_pool: images are cut into `tiles` tiles on each side, all of the encoder's size; the feature is the mean
+        or the maximum of theirs.
     """
 
-    image: ViT | ResNet
+    image: VisionEncoder
     mean: tuple[RGB, ...] = (IMAGENET_MEAN,)
     std: tuple[RGB, ...] = (IMAGENET_STD,)
     feature: Feature = "token"
     blocks: int = 4
     modalities: tuple[int, ...] = ()
     frozen: bool = True
+    statistics: Literal["learned", "frozen"] = "learned"
+    tiles: int = 1
+    tile_pool: Literal["mean", "max"] = "mean"
 
     def __post_init__(self) -> None:
+        if self.tiles < 1 or self.tile_pool not in ("mean", "max"):
+            raise UserError(
+                f"{self.tiles} tiles on a side, pooled by {self.tile_pool!r}; expected 1 or more, mean or max"
+            )
         if self.feature not in FEATURES:
             raise UserError(f"feature {self.feature!r}; expected one of {', '.join(FEATURES)}")
-        if isinstance(self.image, ResNet) and self.feature not in ("mean", "pooled"):
-            raise UserError(f"a ResNet has the features mean and pooled, not {self.feature!r}")
+        if isinstance(self.image, Convolutional) and self.feature not in ("mean", "pooled"):
+            raise UserError(f"a {type(self.image).__name__} has the features mean and pooled, not {self.feature!r}")
         if isinstance(self.image, ViT):
             if self.feature in ("token", "token_mean") and not self.image.class_token:
                 raise UserError(f"feature {self.feature!r} needs an encoder with a class token")
             if self.feature == "token" and not 0 < self.blocks <= self.image.depth:
                 raise UserError(f"the last {self.blocks} blocks of an encoder that has {self.image.depth}")
+
+    @property
+    def side(self) -> int:
+        """Side of the images in pixels."""
+        return self.image.image_size * self.tiles
 
     @property
     def width(self) -> int:
@@ -166,7 +216,9 @@ class Backbone:
         rng = None if self.frozen else rng
         tree = jax.lax.stop_gradient(params["image"]) if self.frozen else params["image"]
         if not self.modalities:
-            return self._encoded(tree, extra, pixels, rng)
+            features, extra = self._encoded(tree, extra, _tiled(pixels, self.tiles), rng)
+            features = features.reshape(len(pixels), self.tiles**2, -1)
+            return (features.max(1) if self.tile_pool == "max" else features.mean(1)), extra
         if "modality" not in batch:
             raise UserError("the batch has no 'modality', and this backbone has an encoder for each modality")
         # Every encoder sees every image: which examples belong to it is not known when the step is compiled.
@@ -177,10 +229,11 @@ class Backbone:
         return total, extra
 
     def _encoded(self, tree: Params, extra: Extra, pixels: jax.Array, rng: jax.Array | None) -> tuple[jax.Array, Extra]:
-        if isinstance(self.image, ResNet):
-            out, extra = apply_encoder(self.image, tree, extra, pixels, train=rng is not None)
-            return out["pooled"].astype(jnp.float32), extra
         rngs = {"drop_path": rng} if rng is not None and self.image.drop_path else None
+        if isinstance(self.image, Convolutional):
+            train = rng is not None and self.statistics == "learned"
+            out, extra = apply_encoder(self.image, tree, extra, pixels, train=train, rngs=rngs)
+            return out["pooled"].astype(jnp.float32), extra
         hidden = self.feature == "unnormalized" or (self.feature == "token" and self.blocks > 1)
         out, extra = apply_encoder(self.image, tree, extra, pixels, rngs=rngs, hidden=hidden)
         return self._read(tree, out).astype(jnp.float32), extra
@@ -201,11 +254,19 @@ class Backbone:
         return {"token": token, "mean": mean, "token_mean": jnp.concatenate([token, mean], -1)}[self.feature]
 
 
+def _tiled(pixels: jax.Array, tiles: int) -> jax.Array:
+    """Images [B h w 3] cut into tiles [B tiles^2 h/tiles w/tiles 3], as one batch."""
+    b, height, width, c = pixels.shape
+    h, w = height // tiles, width // tiles
+    parts = pixels[:, : h * tiles, : w * tiles].reshape(b, tiles, h, tiles, w, c)
+    return parts.swapaxes(2, 3).reshape(b * tiles**2, h, w, c)
+
+
 def batch_spec(tower: Backbone, given: str, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The image part of a batch: `image` u8 [B h w 3] and `modality` if it is needed, or `feature` f32 [B C]."""
     if given == "feature":
         return {"feature": jax.ShapeDtypeStruct((batch, tower.width), jnp.float32)}
-    side = tower.image.image_size
+    side = tower.side
     spec = {"image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)}
     if tower.modalities or len(tower.mean) > 1:
         spec["modality"] = jax.ShapeDtypeStruct((batch,), jnp.int32)
@@ -234,12 +295,12 @@ def apply_head(
 
 @dataclass(frozen=True)
 class Encoder:
-    """A pretrained ViT with the normalisation of its images. It gives features and has no loss.
+    """A pretrained image encoder with the normalisation of its images. It gives features and has no loss.
 
     mean, std: mean and deviation of RGB in [0, 1], one row or a row for each `modality` of a batch.
     """
 
-    image: ViT
+    image: VisionEncoder
     mean: tuple[RGB, ...] = (IMAGENET_MEAN,)
     std: tuple[RGB, ...] = (IMAGENET_STD,)
 
@@ -249,14 +310,22 @@ class Encoder:
         return {"image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)}
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Initial parameters; no extra state."""
-        image = jnp.asarray(batch["image"], jnp.float32)
-        return {"image": self.image.init(rng, image)["params"]}, {}
+        """Initial parameters, and batch statistics if the encoder has any, both under `image`."""
+        variables = self.image.init(rng, jnp.asarray(batch["image"], jnp.float32))
+        stats = {"image": variables["batch_stats"]} if "batch_stats" in variables else {}
+        return {"image": variables["params"]}, stats
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """image_raw f32 [B D], tokens f32 [B N D], and features f32 [B 2D]: class token and mean of the patches."""
+        """image_raw f32 [B D], tokens f32 [B N D], and features: class token and mean of the patches, or image_raw.
+
+        A convolutional encoder has no class token.
+        """
         pixels = normalize(batch["image"], self.mean, self.std, self.image.dtype, batch.get("modality"))
-        return image_features(apply(self.image, params["image"], pixels))
+        out, _ = apply_encoder(self.image, params["image"], extra, pixels)
+        if isinstance(self.image, ViT):
+            return image_features(out)
+        pooled = out["pooled"].astype(jnp.float32)
+        return {"image_raw": pooled, "tokens": out["tokens"].astype(jnp.float32), "features": pooled}
 
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array

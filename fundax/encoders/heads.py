@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fundax.encoders import layers
+from fundax.encoders.convolution import BatchNorm
 from fundax.encoders.positions import sin_cos
-from fundax.encoders.resnet import BatchNorm
 from fundax.runtime.mesh import gather_parameter
 from fundax.types import UserError
 
@@ -96,7 +96,8 @@ class MLPHead(nn.Module):
 
     The widths are C, outputs (1 layer), C, C/4, outputs (2 layers, also VisionFM's RegHead) or C, C/2, C/4, outputs (3
     layers), with exact GELU and dropout in between. The running statistics of the batch norm are nearly those of the
-    last batch (PyTorch's momentum 0.99). One layer without `norm` is a plain linear head.
+    last batch (PyTorch's momentum 0.99). One layer without `norm` is a plain linear head. With `standardized` the
+    statistics are fixed, and scale and bias of the norm are 1 and 0: the features are standardised.
 
     Raises UserError for another number of layers, and for batch statistics of a single example.
     """
@@ -108,6 +109,7 @@ class MLPHead(nn.Module):
     epsilon: float = 1e-6
     momentum: float = 0.99
     initial: float = 0.01
+    standardized: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -117,9 +119,11 @@ class MLPHead(nn.Module):
         x = x.astype(jnp.float32)
         c = x.shape[-1]
         if self.norm:
-            if train and len(x) < 2:
+            if train and len(x) < 2 and not self.standardized:
                 raise UserError("a training batch of one has no batch statistics; make the batch larger")
-            x = BatchNorm(self.epsilon, self.momentum, name="norm")(x[:, None, None], train)[:, 0, 0]
+            x = BatchNorm(self.epsilon, self.momentum, name="norm")(x[:, None, None], train and not self.standardized)[
+                :, 0, 0
+            ]
         widths = {1: (), 2: (c // 4,), 3: (c // 2, c // 4)}[self.layers]
         for i, width in enumerate(widths):
             x = layers.gelu_exact(self._dense(width, f"fc{i + 1}")(x))

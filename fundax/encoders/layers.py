@@ -284,14 +284,19 @@ class Block(nn.Module):
         return constrain_rows(x + self._dropped(scale2(self.mlp(self.norm2(x))), drop))
 
     def _dropped(self, x: jax.Array, rate: jax.Array | None) -> jax.Array:
-        """Stochastic depth: drop each example's branch with probability `rate`, else divide it by 1 - rate.
+        return drop_branch(self, x, rate)
 
-        Source: arXiv:1603.09382, equation 5.
-        """
-        if rate is None or not self.has_rng("drop_path"):
-            return x
-        kept = jax.random.bernoulli(self.make_rng("drop_path"), 1 - rate, (len(x), 1, 1))
-        return jnp.where(kept, x / (1 - rate).astype(x.dtype), 0)
+
+def drop_branch(module: nn.Module, x: jax.Array, rate: jax.Array | float | None) -> jax.Array:
+    """Stochastic depth: drop each example's branch x [B ...] with probability `rate`, else divide it by 1 - rate.
+
+    Random numbers are those of the module's "drop_path"; without them, or with the rate None, x is returned.
+    Source: arXiv:1603.09382, equation 5.
+    """
+    if rate is None or not module.has_rng("drop_path"):
+        return x
+    kept = jax.random.bernoulli(module.make_rng("drop_path"), 1 - rate, (len(x), *(1,) * (x.ndim - 1)))
+    return jnp.where(kept, x / jnp.asarray(1 - rate, x.dtype), 0)
 
 
 def _same(x: jax.Array) -> jax.Array:

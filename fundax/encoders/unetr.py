@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders import layers
+from fundax.encoders.convolution import BatchNorm
 from fundax.encoders.pixels import normalize
-from fundax.encoders.resnet import BatchNorm
 from fundax.encoders.vit import ViT, chosen_layers
 from fundax.types import Extra, Params, UserError
 

@@ -64,10 +64,7 @@ def size_named(name: str) -> Size:
 
 
 def patches(image: jax.Array, patch: int) -> jax.Array:
-    """Cut images [B h w C] into patches [B N p*p*C], row by row.
-
-    Pixels beyond the last whole patch are left out, as by a strided convolution.
-    """
+    """Cut images [B h w C] into patches [B N p*p*C], row by row; pixels beyond the last whole patch are left out."""
     b, h, w, c = image.shape
     rows, columns = h // patch, w // patch
     image = image[:, : rows * patch, : columns * patch]
@@ -86,23 +83,31 @@ def kept_patches(noise: jax.Array, ratio: float) -> jax.Array:
 class PatchEmbedding(nn.Module):
     """Patch embedding [B h w 3] to [B N D]: a convolution with stride p, computed as one matrix product.
 
-    kernel [p p 3 D], with PyTorch's initial values.
+    kernel [p p 3 D], with PyTorch's initial values. With several `kinds` of images (modalities), [kinds p p 3 D] and i32 [B].
     """
 
     patch: int
     width: int
     bias: bool
     dtype: str = "float32"
+    kinds: int = 1
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
+    def __call__(self, image: jax.Array, kind: jax.Array | None = None) -> jax.Array:
         initial = layers.uniform((self.patch * self.patch * 3) ** -0.5)
-        shape = (self.patch, self.patch, 3, self.width)
-        kernel = self.param("kernel", initial, shape, jnp.float32)
-        x = layers.product(patches(image.astype(self.dtype), self.patch), kernel.reshape(-1, self.width))
-        if not self.bias:
-            return x
-        return x + self.param("bias", initial, (self.width,), jnp.float32).astype(self.dtype)[None, None]
+        shape, several = (self.patch, self.patch, 3, self.width), (self.kinds,) * (self.kinds > 1)
+        kernel = self.param("kernel", initial, (*several, *shape), jnp.float32)
+        kernel = (
+            jnp.moveaxis(kernel, 0, -2) if several else kernel
+        )  # a product with the kernels of all kinds is one product
+        x = layers.product(patches(image.astype(self.dtype), self.patch), kernel.reshape(-1, self.kinds * self.width))
+        if self.bias:
+            bias = self.param("bias", initial, (*several, self.width), jnp.float32).astype(self.dtype)
+            x = x + bias.reshape(1, 1, -1)
+        if kind is None or not several:
+            return x[:, :, : self.width]
+        x = x.reshape(*x.shape[:2], self.kinds, self.width)
+        return jnp.take_along_axis(x, kind[:, None, None, None], axis=2)[:, :, 0]
 
 
 class AttentionPool(nn.Module):
@@ -159,6 +164,7 @@ class ViT(nn.Module):
     layer_scale: initial value of a learned scale of each branch; None: no scale.
     mask_ratio: part of the patches that FLIP drops, given `noise` or a "mask" rng; without either none is dropped.
     mask_token: have a learned token that replaces masked patches (iBOT).
+    kinds: kinds of images that have a patch embedding each, such as modalities.
     any_size: accept images of other sizes and interpolate the positions (positions.scaled).
     drop_path: stochastic depth of the last block, rising linearly from 0; active with a "drop_path" rng.
     init_std: deviation of the initial positions and class token; None: width ** -0.5. init_blocks: initialisers of the blocks.
@@ -183,6 +189,7 @@ class ViT(nn.Module):
     layer_scale: float | None = None
     mask_ratio: float = 0.0
     mask_token: bool = False
+    kinds: int = 1
     any_size: bool = False
     drop_path: float = 0.0
     init_std: float | None = None
@@ -211,8 +218,9 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: jax.Array, noise: jax.Array | None = None, hidden: bool = False, masked: jax.Array | None = None
-    ) -> dict[str, Any]:
+        self, image: jax.Array, noise: jax.Array | None = None, hidden: bool = False, masked: jax.Array | None = None,
+        kind: jax.Array | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """tokens [B N D] (after the final norm, unless it applies to the pooled vector) and pooled [B D].
 
         Args:
@@ -221,11 +229,13 @@ class ViT(nn.Module):
             hidden: also return patches [B N D], embedded [B N D] (the input of the blocks) and hidden, a tuple of the
                 outputs of the blocks.
             masked: bool [B rows columns], patches that the mask token replaces.
+            kind: i32 [B], the kind of each image; None is the first.
 
         Raises UserError if the image is not `image_size` square (with `any_size`: smaller than a patch).
         """
         self._check(image)
-        embedded = PatchEmbedding(self.patch, self.width, self.patch_bias, self.dtype, name="patch")(image)
+        fields = (self.patch, self.width, self.patch_bias, self.dtype, self.kinds)
+        embedded = PatchEmbedding(*fields, name="patch")(image, kind)
         grid = (image.shape[1] // self.patch, image.shape[2] // self.patch)
         # Order matters: a masked patch keeps its position (iBOT), and a dropped one takes it along (FLIP).
         x = self._dropped(self._positioned(self._replaced(embedded, masked), grid), noise)
@@ -306,10 +316,7 @@ def init_dino(width: int, hidden: int, depth: int) -> layers.BlockInit:
 
 
 def dino_vit(size: str, **fields: Any) -> ViT:
-    """A ViT as in timm, DINO, iBOT, VisionFM and RETFound, of one of SIZES; `fields` override ViT's.
-
-    Raises UserError for an unknown size.
-    """
+    """A ViT as in timm, DINO, iBOT, VisionFM and RETFound, of one of SIZES; `fields` override ViT's. Raises UserError."""
     plain = {"activation": layers.gelu_exact, "epsilon": 1e-6, "patch_bias": True, "pre_norm": False}
     return vit(size, **(plain | {"init_std": 0.02, "init_blocks": init_dino, "any_size": True} | fields))
 

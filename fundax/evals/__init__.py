@@ -4,7 +4,7 @@ from etils import epy as _epy
 
 with _epy.lazy_api_imports(globals()):
     from fundax.evals.denoising import Denoising
-    from fundax.evals.features import Epochs, Frozen, class_features, encoded, extract, once
+    from fundax.evals.features import Epochs, Frozen, Whole, class_features, encoded, extract, once, passes
     from fundax.evals.few_shot import FewShot, draw
     from fundax.evals.held_out import HeldOutLoss
     from fundax.evals.kinds import (
@@ -33,4 +33,5 @@ with _epy.lazy_api_imports(globals()):
     from fundax.evals.reports import WrittenReports
     from fundax.evals.segmentation import Segmentation, decided
     from fundax.evals.supervised import Classified, Valued
+    from fundax.evals.visits import VisitScores
     from fundax.evals.zero_shot import class_rows

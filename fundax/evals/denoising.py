@@ -13,10 +13,15 @@ from fundax.types import Batch, Extra, Forward, Params, UserError
 
 @dataclass(frozen=True)
 class Denoising:
-    """An Eval: the mean squared error of the noise on held-out images, at a few fixed times; lower is better.
+    """An Eval of the mean squared error of the predicted noise on held-out images, at a few fixed times.
 
-    Returns Scores with the metric noise_error. With `draw` > 0, that many images are sampled with seeds 0, 1, ...: array
-    `samples` u8 [draw h w 3], and metric `spread`, the standard deviation of a pixel between them (0: all are equal).
+    Args:
+        data: batches of held-out images.
+        draw: number of images to sample, with seeds 0, 1, ....
+
+    Returns:
+        Scores with the metric noise_error. If `draw` > 0, also the array samples u8 [draw h w 3] and the metric spread,
+        the standard deviation of a pixel between the samples (0 if all samples are equal).
     """
 
     data: Callable[[], Iterator[Batch]]
@@ -28,7 +33,7 @@ class Denoising:
             valid = np.asarray(batch.get("valid", np.ones(len(batch["image"]), bool)))
             errors.append(forward(params, extra, batch)["noise_error"][valid])
         if not errors:
-            raise UserError("the denoising eval got a split without a single batch")
+            raise UserError("the denoising eval got no batches")
         metrics, other = {"noise_error": float(np.concatenate(errors).mean())}, {}
         if self.draw:
             seeds = {"seed": np.arange(self.draw, dtype=np.int32)}

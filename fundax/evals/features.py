@@ -1,6 +1,6 @@
-"""Feature extraction from a frozen model, cached on disk if wanted, and batches of extracted features.
+"""Feature extraction from a frozen model, with an optional cache on disk, and batches of extracted features.
 
-Features are in memory. The rows of a batch are a function of (seed, step), as in data_pipelines.pipeline."""
+Features are kept in memory. The rows of a batch are a function of (seed, step), as in data_pipelines.pipeline."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fundax.params import flatten
+from fundax.runtime.arrays import read_arrays
 from fundax.types import Batch, Extra, Forward, Objective, Params, UserError
 
 _log = logging.getLogger("fundax")
@@ -35,16 +36,24 @@ def extract(
     input_keys: Sequence[str] = (),
     cache: str | Path = "",
     fingerprint: str = "",
+    store: dict[bytes, dict[str, np.ndarray]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Features of all non-padding examples: f32 [N ...] of every feature in `names`, and the batch keys `extra_keys`.
+    """Extract features of all non-padding examples.
 
-    input_keys: keys of the batch that the forward pass gets; () means all but `extra_keys`.
-    cache: folder in which features are stored under a digest of params, extra, the names and `fingerprint`, and from
-    which they are read when all of these agree. The fingerprint identifies the data (a digest of files, or the
-    settings of a synthetic source); without one nothing is stored.
+    Args:
+        forward, params, extra: the model.
+        data: batches, one pass.
+        names: outputs of the forward pass to extract.
+        extra_keys: keys of the batches to return as well.
+        input_keys: keys of the batches to pass to the model; () means all except `extra_keys`.
+        cache: folder for a cache of the features, by a digest of params, extra, the names and `fingerprint`.
+        fingerprint: identifies the data (a digest of files, or the settings of a synthetic source). "" disables the cache.
 
-    Raises UserError for a feature that the model does not give or that is not finite, for a key that batches lack, and
-    for data without rows.
+    Returns:
+        f32 [N ...] for every feature in `names`, and [N ...] for every key in `extra_keys`.
+
+    Raises UserError if the model does not return a feature, a feature is not finite, a batch lacks a key, or there are
+    no rows.
     """
     path = None
     if cache and fingerprint:
@@ -52,10 +61,39 @@ def extract(
         path = Path(cache) / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
         if (kept := _read(path, (*names, *extra_keys))) is not None:
             return kept
-    rows = _pass(forward, params, extra, data, names, extra_keys, input_keys)
+    rows = _pass(_kept(forward, store, names), params, extra, data, names, extra_keys, input_keys)
     if path is not None:
         _write(path, rows)
     return rows
+
+
+KEPT = 2**17  # rows of a store
+
+
+def _kept(forward: Forward, store: dict[bytes, dict[str, np.ndarray]] | None, names: Sequence[str]) -> Forward:
+    """The forward pass, which is run for batches with a row that the store does not have."""
+    if store is None:
+        return forward
+
+    def run(params: Params, extra: Extra, batch: Batch) -> Mapping[str, Any]:
+        arrays = [np.ascontiguousarray(batch[key]) for key in sorted(batch) if key != "valid"]
+        count = len(arrays[0])
+        keys = [hashlib.blake2b(b"".join(array[row].tobytes() for array in arrays)).digest() for row in range(count)]
+        if not all(key in store for key in keys):
+            out = forward(params, extra, batch)
+            if any(name not in out for name in names) or len(store) + count > KEPT:
+                return out
+            store.update((key, {name: np.asarray(out[name][row]) for name in names}) for row, key in enumerate(keys))
+        return {name: np.stack([store[key][name] for key in keys]) for name in names}
+
+    return run
+
+
+@functools.lru_cache(maxsize=2)
+def _store(identity: str) -> dict[bytes, dict[str, np.ndarray]]:
+    """The features that this process has computed with one encoder: the folds of cross-validation share them."""
+    del identity
+    return {}
 
 
 def class_features(
@@ -65,10 +103,14 @@ def class_features(
     *,
     key: str = "text_features",
 ) -> np.ndarray:
-    """Unit features f32 [K E] of classes: the mean over each class's prompts of their unit features, normalised again.
+    """Unit features f32 [K E] of classes: the normalised mean of the unit features of the prompts of each class.
 
-    prompts: token ids i32 [P L] of each class, where P may differ. Prompts are encoded `text_batch` at a time, all batches
-    having one shape; `key` names the features in the outputs of `encode`.
+    Args:
+        encode: the forward pass.
+        prompts: token ids i32 [P L] of each class; P may differ.
+        text_batch: number of prompts per forward pass; all batches have the same shape.
+        key: key of the text features in the output of `encode`.
+
     Raises UserError for features that are not finite.
 
     Source: Radford et al. 2021 (CLIP), section 3.1.4, prompt ensembles in feature space.
@@ -132,10 +174,9 @@ def _read(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in wanted}
-    except Exception as error:  # damaged bytes raise what zipfile, zlib and numpy happen to raise
-        _log.warning("%s cannot be read (%s): features are computed again", path, error)
+        return read_arrays(path, wanted)
+    except UserError as error:
+        _log.warning("%s: features are computed again", error)
         return None
 
 
@@ -147,27 +188,28 @@ def _write(path: Path, rows: dict[str, np.ndarray]) -> None:
     os.replace(file.name, path)
 
 
-Rows = Mapping[str, np.ndarray]  # feature f32 [N ...], and further keys of the batches, [N ...]
+Rows = Mapping[str, np.ndarray]  # feature f32 [N ...], and other keys of the batches, [N ...]
 Read = Callable[[], Rows]
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A frozen encoder: an objective initialised from `seed`, then changed by `init_from` and `init_extra` as in a Recipe.
+    """A frozen encoder, whose forward pass returns `feature`. It is initialised at the first use.
 
-    Its forward pass returns `feature`. Nothing is computed before the first use.
+    The objective is initialised from `seed` and then changed by `init_from` and `init_extra`, as in a Recipe. `cache` is
+    the folder for cached features, see `extract`.
     """
 
     objective: Objective
     init_from: tuple[Callable[[Params], Params], ...] = ()
     seed: int = 0
-    cache: str = ""  # folder, see extract
+    cache: str = ""
     init_extra: tuple[Callable[[Any], Any], ...] = ()
 
     @functools.cached_property
     def _state(self) -> tuple[Params, Extra]:
-        one = {key: jnp.zeros(s.shape, s.dtype) for key, s in self.objective.batch_spec(1).items()}
-        params, extra = jax.jit(lambda rng: self.objective.init(rng, one))(jax.random.key(self.seed))
+        example = {key: jnp.zeros(s.shape, s.dtype) for key, s in self.objective.batch_spec(1).items()}
+        params, extra = jax.jit(lambda rng: self.objective.init(rng, example))(jax.random.key(self.seed))
         for change in self.init_from:
             params = change(jax.device_get(params))
         for change in self.init_extra:
@@ -175,22 +217,30 @@ class Frozen:
         return params, extra
 
     @functools.cached_property
+    def _identity(self) -> str:
+        """Digest of what computes the features: the backbone's settings and weights."""
+        params, extra = self._state
+        weights = digest({"image": params.get("image", params)}, {"image": extra.get("image", {})})
+        return f"{getattr(self.objective, 'tower', self.objective)!r} {weights}"
+
+    @functools.cached_property
     def _forward(self) -> Callable[..., Any]:
         run = jax.jit(self.objective.forward)
         return lambda params, extra, batch: jax.device_get(run(params, extra, dict(batch)))
 
     def rows(self, data: Callable[[], Iterable[Batch]], extra_keys: Sequence[str], fingerprint: str = "") -> Read:
-        """A function that extracts `feature` and the batch keys `extra_keys` on its first call, and returns them."""
+        """Make a function that returns `feature` and the batch keys `extra_keys`, extracted at its first call."""
 
         @functools.cache
         def read() -> Rows:
             kept = {"cache": self.cache, "fingerprint": fingerprint, "extra_keys": tuple(extra_keys)}
+            kept["store"] = _store(self._identity)
             return extract(self._forward, *self._state, data, ("feature",), input_keys=("image", "modality"), **kept)
 
         return read
 
     def part(self, reader: Any, name: str, copies: int = 1, fingerprint: str = "", **passes: Any) -> Read:
-        """`rows` of a part of data_pipelines.tasks: `reader` (labelled.Reader) reads `copies` copies of reader.parts.NAME."""
+        """`rows` of the part `name` of reader.parts, repeated `copies` times. See data_pipelines.tasks.labelled.Reader."""
         data = reader.once(getattr(reader.parts, name), copies, **passes)
         return self.rows(data, reader.keys, fingerprint and f"{name} {fingerprint}")
 
@@ -198,19 +248,78 @@ class Frozen:
 def encoded(
     objective: Objective, start: Any, reader: Any, seed: int = 0, cache: str = "", fingerprint: str = ""
 ) -> Callable[..., Read]:
-    """A function of the name of a part that reads it through the frozen encoder of an objective (Frozen.part).
+    """Make a function from the name of a part to its features by a frozen encoder, see Frozen.part.
 
-    start: where the weights come from: anything with init_from and init_extra, such as interop.backbone gives.
+    `start` gives the weights: an object with init_from and init_extra, for example from interop.backbone.
     """
     frozen = Frozen(objective, start.init_from, seed, cache, start.init_extra)
     return functools.partial(frozen.part, reader, fingerprint=fingerprint)
 
 
 @dataclass(frozen=True)
-class Epochs:
-    """Training data of a recipe: infinite batches of the rows of `read()`, shuffled anew every epoch.
+class Whole:
+    """Training data of a recipe: all rows of `read()` in every batch, for a problem that is solved as a whole.
 
-    balanced: key of class indices [N]; classes then alternate, each shuffled by itself, and rows below 0 are left out.
+    Batches are filled up to `batch` rows with a row whose label is unknown (-1, or NaN).
+    """
+
+    read: Read
+    batch: int
+    label: str = "label"
+
+    @functools.cached_property
+    def rows(self) -> Rows:
+        """The batch. Raises UserError if there are more rows than it holds."""
+        rows = self.read()
+        count = len(rows["feature"])
+        if count > self.batch:
+            raise UserError(f"{count} rows do not fit a batch of {self.batch}")
+        chosen = np.minimum(np.arange(self.batch), count - 1)
+        filled = {key: values[chosen] for key, values in rows.items()}
+        label = filled[self.label].copy()
+        label[count:] = np.nan if label.dtype.kind == "f" else -1
+        return filled | {self.label: label}
+
+    def __call__(self, shard: int = 0, shards: int = 1) -> WholeBatches:
+        """The iterator of process `shard`."""
+        return WholeBatches(self, shard, shards)
+
+
+class WholeBatches:
+    """The same rows at every step; there is no state."""
+
+    bad_records = ""  # no image is read
+
+    def __init__(self, whole: Whole, shard: int, shards: int) -> None:
+        self._whole, self._shard, self._local = whole, shard, whole.batch // shards
+
+    def __iter__(self) -> WholeBatches:
+        return self
+
+    def __next__(self) -> Batch:
+        at = self._shard * self._local
+        return {key: values[at : at + self._local] for key, values in self._whole.rows.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """{}."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Nothing to continue."""
+        del state
+
+
+def passes(exact: bool, read: Read, batch: int, seed: int = 0, balanced: str = "") -> Whole | Epochs:
+    """Training data of a probe: Whole for a problem that is solved exactly, else Epochs."""
+    return Whole(read, batch) if exact else Epochs(read, batch, seed, balanced)
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Training data of a recipe: infinite batches of the rows of `read()`, reshuffled every epoch.
+
+    `balanced` is a key of class indices [N]. If it is set, the classes alternate, each is shuffled separately, and rows
+    with an index below 0 are ignored.
     """
 
     read: Read
@@ -221,18 +330,18 @@ class Epochs:
     def __call__(self, shard: int = 0, shards: int = 1) -> Batches:
         """The iterator of process `shard`. Raises UserError if the batch is not divisible by `shards`."""
         if self.batch % shards:
-            raise UserError(f"a batch of {self.batch} does not divide among {shards} processes")
+            raise UserError(f"a batch of {self.batch} does not divide by {shards} processes")
         return Batches(self, shard, shards)
 
     @functools.cached_property
     def turns(self) -> list[np.ndarray]:
-        """The rows of each class, or all of them."""
+        """The rows of each class, or all rows in a single array without `balanced`."""
         rows = self.read()
         if not self.balanced:
             return [np.arange(len(rows["feature"]))]
         label = rows[self.balanced]
         if label.ndim != 1:
-            raise UserError("balanced sampling needs one class per row; several findings at once have none")
+            raise UserError("balanced sampling needs a single class per row, not several labels")
         return [np.flatnonzero(label == k) for k in np.unique(label) if k >= 0]
 
     def row(self, position: int) -> int:
@@ -263,7 +372,7 @@ class Batches:
         return {key: values[chosen] for key, values in self._epochs.read().items()}
 
     def get_state(self) -> dict[str, Any]:
-        """{"step": int}, for JSON."""
+        """The state as {"step": int}, which can be stored as JSON."""
         return {"step": self._step}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -272,7 +381,7 @@ class Batches:
 
 
 def once(read: Read, batch: int = 256) -> Callable[[], Iterator[Batch]]:
-    """One ordered pass for evals; the last batch is padded with its last row, where `valid` is False."""
+    """Make batches of one ordered pass for evals. The last batch is padded with its last row, where `valid` is False."""
 
     def batches() -> Iterator[Batch]:
         rows = read()

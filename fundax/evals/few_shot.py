@@ -1,4 +1,4 @@
-"""Few-shot evaluation: zero-shot, logistic regression, CLIP-Adapter and Tip-Adapter(-F).
+"""Few-shot evaluation: zero-shot, class means, logistic regression, CLIP-Adapter and Tip-Adapter(-F).
 
 Features are computed once. The protocol and its settings are those of github.com/jusiro/FLAIR (Apache-2.0): C 0.316,
 40 epochs of AdamW 1e-3, alpha 1, beta 5."""
@@ -31,18 +31,25 @@ RATE = 1e-3
 class FewShot:
     """An Eval of balanced accuracy and macro AUC on the test set, by method and number of images per class.
 
-    pool, test: batches with what the forward pass takes, `label` i32 [B], `valid` where rows are padding.
-        Training images are drawn from the pool only.
-    patient: key of the batches i64 [B] that identifies patients, or "". With a key, shots of a class come from different
-        patients as far as possible, and a patient in both pool and test is an error.
-    class_features: (encode) -> unit features f32 [K E] of the classes' prompts, as features.class_features gives
-        them; None leaves out the methods that need them.
-    shots: images per class; seeds: number of draws of each; methods: names in METHODS.
-    feature, linear_feature: keys of the forward pass (FLAIR probes the features before the projection).
-    cache, pool_fingerprint, test_fingerprint: see features.extract.
+    No setting is chosen on the test set: all settings are fixed.
 
-    Returns a FewShotResult. Metrics: METHOD_K_balanced_accuracy and METHOD_K_macro_auc, means over draws, and their
-    standard deviations METHOD_K_..._sd. Nothing is chosen on the test set: the settings are fixed.
+    Args:
+        pool, test: batches with the inputs of the forward pass, `label` i32 [B], and `valid` bool [B] if rows are
+            padding. Training images are drawn from the pool only.
+        classes: class names.
+        class_features: maps `encode` to unit features f32 [K E] of the prompts, see features.class_features. None omits
+            the methods that need them, so that "prototypes" and "linear" are left.
+        shots: numbers of images per class.
+        seeds: number of draws for each number of shots.
+        methods: names in METHODS.
+        feature, linear_feature: keys of the forward pass (FLAIR probes the features before the projection).
+        patient: key of the batches i64 [B] that identifies patients, or "". With a key, the shots of a class come from
+            different patients if possible, and a patient in both pool and test raises UserError.
+        cache, pool_fingerprint, test_fingerprint: see features.extract.
+
+    Returns:
+        A FewShotResult. Its metrics are METHOD_K_balanced_accuracy and METHOD_K_macro_auc, means over draws, and their
+        standard deviations METHOD_K_..._sd.
     """
 
     pool: Callable[[], Iterator[Batch]]
@@ -69,7 +76,7 @@ class FewShot:
         pool = self._rows(forward, params, extra, self.pool, self.pool_fingerprint)
         test = self._rows(forward, params, extra, self.test, self.test_fingerprint)
         _check_apart(pool, test)
-        text, log_scale, methods = None, 0.0, [m for m in self.methods if m == "linear"]
+        text, log_scale, methods = None, 0.0, [m for m in self.methods if m in WITHOUT_TEXT]
         if self.class_features is not None:
             text, log_scale = self._heads(forward, params, extra)
             methods = list(self.methods)
@@ -77,9 +84,9 @@ class FewShot:
         for method in methods:
             for shots in self.shots if method != "zero_shot" else (0,):
                 draws = range(self.seeds if shots else 1)
-                found = [self._draw(method, shots, seed, pool, test, text, log_scale) for seed in draws]
-                kept += [probabilities for probabilities, _ in found]
-                table += [(method, shots, seed, *row) for seed, (_, row) in enumerate(found)]
+                results = [self._draw(method, shots, seed, pool, test, text, log_scale) for seed in draws]
+                kept += [probabilities for probabilities, _ in results]
+                table += [(method, shots, seed, *row) for seed, (_, row) in enumerate(results)]
         return FewShotResult(
             metrics=_means(table), **_columns(table), probabilities=np.stack(kept), labels=test["label"],
             patient=test.get("patient"), classes=np.array(self.classes),
@@ -127,10 +134,10 @@ class FewShot:
 def draw(
     labels: np.ndarray, classes: int, shots: int, seed: int, patients: np.ndarray | None = None
 ) -> tuple[np.ndarray, str]:
-    """Rows of `shots` images per class, and a note where a class has fewer (all of them are then taken).
+    """Draw the rows of `shots` images per class, and a note if a class has fewer images, which are then all drawn.
 
-    Images of different patients come first, where `patients` [N] is given. Draws of one seed are nested: the rows of
-    2 shots are among those of 4.
+    If `patients` [N] are given, images of different patients are drawn first. Draws with the same seed are nested: the
+    rows for 2 shots are among the rows for 4 shots.
     """
     rng, rows, short = np.random.default_rng([seed, 7]), [], []
     for k in range(classes):
@@ -152,7 +159,7 @@ def _check_apart(pool: Rows, test: Rows) -> None:
 def linear(
     few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int, *, c: float = 0.316, tol: float = 1e-4
 ) -> np.ndarray:
-    """Logistic regression by scikit-learn, classes balanced. Classes without an image have probability 0."""
+    """Logistic regression by scikit-learn with balanced class weights. Classes without images have probability 0."""
     from sklearn.linear_model import LogisticRegression
 
     del text, log_scale, seed
@@ -173,7 +180,7 @@ def zero_shot(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, 
 
 
 def clip_adapter(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
-    """CLIP-Adapter: one image per step, cosine to 0, one order for all epochs, as in FLAIR."""
+    """CLIP-Adapter as in FLAIR: one image per step, cosine decay to 0, the same order in all epochs."""
     objective, extra = ClipAdapter(few["feature"].shape[1], classes), heads(text, log_scale)
     params, _ = objective.init(jax.random.key(seed), {})
     order = _order(few, seed)
@@ -185,7 +192,7 @@ def clip_adapter(few: Rows, classes: int, text: Any, log_scale: float, test: Row
 def tip_adapter(
     few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int, *, train: bool = False
 ) -> np.ndarray:
-    """Tip-Adapter without training; scale 100 as in FLAIR."""
+    """Tip-Adapter without training, with logit scale 100 as in FLAIR."""
     features = few["feature"]
     objective = TipAdapter(features.shape[1], classes, len(features), fixed_scale=100.0)
     params, extra = remember(features, few["label"], classes, heads(text, log_scale))
@@ -196,11 +203,26 @@ def tip_adapter(
 
 
 def tip_adapter_f(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
-    """Tip-Adapter-F: the keys are trained with the formula used for prediction (FLAIR differs, see TipAdapter)."""
+    """Tip-Adapter-F, which trains the keys with the formula used for prediction (FLAIR differs, see TipAdapter)."""
     return tip_adapter(few, classes, text, log_scale, test, seed, train=True)
 
 
+def prototypes(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
+    """Class means of unit features, compared by cosine at CLIP's scale of 100; for encoders that read no texts.
+
+    Classes without an image have probability 0.
+    """
+    del text, log_scale, seed
+    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)  # noqa: E731
+    there, features = np.unique(few["label"]), unit(few["feature"])
+    means = unit(np.stack([features[few["label"] == k].mean(0) for k in there]))
+    out = np.zeros((len(test["feature"]), classes), np.float32)
+    out[:, there] = softmax(100 * unit(test["feature"]) @ means.T, axis=1)
+    return out
+
+
 METHODS: dict[str, Scores] = {
+    "prototypes": prototypes,
     "zero_shot": zero_shot,
     "linear": linear,
     "clip_adapter": clip_adapter,
@@ -209,8 +231,11 @@ METHODS: dict[str, Scores] = {
 }
 
 
+WITHOUT_TEXT = ("prototypes", "linear")
+
+
 def _order(few: Rows, seed: int) -> np.ndarray:
-    """i32 [epochs * N, 1]: every image once an epoch, in one order."""
+    """Rows i32 [epochs * N, 1]: every image once per epoch, in the same order."""
     return np.tile(np.random.default_rng([seed, 8]).permutation(len(few["label"])), EPOCHS)[:, None]
 
 

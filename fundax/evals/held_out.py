@@ -1,4 +1,4 @@
-"""The training loss on held-out examples, for objectives that have no better measure without labels."""
+"""The training loss on held-out examples, for objectives without a better metric that needs no labels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from fundax.types import Batch, Extra, Forward, Objective, Params, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutLoss:
-    """An Eval: the objective's loss on `data`, a mean over batches, with the random numbers of one seed.
+    """An Eval of the mean training loss over batches of held-out examples, with a fixed random seed.
 
-    data: training batches of held-out examples; batches with padding are left out, unless all have some. step: the
-    schedules (temperatures, masks) have their values at this step. Returns Scores with the metric loss. Raises UserError for
-    data without a batch.
+    Args:
+        data: training batches of held-out examples. Batches with padding are skipped, unless all batches have padding.
+        objective: the objective with the loss.
+        step: training step for the schedules (temperatures, masks).
+
+    Returns:
+        Scores with the metric loss.
+
+    Raises UserError if there are no batches.
     """
 
     data: Callable[[], Iterator[Batch]]

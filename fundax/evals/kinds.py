@@ -1,8 +1,8 @@
-"""What evaluations return: a result that declares its kind, with scalar metrics to log and arrays for figures and reports.
+"""Results of evaluations: each declares its kind, and has scalar metrics to log and arrays for figures and reports.
 
-A result is a mapping of its metrics and arrays. The trainer logs the scalars as `<eval name>/<metric>` and writes the
-rest to evals/<eval name>.npz under the same names, together with `kind`, from which `read` rebuilds the result.
-Names and shapes of the arrays are the fields below; None means that an evaluation has no such array."""
+A result is a mapping of its metrics and arrays. The trainer logs the metrics as `<eval name>/<metric>`, and writes the
+metrics, the arrays and the kind to evals/<eval name>.npz, from which `read` restores the result. The fields below are the
+names and shapes of the arrays; None means that the evaluation does not have the array."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fundax.types import UserError
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Part:
-    """Arrays that belong together inside a result. In the file each has its field's name, after `prefix`."""
+    """A group of arrays in a result. In the file, the name of an array is `prefix` followed by the name of its field."""
 
     prefix: ClassVar[str] = ""
 
@@ -26,19 +26,25 @@ class Part:
         return {f.name: cls.prefix + f.name.rstrip("_") for f in fields(cls)}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays that are there, by their names in the file."""
+        """The arrays that are not None, by their names in the file."""
         return {key: value for name, key in self._keys().items() if (value := getattr(self, name)) is not None}
 
     @classmethod
     def read(cls, arrays: Mapping[str, np.ndarray]) -> Self | None:
-        """The part out of the arrays of a file; None where the file has nothing of it."""
-        found: dict[str, Any] = {name: arrays[key] for name, key in cls._keys().items() if key in arrays}
-        return cls(**found) if found else None
+        """Read the part from the arrays of a file; None if the file has none of its arrays."""
+        present: dict[str, Any] = {name: arrays[key] for name, key in cls._keys().items() if key in arrays}
+        return cls(**present) if present else None
+
+
+KEEP = "keep_"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rows(Part):
-    """Which images the N rows of a result are: row of the source, patient, and columns that define subgroups; [N] each."""
+    """The image of each of the N rows of a result: row of the source, patient, and attributes for subgroups; [N] each.
+
+    `kept` are columns that were asked for by keep=, by name; a batch and a file have them under KEEP and the name.
+    """
 
     index: np.ndarray | None = None
     patient: np.ndarray | None = None
@@ -52,14 +58,30 @@ class Rows(Part):
     ethnicity: np.ndarray | None = None
     days: np.ndarray | None = None  # between visits
     horizon: np.ndarray | None = None  # days ahead, of a forecast
+    kept: Mapping[str, np.ndarray] | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that are there, by their names in the file."""
+        own = {name: column for name, column in super().arrays().items() if name != "kept"}
+        return own | {f"{KEEP}{name}": column for name, column in (self.kept or {}).items()}
+
+    @classmethod
+    def read(cls, arrays: Mapping[str, np.ndarray]) -> Self | None:
+        """The rows out of the arrays of a file, or of columns that batches have; None where there is nothing of them."""
+        kept = {name.removeprefix(KEEP): column for name, column in arrays.items() if name.startswith(KEEP)}
+        own: dict[str, Any] = {name: column for name, column in arrays.items() if name != "kept"}
+        if kept:
+            own["kept"] = kept
+        return super().read(own)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Cases(Part):
-    """Thumbnails of selected rows: `pictures` u8 [T h w 3], and per thumbnail the row of the result it shows.
+    """Thumbnails of selected rows.
 
-    picture_kind [T] names the selection ("wrong, certain"); picture_score f64 [T] is the score of the case;
-    picture_overlay u8 [T h w 3] is drawn below the thumbnail.
+    pictures u8 [T h w 3] are the thumbnails and picture_row [T] their rows in the result. picture_kind [T] is the name of
+    the selection ("wrong, confident"), picture_score f64 [T] the score of the case, and picture_overlay u8 [T h w 3] an
+    overlay that is drawn below the thumbnail.
     """
 
     pictures: np.ndarray
@@ -86,7 +108,7 @@ class ByClass(Part):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Horizons(Part):
-    """A forecast by how far ahead it looks: metrics in bands of days, [bands] each (metrics.classification.by_horizon)."""
+    """Metrics of a forecast in bands of days ahead, [bands] each; see metrics.classification.by_horizon."""
 
     prefix: ClassVar[str] = "band_"
 
@@ -106,9 +128,10 @@ PARTS: dict[str, type[Part]] = {"rows": Rows, "cases": Cases, "by_class": ByClas
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result(Mapping[str, Any]):
-    """Base of all results. metrics: scalars to log, by name.
+    """Base class of all results.
 
-    about: in a file, the data, part, step and preprocessing that the result is of (see fundax/results/about.py).
+    `metrics` are the scalars to log, by name. `about`, in a file, describes the data, part, step and preprocessing of the
+    evaluation (see fundax/results/about.py).
     """
 
     kind: ClassVar[str] = ""
@@ -119,31 +142,31 @@ class Result(Mapping[str, Any]):
     def __post_init__(self) -> None:
         if shared := self.metrics.keys() & self.arrays().keys():
             raise ValueError(
-                f"{', '.join(sorted(shared))} are both metrics and arrays of one result; expected other names"
+                f"{', '.join(sorted(shared))} are names of both metrics and arrays; expected different names"
             )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What the file of the evaluation holds: the kind, the metrics and every array."""
+        """The contents of the evaluation's file: the kind, the metrics and all arrays."""
         names, values = list(self.metrics), list(self.metrics.values())
         out = {"kind": np.array(self.kind), "metric_name": np.array(names, dtype=str)}
         out["metric_value"] = np.array(values, np.float64)
-        for one in fields(self):
-            value = getattr(self, one.name)
+        for item in fields(self):
+            value = getattr(self, item.name)
             if isinstance(value, Part):
                 out |= value.arrays()
-            elif value is not None and one.name != "metrics":
-                out |= dict(value) if isinstance(value, Mapping) else {one.name: np.asarray(value)}
+            elif value is not None and item.name != "metrics":
+                out |= dict(value) if isinstance(value, Mapping) else {item.name: np.asarray(value)}
         return out
 
     @classmethod
     def read(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """The result out of the arrays of its file."""
-        found: dict[str, Any] = {}
-        for name in (one.name for one in fields(cls) if one.name != "metrics"):
+        """Read the result from the arrays of its file."""
+        values: dict[str, Any] = {}
+        for name in (item.name for item in fields(cls) if item.name != "metrics"):
             value = PARTS[name].read(arrays) if name in PARTS else arrays.get(name)
             if value is not None:
-                found[name] = value
-        return cls(metrics=_metrics(arrays), **found)
+                values[name] = value
+        return cls(metrics=_metrics(arrays), **values)
 
     def __getitem__(self, key: str) -> Any:
         return self.metrics[key] if key in self.metrics else self.arrays()[key]
@@ -157,7 +180,7 @@ class Result(Mapping[str, Any]):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scores(Result):
-    """Metrics alone, with any further arrays under `other`; a report lists the metrics."""
+    """Metrics, and arrays without a fixed meaning in `other`. A report lists the metrics."""
 
     kind: ClassVar[str] = "scores"
 
@@ -165,17 +188,17 @@ class Scores(Result):
 
     @classmethod
     def read(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """The result out of the arrays of its file."""
-        own = ("kind", "metric_name", "metric_value", "about")
-        other = {k: v for k, v in arrays.items() if k not in own}
+        """Read the result from the arrays of its file."""
+        fixed = ("kind", "metric_name", "metric_value", "about")
+        other = {k: v for k, v in arrays.items() if k not in fixed}
         return cls(metrics=_metrics(arrays), about=arrays.get("about"), other=other)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ClassificationResult(Result):
-    """One of K classes for each image: labels i64 [N], logits and probabilities f32 [N K], classes [K].
+    """Classification of N images into one of K classes: labels i64 [N], logits and probabilities f32 [N K], classes [K].
 
-    ranked_by: "probabilities" or "logits", whichever AUC and average precision of the metrics rank the rows by.
+    `ranked_by` is "probabilities" or "logits", the scores from which AUC and average precision were computed.
     """
 
     kind: ClassVar[str] = "classification"
@@ -192,23 +215,23 @@ class ClassificationResult(Result):
 
     @property
     def ranks(self) -> np.ndarray:
-        """Scores f64 [N K] that AUC and average precision rank the rows by."""
+        """The scores f64 [N K] from which AUC and average precision are computed."""
         chosen = self.logits if str(self.ranked_by) == "logits" and self.logits is not None else self.probabilities
         return np.asarray(chosen, np.float64)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MultiLabelResult(ClassificationResult):
-    """Several findings at once: labels f32 [N K] of 0, 1 and NaN (not labelled); otherwise as ClassificationResult."""
+    """Multi-label classification: like ClassificationResult, but labels are f32 [N K] of 0, 1 and NaN (not labelled)."""
 
     kind: ClassVar[str] = "multi_label"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RegressionResult(Result):
-    """Quantities in their own units: value (the truth, NaN where unknown) and predicted f32 [N K], names [K].
+    """Regression of K targets in their units: value (the truth, NaN if unknown) and predicted f32 [N K], names [K].
 
-    target_mae, target_r2, target_pearson f64 [K], count i64 [K] and note [K] describe each quantity.
+    target_mae, target_r2, target_pearson f64 [K], count i64 [K] and note [K] are the metrics of each target.
     """
 
     kind: ClassVar[str] = "regression"
@@ -227,7 +250,7 @@ class RegressionResult(Result):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SegmentationResult(Result):
-    """Agreement of masks, image by image: dice, iou, sensitivity, specificity, hd95 f64 [N K] (NaN: undefined), classes [K]."""
+    """Segmentation metrics of each image: dice, iou, sensitivity, specificity, hd95 f64 [N K], NaN if undefined; classes [K]."""
 
     kind: ClassVar[str] = "segmentation"
     measures: ClassVar[tuple[str, ...]] = ("dice", "iou", "hd95", "sensitivity", "specificity")
@@ -249,8 +272,10 @@ class SegmentationResult(Result):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LandmarkResult(Result):
-    """Distances of found landmarks from the true ones: error f64 [N n] in pixels of the original image, error_diameters in
-    diameters of the optic disc; found and truth f64 [N n 2] as (x, y); names [n].
+    """Errors of n landmarks in N images.
+
+    error f64 [N n] is the distance in pixels of the original image, and error_diameters f64 [N n] in diameters of the
+    optic disc. found (the predictions) and truth are f64 [N n 2] as (x, y). names [n] are the names of the landmarks.
     """
 
     kind: ClassVar[str] = "landmarks"
@@ -279,7 +304,7 @@ class RetrievalResult(Result):
 class FewShotResult(Result):
     """One row per draw of training images: method, shots, seed, balanced_accuracy, macro_auc and note, [draws] each.
 
-    probabilities f32 [draws N K] on the test set, whose labels are i64 [N], patients i64 [N]; classes [K].
+    probabilities f32 [draws N K] are those of the test set, with labels i64 [N], patient i64 [N] and classes [K].
     """
 
     kind: ClassVar[str] = "few_shot"
@@ -300,9 +325,10 @@ class FewShotResult(Result):
 class ReportResult(Result):
     """Generated reports and reference reports of the first T images: image u8 [T h w 3], written and true [T].
 
-    Findings are counted in groups, such as "findings" and "conditions", over all reports: finding_group and finding [F]
-    name them, finding_count i64 [F 3] holds how often both reports name the finding, only the generated one, only the
-    reference. written_findings and true_findings [T] list those of the images shown, separated by "; ".
+    Findings are counted over all reports, in groups such as "findings" and "conditions". finding_group [F] and finding
+    [F] are their names. finding_count i64 [F 3] has the numbers of reports in which both reports, only the generated
+    report, or only the reference contain the finding. written_findings and true_findings [T] list the findings of the
+    images above, separated by "; ".
     """
 
     kind: ClassVar[str] = "reports"
@@ -328,8 +354,8 @@ class ReconstructionResult(Result):
 
 
 KINDS: dict[str, type[Result]] = {
-    one.kind: one
-    for one in (
+    result.kind: result
+    for result in (
         *(Scores, ClassificationResult, MultiLabelResult, RegressionResult, SegmentationResult, LandmarkResult),
         *(RetrievalResult, FewShotResult, ReportResult, ReconstructionResult),
     )
@@ -337,7 +363,7 @@ KINDS: dict[str, type[Result]] = {
 
 
 def read(arrays: Mapping[str, np.ndarray]) -> Result:
-    """The result that the arrays of a file hold. Raises UserError for a kind that this version does not know."""
+    """Read a result from the arrays of a file. Raises UserError for an unknown kind or missing arrays."""
     kind = str(arrays.get("kind", "")) or "missing"
     if kind not in KINDS:
         raise UserError(f"the kind of the evaluation is {kind}; expected one of {', '.join(KINDS)}")
@@ -349,13 +375,14 @@ def read(arrays: Mapping[str, np.ndarray]) -> Result:
 
 
 def row_columns(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of Rows that a batch has, by name; `group` is the patient."""
+    """The columns of Rows in a batch, by name; the key `group` is the patient."""
     keys = {f.name: f.name for f in fields(Rows)} | {"group": "patient"}
+    keys |= {key: key for key in batch if key.startswith(KEEP)}
     return {name: batch[key] for key, name in keys.items() if key in batch}
 
 
 def named(metric: str, names: Iterable[str], values: np.ndarray) -> dict[str, float]:
-    """`metric/NAME` for every name whose value is defined; values f64 [K]."""
+    """Metrics `metric/NAME` for the names [K] with a defined value in `values` f64 [K]."""
     return {f"{metric}/{name}": float(v) for name, v in zip(names, values, strict=True) if not np.isnan(v)}
 
 

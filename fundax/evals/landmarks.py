@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,23 +17,29 @@ from fundax.types import Batch, Extra, Forward, Params, UserError
 Table = dict[str, np.ndarray]  # arrays [N ...] of all images
 
 
-def distances(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Euclidean distances f64 [...] of points [... 2]; NaN where one of them has no place."""
-    return np.linalg.norm(np.asarray(found, np.float64) - np.asarray(truth, np.float64), axis=-1)
+def distances(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Euclidean distances f64 [...] of points [... 2]; NaN if a point is NaN."""
+    return np.linalg.norm(np.asarray(predicted, np.float64) - np.asarray(truth, np.float64), axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Landmarks:
-    """An Eval of points [B n 2] against what the forward pass gives under `read`.
+    """An Eval that compares predicted landmarks [B n 2] with the true ones.
 
-    Batches hold `image` u8 [B h w 3], `points` f32 [B n 2] (x, y) in its pixels, NaN where a landmark has no place,
-    `frame` f32 [B 3 2] (where the original's pixels lie, see original_grid), and perhaps `diameter` f32 [B], that of the
-    optic disc in pixels of the original, `group` [B] (the patient), `valid`, `index`.
+    Args:
+        data: batches with `image` u8 [B h w 3], `points` f32 [B n 2] (x, y) in pixels of the image (NaN if missing) and
+            `frame` f32 [B 3 2] (see original_grid). Optional keys are `diameter` f32 [B] (of the optic disc, in pixels
+            of the original image), `group` [B] (the patient), `valid` and `index`.
+        names: names of the n landmarks.
+        interval: computes confidence intervals over patients (metrics.statistics.bootstrap).
+        read: key of the predicted points in the output of the forward pass.
+        resamples: number of bootstrap resamples.
 
-    Returns a LandmarkResult. Metrics: mean_error and median_error of all landmarks (pixels of the original image) and
-    mean_error_grid (of the model's image); where the diameter is known mean_diameters, median_diameters and within_half
-    (fraction of points within half a disc diameter); the medians of each landmark. mean_error and median_diameters
-    have an interval over patients (_low, _high) by `interval`. Cases are the best and the worst images.
+    Returns:
+        A LandmarkResult. Metrics over all landmarks: mean_error and median_error (pixels of the original image),
+        mean_error_grid (pixels of the model's image) and, if the diameter is known, mean_diameters, median_diameters and
+        within_half (fraction of points within half a disc diameter). mean_error and median_diameters have intervals
+        (_low, _high). The medians are also given for each landmark. Cases are the best and the worst images.
     """
 
     data: Callable[[], Iterator[Batch]]
@@ -47,11 +53,11 @@ class Landmarks:
         for batch in self.data():
             out = forward(params, extra, {k: v for k, v in batch.items() if k in ("image", "modality")})
             if self.read not in out:
-                raise UserError(f"the landmark eval wants {self.read!r}, the model gives {', '.join(sorted(out))}")
+                raise UserError(f"the model gives {', '.join(sorted(out))}; the landmark eval expects {self.read!r}")
             parts.append(_measured(batch, out[self.read]))
         rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
         if not rows or not np.isfinite(rows["error"]).any():
-            raise UserError("the landmark eval has no image with a landmark in it")
+            raise UserError("the landmark eval has no image with a known landmark")
         return self._result(rows)
 
     def _floats(self, rows: Table) -> dict[str, float]:
@@ -79,29 +85,30 @@ class Landmarks:
         kept = {key: rows[key] for key in ("error", "error_diameters", "found", "truth")}
         return LandmarkResult(
             metrics=self._floats(rows), names=np.array(self.names), **kept,
-            rows=Rows(**{f.name: rows[f.name] for f in fields(Rows) if f.name in rows}),
+            rows=Rows.read(rows),
             cases=Cases(pictures=np.stack(drawn), picture_row=shown, picture_score=score[shown]),
         )  # fmt: skip
 
 
-def _measured(batch: Batch, found: np.ndarray) -> Table:
-    """The non-padding rows of a batch."""
-    valid = np.asarray(batch.get("valid", np.ones(len(found), bool)))
+def _measured(batch: Batch, predicted: np.ndarray) -> Table:
+    """Points and errors of the non-padding rows of a batch."""
+    valid = np.asarray(batch.get("valid", np.ones(len(predicted), bool)))
     whole = {key: np.asarray(value)[valid] for key, value in batch.items() if key != "valid"}
-    found, truth, frame = np.asarray(found, np.float64)[valid], whole["points"], whole["frame"]
-    there = [original_points(points, frame) for points in (found, truth)]
-    error = distances(*there)
-    diameter = whole.get("diameter", np.full(len(found), np.nan)).reshape(-1, 1)
+    predicted, truth, frame = np.asarray(predicted, np.float64)[valid], whole["points"], whole["frame"]
+    original = [original_points(points, frame) for points in (predicted, truth)]
+    error = distances(*original)
+    diameter = whole.get("diameter", np.full(len(predicted), np.nan)).reshape(-1, 1)
     rows = {
-        "image": whole["image"], "grid_found": found, "grid_truth": truth, "error_grid": distances(found, truth),
-        "found": there[0], "truth": there[1], "error": error, "error_diameters": error / diameter,
+        "image": whole["image"], "grid_found": predicted, "grid_truth": truth,
+        "error_grid": distances(predicted, truth), "found": original[0], "truth": original[1], "error": error,
+        "error_diameters": error / diameter,
     }  # fmt: skip
-    return rows | {"index": np.arange(len(found))} | row_columns(whole)
+    return rows | {"index": np.arange(len(predicted))} | row_columns(whole)
 
 
 def _median(values: np.ndarray) -> float:
     return float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan
 
 
-def _with_interval(name: str, found: Estimate) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+def _with_interval(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

@@ -1,4 +1,4 @@
-"""Which eye is diseased: accuracy of RET-CLIP's left and right heads on patients with one diseased eye."""
+"""Laterality: whether RET-CLIP's left and right heads identify the diseased eye of patients with one diseased eye."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ SIDES = ("left", "right")
 
 @dataclass(frozen=True, kw_only=True)
 class Laterality:
-    """An Eval that predicts as diseased the eye whose own head gives it the lower probability of being healthy.
+    """An Eval of the accuracy of predicting the diseased eye, which is the eye with the lower probability of being healthy.
 
-    data: batches with left, right u8 [B h w 3], label_left, label_right i32 [B] and, where rows are padding, valid.
-        Only patients with one healthy and one diseased eye count; a label below 0 is unknown.
-    prompts: per side, one array i32 [P L] per class, worded for that eye; `healthy` is the index of the class without disease.
+    Each eye is scored by the head of its side. Only patients with one healthy and one diseased eye are used.
 
-    Returns Scores with the metrics accuracy and patients, and the arrays margin f32 [n] (> 0: the left eye is predicted
-    as diseased) and diseased_left bool [n]. Raises UserError if there is no such patient.
+    Args:
+        data: batches with left, right u8 [B h w 3], label_left, label_right i32 [B] (below 0 if unknown) and, if rows
+            are padding, valid.
+        prompts: for each side, an array i32 [P L] for each class, with prompts about that eye.
+        healthy: index of the class without disease.
+
+    Returns:
+        Scores with the metrics accuracy and patients, and the arrays margin f32 [n] (above 0 if the left eye is predicted
+        as diseased) and diseased_left bool [n].
+
+    Raises UserError if no patient has one healthy and one diseased eye.
     """
 
     data: Callable[[], Iterator[Batch]]
@@ -42,10 +49,10 @@ class Laterality:
             healthy = {side: self._healthy(out, heads[side], side) for side in SIDES}
             label = {side: np.asarray(batch[f"label_{side}"]) for side in SIDES}
             known = np.minimum(label["left"], label["right"]) >= 0
-            one = ((label["left"] == self.healthy) != (label["right"] == self.healthy)) & known
-            one &= np.asarray(batch.get("valid", np.ones(len(one), bool)))
-            margins.append((healthy["right"] - healthy["left"])[one])
-            truth.append((label["right"] == self.healthy)[one])
+            used = ((label["left"] == self.healthy) != (label["right"] == self.healthy)) & known
+            used &= np.asarray(batch.get("valid", np.ones(len(used), bool)))
+            margins.append((healthy["right"] - healthy["left"])[used])
+            truth.append((label["right"] == self.healthy)[used])
         margin, diseased_left = np.concatenate(margins), np.concatenate(truth)
         if not len(margin):
             raise UserError("laterality: no patient has one healthy and one diseased eye")
@@ -54,6 +61,6 @@ class Laterality:
         return Scores(metrics=metrics, other={"margin": margin, "diseased_left": diseased_left})
 
     def _healthy(self, out: Mapping[str, np.ndarray], heads: np.ndarray, side: str) -> np.ndarray:
-        """log P(healthy) of each eye of one side, f32 [B]."""
+        """log P(healthy) f32 [B] of the eyes of one side."""
         logits = out[f"{side}_features"] @ heads.T * out[f"logit_scale_{side}"]  # [B K]
         return log_softmax(logits, axis=1)[:, self.healthy]

@@ -9,18 +9,22 @@ import numpy as np
 from fundax.evals.kinds import Scores
 from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
 
-SMOOTHING = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # added to every count; the best of them is the baseline's
+SMOOTHING = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # added to every count; the baseline uses the best value
 
 
 def masked_words(data: Callable[[], Iterator[Batch]], counts: Callable[[], np.ndarray]) -> Eval:
     """An eval of the mean -log p of masked tokens, in nats.
 
-    data: batches of text, original i32 [B L], hidden bool [B L] and, where rows are padding, valid bool [B].
-    counts: returns how often each token id occurs in the training texts, i64 [V].
+    Args:
+        data: batches of text, original i32 [B L], hidden bool [B L] and, if rows are padding, valid bool [B].
+        counts: returns the counts i64 [V] of the token ids in the training texts.
 
-    Returns Scores with the metrics loss, unigram (the same tokens predicted by frequency, with the smoothing that is best
-    for these tokens, so that the baseline is as strong as possible), below_unigram (unigram - loss), word_right
-    (accuracy) and words. Raises UserError where nothing is masked.
+    Returns:
+        Scores with the metrics loss, unigram (the loss of predicting tokens by their frequency, with the smoothing that
+        is best for these tokens, so that the baseline is strong), below_unigram (unigram - loss), word_right (accuracy)
+        and words (number of masked tokens).
+
+    Raises UserError if no token is masked.
     """
 
     def evaluate(forward: Forward, params: Params, extra: Extra) -> Scores:
@@ -35,7 +39,7 @@ def masked_words(data: Callable[[], Iterator[Batch]], counts: Callable[[], np.nd
             ids.append(np.asarray(batch["original"])[there])
         words = np.concatenate(ids) if ids else np.zeros(0, np.int64)
         if not len(words):
-            raise UserError("the evaluation of masked words has no hidden word; are its texts empty?")
+            raise UserError("the evaluation of masked words has no masked word; are the texts empty?")
         loss, baseline = -float(np.concatenate(log_p).mean()), unigram_loss(words, counts())
         metrics = {
             "loss": loss,
@@ -50,7 +54,7 @@ def masked_words(data: Callable[[], Iterator[Batch]], counts: Callable[[], np.nd
 
 
 def unigram_loss(words: np.ndarray, counts: np.ndarray) -> float:
-    """Mean -log p of token ids i [N] by their frequency in counts [V], with the best smoothing of SMOOTHING."""
+    """Mean -log p of token ids i32 [N], predicted by the counts [V] with the best smoothing in SMOOTHING."""
     losses = []
     for added in SMOOTHING:
         p = (counts + added) / (counts + added).sum()

@@ -1,11 +1,10 @@
-"""Map predictions back to the grid of the original image, and run a model of small images over a large one.
+"""Map predictions back to the grid of the original image, and apply a model to a large image with sliding windows.
 
-`frame` f32 [3 2] holds the positions (x, y) of the original's points (0, 0), (1000, 0) and (0, 1000) in the image that the
-model sees. Crops, resizes, flips and rotations are affine, so these three points determine them. Frames come from
+`frame` f32 [3 2] are the positions (x, y) of the original's points (0, 0), (1000, 0) and (0, 1000) in the input image of
+the model. Crops, resizes, flips and rotations are affine, so these three points determine them. Frames come from
 data_pipelines.transforms.dense.
 
-`slide` moves a window over the image: windows overlap, and their predictions are blended. All windows have the model's
-size, so one program is compiled."""
+`slide` blends the predictions of overlapping windows. All windows have the model's size, so the model is compiled once."""
 
 from __future__ import annotations
 
@@ -19,23 +18,23 @@ UNIT = 1000.0
 
 
 def axes(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices f64 [B 2 2] and origins [B 2] of frames [B 3 2]: seen = matrix @ original + origin."""
+    """Matrices f64 [B 2 2] and origins [B 2] of frames [B 3 2], where input = matrix @ original + origin."""
     frame = np.asarray(frame, np.float64)
     origin = frame[:, 0]
     return np.swapaxes((frame[:, 1:] - origin[:, None]) / UNIT, 1, 2), origin
 
 
 def original_points(points: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """Points [B n 2] in the images a model sees, mapped to pixels of the originals; f64 [B n 2]. frame f32 [B 3 2]."""
+    """Map points [B n 2] in the input images to pixels of the original images; f64 [B n 2]. frame f32 [B 3 2]."""
     matrix, origin = axes(frame)
     moved = np.asarray(points, np.float64) - origin[:, None]
     return np.einsum("bij,bnj->bni", np.linalg.inv(matrix), moved)
 
 
 def original_map(values: np.ndarray, frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Values [h w K] of the image a model sees, resampled to the grid of the original; bilinear, f32 [H W K].
+    """Resample values [h w K] of an input image to the grid of the original image, bilinearly; f32 [H W K].
 
-    frame f32 [3 2]; size: (H, W).
+    `frame` is f32 [3 2] and `size` is (H, W).
     """
     from scipy import ndimage
 
@@ -53,7 +52,7 @@ Maps = Callable[[np.ndarray], np.ndarray]  # u8 [B s s 3] -> f32 [B s s K]
 
 
 def starts(length: int, window: int, overlap: float) -> list[int]:
-    """Starts of windows along a side: evenly spaced from 0 to the end, overlapping by at least the fraction `overlap`.
+    """Starts of windows along a side, evenly spaced, which overlap by at least the fraction `overlap`.
 
     Raises UserError for an overlap outside 0..0.9.
     """
@@ -73,9 +72,9 @@ def blend(window: int) -> np.ndarray:
 
 
 def slide(maps: Maps, image: np.ndarray, window: int, overlap: float = 0.5, batch: int = 16) -> np.ndarray:
-    """Predictions f32 [H W K] of `maps` for an image u8 [H W 3], blended from windows of `window` pixels square.
+    """Predictions f32 [H W K] of `maps` for an image u8 [H W 3], blended from square windows of `window` pixels.
 
-    A smaller image is padded with zeros. `maps` always gets `batch` windows (the last one is repeated).
+    A smaller image is padded with zeros. `maps` is always called with `batch` windows; the last window is repeated.
     """
     height, width = image.shape[:2]
     room = (max(window - height, 0), max(window - width, 0))

@@ -22,14 +22,14 @@ ANSWERS = {
 
 
 class Thumbnails:
-    """Collects, batch by batch, thumbnails of the most extreme rows of each selection."""
+    """Collects thumbnails of the most extreme rows of each selection, batch by batch."""
 
     def __init__(self, count: int, kinds: Mapping[str, tuple[bool, float]]) -> None:
         self._each, self._kinds = count // len(kinds), kinds
         self._best: dict[str, list[tuple[float, int, np.ndarray]]] = {kind: [] for kind in kinds}
 
     def offer(self, batch: Batch, known: np.ndarray, before: int, right: np.ndarray, measure: np.ndarray) -> None:
-        """Add the rows of a batch where `known` [B] is True; the first of them is row `before` of the evaluation."""
+        """Add the rows of a batch where `known` [B] is True; `before` is the number of earlier rows."""
         images = batch.get("picture", batch.get("image"))
         if images is None or np.asarray(images).dtype != np.uint8 or np.ndim(images) != 4 or not self._each:
             return
@@ -41,11 +41,11 @@ class Thumbnails:
             self._best[kind] = [(a, b, image if image.shape[0] == SIDE else _small(image)) for a, b, image in pool]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """pictures u8 [T 96 96 3] with picture_row i64 [T] and picture_kind [T]; nothing where no batch had images."""
-        found = [(kind, row, image) for kind, entries in self._best.items() for _, row, image in entries]
-        if not found:
+        """pictures u8 [T 96 96 3], picture_row i64 [T] and picture_kind [T]; empty if no batch had images."""
+        selected = [(kind, row, image) for kind, entries in self._best.items() for _, row, image in entries]
+        if not selected:
             return {}
-        kinds, rows, images = zip(*found, strict=True)
+        kinds, rows, images = zip(*selected, strict=True)
         return {"pictures": np.stack(images), "picture_row": np.array(rows), "picture_kind": np.array(kinds)}
 
 
@@ -53,34 +53,35 @@ def _small(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(np.asarray(image)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
-# Okabe and Ito's colours, which differ for any colour vision and on red fundi; more classes repeat them
+# Okabe and Ito's colours, which are distinguishable with any colour vision and on red fundi. More classes repeat them.
 COLOURS = ((86, 180, 233), (240, 228, 66), (0, 158, 115), (204, 121, 167), (230, 159, 0), (255, 255, 255))
 
 
-def masks_over(image: np.ndarray, truth: np.ndarray, found: np.ndarray, side: int = 256) -> np.ndarray:
-    """Photograph, truth over it, prediction over it, each scaled to `side` square: u8 [side 3 side + 8 3].
+def masks_over(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, side: int = 256) -> np.ndarray:
+    """Draw three square panels, u8 [side 3 side + 8 3]: the photograph, and overlays of the true and predicted masks.
 
-    image u8 [H W 3]; truth, found bool [H W K]: filled with the colour of their class, half transparent.
+    image u8 [H W 3]; truth, predicted bool [H W K]. Masks are half transparent, in the colour of their class.
     """
     small = _scaled(image, side)
-    return _beside([small, *(_painted(small, channels, side) for channels in (truth, found))])
+    return _in_a_row([small, *(_painted(small, channels, side) for channels in (truth, predicted))])
 
 
-def points_over(image: np.ndarray, truth: np.ndarray, found: np.ndarray, side: int = 256) -> np.ndarray:
-    """Photograph, and the photograph with truth (circles) and prediction (crosses) of each landmark; u8 [side 2 side + 4 3].
+def points_over(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, side: int = 256) -> np.ndarray:
+    """Draw two square panels, u8 [side 2 side + 4 3]: the photograph without and with landmarks.
 
-    image u8 [H W 3]; truth, found f32 [n 2] as (x, y) in its pixels, NaN where there is none.
+    Circles are the truth, and crosses the predictions. image u8 [H W 3]; truth, predicted f32 [n 2] as (x, y) in pixels
+    of the image, NaN if missing.
     """
     small = _scaled(image, side)
     scale = np.array([side / image.shape[1], side / image.shape[0]])
     marked = small.copy()
-    for k, (right, guess) in enumerate(zip(truth, found, strict=True)):
+    for k, (right, guess) in enumerate(zip(truth, predicted, strict=True)):
         colour = COLOURS[k % len(COLOURS)]
         for point, mark in ((right, _ring), (guess, _cross)):
             if np.isfinite(point).all():
                 x, y = (point + 0.5) * scale - 0.5
                 marked[mark(side, float(x), float(y))] = colour
-    return _beside([small, marked])
+    return _in_a_row([small, marked])
 
 
 def extremes(scores: np.ndarray, each: int = 6) -> np.ndarray:
@@ -104,7 +105,7 @@ def _painted(small: np.ndarray, channels: np.ndarray, side: int) -> np.ndarray:
     return np.round(out).astype(np.uint8)
 
 
-def _beside(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
+def _in_a_row(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
     white = np.full((len(pictures[0]), gap, 3), 255, np.uint8)
     parts = [part for picture in pictures for part in (white, picture)][1:]
     return np.concatenate(parts, axis=1)

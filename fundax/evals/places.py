@@ -1,4 +1,4 @@
-"""Where a row of an evaluation came from, for messages: the file and line instead of the row of a part."""
+"""The file and line of a row of an evaluation, for error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fundax.types import Batch, UserError
 
 
 def where(data: Any, row: int) -> str:
-    """ "labels.csv row 7 (line 8)" for a row of a pass over a source of records, else "row 6"."""
+    """The place of a row: "labels.csv row 7 (line 8)" in a pass over a source of records, otherwise "row 6"."""
     source = getattr(getattr(data, "examples", None), "source", None)
     named = getattr(source[row], "where", "") if source is not None and 0 <= row < len(source) else ""
     return named or f"row {row}"
@@ -20,9 +20,10 @@ def where(data: Any, row: int) -> str:
 def check_labels(
     label: np.ndarray, known: np.ndarray, batch: Batch, seen: int, classes: Sequence[str], data: Any
 ) -> None:
-    """Raise UserError, naming file and row, for a label of a known row that is not a class, or not 0, 1 or NaN of several.
+    """Raise UserError, naming file and row, if the label of a known row is invalid.
 
-    label [B] or [B K]; known bool [B]; seen: rows of the batches before.
+    Labels [B] must be indices of classes, and labels [B K] must be 0, 1 or NaN. `known` is bool [B], and `seen` the
+    number of rows in earlier batches.
     """
     rows = np.asarray(batch["index"] if "index" in batch else seen + np.arange(len(label)))
     if label.ndim == 1:

@@ -1,7 +1,7 @@
 """Linear probes of frozen features, and the difference between two encoders.
 
-`Probe` trains several labels at once; validation alone chooses the epoch, at which the test set is scored once.
-`FrozenProbe` cross-validates with all images of a patient in one fold; its intervals resample patients, not images."""
+`Probe` is a multi-label probe; it chooses the epoch on validation data, and evaluates the test set once, at that epoch.
+`FrozenProbe` cross-validates with all images of a patient in the same fold; its intervals resample patients, not images."""
 
 from __future__ import annotations
 
@@ -29,14 +29,17 @@ Split = Callable[[], Iterator[Batch]]
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """An Eval: linear layer + sigmoid cross-entropy on frozen features, reported on `valid` (and `test`).
+    """An Eval of a linear layer trained with sigmoid cross-entropy on frozen features.
 
-    Batches hold `image` (or what the forward pass takes) and under `label` f32 [B K] of zeros and ones.
-    Returns a MultiLabelResult of the test set, or of validation where there is no test set. Metrics: macro_auc, macro_ap,
-    labels_used and epoch of validation, and test_... of the test set. Labels with a single value are left out of the means.
+    Batches have the inputs of the forward pass (`image`) and labels f32 [B K] of 0 and 1 under the key `label`.
+
+    Returns:
+        A MultiLabelResult of the test set, or of the validation set if there is no test set. Metrics: macro_auc, macro_ap,
+        labels_used and epoch on the validation set, and test_... on the test set. Labels with a single value are excluded
+        from the means.
 
     Source of the defaults: github.com/sStonemason/RET-CLIP, `eval_RFMiD` (AdamW 1e-3, no decay, eps 1e-6,
-    batch 128, 75 epochs). Unlike there, the test set never chooses the epoch.
+    batch 128, 75 epochs). Unlike the original, the epoch is never chosen on the test set.
     """
 
     train: Split
@@ -68,15 +71,15 @@ class Probe:
         )  # fmt: skip
 
     def _rows(self, forward: Forward, params: Params, extra: Extra, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Features f32 [n D] and labels f32 [n K] of one split; UserError where labels are not zeros and ones."""
+        """Features f32 [n D] and labels f32 [n K] of one split. Raises UserError for labels other than 0 and 1."""
         rows = extract(forward, params, extra, split, (self.feature,), extra_keys=(self.label,))
         label = rows[self.label]
         if label.ndim != 2 or not np.isin(label, (0, 1)).all():
-            raise UserError(f"the probe needs labels of zeros and ones [B K], got shape {label.shape}")
+            raise UserError(f"the probe needs labels [B K] of 0 and 1, got shape {label.shape}")
         return rows[self.feature], label.astype(np.float32)
 
     def _train(self, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Kernels [epochs D K], biases [epochs K] after each epoch; a short last batch is dropped."""
+        """Kernels [epochs D K] and biases [epochs K] after each epoch. An incomplete last batch is dropped."""
         rng = np.random.default_rng(self.seed)
         size = min(self.batch, len(features))
         steps = len(features) // size
@@ -93,15 +96,15 @@ class Probe:
 
 
 def macro_auc_ap(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Macro AUC and average precision of labels 0/1 and scores [n K], over the `labels_used` that have both values.
+    """Macro AUC and average precision of labels 0/1 and scores [n K], over the labels that have both values.
 
-    Raises UserError if no label has both.
+    Raises UserError if no label has both values.
     """
-    found = multi_label(labels, scores)
-    used = float(np.isfinite(found["auc"]).sum())
+    metrics = multi_label(labels, scores)
+    used = float(np.isfinite(metrics["auc"]).sum())
     if not used:
-        raise UserError("every label of the set is all zero or all one: there is nothing to rank")
-    return {"macro_auc": found["macro_auc"], "macro_ap": found["macro_ap"], "labels_used": used}
+        raise UserError("every label is all 0 or all 1, so there is nothing to rank")
+    return {"macro_auc": metrics["macro_auc"], "macro_ap": metrics["macro_ap"], "labels_used": used}
 
 
 @partial(jax.jit, static_argnames=("learning_rate",))
@@ -136,11 +139,20 @@ def _scores(weights: tuple[np.ndarray, np.ndarray], epoch: int, features: np.nda
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenProbe:
-    """An Eval: logistic regression on standardised features, out of fold, one class against the rest.
+    """An Eval of logistic regression on standardised features, cross-validated by patient.
 
-    Batches of `data` hold `image` (and `modality` where the model normalises by it), `label` i32 [B] and `group`
-    i32 [B], equal for images of one patient. Returns a ClassificationResult whose logits are log probabilities, with the
-    metrics macro_auc (over the classes present) and labels_used. `strength` is scikit-learn's C.
+    Args:
+        data: batches with `image` (and `modality` if the model normalises by modality), `label` i32 [B] and `group`
+            i32 [B], which is equal for the images of a patient.
+        classes: class names.
+        feature: key of the features in the output of the forward pass.
+        folds: number of folds.
+        strength: scikit-learn's C.
+        seed: seed of the folds.
+
+    Returns:
+        A ClassificationResult of the out-of-fold predictions; its logits are log probabilities. Metrics: macro_auc (over
+        the classes present, one against the rest) and labels_used.
     """
 
     data: Split
@@ -155,7 +167,7 @@ class FrozenProbe:
         scores = self.scores(features, labels, groups)
         auc = weighted.class_aucs(labels, scores, np.ones((1, len(labels))))[:, 0]
         if np.isnan(auc).all():
-            raise UserError("the probe's images are all of one class: there is nothing to rank")
+            raise UserError("all images of the probe have the same class, so there is nothing to rank")
         return ClassificationResult(
             metrics={"macro_auc": nanmean(auc), "labels_used": float((~np.isnan(auc)).sum())},
             labels=labels.astype(np.int64), probabilities=scores, logits=np.log(np.maximum(scores, 1e-12)),
@@ -163,7 +175,7 @@ class FrozenProbe:
         )  # fmt: skip
 
     def extract(self, forward: Forward, params: Params, extra: Extra) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features f32 [n D], labels i32 [n] and groups i32 [n] of the labelled rows of one pass. Raises UserError."""
+        """Features f32 [n D], labels i32 [n] and groups i32 [n] of the labelled rows of one pass."""
         extra_keys, input_keys = ("label", "group"), ("image", "modality")
         rows = extract(forward, params, extra, self.data, (self.feature,), extra_keys=extra_keys, input_keys=input_keys)
         known = np.nan_to_num(rows["label"].astype(np.float64), nan=-1) >= 0
@@ -171,7 +183,7 @@ class FrozenProbe:
         return rows[self.feature][known], rows["label"][known], rows["group"][known]
 
     def scores(self, features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """Probabilities f64 [n K] of every row, predicted out of fold; 0 for classes absent from the training folds."""
+        """Out-of-fold probabilities f64 [n K] of all rows; 0 for classes that are absent from the training folds."""
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -198,21 +210,21 @@ def difference(
 ) -> dict[str, float]:
     """Macro AUC of two sets of scores [n K] of the same rows, and the 95 % interval of second minus first.
 
-    The interval is a percentile bootstrap over groups (patients), with the same resamples for both. Classes that a
-    resample lost are left out of its means.
+    The interval is a percentile bootstrap over groups (patients), with the same resamples for both. Classes that are
+    absent from a resample are excluded from its mean.
     """
 
     def macro(scores: np.ndarray) -> Weighted:
         return lambda weights: weighted.nanmean(weighted.class_aucs(labels, scores, weights))
 
-    one, two = macro(first), macro(second)
-    gain = weighted_difference(two, one, len(labels), patients=groups, resamples=draws, seed=seed).difference
-    values = (float(metric(np.ones((1, len(labels))))[0]) for metric in (one, two))
+    before, after = macro(first), macro(second)
+    gain = weighted_difference(after, before, len(labels), patients=groups, resamples=draws, seed=seed).difference
+    values = (float(metric(np.ones((1, len(labels))))[0]) for metric in (before, after))
     return dict(zip(("first", "second"), values, strict=True)) | {"low": gain.low, "high": gain.high}
 
 
 def summary(rows: Sequence[tuple[str, dict[str, float], int]]) -> str:
-    """A Markdown table of (name, difference(...), images) rows."""
+    """Format rows (name, result of `difference`, number of images) as a Markdown table."""
     lines = ["| probe | images | random encoder | pretrained | difference (95 % interval) |", "|---|---|---|---|---|"]
     for name, d, n in rows:
         gain = f"{d['second'] - d['first']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"

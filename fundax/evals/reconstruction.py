@@ -11,10 +11,15 @@ from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
 
 
 def rebuilt(data: Callable[[], Iterator[Batch]], shown: int = 8) -> Eval:
-    """An eval of images u8 [B H W 3] against the forward pass's `rebuilt`, f32 [B H W 3] from 0 to 1.
+    """An eval that compares images u8 [B H W 3] with their reconstructions.
 
-    Returns a ReconstructionResult with the first `shown` images. Metrics: error (mean absolute, of images from 0 to 1),
-    psnr in dB, codes_used and perplexity (of the codes over all images). Raises UserError for a data set without rows.
+    The forward pass returns the reconstructions as `rebuilt` f32 [B H W 3], from 0 to 1, and the codes as `codes`.
+
+    Returns:
+        A ReconstructionResult with the first `shown` images. Metrics: error (mean absolute error of pixels from 0 to 1),
+        psnr in dB, codes_used and perplexity (of the codes over all images).
+
+    Raises UserError if there are no rows.
     """
 
     def evaluate(forward: Forward, params: Params, extra: Extra) -> ReconstructionResult:
@@ -23,13 +28,13 @@ def rebuilt(data: Callable[[], Iterator[Batch]], shown: int = 8) -> Eval:
             image = np.asarray(batch["image"])
             valid = np.asarray(batch.get("valid", np.ones(len(image), bool)))
             out = forward(params, extra, {"image": image})
-            found = np.asarray(out["rebuilt"])[valid]
-            difference = found - image[valid] / np.float32(255)
+            reconstruction = np.asarray(out["rebuilt"])[valid]
+            difference = reconstruction - image[valid] / np.float32(255)
             errors.append(np.abs(difference).mean((1, 2, 3)))
             squares.append(np.square(difference).mean((1, 2, 3)))
             codes.append(np.asarray(out["codes"])[valid].ravel())
-            if sum(map(len, errors)) - len(found) < shown:
-                kept.append((image[valid], np.round(found * 255).astype(np.uint8)))
+            if sum(map(len, errors)) - len(reconstruction) < shown:
+                kept.append((image[valid], np.round(reconstruction * 255).astype(np.uint8)))
         if not errors:
             raise UserError("the reconstruction evaluation has no rows")
         share = np.bincount(np.concatenate(codes)) / sum(map(len, codes))

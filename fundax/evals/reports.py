@@ -11,23 +11,27 @@ from fundax.evals.kinds import ReportResult
 from fundax.metrics.text import all_scores
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
-Find = Callable[[str], Collection[str]]  # the findings that a text says are there
+Find = Callable[[str], Collection[str]]  # text -> the findings that it states to be present
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenReports:
     """An Eval that generates a report for every image and compares it with the reference report.
 
-    data: batches with image u8 [B h w 3], valid where rows are padding, and the reference report as token ids: `text`
-        i32 [B L], which is cut at the model's context, and the whole text under `reference` i32 [B M], if it is there.
-    decode: token ids [B L] to texts. Both reports go through it, so that they are compared as the tokenizer leaves them.
-    findings: functions that find findings in a text, by name, such as {"findings": ..., "conditions": ...}.
-    shown: number of images kept with their reports for a page.
+    Args:
+        data: batches with image u8 [B h w 3], valid if rows are padding, and the reference report as token ids: `text`
+            i32 [B L], truncated to the model's context, and optionally the whole text as `reference` i32 [B M].
+        decode: maps token ids [B L] to texts. It is applied to both reports, so that losses of the tokenizer are the same.
+        findings: functions that extract findings from a text, by name, for example {"findings": ..., "conditions": ...}.
+        shown: number of images that are stored with their reports.
 
-    Returns a ReportResult. Metrics: bleu1 to bleu4, rouge_l, meteor_like, cider (see metrics.text), words (mean number in a
-    generated report), and for each name of `findings` NAME_precision, NAME_recall, NAME_f1 (micro: over all findings of
-    all reports) and NAME_chance, the F1 of each generated report against the reference of the next image. Undefined
-    ones are left out. Raises UserError where there are no rows or no reports.
+    Returns:
+        A ReportResult. Metrics: bleu1 to bleu4, rouge_l, meteor_like, cider (see metrics.text), words (mean number of
+        words in a generated report), and for each name of `findings` NAME_precision, NAME_recall, NAME_f1 (micro-averaged
+        over all findings of all reports) and NAME_chance, the F1 when each generated report is compared with the
+        reference of the next image. Undefined metrics are omitted.
+
+    Raises UserError if there are no rows or no reports.
     """
 
     data: Callable[[], Iterator[Batch]]
@@ -41,15 +45,15 @@ class WrittenReports:
         groups, names, counts = [], [], []
         shown: dict[str, list[set[str]]] = {side: [set() for _ in images] for side in ("written", "true")}
         for group, find in self.findings.items():
-            found = {side: [set(find(t)) for t in texts] for side, texts in (("written", written), ("true", true))}
-            metrics |= finding_metrics(group, found["written"], found["true"])
-            names.append(sorted(set().union(*found["written"], *found["true"])))
+            stated = {side: [set(find(t)) for t in texts] for side, texts in (("written", written), ("true", true))}
+            metrics |= finding_metrics(group, stated["written"], stated["true"])
+            names.append(sorted(set().union(*stated["written"], *stated["true"])))
             groups += [group] * len(names[-1])
-            counts.append(finding_counts(names[-1], found["written"], found["true"]))
+            counts.append(finding_counts(names[-1], stated["written"], stated["true"]))
             for side, sets in shown.items():
-                shown[side] = [have | more for have, more in zip(sets, found[side], strict=False)]
+                shown[side] = [have | more for have, more in zip(sets, stated[side], strict=False)]
         listed = {
-            f"{side}_findings": np.array(["; ".join(sorted(one)) for one in sets]) for side, sets in shown.items()
+            f"{side}_findings": np.array(["; ".join(sorted(names)) for names in sets]) for side, sets in shown.items()
         }
         return ReportResult(
             metrics=metrics, image=np.stack(images), written=np.array(written[: len(images)]),
@@ -76,7 +80,7 @@ class WrittenReports:
 
 
 def finding_metrics(name: str, written: Sequence[Collection[str]], true: Sequence[Collection[str]]) -> dict[str, float]:
-    """Micro precision, recall and F1 of the findings of N reports, and F1 by chance; undefined ones are left out."""
+    """Micro precision, recall and F1 of the findings of N reports, and F1 by chance; undefined metrics are omitted."""
     right, extra, missed = _counts(written, true)
     out: dict[str, float] = {}
     if right + extra:
@@ -93,12 +97,12 @@ def finding_metrics(name: str, written: Sequence[Collection[str]], true: Sequenc
 def finding_counts(
     names: Sequence[str], written: Sequence[Collection[str]], true: Sequence[Collection[str]]
 ) -> np.ndarray:
-    """i64 [K 3]: for each finding the reports in which both name it, only the generated one, only the reference."""
+    """i64 [K 3]: the numbers of reports with each finding in both texts, only in the generated, only in the reference."""
     rows = [_counts([{k} & set(a) for a in written], [{k} & set(b) for b in true]) for k in names]
     return np.array(rows, np.int64).reshape(-1, 3)
 
 
 def _counts(written: Sequence[Collection[str]], true: Sequence[Collection[str]]) -> tuple[int, int, int]:
-    """Number of findings in both reports, in the generated ones only, in the reference only."""
+    """Numbers of findings in both reports, only in the generated reports, and only in the references."""
     pairs = [(set(a), set(b)) for a, b in zip(written, true, strict=True)]
     return sum(len(a & b) for a, b in pairs), sum(len(a - b) for a, b in pairs), sum(len(b - a) for a, b in pairs)

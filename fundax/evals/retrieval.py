@@ -1,4 +1,4 @@
-"""Image-text retrieval over a whole data set: the rank of the matching report of an image, and of the image of a report."""
+"""Image-text retrieval over a whole data set: the rank of the matching text for each image, and of the image for each text."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from fundax.evals.kinds import RetrievalResult
+from fundax.metrics.ranking import ranks, summary
 from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
-
-CHUNK_BYTES = 64 << 20  # size of a block of similarities: 50,000 pairs never need 50,000^2 numbers in memory
 
 
 def retrieval(
@@ -21,14 +20,20 @@ def retrieval(
 ) -> Eval:
     """An eval of N image-text pairs: R@k, mean and median rank in both directions, and the loss within batches.
 
-    data: batches with the `inputs`, `text` (i32 [B L]), `valid` (bool [B]) where rows are padding, and `category`
-    (i32 [B]) where texts differ in words but not in meaning. All images with the same text (or category) match that
-    text: hundreds of eyes share the report "normal". With parity=True only the pair itself matches.
+    All images with the same text (or category) match that text, because hundreds of eyes have the report "normal".
 
-    Returns a RetrievalResult with the metrics image_to_text_R@1, image_to_text_mean_rank, image_to_text_median_rank, ...,
-    the same for text_to_image, clip_loss and samples. Ranks start at 1.
+    Args:
+        data: batches with the `inputs`, `text` i32 [B L], `valid` bool [B] if rows are padding, and `category` i32 [B]
+            if texts differ in wording but not in meaning.
+        parity: only the pair itself matches, as in open_clip.
+        ks: numbers k for R@k.
+        inputs: keys of the batches for the image encoder.
 
-    Raises UserError for features that are not finite and a data set without rows.
+    Returns:
+        A RetrievalResult with the metrics image_to_text_R@1, image_to_text_mean_rank, image_to_text_median_rank, ..., the
+        same for text_to_image, clip_loss and samples. Ranks start at 1.
+
+    Raises UserError for features that are not finite, and if there are no rows.
 
     Source: open_clip 2.30.0, get_clip_metrics and the validation loss of train.py.
     """
@@ -37,47 +42,14 @@ def retrieval(
         image, text, groups, loss = _features(forward, params, extra, data(), inputs)
         if parity:
             groups = np.arange(len(groups))
-        metrics, found = {"clip_loss": loss, "samples": float(len(groups))}, {}
+        metrics, positions = {"clip_loss": loss, "samples": float(len(groups))}, {}
         for name, queries, items in (("image_to_text", image, text), ("text_to_image", text, image)):
             rank = ranks(queries, items, groups, parity=parity)
             metrics |= {f"{name}_{key}": value for key, value in summary(rank, ks).items()}
-            found[f"{name}_rank"] = rank + 1
-        return RetrievalResult(metrics=metrics, **found)
+            positions[f"{name}_rank"] = rank + 1
+        return RetrievalResult(metrics=metrics, **positions)
 
     return evaluate
-
-
-def ranks(queries: np.ndarray, items: np.ndarray, groups: np.ndarray, *, parity: bool = False) -> np.ndarray:
-    """Position (0 = first) i64 [N] of the first matching item for each query, by descending dot product.
-
-    queries, items: f32 [N E]; item j matches query i where groups[i] == groups[j]. Other matching items do not count as
-    errors. Items that do not match and have an equal score are ranked before, so that collapsed features score nothing.
-    parity: the position of item i itself in a stable descending sort, as in open_clip.
-    """
-    n = len(queries)
-    step = max(1, CHUNK_BYTES // (4 * n))
-    out = np.empty(n, np.int64)
-    for at in range(0, n, step):
-        rows = np.arange(at, min(at + step, n))
-        scores = queries[rows] @ items.T  # [b N]
-        if parity:
-            own = scores[np.arange(len(rows)), rows][:, None]
-            before = np.arange(n)[None] < rows[:, None]
-            out[rows] = (scores > own).sum(axis=1) + ((scores == own) & before).sum(axis=1)
-        else:
-            right = groups[rows][:, None] == groups[None]  # [b N]
-            best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-            out[rows] = (~right & (scores >= best)).sum(axis=1)
-    return out
-
-
-def summary(rank: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Mean and median rank (from 1) and recall at k of positions i64 [N] (from 0).
-
-    Source: open_clip 2.30.0, get_clip_metrics: the median is rounded down before 1 is added.
-    """
-    recall = {f"R@{k}": float((rank < k).mean()) for k in ks}
-    return {"mean_rank": float(rank.mean() + 1), "median_rank": float(np.floor(np.median(rank)) + 1)} | recall
 
 
 def clip_loss(image: np.ndarray, text: np.ndarray, logit_scale: float) -> float:

@@ -1,10 +1,10 @@
-"""Segmentation measured pixel by pixel on the grid of the original image, inside its field of view."""
+"""Segmentation metrics on the grid of the original image, inside its field of view."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,28 +21,37 @@ from fundax.types import Batch, Extra, Forward, Params, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """An Eval of `probability` [B h w K] against reference masks.
+    """An Eval that compares `probability` [B h w K] of the forward pass with reference masks.
 
-    Batches hold `image` u8 [B s s 3], `truth` i [B H W] of classes (or [B H W K] of 0 and 1 where `overlapping`) at the
-    original's size, `frame` f32 [B 3 2] (see original_grid), and perhaps `truth_fov` [B H W], `group` [B] (the patient),
-    `valid`, `index`, `modality`. classes: names, as in objectives.Segment.
-    window: side of the model's image where batches have larger images; it slides with the given `overlap`.
+    Args:
+        data: batches with `image` u8 [B s s 3], `truth` i32 [B H W] of classes (or [B H W K] of 0 and 1 if `overlapping`)
+            at the original size, and `frame` f32 [B 3 2] (see original_grid). Optional keys are `truth_fov` [B H W],
+            `group` [B] (the patient), `valid`, `index` and `modality`.
+        classes: class names, as in objectives.Segment.
+        interval: computes confidence intervals over patients (metrics.statistics.bootstrap).
+        overlapping: classes may overlap.
+        window: size of the model's images if those of the batches are larger; 0 applies the model to whole images.
+        overlap: overlap of the sliding windows, as a fraction.
+        windows: number of windows per forward pass.
+        threshold: threshold of the probabilities if classes overlap.
+        resamples: number of bootstrap resamples.
 
-    Returns a SegmentationResult. Metrics are means over classes of means over images: mean_dice (with _low and _high, an
-    interval over patients), mean_iou, mean_sensitivity, mean_specificity, mean_hd95 (pixels of the original image);
-    mean_dice_NAME of each of several classes; empty (number of images and classes without truth, which are left out) and
-    missed (number with truth and no prediction: hd95 is undefined); with exclusive classes mean_dice_with_background, as
-    VisionFM counts it. Cases are the worst and the best images.
+    Returns:
+        A SegmentationResult. Metrics are means over classes of means over images: mean_dice (with the interval _low,
+        _high), mean_iou, mean_sensitivity, mean_specificity, mean_hd95 (pixels of the original image), and mean_dice_NAME
+        of each class if there are several. `empty` is the number of pairs of image and class without truth, which are
+        ignored; `missed` is the number of pairs with truth but no prediction, for which hd95 is undefined. Exclusive
+        classes also have mean_dice_with_background, which VisionFM reports. Cases are the worst and the best images.
     """
 
     data: Callable[[], Iterator[Batch]]
     classes: Sequence[str]
-    interval: Callable[..., Estimate]  # metrics.statistics.bootstrap
+    interval: Callable[..., Estimate]
     overlapping: bool = False
     window: int = 0
     overlap: float = 0.5
-    windows: int = 16  # per forward pass
-    threshold: float = 0.5  # of sigmoids
+    windows: int = 16
+    threshold: float = 0.5
     resamples: int = 1000
 
     def __call__(self, forward: Forward, params: Params, extra: Extra) -> SegmentationResult:
@@ -63,30 +72,31 @@ class Segmentation:
             modality = {key: batch[key] for key in ("modality",) if key in batch}
             return forward(params, extra, {"image": image} | modality)["probability"]
         maps = lambda views: forward(params, extra, {"image": views})["probability"]  # noqa: E731
-        return np.stack([slide(maps, one, self.window, self.overlap, self.windows) for one in image])
+        return np.stack([slide(maps, picture, self.window, self.overlap, self.windows) for picture in image])
 
     def _measured(self, batch: Batch, probability: np.ndarray, i: int) -> dict[str, Any]:
         truth = np.asarray(batch["truth"][i])
-        found = decided(
+        predicted = decided(
             original_map(probability, batch["frame"][i], truth.shape[:2]),
             len(self.classes), self.overlapping, self.threshold,
         )  # fmt: skip
         truth = channels(truth, len(self.classes), self.overlapping)
         inside = np.asarray(batch["truth_fov"][i]) > 0 if "truth_fov" in batch else None
-        each = [scores(np.asarray(truth[..., k]), np.asarray(found[..., k]), inside) for k in range(len(self.classes))]
-        row: dict[str, Any] = {name: np.array([one[name] for one in each]) for name in NAMES}
+        masks = [np.asarray(mask) for mask in (truth, predicted)]
+        each = [scores(masks[0][..., k], masks[1][..., k], inside) for k in range(len(self.classes))]
+        row: dict[str, Any] = {name: np.array([values[name] for values in each]) for name in NAMES}
         if not self.overlapping and len(self.classes) > 1:
-            row["background"] = scores(np.asarray(~truth.any(-1)), np.asarray(~found.any(-1)), inside)["dice"]
+            row["background"] = scores(~masks[0].any(-1), ~masks[1].any(-1), inside)["dice"]
         row |= {name: np.asarray(values)[i] for name, values in row_columns(batch).items()}
-        row["missed"] = int(sum(math.isnan(one["hd95"]) and not math.isnan(one["dice"]) for one in each))
+        row["missed"] = int(sum(math.isnan(values["hd95"]) and not math.isnan(values["dice"]) for values in each))
         photograph = _whole(np.asarray(batch["image"][i]), np.asarray(batch["frame"][i]), truth.shape[:2])
-        return row | {"picture": masks_over(photograph, truth, found)}
+        return row | {"picture": masks_over(photograph, truth, predicted)}
 
     def _floats(self, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         table = {name: np.stack([row[name] for row in rows]) for name in NAMES}  # [N K]
         patients = np.array([row["patient"] for row in rows]) if "patient" in rows[0] else None
-        found = self.interval(macro, table["dice"], patients=patients, resamples=self.resamples)
-        out = {"mean_dice": found.value, "mean_dice_low": found.low, "mean_dice_high": found.high}
+        dice = self.interval(macro, table["dice"], patients=patients, resamples=self.resamples)
+        out = {"mean_dice": dice.value, "mean_dice_low": dice.low, "mean_dice_high": dice.high}
         out |= {f"mean_{name}": macro(table[name]) for name in NAMES if name != "dice"}
         if len(self.classes) > 1:
             named = zip(self.classes, table["dice"].T, strict=True)
@@ -101,11 +111,11 @@ class Segmentation:
     def _result(self, rows: Sequence[dict[str, Any]]) -> SegmentationResult:
         score = _means(rows)
         shown = extremes(score)
-        columns = {f.name: np.array([row[f.name] for row in rows]) for f in fields(Rows) if f.name in rows[0]}
+        columns = {name: np.array([row[name] for row in rows]) for name in row_columns(rows[0])}
         return SegmentationResult(
             metrics=self._floats(rows), classes=np.array(self.classes),
             **{name: np.stack([row[name] for row in rows]) for name in NAMES},
-            rows=Rows(**columns),
+            rows=Rows.read(columns),
             cases=Cases(
                 pictures=np.stack([rows[i]["picture"] for i in shown]), picture_row=shown, picture_score=score[shown]
             ),
@@ -113,7 +123,7 @@ class Segmentation:
 
 
 def decided(probability: np.ndarray, classes: int, overlapping: bool, threshold: float = 0.5) -> np.ndarray:
-    """Masks bool [H W classes] of probabilities [H W K]: the most probable exclusive class, or all above the threshold."""
+    """Masks bool [H W classes] from probabilities [H W K]: the most probable class or, if classes overlap, a threshold."""
     if overlapping or classes == 1:
         return np.asarray(probability > threshold)
     return np.asarray(probability.argmax(-1)[..., None] == np.arange(1, classes + 1))
@@ -125,17 +135,17 @@ def channels(truth: np.ndarray, classes: int, overlapping: bool) -> np.ndarray:
 
 
 def macro(values: np.ndarray) -> float:
-    """Mean over columns of the means over rows of [N K], ignoring NaN; NaN where nothing is defined."""
+    """Mean over the columns of the means over the rows of values [N K], ignoring NaN; NaN if all values are NaN."""
     return nanmean(weighted.nanmean(values))
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Mean Dice of each image f64 [N], by which the worst and the best are selected."""
+    """Mean Dice f64 [N] of each image, which selects the worst and the best images."""
     return np.array([macro(row["dice"][None]) for row in rows])
 
 
 def _forget(rows: Sequence[dict[str, Any]]) -> None:
-    """Keep only the pictures of the worst and the best images so far in memory."""
+    """Remove all pictures except those of the worst and the best images so far, to save memory."""
     shown = set(extremes(_means(rows)).tolist())
     for at, row in enumerate(rows):
         if at not in shown:
@@ -143,5 +153,5 @@ def _forget(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _whole(seen: np.ndarray, frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The image the model saw, resampled to the original's grid, u8 [H W 3]."""
+    """Resample the model's input image to the grid of the original image, u8 [H W 3]."""
     return np.clip(np.round(original_map(seen.astype(np.float32), frame, size)), 0, 255).astype(np.uint8)

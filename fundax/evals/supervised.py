@@ -1,6 +1,6 @@
 """Evaluation of classification and regression on a labelled data set.
 
-Every row counts once. Rows without a label are left out and counted; undefined metrics are left out with a reason."""
+Rows without a label are ignored, and their number is reported. Undefined metrics are omitted, with a reason."""
 
 from __future__ import annotations
 
@@ -35,18 +35,27 @@ _ERRORS = {"smallest error": (True, 1.0), "largest error": (True, -1.0)}
 
 @dataclass(frozen=True, kw_only=True)
 class Classified:
-    """An Eval of `logits` f32 [B K] of a forward pass; K may be 1, the logit of the second of two classes.
+    """An Eval of single-label or multi-label classification.
 
-    Batches of `data` hold what the forward pass takes and under `label` a class i32 [B] (below 0 or NaN: not labelled), or
-    f32 [B K] of 0, 1 and NaN for several labels at once; `valid` where rows are padding. `ordered` adds quadratic kappa.
-    `columns` selects columns of the logits (of a decoder that also answers another question).
+    Args:
+        data: batches with the inputs of the forward pass, and `valid` if rows are padding.
+        classes: class names.
+        ordered: the classes are ordered; adds quadratic kappa.
+        output: key of the logits f32 [B K] in the output of the forward pass. With two classes, K may be 1, the logit of
+            the second class.
+        label: key of the labels: i32 [B] (below 0 or NaN if not labelled), or f32 [B K] of 0, 1 and NaN (multi-label).
+        columns: columns of the logits to use, if the decoder has others; () uses all.
+        inputs: keys of the batches that are passed to the model.
+        pictures: number of thumbnails to store, if batches have u8 images as `image` or `picture`.
+        bands: number of bands of `horizon` f32 [B], the days ahead of a forecast (see metrics.by_horizon); 0 disables them.
 
-    Returns a ClassificationResult, or a MultiLabelResult for several labels at once. Metrics, where they are defined:
-    macro_auc, macro_ap, accuracy, balanced_accuracy, macro_f1, per class auc/NAME, ap/NAME and recall/NAME, rows and
-    unlabelled. Cases are the most and least certain correct and wrong answers, where batches have u8 images under
-    `image` or `picture`. With `bands`, the probability of the second class is also measured in bands of the batches'
-    `horizon` f32 [B] (days ahead; see metrics.by_horizon), with the metrics f1/NAME, brier and ece over all of them.
-    Raises UserError for logits that are not finite and for data without a labelled row.
+    Returns:
+        A ClassificationResult or a MultiLabelResult. Metrics, if defined: macro_auc, macro_ap, accuracy,
+        balanced_accuracy, macro_f1, kappa, auc/NAME, ap/NAME and recall/NAME for each class, rows and unlabelled; with
+        bands also f1/NAME of the second class, brier and ece over all horizons. Cases are the most and the least confident
+        correct and wrong predictions.
+
+    Raises UserError for logits that are not finite, and if no row is labelled.
     """
 
     data: Pass
@@ -77,34 +86,34 @@ class Classified:
         several = label.ndim == 2
         label = label.astype(np.float32 if several else np.int64)
         probabilities = _probabilities(logits.astype(np.float64), label.ndim)  # ties in float32 would cost AUC
-        found = (multi_label if several else classification)(label, probabilities, self.classes)
+        metrics = (multi_label if several else classification)(label, probabilities, self.classes)
         if not self.ordered:
-            found.pop("kappa", None)
+            metrics.pop("kappa", None)
         counts = {"rows": float(len(label))} | ({"unlabelled": float(unlabelled)} if unlabelled else {})
         horizons, whole = self._horizons(label, probabilities.astype(np.float32), arrays)
         return (MultiLabelResult if several else ClassificationResult)(
-            metrics=_floats(found, self.classes) | whole | counts,
-            labels=label, probabilities=probabilities, logits=logits,  # float32 would tie confident rows and change their AUC
-             classes=np.array(self.classes),
-            rows=Rows(**arrays), by_class=ByClass.read(found), horizons=horizons, cases=Cases.read(kept.arrays()),
+            metrics=_floats(metrics, self.classes) | whole | counts,
+            # probabilities stay float64: float32 would give confident rows equal scores and change the AUC
+            labels=label, probabilities=probabilities, logits=logits, classes=np.array(self.classes),
+            rows=Rows.read(arrays), by_class=ByClass.read(metrics), horizons=horizons, cases=Cases.read(kept.arrays()),
         )  # fmt: skip
 
     def _horizons(
         self, label: np.ndarray, probabilities: np.ndarray, rows: Mapping[str, np.ndarray]
     ) -> tuple[Horizons | None, dict[str, float]]:
-        """Metrics by horizon; and F1 of the second class, Brier score and calibration error over all horizons."""
+        """Metrics by horizon, and F1 of the second class, Brier score and calibration error over all horizons."""
         if not self.bands:
             return None, {}
         if "horizon" not in rows:
-            raise UserError("bands of horizons need 'horizon' in the batches: days ahead")
+            raise UserError("bands of horizons need the key 'horizon' (days ahead) in the batches")
         bands = by_horizon(label, probabilities[:, 1], rows["horizon"], self.bands)
-        one = by_horizon(label, probabilities[:, 1], np.zeros(len(label)), 1)
-        whole = {f"f1/{self.classes[1]}": float(one["band_f1"][0])}
-        whole |= {name: float(one[f"band_{name}"][0]) for name in ("brier", "ece")}
+        single = by_horizon(label, probabilities[:, 1], np.zeros(len(label)), 1)
+        whole = {f"f1/{self.classes[1]}": float(single["band_f1"][0])}
+        whole |= {name: float(single[f"band_{name}"][0]) for name in ("brier", "ece")}
         return Horizons.read(bands), {name: value for name, value in whole.items() if not np.isnan(value)}
 
     def _two(self, logits: np.ndarray) -> np.ndarray:
-        """The logits as K columns; a single one against 0."""
+        """The logits as K columns; a single logit of two classes gets a column of zeros for the first class."""
         logits = logits[:, list(self.columns)] if self.columns else logits
         if logits.shape[1] == 1 and len(self.classes) == 2:
             return np.concatenate([np.zeros_like(logits), logits], 1)
@@ -115,12 +124,21 @@ class Classified:
 
 @dataclass(frozen=True, kw_only=True)
 class Valued:
-    """An Eval of predictions f32 [B K] in the units of the truth, `value` f32 [B K] of the batches (NaN: unknown).
+    """An Eval of regression.
 
-    Returns a RegressionResult. Metrics: mae, r2, pearson (means over targets), mae/NAME, r2/NAME, pearson/NAME, rows, and
-    relative_error, the mean over targets of mean |error| / mean truth (which VisionFM reports as "mae"; it is a ratio,
-    and unstable where means are small). Cases are the images with the smallest and the largest errors, in standard
-    deviations of the truth.
+    Args:
+        data: batches with the inputs of the forward pass.
+        names: names of the K targets.
+        output: key of the predictions f32 [B K] in the output of the forward pass, in the units of the truth.
+        label: key of the truth f32 [B K] in the batches, NaN if unknown.
+        inputs: keys of the batches that are passed to the model.
+        pictures: number of thumbnails to store.
+
+    Returns:
+        A RegressionResult. Metrics: mae, r2, pearson (means over targets), mae/NAME, r2/NAME, pearson/NAME, rows, and
+        relative_error, the mean over targets of mean |error| / mean truth (VisionFM reports this ratio as "mae"; it is
+        unstable if a mean is small). Cases are the images with the smallest and the largest errors, in standard
+        deviations of the truth.
     """
 
     data: Pass
@@ -146,21 +164,54 @@ class Valued:
             seen += len(valid)
         arrays = rows.joined(self.label)
         value, predicted = arrays.pop("value"), arrays.pop("predicted")
-        found = regression(value, predicted)
-        metrics = {"relative_error": found["relative_error"]}
+        scores = regression(value, predicted)
+        metrics = {"relative_error": scores["relative_error"]}
         for name in ("mae", "r2", "pearson"):
-            metrics |= {name: nanmean(found[name]), **named(name, self.names, found[name])}
+            metrics |= {name: nanmean(scores[name]), **named(name, self.names, scores[name])}
         return RegressionResult(
             metrics={k: v for k, v in metrics.items() if not np.isnan(v)} | {"rows": float(len(value))},
             value=value, predicted=predicted, names=np.array(self.names),
-            target_mae=found["mae"], target_r2=found["r2"], target_pearson=found["pearson"],
-            count=found["count"], note=found["note"], rows=Rows(**arrays), cases=Cases.read(kept.arrays()),
+            target_mae=scores["mae"], target_r2=scores["r2"], target_pearson=scores["pearson"],
+            count=scores["count"], note=scores["note"], rows=Rows.read(arrays), cases=Cases.read(kept.arrays()),
         )  # fmt: skip
 
 
+def pooled(results: Sequence[ClassificationResult | MultiLabelResult]) -> ClassificationResult | MultiLabelResult:
+    """The result of all rows of several results with the same classes, such as those of the folds of cross-validation.
+
+    Cases are left out. Metrics are computed again from the probabilities of all rows; `kappa` is there if every result
+    has it. Raises UserError for results of different kinds or classes.
+    """
+    first = results[0]
+    classes = [str(name) for name in first.classes]
+    for one in results:
+        if type(one) is not type(first) or [str(name) for name in one.classes] != classes:
+            raise UserError("results of different kinds or classes cannot be pooled")
+    arrays = {name: np.concatenate([np.asarray(getattr(one, name)) for one in results])
+              for name in ("labels", "probabilities", "logits")}  # fmt: skip
+    several = isinstance(first, MultiLabelResult)
+    found = (multi_label if several else classification)(arrays["labels"], arrays["probabilities"], classes)
+    if not all("kappa" in one.metrics for one in results):
+        found.pop("kappa", None)
+    columns = [one.rows.arrays() if one.rows else {} for one in results]
+    shared = set.intersection(*(set(one) for one in columns)) - {"index"}  # a row number of its own fold
+    rows = {name: np.concatenate([one[name] for one in columns]) for name in shared}
+    return type(first)(
+        metrics=_floats(found, classes) | {"rows": float(len(arrays["labels"]))},
+        classes=np.array(classes), rows=Rows(**rows), by_class=ByClass.read(found), **arrays,
+    )  # fmt: skip
+
+
 def regression(truth: Any, predicted: Any) -> dict[str, Any]:
-    """f32 [N K] twice, NaN in the truth where it is unknown. Per target f64 [K]: mae, r2 (1 - SS_res / SS_tot),
-    pearson, count i64, note [K] where one is not defined; and relative_error, the mean over targets of MAE / mean truth.
+    """Metrics of a regression of K targets.
+
+    Args:
+        truth: f32 [N K], NaN if unknown.
+        predicted: f32 [N K].
+
+    Returns:
+        mae, r2 (1 - SS_res / SS_tot) and pearson f64 [K], count i64 [K], note [K] (the reason if a metric is undefined),
+        and relative_error, the mean over targets of MAE / mean truth.
     """
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
     if truth.shape != predicted.shape or truth.ndim != 2:
@@ -189,22 +240,22 @@ def regression(truth: Any, predicted: Any) -> dict[str, Any]:
 
 
 def _run(
-    one: Classified | Valued, forward: Forward, params: Params, extra: Extra, batch: Batch
+    task: Classified | Valued, forward: Forward, params: Params, extra: Extra, batch: Batch
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Output [B K], truth, and a mask of the non-padding rows."""
-    if one.label not in batch:
-        raise UserError(f"batches have {', '.join(sorted(batch))}; expected also {one.label!r}")
-    inputs = {key: batch[key] for key in one.inputs if key in batch}
+    if task.label not in batch:
+        raise UserError(f"batches have {', '.join(sorted(batch))}; expected also {task.label!r}")
+    inputs = {key: batch[key] for key in task.inputs if key in batch}
     out = forward(params, extra, inputs)
-    if one.output not in out:
-        raise UserError(f"the model gives {', '.join(sorted(out))}; expected {one.output!r}")
-    label = np.asarray(batch[one.label])
+    if task.output not in out:
+        raise UserError(f"the model gives {', '.join(sorted(out))}; expected {task.output!r}")
+    label = np.asarray(batch[task.label])
     valid = np.asarray(batch["valid"] if "valid" in batch else np.ones(len(label), bool))
-    found = np.asarray(out[one.output], np.float32)
-    found = found[:, None] if found.ndim == 1 else found
-    if not np.isfinite(found[valid]).all():
-        raise UserError(f"{one.output} is not finite (NaN or infinity) in some rows; the weights may be broken")
-    return found, label, valid
+    predicted = np.asarray(out[task.output], np.float32)
+    predicted = predicted[:, None] if predicted.ndim == 1 else predicted
+    if not np.isfinite(predicted[valid]).all():
+        raise UserError(f"{task.output} is not finite (NaN or infinity) in some rows; the weights may be broken")
+    return predicted, label, valid
 
 
 class _Rows:
@@ -212,7 +263,7 @@ class _Rows:
 
     def __init__(self) -> None:
         self._parts: dict[str, list[np.ndarray]] = {}
-        self.count = 0  # rows before the batch taken last
+        self.count = 0  # number of rows before the last batch
 
     def take(self, batch: Batch, known: np.ndarray, seen: int, **arrays: np.ndarray) -> None:
         columns = {"index": seen + np.arange(len(known))} | row_columns(batch)
@@ -221,14 +272,14 @@ class _Rows:
             self._parts.setdefault(name, []).append(np.asarray(values)[known])
 
     def joined(self, label: str) -> dict[str, np.ndarray]:
-        found = {name: np.concatenate(parts) for name, parts in self._parts.items()}
-        if not found or not len(found["index"]):
+        arrays = {name: np.concatenate(parts) for name, parts in self._parts.items()}
+        if not arrays or not len(arrays["index"]):
             raise UserError(f"the pass has no row with a known {label}; expected at least one")
-        return found
+        return arrays
 
 
 def _spread(value: np.ndarray) -> np.ndarray:
-    """Standard deviation of each target over the rows that have it; 1 where it is 0."""
+    """Standard deviation of each target over its known rows; 1 if it is 0."""
     deviations = np.array([float(np.std(v[~np.isnan(v)])) if (~np.isnan(v)).any() else 0.0 for v in value.T])
     return np.where(deviations > 0, deviations, 1.0)
 
@@ -240,22 +291,22 @@ def _labelled(label: np.ndarray) -> np.ndarray:
 
 
 def _probabilities(logits: np.ndarray, labels: int) -> np.ndarray:
-    """Softmax of one class a row (labels 1-D), or the sigmoid of each label (2-D); [N K]."""
+    """Softmax over the classes if the labels have 1 dimension, or a sigmoid of each label if they have 2; [N K]."""
     if labels == 2:
         return expit(logits)
     return softmax(logits, axis=1)
 
 
 def _certainty(probabilities: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence of each prediction, and whether it is correct (for several findings: all labelled ones)."""
+    """Confidence of each prediction, and whether it is correct; with several labels, whether all known labels are."""
     if label.ndim == 1:
         return probabilities.max(1), probabilities.argmax(1) == label
     wrong = ((probabilities >= 0.5) != (label > 0.5)) & ~np.isnan(label)
     return np.abs(probabilities - 0.5).min(1), ~wrong.any(1)
 
 
-def _floats(found: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
-    out = {name: float(found[name]) for name in MEANS if name in found and not np.isnan(found[name])}
+def _floats(metrics: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
+    out = {name: float(metrics[name]) for name in MEANS if name in metrics and not np.isnan(metrics[name])}
     for name in PER_CLASS:
-        out |= named(name, classes, found[name])
+        out |= named(name, classes, metrics[name])
     return out

@@ -15,7 +15,7 @@ from fundax.evals.places import check_labels
 from fundax.metrics.classification import classification
 from fundax.types import Batch, Eval, Extra, Forward, Params, UserError
 
-Prompts = np.ndarray | Sequence[np.ndarray]  # i32 [K P L], or per class i32 [P L] with a P of its own
+Prompts = np.ndarray | Sequence[np.ndarray]  # i32 [K P L], or i32 [P L] for each class, where P may differ
 
 
 def zero_shot(
@@ -28,18 +28,25 @@ def zero_shot(
     text_batch: int = 64,
     pictures: int = 12,
 ) -> Eval:
-    """An eval of classification without training: the weights of a class are the mean of its prompts' features.
+    """An eval of zero-shot classification: the weights of a class are the mean of the features of its prompts.
 
-    data: batches with the `inputs`, `label` (i32 [B]) and, where rows are padding, `valid` (bool [B]).
-    classes: K names, in the order of the labels. prompts: token ids. parity: scores and averages as in the original
-    script of MM-Fundus-CLIP (see `parity_scores`, `parity_rows`). text_batch: prompts per forward pass, all of one shape.
-    pictures: number of thumbnails to keep of `image` u8, of confident and uncertain predictions.
+    Args:
+        data: batches with the `inputs`, `label` i32 [B] (below 0 if unlabelled) and, if rows are padding, `valid` bool
+            [B]. The patient of a row is `group` or `patient`.
+        classes: K names, in the order of the labels.
+        prompts: token ids.
+        parity: compute scores and means as the original script of MM-Fundus-CLIP does (see `parity_scores`,
+            `parity_rows`).
+        inputs: keys of the batches for the image encoder.
+        text_batch: number of prompts per forward pass.
+        pictures: number of thumbnails of `image` u8 to store, of confident and uncertain predictions.
 
-    Returns a ClassificationResult ranked by logits. Metrics: macro_auc, macro_ap, macro_accuracy, accuracy, and per class
-    auc/NAME, ap/NAME and recall/NAME where they are defined. The patient of a row is `group` or `patient` of the batches.
+    Returns:
+        A ClassificationResult, ranked by logits. Metrics: macro_auc, macro_ap, macro_accuracy, accuracy, unlabelled (the
+        number of ignored rows) and, if defined, auc/NAME, ap/NAME and recall/NAME of each class.
 
-    Rows whose label is below 0 have none and are left out (unlabelled counts them). Raises UserError for features that are
-    not finite, labels of K or above, data without a labelled row, and prompts that do not match the classes.
+    Raises UserError for features that are not finite, labels of K or above, data without labelled rows, and prompts that
+    do not match the classes.
 
     Source: Radford et al. 2021 (CLIP), section 3.1.4, prompt ensembles in feature space.
     """
@@ -63,36 +70,36 @@ def zero_shot(
             metrics=_summary(by_class, classes, parity) | more,
             labels=labels, logits=logits, probabilities=probabilities, classes=np.array(classes),
             ranked_by="probabilities" if parity else "logits",
-            rows=Rows(**rows), by_class=ByClass(**by_class), cases=Cases.read(kept.arrays()),
+            rows=Rows.read(rows), by_class=ByClass(**by_class), cases=Cases.read(kept.arrays()),
         )  # fmt: skip
 
     return evaluate
 
 
 def parity_scores(logits: np.ndarray) -> np.ndarray:
-    """Scores f32 [N K] as in the original script: the softmax of the sigmoid. Only for comparison with published numbers.
+    """Scores f32 [N K] as in the original script, the softmax of the sigmoid, to compare with published numbers.
 
-    In float32 the sigmoid is exactly 1 above 16.7, so at a logit scale of 100 classes tie from a cosine of 0.17 on, and
-    the first one wins.
+    In float32 the sigmoid is exactly 1 above 16.7. With a logit scale of 100, classes with a cosine above 0.17 therefore
+    have equal scores, and the first class is predicted.
 
     Source: myeongkyunkang/mmfundusclip, main_clip_zero.py.
     """
     logits = logits.astype(np.float32)
-    with np.errstate(over="ignore"):  # exp(-logit) = inf gives the sigmoid 0 that is meant
+    with np.errstate(over="ignore"):  # if exp(-logit) overflows to inf, the sigmoid is 0, as intended
         return softmax(np.float32(1) / (np.float32(1) + np.exp(-logits)), axis=1)
 
 
 def class_rows(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """One-vs-rest AUC, average precision and recall of each class from logits [N K]; NaN with a note where undefined.
 
-    AUC and AP rank the rows by the logit of the class itself; recall counts the argmax of the row.
+    AUC and AP rank the rows by the logit of the class. Recall uses the argmax of the row.
     """
-    found = classification(labels, logits, classes)
-    return {name: found[name] for name in ("auc", "ap", "recall", "count", "note")}
+    metrics = classification(labels, logits, classes)
+    return {name: metrics[name] for name in ("auc", "ap", "recall", "count", "note")}
 
 
 def parity_rows(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics by class as in the original script: those of class_rows for its scores [N K], with -1 for an absent class.
+    """Metrics of each class as in the original script: class_rows of its scores [N K], with -1 for an absent class.
 
     Source: myeongkyunkang/mmfundusclip, main_clip_zero.py.
     """
@@ -111,7 +118,7 @@ def _logits(
     kept: Thumbnails,
     source: Any,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], int]:
-    """Logits f32 [N K] and labels i64 [N] of all rows with a label, their other columns, and the number of rows without."""
+    """Logits f32 [N K], labels i64 [N] and other columns of the labelled rows, and the number of unlabelled rows."""
     logits, labels, seen, unlabelled = [], [], 0, 0
     kept_columns: dict[str, list[np.ndarray]] = {}
     for batch in data:
@@ -159,7 +166,7 @@ def _summary(rows: Mapping[str, np.ndarray], classes: Sequence[str], parity: boo
     out = {}
     for name, total in (("auc", "macro_auc"), ("ap", "macro_ap"), ("recall", "macro_accuracy")):
         values = rows[name]
-        # The original script also leaves out classes with a recall of 0, which raises its mean.
+        # The original script also omits classes with a recall of 0, which raises its mean.
         counted = values[values > 0] if parity else values[~np.isnan(values)]
         if len(counted):
             out[total] = float(counted.mean())

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from fundax.inference import eyes as predict_ret_clip
-from fundax.inference import labels, landmarks, segmentation
+from fundax.inference import labels, landmarks, segmentation, visits, zero_shot
 from fundax.inference import reports as predict_report
 from fundax.interop.read import is_run, load, read_objective
 from fundax.types import UserError
@@ -20,6 +20,8 @@ PREDICTORS: tuple[ModuleType, ...] = (
     predict_report,
     segmentation,
     landmarks,
+    visits,
+    zero_shot,
     labels,
 )
 
@@ -37,4 +39,5 @@ def predictor_of(path: str | Path) -> ModuleType:
         module.OBJECTIVE if isinstance(module.OBJECTIVE, tuple) else (module.OBJECTIVE,) for module in PREDICTORS
     )
     known = ", ".join(one.__name__ for classes in several for one in classes)
-    raise UserError(f"{path} holds {type(objective).__name__}; predict answers for {known}")
+    hint = "; its features are written by: launch.py embed" if hasattr(objective, "image") else ""
+    raise UserError(f"{path} holds {type(objective).__name__}; predict answers for {known}{hint}")

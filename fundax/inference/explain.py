@@ -1,4 +1,4 @@
-"""Attention maps of a ViT: overlays at the photograph's resolution, a sheet of all heads, a strip over training steps.
+"""Attention, Grad-CAM and similarity maps over photographs: overlays, a sheet of all maps, a strip over training steps.
 
 Maps are resampled to the photograph's pixels. `inside` measures the share of attention that lies in a mask."""
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +19,24 @@ from rich.progress import track
 
 from data_pipelines.geometry import Crop
 from data_pipelines.images import decode as files
+from data_pipelines.images.masks import load_mask
 from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.transforms.steps import preprocess
 from fundax.encoders.backbone import normalized, tower_of
-from fundax.encoders.vit import ViT, attention_maps, rollout
+from fundax.encoders.saliency import class_attention
+from fundax.encoders.vit import ViT
+from fundax.inference.model import Model, load
+from fundax.inference.outputs import names_for
+from fundax.inference.saliency import points_at, saliency_maps
 from fundax.interop.folder import fresh_folder
 from fundax.interop.read import is_run, read_objective, read_preprocessing
+from fundax.interop.weights import FILE_NAMES
 from fundax.runtime.checkpoint import load_params, resolve, saved_steps
 from fundax.types import Params, UserError
 
 Maps = dict[str, np.ndarray]  # mean and rollout f32 [r c], heads f32 [H r c]
 COLOURS = "inferno"
+ATTENTION = ("Mean of heads", "Rollout", "Head ")  # titles of attention maps begin so
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +70,15 @@ def read_looker(run: str | Path, checkpoint: int | str = "", modality: str = "CF
     return Looker(objective, tower, weights, fitting, step, MODALITIES.index(modality_name(modality)))
 
 
+def looker_of(model: Model, step: int = 0) -> Looker | None:
+    """The attention of a model that is open; None if its image encoder is not a ViT with a class token."""
+    tower = model.objective.image
+    if not isinstance(tower, ViT) or not tower.class_token:
+        return None
+    tower, weights = tower_of(model.objective, model.params, model.extra, model.row)
+    return Looker(model.objective, tower, weights, model.preprocessing, step, model.row)
+
+
 def explain(
     run: str | Path,
     photographs: Sequence[str | Path],
@@ -70,41 +87,67 @@ def explain(
     checkpoints: str = "",
     modality: str = "CFP",
     mass: float = 1.0,
+    texts: Sequence[str] = (),
+    target: str = "",
+    masks: Sequence[str | Path] = (),
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write overlays of the mean attention, the rollout and each head for each photograph, and a sheet of all of them.
+    """Write overlays of all maps of each photograph and a sheet of them: attention of a ViT, Grad-CAM, similarity.
+
+    A ViT with a class token gives its mean attention, the rollout and each head. What has an answer gives its Grad-CAM, and
+    an image-text model gives two maps for each text (inference.saliency).
 
     Args:
         checkpoints: best, latest, a step, several steps separated by commas, or all; "" is best if the run selected one.
-            With more than one, a strip that compares the steps is written as well.
+            With more than one, a strip that compares the attention of the steps is written as well.
         modality: modality of the photographs, for models with one mean and standard deviation per modality.
         mass: 0.6 shows only the patches that hold 60 % of a map's attention, as DINO's figures do; 1 shows all.
+        texts: what to look for with an image-text model, such as "hard exudates".
+        target: the class, value, structure or landmark to explain; "" takes the likeliest class or the first.
+        masks: a mask file of each photograph; explain.json then says whether each map points into it.
         overwrite: replace `out` if it is not empty.
 
-    The overlays show the last of the checkpoints. Raises UserError for a run without a ViT or a class token, and
-    DataError naming a photograph that cannot be read. Returns the paths of the pictures.
+    The overlays show the last of the checkpoints. Raises UserError for a model without an image encoder, and DataError
+    naming a photograph or mask that cannot be read. Returns the paths of the pictures.
     """
     if not photographs:
         raise UserError("no photograph to explain; give at least one image file")
     if not 0 < mass <= 1:
         raise UserError(f"mass is {mass}; expected more than 0 and at most 1")
+    if masks and len(masks) != len(photographs):
+        raise UserError(f"{len(masks)} masks for {len(photographs)} photographs; expected one each, in the same order")
+    steps = _steps(run, checkpoints)
     pixels = [files.load(path) for path in photographs]
-    names = _names(photographs)
-    lookers = [read_looker(run, step, modality) for step in _steps(run, checkpoints)]
+    inside_of = [load_mask(path) > 0 for path in masks]
+    heads = [f"_head{k + 1}" for k in range(99)]
+    names = names_for(photographs, ("", "_strip", "_mean", "_rollout", *heads))
+    models = [load(run, step, modality=modality) for step in steps]
+    lookers = [looker_of(model, step) for model, step in zip(models, steps, strict=True)]
+    facts, pointing = models[-1].preprocessing, {}
     with fresh_folder(out, overwrite) as folder:
         written = []
-        for name, photograph in track(list(zip(names, pixels, strict=True)), "photographs"):
-            seen = [looker.look(photograph) for looker in lookers]
-            facts = lookers[-1].preprocessing
-            written += _write(folder, name, photograph, seen[-1], facts, mass)
+        for number, (name, photograph) in enumerate(track(list(zip(names, pixels, strict=True)), "photographs")):
+            seen = [looker.look(photograph) for looker in lookers if looker is not None]
+            maps = _named(seen[-1]) if seen else {}
+            saliency = saliency_maps(models[-1], photograph, texts, target)
+            shown = maps | {title: one - min(one.min(), 0) for title, one in saliency.items()}
+            written += _write(folder, name, photograph, shown, facts, mass)
             if len(seen) > 1:
-                steps = [looker.step for looker in lookers]
-                maps = dict(zip(steps, seen, strict=True))
-                written.append(strip(photograph, maps, folder / f"{name}_strip.png", facts))
+                over_steps = dict(zip(steps, seen, strict=True))
+                written.append(strip(photograph, over_steps, folder / f"{name}_strip.png", facts))
+            if masks:
+                pointing[name] = _pointing(maps | saliency, inside_of[number], facts)
         sizes = {name: list(image.shape[:2]) for name, image in zip(names, pixels, strict=True)}
-        record = {"run": str(run), "steps": [x.step for x in lookers], "photographs": sizes}
+        record = {"run": str(run), "steps": list(steps), "photographs": sizes} | (
+            {"pointing": pointing} if masks else {}
+        )
         (folder / "explain.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return [Path(out) / path.name for path in written]
+
+
+def _pointing(maps: Mapping[str, np.ndarray], mask: np.ndarray, facts: Mapping[str, Any]) -> dict[str, Any]:
+    found = {title: points_at(over_photograph(one, *mask.shape, facts), mask) for title, one in maps.items()}
+    return {title: {"hit": hit, "chance": chance} for title, (hit, chance) in found.items()}
 
 
 def overlay(
@@ -125,21 +168,24 @@ def overlay(
     return np.round(photograph * (1 - weight) + colour * weight).astype(np.uint8)
 
 
-def sheet(photograph: np.ndarray, maps: Maps, path: Path, facts: Mapping[str, Any], mass: float = 1.0) -> Path:
-    """Write a PNG of the photograph, the mean, the rollout and every head; titles give the maximum relative to uniform."""
-    parts = {"Mean of heads": maps["mean"], "Rollout": maps["rollout"]}
-    parts |= {f"Head {k + 1}": head for k, head in enumerate(maps["heads"])}
-    columns = min(4, len(parts) + 1)
-    rows = -(-(len(parts) + 1) // columns)
+def sheet(
+    photograph: np.ndarray, maps: Mapping[str, np.ndarray], path: Path, facts: Mapping[str, Any], mass: float = 1.0
+) -> Path:
+    """Write a PNG of the photograph and of every map; titles of attention give the maximum relative to uniform."""
+    columns = min(4, len(maps) + 1)
+    rows = -(-(len(maps) + 1) // columns)
     figure = _figure(2.6 * columns + 0.2, 2.85 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for cell in grid:
         cell.set_axis_off()
     grid[0].imshow(photograph)
     grid[0].set_title("Photograph", fontsize=9, loc="left")
-    for cell, (title, one) in zip(grid[1:], parts.items(), strict=False):
-        cell.imshow(overlay(photograph, one, facts, mass))
-        cell.set_title(f"{title}: at most {one.max() * one.size:.1f} x even", fontsize=8.5, loc="left")
+    for cell, (title, one) in zip(grid[1:], maps.items(), strict=False):
+        attends = title.startswith(ATTENTION)
+        cell.imshow(overlay(photograph, one, facts, mass if attends else 1.0))
+        cell.set_title(
+            f"{title}: at most {one.max() * one.size:.1f} x even" if attends else title, fontsize=8.5, loc="left"
+        )
     figure.savefig(path, dpi=130)
     return path
 
@@ -163,28 +209,37 @@ def strip(photograph: np.ndarray, maps: Mapping[int, Maps], path: Path, facts: M
     return path
 
 
+def _named(maps: Maps) -> dict[str, np.ndarray]:
+    """The attention maps by title."""
+    named = {"Mean of heads": maps["mean"], "Rollout": maps["rollout"]}
+    return named | {f"Head {k + 1}": head for k, head in enumerate(maps["heads"])}
+
+
 def _write(
-    folder: Path, name: str, photograph: np.ndarray, maps: Maps, facts: Mapping[str, Any], mass: float
+    folder: Path,
+    name: str,
+    photograph: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    facts: Mapping[str, Any],
+    mass: float,
 ) -> Iterator[Path]:
-    parts = {"mean": maps["mean"], "rollout": maps["rollout"]}
-    parts |= {f"head{k + 1}": head for k, head in enumerate(maps["heads"])}
-    for part, one in parts.items():
-        path = folder / f"{name}_{part}.png"
-        Image.fromarray(overlay(photograph, one, facts, mass)).save(path)
+    for title, one in maps.items():
+        attends = title.startswith(ATTENTION)
+        short = {"Mean of heads": "mean"}.get(title) or re.sub(r"\W+", "" if attends else "_", title.lower())
+        path = folder / f"{name}_{short}.png"
+        Image.fromarray(overlay(photograph, one, facts, mass if attends else 1.0)).save(path)
         yield path
     yield sheet(photograph, maps, folder / f"{name}.png", facts, mass)
 
 
 def _steps(run: str | Path, checkpoints: str) -> list[int | str]:
+    if not is_run(run):
+        if not any((Path(run) / name).is_file() for name in FILE_NAMES) and not Path(run).is_file():
+            raise UserError(f"{run} is not a run of fundax: it has no checkpoints; nor a folder of weights")
+        return [""]
     if checkpoints == "all":
         return list(saved_steps(run))
-    return [word.strip() for word in checkpoints.split(",")]
-
-
-def _names(photographs: Sequence[str | Path]) -> list[str]:
-    """File names without their extension; a number is appended to repeated names."""
-    stems = [Path(path).stem for path in photographs]
-    return [stem if stems.count(stem) == 1 else f"{stem}_{number}" for number, stem in enumerate(stems)]
+    return [resolve(run, word.strip()) for word in checkpoints.split(",")]
 
 
 def _figure(width: float, height: float) -> Any:
@@ -199,23 +254,6 @@ def _figure(width: float, height: float) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def _maps(tower: ViT, params: Params, image: jax.Array) -> dict[str, jax.Array]:
     return class_attention(tower, params, image)
-
-
-def class_attention(tower: ViT, params: Params, image: jax.Array) -> dict[str, jax.Array]:
-    """Attention of the class token as maps over the grid of patches; each map sums to at most 1.
-
-    image: [B h w 3], normalised. Returns heads f32 [B H r c], the attention of the last block (arXiv:2104.14294,
-    figure 1); mean f32 [B r c], their mean over heads; and rollout f32 [B r c], through all blocks (arXiv:2005.00928).
-    The remainder to 1 is the attention of the class token to itself.
-    """
-    maps = attention_maps(tower, params, image, last=tower.depth)
-    rows, columns = image.shape[1] // tower.patch, image.shape[2] // tower.patch
-    heads = maps[-1][:, :, 0, 1:].reshape(len(image), tower.heads, rows, columns)
-    return {
-        "heads": heads,
-        "mean": heads.mean(1),
-        "rollout": rollout(maps)[:, 0, 1:].reshape(len(image), rows, columns),
-    }
 
 
 def top_mass(attention: np.ndarray, share: float) -> np.ndarray:

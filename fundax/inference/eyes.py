@@ -16,11 +16,11 @@ import numpy as np
 from rich.table import Table
 from scipy.special import softmax
 
-from data_pipelines.images import decode as files
 from data_pipelines.language.prompts import prompts
-from data_pipelines.transforms.steps import preprocess
 from fundax.evals.features import class_features
+from fundax.inference.answers import check_out, write_rows
 from fundax.inference.model import Image, Model, load
+from fundax.inference.zero_shot import class_names
 from fundax.objectives.ret_clip import IMAGE, LEVELS, SUFFIX, RetCLIP
 from fundax.types import UserError
 
@@ -35,6 +35,14 @@ class EyePrediction:
     classes: tuple[str, ...]
     probabilities: dict[str, np.ndarray]
     note: str  # how a missing eye was handled; "" if both eyes were given
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per class with the probability of each level, in the order of the classes."""
+        levels = [level for level in TITLES if level in self.probabilities]
+        return [
+            {"condition": name, **{level: self.probabilities[level][k] for level in levels}}
+            for k, name in enumerate(self.classes)
+        ]
 
     def table(self) -> Table:
         """A table with one row per class, sorted by descending probability at the patient level."""
@@ -79,7 +87,7 @@ def predict_eyes(
         raise UserError("give --left and --right, one of them, or --image alone")
     if len(set(classes)) < 2 or len(set(classes)) != len(classes):
         raise UserError(f"expected at least two different classes, got {', '.join(classes) or 'none'}")
-    pixels = {name: _pixels(model, value) for name, value in given.items()}
+    pixels = {name: model.preprocess(value)[None] for name, value in given.items()}
     out = _outputs(model.objective, model.params, pixels)
     probabilities = {}
     for level in LEVELS:
@@ -102,14 +110,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="language of the prompts; by default that of each class name",
     )
+    parser.add_argument("--out", help="CSV or JSON file to write, with a row for each condition")
 
 
 def run(path: str | Path, given: argparse.Namespace) -> Table:
     """Predict from the parsed arguments; returns what `launch.py predict` prints."""
-    classes = [name.strip() for name in given.classes.replace("，", ",").split(",") if name.strip()]
+    check_out(given.out)
     model = load(path, given.checkpoint)
     eyes = {"left": given.left, "right": given.right, "image": given.image}
-    return predict_eyes(model, classes, **eyes, language=given.language).table()
+    found = predict_eyes(model, class_names(given.classes), **eyes, language=given.language)
+    write_rows(given.out, found.rows())
+    return found.table()
 
 
 def _note(given: tuple[str, ...]) -> str:
@@ -118,11 +129,6 @@ def _note(given: tuple[str, ...]) -> str:
     if len(given) == 1:
         return f"only the {given[0]} eye was given: the patient column takes it for both eyes"
     return ""
-
-
-def _pixels(model: Model, image: Image) -> np.ndarray:
-    size = int(model.preprocessing["image_size"])
-    return preprocess(files.load(image, at_least=size), model.preprocessing)[None]
 
 
 def _class_features(model: Model, classes: Sequence[str], level: str, language: str) -> np.ndarray:

@@ -8,14 +8,18 @@ from functools import partial, reduce
 from typing import Any
 
 from data_pipelines.language import tokenizers
+from fundax.encoders.backbone import Encoder
 from fundax.evals.features import class_features
 from fundax.evals.laterality import Laterality
 from fundax.evals.probe import Probe
 from fundax.evals.retrieval import retrieval
+from fundax.evals.visits import VIEWS, VisitScores
 from fundax.evals.zero_shot import zero_shot
 from fundax.interop.initial import WarmStart
 from fundax.interop.read import load
 from fundax.objectives.clip import MEAN, STD, clip
+from fundax.objectives.ibot import IBOT
+from fundax.objectives.ret_clip import RetCLIP
 from fundax.types import Extra, Params, UserError
 
 
@@ -36,6 +40,13 @@ class ImageText:
     init_from: tuple[Callable[[Params], Params], ...] = ()
     init_extra: tuple[Callable[[Extra], Extra], ...] = ()
 
+    @property
+    def features(self) -> tuple[str, str]:
+        """Outputs that are compared with texts or class means, and that linear probes read."""
+        if isinstance(self.objective, Encoder | IBOT):
+            return "features", "features"
+        return "image_features", "visual" if isinstance(self.objective, RetCLIP) else "image_features"
+
     def behind(self, adapter: Any, prompts: Sequence[Any]) -> WarmStart:
         """The start of an `adapter` on top of the model (objectives.Adapted), with its features of the classes.
 
@@ -51,11 +62,12 @@ class ImageText:
         return WarmStart((start,), extra)
 
 
-def image_text(init: str, checkpoint: int | str = "", *, smoke: bool = False) -> ImageText:
+def image_text(init: str, checkpoint: int | str = "", *, smoke: bool = False, encoders: bool = False) -> ImageText:
     """Load an image-text model from any path that interop.load supports.
 
-    smoke: without `init`, create a tiny untrained model instead (smoke test). Raises UserError if `init` is empty, holds
-    another kind of model or has no tokenizer.
+    smoke: without `init`, create a tiny untrained model instead (smoke test). encoders: also take an image encoder (VisionFM,
+    DINO, RETFound), whose tokenizer is None. Raises UserError if `init` is empty, holds another kind of model or an
+    image-text model without a tokenizer.
     """
     if not init and smoke:
         words = tokenizers.bundled(48)
@@ -65,10 +77,11 @@ def image_text(init: str, checkpoint: int | str = "", *, smoke: bool = False) ->
     if not init:
         raise UserError("--init is missing: a run, an exported folder or a weights file of an image-text model")
     model = load(init, checkpoint)
-    if not {"image", "text"} <= set(model.objective.batch_spec(1)):
+    alone = encoders and isinstance(model.objective, Encoder | IBOT)
+    if not hasattr(model.objective, "encode") and not alone:
         kind = type(model.objective).__name__
         raise UserError(f"{init} holds {kind}; expected a model of single images and texts, such as CLIP")
-    if model.tokenizer is None:
+    if model.tokenizer is None and not alone:
         raise UserError(f"{init} has no tokenizer, which is needed to describe the classes")
     start = (lambda fresh: model.params,), (lambda fresh: model.extra,)
     return ImageText(model.objective, dict(model.preprocessing), model.tokenizer, *start)
@@ -89,6 +102,24 @@ def scores_of(tests: Sequence[Any], *, labels: bool = True, pairs: bool = True) 
     ranked = any(name.startswith("zero_shot") for name in found)
     best = "zero_shot*/macro_auc" if ranked else "retrieval*/image_to_text_R@1"
     return {"evals": found, "best": best if found else None}
+
+
+def visit_scores_of(passes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for models of visits. passes: the arguments of evals.VisitScores by the name of the evaluation.
+
+    Where there are classes, visit_zero_shot scores the visits again as single answers, for the subgroups and the cases of a
+    report.
+    """
+    found: dict[str, Any] = {name: VisitScores(**arguments) for name, arguments in passes.items()}
+    ranked = any(one.classes for one in found.values())
+    for name, one in list(found.items()):
+        if one.classes:
+            scored = zero_shot(one.data, one.classes, one.prompts, inputs=("images", *VIEWS, "valid"))
+            found[f"visit_zero_shot{name.removeprefix('visits')}"] = scored
+    return {
+        "evals": found,
+        "best": ("visits*/macro_auc" if ranked else "visits*/R@10/report to visit") if found else None,
+    }
 
 
 def eye_scores_of(

@@ -1,9 +1,8 @@
-"""Predict landmarks of photographs: a CSV of coordinates in pixels of the photographs."""
+"""Predict landmarks of photographs: a CSV or JSON of coordinates in pixels of the photographs."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,11 +16,12 @@ from rich.table import Table
 from data_pipelines.sources.wrap import wrap
 from data_pipelines.transforms.dense import Prepared
 from fundax.evals.original_grid import original_points
+from fundax.inference.answers import check_out, table_of, write_rows
+from fundax.inference.photographs import files_of
 from fundax.interop.checkpoint import Checkpoint
-from fundax.interop.read import read_run
+from fundax.interop.read import load
 from fundax.objectives.dense import Landmark
-from fundax.runtime.checkpoint import load_params
-from fundax.types import Extra, UserError
+from fundax.types import Extra
 
 OBJECTIVE = Landmark  # launch.py predict uses this module for this objective
 
@@ -45,8 +45,8 @@ def points(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `launch.py predict` for this kind of model."""
-    parser.add_argument("--image", required=True, nargs="+", help="photographs to predict")
-    parser.add_argument("--out", help="CSV file to write, with x, y and confidence of each landmark")
+    parser.add_argument("--image", required=True, nargs="+", help="photographs to predict, or folders of them")
+    parser.add_argument("--out", help="CSV or JSON file to write, with x, y and confidence of each landmark")
     parser.add_argument(
         "--read",
         choices=("points", "points_expected"),
@@ -60,26 +60,17 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
 
     The columns NAME_x and NAME_y of --out have the names that training reads.
     """
-    model, extra = read_run(path, given.checkpoint), load_params(path, given.checkpoint)[1]
-    names = model.objective.names
-    if given.out and Path(given.out).exists():
-        raise UserError(f"{given.out} already exists; choose another --out")
-    columns = ["image", *(f"{name}_{what}" for name in names for what in ("x", "y", "confidence"))]
-    predictions = points(model, extra, given.image, given.read)
+    check_out(given.out)
+    model, images = load(path, given.checkpoint), files_of(given.image)
     rows = []
-    progress = track(predictions, "predicting", len(given.image), transient=True)
-    for image, (xy, confidence) in zip(given.image, progress, strict=True):
-        numbers = [
-            value for k in range(len(names)) for value in (f"{xy[k, 0]:.1f}", f"{xy[k, 1]:.1f}", f"{confidence[k]:.3f}")
-        ]
-        rows.append([str(image), *numbers])
-    if given.out:
-        with Path(given.out).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([columns, *rows])
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
-    return table
+    progress = track(points(model, model.extra, images, given.read), "predicting", len(images), transient=True)
+    for image, (xy, confidence) in zip(images, progress, strict=True):
+        row: dict[str, Any] = {"image": str(image)}
+        for name, (x, y), sure in zip(model.objective.names, xy, confidence, strict=True):
+            row |= {f"{name}_x": float(x), f"{name}_y": float(y), f"{name}_confidence": float(sure)}
+        rows.append(row)
+    write_rows(given.out, rows)
+    return table_of(rows)
 
 
 @functools.partial(jax.jit, static_argnums=0)

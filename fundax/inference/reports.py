@@ -10,17 +10,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.table import Table
 from rich.text import Text
 
 from data_pipelines.images import decode as files
 from data_pipelines.language.findings import vocabulary
-from data_pipelines.transforms.steps import preprocess
+from fundax.inference.answers import check_out, table_of, write_rows
+from fundax.inference.photographs import compute_batches, files_of, read_photograph
 from fundax.interop.checkpoint import Checkpoint
-from fundax.interop.read import read_run
+from fundax.interop.read import load
 from fundax.objectives.report import Report
-from fundax.runtime.checkpoint import load_params
 from fundax.types import Extra, UserError
 
+BATCH = 16
 OBJECTIVE = Report  # launch.py predict uses this module for this objective
 
 
@@ -50,24 +52,31 @@ def write_reports(
     if beams is not None and not 1 <= beams <= model.objective.decoder.vocab:
         raise UserError(f"--beams {beams}: expected 1 (the likeliest word at each step) or a few more")
     objective = replace(model.objective, beams=beams or model.objective.beams)
-    size = int(model.preprocessing["image_size"])
-    pixels = np.stack([preprocess(files.load(one, at_least=size), model.preprocessing) for one in images])
-    ids = np.asarray(_write(objective, model.params, extra, pixels))
+    read = lambda image, number: read_photograph(image, model.preprocessing, f"image {number}")  # noqa: E731
+    compute = lambda pixels: {"ids": _write(objective, model.params, extra, pixels)}  # noqa: E731
+    ids = np.concatenate([out["ids"] for out in compute_batches(images, read, compute, BATCH, "writing")])
     find = vocabulary()
     return [WrittenReport(text, tuple(sorted(find(text)))) for text in model.tokenizer.decode(ids)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `launch.py predict` for this kind of model."""
-    parser.add_argument("--image", required=True, help="the photograph or angiogram to describe")
+    parser.add_argument("--image", required=True, nargs="+", help="photographs or angiograms, or folders of them")
     parser.add_argument("--beams", type=int, help="beam width of the search; by default the value set in training")
+    parser.add_argument("--out", help="CSV or JSON file to write, with the report and its findings")
 
 
-def run(path: str | Path, given: argparse.Namespace) -> WrittenReport:
+def run(path: str | Path, given: argparse.Namespace) -> WrittenReport | Table:
     """Predict from the parsed arguments; returns what `launch.py predict` prints."""
-    model = read_run(path, given.checkpoint)
-    extra = load_params(path, given.checkpoint)[1]
-    return write_reports(model, extra, [given.image], given.beams)[0]
+    check_out(given.out)
+    model, images = load(path, given.checkpoint), files_of(given.image)
+    found = write_reports(model, model.extra, list(images), given.beams)
+    rows = [
+        {"image": str(image), "report": one.text, "findings": "; ".join(one.findings)}
+        for image, one in zip(images, found, strict=True)
+    ]
+    write_rows(given.out, rows)
+    return found[0] if len(found) == 1 else table_of(rows)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -19,10 +19,11 @@ from data_pipelines.transforms.dense import Prepared
 from fundax.evals.original_grid import original_map, slide
 from fundax.evals.pictures import COLOURS
 from fundax.evals.segmentation import decided
+from fundax.inference.outputs import distinct, name_of_class, names_for
+from fundax.inference.photographs import files_of
 from fundax.interop.checkpoint import Checkpoint
-from fundax.interop.read import read_run
+from fundax.interop.read import load
 from fundax.objectives.dense import Segment
-from fundax.runtime.checkpoint import load_params
 from fundax.types import Extra, UserError
 
 OBJECTIVE = Segment  # launch.py predict uses this module for this objective
@@ -53,7 +54,7 @@ def masks(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `launch.py predict` for this kind of model."""
-    parser.add_argument("--image", required=True, nargs="+", help="photographs to segment")
+    parser.add_argument("--image", required=True, nargs="+", help="photographs to segment, or folders of them")
     parser.add_argument(
         "--out", required=True, help="folder to write the masks to; existing masks are never overwritten"
     )
@@ -68,24 +69,23 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
     NAME.png contains class numbers 0, 1, ... like the training masks, or 0 and 255 for a single class. Overlapping
     classes have one file each.
     """
-    model, extra = read_run(path, given.checkpoint), load_params(path, given.checkpoint)[1]
+    model, images = load(path, given.checkpoint), files_of(given.image)
     classes, out = model.objective.classes, Path(given.out)
     several = model.objective.overlapping
-    names = [
-        [f"{Path(p).stem}{f'_{c}' if several else ''}.png" for c in (classes if several else ("",))]
-        for p in given.image
-    ]
+    endings = [f"_{name}.png" for name in distinct(list(map(name_of_class, classes)))] if several else [".png"]
+    names = [[f"{name}{ending}" for ending in endings] for name in names_for(images, endings)]
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out is the folder of the masks")
     if taken := [out / name for each in names for name in each if (out / name).exists()]:
         raise UserError(f"{taken[0]} already exists; choose another --out")
-    if len({name for each in names for name in each}) < sum(map(len, names)):
-        raise UserError("two photographs have the same name; their masks would overwrite each other")
-    table = Table("mask", *(f"{name}, fraction of pixels" for name in classes))
-    predictions = masks(model, extra, given.image, given.threshold)
-    for each, mask in zip(names, track(predictions, "segmenting", len(names), transient=True), strict=True):
-        out.mkdir(parents=True, exist_ok=True)
+    table = Table("image", "mask", *(f"{name}, fraction of pixels" for name in classes))
+    predictions = masks(model, model.extra, images, given.threshold)
+    progress = track(predictions, "segmenting", len(names), transient=True)
+    out.mkdir(parents=True, exist_ok=True)
+    for image, each, mask in zip(images, names, progress, strict=True):
         for k, name in enumerate(each):
             picture(mask[..., k : k + 1] if several else mask).save(out / name)
-        table.add_row(str(out / each[0]), *(f"{part:.4f}" for part in mask.mean((0, 1))))
+        table.add_row(str(image), str(out / each[0]), *(f"{part:.4f}" for part in mask.mean((0, 1))))
     return table
 
 

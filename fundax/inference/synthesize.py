@@ -26,6 +26,7 @@ from fundax.interop.read import read_objective
 from fundax.metrics.generative import draw_pairs, memorised, nearest
 from fundax.objectives.diffusion import Diffusion
 from fundax.recipe import Recipe
+from fundax.rerun import trusted_config
 from fundax.runtime.checkpoint import load_params, resolve
 from fundax.runtime.workdir import read_config, read_optional_json, write_json
 from fundax.types import UserError
@@ -86,6 +87,7 @@ def synthesize(
     base: str | Path | None = None,
     check: bool = True,
     overwrite: bool = False,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Write n images, each marked as synthetic, to out/images, and out/manifest.csv; returns the content of report.json.
 
@@ -95,6 +97,7 @@ def synthesize(
         check: find the nearest training image of each image (neighbours.png, and columns of the manifest). This reads
             the training data of the run, as described by its config.
         overwrite: replace `out` if it is not empty.
+        trust: run the copy of the config in the run, even if it is none of fundax's own (rerun.trusted_config).
 
     The folder is created once everything is written. Raises UserError for another kind of run, and for conditions that
     the run does not support.
@@ -105,7 +108,7 @@ def synthesize(
     if base is not None:
         models.insert(0, read_generator(base))
     _check_cascade(models, str(run))
-    recipe = _recipe_of(run) if check or _conditioned(models) else None
+    recipe = _recipe_of(run, trust) if check or _conditioned(models) else None
     with fresh_folder(out, overwrite) as folder, Progress() as progress:
         images, rows = _draw_all(models, n, how, recipe, progress)
         report: dict[str, Any] = {"images": n, "model": models[-1].name, MARK: True}
@@ -142,8 +145,8 @@ def held_out(recipe: Recipe) -> np.ndarray:
     return np.concatenate([batch["image"][batch["valid"]] for data in passes for batch in data()])
 
 
-def _recipe_of(run: str | Path) -> Recipe:
-    return load(Path(run) / "config.py", read_config(run).get("argv", []))[0]
+def _recipe_of(run: str | Path, trust: bool) -> Recipe:
+    return load(trusted_config(run, trust), read_config(run).get("argv", []))[0]
 
 
 def _check_cascade(models: Sequence[Generator], run: str) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_pipelines.records import MODALITIES, modality_name
 from data_pipelines.sources.modality_folders import moments
-from fundax.encoders import resnet, vit
-from fundax.encoders.backbone import Backbone, preprocessing
+from fundax.encoders import convnext, efficientnet, resnet, vit
+from fundax.encoders.backbone import Backbone, Convolutional, VisionEncoder, preprocessing
 from fundax.encoders.positions import pixel_centres
-from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
 from fundax.interop.initial import fit_positions, own_state, same_shapes, taken_extra
+from fundax.interop.pretrained import PACKAGES, located, origin
 from fundax.interop.read import is_run, load, read_objective, read_preprocessing
 from fundax.interop.weights import existing
 from fundax.params import stack_blocks, unflatten
@@ -22,7 +22,13 @@ from fundax.runtime.checkpoint import load_params
 from fundax.types import Extra, Params, UserError
 
 IMAGENET = (Backbone.mean, Backbone.std)  # the defaults of the dataclass
-_RESNET_PIXELS = {"resnet-smoke": 32, "resnet-tiny": 96}  # of fresh ones; published sizes have 224
+_PIXELS = {"resnet-smoke": 32, "resnet-tiny": 96, "convnext-smoke": 32}  # of fresh ones; others have their own
+_CONVOLUTIONAL: dict[str, Callable[..., Convolutional]] = {
+    **dict.fromkeys(resnet.SIZES, resnet.resnet),
+    **dict.fromkeys(efficientnet.SIZES, efficientnet.efficientnet),
+    **dict.fromkeys(convnext.SIZES, convnext.convnext),
+}
+SIZES = (*vit.SIZES, *_CONVOLUTIONAL)
 
 
 @dataclass(frozen=True)
@@ -34,15 +40,17 @@ class ImageBackbone:
         preprocessing: image_size, mean, std, resize and interpolation; of a run also what else it stored.
         init_from, init_extra: for `Recipe`. They fill the part `image`, and `decoder` where the checkpoint has one of
             the same shapes.
+        origin: where the weights come from (interop.pretrained.origin), which the run stores; {} for a fresh one.
     """
 
     backbone: Backbone
     preprocessing: dict[str, Any]
     init_from: tuple[Callable[[Params], Params], ...] = ()
     init_extra: tuple[Callable[[Extra], Extra], ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def image(self) -> ViT | ResNet:
+    def image(self) -> VisionEncoder:
         """The encoder itself."""
         return self.backbone.image
 
@@ -52,7 +60,7 @@ class Encoder:
     """The arguments of a config for the image encoder that a classifier or decoder is built on.
 
     Args:
-        init: Checkpoint to start from: a run, an exported folder or a weights file.
+        init: Weights to start from: imagenet, timm:NAME, hf:OWNER/NAME, a run, an exported folder or a weights file.
         checkpoint: Checkpoint of the run to start from: best, latest or a step; by default best if the run selected one.
         size: Size of the model; tiny trains on a laptop.
         image_size: Side of the square images in pixels; 0 takes that of the model size.
@@ -84,6 +92,9 @@ def backbone(
     feature: Any = "token",
     blocks: int = 4,
     frozen: bool = True,
+    statistics: Literal["learned", "frozen"] = "learned",
+    tiles: int = 1,
+    tile_pool: Literal["mean", "max"] = "mean",
     **fields: Any,
 ) -> ImageBackbone:
     """Load the image encoder of any path that `load` supports, or create a randomly initialised one of a size.
@@ -92,36 +103,42 @@ def backbone(
     shapes are read immediately.
 
     Args:
-        path_or_size: a run, an exported folder, a file of weights, or a size: a name of encoders.vit.SIZES ("smoke",
-            "tiny", "B/16", ...) or encoders.resnet.SIZES ("resnet-tiny", "resnet50", ...). A mapping of modality numbers
-            to such names gives an encoder for each; all must have one architecture.
+        path_or_size: a run, an exported folder, a file of weights, a name of interop.pretrained ("imagenet", "timm:...",
+            "hf:..."), or one of SIZES ("tiny", "B/16", "resnet50", "efficientnet-lite0", "convnext-tiny", ...). A mapping
+            of modality numbers to such names gives an encoder for each; all must have one architecture.
         checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         modality: the modality of the images ("oct"). A run of several normalisations then uses this modality's; a file
             VisionFM's for it; "" is the run's own, or ImageNet's.
         image_size: side of the images in pixels; 0 takes the encoder's own. Positions are resized to it.
-        feature: what the feature of an image is, see `encoders.Backbone`; a ResNet's is always pooled.
+        feature: what the feature of an image is, see `encoders.Backbone`; a convolutional encoder's is always pooled.
         blocks: how many last blocks the feature `token` reads; more than there are mean all.
         frozen: the encoder is not trained.
-        fields: fields of ViT or ResNet: drop_path, dtype, remat, attention, ...
+        statistics: whether batch statistics are learned or frozen while it is trained.
+        tiles, tile_pool: cut images into tiles of the encoder's size, see `encoders.Backbone`.
+        fields: fields of the encoder: drop_path, dtype, remat, attention, ...
     Raises:
-        UserError: neither a size nor a checkpoint, a checkpoint without a ViT or ResNet, patches that do not fill the
+        UserError: neither a size nor a checkpoint, a checkpoint without an image encoder, patches that do not fill the
             image; when a run starts: tensors that do not fit.
     """
-    options = {"feature": feature, "blocks": blocks, "frozen": frozen}
+    options = {"feature": feature, "blocks": blocks, "frozen": frozen, "statistics": statistics}
+    options |= {"tiles": tiles, "tile_pool": tile_pool}
     if isinstance(path_or_size, Mapping):
         shared = {"checkpoint": checkpoint, "image_size": image_size, **options, **fields}
         return _several({n: backbone(path, **shared) for n, path in path_or_size.items()}, path_or_size)
     name = str(path_or_size)
-    if name in vit.SIZES or name in resnet.SIZES:
+    if name in SIZES:
         return _fresh(name, modality, image_size, options, fields)
-    if not Path(name).exists() and "/" not in name:
-        sizes = ", ".join((*vit.SIZES, *resnet.SIZES))
-        raise UserError(f"{name!r} is neither a run, a folder or a file of weights nor a size; sizes are {sizes}")
-    existing(name)
-    objective, stored = _described(name, modality)
+    path = str(located(name))
+    if not Path(path).exists() and "/" not in name:
+        raise UserError(
+            f"{name!r} is neither a run, a folder or a file of weights, nor named weights ({', '.join(PACKAGES)}, "
+            f"timm:NAME, hf:OWNER/NAME), nor a size; sizes are {', '.join(SIZES)}"
+        )
+    existing(path)
+    objective, stored = _described(path, modality)
     image = getattr(objective, "image", None)
-    if not isinstance(image, ViT | ResNet) or getattr(getattr(objective, "tower", None), "modalities", ()):
-        raise UserError(f"{name} holds {_kind(objective)}; expected a model with one ViT or ResNet")
+    if not isinstance(image, VisionEncoder) or getattr(getattr(objective, "tower", None), "modalities", ()):
+        raise UserError(f"{name} holds {_kind(objective)}; expected a model with one image encoder")
     sized = _sized(name, image, image_size, fields)
     mean, std = _moments(objective, modality)
     defaults = {"resize": "squash", "interpolation": "bicubic", "mean": mean, "std": std}
@@ -129,14 +146,15 @@ def backbone(
     facts = defaults | stored | chosen | {"image_size": sized.image_size}
     if stored.get("resize_to"):  # in proportion, where the encoder is asked for another size
         facts["resize_to"] = round(stored["resize_to"] * sized.image_size / stored["image_size"])
-    fill, fill_extra = _filling(name, checkpoint, sized)
-    return ImageBackbone(_backbone(sized, mean, std, options), facts, (fill,), (fill_extra,))
+    fill, fill_extra = _filling(path, checkpoint, sized)
+    return ImageBackbone(_backbone(sized, mean, std, options), facts, (fill,), (fill_extra,), origin(name))
 
 
 def _fresh(name: str, modality: str, image_size: int, options: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
-    if name in resnet.SIZES:
-        known = {key: value for key, value in fields.items() if key in ResNet.__dataclass_fields__}
-        image: Any = resnet.resnet(name, image_size=image_size or _RESNET_PIXELS.get(name, 224), **known)
+    if name in _CONVOLUTIONAL:
+        image: Any = _CONVOLUTIONAL[name](name)
+        side = image_size or _PIXELS.get(name) or (224 if name in resnet.SIZES else image.image_size)
+        image = image.clone(image_size=side, **_known(image, fields))
     else:
         image = vit.dino_vit(name, **{"scan": vit.SIZES[name].depth >= 12, **fields})
         image = image.clone(image_size=image_size or image.image_size)
@@ -155,10 +173,15 @@ def _described(path: str, modality: str) -> tuple[Any, dict[str, Any]]:
     return model.objective, dict(model.preprocessing)
 
 
-def _sized(path: str, image: ViT | ResNet, image_size: int, fields: Mapping[str, Any]) -> ViT | ResNet:
+def _known(image: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that an encoder of this kind has; attention, for example, is a ViT's."""
+    return {key: value for key, value in fields.items() if key in image.__dataclass_fields__}
+
+
+def _sized(path: str, image: VisionEncoder, image_size: int, fields: Mapping[str, Any]) -> VisionEncoder:
     size = {"image_size": image_size or image.image_size}
-    if isinstance(image, ResNet):
-        return image.clone(**size, **{key: value for key, value in fields.items() if key in image.__dataclass_fields__})
+    if isinstance(image, Convolutional):
+        return image.clone(**size, **_known(image, fields))
     sized = image.clone(**{"mask_token": False, "mask_ratio": 0.0, "drop_path": 0.0, **fields, **size})
     _check_patches(path, sized)
     return sized
@@ -195,15 +218,15 @@ def _rows(found: Any, default: Any) -> Any:
     return tuple(map(tuple, found)) if isinstance(found[0], tuple | list) else (tuple(found),)
 
 
-def _backbone(image: ViT | ResNet, mean: Any, std: Any, options: Mapping[str, Any]) -> Backbone:
+def _backbone(image: VisionEncoder, mean: Any, std: Any, options: Mapping[str, Any]) -> Backbone:
     wanted = dict(options)
-    if isinstance(image, ResNet) and wanted["feature"] not in ("mean", "pooled"):
+    if isinstance(image, Convolutional) and wanted["feature"] not in ("mean", "pooled"):
         wanted["feature"] = "pooled"
     return Backbone(image, mean, std, **wanted | {"blocks": min(wanted["blocks"], getattr(image, "depth", 1))})
 
 
 def _filling(
-    path: str, checkpoint: int | str, image: ViT | ResNet
+    path: str, checkpoint: int | str, image: VisionEncoder
 ) -> tuple[Callable[[Params], Params], Callable[[Extra], Extra]]:
     """Steps of init_from and init_extra: the encoder of a checkpoint on the grid of `image`."""
 
@@ -233,7 +256,8 @@ def _weights(path: str, checkpoint: int | str) -> tuple[Params, Params, Extra]:
     else:
         model = load(path)
         params, extra = model.params, model.extra
-    owner = extra.get("teacher", params.get("model", params))  # "model": behind an adapter
+    averages = extra.get("average") or extra.get("teacher")  # of the weights, which are better than the latest
+    owner = averages if averages and "image" in averages else params.get("model", params)  # "model": behind an adapter
     return owner, params, extra.get("model", extra)
 
 

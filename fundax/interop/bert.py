@@ -160,9 +160,15 @@ def objective_of(config: Mapping[str, Any], **fields: Any) -> MaskedText:
 
 def config_of(objective: MaskedText) -> dict[str, Any]:
     """config.json of the BertForMaskedLM."""
-    text = objective.text
+    return model_config(objective.text) | {"architectures": ["BertForMaskedLM"], "tie_word_embeddings": True}
+
+
+def model_config(text: BERT) -> dict[str, Any]:
+    """config.json of the BertModel. Raises UserError for an activation that it does not have."""
+    if text.activation not in ACTIVATIONS.values():
+        raise UserError(f"BertModel has no activation {text.activation.__name__}")
     return {
-        "architectures": ["BertForMaskedLM"],
+        "architectures": ["BertModel"],
         "model_type": "bert",
         "dtype": "float32",
         "vocab_size": text.vocab,
@@ -177,7 +183,6 @@ def config_of(objective: MaskedText) -> dict[str, Any]:
         "hidden_dropout_prob": text.dropout,
         "attention_probs_dropout_prob": text.dropout,
         "pad_token_id": text.pad_id,
-        "tie_word_embeddings": True,
     }
 
 

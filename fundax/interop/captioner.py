@@ -13,14 +13,14 @@ import numpy as np
 
 from fundax.encoders.report_decoder import ReportDecoder
 from fundax.encoders.resnet import ResNet
-from fundax.interop import flair, folder, keymap
+from fundax.interop import flair, folder, keymap, resnet
 from fundax.interop.checkpoint import Checkpoint, Format
+from fundax.interop.convolutional import STATISTICS, read_statistics, write_statistics
 from fundax.interop.keymap import Row
-from fundax.interop.weights import State, folder_of, write_torch
+from fundax.interop.weights import State, write_torch
 from fundax.objectives.report import Report
 from fundax.params import flatten
 from fundax.runtime import serialize
-from fundax.runtime.workdir import read_optional_json
 from fundax.types import Params, UserError
 
 NAME = "KeepFIT's FFA captioner"
@@ -116,7 +116,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
 
     Raises UserError naming keys that are missing or unknown.
     """
-    record = read_optional_json(folder_of(path) / folder.RECORD)
+    record = folder.read_record(path)
     named = serialize.from_json(record["objective"]) if record else None
     fields = {name: getattr(named.decoder, name) for name in ("heads", "context")} if named else {}
     decoder, params = decoder_to_fundax(state, **fields)
@@ -124,9 +124,9 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     objective = replace(named, findings=0) if named else Report(_tower(images, path), decoder)
     tower: Any = objective.image
     shapes = {key: shape for key, shape in keymap.shapes_of(objective).items() if key.startswith("image/")}
-    weights = {key: value for key, value in images.items() if not key.endswith(flair.STATISTICS)}
-    image = keymap.read(flair.resnet_rows("image", FLAIR_VISION, tower), weights, shapes, str(path))
-    extra = flair.read_statistics(tower, images, shapes, str(path))
+    weights = {key: value for key, value in images.items() if not key.endswith(STATISTICS)}
+    image = keymap.read(resnet.rows("image", flair.IMAGES, tower), weights, shapes, str(path))
+    extra = read_statistics(resnet.norms("image", flair.IMAGES, tower), images, shapes, str(path))
     facts = record.get("preprocessing", {"image_size": objective.image.image_size})
     return Checkpoint(objective, {"image": image["image"], "decoder": params}, facts, extra=extra)
 
@@ -140,9 +140,9 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
     objective, params = model.objective, model.params
     if not isinstance(objective.image, ResNet):
         raise UserError(f"{NAME} has a ResNet, this model a {type(objective.image).__name__}")
-    rows = flair.resnet_rows("image", FLAIR_VISION, objective.image)
+    rows = resnet.rows("image", flair.IMAGES, objective.image)
     images = keymap.write(rows, {"image": params["image"]}, NAME)
-    images |= flair.write_statistics(objective.image, model.extra)
+    images |= write_statistics(flair.norms_of(objective), model.extra, NAME)
     state = {_captioner_key(key): value for key, value in images.items()}
     state |= {PREFIX + key: value for key, value in decoder_from_fundax(objective.decoder, params["decoder"]).items()}
     others = {name: tree for name, tree in params.items() if name not in ("image", "decoder")}
@@ -157,7 +157,7 @@ def _tower(images: State, path: Path) -> ResNet:
     """The ResNet that the shapes show, at the captioner's 224 pixels."""
     if f"{FLAIR_VISION}.conv1.weight" not in images:
         raise UserError(f"{path}: a decoder of reports without its image encoder ({VISUAL}...) is not a complete model")
-    return ResNet(224, len(images[f"{FLAIR_VISION}.conv1.weight"]), flair.stages_of(images))
+    return resnet.tower_of(images, flair.IMAGES, 224)
 
 
 def _captioner_key(key: str) -> str:

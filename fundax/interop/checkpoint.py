@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.geometry import RESIZE_MODES
+from data_pipelines.geometry import INTERPOLATIONS, RESIZE_MODES
+from data_pipelines.records import DataError
 from fundax.encoders.backbone import preprocessing
 from fundax.interop.weights import State
 from fundax.types import Extra, Params, UserError
 
+# what reading values of other types and sizes than those of a configuration happens to raise
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+LARGEST_SIDE = 2**14  # pixels of the images that a model takes
 _log = logging.getLogger("fundax")
 
 
@@ -121,6 +126,32 @@ def stored_preprocessing(objective: Any, stored: Mapping[str, Any]) -> dict[str,
     own = preprocessing(objective)
     fixed = ("resize", "interpolation") if hasattr(getattr(objective, "base", objective), "resize") else ()
     return own | dict(stored) | {name: own[name] for name in fixed}
+
+
+def check_preprocessing(facts: Mapping[str, Any], where: str) -> None:
+    """Raise UserError naming a value of a preprocessing that no image can be prepared with."""
+    size, longest = facts.get("image_size", 1), facts.get("resize_to") or 1
+    if not 1 <= size <= LARGEST_SIDE or not 1 <= longest <= LARGEST_SIDE:
+        raise UserError(f"{where}: image_size {size}, resize_to {longest}; expected 1 to {LARGEST_SIDE} pixels")
+    for name, known in (("resize", RESIZE_MODES), ("interpolation", tuple(INTERPOLATIONS))):
+        if facts.get(name, known[0]) not in known:
+            raise UserError(f"{where}: {name} is {facts[name]!r}; expected {', '.join(known)}")
+    for name in ("mean", "std"):
+        values = np.asarray(facts.get(name, (1, 1, 1)), np.float64)
+        if values.shape[-1:] != (3,) or not np.isfinite(values).all() or (name == "std" and not values.all()):
+            raise UserError(f"{where}: {name} is {facts[name]}; expected three numbers, of red, green and blue")
+
+
+@contextlib.contextmanager
+def reading(title: str, path: str | Path) -> Iterator[None]:
+    """Raise UserError for a configuration of a format whose values are of other types and sizes than they should be."""
+    try:
+        yield
+    except (UserError, DataError):
+        raise
+    except _MALFORMED as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path}: its configuration is not that of {title} ({type(error).__name__}: {line})") from error
 
 
 OPENAI = "CLIP's mean and deviation, the shortest edge and a centre crop"

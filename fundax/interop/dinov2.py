@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fundax.encoders import layers
-from fundax.encoders.backbone import BackboneWithHead, Encoder
+from fundax.encoders.backbone import Encoder
 from fundax.encoders.positions import pixel_centres, resize_positions
 from fundax.encoders.vit import ViT, init_dino
 from fundax.interop import folder, keymap, processor, vit
@@ -21,7 +21,7 @@ from fundax.interop.weights import State, folder_of
 from fundax.objectives.ibot import IBOT
 from fundax.params import unstack_blocks
 from fundax.runtime import serialize
-from fundax.runtime.workdir import read_json, read_optional_json, write_json
+from fundax.runtime.workdir import read_json, write_json
 from fundax.types import Params, UserError
 
 NAME = "Hugging Face Dinov2Model"
@@ -146,7 +146,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
         state = fit_positions(state, tower.patches + 1)
     params = keymap.read(rows(tower), state, vit.shapes_of(tower), str(path))
     moments = [(tuple(facts.pop(name)),) for name in ("mean", "std") if name in facts]
-    record = read_optional_json(folder_of(path) / folder.RECORD)  # it has the normalisation of every modality
+    record = folder.read_record(path)  # it has the normalisation of every modality
     objective = serialize.from_json(record["objective"]) if record else Encoder(tower, *moments)
     assumed = "" if record or settings else IMAGENET
     return Checkpoint(replace(objective, image=tower), {"image": params}, facts, assumed=assumed)
@@ -175,6 +175,6 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
 
 
 FORMAT = Format(
-    "huggingface", NAME, (Encoder, IBOT, BackboneWithHead), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
+    "huggingface", NAME, (Encoder, IBOT), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
     configured=True, select=vit.encoder_of, difference=difference, order=8,
 )  # fmt: skip

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from data_pipelines.language import tokenizers
 from fundax.interop.checkpoint import Checkpoint, Format, preprocessing_of
-from fundax.interop.folder import RECORD, fresh_folder
+from fundax.interop.folder import fresh_folder, read_record
 from fundax.interop.formats import check_name, writer
 from fundax.interop.initial import own_state
 from fundax.interop.read import load, read_run
 from fundax.interop.weights import digests, read_state
+from fundax.objectives.clip import CLIP
 from fundax.objectives.dense import Landmark, Segment
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.runtime.workdir import read_optional_json, write_json
 from fundax.types import Params, UserError
 
+CLIP_VOCAB, CLIP_MERGES = 49408, "bpe_simple_vocab_16e6.txt.gz"
 LARGEST = 1e-4  # difference of unit features between two programs in fp32 from which on an export counts as wrong
 
 
-def export(run: str | Path, to: str, out: str | Path, *, checkpoint: int | str = "", overwrite: bool = False) -> str:
+def export(
+    run: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    checkpoint: int | str = "",
+    overwrite: bool = False,
+    license: str = "",
+    base_model: str = "",
+) -> str:
     """Write a run (or an import) as a folder for another program; returns a line on what was written and checked.
 
     Args:
@@ -32,6 +47,9 @@ def export(run: str | Path, to: str, out: str | Path, *, checkpoint: int | str =
         out: the folder to write.
         checkpoint: "best", "latest" or a step; "" is the best one if the run selected one, else the latest.
         overwrite: replace a folder that is not empty.
+        license: for the model card, an identifier of model hubs such as "apache-2.0"; weights keep that of the weights
+            they started from.
+        base_model: for the model card, what the run started from; "" is the name of its --init.
     Raises:
         UserError: an unknown format, no such run, a model that the format cannot hold, `out` in use, or features that
             differ from the other program's by more than LARGEST where that program is installed.
@@ -39,6 +57,11 @@ def export(run: str | Path, to: str, out: str | Path, *, checkpoint: int | str =
     check_name(to)
     whole = read_run(run, checkpoint)
     found = writer(to, whole)
+    card = card_facts(run, int(whole.source["step"])) | ({"license": license} if license else {})
+    card |= {"base_model": base_model} if base_model else {}
+    whole = dataclasses.replace(whole, source={**whole.source, "card": card})
+    if to == "huggingface" and isinstance(whole.objective, CLIP) and whole.tokenizer is None:
+        whole = dataclasses.replace(whole, tokenizer=_byte_pairs(run, whole.objective))
     model = found.select(whole)
     assert found.write is not None
     found.write(model, out, overwrite)
@@ -47,13 +70,57 @@ def export(run: str | Path, to: str, out: str | Path, *, checkpoint: int | str =
     return f"{out}: {to} folder of {run}, step {model.source['step']}; {compare(found, out, model)}{note}"
 
 
+def _byte_pairs(run: str | Path, objective: CLIP) -> tokenizers.Tokenizer:
+    """CLIP's own tokenizer, from the open_clip package, for a model imported from a file without one.
+
+    Raises UserError where it is not known: transformers makes up a tokenizer of two entries for such a folder, for which
+    every text is the same.
+    """
+    spec = importlib.util.find_spec("open_clip")
+    if objective.text.vocab == CLIP_VOCAB and spec is not None and spec.origin:
+        return tokenizers.clip_bpe(Path(spec.origin).with_name(CLIP_MERGES), objective.text.context)
+    raise UserError(
+        f"{run} has no tokenizer, without which transformers reads every text as the same; put the files of its tokenizer "
+        f"into {Path(run) / 'tokenizer'}, or install open_clip for CLIP's own"
+    )
+
+
+def card_facts(run: str | Path, step: int) -> dict[str, Any]:
+    """What a run knows for a model card: config, data, batch, seed, what it started from, scores of its last evaluation."""
+    stored = read_optional_json(Path(run) / "config.json")
+    args, found = stored.get("args", {}), {}
+    if init := str(args.get("init") or ""):
+        found["base_model"] = Path(init).name
+    found |= {name: args[name] for name in ("data", "batch", "seed", "dtype") if args.get(name) not in (None, "", [])}
+    found |= {"config": Path(str(stored["config"])).name} if stored.get("config") else {}
+    scores: dict[str, float] = {}
+    for row in read_rows(Path(run) / "metrics.jsonl"):
+        if int(row.get("step", 0)) <= step:
+            named = {
+                k: v for k, v in row.items() if "/" in k and not k.startswith("train/") and isinstance(v, float | int)
+            }
+            scores = named or scores
+    return found | ({"scores": dict(list(scores.items())[:12])} if scores else {})
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, without a line that a stop has cut; [] without a file."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]
+
+
 def compare(found: Format, path: str | Path, model: Checkpoint) -> str:
     """Read a written folder again: tensors must be bit-identical, and the other program's features the same numbers.
 
     Parameters that the format has no place for are named. Raises UserError for any difference.
     """
     again = found.read(Path(path), read_state(path), "")
-    record = read_optional_json(Path(path) / RECORD)
+    record = read_record(path)
     left_out = sorted({key.split("/")[0] for key in record.get("left_out", {})} - set(again.params))
     params = {name: tree for name, tree in model.params.items() if name not in left_out}
     if digest_of(again.params) != digest_of(params) or digest_of(again.extra) != digest_of(model.extra):

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,15 +16,15 @@ import numpy as np
 
 from fundax.encoders.bert import BERT
 from fundax.encoders.resnet import ResNet
-from fundax.interop import bert, folder, keymap
+from fundax.interop import bert, folder, keymap, resnet
 from fundax.interop.checkpoint import Checkpoint, Format
+from fundax.interop.convolutional import STATISTICS, Norms, read_statistics, write_statistics
 from fundax.interop.keymap import Row
-from fundax.interop.weights import State, folder_of, write_torch
+from fundax.interop.weights import State, write_torch
 from fundax.objectives.flair import FLAIR, POOL_LAYERS
 from fundax.objectives.keepfit import KeepFIT
-from fundax.params import flatten, unflatten, unstack_blocks
+from fundax.params import flatten, unstack_blocks
 from fundax.runtime import serialize
-from fundax.runtime.workdir import read_optional_json
 from fundax.types import Extra, Params, UserError
 
 NAME = "FLAIR"
@@ -37,9 +38,9 @@ model.load_state_dict(state)  # FLAIR's or KeepFIT's own class, with the same si
 
 
 VISION, TEXT = "vision_model", "text_model"
+IMAGES = f"{VISION}.model."  # before the keys of the ResNet
 IGNORED = bert.UNUSED
 _log = logging.getLogger("fundax")
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _RETIXFER = {f"{tower}.projection_head.": f"{tower}.projection_head_{word}."
              for tower, word in ((VISION, "vision"), (TEXT, "text"))}  # fmt: skip
 _ATTENTION = re.compile(r"(attention|atte_TD2KD|atte_KD2TD)\.W_[qkvo]\.weight")
@@ -78,21 +79,11 @@ def from_fundax(objective: FLAIR, params: Params, extra: Extra) -> State:
     Raises UserError for parameters it has no place for.
     """
     _check(objective)
-    state = keymap.write(table(objective), params, NAME) | write_statistics(objective.image, extra)
+    state = keymap.write(table(objective), params, NAME) | write_statistics(norms_of(objective), extra, NAME)
     width = objective.text.width
     pooler = f"{TEXT}.model.pooler.dense"
     return state | {f"{pooler}.weight": np.zeros((width, width), np.float32),
                     f"{pooler}.bias": np.zeros((width,), np.float32)}  # fmt: skip
-
-
-def write_statistics(tower: ResNet | Any, extra: Extra) -> State:
-    """The state dict of a ResNet's batch statistics: fp32, counters int64."""
-    flat = flatten({"image": extra["image"]})
-    moments = unflatten({path: leaf for path, leaf in flat.items() if not path.endswith("/count")})
-    state = keymap.write(_moments(tower), moments, NAME)
-    for norm, key in _norms(tower):
-        state[f"{key}.num_batches_tracked"] = np.asarray(flat[f"image/{norm}/count"]).astype(np.int64)
-    return state
 
 
 def write_checkpoint(objective: FLAIR, params: Params, extra: Extra, path: str | Path) -> None:
@@ -100,12 +91,17 @@ def write_checkpoint(objective: FLAIR, params: Params, extra: Extra, path: str |
     write_torch(from_fundax(objective, params, extra), path)
 
 
+def norms_of(objective: Any) -> Norms:
+    """Our path and their key of every batch norm of the image encoder."""
+    return resnet.norms("image", IMAGES, objective.image)
+
+
 def read(objective: FLAIR, state: State, source: str) -> tuple[Params, Extra]:
     """Parameters and batch statistics for `objective`. Raises UserError naming keys that do not fit."""
     _check(objective)
     state = canonical(state)
     shapes = keymap.shapes_of(objective)
-    return _read_params(objective, state, shapes, source), read_statistics(objective.image, state, shapes, source)
+    return _read_params(objective, state, shapes, source), read_statistics(norms_of(objective), state, shapes, source)
 
 
 def _read_params(objective: FLAIR, state: State, shapes: keymap.Shapes, source: str) -> Params:
@@ -116,24 +112,11 @@ def _read_params(objective: FLAIR, state: State, shapes: keymap.Shapes, source: 
 def table(objective: FLAIR) -> list[Row]:
     """The table of every parameter."""
     rows = [Row("log_scale", ("logit_scale",), keymap.SAME)]
-    rows += resnet_rows("image", f"{VISION}.model", cast(ResNet, objective.image))
+    rows += resnet.rows("image", IMAGES, cast(ResNet, objective.image))
     rows += bert.bert_rows("text", f"{TEXT}.model", objective.text.depth)
     if objective.project:
         rows += keymap.linear("project/image", f"{VISION}.projection_head_vision.projection", bias=False)
         rows += keymap.linear("project/text", f"{TEXT}.projection_head_text.projection", bias=False)
-    return rows
-
-
-def resnet_rows(ours: str, theirs: str, tower: ResNet) -> list[Row]:
-    """Rows of a torchvision ResNet of bottlenecks, without its last linear layer."""
-    rows = [Row(f"{ours}/conv1/kernel", (f"{theirs}.conv1.weight",), keymap.CONV)]
-    for path, key in _units(tower):
-        for i in (1, 2, 3):
-            rows.append(Row(f"{ours}/{path}/conv{i}/kernel", (f"{theirs}.{key}.conv{i}.weight",), keymap.CONV))
-        if key.endswith(".0"):
-            rows.append(Row(f"{ours}/{path}/shortcut/kernel", (f"{theirs}.{key}.downsample.0.weight",), keymap.CONV))
-    for path, key in _norms(tower, theirs):
-        rows += keymap.norm(f"{ours}/{path}", key)
     return rows
 
 
@@ -176,42 +159,6 @@ def canonical(state: State) -> State:
     return {renamed(key): value for key, value in state.items()}
 
 
-def _units(tower: ResNet) -> Iterator[tuple[str, str]]:
-    """Our path and their key of every bottleneck."""
-    for stage, units in enumerate(tower.blocks, 1):
-        for unit in range(units):
-            yield f"stage{stage}_unit{unit}", f"layer{stage}.{unit}"
-
-
-def _norms(tower: ResNet | Any, theirs: str = f"{VISION}.model") -> Iterator[tuple[str, str]]:
-    """Our path and their key of every batch norm."""
-    yield "norm1", f"{theirs}.bn1"
-    for path, key in _units(tower):
-        for i in (1, 2, 3):
-            yield f"{path}/norm{i}", f"{theirs}.{key}.bn{i}"
-        if key.endswith(".0"):
-            yield f"{path}/shortcut_norm", f"{theirs}.{key}.downsample.1"
-
-
-def _moments(tower: ResNet | Any) -> list[Row]:
-    return [
-        Row(f"image/{path}/{ours}", (f"{key}.running_{ours}",), keymap.SAME)
-        for path, key in _norms(tower)
-        for ours in ("mean", "var")
-    ]
-
-
-def read_statistics(tower: ResNet | Any, state: State, shapes: keymap.Shapes, source: str) -> Extra:
-    """Batch statistics of a ResNet, {"image": ...}; `shapes` are those of its parameters."""
-    moments = {k: v for k, v in state.items() if k.endswith(STATISTICS[:2])}
-    wanted = {row.path: shapes[re.sub("(mean|var)$", "scale", row.path)] for row in _moments(tower)}
-    flat = flatten(keymap.read(_moments(tower), moments, wanted, source))
-    for path, key in _norms(tower):
-        count = state.get(f"{key}.num_batches_tracked", np.zeros((), np.int64))  # old files have none
-        flat[f"image/{path}/count"] = np.asarray(count, np.int32).reshape(())
-    return unflatten(flat)
-
-
 def _check(objective: Any) -> None:
     if not isinstance(objective, FLAIR) or not isinstance(objective.image, ResNet):
         raise UserError(f"{NAME} checkpoints hold a FLAIR with a ResNet; got {type(objective).__name__}")
@@ -231,18 +178,12 @@ def _objective(
     text = BERT(vocab, positions, width, _count(state, rf"{TEXT}\.model\.encoder\.layer\.(\d+)\."),
                 text_heads or max(width // 64, 1), len(state[first]), types,
                 pool="unmasked_mean", pool_layers=POOL_LAYERS)  # fmt: skip
-    image = ResNet(image_size, state[needed[0]].shape[0], stages_of(state))
+    image = resnet.tower_of(state, IMAGES, image_size)
     head = state.get(f"{VISION}.projection_head_vision.projection.weight")
     given = {"project": head is not None, "context": min(77, positions)}
     if head is not None:
         given["embed"] = len(head)
     return FLAIR(image, text, **given | dict(fields))
-
-
-def stages_of(state: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-    """The number of bottlenecks in every stage of the ResNet in a state dict."""
-    last = _count(state, rf"{VISION}\.model\.layer(\d+)\.") - 1
-    return tuple(_count(state, rf"{VISION}\.model\.layer{stage}\.(\d+)\.") for stage in range(1, last + 1))
 
 
 def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
@@ -254,8 +195,8 @@ def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
 # ------------------------------------------------------------------------------------------------------- folders
 
 
-def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
-    """Write a folder with flair.pth, the state dict that FLAIR and KeepFIT save and load; needs torch.
+def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False, weights: str = WEIGHTS) -> None:
+    """Write a folder with flair.pth (keepfit.pth), the state dict that FLAIR and KeepFIT save and load; needs torch.
 
     Parts of a KeepFIT that only training uses and that the original program does not have (the decoder of reports, a
     reference by cosine) are left out and listed in the record. Raises UserError for another model, and for a folder that
@@ -272,9 +213,9 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
     shared, attention, left_out = parts_of(model.params)
     state = from_fundax(base, shared, model.extra) | attention_state(attention)
     with folder.fresh_folder(out, overwrite) as temporary:
-        write_torch(state, temporary / WEIGHTS)
+        write_torch(state, temporary / weights)
         folder.write_record(temporary, state, model, left_out)
-        folder.write_card(temporary, model, "fundax", USAGE)
+        folder.write_card(temporary, model, "fundax", USAGE.replace(WEIGHTS, weights))
 
 
 def parts_of(params: Params) -> tuple[Params, Params, dict[str, Any]]:
@@ -291,7 +232,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
 
     Without it a KeepFIT file is read as the FLAIR that it holds. Raises UserError naming keys that do not fit.
     """
-    record = read_optional_json(folder_of(path) / folder.RECORD)
+    record = folder.read_record(path)
     if not record:
         objective, params, extra = to_fundax(state)
         return Checkpoint(objective, params, {}, extra=extra)
@@ -309,9 +250,13 @@ def read_as(objective: Any, state: State, source: str) -> tuple[Params, Extra]:
     _check(base)
     shapes = keymap.stored_positions(table(base), state, keymap.shapes_of(base))
     params = _read_params(base, state, shapes, source) | read_attention(state)
-    return params, read_statistics(base.image, state, shapes, source)
+    return params, read_statistics(norms_of(base), state, shapes, source)
 
 
 FORMAT = Format(
     "flair", NAME, (FLAIR, KeepFIT), (WEIGHTS, folder.RECORD), detect, read_model, write_folder, USAGE, read_as=read_as, order=4,
+)  # fmt: skip
+KEEPFIT = Format(  # the same keys; --to flair also writes a KeepFIT
+    "keepfit", "KeepFIT", (KeepFIT,), ("keepfit.pth", folder.RECORD), detect, read_model,
+    partial(write_folder, weights="keepfit.pth"), USAGE.replace(WEIGHTS, "keepfit.pth"), read_as=read_as, order=5,
 )  # fmt: skip

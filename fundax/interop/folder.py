@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,9 +16,10 @@ from typing import Any
 
 import fundax
 from fundax.interop.checkpoint import Checkpoint
-from fundax.interop.weights import State, digests, write_safetensors
+from fundax.interop.weights import FILE_NAMES, State, digests, find_file, folder_of, write_safetensors
 from fundax.runtime import serialize
-from fundax.runtime.workdir import write_json
+from fundax.runtime.shapes import Record
+from fundax.runtime.workdir import read_optional_json, write_json
 from fundax.types import UserError
 
 RECORD = "fundax_export.json"
@@ -65,7 +68,7 @@ def write_record(folder: Path, state: State, model: Checkpoint, left_out: Mappin
     objective = serialize.to_json(model.objective)
     record = {
         "fundax": fundax.__version__,
-        "source": dict(model.source),
+        "source": {name: value for name, value in model.source.items() if name != "card"},
         "objective": objective,
         "objective_sha256": hashlib.sha256(json.dumps(objective, sort_keys=True).encode()).hexdigest(),
         "preprocessing": dict(model.preprocessing),
@@ -75,26 +78,71 @@ def write_record(folder: Path, state: State, model: Checkpoint, left_out: Mappin
     write_json(folder / RECORD, record)
 
 
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The record of an exported folder, or of the folder of a weights file; {} where there is none."""
+    file = folder_of(path) / RECORD
+    record = read_optional_json(file, Record)
+    if record and (missing := [key for key in ("objective", "preprocessing", "tensors_sha256") if key not in record]):
+        raise UserError(f"{file}: has no {missing[0]}; expected the record that an export writes")
+    return record
+
+
+def check_record(path: str | Path, state: State) -> None:
+    """Raise UserError if weights beside a record of write_record are not those that were exported."""
+    if find_file(path).name not in FILE_NAMES:  # another checkpoint in the folder of an export
+        return
+    known = read_record(path).get("tensors_sha256", {})
+    named = {bare: value for name, value in state.items() if (bare := _bare(name)) in known}
+    if wrong := [name for name, digest in digests(named).items() if digest != known[name]]:
+        raise UserError(
+            f"{path}: {len(wrong)} of {len(known)} tensors are not those that were exported, the first is {wrong[0]}; copy "
+            f"the folder again, or remove {RECORD} if they were changed on purpose"
+        )
+
+
+def _bare(name: str) -> str:
+    """The name of a tensor without what training programs put before it."""
+    return re.sub(r"^(?:teacher\.|module\.|backbone\.)+", "", name)
+
+
 def write_card(
     folder: Path, model: Checkpoint, library: str, usage: str, tag: str = "zero-shot-image-classification"
 ) -> None:
     """Write README.md with the front matter that model hubs read; `usage` is a Python snippet."""
-    facts = {name: value for name, value in {**model.preprocessing, **model.source}.items() if value is not None}
-    rows = "\n".join(f"| {name} | `{value}` |" for name, value in facts.items())
+    source = {name: value for name, value in model.source.items() if name != "card"}
+    about = dict(model.source.get("card", {}))
+    facts = {name: value for name, value in {**model.preprocessing, **source}.items() if value is not None}
+    trained = {name: about[name] for name in ("config", "data", "batch", "seed", "dtype") if name in about}
+    base = f"base_model: {about['base_model']}\n" if "base_model" in about else ""
+    scores = _table(about.get("scores", {})) or "The run has no evaluation."
     card = f"""---
 library_name: {library}
 pipeline_tag: {tag}
-tags: [ophthalmology, fundus, retina, clip, fundax]
+license: {about.get("license", "other")}
+{base}tags: [ophthalmology, fundus, retina, fundax]
 ---
 
-# {model.source.get("name", "A model of the eye")}
+# {_plain(source.get("name", "A model of the eye"))}
 
-Trained or converted with fundax {fundax.__version__}. Fill in before you share it: the licence, the data it was
-trained on, and for whom it works and for whom it does not. It is a research model and no medical device.
+Trained or converted with fundax {fundax.__version__}. A research model, not a medical device: it has not been approved for
+the diagnosis or treatment of patients. {_licence(about)}
 
-| | |
-|---|---|
-{rows}
+{_table(facts)}
+
+## Training
+
+{_table(trained) or "Not known: an imported checkpoint."}
+
+## Scores
+
+Of the run's last evaluation up to this step; `launch.py report` adds confidence intervals.
+
+{scores}
+
+## Intended use and limits
+
+For research on images of the modality and cameras it was trained on. Scores on other cameras, populations and diseases
+can be much lower; check them on your own labelled data first. Describe here for whom it works and for whom it does not.
 
 ## Use
 
@@ -105,6 +153,25 @@ trained on, and for whom it works and for whom it does not. It is a research mod
 `{RECORD}` names the source and the SHA-256 of every tensor.
 """
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _plain(text: Any) -> str:
+    """A name or a value as text of one line, in which no HTML, table or code of Markdown begins or ends."""
+    return re.sub(r"[`|]", "'", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    """A table in Markdown; "" of nothing."""
+    shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in facts.items()}
+    rows = [f"| {_plain(name)} | `{_plain(value)}` |" for name, value in shown.items()]
+    return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
+
+
+def _licence(about: Mapping[str, Any]) -> str:
+    if "license" in about:
+        return ""
+    start = f" of {about['base_model']}" if "base_model" in about else " of the weights it started from"
+    return f"Fill in the licence before you share it: derived weights keep that{start}."
 
 
 def _readable(folder: Path) -> None:

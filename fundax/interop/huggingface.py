@@ -20,7 +20,7 @@ from fundax.interop.keymap import Row
 from fundax.interop.weights import State, folder_of
 from fundax.losses import contrastive
 from fundax.objectives.clip import CLIP
-from fundax.runtime.workdir import read_json, read_optional_json, write_json
+from fundax.runtime.workdir import read_json, write_json
 from fundax.types import Extra, Params, UserError
 
 NAME = "Hugging Face CLIPModel"
@@ -78,21 +78,29 @@ def read_as(objective: CLIP, state: State, source: str) -> tuple[Params, Extra]:
 
 def rows(objective: CLIP) -> list[Row]:
     """The table of every parameter: its path with CLIPModel's key and layout."""
-    vision, text = "vision_model", "text_model"
+    text = "text_model"
     return [
         Row("log_scale", ("logit_scale",), keymap.SAME),
-        Row("image/class_token", (f"{vision}.embeddings.class_embedding",), keymap.SAME),
-        Row("image/position", (f"{vision}.embeddings.position_embedding.weight",), keymap.SAME),
-        Row("image/patch/kernel", (f"{vision}.embeddings.patch_embedding.weight",), keymap.CONV),
-        *keymap.norm("image/pre_norm", f"{vision}.pre_layrnorm"),  # their spelling
-        *_blocks("image", vision, objective.image.depth),
-        *keymap.norm("image/norm", f"{vision}.post_layernorm"),
+        *vision_rows(objective.image.depth),
         *keymap.linear("project/image", "visual_projection", bias=False),
         Row("text/token/embedding", (f"{text}.embeddings.token_embedding.weight",), keymap.SAME),
         Row("text/position", (f"{text}.embeddings.position_embedding.weight",), keymap.SAME),
         *_blocks("text", text, objective.text.depth),
         *keymap.norm("text/norm", f"{text}.final_layer_norm"),
         *keymap.linear("project/text", "text_projection", bias=False),
+    ]
+
+
+def vision_rows(depth: int) -> list[Row]:
+    """The rows of the image encoder, which are those of a CLIPVisionModel."""
+    vision = "vision_model"
+    return [
+        Row("image/class_token", (f"{vision}.embeddings.class_embedding",), keymap.SAME),
+        Row("image/position", (f"{vision}.embeddings.position_embedding.weight",), keymap.SAME),
+        Row("image/patch/kernel", (f"{vision}.embeddings.patch_embedding.weight",), keymap.CONV),
+        *keymap.norm("image/pre_norm", f"{vision}.pre_layrnorm"),  # their spelling
+        *_blocks("image", vision, depth),
+        *keymap.norm("image/norm", f"{vision}.post_layernorm"),
     ]
 
 
@@ -180,13 +188,7 @@ def config_of(objective: CLIP, tokenizer: Any = None) -> dict[str, Any]:
         "dtype": "float32",
         "projection_dim": objective.embed,
         "logit_scale_init_value": objective.init_logit_scale,
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "image_size": image.image_size,
-            "patch_size": image.patch,
-            "num_channels": 3,
-            **_shared_config(image, objective.embed),
-        },
+        "vision_config": _vision_config(image, objective.embed),
         "text_config": {
             "model_type": "clip_text_model",
             "vocab_size": text.vocab,
@@ -197,6 +199,16 @@ def config_of(objective: CLIP, tokenizer: Any = None) -> dict[str, Any]:
             **_shared_config(text, objective.embed),
         },
     }
+
+
+def vision_config(tower: ViT) -> dict[str, Any]:
+    """config.json of a CLIPVisionModel."""
+    return {"architectures": ["CLIPVisionModel"], "dtype": "float32", **_vision_config(tower, tower.width)}
+
+
+def _vision_config(tower: ViT, embed: int) -> dict[str, Any]:
+    size = {"image_size": tower.image_size, "patch_size": tower.patch, "num_channels": 3}
+    return {"model_type": "clip_vision_model", **size, **_shared_config(tower, embed)}
 
 
 def _shared_config(tower: ViT | TextTransformer, embed: int) -> dict[str, Any]:
@@ -263,7 +275,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     objective, params = to_fundax(state, read_json(path / CONFIG))
     settings, size = processor.read(path), objective.image.image_size
     facts = processor.preprocessing_of(settings or {"size": size, "crop_size": size}, path)
-    left_out = read_optional_json(path / folder.RECORD).get("left_out", {})
+    left_out = folder.read_record(path).get("left_out", {})
     bias = left_out.get("logit_bias")
     changes: dict[str, Any] = {"mean": tuple(facts["mean"]), "std": tuple(facts["std"])}
     if bias is not None:

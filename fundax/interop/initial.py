@@ -17,16 +17,16 @@ from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.positions import aligned_corners, antialiased, pixel_centres, resize_positions
 from fundax.encoders.vit import ViT
 from fundax.interop import keymap
-from fundax.interop.checkpoint import Format, say_once
-from fundax.interop.folder import RECORD
+from fundax.interop.checkpoint import Format, reading, say_once
+from fundax.interop.folder import read_record
 from fundax.interop.formats import all_formats, format_of
+from fundax.interop.pretrained import located
 from fundax.interop.read import has_configuration, is_run, load, read_objective, read_run
-from fundax.interop.weights import State, folder_of, read_state
+from fundax.interop.weights import State, read_state
 from fundax.objectives.clip import CLIP
 from fundax.objectives.ret_clip import RetCLIP
 from fundax.params import flatten, like, unflatten, unstack_blocks
 from fundax.runtime import serialize
-from fundax.runtime.workdir import read_optional_json
 from fundax.types import Extra, Params, UserError
 
 _log = logging.getLogger("fundax")
@@ -93,6 +93,7 @@ def warm_start(
     """
     if not str(path):
         return WarmStart()
+    path = located(path)
 
     def fill(params: Params) -> Params:
         return _filled(_opened(path, objective, checkpoint), objective, params, parts, str(path))
@@ -111,7 +112,7 @@ def sized_like(path: str | Path, objective: Any) -> Any:
     What a run decides stays: dtype, rematerialisation, attention, masking, vocabulary and length of texts. "" and files
     without configuration say nothing, and a model of another kind is left to `warm_start`: then nothing changes.
     """
-    found = _described(Path(path)) if str(path) else None
+    found = _described(located(path)) if str(path) else None
     if type(found) is not type(objective) or not set(TOWERS) <= {field.name for field in dataclasses.fields(objective)}:
         return objective
     towers = {}
@@ -130,8 +131,9 @@ def _described(path: Path) -> Any:
         return read_objective(path)
     for found in all_formats():
         if found.objective_of is not None and path.is_dir() and all((path / name).is_file() for name in found.files):
-            return found.objective_of(path)
-    record = read_optional_json(folder_of(path) / RECORD) if path.is_dir() else {}
+            with reading(found.title, path):
+                return found.objective_of(path)
+    record = read_record(path) if path.is_dir() else {}
     return serialize.from_json(record["objective"]) if "objective" in record else None
 
 
@@ -200,7 +202,8 @@ def _opened(path: str | Path, objective: Any, checkpoint: int | str) -> _Source:
 def _read_as(found: Format, objective: Any, state: State, path: str) -> _Source:
     """A file without configuration, read as the objective at hand."""
     assert found.read_as is not None
-    params, extra = found.read_as(objective, state, path)
+    with reading(found.title, path):
+        params, extra = found.read_as(objective, state, path)
     if found.configured:
         activation = getattr(getattr(objective, "image", None), "activation", None)
         said = f" ({activation.__name__})" if activation else ""

@@ -25,7 +25,8 @@ from fundax.types import Extra, Params, UserError
 NAME = "open_clip"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 CLIP_VOCABULARY = 49408
-IGNORED = ("attn_mask",)  # a buffer of older versions
+# A buffer of older versions, and what OpenAI's files say of their sizes in tensors.
+IGNORED = ("attn_mask", "context_length", "input_resolution", "vocab_size")
 _RESIZE, _INTERPOLATION = ("squash", "shortest", "longest"), ("bicubic", "bilinear")
 _POOL = {"tok": "token", "avg": "mean"}
 _TEXT_POOL = {"argmax": "argmax", "eos": "eot", "last": "last", "first": "first"}
@@ -82,11 +83,18 @@ def from_fundax(objective: CLIP, params: Params, custom_text: bool | None = None
 
 def read(objective: CLIP, state: State, source: str) -> Params:
     """Parameters for `objective` from a state dict whose model it fits. Raises UserError naming keys that do not."""
+    state = without_decoder(state)
     return keymap.read(table(objective, state), state, keymap.shapes_of(objective), source, IGNORED)
+
+
+def without_decoder(state: State) -> State:
+    """The same tensors without the decoder of masked images that EyeCLIP's released file keeps in its image encoder."""
+    return {key: value for key, value in state.items() if not key.startswith(("visual.decoder.", "visual.decoder_"))}
 
 
 def read_as(objective: CLIP, state: State, source: str) -> tuple[Params, Extra]:
     """The same and no extra state, with position tables as long as they are stored."""
+    state = without_decoder(state)
     found = table(objective, state)
     shapes = keymap.stored_positions(found, state, keymap.shapes_of(objective))
     return keymap.read(found, state, shapes, source, IGNORED), {}

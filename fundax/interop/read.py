@@ -8,18 +8,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from data_pipelines.language import tokenizers
 from fundax.encoders import layers
 from fundax.encoders.vit import SIZES
-from fundax.interop.checkpoint import Checkpoint, Format, replace_preprocessing, say_once, stored_preprocessing
+from fundax.interop.checkpoint import (
+    Checkpoint,
+    Format,
+    check_preprocessing,
+    reading,
+    replace_preprocessing,
+    say_once,
+    stored_preprocessing,
+)
+from fundax.interop.folder import check_record
 from fundax.interop.formats import format_of
+from fundax.interop.pretrained import located
 from fundax.interop.weights import State, existing, folder_of, read_state
 from fundax.objectives.clip import CLIP, clip
+from fundax.params import check_same, like
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import load_params, resolve
 from fundax.runtime.remote import fetched
+from fundax.runtime.shapes import Config, Preprocessing
 from fundax.runtime.workdir import read_json, read_optional_json
-from fundax.types import UserError
+from fundax.types import Extra, Params, UserError
 
 ACTIVATIONS = {"quick_gelu": layers.quick_gelu, "gelu": layers.gelu_exact}
 
@@ -36,8 +50,9 @@ def load(
     """The model at `path`: a run, an exported folder, or a file of weights of another program.
 
     Args:
-        path: a run of fundax or an import (its folder), a folder of one of `all_formats()`, or one of its weights files
-            (.safetensors, .pt, .pth, .bin, .npz); also at an address such as gs://bucket/run.
+        path: named weights (interop.pretrained), a run of fundax or an import (its folder), a folder of one of
+            `all_formats()`, or one of its weights files (.safetensors, .pt, .pth, .bin, .npz); also at an address such as
+            gs://bucket/run.
         checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         like: the size ("H/14-378", a name of encoders.vit.SIZES) of a CLIP file without configuration beside it.
         modality: the modality of the images ("oct") whose mean and deviation an image encoder normalises by, where the
@@ -49,10 +64,11 @@ def load(
     Raises:
         UserError: nothing at `path`, an unknown format, a damaged or incomplete file; the message names the keys.
     """
-    path, shown = fetched(path), shown or {}
+    path, shown = located(fetched(path)), shown or {}
     if is_run(path):
         return read_run(path, checkpoint)
     state = read_state(path)
+    check_record(path, state)
     found, folder = format_of(state, str(path)), folder_of(path)
     if like:
         model = _of_size(found, state, like, activation)
@@ -60,7 +76,8 @@ def load(
         sizes = f", or a size: {', '.join(SIZES)}" if found.read_as is not None and CLIP in found.holds else ""
         raise UserError(f"{path}: no {found.files[1]} beside the weights; expected it there{sizes}")
     else:
-        model = found.read(path, state, modality)
+        with reading(found.title, path):
+            model = found.read(path, state, modality)
     if model.assumed and not {"mean", "std", "resize"} <= set(shown):
         say_once(
             f"{path}: nothing there says how the model is shown photographs; assumed: {model.assumed} "
@@ -69,6 +86,7 @@ def load(
     model = replace_preprocessing(model, shown)
     source = {"name": path.resolve().name, "format": found.title}
     facts = stored_preprocessing(model.objective, model.preprocessing)
+    check_preprocessing(facts, str(path))
     words = _tokenizer_beside(folder, model.objective)
     return dataclasses.replace(model, preprocessing=facts, tokenizer=words, source=source, origin=found.title)
 
@@ -85,24 +103,47 @@ def read_run(run: str | Path, checkpoint: int | str = "") -> Checkpoint:
         raise UserError(f"{run} is not a run of fundax: it has no checkpoints")
     objective, step = read_objective(run), resolve(run, checkpoint)
     params, extra = load_params(run, step)
+    check_params(objective, params, extra, f"{run} step {step}")
     words = tokenizers.load(run / "tokenizer") if (run / "tokenizer").is_dir() else None
     digest = hashlib.sha256((run / "config.json").read_bytes()).hexdigest()
     source = {"name": run.resolve().name, "step": step, "config_sha256": digest}
+    initial = read_optional_json(run / "config.json").get("origin", {})
+    source |= {f"initial_{name}": value for name, value in initial.items()}
     return Checkpoint(objective, params, read_preprocessing(run, objective), words, source, extra, f"run step {step}")
 
 
 def read_preprocessing(run: str | Path, objective: Any) -> dict[str, Any]:
     """A run's preprocessing.json, with the objective's own for what it leaves out."""
-    return stored_preprocessing(objective, read_optional_json(Path(run) / "preprocessing.json"))
+    path = Path(run) / "preprocessing.json"
+    facts = stored_preprocessing(objective, read_optional_json(path, Preprocessing))
+    check_preprocessing(facts, str(path))
+    return facts
 
 
 def read_objective(run: str | Path) -> Any:
     """The objective that a run's config.json holds. Raises UserError where it holds none."""
     path = Path(run) / "config.json"
-    described = read_json(path).get("objective")
+    described = read_json(path, Config).get("objective")
     if described is None:
         raise UserError(f"{path} holds no objective, so the run opens only with its config file")
-    return serialize.from_json(described)
+    try:
+        return serialize.from_json(described)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def check_params(objective: Any, params: Params, extra: Extra, where: str) -> None:
+    """Raise UserError if an objective cannot be built, or if the parameters are not its own; nothing is computed."""
+    if not hasattr(objective, "batch_spec"):
+        return
+    try:
+        batch = {name: jax.ShapeDtypeStruct(one.shape, one.dtype) for name, one in objective.batch_spec(2).items()}
+        wanted = jax.eval_shape(objective.init, jax.random.key(0), batch)
+    except Exception as error:  # a model of impossible sizes raises what JAX and Flax happen to raise
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{where}: its {type(objective).__name__} cannot be built ({line})") from error
+    check_same(where, "params", params, like(params, wanted[0]))
+    check_same(where, "extra", extra, wanted[1])
 
 
 def tokenizer(

@@ -87,14 +87,15 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
         fields |= dict(zip(("mean", "std"), moments((modality,)), strict=True))
     heads = config.get("model_args", {}).get("num_heads")
     objective, params = vit.to_fundax(state, str(path), heads, **fields)
-    facts = _resize(stored, objective.image.image_size)
-    record = read_optional_json(folder_of(path) / folder.RECORD)
-    if record and stored:  # written by fundax: the record has every modality's normalisation
+    facts = resize_rule(stored, objective.image.image_size)
+    record = folder.read_record(path)
+    if record and path.is_dir():  # written by fundax: the record has every modality's normalisation
         objective = replace(serialize.from_json(record["objective"]), image=objective.image)
+        return Checkpoint(objective, params, record["preprocessing"])
     return Checkpoint(objective, params, facts, assumed="" if "mean" in fields else IMAGENET)
 
 
-def _resize(stored: Mapping[str, Any], size: int) -> dict[str, Any]:
+def resize_rule(stored: Mapping[str, Any], size: int) -> dict[str, Any]:
     """The resize of a pretrained_cfg, with timm's defaults; {} of none."""
     if not stored:
         return {"image_size": size}
@@ -128,13 +129,16 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
 
 
 def write_retfound(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
-    """Write a folder with retfound.pth, {"model": encoder}, the form of github.com/rmaphoh/RETFound_MAE; needs torch.
+    """Write a folder with retfound.pth, the form of github.com/rmaphoh/RETFound_MAE; needs torch.
+
+    {"model": encoder} is what its MAE mode reads, {"teacher": the same} what its DINOv2 mode does.
 
     Raises UserError for an encoder that the format cannot hold, and for a folder that is not empty.
     """
     state = vit.from_fundax(model.objective, model.params)
     with folder.fresh_folder(out, overwrite) as temporary:
-        write_torch({"model": state}, temporary / "retfound.pth")
+        write_torch({"model": state, "teacher": state}, temporary / "retfound.pth")
+        folder.write_record(temporary, state, model, {})
         folder.write_card(temporary, model, "fundax", RETFOUND_USAGE, "image-feature-extraction")
 
 

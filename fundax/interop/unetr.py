@@ -19,7 +19,6 @@ from fundax.interop.weights import State, folder_of, read_state, write_torch
 from fundax.objectives.dense import Landmark, Segment
 from fundax.params import flatten
 from fundax.runtime import serialize
-from fundax.runtime.workdir import read_json
 from fundax.types import Params, UserError
 
 NAME = "VisionFM's decoder"
@@ -121,7 +120,9 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
 
     Raises UserError for anything missing, damaged or that does not fit.
     """
-    record = read_json(folder_of(path) / folder.RECORD)
+    record = folder.read_record(path)
+    if not record:
+        raise UserError(f"{folder_of(path)}: no {folder.RECORD}; expected it beside the decoder")
     objective = serialize.from_json(record["objective"])
     image = vit.read(vit.bare(objective.image), vit.encoder_state(read_state(folder_of(path) / ENCODER)), ENCODER)
     params, statistics = read(objective.decoder, state, objective.image.width)

@@ -6,6 +6,7 @@ Layout: github.com/ABILab-CUHK/VisionFM and bytedance/ibot. A flat state dict ha
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import numpy as np
 from data_pipelines.sources.modality_folders import moments
 from fundax.encoders.heads import IBOTHead
 from fundax.interop import folder, keymap, vit
-from fundax.interop.checkpoint import Checkpoint, Format
+from fundax.interop.checkpoint import IMAGENET, Checkpoint, Format
 from fundax.interop.keymap import Layout, Row
-from fundax.interop.weights import State, write_torch
+from fundax.interop.weights import State, folder_of, write_torch
 from fundax.objectives.ibot import IBOT
 from fundax.params import flatten
+from fundax.runtime import serialize
+from fundax.runtime.workdir import read_optional_json
 from fundax.types import Extra, Params, UserError
 
 NAME = "VisionFM"
@@ -90,14 +93,28 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
         parts[part][f"module.{rest}" if part == "student" else rest] = value
     with folder.fresh_folder(out, overwrite) as temporary:
         write_torch(parts, temporary / WEIGHTS)
+        folder.write_record(temporary, state, model, {})
         folder.write_card(temporary, model, "fundax", USAGE, "image-feature-extraction")
 
 
 def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
-    """The pretraining of a flat state dict, whose images are normalised as those of `modality`, "" as ImageNet's."""
+    """The pretraining of a flat state dict, whose images are normalised as those of `modality`, "" as ImageNet's.
+
+    A folder that fundax wrote has a record, which says what no tensor shows.
+    """
+    record = read_optional_json(folder_of(path) / folder.RECORD) if path.is_dir() else {}
+    if record:
+        known = serialize.from_json(record["objective"])
+        image = known.image.clone(scan=False)
+        objective = replace(known, image=image)
+        tree = keymap.read(rows(objective, {}), {_plain(k): v for k, v in state.items()}, _shapes(objective), NAME)
+        extra = {"teacher": tree["teacher"], "center": tree["center"]}
+        return Checkpoint(objective, tree["student"], record["preprocessing"], extra=extra)
     fields = dict(zip(("mean", "std"), moments((modality,)), strict=True)) if modality else {}
     objective, params, extra = to_fundax(state, **fields)
-    return Checkpoint(objective, params, {"image_size": objective.image.image_size}, extra=extra)
+    return Checkpoint(
+        objective, params, {"image_size": objective.image.image_size}, extra=extra, assumed="" if fields else IMAGENET
+    )
 
 
 def rows(objective: IBOT, state: State) -> list[Row]:
@@ -176,4 +193,4 @@ def _shapes(objective: IBOT) -> keymap.Shapes:
     return {path: tuple(leaf.shape) for path, leaf in flatten(jax.eval_shape(tree)).items()}
 
 
-FORMAT = Format("visionfm", NAME, (IBOT,), (WEIGHTS,), detect, read_model, write_folder, USAGE, order=7)
+FORMAT = Format("visionfm", NAME, (IBOT,), (WEIGHTS, folder.RECORD), detect, read_model, write_folder, USAGE, order=7)

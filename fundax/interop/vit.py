@@ -169,7 +169,7 @@ def encoder_of(model: Checkpoint) -> Checkpoint:
     Raises UserError for a model of several encoders, or of one that is no ViT.
     """
     objective, owner = model.objective, owner_of(model.objective)
-    if isinstance(objective, Encoder):
+    if isinstance(objective, Encoder) and isinstance(objective.image, ViT):
         return model
     if not isinstance(owner.image, ViT) or getattr(owner, "modalities", ()):
         raise UserError(f"{NAME} holds one ViT; this {type(objective).__name__} has another image encoder, or several")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
-import json
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,11 +15,18 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from data_pipelines import pickles
+from data_pipelines.records import DataError
+from fundax.interop import pickled
+from fundax.runtime.arrays import check_archive, read_arrays
+from fundax.runtime.shapes import Index
+from fundax.runtime.workdir import read_json
 from fundax.types import UserError
 
 State = dict[str, np.ndarray]  # a state dict, under the checkpoint's own key names
 # File names of weights in a folder, in the order of preference; a folder holds one model.
 FILE_NAMES = (
+    "heads.safetensors",  # towers lie beside it (split.py)
     "open_clip_model.safetensors",
     "model.safetensors",
     "model.safetensors.index.json",
@@ -27,6 +35,8 @@ FILE_NAMES = (
     "pytorch_model.bin.index.json",
     "ret_clip.pt",
     "flair.pth",
+    "keepfit.pth",
+    "stablehlo.safetensors",
     "visionfm.pth",
     "retfound.pth",
     "captioner.pth",
@@ -36,7 +46,7 @@ SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # training programs put the tensors one level down
 SELF_DISTILLED = ("student", "teacher", "ibot_loss")  # DINO, iBOT and VisionFM keep these dicts of tensors
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
-LARGEST_VIEW = 2**28  # bytes of a tensor that repeats what is stored, such as a position table with a batch axis
+LARGEST_VIEW = 2**28  # bytes of all tensors that repeat what is stored, such as position tables with a batch axis
 _SAFETENSORS = {
     "F64": np.float64,
     "F32": np.float32,
@@ -56,6 +66,8 @@ def find_file(path: str | Path) -> Path:
     path = existing(path)
     if path.is_file():
         return path
+    if not path.is_dir():
+        raise UserError(f"{path}: a pipe or device; expected a file of weights or a folder")
     for name in FILE_NAMES:
         if (path / name).is_file():
             return path / name
@@ -144,12 +156,12 @@ def digests(state: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 def _read_shards(index: Path) -> State:
     try:
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{index}: not an index of shards; expected a JSON object with 'weight_map'") from error
+        files = dict.fromkeys(map(str, read_json(index, Index)["weight_map"].values()))
+    except UserError as error:
+        raise UserError(f"{error}; not an index of shards, expected a JSON object with 'weight_map'") from error
     state: State = {}
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in SUFFIXES:
+        if Path(name).name != name or Path(name).suffix not in SUFFIXES:
             raise UserError(f"{index}: names the shard {name!r}, which is not a weights file of the same folder")
         state |= read_state(index.parent / name)
     return state
@@ -172,13 +184,9 @@ def _read_safetensors(path: Path) -> State:
 
 
 def _read_npz(path: Path) -> State:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            state = dict(archive)
-    except Exception as error:  # damaged bytes raise what zipfile, zlib, tokenize and numpy happen to raise
-        raise UserError(f"{path}: damaged, or not an .npz file of plain arrays ({_first_line(error)})") from error
+    state = read_arrays(path)
     for name, value in state.items():
-        if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufV":
+        if value.dtype.kind not in "biufV":
             raise UserError(f"{path}: '{name}' is no array of numbers; expected an .npz file of plain arrays")
     return state
 
@@ -193,12 +201,16 @@ def load_torch(path: str | Path) -> Any:
         UserError: torch absent, a damaged file, or a pickle of anything else.
     """
     try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path}: reading PyTorch files needs torch: pip install -e '.[torch]'") from error
-    try:
+        _check_pickles(Path(path))
+        try:
+            import torch
+        except ImportError:
+            return pickled.read(Path(path))
         with torch.serialization.safe_globals(_plain_values()):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except (DataError, UserError) as error:
+        named = str(error).startswith(str(path))
+        raise UserError(str(error) if named else f"{path}: refused: {error}") from error
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UserError(
@@ -207,6 +219,26 @@ def load_torch(path: str | Path) -> Any:
         ) from error
     except Exception as error:  # damaged bytes raise what torch's unpickler happens to raise
         raise UserError(f"{path}: damaged or not a PyTorch state dict ({_first_line(error)})") from error
+
+
+def _check_pickles(path: Path) -> None:
+    """Raise DataError or UserError for a PyTorch file that asks for far more than its size, before torch reads it."""
+    with path.open("rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            with zipfile.ZipFile(file) as archive:
+                check_archive(archive, path.stat().st_size)
+                for name in archive.namelist():
+                    if name.endswith(".pkl"):
+                        with archive.open(name) as member:
+                            pickles.check(member, pickles.WEIGHTS)
+            return
+        file.seek(0)
+        pickles.check(file, pickles.WEIGHTS)
+        with contextlib.suppress(
+            pickle.UnpicklingError
+        ):  # the older form: four more, and then the bytes of the tensors
+            for _ in range(4):
+                pickles.check(file, pickles.WEIGHTS)
 
 
 class _NumberType:
@@ -248,16 +280,37 @@ def _plain_values() -> list[Any]:
 
 def _tensors(path: Path, loaded: Any) -> State:
     """Unwrap {"state_dict": ...} and turn tensors into arrays."""
+    loaded = _unwrapped(loaded)
+    if isinstance(loaded, Mapping) and all(isinstance(value, np.ndarray) for value in loaded.values()):
+        return {str(name): value for name, value in loaded.items()}  # read without torch
     import torch
 
-    loaded = _unwrapped(loaded)
     expected = f"expected names to tensors, possibly under {', '.join(WRAPPERS)}"
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path}: not a state dict but a {type(loaded).__name__}; {expected}")
     for name, value in loaded.items():
         if not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: not a state dict; '{name}' is of type {type(value).__name__}; {expected}")
+    views = sum(
+        max(_bytes(tensor) - tensor.untyped_storage().nbytes(), 0)
+        for tensor in loaded.values()
+        if _dense(tensor, torch)
+    )
+    if views > LARGEST_VIEW:
+        name = max(loaded, key=lambda one: _bytes(loaded[one]))
+        stored = loaded[name].untyped_storage().nbytes()
+        raise UserError(
+            f"{path}: tensor '{name}' is a view of {_bytes(loaded[name]):,} bytes on {stored:,} stored ones"
+        )
     return {str(name): _array(tensor, f"{path}: tensor '{name}'", torch) for name, tensor in loaded.items()}
+
+
+def _bytes(tensor: Any) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _dense(tensor: Any, torch: Any) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
 
 
 def _unwrapped(loaded: Any) -> Any:
@@ -271,12 +324,9 @@ def _unwrapped(loaded: Any) -> Any:
 
 def _array(tensor: Any, where: str, torch: Any) -> np.ndarray:
     tensor = tensor.detach()
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+    if not _dense(tensor, torch):
         kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
         raise UserError(f"{where} is {kind}; expected dense tensors")
-    size = tensor.numel() * tensor.element_size()
-    if size > max(tensor.untyped_storage().nbytes(), LARGEST_VIEW):
-        raise UserError(f"{where} is a view of {size:,} bytes on {tensor.untyped_storage().nbytes():,} stored ones")
     try:
         if tensor.dtype == torch.bfloat16:  # numpy has no such dtype of its own
             return tensor.view(torch.uint16).contiguous().numpy().view(ml_dtypes.bfloat16)

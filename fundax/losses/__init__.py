@@ -46,6 +46,7 @@ with _epy.lazy_api_imports(globals()):
         signal_and_noise,
     )
     from fundax.losses.distillation import centered, entropy, koleo, patch_loss, sinkhorn, token_loss, update_center
+    from fundax.losses.relations import Relations, agreeing_pairs, equal_rows, no_negatives, relations
     from fundax.losses.ring import Ring, make_ring, sigmoid, softmax, softmax_pairs
     from fundax.losses.supervised import (
         binary_cross_entropy,

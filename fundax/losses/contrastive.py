@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from fundax.losses import ring
+from fundax.losses.relations import Related, no_negatives
 from fundax.optim import MAX_LOG_SCALE
 from fundax.runtime.mesh import batch_axes, batch_parts
 from fundax.types import UserError
@@ -45,7 +46,7 @@ def similarity(image: jax.Array, text: jax.Array) -> jax.Array:
 
 
 def _present(features: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Zeros in place of the features of absent examples: NaN there would reach the loss or its gradient as 0 * NaN."""
+    """Set the features of absent examples to zero, because a NaN there would reach the loss or its gradient as 0 * NaN."""
     return features if mask is None else jnp.where(mask[:, None], features, 0)
 
 
@@ -64,15 +65,25 @@ def _hide(logits: jax.Array, mask: jax.Array | None, axis: int = 1) -> jax.Array
     return jnp.where(there, logits, jnp.finfo(jnp.float32).min)
 
 
+def _without(logits: jax.Array, hidden: jax.Array | None) -> jax.Array:
+    """Set the logits of the pairs in `hidden` bool [B B] to the lowest number."""
+    return logits if hidden is None else jnp.where(hidden, jnp.finfo(jnp.float32).min, logits)
+
+
 def _cross_entropy(
-    logits: jax.Array, own: jax.Array, weights: jax.Array | None, mask: jax.Array | None, axis: int
+    logits: jax.Array,
+    own: jax.Array,
+    weights: jax.Array | None,
+    mask: jax.Array | None,
+    hidden: jax.Array | None,
+    axis: int,
 ) -> jax.Array:
     """Mean over the other axis of logsumexp_i - sum_j w_ij logits_ij, with j along `axis`.
 
     weights are normalised along `axis`; without them w is the identity, and the sum over j is `own` [B]. log_softmax
-    would be shorter, but its gradient stores two more arrays [B B].
+    would be shorter, but its gradient stores two more arrays [B B]. hidden [B B]: pairs outside the logsumexp.
     """
-    total = jax.nn.logsumexp(_hide(logits, mask, axis), axis=axis)
+    total = jax.nn.logsumexp(_without(_hide(logits, mask, axis), hidden), axis=axis)
     if weights is None:
         return _mean(total - own, mask)
     shares = weights if mask is None else weights * jnp.expand_dims(mask, 1 - axis).astype(weights.dtype)
@@ -83,7 +94,7 @@ def _cross_entropy(
 
 def softmax_contrastive(
     image: jax.Array, text: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array | None = None,
-    *, mask: jax.Array | None = None, targets: jax.Array | None = None,
+    *, mask: jax.Array | None = None, targets: jax.Array | None = None, hidden: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
     """CLIP's loss: mean of the image-to-text and text-to-image cross-entropies (arXiv:2103.00020, figure 3); fp32 ().
 
@@ -95,16 +106,18 @@ def softmax_contrastive(
         mask: bool [B], False for pairs that are neither examples nor negatives.
         targets: f32 [B B] >= 0, how much text j matches image i; normalised over texts for each image and over images
             for each text. None is the identity.
+        hidden: bool [B B], True for pairs that are neither positives nor negatives; None: no pair (see relations.py).
     """
     image, text = (_present(x, mask).astype(jnp.float32) for x in (image, text))
     logits = similarity(logit_scale * image, text)  # scaling [B E] instead of [B B] saves an array
     own = jnp.diagonal(logits)  # the very numbers that are in the logsumexp, so that rounding cancels in a small loss
-    return 0.5 * (_cross_entropy(logits, own, targets, mask, 1) + _cross_entropy(logits, own, targets, mask, 0))
+    to_text, to_image = (_cross_entropy(logits, own, targets, mask, hidden, axis) for axis in (1, 0))
+    return 0.5 * (to_text + to_image)
 
 
 def sigmoid_contrastive(
     image: jax.Array, text: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array | float = 0.0,
-    *, mask: jax.Array | None = None, targets: jax.Array | None = None,
+    *, mask: jax.Array | None = None, targets: jax.Array | None = None, hidden: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
     """SigLIP's loss: -sum_ij log sigmoid(z_ij (scale x_i.y_j + bias)) / B, z = 1 for a match, else -1; fp32 ().
 
@@ -114,6 +127,7 @@ def sigmoid_contrastive(
     logits = logit_scale * similarity(_present(image, mask), _present(text, mask)) + logit_bias
     match = jnp.eye(len(logits), dtype=bool) if targets is None else targets > 0
     terms = -jax.nn.log_sigmoid(jnp.where(match, logits, -logits))
+    terms = terms if hidden is None else jnp.where(hidden, 0.0, terms)
     if mask is None:
         return terms.sum() / len(terms)
     pairs = mask[:, None] & mask[None, :]
@@ -126,13 +140,18 @@ def matching_targets(category: jax.Array) -> jax.Array:
 
 
 def contrastive_accuracy(
-    image: jax.Array, text: jax.Array, mask: jax.Array | None = None, group: jax.Array | None = None
+    image: jax.Array,
+    text: jax.Array,
+    mask: jax.Array | None = None,
+    group: jax.Array | None = None,
+    hidden: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Image-to-text and text-to-image accuracy: how often the nearest example is the own one; fp32 () each.
+    """Image-to-text and text-to-image accuracy: the fraction of examples whose own pair is the nearest; fp32 () each.
 
-    image, text [B E]. With group i32 [B], a nearest example of the same group counts as correct.
+    `image` and `text` are [B E]. With `group` i32 [B], a nearest example of the same group is correct. The pairs in
+    `hidden` bool [B B] are not compared.
     """
-    logits = similarity(_present(image, mask), _present(text, mask))
+    logits = _without(similarity(_present(image, mask), _present(text, mask)), hidden)
     group = jnp.arange(len(logits)) if group is None else group
     to_text = (group[jnp.argmax(_hide(logits, mask), axis=1)] == group).astype(jnp.float32)
     to_image = (group[jnp.argmax(_hide(logits.T, mask), axis=1)] == group).astype(jnp.float32)
@@ -161,32 +180,35 @@ def contrast(
     *,
     mask: jax.Array | None = None,
     group: jax.Array | None = None,
+    related: Related = (),
     negatives: Negatives = "global",
 ) -> jax.Array:
     """Compute `loss` with the implementation that `negatives` names; fp32 ().
 
     Args:
-        loss: softmax_contrastive, sigmoid_contrastive or a function with the same arguments; only the two have a ring.
+        loss: softmax_contrastive, sigmoid_contrastive, or another function with the same arguments, which has no ring.
         image, text: [B E].
         scales: logit_scale and, if the loss has one, logit_bias.
         mask: bool [B], see softmax_contrastive.
         group: i32 [B]; texts of one group match each other's images.
+        related: rows that are not negatives of each other, see relations.py.
         negatives: global, plain or ring.
 
-    Raises UserError for unknown `negatives`, and for "ring" with a loss that has none.
+    Raises UserError for unknown `negatives`, and for "ring" with a loss that has no ring.
     """
     if negatives not in FORMS:
         raise UserError(f"negatives is {negatives!r}; expected one of {', '.join(FORMS)}")
     if as_ring(len(image), negatives):
         if loss is softmax_contrastive:
-            return ring.softmax(image, text, scales[0], group=group, present=mask)
+            return ring.softmax(image, text, scales[0], group=group, related=related, present=mask)
         if loss is sigmoid_contrastive:
             bias = scales[1] if len(scales) > 1 else jnp.float32(0)
-            return ring.sigmoid(image, text, scales[0], bias, group=group, present=mask)
+            return ring.sigmoid(image, text, scales[0], bias, group=group, related=related, present=mask)
         if negatives == "ring":
             raise UserError("negatives='ring' is for softmax_contrastive and sigmoid_contrastive; use 'plain'")
-    targets = None if group is None else matching_targets(group)
-    return loss(image, text, *scales, mask=mask, targets=targets)
+    options = {} if group is None else {"targets": matching_targets(group)}
+    options |= {"hidden": no_negatives(group, related)} if related else {}
+    return loss(image, text, *scales, mask=mask, **options)
 
 
 def contrast_pairs(
@@ -197,17 +219,18 @@ def contrast_pairs(
     *,
     masks: Sequence[jax.Array | None],
     group: jax.Array | None = None,
+    related: Related = (),
     negatives: Negatives = "global",
 ) -> list[jax.Array]:
-    """`contrast` of several image-text pairs of one batch. A softmax ring passes all their texts around together."""
+    """`contrast` of several image-text pairs of the same batch. A softmax ring passes all their texts around together."""
     if not as_ring(len(images[0]), negatives) or loss is not softmax_contrastive:
         each = zip(images, texts, scales, masks, strict=True)
-        return [contrast(loss, i, t, (s,), mask=m, group=group, negatives=negatives) for i, t, s, m in each]
+        options: dict[str, Any] = {"group": group, "related": related, "negatives": negatives}
+        return [contrast(loss, i, t, (s,), mask=m, **options) for i, t, s, m in each]
     everyone = jnp.ones(len(images[0]), bool)
     present = jnp.stack([everyone if mask is None else mask for mask in masks])
-    return list(
-        ring.softmax_pairs(jnp.stack(images), jnp.stack(texts), jnp.stack(scales), group=group, present=present)
-    )
+    pairs = jnp.stack(images), jnp.stack(texts), jnp.stack(scales)
+    return list(ring.softmax_pairs(*pairs, group=group, related=related, present=present))
 
 
 def accuracy(
@@ -216,13 +239,14 @@ def accuracy(
     mask: jax.Array | None = None,
     *,
     group: jax.Array | None = None,
+    related: Related = (),
     negatives: Negatives = "global",
 ) -> tuple[jax.Array, jax.Array]:
-    """contrastive_accuracy with the implementation that `negatives` names; no gradient."""
+    """contrastive_accuracy with the implementation that `negatives` names, without a gradient."""
     image, text = jax.lax.stop_gradient((image, text))
     if as_ring(len(image), negatives):
-        return ring.accuracy(image, text, group=group, present=mask)
-    return contrastive_accuracy(image, text, mask, group)
+        return ring.accuracy(image, text, group=group, related=related, present=mask)
+    return contrastive_accuracy(image, text, mask, group, no_negatives(group, related))
 
 
 Targets = Callable[[jax.Array], jax.Array]  # category i32 [B] -> f32 [B B]
@@ -243,7 +267,7 @@ class Similarity:
             raise UserError("Similarity: the table must be square and symmetric")
 
     def __call__(self, category: jax.Array) -> jax.Array:
-        """category i32 [B], indices into the table, to f32 [B B]."""
+        """Targets f32 [B B] for category i32 [B], indices into the table."""
         table = jnp.asarray(self.table, jnp.float32)
         return table[category][:, category]
 
@@ -264,6 +288,7 @@ def label_aware(
     *,
     mask: jax.Array | None = None,
     targets: Targets = matching_targets,
+    related: Related = (),
     negatives: Negatives = "global",
 ) -> jax.Array:
     """FLAIR's loss: contrastive cross-entropy in which all pairs with the same category are positives; fp32 ().
@@ -275,32 +300,36 @@ def label_aware(
         mask: bool [B], see softmax_contrastive.
         targets: maps categories to f32 [B B], symmetric. The default compares for equality, the only form the ring has:
             with other targets "global" means "plain".
+        related: rows that are not negatives of each other, see relations.py.
         negatives: see the top of this file. FLAIR and KeepFIT train with "local", the mean of each device's own loss.
 
     Raises:
-        UserError: unknown negatives, other targets with the ring, or a batch that does not divide among the devices.
+        UserError: unknown negatives, other targets with the ring, or a batch that is not divisible by the devices.
     Source: arXiv:2308.07898, equations 2 and 3.
     """
     if negatives not in NEGATIVES:
         raise UserError(f"negatives is {negatives!r}; expected one of {', '.join(NEGATIVES)}")
     if negatives == "local":
 
-        def one(i: Any, t: Any, c: jax.Array | None, m: jax.Array | None) -> jax.Array:
-            return label_aware(i, t, logit_scale, c, mask=m, targets=targets, negatives="plain")
+        def one(i: Any, t: Any, c: jax.Array | None, m: jax.Array | None, r: Related) -> jax.Array:
+            return label_aware(i, t, logit_scale, c, mask=m, targets=targets, related=r, negatives="plain")
 
-        return mean_over_devices(one, image, text, category, mask)
+        return mean_over_devices(one, image, text, category, mask, related)
     if category is None or targets is matching_targets:
         loss, scales = softmax_contrastive, (logit_scale,)
-        return contrast(loss, image, text, scales, mask=mask, group=category, negatives=negatives)
+        options: dict[str, Any] = {"group": category, "related": related, "negatives": negatives}
+        return contrast(loss, image, text, scales, mask=mask, **options)
     if negatives == "ring":
         raise UserError("negatives='ring' compares categories by equality; a similarity table needs 'plain'")
-    return softmax_contrastive(image, text, logit_scale, mask=mask, targets=targets(category))
+    shares = targets(category)
+    hidden = None if not related else no_negatives(None, related) & (shares == 0)
+    return softmax_contrastive(image, text, logit_scale, mask=mask, targets=shares, hidden=hidden)
 
 
-def mean_over_devices(loss: Callable[..., jax.Array], *arrays: jax.Array | None) -> jax.Array:
-    """Mean of `loss` over each device's share of the arrays [B ...]: negatives="local". None is passed on.
+def mean_over_devices(loss: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
+    """Mean of `loss` over each device's share of the arrays [B ...]: negatives="local". None and () are passed on.
 
-    Raises UserError if the batch does not divide among the devices.
+    Raises UserError if the batch is not divisible by the number of devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
     groups = 1 if mesh.empty else batch_parts(mesh)

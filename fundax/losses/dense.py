@@ -11,9 +11,9 @@ SMOOTH = 1e-5
 
 
 def one_hot(mask: jax.Array, outputs: int) -> jax.Array:
-    """Masks of classes i32 [B h w] to f32 [B h w K]; with one output, 1 where the class is not 0.
+    """Convert class masks i32 [B h w] to f32 [B h w K]; with one output, to 1 where the class is not 0.
 
-    A mask that has channels already, [B h w K], is only cast.
+    A mask that already has channels, [B h w K], is only cast.
     """
     if mask.ndim == 4:
         return mask.astype(jnp.float32)
@@ -23,7 +23,7 @@ def one_hot(mask: jax.Array, outputs: int) -> jax.Array:
 
 
 def probabilities(logits: jax.Array, exclusive: bool) -> jax.Array:
-    """Softmax over the classes if they are exclusive, else a sigmoid of each; f32 [B h w K]."""
+    """Softmax over the classes if they are exclusive, otherwise a sigmoid of each class; f32 [B h w K]."""
     logits = logits.astype(jnp.float32)
     return jax.nn.softmax(logits, -1) if exclusive else jax.nn.sigmoid(logits)
 
@@ -40,9 +40,9 @@ def dice_loss(logits: jax.Array, target: jax.Array, exclusive: bool) -> jax.Arra
 
 
 def focal_loss(logits: jax.Array, target: jax.Array, gamma: float = 2.0) -> jax.Array:
-    """Focal loss: binary cross-entropy of each class times (1 - q)^gamma, q the probability of the target; fp32 ().
+    """Focal loss: binary cross-entropy times (1 - q)^gamma, where q is the probability of the target; fp32 ().
 
-    logits, target [B h w K]. Every class gets a sigmoid, even if the classes are exclusive.
+    logits, target [B h w K]. A sigmoid is applied to every class, even if the classes are exclusive.
     Source: arXiv:1708.02002, equation 4, without alpha, as in MONAI 1.2's DiceFocalLoss.
     """
     signed = logits.astype(jnp.float32) * (2 * target.astype(jnp.float32) - 1)
@@ -64,8 +64,8 @@ def spatial_log_softmax(logits: jax.Array) -> jax.Array:
 def heat_maps(points: jax.Array, height: int, width: int, sigma: float) -> jax.Array:
     """Target maps f32 [B h w n] of landmarks f32 [B n 2], (x, y) in pixels. Each map sums to one.
 
-    A map is a Gaussian of `sigma` pixels around the exact position, or with sigma 0 the one nearest pixel. The map of a
-    point that is NaN or outside the image is zero.
+    A map is a Gaussian of `sigma` pixels around the exact position or, with sigma 0, only the nearest pixel. The map of
+    a point that is NaN or outside the image is zero.
     """
     there = inside(points, height, width)[:, None, None]
     x, y = (jnp.where(there[:, 0, 0], points[..., i], 0.0)[:, None, None] for i in range(2))  # [B 1 1 n]
@@ -89,7 +89,7 @@ def inside(points: jax.Array, height: int, width: int) -> jax.Array:
 def landmark_loss(logits: jax.Array, target: jax.Array) -> jax.Array:
     """Cross-entropy over pixels, -sum target * log p, averaged over the images and landmarks with a target; fp32 ().
 
-    logits, target [B h w n]; p is the spatial softmax. A landmark whose target map is all zero is left out.
+    logits, target [B h w n]; p is the spatial softmax. Landmarks with an all-zero target map are ignored.
     Source: VisionFM's landmark detection, which computes the softmax without subtracting the maximum.
     """
     each = -(target.astype(jnp.float32) * spatial_log_softmax(logits)).sum((1, 2))  # [B n]
@@ -98,7 +98,7 @@ def landmark_loss(logits: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def peaks(logits: jax.Array) -> jax.Array:
-    """Position (x, y) of the largest pixel of each map [B h w n]; the first one in row order if tied. # f32 [B n 2]"""
+    """Position (x, y) of the largest pixel of each map [B h w n]; the first in row order if tied. # f32 [B n 2]"""
     flat = logits.reshape(len(logits), -1, logits.shape[-1]).argmax(1)
     return jnp.stack([flat % logits.shape[2], flat // logits.shape[2]], -1).astype(jnp.float32)
 

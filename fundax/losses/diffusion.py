@@ -24,7 +24,7 @@ def cosine_logsnr(time: jax.Array, offset: float = 0.008) -> jax.Array:
 
 
 def linear_logsnr(time: jax.Array) -> jax.Array:
-    """Linear schedule: logsnr(t) = -log(expm1(1e-4 + 10 t^2)). Cascades noise their low-resolution image with it."""
+    """Linear schedule: logsnr(t) = -log(expm1(1e-4 + 10 t^2)), which cascades use for the low-resolution image."""
     return -jnp.log(jnp.expm1(1e-4 + 10 * time**2))
 
 
@@ -109,7 +109,7 @@ def sample_loop(
         start: standard normal noise; sampling starts at time LAST, the end of the training range.
         key: one key per image [B], used by "ddpm".
         steps: number of steps.
-        sampler: "ddpm" adds noise in every step but the last; "ddim" adds none.
+        sampler: "ddpm" adds noise in every step except the last; "ddim" adds no noise.
         percentile: percentile of dynamic_threshold, applied to every predicted x_0.
     """
     times = jnp.linspace(LAST, 0.0, steps + 1)

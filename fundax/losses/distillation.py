@@ -18,10 +18,10 @@ def centered(logits: jax.Array, center: jax.Array, temperature: jax.Array | floa
 
 
 def sinkhorn(logits: jax.Array, temperature: jax.Array | float, rounds: int = 3) -> jax.Array:
-    """Teacher targets by Sinkhorn-Knopp (arXiv:2006.09882, section 3.1): prototypes are used about equally often.
+    """Teacher targets by Sinkhorn-Knopp (arXiv:2006.09882, section 3.1), which uses all prototypes about equally often.
 
-    logits [n K] of all examples of the global batch. Every row of the result is a distribution. Computed with
-    logarithms, so that low temperatures do not overflow.
+    `logits` [n K] are those of the global batch. Every row of the result is a distribution. The computation is in log
+    space, so that low temperatures do not overflow.
     """
     log_q = logits / temperature
     for _ in range(rounds):
@@ -48,7 +48,7 @@ def token_loss(teacher: jax.Array, student: jax.Array, temperature: float = 0.1)
 
 
 def patch_loss(teacher: jax.Array, student: jax.Array, masked: jax.Array, temperature: float = 0.1) -> jax.Array:
-    """Cross-entropy of the masked patches, averaged over each crop's, then over crops and images; fp32 ().
+    """Cross-entropy averaged over the masked patches of each crop, then over crops and images; fp32 ().
 
     teacher: probabilities [B q N K]; student: logits [B q N K]; masked bool [B q N]. A crop without masked patches
     contributes 0, as in VisionFM's code. Source: arXiv:2111.07832, equation 2.
@@ -60,7 +60,7 @@ def patch_loss(teacher: jax.Array, student: jax.Array, masked: jax.Array, temper
 
 
 def koleo(features: jax.Array, epsilon: float = 1e-8) -> jax.Array:
-    """KoLeo regulariser, -mean log distance to the nearest neighbour: spreads features [n D]; fp32 ().
+    """KoLeo regulariser, which spreads features [n D]: -mean log distance to the nearest neighbour; fp32 ().
 
     Features are normalised first. Source: arXiv:1806.03198, equation 3.
     """

@@ -1,4 +1,4 @@
-"""Losses of labelled data: cross-entropy, focal, smooth L1 and VisionFM's graded loss. Unlabelled entries are ignored."""
+"""Losses for labelled data: cross-entropy, focal, smooth L1 and VisionFM's graded loss. Unlabelled entries are ignored."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def cross_entropy(
     """Softmax cross-entropy of logits [B K] and target distributions [B K]; f32 ().
 
     Args:
-        logits, targets: [B K]; rows of targets with NaN are left out.
-        weights: one per class, or () for equal weights. The result is a weighted mean, as in PyTorch.
+        logits, targets: [B K]; rows with NaN in the targets are ignored.
+        weights: a weight for each class, or () for equal weights. The result is a weighted mean, as in PyTorch.
         focal: exponent gamma of the factor (1 - p)^gamma (arXiv:1708.02002, equation 4, without alpha).
     """
     known = ~jnp.isnan(targets).any(1)
@@ -51,7 +51,7 @@ def binary_cross_entropy(
     Args:
         logits, targets: [B K]; targets are 0, 1 or NaN for unlabelled.
         weights: weight of the positives of each column (PyTorch's pos_weight), or ().
-        focal: as in cross_entropy.
+        focal: the focusing exponent, as in cross_entropy.
     """
     known = ~jnp.isnan(targets)
     y = jnp.where(known, targets, 0.0)
@@ -91,11 +91,11 @@ def graded_loss(logits: jax.Array, labels: jax.Array, grades: int = GRADES, weig
     Args:
         logits: [B K].
         labels: [B K]. The first `grades` columns are a distribution, or all zero (or NaN) for a row without a grade,
-            which contributes 0 to the mean over all rows. The other columns are 0, 1 or NaN; a NaN is left out of its
-            column's mean.
-        grades: number of columns of the grading.
-        weights: one per other column. () gives VisionFM's weights: 5 for hypertensive retinopathy and 1 for the rest
-            if there are 13 columns, else all 1.
+            which contributes 0 to the mean over all rows. The other columns are 0, 1 or NaN; NaN is excluded from the
+            mean of its column.
+        grades: number of columns with grades.
+        weights: a weight for each other column. () gives VisionFM's weights: 5 for hypertensive retinopathy and 1 for
+            the rest if there are 13 columns, otherwise 1 for all.
     Source: github.com/ABILab-CUHK/VisionFM, the multi-modality decoder.
     """
     if not weights:
@@ -113,10 +113,11 @@ def graded_loss(logits: jax.Array, labels: jax.Array, grades: int = GRADES, weig
 
 
 def inverse_frequencies(labels: Array, classes: int) -> tuple[float, ...]:
-    """Class weights inversely proportional to frequency, for `weights` above.
+    """Class weights inversely proportional to frequency, for the argument `weights` of the losses.
 
-    labels i32 [N]: N / (K n_k), K the number of classes that occur, and 0 for the others. labels f32 [N K] of 0 and 1:
-    negatives / positives of each column, and 1 if it lacks either.
+    For labels i32 [N], the weight of a class is N / (K n_k), where K is the number of classes that occur, and 0 for a
+    class that does not occur. For labels f32 [N K] of 0 and 1, the weight of a column is negatives / positives, or 1 if
+    there are no negatives or no positives.
     """
     labels = np.asarray(labels)
     if labels.ndim == 2:

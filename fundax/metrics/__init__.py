@@ -22,6 +22,7 @@ with _epy.lazy_api_imports(globals()):
         read,
         write,
     )
+    from fundax.metrics.ranking import ranks, summary
     from fundax.metrics.segmentation import hausdorff_95, scores
     from fundax.metrics.statistics import (
         Comparison,

@@ -1,6 +1,6 @@
 """Calibration of probabilities: reliability, expected calibration error, Brier score, temperature scaling.
 
-Probabilities are f32 [N K] with labels i32 [N], or those of the positive class [N] with labels 0/1 [N]."""
+Probabilities are f32 [N K] with labels i32 [N], or f32 [N] for the positive class with labels 0/1 [N]."""
 
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ from fundax.types import UserError
 def reliability(
     labels: Any, probabilities: Any, *, bins: int = 15, equal_counts: bool = False
 ) -> dict[str, np.ndarray]:
-    """The reliability curve: per bin mean confidence and observed frequency f64 (NaN where empty), count i64, edges [b+1].
+    """Compute a reliability curve.
 
-    For probabilities [N K]: confidence of the predicted class against its accuracy. For [N]: probability of the positive
-    class against its frequency. equal_counts: bins with equal numbers of rows instead of equal widths; equal
-    probabilities stay together, so there may be fewer bins.
+    Probabilities [N K] compare the confidence of the predicted class with its accuracy. Probabilities [N] compare the
+    probability of the positive class with its frequency.
+
+    Args:
+        labels, probabilities: see the top of this file.
+        bins: number of bins b.
+        equal_counts: bins with equal numbers of rows instead of equal widths. Equal probabilities stay together, so
+            there may be fewer bins.
+
+    Returns:
+        confidence and observed f64 [b] (mean confidence and observed frequency, NaN in empty bins), count i64 [b] and
+        edges f64 [b + 1].
     """
     confidence, right = _confidence(labels, probabilities)
     if equal_counts and len(confidence):
@@ -51,7 +60,7 @@ def calibration_error(labels: Any, probabilities: Any, *, bins: int = 15, equal_
 
 
 def brier(labels: Any, probabilities: Any) -> Estimate:
-    """Brier score: the mean squared difference of probability and outcome (for several classes summed over them, 0 to 2).
+    """Brier score: the mean squared difference of probability and outcome, summed over the classes if there are several.
 
     Source: Brier 1950, Monthly Weather Review 78:1; the two-class form is scikit-learn's.
     """
@@ -60,15 +69,17 @@ def brier(labels: Any, probabilities: Any) -> Estimate:
         return blank("no rows")
     if probabilities.ndim == 1:
         return Estimate(float(np.mean((probabilities - labels) ** 2)))
-    happened = np.eye(probabilities.shape[1])[labels]
-    return Estimate(float(np.mean(np.sum((probabilities - happened) ** 2, axis=1))))
+    outcome = np.eye(probabilities.shape[1])[labels]
+    return Estimate(float(np.mean(np.sum((probabilities - outcome) ** 2, axis=1))))
 
 
 def temperature(logits: Any, labels: Any) -> float:
-    """Temperature T > 0 that maximises the likelihood of softmax(logits / T); fit it on validation, then divide logits by it.
+    """Fit the temperature T > 0 that maximises the likelihood of softmax(logits / T) on validation data.
 
-    logits: f32 [N K], or [N] of the positive class for a sigmoid. NaN without rows or with a single class, where no
-    temperature is best. Source: Guo et al. 2017 (arXiv:1706.04599), section 4.2.
+    `logits` are f32 [N K], or f32 [N] of the positive class for a sigmoid. Returns NaN if there are no rows or only one
+    class, because no temperature is optimal.
+
+    Source: Guo et al. 2017 (arXiv:1706.04599), section 4.2.
     """
     from scipy.optimize import minimize_scalar
 
@@ -84,8 +95,8 @@ def temperature(logits: Any, labels: Any) -> float:
         z = z - z.max(1, keepdims=True)
         return float(np.mean(np.log(np.exp(z).sum(1)) - z[rows, labels]))
 
-    found: Any = minimize_scalar(loss, bounds=(-6, 6), method="bounded", options={"xatol": 1e-6})
-    return math.exp(float(found.x))
+    optimum: Any = minimize_scalar(loss, bounds=(-6, 6), method="bounded", options={"xatol": 1e-6})
+    return math.exp(float(optimum.x))
 
 
 def _confidence(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +107,7 @@ def _confidence(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray
 
 
 def _check_probabilities(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Labels i64 and probabilities f64. Raises UserError for shapes that differ and numbers that are not probabilities."""
+    """Labels i64 and probabilities f64. Raises UserError for inconsistent shapes and invalid labels or probabilities."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
     if labels.ndim != 1 or len(labels) != len(probabilities) or probabilities.ndim > 2:
         raise UserError(f"labels {labels.shape} and probabilities {probabilities.shape}; expected [N] and [N] or [N K]")

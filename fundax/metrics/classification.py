@@ -1,6 +1,6 @@
 """Classification metrics, NaN where undefined: recall, specificity, F1, AUC, average precision, kappa, confusion.
 
-`by_horizon` measures a forecast in bands of days ahead."""
+`by_horizon` evaluates a forecast in bands of days ahead."""
 
 from __future__ import annotations
 
@@ -14,12 +14,22 @@ from fundax.types import UserError
 
 
 def classification(labels: Any, scores: Any, classes: Sequence[str] = ()) -> dict[str, Any]:
-    """Metrics of labels i32 [N] and scores f32 [N K] (probabilities or logits; the class with the highest is predicted).
+    """Metrics of a single-label classifier.
 
-    Per class f64 [K]: recall, specificity, precision, f1, auc and ap (one against the rest); count i64 [K]; confusion
-    i64 [K K] (rows are the truth); note [K]. Floats: accuracy, balanced_accuracy (FLAIR's ACA), macro_f1, macro_auc,
-    macro_ap, kappa (quadratic weights, Cohen 1968). A class that is absent, and the only class of the labels, have NaN
-    with a note and are left out of the means. Raises UserError for labels out of range and scores that are not finite.
+    A class that is absent from the labels, or is the only class of the labels, has NaN and a note where a metric is
+    undefined, and is excluded from that mean.
+
+    Args:
+        labels: i32 [N].
+        scores: f32 [N K], probabilities or logits; the class with the highest score is predicted.
+        classes: names of the classes, to check their number.
+
+    Returns:
+        Per class f64 [K]: recall, specificity, precision, f1, auc and ap (one against the rest); count i64 [K]; note [K];
+        confusion i64 [K K] (rows are the truth). Floats: accuracy, balanced_accuracy (FLAIR's ACA), macro_f1, macro_auc,
+        macro_ap and kappa (quadratic weights, Cohen 1968).
+
+    Raises UserError for labels out of range and scores that are not finite.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -43,8 +53,9 @@ def classification(labels: Any, scores: Any, classes: Sequence[str] = ()) -> dic
 
 
 def roc(positive: Any, scores: Any) -> tuple[np.ndarray, np.ndarray, float]:
-    """False and true positive rates f64 [n] of bool [N] and scores [N], and the area under the curve, as scikit-learn gives
-    them. Both classes must be there.
+    """ROC curve by scikit-learn: false and true positive rates f64 [n], and the area under the curve.
+
+    `positive` is bool [N] and must have both values; `scores` are f32 [N].
     """
     from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -53,7 +64,7 @@ def roc(positive: Any, scores: Any) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def quadratic_kappa(confusion: np.ndarray) -> float:
-    """Cohen's kappa with quadratic weights from counts [K K]; NaN where chance agreement is complete.
+    """Cohen's kappa with quadratic weights from counts [K K]; NaN if chance agreement is complete.
 
     Source: Cohen 1968, Psychological Bulletin 70:213.
     """
@@ -67,10 +78,11 @@ def quadratic_kappa(confusion: np.ndarray) -> float:
 
 
 def best_threshold(labels: Any, scores: Any) -> float:
-    """The score at which kappa + F1 of "score >= threshold" is largest; choose it on validation.
+    """The threshold that maximises Cohen's kappa + F1 of "score >= threshold"; choose it on validation data.
 
-    labels 0/1 [N], scores [N]; NaN where a class is absent.
-    Source: github.com/lxirich/MM-Retinal, evaluation metrics of AMD, where it is chosen on the test set.
+    `labels` are 0/1 [N] and `scores` f32 [N]. Returns NaN if a class is absent.
+
+    Source: github.com/lxirich/MM-Retinal, evaluation of AMD, which chooses the threshold on the test set.
     """
     labels, scores = np.asarray(labels).astype(bool), np.asarray(scores, np.float64)
     if labels.all() or not labels.any():
@@ -84,7 +96,7 @@ def best_threshold(labels: Any, scores: Any) -> float:
 
 
 def kappa_f1(labels: Any, called: Any) -> tuple[float, float]:
-    """Cohen's kappa and F1 of the positive class; labels and predictions bool [N]. NaN where undefined."""
+    """Cohen's kappa and F1 of the positive class for labels and predictions bool [N]; NaN where undefined."""
     counts = np.zeros((2, 2), np.int64)
     np.add.at(counts, (np.asarray(labels).astype(int), np.asarray(called).astype(int)), 1)
     return quadratic_kappa(counts), float(_shares(counts)["f1"][1])
@@ -102,7 +114,7 @@ def _shares(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def nanmean(values: Any) -> float:
-    """Mean of the values that are not NaN; NaN, without a warning, where there are none."""
+    """Mean of the values that are not NaN. Returns NaN, without a warning, if there are none."""
     values = np.asarray(values, np.float64)
     return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
@@ -120,13 +132,23 @@ def _check_classes(labels: Any, scores: Any, classes: Sequence[str]) -> tuple[np
 
 
 def multi_label(labels: Any, scores: Any, classes: Sequence[str] = (), threshold: float = 0.5) -> dict[str, Any]:
-    """Metrics of labels f32 [N K] of 0, 1 and NaN (not labelled) and probabilities f32 [N K], positive from `threshold` on.
+    """Metrics of a multi-label classifier.
 
-    Per label f64 [K]: recall, specificity, precision, f1, auc, ap over its labelled rows; count i64 [K] (positives),
-    labelled i64 [K]; note [K]. Floats: accuracy (fraction of labelled cells that are correct), balanced_accuracy (mean of
-    recall and specificity over labels that have both), macro_f1, macro_auc, macro_ap. A label without positives or
-    without negatives has NaN where a metric is undefined, with a note, and is left out of the means. Raises UserError for
-    other values and shapes.
+    A label without positives or without negatives has NaN and a note where a metric is undefined, and is excluded from
+    that mean.
+
+    Args:
+        labels: f32 [N K] of 0, 1 and NaN (not labelled).
+        scores: f32 [N K], probabilities; a probability of at least `threshold` is a positive prediction.
+        classes: names of the labels.
+        threshold: see `scores`.
+
+    Returns:
+        Per label f64 [K], over its labelled rows: recall, specificity, precision, f1, auc, ap; count i64 [K] (positives),
+        labelled i64 [K]; note [K]. Floats: accuracy (fraction of correct labelled entries), balanced_accuracy (mean of
+        recall and specificity over labels that have both), macro_f1, macro_auc, macro_ap.
+
+    Raises UserError for other values and shapes.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -172,11 +194,20 @@ BINS = 10  # bins of the calibration error of a band of horizons
 
 
 def by_horizon(labels: Any, probabilities: Any, days: Any, bands: int = 3) -> dict[str, np.ndarray]:
-    """Metrics of labels 0/1 [N] and probabilities [N] of class 1, in bands of days [N] with about equal numbers of rows.
+    """Metrics of a binary forecast in bands of days ahead.
 
-    Arrays [bands]: band_from and band_to (days, both included), band_rows, band_positives i64; band_auc, band_f1
-    (threshold 0.5), band_brier, band_ece f64, NaN where undefined, and band_note, the reason. Bands are cut at quantiles
-    of the days; equal days stay together, so there may be fewer bands. Raises UserError for shapes that differ.
+    Args:
+        labels: 0/1 [N].
+        probabilities: f32 [N], of class 1.
+        days: f32 [N], days ahead.
+        bands: number of bands. They are cut at quantiles of the days, so that they have about the same number of rows.
+            Equal days stay together, so there may be fewer bands.
+
+    Returns:
+        Arrays [bands]: band_from and band_to (days, both inclusive), band_rows, band_positives i64; band_auc, band_f1
+        (threshold 0.5), band_brier, band_ece f64 (NaN where undefined), and band_note, the reason.
+
+    Raises UserError for shapes that differ.
     """
     from sklearn.metrics import roc_auc_score
 

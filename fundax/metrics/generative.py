@@ -25,13 +25,13 @@ class Neighbours:
 
 
 def nearest(images: np.ndarray, others: Iterable[tuple[np.ndarray, np.ndarray]]) -> Neighbours:
-    """The nearest of `others`, an iterable of (index i64 [m], images u8 [m h w 3]), to each of `images` u8 [n h w 3].
+    """Find the nearest of `others`, batches of (index i64 [m], images u8 [m h w 3]), for each image u8 [n h w 3].
 
-    `others` is iterated once and never held in memory as a whole. Raises UserError for other sizes and for no images.
+    `others` is iterated once, batch by batch. Raises UserError if it is empty or has images of another size.
     """
     flat = images.reshape(len(images), -1).astype(np.float32)
     best = np.full(len(images), np.inf, np.float32)
-    index, found = np.full(len(images), -1), np.zeros_like(images)
+    index, neighbour = np.full(len(images), -1), np.zeros_like(images)
     for rows, batch in others:
         if batch.shape[1:] != images.shape[1:]:
             raise UserError(f"images of {images.shape[1:]} compared with images of {batch.shape[1:]}")
@@ -40,18 +40,19 @@ def nearest(images: np.ndarray, others: Iterable[tuple[np.ndarray, np.ndarray]])
             at = far.argmin(1)
             closer = far[np.arange(len(flat)), at] < best
             best[closer] = far[closer, at[closer]]
-            index[closer], found[closer] = rows[at[closer]], side[at[closer]]
+            index[closer], neighbour[closer] = rows[at[closer]], side[at[closer]]
     if len(images) and index.min() < 0:
-        raise UserError("there are no images among which to search neighbours")
-    return Neighbours(np.sqrt(best / max(flat.shape[1], 1)), index, found)
+        raise UserError("there are no images to search for neighbours")
+    return Neighbours(np.sqrt(best / max(flat.shape[1], 1)), index, neighbour)
 
 
 def memorised(samples: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
-    """Compare the distances [n] of samples to their nearest training images with those [m] of held-out images.
+    """Compare the distances of samples [n] and of held-out images [m] to their nearest training images.
 
-    median_samples, median_unseen; closest_samples, closest_unseen; below_unseen: fraction of samples that are closer
-    than the first percentile of the held-out images (0.01 by chance); copies: number of samples closer than half the
-    smallest held-out distance, which should be looked at.
+    Returns:
+        median_samples and median_unseen; closest_samples and closest_unseen (the smallest distances); below_unseen, the
+        fraction of samples below the first percentile of the held-out distances (0.01 by chance); copies, the number of
+        samples below half the smallest held-out distance, which should be inspected.
     """
     return {
         "median_samples": float(np.median(samples)),
@@ -63,15 +64,17 @@ def memorised(samples: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
     }
 
 
-def draw_pairs(images: np.ndarray, found: Neighbours, unseen: np.ndarray, path: str | Path, pairs: int = 8) -> Path:
+def draw_pairs(
+    images: np.ndarray, neighbours: Neighbours, unseen: np.ndarray, path: str | Path, pairs: int = 8
+) -> Path:
     """Write a PNG of the closest pairs and of pairs around the median, each a sample above its nearest training image.
 
-    unseen: distances of held-out images; their distribution is drawn beside that of the samples.
+    The figure also shows the distribution of the distances, compared with `unseen`, the distances of held-out images.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    order = found.distance.argsort()
+    order = neighbours.distance.argsort()
     middle = order[max(len(order) // 2 - pairs // 2, 0) :][:pairs]
     figure = Figure(figsize=(1.1 * pairs + 0.6, 7.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -83,13 +86,19 @@ def draw_pairs(images: np.ndarray, found: Neighbours, unseen: np.ndarray, path: 
             cell.set_axis_off()
         for column, row in enumerate(rows):
             grid[0, column].imshow(images[row])
-            grid[0, column].set_title(f"{found.distance[row]:.1f}", fontsize=8, pad=2)
-            grid[1, column].imshow(found.image[row])
+            grid[0, column].set_title(f"{neighbours.distance[row]:.1f}", fontsize=8, pad=2)
+            grid[1, column].imshow(neighbours.image[row])
     axes = parts[2].subplots()
-    bins = np.linspace(0, max(found.distance.max(), unseen.max()), 41).tolist()
+    bins = np.linspace(0, max(neighbours.distance.max(), unseen.max()), 41).tolist()
     axes.hist(unseen, bins, density=True, histtype="step", color="#0072B2", linewidth=1.6, label="held-out images")
     axes.hist(
-        found.distance, bins, density=True, histtype="step", color="#D55E00", linewidth=1.6, label="generated images"
+        neighbours.distance,
+        bins,
+        density=True,
+        histtype="step",
+        color="#D55E00",
+        linewidth=1.6,
+        label="generated images",
     )
     axes.set_xlabel("Distance to the nearest training image (root mean square, grey levels)", fontsize=9)
     axes.set_yticks([])
@@ -105,12 +114,13 @@ def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def frechet(first: np.ndarray, second: np.ndarray) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of features f32 [n D] and [m D], computed in f64.
+    """Frechet distance |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of features f32 [n D] and [m D], computed in f64.
 
-    The trace of the square root is that of the symmetric C1^(1/2) C2 C1^(1/2), which has the eigenvalues of C1 C2 and stays
-    real with fewer images than features. The distance is biased upwards for few images: compare sets of equal size.
+    The trace of the square root is computed from the symmetric C1^(1/2) C2 C1^(1/2), which has the same eigenvalues as
+    C1 C2 and is real even with fewer images than features. The distance is biased upwards for few images, so compare
+    sets of equal size.
 
-    Raises UserError for fewer than two images or features of unequal width.
+    Raises UserError for fewer than two images, or features of unequal width.
     """
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise UserError(f"features {first.shape} and {second.shape}; expected [n D] and [m D]")

@@ -1,6 +1,6 @@
-"""Agreement of two masks: Dice, IoU, sensitivity, specificity, 95th percentile of surface distances.
+"""Segmentation metrics: Dice, IoU, sensitivity, specificity and the 95th percentile of surface distances.
 
-Pure functions of bool [H W] masks. Metrics that an empty mask leaves undefined are NaN."""
+These are pure functions of bool [H W] masks. Metrics that are undefined for an empty mask are NaN."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ import numpy as np
 NAMES = ("dice", "iou", "sensitivity", "specificity", "hd95")
 
 
-def scores(truth: np.ndarray, found: np.ndarray, inside: np.ndarray | None = None) -> dict[str, float]:
-    """All of NAMES for one structure of one image, restricted to the pixels `inside` (a field of view).
+def scores(truth: np.ndarray, predicted: np.ndarray, inside: np.ndarray | None = None) -> dict[str, float]:
+    """The metrics in NAMES for one structure of one image, within the pixels `inside` (for example a field of view).
 
-    Where the true mask is empty, dice, iou, sensitivity and hd95 are NaN. Where only the predicted mask is empty, hd95 is NaN
-    (no distance exists) and dice, iou and sensitivity are 0.
+    If the true mask is empty, dice, iou, sensitivity and hd95 are NaN. If only the predicted mask is empty, hd95 is NaN,
+    and dice, iou and sensitivity are 0.
     """
     if inside is not None:
-        truth, found = truth & inside, found & inside
+        truth, predicted = truth & inside, predicted & inside
     area = truth.size if inside is None else int(inside.sum())
-    positive, hit, both = int(truth.sum()), int(found.sum()), int((truth & found).sum())
+    positive, hit, both = int(truth.sum()), int(predicted.sum()), int((truth & predicted).sum())
     nan = math.nan
     return {
         "dice": 2 * both / (positive + hit) if positive else nan,
         "iou": both / (positive + hit - both) if positive else nan,
         "sensitivity": both / positive if positive else nan,
         "specificity": (area - positive - hit + both) / (area - positive) if area > positive else nan,
-        "hd95": hausdorff_95(truth, found),
+        "hd95": hausdorff_95(truth, predicted),
     }
 
 
 def hausdorff_95(first: np.ndarray, second: np.ndarray) -> float:
-    """The larger of the two 95th percentiles of distances between the surfaces, in pixels; NaN where one is empty.
+    """The 95 % Hausdorff distance of two masks in pixels; NaN if a mask is empty.
 
-    The surface of a mask consists of its pixels with a neighbour outside the mask (or outside the image).
+    It is the larger of the two 95th percentiles of the distances from one surface to the other. The surface of a mask
+    consists of its pixels with a neighbour outside the mask (or outside the image).
+
     Source: Huttenlocher et al. 1993, IEEE TPAMI 15:850, with percentiles in place of maxima.
     """
     if not first.any() or not second.any():

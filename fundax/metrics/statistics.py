@@ -16,21 +16,30 @@ from fundax.types import UserError
 
 Metric = Callable[..., float]
 Weighted = Callable[[np.ndarray], np.ndarray]  # weights f64 [R N] -> values f64 [R]
-_NOTHING = 1e-18  # a variance of rounding errors only
+_NOTHING = 1e-18  # variances below this are rounding errors
 
 
 class Comparison(NamedTuple):
-    """difference: first minus second with its interval; p: two-sided p-value of no difference (NaN: see the note)."""
+    """The difference of two models (first minus second) and the two-sided p-value of no difference.
+
+    If the test is undefined, p is NaN and the note of the difference says why.
+    """
 
     difference: Estimate
     p: float
 
 
 def auc_interval(labels: Any, scores: Any, *, patients: Any = None, level: float = 0.95) -> Estimate:
-    """Area under the ROC curve and its DeLong interval, cut to [0, 1].
+    """Area under the ROC curve with its DeLong interval, clipped to [0, 1].
 
-    labels: bool or 0/1 [N]; scores: f32 [N]. patients: identifiers [N]; rows of one patient (two eyes, for
-    example) are then not taken as independent. Blank where a class is absent or a score is NaN.
+    Args:
+        labels: bool or 0/1 [N].
+        scores: f32 [N].
+        patients: identifiers [N]; rows of a patient (for example two eyes) are then treated as dependent.
+        level: confidence level.
+
+    Returns:
+        The estimate; blank if a class is absent or a score is not finite.
 
     Sources: DeLong et al. 1988, Biometrics 44:837; for clusters Obuchowski 1997, Biometrics 53:567.
     """
@@ -42,9 +51,9 @@ def auc_interval(labels: Any, scores: Any, *, patients: Any = None, level: float
 
 
 def auc_test(labels: Any, first: Any, second: Any, *, patients: Any = None, level: float = 0.95) -> Comparison:
-    """DeLong's paired test: two models' scores [N] for the same rows. See `auc_interval`.
+    """DeLong's paired test of the AUCs of two models, given their scores [N] for the same rows. See `auc_interval`.
 
-    Two models that rank every pair alike have no variance to test against: the difference is 0 and p is 1.
+    If both models rank all rows in the same order, the difference is 0 and p is 1.
     """
     labels, scores = check_binary(labels, first, second)
     if reason := _no_auc(labels, scores):
@@ -55,13 +64,13 @@ def auc_test(labels: Any, first: Any, second: Any, *, patients: Any = None, leve
 
 
 def auc(labels: Any, scores: Any) -> float:
-    """Area under the ROC curve without an interval; NaN where a class is absent. Equal to scikit-learn's, and faster."""
+    """Area under the ROC curve; NaN if a class is absent. Equal to scikit-learn's roc_auc_score, but faster."""
     labels, scores = check_binary(labels, scores)
     return math.nan if _no_auc(labels, scores) else float(_areas(labels, scores, None)[0][0])
 
 
 def _areas(labels: np.ndarray, scores: np.ndarray, patients: Any) -> tuple[np.ndarray, np.ndarray]:
-    """AUC f64 [M] of scores [M N] and their covariance [M M] (NaN where a class has one patient only).
+    """AUC f64 [M] of scores [M N] and their covariance [M M] (NaN if a class has a single patient).
 
     The placements (structural components) come from midranks in O(N log N): Sun & Xu 2014, IEEE SPL 21:1389.
     """
@@ -100,11 +109,21 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """`metric(*arrays)` with a percentile interval over resampled patients.
+    """`metric(*arrays)` with a percentile bootstrap interval over patients.
 
-    arrays: each [N ...], resampled together; patients: [N], whose rows are drawn together (None: every row by itself).
-    Resamples in which the metric fails or is NaN (a class is absent) do not count; the note gives the number that did.
-    Blank where the metric is undefined on the data itself; without an interval for fewer than two patients.
+    Resamples in which the metric raises an error or is NaN (for example because a class is absent) are ignored; the note
+    gives the number of valid resamples.
+
+    Args:
+        metric: maps the arrays to a float.
+        *arrays: [N ...] each, resampled together.
+        patients: identifiers [N]; rows of a patient are drawn together. None draws every row independently.
+        resamples: number of resamples.
+        level: confidence level.
+        seed: random seed.
+
+    Returns:
+        The estimate; blank if the metric is undefined on the data, and without an interval for fewer than two patients.
 
     Source: Efron & Tibshirani 1993, chapter 13 (percentile), with patients as the unit (Davison & Hinkley 1997, 3.8).
     """
@@ -127,9 +146,9 @@ def bootstrap_weighted(
     level: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """`bootstrap` of a metric of row weights (see fundax/metrics/weighted.py): the same interval, many resamples at a time.
+    """`bootstrap` for a metric of row weights (see fundax/metrics/weighted.py), which computes many resamples at once.
 
-    metric: weights f64 [R N] to values f64 [R], NaN where they leave nothing to measure.
+    `metric` maps weights f64 [R N] to values f64 [R], NaN where undefined. The other arguments are those of `bootstrap`.
     """
     value, drawn, count = _drawn(metric, rows, patients, resamples, seed)
     if math.isnan(value):
@@ -149,9 +168,9 @@ def weighted_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """first(weights) - second(weights) of two metrics on the same resampled patients, with a two-sided p. See `bootstrap`.
+    """The difference first(weights) - second(weights) of two metrics on the same resampled patients, and its p-value.
 
-    p is twice the smaller share of resamples on either side of no difference, at least 1 / (resamples + 1).
+    p is twice the smaller fraction of resamples above or below 0, and at least 1 / (resamples + 1). See `bootstrap`.
     """
     value, drawn, count = _drawn(lambda w: first(w) - second(w), rows, patients, resamples, seed)
     if math.isnan(value):
@@ -171,12 +190,12 @@ def _drawn(metric: Weighted, rows: int, patients: Any, resamples: int, seed: int
         raise UserError(f"{rows} rows and {len(groups)} patients; expected one each")
     count, rng = int(groups.max()) + 1, np.random.default_rng(seed)
     value = float(metric(np.ones((1, rows)))[0])
-    at_once, found = max(1, 2_000_000 // rows), []
+    at_once, values = max(1, 2_000_000 // rows), []
     for start in range(0, resamples if count > 1 else 0, at_once):
         size = min(at_once, resamples - start)
         taken = rng.multinomial(count, np.full(count, 1 / count), size=size)
-        found.append(metric(taken[:, groups].astype(np.float64)))
-    return value, np.concatenate(found) if found else np.zeros(0), count
+        values.append(metric(taken[:, groups].astype(np.float64)))
+    return value, np.concatenate(values) if values else np.zeros(0), count
 
 
 def _smaller_side(drawn: np.ndarray) -> float:
@@ -186,14 +205,14 @@ def _smaller_side(drawn: np.ndarray) -> float:
 
 
 class _Members(NamedTuple):
-    """Rows in the order of their patients; where each patient's begin, and how many there are."""
+    """Rows sorted by patient, with the first position and the number of rows of each patient."""
 
     rows: np.ndarray
     starts: np.ndarray
     counts: np.ndarray
 
     def of(self, patients: np.ndarray) -> np.ndarray:
-        """All rows of these patients, one after the other."""
+        """All rows of these patients, in order."""
         counts = self.counts[patients]
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return self.rows[np.repeat(self.starts[patients], counts) + within]
@@ -239,10 +258,14 @@ def _percentiles(value: float, drawn: np.ndarray, resamples: int, level: float) 
 
 
 def mcnemar(first: Any, second: Any, *, exact: bool | None = None) -> float:
-    """p-value of McNemar's test that two models are equally accurate on the same rows; first, second: bool [N], correct.
+    """P-value of McNemar's test that two models are equally accurate on the same rows.
 
-    exact: use the binomial test; None uses it below 25 rows on which they differ, else chi-squared without continuity
-    correction. 1 where they never differ. Source: McNemar 1947, Psychometrika 12:153.
+    Args:
+        first, second: bool [N], whether each model is correct. The p-value is 1 if they never differ.
+        exact: use the binomial test (True) or chi-squared without continuity correction (False). None uses the binomial
+            test if the models differ on fewer than 25 rows.
+
+    Source: McNemar 1947, Psychometrika 12:153.
     """
     from scipy.stats import binomtest, chi2
 
@@ -258,7 +281,7 @@ def mcnemar(first: Any, second: Any, *, exact: bool | None = None) -> float:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's adjusted p-values f64, in the given order; NaN (an undefined test) is kept and does not count.
+    """Holm's adjusted p-values f64, in the given order. NaN (an undefined test) stays NaN and is not counted.
 
     Source: Holm 1979, Scand J Statist 6:65.
     """
@@ -272,7 +295,7 @@ def holm(p: Sequence[float]) -> np.ndarray:
 
 
 def check_binary(labels: Any, *scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """labels bool [N], scores f64 [M N]. Raises UserError for lengths that differ and labels that are not 0 or 1."""
+    """Labels bool [N] and scores f64 [M N]. Raises UserError for lengths that differ and labels other than 0 and 1."""
     raw = np.asarray(labels)
     if not np.isin(raw, (0, 1)).all():
         raise UserError(f"labels are {np.unique(raw)[:5]}; expected 0 and 1")
@@ -283,7 +306,7 @@ def check_binary(labels: Any, *scores: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _no_auc(labels: np.ndarray, scores: np.ndarray) -> str:
-    """Why the AUC is undefined; an empty string if it is defined."""
+    """The reason why the AUC is undefined; "" if it is defined."""
     if not len(labels):
         return "no rows"
     if labels.all() or not labels.any():
@@ -319,9 +342,9 @@ def _quantile(level: float) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its confidence interval from low to high; NaN where undefined, with the reason in `note`.
+    """A value with a confidence interval from `low` to `high`; NaN where undefined, with the reason in `note`.
 
-    A note beside a value is a warning, such as an interval from few resamples.
+    The note of a defined value is a warning, for example about the number of valid resamples.
     """
 
     value: float
@@ -335,12 +358,12 @@ class Estimate:
         return not math.isnan(self.value)
 
     def __str__(self) -> str:
-        """0.912 (0.880 to 0.941), or a dash with the reason in brackets."""
+        """Format as "0.912 (0.880 to 0.941)", or as a dash with the reason in brackets."""
         if not self.defined:
             return f"– ({self.note})" if self.note else "–"
         return f"{self.value:.3f}" + ("" if math.isnan(self.low) else f" ({self.low:.3f} to {self.high:.3f})")
 
 
 def blank(note: str) -> Estimate:
-    """An estimate without a value, and the reason."""
+    """An undefined estimate with the reason."""
     return Estimate(math.nan, note=note)

@@ -13,7 +13,7 @@ from fundax.metrics.statistics import Estimate, blank
 
 
 class Row(NamedTuple):
-    """One group of one attribute: its rows, patients and positives, and the metric there."""
+    """The metric of one group of one attribute, with the numbers of its rows, patients and positives."""
 
     attribute: str
     group: str
@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Largest minus smallest value of an attribute's groups, and the two groups."""
+    """The largest minus the smallest value over the groups of an attribute, and the names of these two groups."""
 
     estimate: Estimate
     best: str = ""
@@ -32,7 +32,7 @@ class Gap(NamedTuple):
 
 
 def gaps(table: Sequence[Row]) -> dict[str, Gap]:
-    """The gap of each attribute over its known groups; blank where fewer than two groups have a value."""
+    """The gap of each attribute over its known groups; blank if fewer than two groups have a value."""
     out = {}
     for name in dict.fromkeys(row.attribute for row in table if row.attribute != "all"):
         rows = [r for r in table if r.attribute == name and r.group != "unknown" and r.estimate.defined]
@@ -45,7 +45,7 @@ def gaps(table: Sequence[Row]) -> dict[str, Gap]:
 
 
 def age_bands(ages: Any, edges: Sequence[float] = (40, 55, 70)) -> list[str]:
-    """ "under 40", "40-54", ..., "70 and over" for ages in years; "" (unknown) for NaN and what is no number."""
+    """Convert ages in years to "under 40", "40-54", ..., "70 and over", or "" (unknown) if an age is not a number."""
     names = [f"under {edges[0]:g}", *(f"{a:g}-{b - 1:g}" for a, b in pairwise(edges))]
     names.append(f"{edges[-1]:g} and over")
     years = [*map(_number, ages)]

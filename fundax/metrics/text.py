@@ -1,7 +1,7 @@
 """Similarity of generated and reference reports: BLEU (by sacrebleu), ROUGE-L, METEOR without synonyms, CIDEr-D.
 
-All take lists of texts with one reference each. Words are lower-cased, punctuation is ignored, and a Chinese character is
-a word."""
+All functions take a list of generated texts and a list of references, one for each text. Words are lower-cased,
+punctuation is ignored, and each Chinese character is a word."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 _WORDS = re.compile(r"[a-z0-9]+(?:[./-][a-z0-9]+)*|[\u4e00-\u9fff]")
 _BETA = 1.2  # ROUGE-L's weight of recall in the captioning literature
 _Gram = tuple[str, ...]
-_SIGMA = 6.0  # words; CIDEr-D's penalty of another length
+_SIGMA = 6.0  # words; width of CIDEr-D's penalty for differences in length
 
 
 def words(text: str) -> list[str]:
@@ -36,15 +36,16 @@ def bleu(written: Sequence[str], true: Sequence[str], order: int = 4) -> float:
 
 
 def rouge_l(written: Sequence[str], true: Sequence[str]) -> float:
-    """Mean F of the longest common subsequence, recall weighted by 1.2 squared, 0 to 1 (Lin 2004, equations 2 to 4)."""
+    """Mean ROUGE-L: F-score of the longest common subsequence with beta 1.2, 0 to 1 (Lin 2004, equations 2 to 4)."""
     return float(np.mean([_rouge_l(words(a), words(b)) for a, b in zip(written, true, strict=True)]))
 
 
 def meteor_like(written: Sequence[str], true: Sequence[str]) -> float:
-    """Mean of 10PR/(R+9P) times 1 - 0.5 (chunks/matches)^3, 0 to 1.
+    """METEOR without stems and synonyms: the mean of 10PR/(R+9P) times 1 - 0.5 (chunks/matches)^3, 0 to 1.
 
-    Words match if they are equal up to a final s; the stems and synonyms of METEOR, which need dictionaries, are left
-    out. Matches are taken from the longest common run of words to the shortest; a run is a chunk.
+    Words match if they are equal up to a final s. METEOR's stems and synonyms, which need dictionaries, are omitted. Runs
+    of common words are matched from the longest to the shortest, and each run is a chunk.
+
     Source: Banerjee and Lavie 2005, section 2.2.
     """
     return float(np.mean([_meteor(words(a), words(b)) for a, b in zip(written, true, strict=True)]))
@@ -53,7 +54,8 @@ def meteor_like(written: Sequence[str], true: Sequence[str]) -> float:
 def cider(written: Sequence[str], true: Sequence[str]) -> float:
     """CIDEr-D: 10 times the mean over n = 1..4 of the clipped TF-IDF cosine of n-grams, 0 to 10.
 
-    Document frequencies are those of `true`; with fewer than two different texts every weight and the score are 0.
+    Document frequencies are those of `true`. If it has fewer than two different texts, the score is 0.
+
     Source: Vedantam et al. 2015, equations 1 to 3 and section 5, as the COCO evaluation computes it.
     """
     pairs = [(words(a), words(b)) for a, b in zip(written, true, strict=True)]
@@ -69,8 +71,8 @@ def cider(written: Sequence[str], true: Sequence[str]) -> float:
 
 def all_scores(written: Sequence[str], true: Sequence[str]) -> dict[str, float]:
     """bleu1 to bleu4, rouge_l, meteor_like and cider of N generated reports against N reference reports."""
-    found = {f"bleu{n}": bleu(written, true, n) for n in (1, 2, 3, 4)}
-    return found | {f.__name__: f(written, true) for f in (rouge_l, meteor_like, cider)}
+    scores = {f"bleu{n}": bleu(written, true, n) for n in (1, 2, 3, 4)}
+    return scores | {f.__name__: f(written, true) for f in (rouge_l, meteor_like, cider)}
 
 
 def _rouge_l(written: list[str], true: list[str]) -> float:
@@ -104,7 +106,7 @@ def _meteor(written: list[str], true: list[str]) -> float:
 
 
 def _longest_run(same: np.ndarray) -> tuple[int, int, int]:
-    """Length and place of the longest diagonal of True."""
+    """Length and start (i, j) of the longest diagonal run of True."""
     runs = np.zeros((same.shape[0] + 1, same.shape[1] + 1), int)
     for i in range(same.shape[0]):
         runs[i + 1, 1:] = np.where(same[i], runs[i, :-1] + 1, 0)
@@ -118,12 +120,12 @@ def _grams(tokens: list[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def _weighted(grams: Mapping[_Gram, int], rarity: Mapping[_Gram, float], texts: int) -> dict[_Gram, float]:
-    """Counts times inverse document frequency; an unseen n-gram has the frequency of one seen in a single text."""
+    """Counts times inverse document frequency; an unseen n-gram is treated as if it occurred in a single text."""
     return {gram: count * rarity.get(gram, math.log(texts)) for gram, count in grams.items()}
 
 
 def _cosine(a: dict[_Gram, float], b: dict[_Gram, float]) -> float:
-    """Cosine of two weighted counts, with those of `a` clipped at those of `b`."""
+    """Cosine of two vectors of weighted counts, with the counts of `a` clipped to those of `b`."""
     norms = [math.sqrt(sum(v * v for v in side.values())) for side in (a, b)]
     if not all(norms):
         return 0.0

@@ -1,6 +1,6 @@
-"""Metrics under many sets of row weights at once, as a bootstrap over patients needs them, without copying rows.
+"""Metrics for many sets of row weights at once, for a bootstrap over patients that copies no rows.
 
-weights f64 [R n]: a resample is a set of integer weights. Every function returns f64 [R], NaN where undefined."""
+Weights are f64 [R n]; a resample is a set of integer weights. Every function returns f64 [R], NaN where undefined."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.nda
 
 
 def class_aucs(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """f64 [K R]: each class of labels [n] against the rest, by scores [n K]."""
+    """The AUC f64 [K R] of each class against the rest, for labels [n] and scores [n K]."""
     return np.stack([auc(labels == k, scores[:, k], weights) for k in range(scores.shape[1])])
 
 
 def average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average precision of bool [n] and scores [n]: scikit-learn's, with equal scores as one threshold."""
+    """Average precision of bool [n] and scores [n], as in scikit-learn; equal scores share a threshold."""
     if not len(scores):
         return np.full(len(weights), np.nan)
     order = np.argsort(-scores, kind="stable")
@@ -37,35 +37,35 @@ def average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndar
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean of values [n]; rows that are NaN do not count."""
+    """Mean of values [n], ignoring NaN."""
     known = np.isfinite(values)
     w = weights[:, known]
     return _share(w @ values[known].astype(np.float64), w.sum(1))
 
 
 def recalls(labels: np.ndarray, called: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
-    """Recall of each class f64 [K R]; labels and predictions i [n]."""
+    """Recall f64 [K R] of each class, for labels and predictions i32 [n]."""
     return np.stack(
         [mean((called == labels)[labels == k].astype(float), weights[:, labels == k]) for k in range(classes)]
     )
 
 
 def r2(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """1 - residual / total sum of squares of f [n] twice; rows without truth do not count."""
+    """Coefficient of determination, 1 - residual / total sum of squares, of two arrays [n]; NaN rows are ignored."""
     truth, predicted, w = _known(truth, predicted, weights)
     residual, total = w @ (truth - predicted) ** 2, w.sum(1) * _variance(truth, truth, w)
     return 1 - _share(residual, np.where(total > 1e-12, total, 0))
 
 
 def pearson(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of f [n] twice; rows without truth do not count."""
+    """Pearson correlation of two arrays [n]; NaN rows are ignored."""
     truth, predicted, w = _known(truth, predicted, weights)
     spread = _variance(truth, truth, w) * _variance(predicted, predicted, w)
     return _share(_variance(truth, predicted, w), np.sqrt(np.where(spread > 1e-24, spread, 0)))
 
 
 def nanmean(values: np.ndarray) -> np.ndarray:
-    """Mean of [K R] over K, ignoring what is undefined, [R]; NaN, without a warning, where nothing is defined."""
+    """Mean [R] of values [K R] over K, ignoring NaN; NaN, without a warning, if all values are NaN."""
     known = np.isfinite(values)
     return _share(np.where(known, values, 0).sum(0), known.sum(0).astype(np.float64))
 
@@ -76,7 +76,7 @@ def _known(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> tup
 
 
 def _variance(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Weighted covariance; means are subtracted first, so that large numbers lose no precision."""
+    """Weighted covariance. Means are subtracted first, so that large values do not lose precision."""
     a, b = (v - (v.mean() if len(v) else 0) for v in (a, b))
     total = w.sum(1)
     return _share(w @ (a * b), total) - _share(w @ a, total) * _share(w @ b, total)

@@ -8,6 +8,7 @@ with _epy.lazy_api_imports(globals()):
     from fundax.objectives.clip import CLIP
     from fundax.objectives.dense import Decoder, Landmark, Segment, outputs
     from fundax.objectives.diffusion import Diffusion, pixels
+    from fundax.objectives.ensemble import Ensemble
     from fundax.objectives.flair import FLAIR, project
     from fundax.objectives.forecast import Forecast
     from fundax.objectives.ibot import IBOT, Temperature, teacher_part
@@ -18,3 +19,5 @@ with _epy.lazy_api_imports(globals()):
     from fundax.objectives.report import Report
     from fundax.objectives.ret_clip import Reconstruction, RetCLIP
     from fundax.objectives.vector_quantize import VectorQuantize, grid_means
+    from fundax.objectives.visit import CrossReconstruction, Visit, visit
+    from fundax.objectives.visit_levels import BothEyes, WeightedViews

@@ -6,6 +6,7 @@ several encoders with one head, without knowing the modality."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,14 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fundax.encoders.backbone import Backbone, Feature, apply_head, batch_spec, init_head
+from fundax.encoders.backbone import Backbone, VisionEncoder, apply_head, batch_spec, init_head
 from fundax.encoders.heads import MLPHead
 from fundax.encoders.pixels import mixup_cutmix
-from fundax.encoders.resnet import ResNet
-from fundax.encoders.vit import ViT
 from fundax.losses import supervised as losses
 from fundax.losses.supervised import GRADES, LAYOUT, graded_loss
-from fundax.optim import adamw, constant, cosine_schedule, decay_all, decay_matrices, grouped, layer_decay
+from fundax.optim import (
+    adamw,
+    cosine_schedule,
+    decay_all,
+    ema_update,
+    freeze,
+)
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 
@@ -38,11 +43,20 @@ class Classify:
     mixup, cutmix: alpha of the Beta distribution, 0 to disable; for image batches.
     peer_softmax: apply a second softmax to the probabilities in the loss, as in RET-CLIP's fine-tuning code.
     given: whether training batches have "image" or "feature".
+    penalty: weight of the L2 penalty |W|^2 / 2 of the head's kernels.
+    momentum: of the moving average of all parameters, with which `forward` predicts; 0: the parameters themselves. The
+        average is `average` in the extra state, and starts faster (as in timm and TensorFlow).
+
+    test_flips: `forward` averages the features of an image and of its mirror image.
+
+    kind "grades": `label` i32 [B] is one of K ordered classes. The head has K - 1 outputs, the logits that the grade is
+    above each of the first K - 1 (arXiv:2001.07884's task with separate kernels). `logits` of the forward pass are
+    the K log probabilities.
     """
 
     tower: Backbone
     head: MLPHead
-    kind: Literal["single", "several"] = "single"
+    kind: Literal["single", "several", "grades"] = "single"
     classes: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     focal: float = 0.0
@@ -51,13 +65,16 @@ class Classify:
     cutmix: float = 0.0
     peer_softmax: bool = False
     given: Literal["image", "feature"] = "image"
+    penalty: float = 0.0
+    momentum: float = 0.0
+    test_flips: bool = False
 
     def __post_init__(self) -> None:
         if self.weights and len(self.weights) != self.head.outputs:
             raise UserError(f"{len(self.weights)} class weights for {self.head.outputs} outputs")
 
     @property
-    def image(self) -> ViT | ResNet:
+    def image(self) -> VisionEncoder:
         """The encoder."""
         return self.tower.image
 
@@ -68,13 +85,24 @@ class Classify:
         return batch_spec(self.tower, self.given, batch) | {"label": jax.ShapeDtypeStruct(shape, kind)}
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Initial parameters `image` and `head`; batch statistics in extra."""
-        return init_head(self.tower, self.head, rng)
+        """Initial parameters `image` and `head`; batch statistics and the moving average in extra."""
+        params, extra = init_head(self.tower, self.head, rng)
+        average = {"average": jax.tree.map(jnp.copy, params), "steps": jnp.zeros((), jnp.int32)}
+        return params, extra | (average if self.momentum else {})
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
         """feature f32 [B C], logits and probabilities f32 [B K]."""
+        params = self._predicting(params, extra)
         feature, _ = self.tower.features(params, extra, batch)
+        if self.test_flips and "feature" not in batch:
+            mirrored, _ = self.tower.features(
+                params, extra, {**batch, "image": jnp.asarray(batch["image"])[:, :, ::-1]}
+            )
+            feature = (feature + mirrored) / 2
         logits, _ = apply_head(self.head, params, extra, feature)
+        if self.kind == "grades":
+            probabilities = grade_probabilities(logits)
+            return {"feature": feature, "logits": jnp.log(probabilities + 1e-12), "probabilities": probabilities}
         single = self.kind == "single" and self.head.outputs > 1
         return {
             "feature": feature,
@@ -87,16 +115,35 @@ class Classify:
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Mean loss of the labelled rows. `accuracy` compares with the labels before mixing."""
         mix, drop, path = jax.random.split(rng, 3)
+        extra = self._averaged(params, extra)
         targets, pixels = self._targets(batch["label"]), None
         if (self.mixup or self.cutmix) and "image" in batch:
             pixels, targets = mixup_cutmix(mix, self.tower.pixels(batch), targets, self.mixup, self.cutmix)
         feature, extra = self.tower.features(params, extra, batch, pixels, path)
         logits, extra = apply_head(self.head, params, extra, feature, drop)
-        loss = self._compare(logits, targets)
+        loss = self._compare(logits, targets) + self.penalty / 2 * _square(params["head"])
         return loss, (extra, {"loss": loss, "accuracy": self._accuracy(logits, batch["label"])})
+
+    def _predicting(self, params: Params, extra: Extra) -> Params:
+        """The moving average, once there is one."""
+        if "average" not in extra:
+            return params
+        return jax.tree.map(lambda a, p: jnp.where(extra["steps"] > 0, a, p), extra["average"], params)
+
+    def _averaged(self, params: Params, extra: Extra) -> Extra:
+        """The extra state with the moving average after one more step."""
+        if not self.momentum:
+            return extra
+        steps = extra["steps"] + 1
+        momentum = jnp.minimum(self.momentum, (steps - 1) / (steps + 8))  # 0 at the first step
+        return {**extra, "average": ema_update(extra["average"], params, momentum), "steps": steps}
 
     def _targets(self, label: jax.Array) -> jax.Array:
         label = jnp.asarray(label)
+        if self.kind == "grades":
+            above = label[:, None] > jnp.arange(self.head.outputs)[None]
+            known = jnp.where(label[:, None] < 0, jnp.nan, above.astype(jnp.float32))
+            return known * (1 - self.smoothing) + self.smoothing / 2
         if self.kind == "several":
             return label * (1 - self.smoothing) + self.smoothing / 2
         if self.head.outputs == 1:
@@ -105,18 +152,36 @@ class Classify:
         return losses.class_targets(label, self.head.outputs, self.smoothing)
 
     def _compare(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
-        if self.kind == "several" or self.head.outputs == 1:
+        if self.kind != "single" or self.head.outputs == 1:
             return losses.binary_cross_entropy(logits, targets, self.weights, self.focal)
         logits = jax.nn.softmax(logits) if self.peer_softmax else logits
         return losses.cross_entropy(logits, targets, self.weights, self.focal)
 
     def _accuracy(self, logits: jax.Array, label: jax.Array) -> jax.Array:
-        if self.kind == "several":
+        if self.kind == "grades":
+            known, right = label >= 0, (logits > 0).sum(1) == label
+        elif self.kind == "several":
             known, right = ~jnp.isnan(label), (logits > 0) == (label > 0.5)
         else:
             guess = logits.argmax(1) if self.head.outputs > 1 else (logits[:, 0] > 0).astype(jnp.int32)
             known, right = label >= 0, guess == label
         return (known & right).sum() / jnp.maximum(known.sum(), 1)
+
+
+def grade_probabilities(logits: jax.Array) -> jax.Array:
+    """Probabilities f32 [B K] of grades from the logits f32 [B K-1] of being above each; these are made to decrease."""
+    above = jax.lax.cummin(jax.nn.sigmoid(logits), axis=1)
+    ends = jnp.ones((len(logits), 1), above.dtype), jnp.zeros((len(logits), 1), above.dtype)
+    above = jnp.concatenate([ends[0], above, ends[1]], axis=1)
+    return above[:, :-1] - above[:, 1:]
+
+
+def _square(head: Params) -> jax.Array:
+    """Sum of the squares of a head's kernels."""
+    kernels = [
+        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(head) if "kernel" in jax.tree_util.keystr(path)
+    ]
+    return sum((jnp.square(kernel).sum() for kernel in kernels), jnp.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -129,6 +194,7 @@ class Supervision:
         weights: Weights of the classes in the loss: equal, or by inverse frequency.
         balanced: Sample every class, data set or modality equally often.
         ordered: The classes are grades: report the quadratic kappa and select the checkpoint by it.
+        ordinal: Grades have an ordinal head, which learns whether the grade is above each of the lower ones.
     """
 
     smoothing: float = 0.0
@@ -136,11 +202,20 @@ class Supervision:
     weights: Literal["equal", "balanced"] = "equal"
     balanced: bool = False
     ordered: bool = False
+    ordinal: bool = False
+
+    def outputs(self, classes: tuple[str, ...]) -> int:
+        """Number of outputs of the head. Raises UserError for an ordinal head with class weights, or of two classes."""
+        if self.ordinal and (self.weights == "balanced" or len(classes) < 3):
+            raise UserError("--ordinal: expected at least three grades, and --weights equal")
+        return len(classes) - 1 if self.ordinal else len(classes)
 
     def fields(self, several: bool, classes: tuple[str, ...], labels: Callable[[], np.ndarray]) -> dict[str, Any]:
         """Fields of Classify; `labels` gives those of the training rows, i32 [N] or f32 [N K]."""
         weights = losses.inverse_frequencies(labels(), len(classes)) if self.weights == "balanced" else ()
-        kind = "several" if several else "single"
+        if several and self.ordinal:
+            raise UserError("--ordinal: the labels are several findings at once; expected grades")
+        kind = "several" if several else "grades" if self.ordinal else "single"
         return {"kind": kind, "classes": classes, "focal": self.focal, "smoothing": self.smoothing, "weights": weights}
 
     @property
@@ -169,7 +244,7 @@ class MultiModality:
     given: Literal["image", "feature"] = "image"
 
     @property
-    def image(self) -> ViT | ResNet:
+    def image(self) -> VisionEncoder:
         """The encoder."""
         return self.tower.image
 
@@ -205,48 +280,71 @@ class MultiModality:
         return loss, (extra, {"loss": loss})
 
 
-# Fine-tuning recipes: the encoder's feature, blocks that are read, layers of the classifier, whether it is normalised, and
-# epochs of warm-up. visionfm, retfound and ret_clip are published; laptop is ours, for two CPU cores.
-RECIPES: dict[str, tuple[Feature, int, int, bool, int]] = {
-    "laptop": ("token", 4, 1, True, 2),
-    "visionfm": ("token", 4, 3, True, 0),
-    "retfound": ("mean", 1, 1, False, 10),
-    "ret_clip": ("pooled", 1, 1, False, 0),
-}
+@dataclass(frozen=True)
+class Probe:
+    """How a head is trained on frozen features.
 
-# The arguments of configs/finetune.py that each row sets; learning rates are for a batch of 256.
-PRESETS: dict[str, dict[str, Any]] = {
-    "laptop": {"batch": 32, "epochs": 30, "lr": 8e-3, "encoder_lr": 4e-3, "drop_path": 0.1, "smoothing": 0.1, "depth_decay": 0.75},
-    "visionfm": {"batch": 128, "epochs": 100, "lr": 1e-3, "encoder_lr": 1e-4},
-    "retfound": {"batch": 16, "epochs": 50, "lr": 5e-3, "encoder_lr": 5e-3, "drop_path": 0.2, "smoothing": 0.1,
-                 "depth_decay": 0.65},
-    "ret_clip": {"batch": 16, "epochs": 50, "lr": 1.6e-2, "encoder_lr": 3.2e-5, "weight_decay": 0.01, "smoothing": 0.1},
-    "smoke": {"steps": 3},
-}  # fmt: skip
-
-
-def fine_tuning(
-    recipe: str,
-    lr: float,
-    encoder_lr: float,
-    steps: int,
-    epoch: int,
-    weight_decay: float = 0.05,
-    depth_decay: float = 1.0,
-    depth: int = 1,
-) -> optax.GradientTransformation:
-    """AdamW of a row of RECIPES, with a learning rate for the encoder and one for the rest.
-
-    RET-CLIP's are constant, the others fall to 0. epoch: steps of a pass. depth_decay: factor of the learning rate from
-    each of the `depth` blocks of the encoder to the one below.
+    Attributes:
+        head: the head. penalty: field of Classify. rule: optimizer; encoder and standardisation are frozen.
+        steps, batch: number of steps and rows of a step. exact: whether every step sees all rows and converges.
     """
-    level, warmup = recipe == "ret_clip", RECIPES[recipe][4]
-    rule = decay_all if recipe in ("visionfm", "ret_clip") else decay_matrices
-    chains = {}
-    for pattern, rate in (("^image/", encoder_lr), ("", lr)):
-        schedule = constant(rate) if level else cosine_schedule(rate, 0, steps, min(warmup * epoch, steps // 2))
-        betas, eps = (0.9, 0.98 if level else 0.999), 1e-8
-        if level and not pattern:
-            betas, eps = (0.9, 0.99), 1e-6
-        chains[pattern] = adamw(schedule, betas, eps, weight_decay, rule)
-    return optax.chain(grouped(chains), layer_decay(depth_decay, depth))
+
+    head: MLPHead
+    penalty: float
+    rule: optax.GradientTransformation
+    steps: int
+    batch: int
+    exact: bool
+
+    def init_extra(self, read: Callable[[], Any]) -> tuple[Callable[[Extra], Extra], ...]:
+        """For Recipe: gives a standardised head the mean and variance of the training features `read()["feature"]`."""
+
+        def fill(extra: Extra) -> Extra:
+            feature = read()["feature"].astype(np.float64)
+            mean, var = feature.mean(0), feature.var(0)
+            var = np.where(var < 1e-12, 1.0, var)  # a feature that never varies says nothing, as in scikit-learn
+            norm = {**extra["head"]["norm"], "mean": mean.astype(np.float32), "var": var.astype(np.float32)}
+            return {**extra, "head": {**extra["head"], "norm": norm}}
+
+        return (fill,) if self.exact else ()
+
+
+def probe(
+    name: Literal["logistic", "linear", "mlp"],
+    run: Any,
+    width: int,
+    rows: int,
+    outputs: int,
+    several: bool,
+    strength: float,
+) -> Probe:
+    """A linear layer (linear) or VisionFM's decoder (mlp) with AdamW, or logistic regression (logistic).
+
+    Logistic regression is scikit-learn's, of standardised features with C = `strength`. The problem is convex, so that
+    steps of a size that the number of features decides, with Nesterov's momentum, reach its optimum.
+
+    Args:
+        run: fundax.recipe.Run.
+        width, rows: number of features and of training rows.
+        outputs, several: number of classes or findings, and whether several apply at once.
+    Raises:
+        UserError: a strength that is not positive.
+
+    Source: Y. Nesterov, Introductory Lectures on Convex Optimization, 2004, theorem 2.2.3.
+    """
+    if strength <= 0:
+        raise UserError(f"--strength {strength}; expected a positive number")
+    if name != "logistic":
+        steps = run.steps or max(run.epochs * rows // run.batch, 1)
+        rule = adamw(
+            cosine_schedule(run.lr * run.batch / 256, 0, steps), weight_decay=run.weight_decay, decay=decay_all
+        )
+        head = MLPHead(outputs, 3 if name == "mlp" else 1, norm=name == "mlp")
+        return Probe(head, 0.0, freeze(rule, "^image/"), steps, run.batch, False)
+    # scikit-learn minimises C times the sum of the losses; its single weight vector of two classes is our difference
+    penalty = (1 / outputs if several else 2.0 if outputs == 2 else 1.0) / (strength * rows)
+    smooth = (width + 1) / 2 + penalty  # a bound on the curvature: the trace of the features' covariance
+    root = math.sqrt(smooth / penalty)
+    rule = freeze(optax.sgd(1 / smooth, (root - 1) / (root + 1), nesterov=True), "^image/", "^head/norm/")
+    steps, batch = run.steps or min(math.ceil(12 * root), 5000), -(-rows // 8) * 8
+    return Probe(MLPHead(outputs, 1, standardized=True, epsilon=1e-12), penalty, rule, steps, batch, True)

@@ -15,10 +15,12 @@ import optax
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.layers import apply, l2_normalize
+from fundax.encoders.levels import project
 from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, jittered, normalize, standardize
 from fundax.encoders.vit import Size, ViT, size_named
 from fundax.losses import contrastive
 from fundax.losses.contrastive import accuracy, contrast
+from fundax.losses.relations import Repeats, relations
 from fundax.optim import MAX_LOG_SCALE, Schedule, adamw, clip_params, peer_open_clip
 from fundax.types import Array, Batch, Extra, Metrics, Params
 
@@ -37,6 +39,8 @@ class CLIP:
 
     contrast: losses.softmax_contrastive (CLIP) or losses.sigmoid_contrastive (SigLIP).
     negatives: implementation of the loss, see losses/contrastive.py.
+    repeats: what pairs of rows with equal texts, or of one patient, are to each other (losses/relations.py).
+    patients: batches have `patient`.
     text_bias: whether the text projection has a bias (SigLIP).
     jitter: ranges of random brightness and contrast of training images, applied on the device.
     init_logit_bias: initial value of a learned bias of the logits; None: no bias.
@@ -51,17 +55,21 @@ class CLIP:
     std: tuple[float, float, float] = STD
     contrast: Callable[..., jax.Array] = contrastive.softmax_contrastive
     negatives: Literal["global", "plain", "ring"] = "global"
+    repeats: Repeats = "mask"
+    patients: bool = False
     text_bias: bool = False
     jitter: tuple[float, float] = (0.0, 0.0)
     init_logit_scale: float = math.log(1 / 0.07)
     init_logit_bias: float | None = None
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """image u8 [B h w 3], text i32 [B L]."""
+        """image u8 [B h w 3], text i32 [B L]; with `patients` also patient i32 [B]."""
         size = self.image.image_size
+        patient = {"patient": jax.ShapeDtypeStruct((batch,), jnp.int32)} if self.patients else {}
         return {
             "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
             "text": jax.ShapeDtypeStruct((batch, self.text.context), jnp.int32),
+            **patient,
         }
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
@@ -103,9 +111,11 @@ class CLIP:
         image, text = features["image_features"], features["text_features"]
         scales = self._scales(params)
         mask = batch.get("valid")
-        loss = contrast(self.contrast, image, text, tuple(scales.values()), mask=mask, negatives=self.negatives)
-        to_text, to_image = accuracy(image, text, mask, negatives=self.negatives)
-        metrics = {"loss": loss, "image_to_text": to_text, "text_to_image": to_image, **scales}
+        rows = relations(self.repeats, text=batch.get("text"), patient=batch.get("patient"), mask=mask)
+        options: dict[str, Any] = {"group": rows.group, "related": rows.related, "negatives": self.negatives}
+        loss = contrast(self.contrast, image, text, tuple(scales.values()), mask=mask, **options)
+        to_text, to_image = accuracy(image, text, mask, **options)
+        metrics = {"loss": loss, "image_to_text": to_text, "text_to_image": to_image, **scales, **rows.counts}
         return loss, metrics
 
     def loss(
@@ -121,10 +131,10 @@ class CLIP:
             image = self._pixels(batch["image"], rng)
             rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
             visual = apply(self.image, params["image"], image, rngs=rngs)
-            out["image_raw"] = _project(visual["pooled"], params["project"]["image"])
+            out["image_raw"] = project(visual["pooled"], params["project"]["image"])
         if "text" in batch:
             text = apply(self.text, params["text"], batch["text"])
-            out["text_raw"] = _project(text["pooled"], params["project"]["text"])
+            out["text_raw"] = project(text["pooled"], params["project"]["text"])
         return out | {name.replace("raw", "features"): l2_normalize(raw) for name, raw in out.items()}
 
     def _pixels(self, image: Array, rng: jax.Array | None) -> jax.Array:
@@ -138,12 +148,6 @@ class CLIP:
         if self.init_logit_bias is not None:
             scales["logit_bias"] = params["logit_bias"]
         return scales
-
-
-def _project(x: jax.Array, params: Params) -> jax.Array:
-    """[B D] to [B E] in x's dtype, then fp32."""
-    y = (x @ params["kernel"].astype(x.dtype)).astype(jnp.float32)
-    return y + params["bias"][None] if "bias" in params else y
 
 
 def optimizer(schedule: Schedule, weight_decay: float, published: bool = True) -> optax.GradientTransformation:

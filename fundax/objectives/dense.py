@@ -81,7 +81,7 @@ class Decoder:
     """The arguments of a config for the decoder of pixels on an encoder.
 
     Args:
-        head: Head on the features: one linear layer, an MLP with batch normalisation, or for pixels VisionFM's UNETR.
+        head: Head on the features: logistic regression, one linear layer, an MLP, or for pixels VisionFM's UNETR.
         width: Width of the decoder.
         dropout: Dropout rate of the head or decoder.
         decoder_layers: The four blocks of the encoder that the decoder reads, counted from 0; empty spreads them evenly.

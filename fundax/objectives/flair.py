@@ -22,6 +22,7 @@ from fundax.encoders.resnet import ResNet
 from fundax.encoders.vit import ViT
 from fundax.losses import contrastive
 from fundax.losses.contrastive import NEGATIVES, Negatives, Targets, accuracy, bounded, label_aware
+from fundax.losses.relations import Repeats, relations
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 CLINICAL_BERT_VOCAB = 28_996  # of emilyalsentzer/Bio_ClinicalBERT, FLAIR's text encoder
@@ -45,6 +46,8 @@ class FLAIR:
         `project`: project. Without `project`: the encoders' outputs.
     mean, std: mean and deviation of the images. The default only divides by 255, as FLAIR's code does.
     negatives, targets: see losses.label_aware.
+    repeats: what pairs of rows with equal texts, or of one patient, are to each other, if their categories differ
+        (losses/relations.py). patients: batches have `patient`.
 
     Batch statistics of a ResNet are in `extra`.
     """
@@ -59,6 +62,8 @@ class FLAIR:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     negatives: Negatives = "global"
     targets: Targets = contrastive.matching_targets
+    repeats: Repeats = "mask"
+    patients: bool = False
     init_logit_scale: float = math.log(1 / 0.07)
     resize: ClassVar[str] = "canvas"  # of the program and of all its data: the longer side to the size, then black
     interpolation: ClassVar[str] = "bilinear"
@@ -68,12 +73,14 @@ class FLAIR:
             raise UserError(f"FLAIR: negatives is {self.negatives!r}; expected one of {', '.join(NEGATIVES)}")
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """image u8 [B h w 3], text i32 [B L], category i32 [B]."""
+        """image u8 [B h w 3], text i32 [B L], category i32 [B]; with `patients` also patient i32 [B]."""
         size = self.image.image_size
+        patient = {"patient": jax.ShapeDtypeStruct((batch,), jnp.int32)} if self.patients else {}
         return {
             "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
             "text": jax.ShapeDtypeStruct((batch, self.context), jnp.int32),
             "category": jax.ShapeDtypeStruct((batch,), jnp.int32),
+            **patient,
         }
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
@@ -141,12 +148,13 @@ class FLAIR:
         """
         image, text = features["image_features"], features["text_features"]
         scale = jnp.exp(bounded(params["log_scale"]))
-        category, mask = batch.get("category"), batch.get("valid")
-        options = {"mask": mask, "targets": self.targets, "negatives": self.negatives}
-        loss = label_aware(image, text, scale, category, **options)
-        to_text, to_image = accuracy(image, text, mask, group=category, negatives=self.negatives)
+        mask, given = batch.get("valid"), {name: batch.get(name) for name in ("text", "patient", "category")}
+        rows = relations(self.repeats, mask=mask, **given)
+        options: dict[str, Any] = {"related": rows.related, "negatives": self.negatives}
+        loss = label_aware(image, text, scale, rows.group, mask=mask, targets=self.targets, **options)
+        to_text, to_image = accuracy(image, text, mask, group=rows.group, **options)
         metrics = {"loss": loss, "image_to_text": to_text, "text_to_image": to_image, "logit_scale": scale}
-        return loss, metrics
+        return loss, metrics | rows.counts
 
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array

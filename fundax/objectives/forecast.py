@@ -8,11 +8,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fundax.encoders.backbone import Backbone
+from fundax.encoders.backbone import Backbone, VisionEncoder
 from fundax.encoders.heads import ForecastHead
 from fundax.encoders.layers import apply
-from fundax.encoders.resnet import ResNet
-from fundax.encoders.vit import ViT
 from fundax.losses.supervised import binary_cross_entropy
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
@@ -40,7 +38,7 @@ class Forecast:
     given: Literal["image", "feature"] = "image"
 
     @property
-    def image(self) -> ViT | ResNet:
+    def image(self) -> VisionEncoder:
         """The encoder."""
         return self.tower.image
 

@@ -10,10 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fundax.encoders.backbone import Backbone, apply_head, batch_spec, init_head
+from fundax.encoders.backbone import Backbone, VisionEncoder, apply_head, batch_spec, init_head
 from fundax.encoders.heads import MLPHead
-from fundax.encoders.resnet import ResNet
-from fundax.encoders.vit import ViT
 from fundax.losses.supervised import smooth_l1
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
@@ -35,7 +33,7 @@ class Regress:
     given: Literal["image", "feature"] = "image"
 
     @property
-    def image(self) -> ViT | ResNet:
+    def image(self) -> VisionEncoder:
         """The encoder."""
         return self.tower.image
 

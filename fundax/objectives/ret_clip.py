@@ -10,24 +10,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from fundax.encoders import autoencoder, layers
+from fundax.encoders import autoencoder
 from fundax.encoders.bert import BERT, bert
 from fundax.encoders.layers import apply, l2_normalize
+from fundax.encoders.levels import LEVELS, SUFFIX, image_levels, initial_heads, text_levels
 from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, normalize
 from fundax.encoders.vit import Size, ViT, kept_patches, size_named, vit
 from fundax.losses import contrastive
 from fundax.losses.contrastive import NEGATIVES, Negatives, accuracy, contrast, contrast_pairs, mean_over_devices
+from fundax.losses.relations import Related, Relations, Repeats, relations
 from fundax.optim import MAX_LOG_SCALE as MAX_LOG_SCALE  # the bound of the log scales, for configs
 from fundax.optim import adamw, clip_params, cosine, decay_matrices, peer_ret_clip
 from fundax.types import Batch, Extra, Metrics, Params, UserError
-
-LEVELS = ("patient", "left", "right")
-
 
 # Small sizes for tests and laptops: the image encoder, and width, depth, heads and hidden width of the text encoder.
 SIZES = {
@@ -36,9 +34,7 @@ SIZES = {
 }
 
 
-# Names of the outputs of a level: left_features, text_features_left, logit_scale_left. The patient level has CLIP's names.
-IMAGE = {"patient": "image", "left": "left", "right": "right"}
-SUFFIX = {"patient": "", "left": "_left", "right": "_right"}
+IMAGE = {"patient": "image", "left": "left", "right": "right"}  # names of the outputs of a level
 
 
 @dataclass(frozen=True)
@@ -71,8 +67,8 @@ class RetCLIP:
     total: "sum" or "mean" of the three losses.
     presence: use `left_present` and `right_present`: a missing eye is left out of its level's loss, as example and as
         negative, and the patient feature uses the other eye. False: as the original code.
-    soft_targets: identical reports (equal `category`, or else equal tokens) share the target probability. False: as the
-        original code.
+    repeats: what pairs of rows with identical reports (equal `category`, or else equal tokens), or of one patient, are to
+        each other (losses/relations.py). The original code has "negatives". patients: batches have `patient`.
     """
 
     image: ViT
@@ -85,7 +81,8 @@ class RetCLIP:
     negatives: Negatives = "global"
     total: Literal["sum", "mean"] = "sum"
     presence: bool = True
-    soft_targets: bool = False
+    repeats: Repeats = "mask"
+    patients: bool = False
     init_logit_scale: float = math.log(90)
     reconstruction: Reconstruction | None = None
 
@@ -94,11 +91,14 @@ class RetCLIP:
             raise UserError(f"RetCLIP: negatives is one of {', '.join(NEGATIVES)}; total is 'sum' or 'mean'")
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """left, right u8 [B h w 3], text i32 [B L]; with `presence` also left_present, right_present bool [B]."""
+        """left, right u8 [B h w 3], text i32 [B L]; with `presence` also left_present, right_present bool [B], with
+        `patients` patient i32 [B].
+        """
         size = self.image.image_size
         eye = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
         there = jax.ShapeDtypeStruct((batch,), jnp.bool_)
         present = {"left_present": there, "right_present": there} if self.presence else {}
+        present |= {"patient": jax.ShapeDtypeStruct((batch,), jnp.int32)} if self.patients else {}
         text = jax.ShapeDtypeStruct((batch, self.context), jnp.int32)
         return {"left": eye, "right": eye, "text": text, **present}
 
@@ -109,7 +109,7 @@ class RetCLIP:
         params: Params = {
             "image": self.image.init(keys[0], image)["params"],
             "text": self.text.init(keys[1], batch["text"][:1])["params"],
-            "project": _initial_heads(keys[2], self.image.width, self.text.width, self.embed),
+            "project": initial_heads(keys[2], self.image.width, self.text.width, self.embed),
             "log_scale": {level: jnp.asarray(self.init_logit_scale, jnp.float32) for level in LEVELS},
         }
         if branch := self.reconstruction:
@@ -164,8 +164,9 @@ class RetCLIP:
         Examples that are not `valid` are left out.
         """
         scales, masks = self._scales(params), self._masks(batch)
-        group = _same_report(batch) if self.soft_targets else None
-        parts = dict(zip(LEVELS, self._contrasts(features, scales, masks, group), strict=True))
+        text = batch.get("category", batch.get("text"))
+        rows = relations(self.repeats, text=text, patient=batch.get("patient"), mask=batch.get("valid"))
+        parts = dict(zip(LEVELS, self._contrasts(features, scales, masks, rows), strict=True))
         total: jax.Array = sum(parts.values(), start=jnp.zeros((), jnp.float32))
         loss = total / (1 if self.total == "sum" else len(LEVELS))
         metrics = {f"loss_{level}": part for level, part in parts.items()}
@@ -173,9 +174,9 @@ class RetCLIP:
             metrics["loss_reconstruction"] = features["reconstruction"].mean()
             loss = loss + metrics["loss_reconstruction"]
         pair = features["image_features"], features["text_features"]
-        to_text, to_image = accuracy(*pair, masks["patient"], negatives=self.negatives)
+        to_text, to_image = accuracy(*pair, masks["patient"], related=rows.related, negatives=self.negatives)
         metrics |= {"image_to_text": to_text, "text_to_image": to_image}
-        return loss, {"loss": loss, **metrics, **scales}
+        return loss, {"loss": loss, **metrics, **scales, **rows.counts}
 
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
@@ -195,27 +196,15 @@ class RetCLIP:
 
     def _image_levels(self, params: Params, visual: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """The mapped features f32 [B E] of every level that can be computed from the given images."""
-        project, out = params["project"], {}
-        left, right = visual.get("visual_left"), visual.get("visual_right")
-        for eye, features in (("left", left), ("right", right)):
-            if features is not None:
-                out[f"{eye}_raw"] = features @ project[eye]["kernel"]
-        left, right = (right if left is None else left), (left if right is None else right)
-        if left is None or right is None:
-            left = right = visual.get("visual")
-        elif self.presence and "left_present" in batch and "right_present" in batch:
-            present = batch["left_present"][:, None], batch["right_present"][:, None]
-            left, right = jnp.where(present[0], left, right), jnp.where(present[1], right, left)
-        if left is not None and right is not None:
-            out["image_raw"] = jnp.concatenate([left, right], axis=-1) @ project["patient"]["kernel"]
-        return out
+        eyes = visual.get("visual_left"), visual.get("visual_right")
+        names = ("left_present", "right_present")
+        present = tuple(batch[name] for name in names) if self.presence and batch.keys() >= set(names) else None
+        return image_levels(params["project"], *eyes, visual.get("visual"), present)
 
     def _text_levels(self, params: Params, text: jax.Array, rng: jax.Array | None) -> dict[str, jax.Array]:
         """The three text features f32 [B E] of ids i32 [B L]."""
         rngs = {"dropout": rng} if rng is not None and self.text.dropout else None
-        pooled = apply(self.text, params["text"], text, rngs=rngs)["pooled"].astype(jnp.float32)
-        heads = {SUFFIX[level]: params["project"][f"text_{level}"] for level in LEVELS}
-        return {f"text_raw{suffix}": _text_head(pooled, head) for suffix, head in heads.items()}
+        return text_levels(params["project"], apply(self.text, params["text"], text, rngs=rngs)["pooled"])
 
     def _scales(self, params: Params) -> dict[str, jax.Array]:
         return {f"logit_scale{SUFFIX[level]}": jnp.exp(params["log_scale"][level]) for level in LEVELS}
@@ -234,21 +223,22 @@ class RetCLIP:
         features: Mapping[str, jax.Array],
         scales: Mapping[str, jax.Array],
         masks: Mapping[str, jax.Array | None],
-        group: jax.Array | None,
+        about: Relations,
     ) -> list[jax.Array]:
         """The loss of each level."""
         images = [features[f"{IMAGE[level]}_features"] for level in LEVELS]
         texts = [features[f"text_features{SUFFIX[level]}"] for level in LEVELS]
         factors, rows = [scales[f"logit_scale{SUFFIX[level]}"] for level in LEVELS], [masks[level] for level in LEVELS]
         if self.negatives != "local":
-            options: dict[str, Any] = {"masks": rows, "group": group, "negatives": self.negatives}
+            options: dict[str, Any] = {"masks": rows, "negatives": self.negatives}
+            options |= {"group": about.group, "related": about.related}
             return contrast_pairs(self.contrast, images, texts, factors, **options)
 
         def local(image: jax.Array, text: jax.Array, scale: jax.Array, mask: jax.Array | None) -> jax.Array:
-            def one(i: Any, t: Any, m: jax.Array | None, g: jax.Array | None) -> jax.Array:
-                return contrast(self.contrast, i, t, (scale,), mask=m, group=g, negatives="plain")
+            def one(i: Any, t: Any, m: jax.Array | None, g: jax.Array | None, r: Related) -> jax.Array:
+                return contrast(self.contrast, i, t, (scale,), mask=m, group=g, related=r, negatives="plain")
 
-            return mean_over_devices(one, image, text, mask, group)
+            return mean_over_devices(one, image, text, mask, about.group, about.related)
 
         return [local(*level) for level in zip(images, texts, factors, rows, strict=True)]
 
@@ -281,49 +271,20 @@ def _features(raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {name.replace("raw", "features"): l2_normalize(x) for name, x in raw.items()}
 
 
-def _text_head(x: jax.Array, head: Params) -> jax.Array:
-    x = jax.nn.relu(x @ head["fc1"]["kernel"] + head["fc1"]["bias"][None])
-    return x @ head["fc2"]["kernel"] + head["fc2"]["bias"][None]
-
-
-def _initial_heads(rng: jax.Array, width: int, hidden: int, embed: int) -> Params:
-    keys = iter(jax.random.split(rng, 16))
-    normal, torch = nn.initializers.normal, lambda inputs: layers.uniform(inputs**-0.5)
-
-    def dense(outputs: int) -> Params:
-        kernel = normal(hidden**-0.5)(next(keys), (hidden, outputs), jnp.float32)
-        return {"kernel": kernel, "bias": torch(hidden)(next(keys), (outputs,))}
-
-    heads: Params = {"image": {"kernel": normal(width**-0.5)(next(keys), (width, embed), jnp.float32)}}
-    for level in LEVELS:
-        inputs = 2 * embed if level == "patient" else embed
-        heads[level] = {"kernel": torch(inputs)(next(keys), (inputs, embed))}
-        heads[f"text_{level}"] = {"fc1": dense(hidden), "fc2": dense(embed)}
-    return heads
-
-
-def _same_report(batch: Batch) -> jax.Array:
-    """Numbers i32 [B] that are equal for equal reports: `category`, or else by comparing the tokens."""
-    if "category" in batch:
-        return jnp.asarray(batch["category"])
-    text = jnp.asarray(batch["text"])
-    return jnp.unique(text, axis=0, size=len(text), return_inverse=True)[1].reshape(-1).astype(jnp.int32)
-
-
 def ret_clip(
     size: str, text: str = "base", *, vocab: int = 21128, dropout: float = 0.1, image_size: int = 0, **fields: Any
 ) -> RetCLIP:
     """RET-CLIP with an image encoder of encoders.vit.SIZES and a text encoder of encoders.bert.SIZES, or a row of SIZES.
 
     `fields` named scan, remat and dtype go to both encoders, attention to that of images, the others to RetCLIP. The
-    published model is B/16, base. In a row of SIZES the text is pooled by the mean of its tokens: a fresh [CLS] says
-    nothing of them, and learns to only slowly. Raises UserError for an unknown size.
+    published model is B/16, base. In the row tiny of SIZES the text is pooled by the mean of its tokens: a fresh [CLS]
+    says nothing of them, and learns to only slowly. Raises UserError for an unknown size.
     """
     both = {name: fields.pop(name) for name in ("scan", "remat", "dtype") if name in fields}
     images = both | {name: fields.pop(name) for name in ("attention",) if name in fields}
     if size in SIZES:
         image, words = SIZES[size]
-        report = BERT(vocab, 128, *words, dropout=0.0, pool="mean", **both)
+        report = BERT(vocab, 128, *words, dropout=0.0, pool="cls" if size == "smoke" else "mean", **both)
         fields = {"embed": image.embed, "init_logit_scale": 2.66} | fields
         sizes = (image_size or image.image_size, image.patch, image.width, image.depth, image.heads)
         return RetCLIP(image=ViT(*sizes, **images), text=report, **fields)

@@ -1,4 +1,4 @@
-"""Figures, console tables and the report page of a run."""
+"""Figures, console tables and the report page of runs."""
 
 from etils import epy as _epy
 

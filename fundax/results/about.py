@@ -1,4 +1,4 @@
-"""What the numbers of an evaluation are of: data, part, step and preprocessing, as the trainer stored it beside them."""
+"""Provenance of an evaluation: data, part, step and preprocessing, as stored by the trainer."""
 
 from __future__ import annotations
 
@@ -13,26 +13,23 @@ from fundax.types import UserError
 
 @dataclass(frozen=True)
 class About:
-    """Names of the data sources, digest of the data, part, step of the checkpoint, digest of the preprocessing.
+    """Provenance of an evaluation. Evaluations of earlier versions did not store it; the fields are then empty."""
 
-    Empty, and step -1, where an evaluation of an earlier version did not store them.
-    """
-
-    data: tuple[str, ...] = ()
-    digest: str = ""
+    data: tuple[str, ...] = ()  # names of the sources
+    digest: str = ""  # of the data
     part: str = ""
-    step: int = -1
-    preprocessing: str = ""
+    step: int = -1  # of the checkpoint; -1 if unknown
+    preprocessing: str = ""  # digest of the preprocessing
 
     def text(self) -> str:
-        """ "labels, part val, step 120"; an empty string where nothing is stored."""
+        """Format as "labels, part val, step 120"; "" if nothing is stored."""
         named = ", ".join(self.data) or ("own data" if self.step >= 0 else "")
         part = f"part {self.part}" if self.part else ""
         return ", ".join(filter(None, (named, part, f"step {self.step}" if self.step >= 0 else "")))
 
 
 def about(result: Result) -> About:
-    """What a result is of. Raises UserError where `about` is not what the trainer writes."""
+    """Parse the provenance of a result. Raises UserError if `about` was not written by the trainer."""
     if result.about is None:
         return About()
     try:
@@ -47,13 +44,13 @@ def about(result: Result) -> About:
 
 
 def apart(chosen: About, applied: About) -> str:
-    """Why thresholds chosen on one evaluation of a run may not be applied to another; an empty string if they may."""
+    """The reason why thresholds chosen on an evaluation may not be applied to another one of the same run; "" if they may."""
     if chosen.step != applied.step:
-        return f"validation is of step {_step(chosen)}, these rows of step {_step(applied)}"
+        return f"the validation rows are of step {_step(chosen)}, these rows of step {_step(applied)}"
     if chosen.preprocessing != applied.preprocessing:
-        return "validation was preprocessed otherwise than these rows"
+        return "the validation rows were preprocessed differently"
     return ""
 
 
-def _step(one: About) -> str:
-    return str(one.step) if one.step >= 0 else "unknown"
+def _step(provenance: About) -> str:
+    return str(provenance.step) if provenance.step >= 0 else "unknown"

@@ -1,7 +1,7 @@
-"""The parts of a report page: headings, tables, panels and cases as plain data, rendered by the template page.html.
+"""The blocks of a report page: headings, tables, panels and cases as plain data, rendered by the template page.html.
 
-Text is data: the template escapes it, so no name from a file can become markup. A page is one file without scripts that
-requests nothing."""
+The template escapes all text, so that names from a file cannot become markup. A page is a single file without scripts or
+external requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST = 5_000_000  # bytes of a page
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: text with a smaller line below. kind: "" plain, "value" bold, "blank" undefined, "differs" marked."""
+    """A table cell: text with a smaller line below. `kind` is "" (plain), "value" (bold), "blank" or "differs" (marked)."""
 
     text: str
     small: str = ""
@@ -33,7 +33,7 @@ class Cell:
 
 
 def number(estimate: Estimate, digits: int = 3) -> Cell:
-    """A value with its interval below, or a dash with the reason why there is none."""
+    """A value with its interval below, or a dash with the reason why it is undefined."""
     if not estimate.defined:
         return Cell("–", estimate.note or "undefined", "blank")
     if not np.isnan(estimate.low):
@@ -47,7 +47,7 @@ def plain(value: float, digits: int = 3) -> Cell:
 
 
 class Block:
-    """Something on the page; `block` names the macro of the template that renders it."""
+    """Base class of blocks; `block` is the name of the template macro that renders it."""
 
     block: ClassVar[str]
 
@@ -71,7 +71,7 @@ class Text(Block):
 
 @dataclass(frozen=True)
 class Table(Block):
-    """A table; the first column names the rows. kind "words": text cells, aligned to the left."""
+    """A table; the first column has the names of the rows. `kind="words"` aligns the cells to the left."""
 
     block = "table"
     head: Sequence[Any]
@@ -82,7 +82,7 @@ class Table(Block):
 
 @dataclass(frozen=True)
 class Matrix(Block):
-    """A confusion matrix: names of the true classes, and per cell the count, its share of the row, fill and ink colours."""
+    """A confusion matrix: names of the true classes, and (count, share of the row, fill, text colour) of each cell."""
 
     block = "matrix"
     caption: str
@@ -92,7 +92,7 @@ class Matrix(Block):
 
 @dataclass(frozen=True)
 class Panels(Block):
-    """Small plots (title, SVG, description) beside each other; `runs` names the lines, with their SVG samples."""
+    """Small plots (title, SVG, description) in a row; `runs` are the names of the lines with their CSS styles."""
 
     block = "panels"
     panels: Sequence[tuple[str, str, str]]
@@ -102,7 +102,7 @@ class Panels(Block):
 
 @dataclass(frozen=True)
 class Beside(Block):
-    """Blocks beside each other where there is room."""
+    """Blocks placed next to each other if there is room."""
 
     block = "beside"
     parts: Sequence[Block]
@@ -110,7 +110,7 @@ class Beside(Block):
 
 @dataclass(frozen=True)
 class Case:
-    """Images (source, description) one below the other, with a title and words below."""
+    """Images (source, description) below each other, with a title and a text below."""
 
     images: Sequence[tuple[str, str]]
     title: str
@@ -121,7 +121,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Gallery(Block):
-    """Groups of cases, each with a title; `broad` where the images are wide."""
+    """Groups of cases, each with a title; `broad` if the images are wide."""
 
     block = "gallery"
     groups: Sequence[tuple[str, Sequence[Case]]]
@@ -131,7 +131,7 @@ class Gallery(Block):
 
 @dataclass(frozen=True)
 class Reports(Block):
-    """Cases with generated and reference text, one below the other."""
+    """Cases with generated and reference reports."""
 
     block = "reports"
     cases: Sequence[Case]
@@ -146,7 +146,7 @@ class Section:
 
 
 def picture(image: np.ndarray, quality: int = 85) -> str:
-    """An image u8 [H W 3] or [H W] as the source of an <img>: JPEG inside the page."""
+    """Encode an image u8 [H W 3] or [H W] as a JPEG data URL for <img>."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -155,12 +155,12 @@ def picture(image: np.ndarray, quality: int = 85) -> str:
 
 
 def page(title: str, lead: str, sections: Iterable[Section]) -> str:
-    """The whole document."""
+    """Render the page as HTML."""
     return _template().render(title=title, lead=lead, sections=list(sections)) + "\n"
 
 
 def write(path: str | Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
-    """Write the page in one move. Raises UserError where it would exceed 5 MB, or the folder cannot be written."""
+    """Write the page atomically. Raises UserError if it would exceed 5 MB or cannot be written."""
     text = page(title, lead, sections)
     if len(text.encode()) > MOST:
         raise UserError(f"{path}: the page would have {len(text.encode()) / 1e6:.1f} MB; pass fewer runs at once")
@@ -182,5 +182,5 @@ def _template() -> Any:
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    made.filters["cell"] = lambda one: one if isinstance(one, Cell) else Cell(str(one))
+    made.filters["cell"] = lambda value: value if isinstance(value, Cell) else Cell(str(value))
     return made.get_template("page.html")

@@ -1,4 +1,4 @@
-"""Cases of an evaluation: the thumbnails it kept, with the truth and the prediction; on the page and as a PNG sheet."""
+"""Cases of an evaluation: its thumbnails with the truth and the prediction, for the report page and as a PNG sheet."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ MOST = 16  # thumbnails of one evaluation of one run
 
 
 class View(NamedTuple):
-    """How the cases of a kind are shown. caption: (evaluation, row) -> title and words; goodness: (evaluation, rows [T]) ->
-    f64 [T], higher for better cases.
+    """Functions that show the cases of a kind of evaluation.
+
+    `caption` maps (evaluation, row) to a title and a text. `goodness` maps (evaluation, rows [T]) to f64 [T], higher for
+    better cases.
     """
 
     caption: Callable[[Evaluation, int], tuple[str, str]]
     goodness: Callable[[Evaluation, np.ndarray], np.ndarray]
 
 
-def gallery(one: Evaluation, cases: Cases, view: View, more: Mapping[str, np.ndarray]) -> Gallery | None:
-    """Thumbnails with truth and prediction, from the kinds of cases an evaluation kept or from best to worst.
+def gallery(evaluation: Evaluation, cases: Cases, view: View, more: Mapping[str, np.ndarray]) -> Gallery | None:
+    """Thumbnails with truth and prediction, grouped by the kind of case, or into the best and the worst cases.
 
-    more: further overlays by name, u8 [T h w 3]. None where no thumbnail is of a row of the evaluation.
+    `more` are further overlays u8 [T h w 3] by name. Returns None if no thumbnail belongs to a row of the evaluation.
     """
-    inside = np.flatnonzero((cases.picture_row >= 0) & (cases.picture_row < one.rows))
+    inside = np.flatnonzero((cases.picture_row >= 0) & (cases.picture_row < evaluation.rows))
     if not len(inside):
         return None
     shown = {} if cases.picture_overlay is None else {"overlay": cases.picture_overlay}
     shown |= more
-    goodness = view.goodness(one, cases.picture_row[inside])
+    goodness = view.goodness(evaluation, cases.picture_row[inside])
     order = [int(k) for k in inside[np.argsort(-goodness, kind="stable")]]
     if cases.picture_kind is not None:
         kinds = dict.fromkeys(str(cases.picture_kind[k]) for k in order)
@@ -48,75 +50,79 @@ def gallery(one: Evaluation, cases: Cases, view: View, more: Mapping[str, np.nda
         split = {"best": order[:half], "worst": order[::-1][: len(order) - half]}
     each = max(1, MOST // max(len(split), 1))
     groups = [
-        (f"{one.run}: {kind}", [_case(one, cases, view, shown, k) for k in chosen[:each]])
+        (f"{evaluation.run}: {kind}", [_case(evaluation, cases, view, shown, k) for k in chosen[:each]])
         for kind, chosen in split.items() if chosen
     ]  # fmt: skip
     height, width = cases.pictures.shape[1:3]
     return Gallery(groups, width > 1.4 * height, f"Below each image: {', '.join(shown)}." if shown else "")
 
 
-def _case(one: Evaluation, cases: Cases, view: View, shown: Mapping[str, np.ndarray], k: int) -> Case:
+def _case(evaluation: Evaluation, cases: Cases, view: View, shown: Mapping[str, np.ndarray], k: int) -> Case:
     row = int(cases.picture_row[k])
     images = [(picture(cases.pictures[k]), f"row {row}")]
     images += [(picture(overlay[k]), f"row {row}, {name}") for name, overlay in shown.items()]
-    title, words = view.caption(one, row)
-    return Case(images, title, words, f"row {row}" if one.index is None else f"index {one.index[row]}")
+    title, words = view.caption(evaluation, row)
+    return Case(images, title, words, f"row {row}" if evaluation.index is None else f"index {evaluation.index[row]}")
 
 
-def class_caption(one: Evaluation, row: int) -> tuple[str, str]:
-    """The true class, and the predicted one with its probability."""
-    assert one.truth is not None
-    truth, scores = int(one.truth[row]), one.scores[row]
+def class_caption(evaluation: Evaluation, row: int) -> tuple[str, str]:
+    """The true class, and the predicted class with its probability."""
+    assert evaluation.truth is not None
+    truth, scores = int(evaluation.truth[row]), evaluation.scores[row]
     best = int(scores.argmax())
     if best == truth:
-        return one.names[truth], f"predicted correctly ({scores[best]:.2f})"
-    return one.names[truth], f"predicted as {one.names[best]} ({scores[best]:.2f}); true class {scores[truth]:.2f}"
+        return evaluation.names[truth], f"predicted correctly ({scores[best]:.2f})"
+    return evaluation.names[
+        truth
+    ], f"predicted as {evaluation.names[best]} ({scores[best]:.2f}); true class {scores[truth]:.2f}"
 
 
-def label_caption(one: Evaluation, row: int) -> tuple[str, str]:
-    """The findings that are present, and those predicted wrongly."""
-    assert one.truth is not None
-    truth, scores = one.truth[row], one.scores[row]
+def label_caption(evaluation: Evaluation, row: int) -> tuple[str, str]:
+    """The findings that are present, and the findings that were predicted wrongly."""
+    assert evaluation.truth is not None
+    truth, scores = evaluation.truth[row], evaluation.scores[row]
     known = np.flatnonzero(np.isfinite(truth))
-    present = [one.names[k] for k in known if truth[k] > 0.5]
+    present = [evaluation.names[k] for k in known if truth[k] > 0.5]
     wrong = [k for k in known if (scores[k] >= 0.5) != (truth[k] > 0.5)]
-    wrongly = ", ".join(f"{'+' if scores[k] >= 0.5 else '−'} {one.names[k]} ({scores[k]:.2f})" for k in wrong[:4])
+    wrongly = ", ".join(
+        f"{'+' if scores[k] >= 0.5 else '−'} {evaluation.names[k]} ({scores[k]:.2f})" for k in wrong[:4]
+    )
     return ", ".join(present) or "no finding", wrongly or "all correct"
 
 
-def value_caption(one: Evaluation, row: int) -> tuple[str, str]:
+def value_caption(evaluation: Evaluation, row: int) -> tuple[str, str]:
     """Predicted and true values."""
-    assert one.truth is not None
-    rows = zip(one.names, one.scores[row], one.truth[row], strict=True)
+    assert evaluation.truth is not None
+    rows = zip(evaluation.names, evaluation.scores[row], evaluation.truth[row], strict=True)
     return "", "; ".join([f"{name} {predicted:.3g} (true {true:.3g})" for name, predicted, true in rows][:4])
 
 
-def measure_caption(one: Evaluation, row: int) -> tuple[str, str]:
+def measure_caption(evaluation: Evaluation, row: int) -> tuple[str, str]:
     """The measures of the case."""
-    parts = [f"{name} {value:.3g}" for name, value in zip(one.names, one.scores[row], strict=True)]
+    parts = [f"{name} {value:.3g}" for name, value in zip(evaluation.names, evaluation.scores[row], strict=True)]
     return parts[0], ", ".join(parts[1:4])
 
 
-def class_goodness(one: Evaluation, rows: np.ndarray) -> np.ndarray:
+def class_goodness(evaluation: Evaluation, rows: np.ndarray) -> np.ndarray:
     """Probability of the true class."""
-    assert one.truth is not None
-    return one.scores[rows, one.truth[rows]]
+    assert evaluation.truth is not None
+    return evaluation.scores[rows, evaluation.truth[rows]]
 
 
-def error_goodness(one: Evaluation, rows: np.ndarray) -> np.ndarray:
+def error_goodness(evaluation: Evaluation, rows: np.ndarray) -> np.ndarray:
     """Minus the mean absolute difference of scores and truth."""
-    assert one.truth is not None
-    return -np.nan_to_num(np.abs(one.scores - one.truth)[rows]).mean(1)
+    assert evaluation.truth is not None
+    return -np.nan_to_num(np.abs(evaluation.scores - evaluation.truth)[rows]).mean(1)
 
 
-def score_goodness(one: Evaluation, rows: np.ndarray) -> np.ndarray:
+def score_goodness(evaluation: Evaluation, rows: np.ndarray) -> np.ndarray:
     """The first measure, such as Dice: higher is better."""
-    return np.nan_to_num(one.scores[rows, 0])
+    return np.nan_to_num(evaluation.scores[rows, 0])
 
 
-def distance_goodness(one: Evaluation, rows: np.ndarray) -> np.ndarray:
+def distance_goodness(evaluation: Evaluation, rows: np.ndarray) -> np.ndarray:
     """Minus the first measure, such as a distance: lower is better."""
-    return -np.nan_to_num(one.scores[rows, 0])
+    return -np.nan_to_num(evaluation.scores[rows, 0])
 
 
 def sheet(
@@ -129,11 +135,18 @@ def sheet(
     names: Sequence[str] = (),
     about: str = "",
 ) -> Path:
-    """A PNG of the thumbnails in two columns, each with its row of the data and its score. Returns the path.
+    """Write a PNG of the thumbnails in two columns, each with its row and its score. Returns the path.
 
-    measure: format of a score with its name and unit. legend: what the parts of a thumbnail show. names: what the colours
-    of an overlay stand for. about: the data, part and step, written below. Raises UserError if the arrays are not
-    thumbnails with scores.
+    Args:
+        cases: thumbnails with scores.
+        index: rows of the source, or None to number the rows of the result.
+        path: path of the PNG file.
+        measure: format of a score with its name and unit.
+        legend: description of the parts of a thumbnail.
+        names: names of the classes or landmarks, in the order of the overlay's colours.
+        about: the data, part and step, written below.
+
+    Raises UserError if the thumbnails have no scores.
     """
     from matplotlib.patches import Patch
 

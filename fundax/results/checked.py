@@ -1,4 +1,4 @@
-"""Whether the arrays of a result fit together, so that everything that shows it may rely on their shapes."""
+"""Check the shapes and values of the arrays of a result, so that figures and reports can rely on them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fundax.evals.kinds import ByClass, Cases, ClassificationResult, FewShotResult, Horizons, Part, Result, Rows
+from fundax.evals.kinds import KEEP, ByClass, Cases, ClassificationResult, FewShotResult, Horizons, Part, Result, Rows
 from fundax.types import UserError
 
-# Shapes of the arrays of each kind: a letter is one length in all arrays of a result, a number is itself.
+# Shapes of the arrays of each kind. A letter has the same length in all arrays of a result; a number is the length.
 _SHAPES: dict[str, dict[str, str]] = {
     "classification": {"classes": "K", "probabilities": "N K", "labels": "N", "logits": "N K"},
     "multi_label": {"classes": "K", "probabilities": "N K", "labels": "N K", "logits": "N K"},
@@ -33,7 +33,7 @@ _CASES = {"pictures": "T h w 3", "picture_overlay": "T h v 3"} | dict.fromkeys(
 
 
 def check(result: Result) -> None:
-    """Raise UserError naming the first array whose shape or values do not fit the others."""
+    """Raise UserError, naming the array, if the shape or the values of an array are invalid."""
     lengths: dict[str, int] = {}
     for name, shape in _SHAPES.get(result.kind, {}).items():
         _fit(name, getattr(result, name), shape, lengths)
@@ -53,7 +53,7 @@ def check(result: Result) -> None:
 
 def _parts(part: Part | None, kind: type[Part], shapes: Mapping[str, str], other: str, lengths: dict[str, int]) -> None:
     if isinstance(part, kind):
-        for name, values in vars(part).items():
+        for name, values in part.arrays().items():
             _fit(name, values, shapes.get(name, other), lengths)
 
 
@@ -68,7 +68,7 @@ def _fit(name: str, values: np.ndarray | None, shape: str, lengths: dict[str, in
         raise UserError(
             f"{name} has the shape {list(values.shape)}; expected [{shape}]{f' with {here}' if here else ''}"
         )
-    if values.dtype.kind not in "biuf" and name not in _WORDS:
+    if values.dtype.kind not in "biuf" and name not in _WORDS and not name.startswith(KEEP):
         raise UserError(f"{name} holds {values.dtype}; expected numbers")
     lengths.update({w: n for w, n in zip(wanted, values.shape, strict=True) if not w.isdigit()})
 
@@ -82,7 +82,7 @@ def _check_classes(result: ClassificationResult) -> None:
     if result.kind == "classification":
         _in_range(result.labels, len(result.classes))
     elif not (np.isnan(result.labels) | (result.labels == 0) | (result.labels == 1)).all():
-        raise UserError("labels of several findings are 0, 1 or NaN; this file has other values")
+        raise UserError("multi-label labels must be 0, 1 or NaN; this file has other values")
 
 
 def _in_range(labels: np.ndarray, classes: int) -> None:

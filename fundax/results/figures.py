@@ -16,9 +16,9 @@ from fundax.results.panels import COLOURS, Frame, Line, panel, plain, png, style
 from fundax.results.read import read_curves
 from fundax.types import UserError
 
-MOST_CLASSES = 24  # drawn in one figure or matrix
+MOST_CLASSES = 24  # drawn in a figure or a matrix
 
-# metrics that are drawn together, on an axis from 0 to 1
+# metrics that share an axis from 0 to 1
 HIGHER = (
     *("macro_auc", "macro_ap", "macro_accuracy", "accuracy", "balanced_accuracy", "macro_f1", "kappa", "r2", "pearson"),
     *("mean_dice", "mean_iou", "mean_sensitivity", "within_half"),
@@ -28,11 +28,19 @@ HIGHER = (
 def confusion(
     labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: str | Path, about: str = ""
 ) -> Path:
-    """Confusion matrix: counts, and the share of the true class in percent as text and colour.
+    """Draw a confusion matrix with counts and percentages of the true class.
 
-    labels: i [N]; scores: f [N K], the prediction is the highest. A class without rows has an empty row. Of more than
-    MOST_CLASSES classes those with most rows are drawn, and the others together. Returns the path written. Raises
-    UserError where the shapes do not fit.
+    The predicted class has the highest score. A class without rows has an empty row. If there are more than MOST_CLASSES
+    classes, the largest classes are drawn, and the others as a single class.
+
+    Args:
+        labels: i32 [N].
+        scores: f32 [N K].
+        classes: class names.
+        path: path of the PNG file, which is returned.
+        about: the data, part and step, written below.
+
+    Raises UserError for inconsistent shapes.
     """
     labels, scores = _checked(labels, scores, classes)
     counts, classes = largest(confusion_counts(labels, scores.argmax(axis=1), len(classes)), list(classes))
@@ -65,22 +73,29 @@ def confusion(
 
 
 def roc(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: str | Path, about: str = "") -> Path:
-    """One-vs-rest ROC curves, a panel for each class with its AUC, after a panel with the mean of the classes present.
+    """Draw one-vs-rest ROC curves: a panel with the macro average of the classes present, then a panel for each class.
 
-    Of more than MOST_CLASSES classes those with most rows have a panel; the mean is over all. A dozen curves on one axis
-    are hard to distinguish: each panel shows its own in colour over the others in grey.
-    labels: i [N], or f [N K] of 0, 1 and NaN for several findings at once; scores: f [N K], higher is more likely. The
-    macro curve is the mean sensitivity at equal false positive rates. Returns the path written. Raises UserError where
-    the shapes do not fit.
+    The macro curve is the mean sensitivity at equal false positive rates. Each panel shows its own curve in colour and
+    the others in grey, because many curves on the same axes are hard to distinguish. If there are more than MOST_CLASSES
+    classes, only the largest classes have a panel, but the macro average is over all classes.
+
+    Args:
+        labels: i32 [N], or f32 [N K] of 0, 1 and NaN (multi-label).
+        scores: f32 [N K], higher is more likely.
+        classes: class names.
+        path: path of the PNG file, which is returned.
+        about: the data, part and step, written below.
+
+    Raises UserError for inconsistent shapes.
     """
     labels, scores = np.asarray(labels), np.asarray(scores)
     if labels.ndim == 1:
         labels, scores = _checked(labels, scores, classes)
         labels = (labels[:, None] == np.arange(len(classes))[None]).astype(np.float32)
     away = np.linspace(0, 1, 501)
-    found = _roc_curves(labels, scores, away)  # class to (curve, AUC)
+    rocs = _roc_curves(labels, scores, away)  # class to (curve, AUC)
     drawn = most_frequent((labels == 1).sum(0))
-    others = [Line(away, found[k][0], -1) for k in drawn if k in found]
+    others = [Line(away, rocs[k][0], -1) for k in drawn if k in rocs]
     columns = min(4, len(drawn) + 1)
     rows = math.ceil((len(drawn) + 1) / columns)
     with png(path, (2.6 * columns, 2.75 * rows + 0.3), classes, about) as (figure, names):
@@ -88,14 +103,14 @@ def roc(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: st
         for at, axes in enumerate(grid):
             axes.set_visible(at <= len(drawn))
             axes.tick_params(labelbottom=at + columns > len(drawn), labelleft=at % columns == 0)
-        if found:
-            mean = np.mean([curve for curve, _ in found.values()], axis=0)
-            area = np.mean([value for _, value in found.values()])
-            _roc_panel(grid[0], "Macro average", away, others, mean, f"AUC {area:.3f}\n{len(found)} classes")
+        if rocs:
+            mean = np.mean([curve for curve, _ in rocs.values()], axis=0)
+            area = np.mean([value for _, value in rocs.values()])
+            _roc_panel(grid[0], "Macro average", away, others, mean, f"AUC {area:.3f}\n{len(rocs)} classes")
         for k, axes in zip(drawn, grid[1:], strict=False):
             count = (labels[:, k] == 1).sum()
-            if k in found:
-                _roc_panel(axes, names[k], away, others, found[k][0], f"AUC {found[k][1]:.3f}\nn = {count}")
+            if k in rocs:
+                _roc_panel(axes, names[k], away, others, rocs[k][0], f"AUC {rocs[k][1]:.3f}\nn = {count}")
             else:
                 why = "no other class" if count else "absent"
                 _roc_panel(axes, names[k], away, others, None, f"{why}\nn = {count}")
@@ -107,16 +122,16 @@ def roc(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], path: st
 
 
 def curves(metrics: str | Path, path: str | Path) -> Path:
-    """Training curves from metrics.jsonl: the loss, the learning rate, and every eval by the step.
+    """Draw training curves from metrics.jsonl: the loss, the learning rate and the metrics of evals, over the step.
 
-    Each panel has one unit. Returns the path written. Raises UserError where the file has no rows to draw.
+    The metrics in a panel have the same unit. Returns the path. Raises UserError if the file has no rows to draw.
     """
     if not Path(metrics).is_file():
         raise UserError(f"{metrics}: expected the metrics.jsonl of a run")
     series = read_curves(Path(metrics))
     panels = panels_of(series)
     if not panels:
-        raise UserError(f"{metrics}: no rows to draw; expected names such as train/loss with their step")
+        raise UserError(f"{metrics}: no rows to draw; expected metrics such as train/loss with a step")
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     with png(path, (4.3 * columns, 3.2 * rows), []) as (figure, _):
@@ -129,7 +144,7 @@ def curves(metrics: str | Path, path: str | Path) -> Path:
 
 
 def pairs(pictures: np.ndarray, reconstruction: np.ndarray, path: str | Path, about: str = "") -> Path:
-    """Images above their reconstructions, u8 [N H W 3] each. Returns the path written."""
+    """Draw images above their reconstructions, u8 [N H W 3] each. Returns the path."""
     if pictures.shape != reconstruction.shape or pictures.ndim != 4 or not len(pictures):
         raise UserError(f"images {pictures.shape} and reconstructions {reconstruction.shape}; expected [N H W 3] twice")
     with png(path, (1.7 * len(pictures) + 0.4, 3.7), [], about) as (figure, _):
@@ -143,10 +158,10 @@ def pairs(pictures: np.ndarray, reconstruction: np.ndarray, path: str | Path, ab
 
 
 def shots(table: Mapping[str, np.ndarray], path: str | Path, about: str = "") -> Path:
-    """Few-shot results: a line per method over images per class, with mean and standard deviation of the draws.
+    """Draw few-shot results: for each method, mean and standard deviation over draws by number of images per class.
 
-    table: method, shots, balanced_accuracy and macro_auc [draws], as in FewShotResult; zero shots are a horizontal line.
-    Returns the path written.
+    `table` has method, shots, balanced_accuracy and macro_auc [draws], as in FewShotResult. Results with zero shots are
+    horizontal lines. Returns the path.
     """
     method, count = np.asarray(table["method"]), np.asarray(table["shots"])
     ticks = sorted({int(n) for n in count if n})
@@ -174,7 +189,7 @@ def shots(table: Mapping[str, np.ndarray], path: str | Path, about: str = "") ->
 
 
 def scatter(truth: np.ndarray, predicted: np.ndarray, names: Any, path: str | Path, about: str = "") -> Path:
-    """Predicted over true values, f [N K] each, a panel per target with the line of agreement. Returns the path."""
+    """Draw predicted over true values f32 [N K], with a panel and the diagonal for each target. Returns the path."""
     columns = min(4, len(names))
     rows = math.ceil(len(names) / columns)
     with png(path, (2.9 * columns, 3.0 * rows), [str(name) for name in names], about) as (figure, shown):
@@ -203,13 +218,13 @@ def confusion_counts(labels: np.ndarray, called: np.ndarray, classes: int) -> np
 
 
 def most_frequent(totals: np.ndarray) -> list[int]:
-    """All classes, or in their order the MOST_CLASSES with most rows."""
+    """The classes with the most rows, at most MOST_CLASSES, in the original order."""
     order = np.argsort(-totals, kind="stable")[:MOST_CLASSES]
     return sorted(int(k) for k in order)
 
 
 def largest(counts: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """The counts [K K] of the classes with most rows, and of all others as one last class."""
+    """Merge the smaller classes of counts [K K] into a single last class, so that at most MOST_CLASSES + 1 remain."""
     kept = most_frequent(counts.sum(1))
     if len(kept) == len(names):
         return counts, names
@@ -233,20 +248,20 @@ def _checked(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> 
 
 
 def _roc_curves(labels: np.ndarray, scores: np.ndarray, away: np.ndarray) -> dict[int, tuple[np.ndarray, float]]:
-    found = {}
+    out = {}
     for k in range(scores.shape[1]):
         known = ~np.isnan(labels[:, k])
         truth, score = labels[known, k] == 1, scores[known, k]
         if truth.any() and not truth.all():
             false, true, area = metrics.roc(truth, score)
-            found[k] = np.concatenate([[0.0], np.interp(away[1:], false, true)]), area
-    return found
+            out[k] = np.concatenate([[0.0], np.interp(away[1:], false, true)]), area
+    return out
 
 
 def _roc_panel(
     axes: Any, title: str, away: np.ndarray, others: Sequence[Line], curve: np.ndarray | None, note: str
 ) -> None:
-    """One class in colour over the others in grey."""
+    """Draw the curve of a class in colour over the others in grey."""
     lines = [*others] if curve is None else [*others, Line(away, curve)]
     panel(axes, lines, Frame(diagonal=True), (note,))
     axes.set(aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
@@ -254,7 +269,7 @@ def _roc_panel(
 
 
 def panels_of(series: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Panel titles to the names drawn there, the loss first."""
+    """The names of the metrics in each panel, by title; the loss comes first."""
     panels: dict[str, list[str]] = {}
     for name in series:
         group, _, key = name.partition("/")

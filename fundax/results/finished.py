@@ -1,22 +1,21 @@
-"""What a finished run shows: tables on the console, and figures in its folder."""
+"""Show a finished run: print tables on the console and draw figures into its folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from fundax.results import figures
 from fundax.results.kinds import KINDS, draw
 from fundax.results.read import read_curves, read_result, result_files
+from fundax.runtime import log
 from fundax.runtime.remote import shown
 from fundax.types import UserError
 
 
 def draw_run(workdir: str | Path) -> list[Path]:
-    """Draw a run's training curves and the figures of its evaluations into figures/. Returns the paths written.
+    """Draw the training curves of a run and the figures of its evaluations into figures/. Returns their paths.
 
-    Raises UserError where there is nothing to draw.
+    Raises UserError if there is nothing to draw.
     """
     workdir = Path(workdir)
     folder, metrics, files = workdir / "figures", workdir / "metrics.jsonl", result_files(workdir)
@@ -31,10 +30,10 @@ def draw_run(workdir: str | Path) -> list[Path]:
 
 
 def show(workdir: str | Path) -> None:
-    """Print the tables of a run's evaluations, draw its figures, and print their paths."""
+    """Print the tables of the evaluations of a run, draw its figures, and print the paths of the figures."""
     for file in result_files(workdir):
         result = read_result(file)
         if (console := KINDS[result.kind].console) is not None and (table := console(result, file.stem)) is not None:
-            Console().print(table)
+            log.console(stderr=False, soft_wrap=False).print(table)
     for path in draw_run(workdir):
         print(str(path).replace(str(workdir), shown(workdir)))

@@ -1,6 +1,6 @@
-"""How each kind of evaluation is shown: its statistics, its part of the report page, its cases and its figures.
+"""The presentation of each kind of evaluation: statistics, section of the report page, cases and figures.
 
-`KINDS` is the one table from a result's kind to all of these; a new kind of evaluation adds one entry."""
+`KINDS` maps the kind of a result to its presentation; a new kind of evaluation adds an entry."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ WORDS = {"modality": MODALITIES, "eye": tuple(eye or "unknown" for eye in EYES),
 
 
 class Kind(NamedTuple):
-    """One kind of evaluation.
+    """The presentation of a kind of evaluation.
 
-    rows: the result as rows of predictions, with the metrics that are computed from them (None: it has no rows).
-    page: blocks of the page, for the evaluations of several runs that belong together.
-    alone: blocks of a result without rows.
-    cases: captions and order of its thumbnails.
-    figures: the PNG files it draws, each name's suffix with a function (result, path).
-    console: what a finished run prints of it.
+    Args:
+        rows: converts a result to rows of predictions; None if the kind has no rows.
+        scores: computes the metrics of the rows.
+        page: makes the blocks of the page for the same evaluation of several runs.
+        alone: makes the blocks of a result without rows.
+        cases: captions and order of the thumbnails.
+        figures: functions (result, path) that write a figure, by the suffix of the file name.
+        console: makes the table that is printed after a run.
     """
 
     rows: Callable[[Any], evaluation.View] | None = None
@@ -133,8 +135,8 @@ KINDS: dict[str, Kind] = {
 
 
 def evaluations(run: Run) -> tuple[list[Evaluation], dict[str, str]]:
-    """The evaluations of a run that have rows of predictions, and by name why others of such a kind have none."""
-    found, reasons = [], {}
+    """The evaluations of a run with rows of predictions, and by name the reasons why others have no rows."""
+    out, reasons = [], {}
     for name, result in run.results.items():
         kind = KINDS[result.kind]
         if kind.rows is None or kind.scores is None:
@@ -144,14 +146,20 @@ def evaluations(run: Run) -> tuple[list[Evaluation], dict[str, str]]:
         except ValueError as error:
             reasons[name] = str(error)
             continue
-        more: Any = evaluation.row_columns(getattr(result, "rows", None), len(values), WORDS)
-        one = Evaluation(run.name, name, result, about(result), names, values, truth, ranks, kind.scores, **more)
-        found.append(one)
-    return found, reasons
+        words = WORDS | {"modality": (*MODALITIES, *_declared(run))}
+        more: Any = evaluation.row_columns(getattr(result, "rows", None), len(values), words)
+        out.append(Evaluation(run.name, name, result, about(result), names, values, truth, ranks, kind.scores, **more))
+    return out, reasons
+
+
+def _declared(run: Run) -> tuple[str, ...]:
+    """The modalities that a run's own data declared, in the order of their numbers."""
+    found = run.config.get("data", {}).get("modalities", {}).get("modalities", {})
+    return tuple(name for name in found if name not in MODALITIES)
 
 
 def draw(result: Result, folder: Path, name: str) -> list[Path]:
-    """The figures of one result; the paths written. An evaluation without thumbnails has no sheet of them."""
+    """Draw the figures of a result, and return their paths. A result without thumbnails has no sheet of cases."""
     wanted = KINDS[result.kind].figures
     there = {suffix: f for suffix, f in wanted.items() if suffix != "_cases.png" or _has_scores(result)}
     return [function(result, folder / f"{name}{suffix}") for suffix, function in there.items()]

@@ -1,4 +1,4 @@
-"""Evaluations written before results declared their kind: the arrays of such a file in today's names."""
+"""Convert evaluations that were written before results declared their kind to the present names of arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def with_kind(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """The arrays of a file without a kind, with the kind that they are of and the names it gives them."""
+    """Add the kind to the arrays of a file without one, and rename the arrays accordingly."""
     out = dict(arrays)
     if "group" in out:
         out.setdefault("patient", out.pop("group"))
@@ -34,7 +34,7 @@ def with_kind(arrays: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def _with_rows(out: Arrays, rows: int) -> Arrays:
-    """picture_index was a row of the arrays, or a row of the source where the thumbnails had scores."""
+    """Convert picture_index, which was a row of the arrays or, for thumbnails with scores, a row of the source."""
     if "picture_index" in out and "pictures" in out:
         at = out.pop("picture_index")
         if "picture_score" in out and len(out.get("index", ())) == rows:
@@ -50,12 +50,12 @@ def _classification(out: Arrays) -> Arrays:
             np.asarray(out["logits"], np.float64), axis=1
         )  # fmt: skip
     scores = out["probabilities"]
-    if labels.ndim == 1 and (scores.ndim == 1 or scores.shape[-1] == 1):  # of the second of two classes alone
+    if labels.ndim == 1 and (scores.ndim == 1 or scores.shape[-1] == 1):  # only the second of two classes
         out["probabilities"] = np.stack([1 - scores.reshape(-1), scores.reshape(-1)], 1)
         out.pop("logits", None)
     if "classes" not in out:
         out["classes"] = np.array([f"class {k}" for k in range(out["probabilities"].shape[-1])])
-    zero_shot = "auc" in out and "precision" not in out  # the one evaluation that ranked by logits
+    zero_shot = "auc" in out and "precision" not in out  # the only evaluation that ranked by logits
     out["ranked_by"] = np.array("logits" if zero_shot and "logits" in out else "probabilities")
     return out | {"kind": np.array("multi_label" if labels.ndim == 2 else "classification")}
 
@@ -80,17 +80,17 @@ def _columns(out: Arrays, kind: str, main: str) -> Arrays:
 
 
 def _few_shot(out: Arrays) -> Arrays:
-    """Probabilities had a key for each method and number of images."""
+    """Merge probabilities, which had a key for each method and number of images."""
     kept = [
         out.pop(f"{m}_{n}_probabilities", None) for m, n in dict.fromkeys(zip(out["method"], out["shots"], strict=True))
     ]
-    if kept and all(one is not None for one in kept):
+    if kept and all(array is not None for array in kept):
         out["probabilities"] = np.concatenate(kept)  # pyright: ignore[reportCallIssue, reportArgumentType]
     return out | {"kind": np.array("few_shot")}
 
 
 def _reports(out: Arrays) -> Arrays:
-    """Each group of findings had keys of its own, and scores were `names` and `values`."""
+    """Merge the groups of findings, which had separate keys, and rename the scores, which were `names` and `values`."""
     groups = [key.removesuffix("_count") for key in out if key.endswith("_count")]
     out["metric_name"], out["metric_value"] = out.pop("names", np.zeros(0, str)), out.pop("values", np.zeros(0))
     out["finding_group"] = np.array([group for group in groups for _ in out[group]], dtype=str)
@@ -100,5 +100,5 @@ def _reports(out: Arrays) -> Arrays:
         lists = (
             zip(*(out[f"{group}_{side}"] for group in groups), strict=True) if groups else [("",)] * len(out["image"])
         )
-        out[f"{side}_findings"] = np.array(["; ".join(filter(None, one)) for one in lists], dtype=str)
+        out[f"{side}_findings"] = np.array(["; ".join(filter(None, parts)) for parts in lists], dtype=str)
     return out | {"kind": np.array("reports")}

@@ -1,6 +1,6 @@
-"""Plotting with matplotlib: one panel of curves, figures as PNG files, and panels as SVG for the report page.
+"""Plotting with matplotlib: panels of curves, figures as PNG files, and panels as SVG for the report page.
 
-Matplotlib is imported on the first call. Nothing is drawn on a display, and no figure and no setting is left behind."""
+Matplotlib is imported at the first call. No display is used, and no global figure or setting is changed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's colours, which differ for any colour vision; further lines also change their dashes.
+# Okabe and Ito's colours, which are distinguishable with any colour vision. More lines also differ in their dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-POINTS = 160  # of a line on the page
+POINTS = 160  # maximum number of points of a line on the page
+LONGEST = 120  # letters of a name in a figure
 
 CJK_FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN"),
@@ -29,7 +30,7 @@ CJK_FONTS = (
 
 @dataclass(frozen=True)
 class Line:
-    """x, y f64 [n]; style is its place among colours and dashes, -1 for a grey line in the background."""
+    """A line through x, y f64 [n]; `style` is an index of colours and dashes, or -1 for a grey line in the background."""
 
     x: np.ndarray
     y: np.ndarray
@@ -39,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Frame:
-    """Axes: limits and labels. diagonal: the line of no skill, or of agreement; level: a horizontal line of no skill."""
+    """Limits and labels of axes. `diagonal` draws the diagonal and `level` a horizontal line, as references."""
 
     x: tuple[float, float] = (0.0, 1.0)
     y: tuple[float, float] = (0.0, 1.0)
@@ -50,7 +51,7 @@ class Frame:
 
 
 def panel(axes: Any, lines: Sequence[Line], frame: Frame, notes: Sequence[str] = ()) -> None:
-    """Draw lines on axes; notes stand at the lower right, in the colours of the lines where there are several."""
+    """Draw lines on axes. Notes are written at the lower right, in the colours of the lines if there are several."""
     grey = {"color": "#8a8a8a", "linewidth": 0.9, "linestyle": (0, (2, 3)), "zorder": 1}
     if frame.diagonal:
         ends = max(frame.x[0], frame.y[0]), min(frame.x[1], frame.y[1])
@@ -84,14 +85,14 @@ def style(k: int) -> dict[str, Any]:
 
 
 def plain(axes: Any) -> None:
-    """A light grid behind the data, and no frame at the top and right."""
+    """Draw a light grid behind the data, and remove the frame at the top and right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """About `most` points at equal distances along the line as drawn in a unit square; both ends are kept."""
+    """Reduce a line to about `most` points at equal distances in a unit square, including both ends."""
     if len(x) <= most:
         return x, y
     spans = [max(float(np.ptp(v)), 1e-12) for v in (x, y)]
@@ -101,7 +102,7 @@ def thin(x: np.ndarray, y: np.ndarray, most: int = POINTS) -> tuple[np.ndarray, 
 
 
 def cjk_font() -> str | None:
-    """Name of an installed font with Chinese characters, or None."""
+    """The name of an installed font with Chinese characters, or None."""
     from matplotlib import font_manager
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
@@ -112,10 +113,10 @@ def cjk_font() -> str | None:
 def png(
     path: str | Path, size: tuple[float, float], names: Sequence[str] = (), about: str = ""
 ) -> Iterator[tuple[Any, list[str]]]:
-    """A figure that is saved as PNG on exit, and `names` as they can be drawn with the installed fonts.
+    """Context of a figure that is saved as a PNG file on exit, and of `names` for the installed fonts.
 
-    about: the data, part and step that it shows, written below it. Without a font for Chinese characters such names become
-    "class 0", "class 1", ..., and a note says so.
+    `about`, the data, part and step, is written below the figure. If no font has Chinese characters, Chinese names are
+    replaced by "class 0", "class 1", ..., and a note is added.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -127,10 +128,13 @@ def png(
     with _settings(9, {"font.family": ["DejaVu Sans", *([font] if font else [])]}):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        yield figure, [textwrap.fill(name, 26) for name in shown]
+        yield (
+            figure,
+            [textwrap.fill(textwrap.shorten(name, LONGEST, placeholder=" …") or name[:LONGEST], 26) for name in shown],
+        )
         notes = [textwrap.fill(about, 110)] if about else []
         if lost:
-            notes.append("No font with Chinese characters is installed: classes are numbered in their order, from 0.")
+            notes.append("No font with Chinese characters is installed, so classes are numbered from 0.")
         if notes:
             figure.text(0.01, -0.02, "\n".join(notes), fontsize=7.5, color="#606060", va="top")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -138,10 +142,10 @@ def png(
 
 
 def svg(draw: Callable[[Any], None]) -> str:
-    """One small panel as SVG to put into a page: text stays text, and equal panels give equal bytes.
+    """Draw a small panel as SVG for an HTML page. Text remains text, and equal panels give equal bytes.
 
-    draw gets the axes. Names from a run belong into the page around the panel, where they are escaped and where any
-    script is legible; the panel itself holds our own labels and numbers.
+    `draw` is called with the axes. Names from a run must be written into the page around the panel, where they are escaped
+    and all scripts can be displayed; the panel has only fixed labels and numbers.
     """
     import io
 
@@ -180,11 +184,11 @@ _NUMBERS = re.compile(r' (d|x|y|transform)="[^"]*"')
 
 
 def _smaller(text: str) -> str:
-    """A third of the size: no prologue, name spaces, names of groups, fonts (the page has its own) or digits below 0.01."""
+    """Reduce an SVG to a third of its size: remove prologue, name spaces, group names, fonts and digits below 0.01."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text).replace("xlink:href", "href")
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
     text = re.sub(r" font-family: [^;\"]*;?| transform=\"rotate\(-0 [^)]*\)\"", "", text)
-    text = _NUMBERS.sub(lambda found: re.sub(r"\.(\d\d)\d+", r".\1", found[0]), text)
+    text = _NUMBERS.sub(lambda match: re.sub(r"\.(\d\d)\d+", r".\1", match[0]), text)
     return re.sub(r"\s*\n\s*(?=[<\"])|(?<=>)\s+(?=<)", "", text).replace("\n", " ").strip()

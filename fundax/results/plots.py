@@ -22,23 +22,23 @@ _SKIP = ("images_per_second", "data_wait", "rows", "unlabelled", "labels_used", 
 
 
 def curves_of_classes(group: Sequence[Evaluation]) -> list[Block]:
-    """ROC, precision-recall and calibration, a line for each run; an absent class has an empty panel that says so."""
-    found = {one.run: positives(one) for one in group}
-    first = next(iter(found.values()))
+    """ROC, precision-recall and calibration, with a line for each run; the panel of an absent class has only a note."""
+    by_run = {evaluation.run: positives(evaluation) for evaluation in group}
+    first = next(iter(by_run.values()))
     drawn = most_frequent(np.array([truth.sum() for _, _, truth, _ in first]))
     names = [first[k][0] for k in drawn]
-    rows = [{run: questions[k][2:] for run, questions in found.items()} for k in drawn]
+    rows = [{run: classes[k][2:] for run, classes in by_run.items()} for k in drawn]
     parts = {
-        "ROC": [_roc(name, one) for name, one in zip(names, rows, strict=True)],
-        "Precision and recall": [_precision_recall(name, one) for name, one in zip(names, rows, strict=True)],
+        "ROC": [_roc(name, row) for name, row in zip(names, rows, strict=True)],
+        "Precision and recall": [_precision_recall(name, row) for name, row in zip(names, rows, strict=True)],
         "Calibration": _calibration(group),
     }
-    bound = f" The {len(names)} classes with most rows of {len(first)}." if len(names) < len(first) else ""
+    bound = f" Only the {len(names)} largest of {len(first)} classes are shown." if len(names) < len(first) else ""
     level = Text(f"The dotted line of precision is the prevalence of the class, the precision of guessing.{bound}")
-    runs = _key(list(found))
+    runs = _key(list(by_run))
     out: list[Block] = []
     if len(names) == 1:
-        titled = [(title, drawn, said) for title, panels in parts.items() for _, drawn, said in panels]
+        titled = [(title, plot, text) for title, panels in parts.items() for _, plot, text in panels]
         out = [Heading(f"ROC, precision and recall, calibration: {names[0]}"), Panels(titled, runs, few=True), level]
         return out
     for title, panels in parts.items():
@@ -48,53 +48,61 @@ def curves_of_classes(group: Sequence[Evaluation]) -> list[Block]:
     return out
 
 
-def confusion(one: Evaluation) -> Matrix:
-    """Counts and the share of the true class; rows are the truth, columns are numbered as the rows are."""
-    assert one.truth is not None
-    counts, names = largest(confusion_counts(one.truth, one.scores.argmax(1), len(one.names)), list(one.names))
+def confusion(evaluation: Evaluation) -> Matrix:
+    """Confusion matrix with counts and shares of the true class. Rows are true classes, columns predicted classes."""
+    assert evaluation.truth is not None
+    counts, names = largest(
+        confusion_counts(evaluation.truth, evaluation.scores.argmax(1), len(evaluation.names)), list(evaluation.names)
+    )
     k, totals = len(names), counts.sum(1)
     shares = counts / np.maximum(totals, 1)[:, None]
     cells = [[(int(counts[r, c]), float(shares[r, c]), *_fill(shares[r, c])) for c in range(k)] for r in range(k)]
-    right = int((one.truth == one.scores.argmax(1)).sum())
-    caption = f"{one.run}: {right} of {len(one.truth)} correct; counts and % of the true class"
+    right = int((evaluation.truth == evaluation.scores.argmax(1)).sum())
+    caption = f"{evaluation.run}: {right} of {len(evaluation.truth)} correct; counts and % of the true class"
     return Matrix(caption, [f"{name} (n={n})" for name, n in zip(names, totals, strict=True)], cells)
 
 
 def predicted_and_true(group: Sequence[Evaluation]) -> list[Block]:
-    """Mean prediction over the deciles of the true values, a line for each run."""
+    """Mean prediction over the deciles of the true values, with a line for each run."""
     panels = []
     for c, name in enumerate(group[0].names):
         lines = []
-        for k, one in enumerate(group):
-            assert one.truth is not None
-            lines.append(Line(*_deciles(one.truth[:, c], one.scores[:, c]), k, dots=True))
+        for k, evaluation in enumerate(group):
+            assert evaluation.truth is not None
+            lines.append(Line(*_deciles(evaluation.truth[:, c], evaluation.scores[:, c]), k, dots=True))
         limits = _limits(np.concatenate([v for line in lines for v in (line.x, line.y)]))
         frame = Frame(limits, limits, "true value (deciles)", "mean prediction", diagonal=True)
         panels.append(_panel(name, lines, frame))
-    return [Heading("Predicted and true values"), Panels(panels, _key([one.run for one in group]), few=True)]
+    return [
+        Heading("Predicted and true values"),
+        Panels(panels, _key([evaluation.run for evaluation in group]), few=True),
+    ]
 
 
 def training(curves: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> list[Block]:
-    """Panels of training and evaluation metrics over steps, a line for each run. curves: run -> name -> steps, values."""
-    names = dict.fromkeys(name for found in curves.values() for name in found if _wanted(name))
+    """Panels of training and evaluation metrics over steps, with a line for each run.
+
+    `curves` maps the name of a run and of a metric to its steps and values.
+    """
+    names = dict.fromkeys(name for series in curves.values() for name in series if _wanted(name))
     panels = []
     for name in sorted(names, key=_order):
-        found = {run: series[name] for run, series in curves.items() if name in series}
-        if max(len(steps) for steps, _ in found.values()) < 2:
+        by_run = {run: series[name] for run, series in curves.items() if name in series}
+        if max(len(steps) for steps, _ in by_run.values()) < 2:
             continue
         styles = {run: k for k, run in enumerate(curves)}
-        lines = [Line(x, y, styles[run], dots=len(x) < 20) for run, (x, y) in found.items()]
-        steps, values = (np.concatenate([s[i] for s in found.values()]) for i in (0, 1))
-        last = ", ".join(f"{y[-1]:.3g}" for _, y in found.values())
+        lines = [Line(x, y, styles[run], dots=len(x) < 20) for run, (x, y) in by_run.items()]
+        steps, values = (np.concatenate([s[i] for s in by_run.values()]) for i in (0, 1))
+        last = ", ".join(f"{y[-1]:.3g}" for _, y in by_run.values())
         frame = Frame((0, float(steps.max()) or 1.0), _limits(values), "step")
         panels.append(_panel(f"{name} (last {last})", lines, frame))
     if not panels:
-        return [Text("No metric was logged at two steps: these runs were evaluated only.")]
+        return [Text("No metric was logged at two steps, because these runs were only evaluated.")]
     return [Panels(panels, _key(list(curves)))]
 
 
 def _key(runs: Sequence[str]) -> list[tuple[str, str]]:
-    """Samples of the lines by CSS; empty for a single run."""
+    """The CSS styles of the lines by run; empty for a single run."""
     if len(runs) < 2:
         return []
     borders = [(COLOURS[k % len(COLOURS)], _BORDERS[k % len(DASHES)]) for k in range(len(runs))]
@@ -144,22 +152,25 @@ def _calibration(group: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
     """Reliability: predicted probability against observed frequency."""
     frame = Frame(x_label="predicted probability", y_label="observed frequency", diagonal=True)
     if group[0].kind == "classification":
-        scores = [one.scores[:, 1] if one.binary else one.scores for one in group]
-        lines = [_reliability(one.truth, score, k) for k, (one, score) in enumerate(zip(group, scores, strict=True))]
+        scores = [evaluation.scores[:, 1] if evaluation.binary else evaluation.scores for evaluation in group]
+        lines = [
+            _reliability(evaluation.truth, score, k)
+            for k, (evaluation, score) in enumerate(zip(group, scores, strict=True))
+        ]
         title = f"Probability of {group[0].names[1]}" if group[0].binary else "Confidence of the predicted class"
         return [_panel(title, lines, frame)]
-    found = [positives(one) for one in group]
+    labels = [positives(evaluation) for evaluation in group]
     return [
-        _panel(name, [_reliability(rows[c][2].astype(int), rows[c][3], k) for k, rows in enumerate(found)], frame)
-        for c in most_frequent(np.array([truth.sum() for _, _, truth, _ in found[0]]))
+        _panel(name, [_reliability(rows[c][2].astype(int), rows[c][3], k) for k, rows in enumerate(labels)], frame)
+        for c in most_frequent(np.array([truth.sum() for _, _, truth, _ in labels[0]]))
         for name in group[0].names[c : c + 1]
     ]
 
 
 def _reliability(truth: np.ndarray | None, scores: np.ndarray, style: int) -> Line:
-    found = reliability(truth, scores, bins=10)
-    there = found["count"] > 0
-    return Line(found["confidence"][there], found["observed"][there], style, dots=True)
+    curve = reliability(truth, scores, bins=10)
+    filled = curve["count"] > 0
+    return Line(curve["confidence"][filled], curve["observed"][filled], style, dots=True)
 
 
 def _absent(truth: np.ndarray) -> str:
@@ -169,7 +180,7 @@ def _absent(truth: np.ndarray) -> str:
 
 
 def _fill(share: float) -> tuple[str, str]:
-    """Background and text colour of a share from 0 to 1: white to dark blue."""
+    """Background colour, from white to dark blue, and text colour of a share from 0 to 1."""
     low, middle, high = (247, 251, 255), (107, 174, 214), (8, 48, 107)
     rgb = [round(float(np.interp(share, (0, 0.5, 1), three))) for three in zip(low, middle, high, strict=True)]
     return "rgb({},{},{})".format(*rgb), "#fff" if share > 0.6 else "#1a1a1a"

@@ -15,12 +15,19 @@ from fundax.evals.kinds import Result, read
 from fundax.results.about import about
 from fundax.results.checked import check
 from fundax.results.older import with_kind
+from fundax.runtime.arrays import read_arrays
+from fundax.runtime.shapes import Config
+from fundax.runtime.workdir import read_optional_json
 from fundax.types import UserError
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run directory: config.json, metrics.jsonl by name (steps, values), results by evaluation, digests of files read."""
+    """The contents of a run directory.
+
+    `config` is config.json, `curves` are (steps, values) of metrics.jsonl by metric, `results` are the results by name of
+    the evaluation, and `digests` the digests of the files that were read.
+    """
 
     name: str
     path: Path
@@ -31,14 +38,14 @@ class Run:
 
 
 def read_run(path: str | Path, name: str = "") -> Run:
-    """A run directory; `name` by default that of the folder.
+    """Read a run directory. `name` defaults to the name of the folder.
 
-    Raises UserError for a folder that is not a run, or has no evaluations.
+    Raises UserError for a folder that is not a run or has no evaluations.
     """
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; expected a run")
-    config, files = _json(path / "config.json"), result_files(path)
+    config, files = read_optional_json(path / "config.json", Config), result_files(path)
     if not config and not files:
         raise UserError(f"{path} is not a run: it has no config.json")
     if not files:
@@ -51,17 +58,16 @@ def read_run(path: str | Path, name: str = "") -> Run:
 
 
 def result_files(workdir: str | Path) -> list[Path]:
-    """The files of a run's evaluations, by name."""
+    """The files of the evaluations of a run, sorted by name."""
     return sorted((Path(workdir) / "evals").glob("[!.]*.npz"))
 
 
 def read_result(file: Path) -> Result:
-    """The result in an evaluation's file, of this version or an earlier one. Raises UserError naming a broken file."""
+    """Read the file of an evaluation of this or an earlier version. Raises UserError naming the file if it is invalid."""
     try:
-        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored}
-    except Exception as error:  # damaged bytes raise what zipfile, zlib and numpy happen to raise
-        raise UserError(f"{file}: cannot be read ({error}); launch.py eval writes it again") from None
+        arrays = read_arrays(file)
+    except UserError as error:
+        raise UserError(f"{error}; launch.py eval writes it again") from None
     try:
         result = read(arrays if "kind" in arrays else with_kind(arrays))
         about(result)
@@ -72,36 +78,26 @@ def read_result(file: Path) -> Result:
 
 
 def _with_metrics(result: Result, name: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Result:
-    """The result; one of an earlier version, which kept no metrics, with those that were logged last."""
+    """Add the last logged metrics to a result of an earlier version, which stored no metrics."""
     logged = {key.partition("/")[2]: y[-1] for key, (_, y) in curves.items() if key.partition("/")[0] == name}
     return result if result.metrics or not logged else replace(result, metrics=logged)
 
 
 def read_curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Steps and finite values of a metrics.jsonl, by name. A step that was run twice after a restart counts once, the later one."""
-    found: dict[str, dict[float, float]] = {}
+    """Read (steps, finite values) of a metrics.jsonl by metric. If a step was repeated after a restart, the last value is used."""
+    values: dict[str, dict[float, float]] = {}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             step = float(row.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             if number == len(lines):  # a run that is being written to, or was killed
                 break
             raise UserError(f"{path} line {number}: {line[:60]!r}; expected JSON with a step") from None
         for name, value in row.items():
             if isinstance(value, int | float) and np.isfinite(value) and name != "time":
-                found.setdefault(name, {})[step] = float(value)
+                values.setdefault(name, {})[step] = float(value)
     return {
-        name: (np.array(sorted(rows)), np.array([rows[step] for step in sorted(rows)])) for name, rows in found.items()
+        name: (np.array(sorted(rows)), np.array([rows[step] for step in sorted(rows)])) for name, rows in values.items()
     }
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""Generated reports beside the reference reports: on a page, and as a contact sheet."""
+"""Generated and reference reports next to each other, on an HTML page and as a contact sheet."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any
 from fundax.evals.kinds import ReportResult
 from fundax.results.blocks import Beside, Block, Case, Reports, Section, Table, Text, picture, plain, write
 
-# correct, generated although the reference lacks it, left out: a sign as well as a colour
+# Sign and colour of findings that are correct, only in the generated report, or only in the reference.
 MARKS = {"correct": ("✓", "#007A5A"), "extra": ("+", "#B84A00"), "missed": ("−", "#56606b")}
-_LINE = 0.155  # inches of a line of text on the sheet
+_LINE = 0.155  # height of a line of text on the sheet in inches
 
 
 def blocks(result: ReportResult) -> list[Block]:
-    """The scores, how often each finding was correct, and each image with both reports."""
+    """Blocks with the scores, the counts of each finding, and each image with both reports."""
     scores = [(name, plain(value)) for name, value in result.metrics.items()]
     tables: list[Block] = [Table(("score", "value"), scores)]
     tables += [_findings(group, result) for group in dict.fromkeys(map(str, _or_empty(result.finding_group)))]
-    keys = ", ".join(f"{sign} {what}" for what, (sign, _) in MARKS.items())
+    keys = ", ".join(f"{sign} {kind}" for kind, (sign, _) in MARKS.items())
     return [Beside(tables), Text(f"Findings: {keys}."), Reports([_case(result, k) for k in range(len(result.image))])]
 
 
 def page(result: ReportResult, path: str | Path, title: str = "") -> Path:
-    """The blocks as one HTML file. Returns the path."""
+    """Write the blocks as an HTML file. Returns the path."""
     head = f"Reports of unseen patients: {title}".rstrip(": ")
     return write(path, head, "", [Section("Reports", blocks(result))])
 
 
 def sheet(result: ReportResult, path: str | Path, columns: int = 4, rows: int = 3) -> Path:
-    """The first columns x rows images as a PNG, with both reports below. Returns the path."""
+    """Write the first columns x rows images as a PNG file, with both reports below. Returns the path."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -38,7 +38,9 @@ def sheet(result: ReportResult, path: str | Path, columns: int = 4, rows: int = 
     rows = -(-count // columns)
     words = [_words(result, k) for k in range(count)]
     lines = [max(_lines(words[k]) for k in range(r * columns, min((r + 1) * columns, count))) for r in range(rows)]
-    heights = [inches for most in lines for inches in (3.2, most * _LINE)]  # a row of images, and of the words below
+    heights = [
+        inches for most in lines for inches in (3.2, most * _LINE)
+    ]  # of a row of images, and of the texts below it
     figure = Figure(figsize=(3.5 * columns, sum(heights) + 0.25 * rows))
     FigureCanvasAgg(figure)
     whole = {"left": 0, "right": 1, "bottom": 0, "top": 1, "hspace": 0.08, "height_ratios": heights}
@@ -55,9 +57,9 @@ def sheet(result: ReportResult, path: str | Path, columns: int = 4, rows: int = 
 
 
 def _words(result: ReportResult, k: int) -> list[tuple[str, str]]:
-    """The texts below image k, wrapped, each with its colour: both reports and the findings."""
-    found = _marked(result, k)
-    marks = [f"{MARKS[kind][0]}\u00a0{name}".replace(" ", "\u00a0") for kind, names in found.items() for name in names]
+    """The wrapped texts below image k with their colours: both reports and the findings."""
+    marked = _marked(result, k)
+    marks = [f"{MARKS[kind][0]}\u00a0{name}".replace(" ", "\u00a0") for kind, names in marked.items() for name in names]
     return [
         (textwrap.fill(f"generated: {result.written[k]}", 44), "#0072B2"),
         (textwrap.fill(f"reference: {result.true[k]}", 44), "#1c2126"),
@@ -82,7 +84,7 @@ def _or_empty(array: Any) -> Any:
 
 
 def _marked(result: ReportResult, k: int) -> dict[str, list[str]]:
-    """The findings of image k: correct, extra and missed."""
+    """The correct, extra and missed findings of image k."""
     if result.written_findings is None or result.true_findings is None:
         return {}
     lists = (str(side[k]).split("; ") for side in (result.written_findings, result.true_findings))
@@ -92,10 +94,10 @@ def _marked(result: ReportResult, k: int) -> dict[str, list[str]]:
 
 def _findings(group: str, result: ReportResult) -> Table:
     rows = []
-    for mine, name, counts in zip(
+    for own_group, name, counts in zip(
         *map(_or_empty, (result.finding_group, result.finding, result.finding_count)), strict=True
     ):
-        if str(mine) == group:
+        if str(own_group) == group:
             correct, extra, missed = map(int, counts)
             rows.append(
                 (str(name), correct, extra, missed, f"{2 * correct / max(2 * correct + extra + missed, 1):.2f}")

@@ -1,4 +1,4 @@
-"""The part of the report page about one kind of evaluation, as blocks: tables, plots and the reasons for what is missing."""
+"""The section of the report page for each kind of evaluation, as blocks: tables, plots, and reasons for missing values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PER_CLASS = ("AUC", "AP", "sensitivity", "specificity", "precision", "F1")
 
 
 class Context(NamedTuple):
-    """What a section may ask for: the number of resamples, and the validation rows that thresholds are chosen on."""
+    """Settings of a section: the number of resamples, and a function to the evaluation on validation data."""
 
     resamples: int
     validation: Callable[[Evaluation], Evaluation | None]
@@ -39,33 +39,35 @@ def classification(group: Sequence[Evaluation], context: Context) -> list[Block]
     """Curves, calibration, confusion, metrics by class, operating points and horizons of a classification."""
     out: list[Block] = [*plots.curves_of_classes(group), _probabilities(group)]
     if group[0].kind == "classification":
-        out += [Heading("Confusion"), Beside([plots.confusion(one) for one in group])]
-    for one in group:
-        out += [*_classes(one), *_operating(one, context.validation(one)), *_horizons(one)]
+        out += [Heading("Confusion"), Beside([plots.confusion(evaluation) for evaluation in group])]
+    for evaluation in group:
+        out += [*_classes(evaluation), *_operating(evaluation, context.validation(evaluation)), *_horizons(evaluation)]
     return out
 
 
 def regression(group: Sequence[Evaluation], context: Context) -> list[Block]:
     """Predicted against true values, and the metrics of each target."""
-    return [*plots.predicted_and_true(group), *(_targets(one, context.resamples) for one in group)]
+    return [*plots.predicted_and_true(group), *(_targets(evaluation, context.resamples) for evaluation in group)]
 
 
 def measures(group: Sequence[Evaluation], context: Context) -> list[Block]:
-    """The metrics that an evaluation of masks or landmarks logged."""
+    """The logged metrics of an evaluation of masks or landmarks."""
     out: list[Block] = []
-    for one in group:
-        out += [Heading(f"As logged: {one.run}"), *logged(one.result)] if one.result.metrics else []
+    for evaluation in group:
+        out += (
+            [Heading(f"As logged: {evaluation.run}"), *logged(evaluation.result)] if evaluation.result.metrics else []
+        )
     return out
 
 
 def logged(result: Result) -> list[Block]:
-    """The metrics of a result, without those of single classes."""
+    """The metrics of a result, without metrics of single classes."""
     rows = [(name, plain(value, 4)) for name, value in result.metrics.items() if "/" not in name]
     return [Table(("metric", "value"), rows)] if rows else []
 
 
 def arrays(result: Any) -> list[Block]:
-    """The metrics of a result without figures, and the shapes of further arrays."""
+    """The metrics of a result without figures, and the shapes of its arrays."""
     listed = ", ".join(f"{key} {list(array.shape)}" for key, array in result.other.items())
     return [*logged(result), *([Text(f"Not shown: {listed}.")] if listed else [])]
 
@@ -93,74 +95,75 @@ def few_shot(result: FewShotResult) -> list[Block]:
         rows.append((method.replace("_", " "), shots, int(mine.sum()), number(scores.over_draws(result, mine)), *cells))
     caption = (
         "Means over draws of the training images. The first column of macro AUC has an interval over the patients of the "
-        "test set (200 resamples); the others have the standard deviation over draws."
+        "test set (200 resamples); the other columns have the standard deviation over draws."
     )
     head = ("method", "images per class", "draws", "macro AUC, interval", "macro AUC", "balanced accuracy")
     return [Table(head, rows, caption)]
 
 
-def subgroups(one: Evaluation, resamples: int) -> list[Block]:
+def subgroups(evaluation: Evaluation, resamples: int) -> list[Block]:
     """The main metric by subgroup, and the gaps between groups."""
-    if not one.columns:
+    if not evaluation.columns:
         return [
             Heading("Subgroups"),
-            Text(f"{one.run}: no column of this evaluation ({', '.join(GROUPS)}) has two values."),
+            Text(f"{evaluation.run}: no attribute of the rows ({', '.join(GROUPS)}) has two values."),
         ]
-    name, found, gaps = scores.subgroups(one, resamples)
-    head = ("group", "rows", "patients", *(("positives",) if one.binary else ()), name)
+    name, table, gaps = scores.subgroups(evaluation, resamples)
+    head = ("group", "rows", "patients", *(("positives",) if evaluation.binary else ()), name)
     rows = []
-    for r in found:
+    for r in table:
         group = "all" if r.attribute == "all" else f"{r.attribute}: {r.group}"
-        rows.append((group, r.rows, r.patients, *((r.positives,) if one.binary else ()), number(r.estimate)))
+        rows.append((group, r.rows, r.patients, *((r.positives,) if evaluation.binary else ()), number(r.estimate)))
     gap_rows = [(attribute, number(gap), gap.note if gap.defined else "") for attribute, gap in gaps.items()]
-    caption = f"Groups of fewer than {scores.LEAST} patients are blank; ages are in bands of years."
-    gap_caption = "Intervals of gaps resample patients, and do not account for the choice of the two groups."
+    caption = f"Groups of fewer than {scores.LEAST} patients are blank. Ages are grouped in bands of years."
+    gap_caption = "Intervals of gaps resample patients and do not account for the choice of the two groups."
     return [
-        Heading(f"Subgroups: {one.run}"),
+        Heading(f"Subgroups: {evaluation.run}"),
         Table(head, rows, caption),
         Table(("largest gap", name, "between"), gap_rows, gap_caption, kind="words"),
     ]
 
 
 def _probabilities(group: Sequence[Evaluation]) -> Table:
-    found = {one.run: scores.probability_scores(one) for one in group}
-    names = next(iter(found.values()))
+    by_run = {evaluation.run: scores.probability_scores(evaluation) for evaluation in group}
+    names = next(iter(by_run.values()))
     if len(names) <= 2:
-        return Table(("run", *names), [(run, *(number(each[n]) for n in names)) for run, each in found.items()])
-    return Table(("", *found), [(n, *(number(each[n]) for each in found.values())) for n in names])
+        return Table(("run", *names), [(run, *(number(each[n]) for n in names)) for run, each in by_run.items()])
+    return Table(("", *by_run), [(n, *(number(each[n]) for each in by_run.values())) for n in names])
 
 
-def _classes(one: Evaluation) -> list[Block]:
+def _classes(evaluation: Evaluation) -> list[Block]:
     rows = []
-    for name, count, found, why in scores.by_class(one):
+    for name, count, metrics, why in scores.by_class(evaluation):
         cells = [
-            number(found[key]) if found[key].defined or key == "AUC" else _dash(found[key], why) for key in _PER_CLASS
+            number(metrics[key]) if metrics[key].defined or key == "AUC" else _dash(metrics[key], why)
+            for key in _PER_CLASS
         ]
         rows.append((name, count, *cells))
-    where = "at probability 0.5" if one.kind == "multi_label" else "of the most probable class"
-    by_logit = " Rows are ranked by the logit of the class." if _ranked_by_logits(one) else ""
-    caption = f"{one.run}: AUC with DeLong's interval; sensitivity to F1 {where}.{by_logit}"
+    where = "at probability 0.5" if evaluation.kind == "multi_label" else "of the most probable class"
+    by_logit = " Rows are ranked by the logit of the class." if _ranked_by_logits(evaluation) else ""
+    caption = f"{evaluation.run}: AUC with DeLong's interval; sensitivity to F1 {where}.{by_logit}"
     return [Heading("By class"), Table(("class", "n", *_PER_CLASS), rows, caption)]
 
 
-def _ranked_by_logits(one: Evaluation) -> bool:
-    return one.ranks is not one.scores and not np.array_equal(one.ranks, one.scores)
+def _ranked_by_logits(evaluation: Evaluation) -> bool:
+    return evaluation.ranks is not evaluation.scores and not np.array_equal(evaluation.ranks, evaluation.scores)
 
 
-def _operating(one: Evaluation, chosen_on: Evaluation | None) -> list[Block]:
+def _operating(evaluation: Evaluation, chosen_on: Evaluation | None) -> list[Block]:
     rows = []
-    for name, point, found in scores.operating(one, chosen_on):
+    for name, point, metrics in scores.operating(evaluation, chosen_on):
         keys = ("sensitivity", "specificity", "ppv", "npv")
-        cells = [number(found[key]) if key in found and not point.note else Cell("–", kind="blank") for key in keys]
+        cells = [number(metrics[key]) if key in metrics and not point.note else Cell("–", kind="blank") for key in keys]
         threshold = Cell("–", point.note, "blank") if point.note else plain(point.threshold)
-        called = f"{name}, {_short(point.chosen_for)}" if point.chosen_for else name
-        rows.append((called, threshold, *cells))
-    where = (
-        f"on {chosen_on.name}" if chosen_on is not None else "on these very rows, which makes the numbers optimistic"
+        title = f"{name}, {_short(point.chosen_for)}" if point.chosen_for else name
+        rows.append((title, threshold, *cells))
+    where = f"on {chosen_on.name}" if chosen_on is not None else "on the same rows, which makes the numbers optimistic"
+    caption = (
+        f"{evaluation.run}: thresholds are chosen {where}. Exact (Clopper-Pearson) intervals treat rows as independent."
     )
-    caption = f"{one.run}: thresholds are chosen {where}. Exact (Clopper-Pearson) intervals, rows taken as independent."
-    logits = _ranked_by_logits(one)
-    caption += " Thresholds are logits, by which zero-shot ranks the rows." if logits else ""
+    logits = _ranked_by_logits(evaluation)
+    caption += " Thresholds are logits, because zero-shot classification ranks the rows by logits." if logits else ""
     head = (
         "class, chosen for",
         "threshold (logit)" if logits else "threshold (probability)",
@@ -172,8 +175,8 @@ def _operating(one: Evaluation, chosen_on: Evaluation | None) -> list[Block]:
     return [Heading("Operating points"), Table(head, rows, caption)]
 
 
-def _horizons(one: Evaluation) -> list[Block]:
-    bands = getattr(one.result, "horizons", None)
+def _horizons(evaluation: Evaluation) -> list[Block]:
+    bands = getattr(evaluation.result, "horizons", None)
     if bands is None:
         return []
     titles = {"rows": "rows", "positives": "positives", "auc": "AUC", "f1": "F1", "brier": "Brier score", "ece": "ECE"}
@@ -183,13 +186,13 @@ def _horizons(one: Evaluation) -> list[Block]:
     for k, note in enumerate(notes):
         cells = [plain(float(a[k])) if a.dtype.kind == "f" else str(a[k]) for a in columns.values()]
         rows.append((f"{bands.from_[k]:g} to {bands.to[k]:g}", *cells, note))
-    return [Heading(f"By horizon: {one.run}"), Table(("horizon, days", *columns, ""), rows)]
+    return [Heading(f"By horizon: {evaluation.run}"), Table(("horizon, days", *columns, ""), rows)]
 
 
-def _targets(one: Evaluation, resamples: int) -> Table:
-    found = scores.targets(one, resamples)
-    rows = [(name, count, *map(number, values.values())) for name, count, values in found]
-    return Table(("target", "rows", *found[0][2]), rows, f"{one.run}: each target in its own unit.")
+def _targets(evaluation: Evaluation, resamples: int) -> Table:
+    targets = scores.targets(evaluation, resamples)
+    rows = [(name, count, *map(number, values.values())) for name, count, values in targets]
+    return Table(("target", "rows", *targets[0][2]), rows, f"{evaluation.run}: each target in its own unit.")
 
 
 def _short(chosen_for: str) -> str:
@@ -198,7 +201,7 @@ def _short(chosen_for: str) -> str:
 
 
 def _dash(estimate: Estimate, why: str) -> Cell:
-    """A dash; with the reason only where it is not that of the AUC, which stands in the same row."""
+    """A dash with the reason, unless the AUC in the same row has the same reason."""
     return Cell("–", "" if why and estimate.note == why else estimate.note, "blank")
 
 

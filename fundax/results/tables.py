@@ -1,9 +1,8 @@
-"""Tables for the console."""
+"""Tables of results for the console."""
 
 from __future__ import annotations
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from fundax.evals.kinds import ClassificationResult
@@ -12,27 +11,29 @@ from fundax.results.about import about
 
 
 def by_class(result: ClassificationResult, title: str) -> Table | None:
-    """Per class the number of images, AUC, average precision and recall, then the macro averages.
+    """A table with the number of images, AUC, average precision and recall of each class, and their macro averages.
 
-    An undefined value is a dash, with the reason beside it. None for a result that kept no metrics by class.
+    An undefined value is a dash, with the reason in the last column. Returns None if the result has no metrics by class.
     """
-    found = result.by_class
-    if found is None or found.count is None or found.auc is None or found.ap is None or found.recall is None:
+    per = result.by_class
+    if per is None or per.count is None or per.auc is None or per.ap is None or per.recall is None:
         return None
-    columns, notes = (found.auc, found.ap, found.recall), [] if found.note is None else list(map(str, found.note))
-    of = ", ".join(filter(None, (f"{len(result.labels)} images", about(result).text())))
-    table = Table(title=escape(f"{title}: {of}"), title_justify="left")
+    columns, notes = (per.auc, per.ap, per.recall), [] if per.note is None else list(map(str, per.note))
+    source = ", ".join(filter(None, (f"{len(result.labels)} images", about(result).text())))
+    table = Table(title=f"{title}: {source}", title_justify="left")
     table.add_column("class")
     for name in ("n", "AUC", "AP", "recall"):
         table.add_column(name, justify="right")
     if any(notes):
         table.add_column("", style="dim")
     for k, name in enumerate(result.classes):
-        note = [escape(notes[k])] if any(notes) else []
-        table.add_row(escape(str(name)), str(found.count[k]), *(_cell(column[k]) for column in columns), *note)
+        note = [notes[k]] if any(notes) else []
+        table.add_row(str(name), str(per.count[k]), *(_cell(column[k]) for column in columns), *note)
     table.add_section()
-    macro = [_cell(nanmean(np.where(column < 0, np.nan, column))) for column in columns]  # -1: absent, by parity_rows
-    table.add_row("macro average", str(found.count.sum()), *macro, style="bold")
+    macro = [
+        _cell(nanmean(np.where(column < 0, np.nan, column))) for column in columns
+    ]  # parity_rows gives -1 for an absent class
+    table.add_row("macro average", str(per.count.sum()), *macro, style="bold")
     return table
 
 

@@ -31,7 +31,7 @@ class Collective:
     """All collectives of one kind over one set of mesh axes."""
 
     kind: str
-    axes: tuple[str, ...]  # () if no set of mesh axes forms the groups
+    axes: tuple[str, ...]  # () if the groups match no set of mesh axes
     count: int  # per step
     moved: int  # bytes that one device sends in all of them, with the ring algorithm
     group: int  # devices in a group
@@ -50,14 +50,14 @@ def collectives(hlo: str, mesh: Mesh) -> list[Collective]:
     sums: dict[tuple, Collective] = {}
     for name, lines in bodies.items():
         for line in lines:
-            one = _sent(line, slices) or _read(line, by_groups, mesh)
-            if one is None or not runs[name]:
+            item = _sent(line, slices) or _read(line, by_groups, mesh)
+            if item is None or not runs[name]:
                 continue
-            one = replace(one, count=runs[name], moved=one.moved * runs[name])
-            key = one.kind, one.axes, one.group
+            item = replace(item, count=runs[name], moved=item.moved * runs[name])
+            key = item.kind, item.axes, item.group
             if key in sums:
-                one = replace(one, count=one.count + sums[key].count, moved=one.moved + sums[key].moved)
-            sums[key] = one
+                item = replace(item, count=item.count + sums[key].count, moved=item.moved + sums[key].moved)
+            sums[key] = item
     return sorted(sums.values(), key=lambda c: -c.moved)
 
 
@@ -94,7 +94,7 @@ def _runs(bodies: dict[str, list[str]]) -> dict[str, int]:
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """Trip count of a while loop: stated by XLA, else the only integer in its condition; 1 if unknown."""
+    """Trip count of a while loop, as XLA states it or from the only integer in its condition; 1 if unknown."""
     stated = _TRIPS.search(line)
     if stated:
         return int(stated[1])
@@ -118,8 +118,8 @@ def _read(line: str, by_groups: dict, mesh: Mesh) -> Collective | None:
         return None
     shapes = [_size(*shape) for shape in _SHAPE.findall(match[1])]
     kind, started = match[2], bool(match[3])
-    # An asynchronous start returns operands and results. The result of a gather is the largest of them, and that of a
-    # reduction has the size of its operand.
+    # An asynchronous start returns operands and results. The result of a gather is the largest array, and the result of
+    # a reduction has the size of its operand.
     result = max(shapes) if started or kind == "all-gather" else sum(shapes)
     if kind == "collective-permute":
         axes, size = _permuted(line, mesh)
@@ -136,8 +136,9 @@ def _size(dtype: str, dims: str) -> int:
 
 
 def _groups(line: str, devices: int) -> np.ndarray:
-    """replica_groups as rows of device positions. XLA writes {{0,1},{2,3}}, [2,2]<=[2,2]T(1,0) or
-    mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}."""
+    """Parse replica_groups into rows of device positions.
+
+    XLA writes {{0,1},{2,3}}, [2,2]<=[2,2]T(1,0) or mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}."""
     listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line)
     if listed:
         return np.array([[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])

@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of a training step for TPU topologies: memory, communication and roofline time.
 
-libtpu (extra `tpu`) describes a TPU slice without any TPU, and nothing is run. The times are a roofline: the minimum that
-the peak numbers of the chip allow, for each resource separately. A real step takes longer."""
+libtpu (extra `tpu`) describes a TPU slice without any TPU, and nothing is run. The roofline times are lower bounds: they
+follow from the peak numbers of the chip, for each resource separately. A real step takes longer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CompiledStep:
     parameters: int
     state: int  # bytes: parameters, optimizer state and extra state
     arguments: int  # bytes: the state and the batch
-    temporaries: int | None  # bytes: activations, gradients; None if the compiler refused or was not run
+    temporaries: int | None  # bytes: activations, gradients; None if compilation failed or was not run
     communication: tuple[Collective, ...]
     model_flops: int  # of the step, without rematerialisation
     done_flops: int  # including rematerialisation
@@ -82,8 +82,9 @@ class CompiledStep:
     def roofline(self) -> dict[str, float]:
         """Seconds by resource; empty if the chip is unknown or the program does not fit.
 
-        Memory: matrix products read and write their operands once, and the state is read and written once. Interconnect:
-        the bytes that a device sends, over all its links in one direction; known only after compilation.
+        The memory time assumes that matrix products read operands and write results once, and that the state is read and
+        written once. The interconnect time is that of the bytes that a device sends, over all its links in one direction;
+        it is known only after compilation.
         """
         if self.chip is None or self.fits is False:
             return {}
@@ -105,11 +106,11 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
     """Compile the training step of a recipe for a TPU slice or for the local devices.
 
     Args:
-        recipe: see Recipe.
-        topology: such as "v5p:4x8x8", or "v5e:4x4*2" for two slices; None: the local devices.
-        compiling: False takes seconds instead of minutes and gives only the memory of the state, and FLOPs.
+        recipe: the recipe to compile.
+        topology: for example "v5p:4x8x8", or "v5e:4x4*2" for two slices; None uses the local devices.
+        compiling: False takes seconds instead of minutes, but gives only the memory of the state and the FLOPs.
 
-    Raises UserError without libtpu, for an unknown topology, and for a batch or mesh that does not divide.
+    Raises UserError if libtpu is missing, the topology is unknown, or the batch or the mesh does not fit the devices.
     """
     mesh, chip = target(recipe, topology)
     train.check_batch(recipe, mesh)
@@ -147,7 +148,7 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
 
 
 def _compile(step: Any, state: Any, batch: Any, mesh: Mesh) -> tuple[Any, tuple[Collective, ...], str, float]:
-    """Memory and communication, or the reason why the compiler refused; and the seconds it took."""
+    """Compile and return memory, communication, the error if the program does not fit, and the seconds it took."""
     lowered = step.lower(state, batch)
     start = time.perf_counter()
     try:
@@ -161,7 +162,7 @@ def _compile(step: Any, state: Any, batch: Any, mesh: Mesh) -> tuple[Any, tuple[
 
 
 def _bytes(tree: Any) -> int:
-    """Bytes of one device's share of abstract arrays."""
+    """Bytes of abstract arrays on one device."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
@@ -202,7 +203,7 @@ def target(recipe: Recipe, topology: str | None) -> tuple[Mesh, Chip | None]:
 def _devices(topology: str) -> Sequence[Any]:
     if CHIPS[topology.split(":")[0]].name.startswith("NVIDIA"):
         raise UserError(
-            f"topology {topology!r}: only TPU slices can be described without hardware; run this on the GPUs"
+            f"topology {topology!r}: only TPU slices can be described without hardware; run the command on the GPUs"
         )
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -215,7 +216,7 @@ def _devices(topology: str) -> Sequence[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # jaxlib raises several types
-        expected = "expected such as v5e:4x4, v5p:2x4x4, v6e:16x16"
+        expected = "examples are v5e:4x4, v5p:2x4x4 and v6e:16x16"
         raise UserError(f"topology {topology!r}: {_first(error)}; {expected}") from None
 
 
@@ -247,10 +248,10 @@ def _memory(compiled: CompiledStep) -> list[tuple[str, str]]:
         ("arguments (state and batch)", f"{compiled.arguments / GIB:.2f} GiB"),
     ]
     if compiled.temporaries is not None:
-        total, of = compiled.arguments + compiled.temporaries, ""
+        total, share = compiled.arguments + compiled.temporaries, ""
         if compiled.chip:
-            of = f" of {compiled.chip.memory / GIB:.1f} GiB ({100 * total / compiled.chip.memory:.0f} %)"
-        rows += [("temporaries", f"{compiled.temporaries / GIB:.2f} GiB"), ("memory", f"{total / GIB:.2f} GiB{of}")]
+            share = f" of {compiled.chip.memory / GIB:.1f} GiB ({100 * total / compiled.chip.memory:.0f} %)"
+        rows += [("temporaries", f"{compiled.temporaries / GIB:.2f} GiB"), ("memory", f"{total / GIB:.2f} GiB{share}")]
     unknown = "unknown: nothing was compiled" if compiled.chip else "unknown"
     verdict = {True: "fits", False: "does not fit", None: unknown}[compiled.fits]
     return [*rows, ("verdict", f"{verdict}: {compiled.refused}" if compiled.refused else verdict)]
@@ -292,8 +293,8 @@ def _beside_ideal(compiled: CompiledStep) -> str:
 def _caveat(compiled: CompiledStep) -> str:
     if compiled.chip is None:
         return (
-            f"{compiled.topology} is not in the table of chips (fundax/runtime/chips.py), so neither whether it fits nor its "
-            "speed is known. Memory is XLA's count for this device. For a TPU slice pass --topology, such as v5e:4x4."
+            f"{compiled.topology} is not in the table of chips (fundax/runtime/chips.py), so its memory limit and speed are "
+            "unknown. Memory is XLA's count for this device. For a TPU slice pass --topology, for example v5e:4x4."
         )
     between = ""
     if "*" in compiled.topology:

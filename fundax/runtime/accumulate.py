@@ -33,11 +33,13 @@ def value_and_grad(objective: Objective, micro_batches: int = 1) -> ValueAndGrad
 
 
 def split(batch: Batch, n: int) -> dict[str, jax.Array]:
-    """[B ...] to [n B/n ...]. Row r goes to micro-batch r mod n, so that rows need not move between devices."""
-    size = len(next(iter(batch.values())))
-    if size % n:
-        raise UserError(f"a batch of {size} does not divide into {n} micro-batches; change --batch or accumulate")
-    return {k: jnp.swapaxes(v.reshape(size // n, n, *v.shape[1:]), 0, 1) for k, v in batch.items()}
+    """[B ...] to [n B/n ...]. Row r goes to micro-batch r mod n, so that rows need not move between devices.
+
+    Arrays may differ in their number of rows.
+    """
+    if odd := [len(v) for v in batch.values() if len(v) % n]:
+        raise UserError(f"a batch of {odd[0]} does not divide into {n} micro-batches; change --batch or accumulate")
+    return {k: jnp.swapaxes(v.reshape(len(v) // n, n, *v.shape[1:]), 0, 1) for k, v in batch.items()}
 
 
 def join(parts: Any) -> Any:

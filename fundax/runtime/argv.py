@@ -14,7 +14,7 @@ from fundax.types import UserError
 # Arguments whose values are paths, or name a path before options ("labels.csv,images=photos").
 PATHS = frozenset(
     {"appearance", "cache", "data", "data_dir", "elite", "image_dir", "init", "init_text", "rfmid_root", "split"}
-    | {"texts", "tokenizer", "val"}
+    | {"modality_file", "texts", "tokenizer", "val"}
 )
 
 

@@ -1,14 +1,16 @@
 """Checkpoints: saved asynchronously and atomically by Orbax; keeps the latest few and the best one.
 
 Each step is a folder under `<workdir>/checkpoints` with the items `params`, `extra` and `opt` (arrays) and `run` (JSON:
-data position, metrics and a fingerprint of every array item). Config, preprocessing and tokenizer are in the workdir. A
-crash while saving leaves the earlier steps intact."""
+data position and its digest, metrics, and a fingerprint of every array item). Config, preprocessing and tokenizer are in
+the workdir. A crash while saving leaves the earlier steps intact."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from fundax.params import _subtree, _with_subtree, check_same
 from fundax.runtime.best import Best, measured, ranking
 from fundax.runtime.process import configure_orbax, ignore_abandoned_reads
 from fundax.runtime.remote import checkpoints_of, is_complete, mirrors_checkpoints, push
+from fundax.runtime.workdir import digest_of_json, refusal
 from fundax.types import Extra, Params, UserError
 
 _ARRAYS = ("params", "extra", "opt")
+GONE_S = 20.0  # how long to wait, after an error, for a save that other processes may no longer take part in
 _OLD = ".old"  # old steps are renamed into this folder before they are deleted, so that a crash leaves no half step
 _policies = ocp.checkpoint_managers
 
@@ -31,13 +35,13 @@ _policies = ocp.checkpoint_managers
 class Checkpoints:
     """The checkpoints of one run, as a context manager: exiting waits for the save in progress.
 
-    After an error with several processes it does not wait, because a save needs all of them and some may be gone.
+    After an error with several processes it waits for GONE_S at most: a save needs all of them, and some may be gone.
     """
 
     def __init__(self, workdir: str | Path, keep: int = 2, best: Best | None = None) -> None:
         configure_orbax()
         self.folder: Any = checkpoints_of(workdir)
-        self._workdir = workdir
+        self.workdir = workdir
         # a bucket renames by copying, so there steps are deleted where they are
         old = _OLD if isinstance(self.folder, Path) else None
         self._rank = None if best is None else (best, ranking(best)[1])
@@ -62,9 +66,35 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if jax.process_count() == 1 or kind is None or issubclass(kind, SystemExit):
+        if jax.process_count() > 1 and kind is not None and not issubclass(kind, SystemExit):
+            self._settle()
+            return
+        with self._writing():
             self._orbax.close()
-            self._empty_old()
+        self._empty_old()
+
+    def _settle(self) -> None:
+        """Wait for the save in progress, for GONE_S at most."""
+
+        def wait() -> None:
+            with contextlib.suppress(Exception):  # the error that led here is the one to report
+                self._orbax.wait_until_finished()
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        thread.join(GONE_S)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raise UserError, naming what is saved, where the disk or the file system refuses."""
+        try:
+            yield
+        except Exception as error:
+            if not (reason := refusal(error)):
+                raise
+            saved = self.committed()
+            good = f"step {saved[-1]} is saved and good" if saved else "nothing is saved"
+            raise UserError(f"{self.folder}: a checkpoint cannot be written ({reason}); {good}") from error
 
     def _empty_old(self) -> None:
         if jax.process_index() == 0 and isinstance(self.folder, Path):
@@ -73,8 +103,13 @@ class Checkpoints:
                 shutil.rmtree(step, ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """The steps on disk and the one that is being saved, in ascending order; after `wait`, those on disk."""
+        """The steps on disk and the one that is being saved, in ascending order."""
         return sorted(self._orbax.all_steps())
+
+    def committed(self) -> list[int]:
+        """The steps that are whole on disk, in ascending order, after the save in progress has ended or failed."""
+        self._settle()
+        return saved_steps(self.workdir) if has_checkpoints(self.workdir) else []
 
     def save(self, step: int, items: Mapping[str, Any], data: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Start saving {"params", "extra", "opt"} as this step; an existing step is not overwritten.
@@ -84,17 +119,34 @@ class Checkpoints:
         if step in self._orbax.all_steps():
             return
         self._empty_old()
-        push(self._workdir)  # on remote storage: what the step belongs to is there before the step
+        push(self.workdir)  # on remote storage: what the step belongs to is there before the step
         # Items without arrays, such as `extra` of most objectives, are not saved; `restore` puts them back.
-        run = {"data": dict(data), "metrics": dict(metrics), "fingerprint": _fingerprints(items)}
+        run = {"data": dict(data), "data_digest": digest_of_json(dict(data)), "metrics": dict(metrics)}
+        run |= {"fingerprint": _fingerprints(items)}
         args = {k: ocp.args.StandardSave(v) for k, v in items.items() if jax.tree.leaves(v)}
-        ranked = None
-        if self._rank and (value := measured(self._rank[0], metrics)) is not None and not np.isnan(value):
-            ranked = {"value": value, "score": self._rank[1] * value}
-        self._orbax.save(step, args=ocp.args.Composite(run=ocp.args.JsonSave(run), **args), metrics=ranked, force=True)
-        if mirrors_checkpoints(self._workdir):
+        args = ocp.args.Composite(run=ocp.args.JsonSave(run), **args)
+        with self._writing():
+            self._orbax.save(step, args=args, metrics=self._ranked(metrics), force=True)
+        if mirrors_checkpoints(self.workdir):
             self.wait()
-            push(self._workdir)
+            push(self.workdir)
+
+    def rank(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Rank a step that was saved before it was evaluated, because a signal came first."""
+        ranked, folder = self._ranked(metrics), self.folder / str(step) / "metrics"
+        if ranked and not folder.exists():
+            if jax.process_index() == 0:
+                temporary = folder.with_name("metrics.tmp")
+                temporary.mkdir(exist_ok=True)
+                (temporary / "metrics").write_text(json.dumps(ranked))
+                temporary.rename(folder)
+            self._orbax.reload()
+
+    def _ranked(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
+        """What a step is ranked by, if a metric ranks the steps and is a number."""
+        if self._rank is None or (value := measured(self._rank[0], metrics)) is None or np.isnan(value):
+            return None
+        return {"value": value, "score": self._rank[1] * value}
 
     def reached_preemption(self, step: int) -> bool:
         """Whether any process received SIGTERM, so that all save at this step; False for a single process."""
@@ -102,7 +154,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until the save in progress is on disk."""
-        self._orbax.wait_until_finished()
+        with self._writing():
+            self._orbax.wait_until_finished()
 
     def restore(self, step: int, abstract: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(items, run) of a step, with the shardings of `abstract`, trees of jax.ShapeDtypeStruct.
@@ -129,6 +182,9 @@ class Checkpoints:
         items = {k: restored[k] if k in filled else v for k, v in abstract.items()}
         if _fingerprints(items) != restored["run"]["fingerprint"]:
             raise self._damaged(step, "the arrays differ from those that were saved")
+        position = restored["run"]["data"]
+        if restored["run"].get("data_digest", digest_of_json(position)) != digest_of_json(position):
+            raise self._damaged(step, "the position in the data differs from the one that was saved")
         return items, restored["run"]
 
     def _damaged(self, step: int, cause: object) -> UserError:
@@ -203,6 +259,14 @@ def saved_steps(workdir: str | Path) -> list[int]:
     if not steps:
         raise UserError(f"{workdir} holds no checkpoints; expected {folder}/<step>")
     return steps
+
+
+def read_metrics(workdir: str | Path, step: int) -> dict[str, float] | None:
+    """Results of the evaluation that a step was saved with, {} if there was none; None if that cannot be read."""
+    try:
+        return _read_run(checkpoints_of(workdir) / str(step))["metrics"]
+    except Exception:  # opening the run says what is wrong with it
+        return None
 
 
 def _steps_in(folder: Any) -> list[int]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import re
 import sys
 import threading
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -331,3 +333,28 @@ def compile_together(program: Any, *arguments: Any) -> None:
 
         program.lower(*arguments).compile()  # the next call finds it in jit's cache
         multihost.get_barrier_sync_fn()(key="fundax_compiled", timeout_ms=COMPILE_S * 1000)
+
+
+def check_alike(settings: Mapping[str, Any]) -> None:
+    """Check that all processes were given the same settings (JSON); nothing for a single process.
+
+    Raises UserError in every process, naming the settings of process 0 and those that differ. Otherwise processes that are
+    told another number of steps, say, would wait for each other for ever.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    written = {name: json.dumps(value, default=str) for name, value in sorted(settings.items())}
+    mine = np.array([zlib.crc32(f"{name} {value}".encode()) for name, value in written.items()], np.uint32)
+    counts = multihost_utils.process_allgather(np.int32(len(mine)))
+    if len(set(counts.tolist())) > 1:
+        raise UserError("the processes run different configs; start all of them with the same command")
+    every = multihost_utils.process_allgather(mine)
+    differ = (every != every[:1]).any(0)
+    if differ.any():
+        names = ", ".join(f"{name} {value}" for (name, value), off in zip(written.items(), differ, strict=True) if off)
+        raise UserError(f"process {jax.process_index()} was given {names}, and others were given something else")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +16,11 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fundax.types import UserError
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Writer(Protocol):
@@ -48,7 +53,7 @@ class Log:
         self.waited: Callable[[], float] = lambda: 0.0  # seconds waited for data so far
         self.speed: Callable[[float], Mapping[str, float]] = lambda seconds: {}  # results by the seconds of a step
         self._writers: list[Writer] = []
-        self.console = _console(quiet=not self._leads)
+        self.console = console(quiet=not self._leads)
         if not self._leads:
             return
         folder = Path(workdir)
@@ -147,12 +152,24 @@ def _of_chip(row: Mapping[str, float]) -> str:
 
 def say(text: str) -> None:
     """Print one line to the console, on process 0."""
-    _console(quiet=bool(jax.process_index())).print(text, highlight=False)
+    console(quiet=bool(jax.process_index())).print(text, highlight=False)
 
 
-def _console(quiet: bool) -> Console:
-    # names of classes and files are text, also where they look like rich's markup
-    return Console(quiet=quiet, stderr=True, soft_wrap=True, markup=False, emoji=False)
+class _PlainConsole(Console):
+    """Shows names of classes and files as they are, also where they look like rich's markup or steer a terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+def console(**options: Any) -> Console:
+    """A console, by default of stderr; all output with names from files goes through one. `options` are rich's."""
+    return _PlainConsole(**{"stderr": True, "soft_wrap": True, "markup": False, "emoji": False, **options})
+
+
+def printable(text: str) -> str:
+    """A text whose control characters, bidirectional overrides and lone surrogates are shown by their numbers."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _summary(row: Mapping[str, float]) -> dict[str, float]:
@@ -161,10 +178,10 @@ def _summary(row: Mapping[str, float]) -> dict[str, float]:
 
 
 def _keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Rewrite a metrics file with the rows to keep. A last line that a crash cut short is removed."""
-    if not path.exists():
+    """Rewrite a metrics file with the rows to keep. Lines that are no rows, such as one that a crash cut short, are removed."""
+    if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = [(line, _parsed(line)) for line in lines]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(line + "\n" for line, row in rows if row and keep(row)), encoding="utf-8")
@@ -173,9 +190,10 @@ def _keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int | float) else None
 
 
 def _progress(console: Console) -> Progress:
@@ -204,7 +222,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         warns = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        _console(quiet=False).print(warns + " ".join(self.format(record).split()), highlight=False)
+        console().print(warns + " ".join(self.format(record).split()), highlight=False)
 
 
 def _writer(name: str, folder: Path, step: int) -> Writer:
@@ -237,7 +255,9 @@ class _WandB:
             import wandb
         except ImportError:
             raise UserError("the writer wandb needs wandb: pip install -e '.[wandb]'") from None
-        self._run: Any = wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow")
+        # runs of one name in different folders are different runs
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+        self._run: Any = wandb.init(dir=str(folder), name=folder.name, id=f"{folder.name}-{place}", resume="allow")
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         self._run.log(dict(row), step=step)

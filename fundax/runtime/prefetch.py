@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from fundax.types import Batch, Data, DataIterator, UserError
 _log = logging.getLogger("fundax")
 
 POLL_S = 0.002  # how often to check whether the device is still busy while waiting for a batch
+STUCK_S = 5.0  # how long leaving waits for a read that may hang, such as one from a lost file server
 IN_FLIGHT = 2  # steps dispatched to the device before the host waits; each holds a batch in memory
 
 
 class Prefetcher:
     """The batches of steps first + 1 to `last`, placed on the mesh.
 
-    Use it as a context manager: exiting the context stops the thread and the workers.
+    Use it as a context manager: exiting the context stops the thread and the workers. A read that hangs is left behind.
 
     Args:
         data: the training data of a recipe.
@@ -36,6 +37,7 @@ class Prefetcher:
         position: data position to start from, a former `state`; None: the beginning.
         first, last: the last step already taken, and the last step to prepare a batch for.
         bad_records: file for the unreadable images that are skipped, if the data does not have one of its own.
+        listen: called again and again while `take` waits; what it raises, `take` raises.
 
     `state` is the data position after the last batch taken, no matter how many batches have been read ahead. An error in
     the data is raised by the `take` that would have returned that batch, so it does not depend on timing.
@@ -52,6 +54,7 @@ class Prefetcher:
         first: int,
         last: int,
         bad_records: Path | None = None,
+        listen: Callable[[], None] = lambda: None,
     ) -> None:
         self._spec, self._mesh, self._steps = spec, mesh, range(first + 1, last + 1)
         self._data: Any = data(jax.process_index(), jax.process_count())
@@ -60,7 +63,7 @@ class Prefetcher:
         if position is not None:
             self._data.set_state(dict(position))
         self.state: dict[str, Any] = dict(self._data.get_state())
-        self._waited = 0.0
+        self._waited, self._listen = 0.0, listen
         self._running: deque[jax.Array] = deque()
         self._placed: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._over = threading.Event()
@@ -72,7 +75,10 @@ class Prefetcher:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(STUCK_S)
+        if self._thread.is_alive():
+            _log.warning("a read of the data hangs and is left behind")
+            return
         close = getattr(self._data, "close", None)  # ends the worker processes, if there are any
         if close:
             close()
@@ -107,6 +113,7 @@ class Prefetcher:
             try:
                 item = self._placed.get(timeout=POLL_S)
             except queue.Empty:
+                self._listen()
                 if idle_since is None and (running is None or running.is_ready()):
                     idle_since = time.monotonic()
                 continue

@@ -21,8 +21,8 @@ def configure_orbax() -> None:
     import jax
     import orbax.checkpoint as ocp
 
-    # At its default level Orbax logs every file that it looks for.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # At its default level Orbax logs every file that it looks for, and above it each error that it also raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     # By default every replica writes a slice of every array, which compiles one program per array: the first save of a
     # small model took longer than all later ones together. It is worth it from 16 MiB per slice.
     handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_REPLICA_SLICE)

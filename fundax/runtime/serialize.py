@@ -14,16 +14,20 @@ The file may come from an untrusted source: only public names of the three ROOMS
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import math
 import re
 import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from typeguard import TypeCheckError
 
+from fundax.runtime.shapes import has_type
 from fundax.types import UserError
 
 ROOMS = ("encoders", "losses", "objectives")
@@ -78,6 +82,9 @@ BEFORE_ROOMS = {
     "fundax.reference:Reference": "objectives.Reference",
     "fundax.tower:Tower": "encoders.Backbone",
 }
+LARGEST = 2**31  # of the whole numbers in an objective, such as numbers of words and of steps
+# Fields of older versions: their name now, and their values.
+RENAMED_FIELDS = {("RetCLIP", "soft_targets"): ("repeats", {False: "negatives", True: "share"})}
 _LINEN_FIELDS = ("parent", "name")  # set by Linen, no part of what a module is
 
 
@@ -182,12 +189,37 @@ def _read_dataclass(value: dict[str, Any], where: str) -> Any:
         raise UserError(f"{where}: {value['@']} is not a dataclass")
     known = {field.name for field in dataclasses.fields(cls) if field.init} - set(_LINEN_FIELDS)
     fields = {key: _read(item, f"{where}.{key}") for key, item in value.items() if key != "@"}
+    for (owner, old), (new, values) in RENAMED_FIELDS.items():
+        if cls.__name__ == owner and old in fields:
+            fields[new] = values[bool(fields.pop(old))]
     if unknown := sorted(set(fields) - known):
         raise UserError(f"{where}: {value['@']} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    _check_types(cls, fields, where)
     try:
         return cls(**fields)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise UserError(f"{where}: {value['@']} cannot be built: {error}") from error
+
+
+def _check_types(cls: type, fields: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for a field whose value is not of the type that its class declares."""
+    hints = _hints(cls)
+    for name, item in fields.items():
+        if isinstance(item, int) and not -LARGEST <= item <= LARGEST:
+            raise UserError(f"{where}.{name}: {item} is not a size of any model")
+        try:
+            has_type(item, hints.get(name, Any))
+        except TypeCheckError as error:
+            raise UserError(f"{where}.{name}: {' '.join(str(error).split())[:200]}") from error
+
+
+@functools.cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """The types of a class's fields, where they can be known; names that are imported for type checkers alone cannot."""
+    try:
+        return typing.get_type_hints(cls)
+    except NameError:
+        return {}
 
 
 def _read_function(name: Any, where: str) -> Any:
@@ -206,7 +238,7 @@ def _read_tuple(items: Any, where: str) -> tuple[Any, ...]:
 def _read_dtype(name: Any, where: str) -> Any:
     try:
         return getattr(jnp, jnp.dtype(str(name)).name)  # as configs write it: jnp.bfloat16
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise UserError(f"{where}: {name!r} is not a dtype") from error
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import zipfile
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,31 @@ from typing import Any
 import jax
 import numpy as np
 
+from fundax.runtime.arrays import read_arrays
 from fundax.runtime.remote import shown
+from fundax.runtime.shapes import Config, check_json
 from fundax.types import UserError
+
+# What a user can mend: a full disk or quota, a folder that cannot be written to, too many open files; and a wrong path.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+_WRONG_PATHS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+
+
+def refusal(error: BaseException) -> str:
+    """Why the file system refused, in words, from an error or one that caused it; "" for another error.
+
+    TensorStore, which writes the arrays, reports such errors only as text.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        number = seen.errno if isinstance(seen, OSError) else None
+        path = f": {seen.filename}" if isinstance(seen, OSError) and seen.filename else ""
+        if number in _REFUSALS or (number in _WRONG_PATHS and path):
+            return f"{os.strerror(number or 0)}{path}"
+        if found := next((os.strerror(number) for number in _REFUSALS if os.strerror(number) in str(seen)), None):
+            return found
+        seen = seen.__cause__ or seen.__context__
+    return ""
 
 
 def make(workdir: str | Path) -> None:
@@ -25,23 +49,38 @@ def make(workdir: str | Path) -> None:
         raise UserError(f"workdir {workdir}: {error.strerror}") from None
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError naming the file if it does not exist or holds anything else."""
+def check_output(path: str | Path) -> None:
+    """Check, before long work, that a file or folder can be written; the folder it is in is made if it is not there.
+
+    Raises UserError with the reason.
+    """
+    folder = Path(path).absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}: {error.filename or folder})") from None
+
+
+def read_json(path: str | Path, form: Any = dict[str, Any]) -> dict[str, Any]:
+    """A JSON object of a form (runtime.shapes). Raises UserError naming the file if it does not exist or holds anything else."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    check_json(value, form, str(path), text)
     return value
 
 
-def read_optional_json(path: str | Path) -> dict[str, Any]:
+def read_optional_json(path: str | Path, form: Any = dict[str, Any]) -> dict[str, Any]:
     """The same, or {} if there is no such file."""
-    return read_json(path) if Path(path).is_file() else {}
+    return read_json(path, form) if Path(path).is_file() else {}
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
@@ -49,13 +88,17 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{shown(workdir)} is not a run: it has no config.json")
-    return read_json(path)
+    return read_json(path, Config)
 
 
 def write_arrays(workdir: str | Path, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write evals/<name>.npz, replacing the file atomically; process 0 only."""
+    """Write evals/<name>.npz, replacing the file atomically; process 0 only.
+
+    `patient` is written as numbers in the order of the rows, from which no name can be found again.
+    """
     if not arrays or jax.process_index():
         return
+    arrays = {key: numbered(value) if key in ("patient", "group") else value for key, value in arrays.items()}
     folder = Path(workdir) / "evals"
     folder.mkdir(exist_ok=True)
     temporary = folder / f".{name}.tmp.npz"
@@ -63,13 +106,18 @@ def write_arrays(workdir: str | Path, name: str, arrays: Mapping[str, np.ndarray
     os.replace(temporary, folder / f"{name}.npz")
 
 
+def numbered(patients: np.ndarray) -> np.ndarray:
+    """The same patients as numbers i64, counted in the order in which they first occur."""
+    _, first, member = np.unique(np.asarray(patients), return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[member.reshape(np.shape(patients))]
+
+
 def read_about(workdir: str | Path, name: str) -> dict[str, Any]:
     """What evals/<name>.npz says about its data and step (`about`); {} where there is no such file, or it says nothing."""
     path = Path(workdir) / "evals" / f"{name}.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            found = json.loads(str(stored["about"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        found = json.loads(str(read_arrays(path, ("about",))["about"]))
+    except (UserError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

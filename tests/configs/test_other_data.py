@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("places")
     data = discs(root / "home", ("AMD", "DR", "normal"))
     argv = ["train", CONFIG, "--workdir", str(root / "run"), "--data", data, "--size", "smoke", "--epochs", "6"]
-    assert launch.main([*argv, "--batch", "16"]) == 0
+    assert launch.main([*argv, "--head", "linear", "--batch", "16"]) == 0
     return root
 
 

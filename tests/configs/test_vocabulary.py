@@ -8,16 +8,21 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.open import Data, Sources
+from data_pipelines.tasks.labelled import Look
+from data_pipelines.tasks.visits import VisitOptions
 from fundax.config import SMOKE, VOCABULARY, arguments_of
 from fundax.interop import Encoder
 from fundax.objectives import Decoder, Supervision
 from fundax.objectives.ibot import Distillation
+from fundax.objectives.visit import Terms
 from fundax.recipe import Run
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 SHARED = {field.name for one in (Run, Data, Sources) for field in dataclasses.fields(one)}
 GROUPS = {
-    field.name for one in (Encoder, Supervision, Decoder, Distillation) for field in dataclasses.fields(one)
+    field.name
+    for one in (Encoder, Supervision, Decoder, Distillation, Terms, VisitOptions, Look)
+    for field in dataclasses.fields(one)
 }  # some configs have them plainly
 
 

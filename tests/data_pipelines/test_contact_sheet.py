@@ -8,16 +8,31 @@ from PIL import Image
 
 from data_pipelines.contact_sheet import _fit, _legible, _words, contact_sheet
 from data_pipelines.records import DataError, Record, View
-from data_pipelines.synthetic.sources import Eyes, Patients
+from data_pipelines.sources.wrap import wrap
+from data_pipelines.synthetic.sources import Eyes, Visits
 
 
-def test_sheet_has_a_cell_for_every_view(tmp_path: Path) -> None:
-    out = contact_sheet(Patients(3, size=32), tmp_path / "deep" / "sheet.png", count=2, columns=3, cell=100)
+def test_sheet_has_a_cell_for_every_image(tmp_path: Path) -> None:
+    out = contact_sheet(Eyes(4, size=32), tmp_path / "deep" / "sheet.png", count=4, columns=3, cell=100)
     with Image.open(out) as sheet:
-        assert sheet.size == (3 * 108, 2 * 162)  # four views, three columns, captions of 62 pixels
+        assert sheet.size == (3 * 108, 2 * 162)  # four images, three columns, captions of 62 pixels
         pixels = np.asarray(sheet.convert("RGB"))
     assert (pixels[:100, 4:104] < 255).any() and (pixels[100:162] < 128).any()
     assert (pixels[162:, 220:] == 255).all()  # the empty cells
+
+
+def test_a_visit_is_a_line_of_its_views(tmp_path: Path) -> None:
+    source = Visits(2, seed=1, size=32, missing=0.4)
+    slots = {(view.modality, view.eye) for k in range(2) for view in source[k].views}
+    with Image.open(contact_sheet(source, tmp_path / "sheet.png", count=2, cell=100)) as sheet:
+        assert sheet.size == (len(slots) * 108, 2 * 196)
+        pixels = np.asarray(sheet.convert("RGB"))
+    order = sorted(slots, key=lambda slot: (("CFP", "FFA", "OCT").index(slot[0]), slot[1] == "right"))
+    for line in range(2):
+        there = {(view.modality, view.eye) for view in source[line].views}
+        for column, slot in enumerate(order):
+            shown = pixels[line * 196 + 34 : line * 196 + 134, column * 108 + 4 : column * 108 + 104]
+            assert (shown < 255).any() == (slot in there)
 
 
 @pytest.mark.parametrize("suffix", ["png", "JPG", "tif", "webp", "svg", "pdf"])
@@ -60,3 +75,13 @@ def test_faults_name_the_row(tmp_path: Path) -> None:
     bad = [Record("p", (View(b"abc"),))]
     with pytest.raises(DataError, match="row 0: an image of 3 bytes: not an image"):
         contact_sheet(bad, tmp_path / "a.png")
+
+
+def test_a_sheet_has_bounds_and_its_words_are_text(tmp_path: Path) -> None:
+    small = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(DataError, match="more than 32768 pixels high or wide; ask for fewer"):
+        contact_sheet(wrap([(small, "a")] * 5000), tmp_path / "x.png", count=5000)
+    words = ["$x^{", "w" * 100_000, "a\x00\x1b[2J", "\n".join("abcdefgh" * 9)]
+    path = contact_sheet(wrap([(small, one) for one in words]), tmp_path / "x.png", cell=64)
+    with Image.open(path) as picture:
+        assert picture.height < 400 and picture.width < 400

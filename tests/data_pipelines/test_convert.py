@@ -177,9 +177,12 @@ def test_what_is_not_or_no_longer_such_a_folder(tmp_path):
     file.write_bytes(whole)
     with pytest.raises(DataError, match=r"out row 2: .*damaged"):
         array_records(out)[1]
-    file.write_bytes(whole[:-400])
-    with pytest.raises(DataError, match="cut short or damaged"):
-        array_records(out)[0]
+    for keep in (0, 10, len(whole) // 2, len(whole) - 400):
+        file.write_bytes(whole[:keep])
+        with pytest.raises(
+            DataError, match=r"cut short or damaged|hold \d+ records, info.json says 3|its file is damaged"
+        ):
+            array_records(out)[0]
     with pytest.raises(DataError, match=r"not a record .*\(\d+ bytes are missing"):
         unpack(pack(Record("p", (View(b"abc"),)))[:-1])
     (out / "info.json").write_text(json.dumps({"format": "other"}))

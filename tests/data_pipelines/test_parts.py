@@ -10,6 +10,7 @@ from PIL import Image
 from data_pipelines.open import Data
 from data_pipelines.records import DataError
 from data_pipelines.sources.parts import part_of
+from data_pipelines.sources.splits import write_split
 
 
 def image(path, value=0):
@@ -63,7 +64,7 @@ def test_a_missing_part_is_cut_from_train_and_said(tmp_path, caplog, there, miss
     sizes = {name: len(part) for name, part in parts.items()}
     assert sizes[there[1]] == 40 and sizes["train"] + sizes[missing] == 40 and 5 <= sizes[missing] <= 10
     assert f"eyes: {missing} is cut from train; rows: train {sizes['train']}" in " ".join(caplog.messages)
-    (tmp_path / "split.json").write_text(json.dumps(data.used["split"]))
+    write_split(tmp_path / "split.json", data.used["split"])
     again = Data(data=data.data, split=str(tmp_path / "split.json"), fractions=(0.5, 0.25, 0.25)).parts({}, 9)
     assert files(again[missing][0].source) == files(parts[missing])
 

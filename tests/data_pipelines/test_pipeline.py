@@ -214,12 +214,12 @@ def test_once_resumes_and_starts_over():
 
 def test_wheel_by_hand():
     # slots at (j + 1/2) / w: part 0 at .5, part 1 at .167 .5 .833
-    owner, rank, share = pipeline._wheel([1, 3])
+    owner, rank, share = pipeline.wheel([1, 3])
     assert (owner.tolist(), rank.tolist(), share.tolist()) == ([1, 0, 1, 1], [0, 0, 1, 2], [1, 3])
-    assert pipeline._wheel([2, 6])[2].tolist() == [1, 3]
-    assert pipeline._wheel([0.7, 0.3])[2].tolist() == [7, 3]
-    assert pipeline._wheel([1 / 6, 5 / 6])[2].tolist() == [1, 5]
-    assert pipeline._wheel([1.0, 2**0.5, 3**0.5])[2].tolist() == [2412, 3411, 4177]
+    assert pipeline.wheel([2, 6])[2].tolist() == [1, 3]
+    assert pipeline.wheel([0.7, 0.3])[2].tolist() == [7, 3]
+    assert pipeline.wheel([1 / 6, 5 / 6])[2].tolist() == [1, 5]
+    assert pipeline.wheel([1.0, 2**0.5, 3**0.5])[2].tolist() == [2412, 3411, 4177]
 
 
 def test_mix_keeps_whole_ratios_exactly_and_each_part_its_own_epochs():

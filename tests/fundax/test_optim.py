@@ -68,7 +68,7 @@ def test_schedules_at_their_corners():
     assert float(cosine(1.0, 20, 10)(15)) == pytest.approx(0.5) and float(cosine(1.0, 20)(20)) == pytest.approx(0)
     assert float(cooldown(1.0, 10, cool=4, end=0.2)(8)) == pytest.approx(0.6)
     assert float(cooldown(1.0, 10, cool=4, end=0.2)(25)) == pytest.approx(0.2)
-    with pytest.raises(UserError, match="cosine: 10 steps are not more than"):
+    with pytest.raises(UserError, match="cosine: expected more steps than the 10 of warm-up"):
         cosine(1.0, 10, 10)
 
 

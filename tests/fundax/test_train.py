@@ -2,6 +2,7 @@ import json
 import os
 import re
 import signal
+import threading
 from dataclasses import dataclass, replace
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from tiny_objective import Linear, Rows, recipe
 
 from fundax.recipe import Intervals
-from fundax.runtime.checkpoint import Checkpoints, load_params
+from fundax.runtime.checkpoint import Checkpoints, best_step, has_checkpoints, load_params
 from fundax.runtime.mesh import make_mesh
 from fundax.train import TrainState, _items, abstract_state, fit, is_complete, train_step
 from fundax.types import UserError
@@ -133,22 +134,66 @@ def test_a_checkpoint_that_an_earlier_version_saved_broken_names_a_good_one(tmp_
         fit(recipe(steps=6), tmp_path)
 
 
+class Signalled(Rows):
+    """Sends this process a signal before batch `at`, and then hangs if told to, as a lost file server does."""
+
+    def __init__(self, number, at, hangs):
+        super().__init__(8, 0, 1)
+        self.number, self.at, self.hangs = number, at, hangs
+
+    def __next__(self):
+        if self.step == self.at:
+            threading.Timer(0.3 * self.hangs, os.kill, (os.getpid(), self.number)).start()
+            threading.Event().wait(10 if self.hangs else 0.05)
+        return super().__next__()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_a_signal_finishes_the_step_saves_and_leaves(tmp_path, capsys, number, code):
-    def at_three(shard, shards):
-        class Killed(Rows):
-            def __next__(self):
-                if self.step == 2:
-                    os.kill(os.getpid(), number)
-                return super().__next__()
-
-        return Killed(8, shard, shards)
-
+@pytest.mark.parametrize("hangs", [False, True], ids=["in a step", "waiting for data"])
+def test_a_signal_saves_and_leaves(tmp_path, capsys, monkeypatch, number, code, hangs):
+    monkeypatch.setattr("fundax.runtime.prefetch.STUCK_S", 0.1)
+    run = recipe(steps=8, intervals=Intervals(0, 0, 0), train=lambda shard, shards: Signalled(number, 5, hangs))
     with pytest.raises(SystemExit) as stopped:
-        fit(recipe(steps=6, intervals=Intervals(0, 0, 0), train=at_three), tmp_path)
-    assert stopped.value.code == code
-    assert re.search("Stopped at step [123]/6", capsys.readouterr().err)  # data is read ahead
-    equal(fit(recipe(steps=6), tmp_path), fit(recipe(steps=6), tmp_path.with_name("whole")))
+        fit(run, tmp_path)
+    said = capsys.readouterr().err
+    assert stopped.value.code == code and said.lower().count("stopping after this step") == 1
+    assert int(re.search(r"Stopped at step (\d)/8", said)[1]) >= 2  # data is read ahead
+    equal(fit(recipe(steps=8), tmp_path), fit(recipe(steps=8), tmp_path.with_name("whole")))
+
+
+def test_a_signal_in_an_evaluation_saves_and_the_evaluation_is_made_up_for(tmp_path, capsys):
+    calls = []
+
+    def slow(forward, params, extra):
+        calls.append(len(calls))
+        if len(calls) == 2:  # that of step 3, the best
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(10)
+        return {"auc": [0.1, 0.0, 0.9, 0.5][min(len(calls) - 1, 3)], "out": np.zeros(3)}
+
+    run = recipe(steps=6, evals={"e": slow}, best="e/auc", keep=1, intervals=Intervals(1, 0, 3))
+    with pytest.raises(SystemExit):
+        fit(run, tmp_path)
+    assert "Stopped at step 3/6" in capsys.readouterr().err and not is_complete(run, tmp_path)
+    fit(run, tmp_path)
+    assert {row["step"]: row["e/auc"] for row in rows(tmp_path) if "e/auc" in row} == {0: 0.1, 3: 0.9, 6: 0.5}
+    with Checkpoints(tmp_path, keep=1, best="e/auc") as kept:
+        assert kept.steps() == [3, 6]
+    assert best_step(tmp_path) == (3, 0.9)
+
+
+def test_a_signal_before_the_first_step_ends_leaves_nothing(tmp_path, capsys):
+    def compiles(params, extra, batch, rng, step):  # seconds of tracing stand for minutes of compiling
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(10)
+
+    objective = Linear()
+    object.__setattr__(objective, "loss", compiles)
+    with pytest.raises(SystemExit) as stopped:
+        fit(recipe(objective=objective), tmp_path)
+    assert stopped.value.code == 130 and "Rerun the same command" in capsys.readouterr().err
+    assert not has_checkpoints(tmp_path)
+    assert int(fit(recipe(), tmp_path).step) == 6
 
 
 def test_best_and_latest_are_both_kept(tmp_path):

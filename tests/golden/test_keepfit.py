@@ -48,6 +48,7 @@ class Given:
     compare = FLAIR.compare
     targets: object = FLAIR.targets
     negatives: str = "global"
+    repeats: str = "negatives"  # its texts are features, which have no tokens to compare
 
     def features(self, params, extra, batch, rng):
         return {"image_features": batch["image"], "text_features": batch["text"]}, extra

@@ -29,7 +29,7 @@ LAZY = {
 # Rooms (folders, or files at a root) by level: a room imports rooms of lower levels only, and files of its own room.
 LEVELS = {
     "fundax": (
-        ("types",),
+        ("options", "types"),
         ("params",),
         ("metrics", "optim", "runtime"),
         ("encoders", "losses"),
@@ -38,16 +38,16 @@ LEVELS = {
         ("config", "evals", "interop", "rerun", "train"),
         ("inference", "roofline"),
         ("results",),
-        ("verbs",),
+        ("folds", "verbs"),
     ),
     "data_pipelines": (
         ("geometry", "notices", "records"),
-        ("storage",),
+        ("json_files", "pickles", "storage"),
         ("images", "language"),
         ("bad_records", "sources", "synthetic", "workers"),
         ("datasets",),
-        ("collate", "transforms"),
-        ("words",),
+        ("collate", "order", "transforms"),
+        ("packing", "words"),
         ("contact_sheet", "convert", "open", "pipeline"),
         ("tasks",),
     ),
@@ -55,7 +55,7 @@ LEVELS = {
 # Rooms that use both halves: tokenizer files, images to predict on, names of modalities. All above them may, too.
 MEETING = ("fundax.inference", "fundax.interop", "fundax.results", "fundax.verbs")
 SHARED = {"data_pipelines.storage"}  # local copies of files at addresses: both halves read and write files
-PROGRAMS = {"configs": 1, "scripts": 1, "benchmarks": 2, "launch": 2}  # above every room; levels among themselves
+PROGRAMS = {"configs": 1, "launch": 1, "scripts": 2, "benchmarks": 3}  # above every room; levels among themselves
 SIBLINGS = ("fundax.objectives", "fundax.evals")  # here a file imports only siblings that import none themselves
 OURS = ("fundax", "data_pipelines", "configs", "benchmarks", "scripts", "launch")
 

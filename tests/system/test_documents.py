@@ -31,16 +31,18 @@ IMAGES = ("photo.jpg", "eye.jpg", "other.png", "a.jpg", "b.jpg")
 CHECKPOINTS = ("WEIGHTS", "CLIP_FOLDER")  # stand for a folder in Hugging Face's format
 # Option -> its value in the short form; None leaves it out.
 SHORT = {
-    "train": {"--workers": "0", "--size": None, "--preset": None},
+    "train": {"--workers": "0", "--size": None, "--preset": None, "--image-size": None, "--folds": "2"},
+    "fit": {"--image-size": None},
     "eval": {},
     "compile": {"--size": None, "--batch": None, "--topology": None, "--mesh": None},
     "data": {"--workers": "0"},
     "report": {},
 }
-MORE = {"train": ["--smoke"], "compile": ["--smoke", "--count"], "report": ["--resamples", "20"]}
+MORE = {"train": ["--smoke"], "fit": ["--smoke"], "compile": ["--smoke", "--count"], "report": ["--resamples", "20"]}
 LAUNCH = (
     "workdir",
     "log_to",
+    "folds",
     "profile",
     "dry_run",
     "batch_per_device",
@@ -110,6 +112,16 @@ def workspace(tmp_path, monkeypatch, trained):
     for name in CHECKPOINTS:
         shutil.copytree(trained / "exported", tmp_path / name)
     monkeypatch.setattr("fundax.train.fit", lambda recipe, run, **_: check_recipe(recipe, run, trained))
+    monkeypatch.setattr(
+        "fundax.folds.cross_validate", lambda load, run, _: check_recipe(load("--fold", "1/2"), run, trained)
+    )
+    monkeypatch.setattr(
+        "fundax.folds.fit_better",
+        lambda loads, run, _: [
+            check_recipe(load("--fold", "1/2"), Path(run, name), trained) for name, load in loads.items()
+        ],
+    )
+    monkeypatch.setattr("fundax.interop.pretrained._in_package", lambda name: trained / "quickstart")
     return tmp_path
 
 

@@ -1,5 +1,6 @@
-"""A run that is killed outright goes on from its last complete checkpoint and ends with the same bits."""
+"""A run that is killed outright, or started a second time, goes on from its last checkpoint and ends with the same bits."""
 
+import json
 import os
 import random
 import subprocess
@@ -9,14 +10,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from tiny_objective import recipe
 
 from fundax.recipe import Intervals
 from fundax.runtime.checkpoint import load_params
 from fundax.train import fit
+from fundax.types import UserError
 
 REPO = Path(__file__).parents[2]
-STEPS = 40
+STEPS = 60
 RUN = """
 import sys, time
 from tiny_objective import Rows, recipe
@@ -58,7 +61,15 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
     for _ in range(2):
         kill_after_progress(parts, rng)
     assert 0 < latest(parts) < STEPS, "both kills came too late to test anything"
-    _, said = started(parts).communicate()
+    last = started(parts)
+    before = latest(parts)
+    while latest(parts) == before:
+        time.sleep(0.001)
+    with pytest.raises(UserError, match=rf"another training .* is writing to this folder \(process {last.pid} on"):
+        fit(recipe(steps=STEPS, intervals=Intervals(1, 2, 0)), parts)
+    _, said = last.communicate()  # as if alone
+    rows = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, STEPS + 1))
     assert "resuming after step" in said.decode()
     params, extra = load_params(parts)
     jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(whole.params))

@@ -1,7 +1,9 @@
 """The command line as a user meets it: one clear line for each mistake, and exit codes."""
 
+import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import launch
+from fundax.rerun import trusted_config
+from fundax.types import UserError
 
 REPO = Path(__file__).parents[2]
 
@@ -136,8 +140,52 @@ def test_a_run_of_an_older_version_says_what_to_do(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"config": "configs/quickstart.py", "argv": ["--batch", "8"]}')
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     (tmp_path / "config.py").write_text("from fundax.open_encoder import new_encoder\n")
-    code, err = said(capsys, "eval", str(tmp_path))
+    code, err = said(capsys, "eval", str(tmp_path), "--trust")
     assert code == 2 and "--config configs/quickstart.py" in err and "\n" not in err
+
+
+def test_the_config_in_a_run_of_somebody_else_runs_only_if_it_is_trusted(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"argv": []}')
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    (tmp_path / "config.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    code, err = said(capsys, "eval", str(tmp_path))
+    assert code == 2 and f"{tmp_path}/config.py is none of the configs of this version" in err and "--trust" in err
+    assert "\n" not in err and not (tmp_path / "ran").exists()
+    with pytest.raises(UserError, match="--trust"):
+        trusted_config(tmp_path)
+    said(capsys, "eval", str(tmp_path), "--trust")
+    assert (tmp_path / "ran").exists()
+    shutil.copy(REPO / "configs" / "quickstart.py", tmp_path / "config.py")
+    assert trusted_config(tmp_path) == tmp_path / "config.py"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "", "/run/config.tmp"), "error: No space left on device: /run/config.tmp"),
+        (OSError(errno.EROFS, "", "/run/config.tmp"), "error: Read-only file system: /run/config.tmp"),
+        (OSError(errno.EMFILE, "", "a.png"), "error: Too many open files: a.png"),
+        (FileNotFoundError(errno.ENOENT, "", "nowhere/out.csv"), "error: No such file or directory: nowhere/out.csv"),
+        (ValueError("RESOURCE_EXHAUSTED: write failed [No space left on device]"), "error: No space left on device"),
+    ],
+)
+def test_what_the_file_system_refuses_is_one_line(capsys, monkeypatch, error, line):
+    def fails(argv):
+        try:
+            raise error
+        except type(error) as cause:  # as libraries raise it
+            raise RuntimeError("a save failed") from cause
+
+    monkeypatch.setitem(launch.VERBS, "train", fails)
+    assert said(capsys, "train") == (2, line)
+
+
+def test_ctrl_c_is_one_line(capsys, monkeypatch):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(launch.VERBS, "train", interrupted)
+    assert said(capsys, "train") == (130, "Interrupted.")
 
 
 def test_train_then_eval_of_the_folder_alone(tmp_path, capsys, monkeypatch):

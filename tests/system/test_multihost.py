@@ -16,7 +16,7 @@ import numpy as np
 from tiny_objective import recipe
 
 from fundax.recipe import Intervals
-from fundax.runtime.checkpoint import load_params
+from fundax.runtime.checkpoint import load_params, saved_steps
 from fundax.train import fit
 from scripts.several_processes import LATER, QUICK, SAVING, TOLERANCE, Shape, difference, free_port
 
@@ -137,6 +137,43 @@ def test_processes_meet_by_the_variables_of_each_platform():
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("torchrun", "xpk", "slurm", "openmpi"):
         assert done.stdout.count(f"using 2 of 2 local devices, 2 processes ({name})") == 2
+
+
+MISTAKES = """
+import sys
+import jax
+from pathlib import Path
+import fundax.train
+from fundax.recipe import Intervals
+from fundax.types import UserError
+from scripts.several_processes import Shape, together
+from tiny_objective import recipe
+
+def said(**fields):
+    given = recipe(mesh=(-1, 1), evals={}, intervals=Intervals(1, 1, 0), **fields)
+    try:
+        fundax.train.fit(given, sys.argv[1])
+    except UserError as error:
+        print(f"{jax.process_index()}: {error}", flush=True)
+
+together(Shape(2, 1), lambda: said(steps=8 + jax.process_index()))
+together(Shape(2, 1), lambda: said(steps=8, poison=4))
+"""
+
+
+def test_processes_that_disagree_end_and_what_all_call_saved_is_on_disk(tmp_path):
+    argv = [sys.executable, "-c", MISTAKES, str(tmp_path / "run")]
+    done = subprocess.run(argv, env=environment(), cwd=REPO, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for k in (0, 1):
+        assert f"{k}: process {k} was given steps {8 + k}, and others were given something else" in done.stdout
+        assert (
+            f"{k}: step 5: loss nan, gradient norm nan: not finite, so training stopped; step 4 is saved and good"
+            in done.stdout
+        )
+    assert (
+        saved_steps(tmp_path / "run")[-1] == 4 and np.isfinite(load_params(tmp_path / "run")[0]["head"]["kernel"]).all()
+    )
 
 
 CONFIG = '''"""Least squares, slowly."""

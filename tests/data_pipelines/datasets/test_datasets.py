@@ -106,7 +106,7 @@ def test_built_twice_is_the_same_and_needs_a_word(tmp_path, oct_folder):
         datasets.build("kermany_oct", oct_folder, place)
     ours, theirs = (list(datasets.source("kermany_oct", "train", place)) for place in (first, second))
     assert ours == theirs
-    with pytest.raises(DataError, match="built already; delete"):
+    with pytest.raises(DataError, match="already built; delete"):
         datasets.build("kermany_oct", oct_folder, first)
 
 

@@ -17,7 +17,7 @@ def test_the_modality_is_in_every_prompt():
 
 
 def test_a_wording_that_cannot_work_is_named():
-    with pytest.raises(DataError, match=r"only \{text\} and \{modality\}"):
+    with pytest.raises(DataError, match=r"only fields are \{text\} and \{modality\}"):
         prompts_of("glaucoma", "CFP", "{name}")
     with pytest.raises(DataError, match="the same prompt"):
         prompts_of("glaucoma", "CFP", "an eye")

@@ -1,12 +1,13 @@
 """Splits by patient, stratified, written without names and read back in any order."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 
 from data_pipelines.records import DataError, Record, View
-from data_pipelines.sources.splits import divided, folds, read_split, split_record, stratified, write_split
+from data_pipelines.sources.splits import divided, folds, read_split, salt_file, split_record, stratified, write_split
 
 PATIENTS = [f"p{k // 2}" for k in range(400)]  # two eyes each
 LABELS = np.array([0 if k // 2 % 10 < 7 else 1 if k // 2 % 10 < 9 else 2 for k in range(400)])
@@ -76,18 +77,41 @@ def test_written_and_read(tmp_path):
     with pytest.raises(DataError, match="expected a split written by fundax"):
         read_split(tmp_path / "none.json")
     (tmp_path / "other.json").write_text('{"format": "x", "parts": {}}')
-    with pytest.raises(DataError, match="format 'x'; expected 'fundax split 2'"):
+    with pytest.raises(DataError, match="format 'x'; expected 'fundax split 3'"):
         read_split(tmp_path / "other.json")
     with pytest.raises(DataError, match="a patient of eyes is in 'train' and in 'test'"):
         split_record({"train": {"eyes": ["p"]}, "test": {"eyes": ["p"]}})
 
 
-def test_a_split_file_of_one_source_that_an_earlier_version_wrote(tmp_path):
-    digest = next(iter(split_record({"train": {"": ["p1"]}})["parts"]["train"].values()))
-    (tmp_path / "old.json").write_text(json.dumps({"format": "fundax split 1", "parts": {"train": digest, "val": []}}))
-    assert {name: len(part) for name, part in divided(read_split(tmp_path / "old.json"), source(["p1"])).items()} == {
-        "train": 1
-    }
+@pytest.mark.parametrize("version", [1, 2])
+def test_split_files_of_earlier_versions(tmp_path, version):
+    digests = [hashlib.sha256(b"p1").hexdigest()[:20]]
+    parts = {"train": digests, "val": []} if version == 1 else {"train": {"eyes": digests}}
+    (tmp_path / "old.json").write_text(json.dumps({"format": f"fundax split {version}", "parts": parts}))
+    read = divided(read_split(tmp_path / "old.json"), source(["p1"]))
+    assert {name: len(part) for name, part in read.items()} == {"train": 1}
+
+
+def test_record_numbers_cannot_be_found_again_in_what_is_published(tmp_path):
+    patients = [str(10_000 + 7 * k) for k in range(1000)]
+    named = {"train": {"eyes": patients[:800]}, "val": {"eyes": patients[800:]}}
+    first, second = (split_record(named) for _ in range(2))
+    write_split(tmp_path / "split.json", first)
+    published = (tmp_path / "split.json").read_text()
+    salt = salt_file(tmp_path / "split.json").read_text().strip()
+    assert first["salt"] == salt not in published and first["digest"] == second["digest"]
+    written = {digest for part in json.loads(published)["parts"].values() for digest in part["eyes"]}
+    for known in ("sha256", "sha1", "md5", "blake2b", "blake2s"):
+        guesses = {hashlib.new(known, str(k).encode()).hexdigest() for k in range(10_000, 20_000)}
+        assert not any(guess[:20] in written for guess in guesses)
+    assert not written & {digest for part in second["parts"].values() for digest in part["eyes"]}
+    again = split_record(named, salt)  # the salt finds them, and is what a run reads its own split with
+    assert again["parts"] == first["parts"]
+    salt_file(tmp_path / "split.json").unlink()
+    with pytest.raises(
+        DataError, match=r"split.json: the digests in it are salted, and the salt is not in .*split.salt"
+    ):
+        read_split(tmp_path / "split.json")
 
 
 def test_a_split_file_of_several_sources(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.records import DataError
-from data_pipelines.sources.ret_clip import PairedFiles, PairedLMDB, PatientCSV, open_pairs, safe_loads
+from data_pipelines.sources.ret_clip import PairedFiles, PairedLMDB, PatientCSV, open_pairs, plain_tuple
 from data_pipelines.transforms.views import PairedEyes
 
 LEFT, RIGHT = (
@@ -34,7 +34,7 @@ def paired(tmp_path):
 
 
 def write_lmdb(root, pairs: list[bytes], images: dict[str, bytes]):
-    lmdb = pytest.importorskip("lmdb", reason="the extra `lmdb` is not installed")
+    lmdb = pytest.importorskip("lmdb", reason="lmdb of the extra `test` is not installed")
     for name, count, rows in (
         ("pairs", "num_samples", {str(i): row for i, row in enumerate(pairs)}),
         ("imgs", "num_images", images),
@@ -117,16 +117,16 @@ def test_a_hostile_pickle_is_refused_and_its_code_does_not_run(tmp_path, protoco
 @pytest.mark.parametrize("value", [["p"], {"a": 1}, None, 1.5, True, ("p", [1]), bytearray(b"x"), {1}])
 def test_other_types_are_refused(value):
     with pytest.raises(DataError, match="here: refused"):
-        safe_loads(pickle.dumps(value, 5), "here")
+        plain_tuple(pickle.dumps(value, 5), "here")
 
 
 def test_damaged_or_misshapen_rows_are_named(tmp_path):
     with pytest.raises(DataError, match="here: expected a pickled tuple, found damaged data"):
-        safe_loads(pickle.dumps(("p1", 0, "text"))[:-3], "here")
+        plain_tuple(pickle.dumps(("p1", 0, "text"))[:-3], "here")
     source = write_lmdb(tmp_path / "train", [pickle.dumps(("p1", "text"))], {})
     with pytest.raises(DataError, match=r"expected a tuple \(patient, text_id, text\)"):
         source[0]
-    with pytest.raises(DataError, match="no LMDB folder"):
+    with pytest.raises(DataError, match="no LMDB file"):
         len(PairedLMDB(tmp_path / "absent"))
 
 

@@ -22,6 +22,7 @@ from data_pipelines.synthetic.sources import (
     PROMPTS,
     Eyes,
     Patients,
+    Visits,
 )
 
 FOUR = ("CFP", "UWF", "FFA", "OCT")
@@ -204,3 +205,25 @@ def test_eyes_have_one_view_and_a_caption_about_it() -> None:
 def test_bad_arguments_are_one_clear_line(fault: dict, words: str) -> None:
     with pytest.raises(DataError, match=words):
         Patients(4, **fault)
+
+
+def test_visits_miss_views_at_random_and_say_what_they_show() -> None:
+    visits, whole = (
+        Visits(40, seed=1, size=16, missing=0.4),
+        Patients(40, seed=1, size=16, modalities=("CFP", "OCT", "FFA")),
+    )
+    rows = [visits[k] for k in range(40)]
+    counts = [len(row.views) for row in rows]
+    assert min(counts) >= 1 and 0.5 < sum(counts) / (40 * 6) < 0.7
+    assert digest(rows[3]) == digest(visits[3]) == digest(Visits(1, seed=1, start=3, size=16)[0])
+    drawn = {(view.modality, view.eye): view.image for view in whole[3].views}
+    for view, points in zip(rows[3].views, rows[3].targets["points"], strict=True):
+        np.testing.assert_array_equal(view.image, drawn[view.modality, view.eye])
+        assert view.report and view.targets["label"] == rows[3].targets[f"label_{view.eye}"]
+        np.testing.assert_array_equal(view.targets["points"], points)
+    one_sided = next(row for row in rows if len({view.eye for view in row.views}) == 1)
+    (side,) = one_sided.eye_reports
+    assert one_sided.targets["label"] == one_sided.targets[f"label_{side}"] >= 0
+    assert {row.attributes["sex"] for row in rows} == {"female", "male"}
+    with pytest.raises(DataError, match="missing=1"):
+        Visits(1, missing=1)

@@ -105,7 +105,7 @@ def test_pairs_of_visits_are_questions():
     out = Visits(single(None), (Squash(4),))(found[2], RNG)
     assert out["image"].shape == (2, 4, 4, 3) and out["image"][:, 0, 0, 0].tolist() == [2, 1]
     assert out["horizon"] == 200 and out["label"] == 1
-    with pytest.raises(DataError, match="nothing to forecast"):
+    with pytest.raises(DataError, match="nothing can be forecast"):
         len(Followups(visits[3:5]))
     with pytest.raises(DataError, match="has no label; a forecast needs"):
         len(Followups([Record("p", visits[0].views)]))
@@ -162,7 +162,7 @@ def test_states_of_visits_need_an_order(tmp_path):
     (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
     data = Data(data=(f"{tmp_path}/t.csv",), fractions=(0.5, 0.5))
     with pytest.raises(
-        DataError, match="states of visits: the order of the classes is not given; in the alphabet it is mild"
+        DataError, match="states of visits: the order of the classes is not given, and alphabetical order is mild"
     ):
         questions(data, Patients(4), 0)
     asked = questions(replace(data, classes=("no", "mild", "severe")), Patients(4), 0)

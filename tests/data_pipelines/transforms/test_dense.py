@@ -126,9 +126,9 @@ def test_a_structure_that_covers_most_of_an_image_is_said(table, caplog):
     source = named(table([[255], [255]]), {"mask": "mask"}).source
     for row in range(2):
         assert Prepared(source, 8, classes=("vessel",))[row].targets["truth"].all()
-    (said,) = [line for line in (record.getMessage() for record in caplog.records) if "vessel is" in line]
+    (said,) = [line for line in (record.getMessage() for record in caplog.records) if "vessel covers" in line]
     assert said.endswith(
-        "m0.png: vessel is 100 % of the image; if it is what is black, use values=0:vessel,255:background"
+        "m0.png: vessel covers 100 % of the image; if it is drawn in black, use values=0:vessel,255:background"
     )
 
 
@@ -137,7 +137,9 @@ def test_landmarks_of_a_turned_image_are_said(table, tmp_path, caplog):
     exif[0x0112] = 3
     Image.fromarray(np.full((4, 4, 3), 50, np.uint8)).save(tmp_path / "0.png", exif=exif)
     Prepared(source, 4, landmarks=("a",))[0]
-    assert "0.png: is turned by its EXIF orientation 3, and its landmarks are taken as pixels of" in caplog.text
+    assert (
+        "0.png: the image is rotated according to its EXIF orientation 3, and its landmarks are read as" in caplog.text
+    )
 
 
 def test_mistakes_are_named_by_file_and_row(table, tmp_path):
@@ -157,10 +159,10 @@ def test_mistakes_are_named_by_file_and_row(table, tmp_path):
     (tmp_path / "m1.png").unlink()
     assert message([[0], None], **three) == f"{at}{tmp_path}/m1.png: no such image file"
     nan = [(1, 1), ("", 2)]
-    assert message([[0], [0]], nan, landmarks=("a",)).startswith(f"{at}landmark a has no place (nan, 2.0)")
+    assert message([[0], [0]], nan, landmarks=("a",)).startswith(f"{at}landmark a is missing (nan, 2.0)")
     assert (
         message([[0], [0]], [(1, 1), (9, 2)], landmarks=("a",))
-        == f"{at}landmark a at (9, 2) lies outside its image of 4 x 4"
+        == f"{at}landmark a at (9, 2) is outside its image of 4 x 4"
     )
     assert "2 masks for 1 classes" not in message([[0], [7]], classes=("vessel",))
     allowed = named(table([[0], [0]], nan), {"points": "a"}).source

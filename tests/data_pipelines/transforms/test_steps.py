@@ -12,6 +12,7 @@ from data_pipelines.images import decode
 from data_pipelines.images.masks import load_mask
 from data_pipelines.records import DataError, Record, View
 from data_pipelines.transforms import steps as transforms
+from data_pipelines.transforms.field_of_view import field_of_view
 from data_pipelines.transforms.steps import (
     ColorJitter,
     FieldOfViewCrop,
@@ -220,7 +221,7 @@ def disc(height=300, width=400, radius=120, x=210, y=140):
 
 
 def test_field_of_view_is_found_beside_print_and_noise():
-    box = transforms.field_of_view(disc())
+    box = field_of_view(disc())
     edges = (box.top, box.left, box.top + box.height, box.left + box.width)
     np.testing.assert_allclose(edges, (20, 90, 261, 331), atol=2)
     cropped = FieldOfViewCrop()({"image": disc()}, rng())["image"]
@@ -250,6 +251,6 @@ def test_field_of_view_of_real_photographs(shared_data, folder):
     for path in sorted((shared_data / folder / "images").glob("*.jpg"))[:6]:
         lit = load_mask(shared_data / folder / "fov" / f"{path.stem}.png") > 0
         rows, columns = np.flatnonzero(lit.any(1)), np.flatnonzero(lit.any(0))
-        box = transforms.field_of_view(decode.load(path))
+        box = field_of_view(decode.load(path))
         edges = (box.top, box.left, box.top + box.height, box.left + box.width)
         np.testing.assert_allclose(edges, (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1), atol=9)

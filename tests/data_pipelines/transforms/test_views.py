@@ -55,8 +55,8 @@ def test_words():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompt": "{txt}"}, "only {text}, {modality}"),
-        ({"prompt": "{"}, "only {text}, {modality}"),
+        ({"prompt": "{txt}"}, "only fields are {text}, {modality}"),
+        ({"prompt": "{"}, "only fields are {text}, {modality}"),
         ({"text": "title"}, "text must be report, findings or None, not 'title'"),
         ({"choose": "last"}, "choose must be first or random, not 'last'"),
     ],
@@ -118,7 +118,7 @@ def test_paired_eyes_and_the_missing_one():
     assert one["left"].shape == one["right"].shape and not one["left"].any()
     assert (bool(one["left_present"]), bool(one["right_present"])) == (False, True)
     assert one["text"] == "color fundus photograph: drusen"
-    with pytest.raises(DataError, match=r"row 7 \(line 9\): has no view that says whether it is the left or the right"):
+    with pytest.raises(DataError, match=r"row 7 \(line 9\): has no view of a known eye; expected left or right"):
         PairedEyes()(visit(View(np.zeros((2, 2, 3), np.uint8))), RNG)
     with pytest.raises(DataError, match="mask and points belong to one view"):
         PairedEyes(targets=("mask",))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from fundax.encoders.resnet import BatchNorm, Conv, ResNet, resnet
+from fundax.encoders.convolution import BatchNorm, Conv
+from fundax.encoders.resnet import ResNet, resnet
 from fundax.runtime.mesh import make_mesh
 from fundax.types import UserError
 
@@ -27,8 +28,8 @@ def test_the_published_size_has_torchvisions_numbers():
 
 
 def test_an_unknown_size_is_named():
-    with pytest.raises(UserError, match="resnet18"):
-        resnet("resnet18")
+    with pytest.raises(UserError, match="resnet19"):
+        resnet("resnet19")
 
 
 def test_batch_norm_by_hand():

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fundax.evals.features import Epochs, Frozen, once
+from fundax.evals.features import Epochs, Frozen, extract, once
 from fundax.metrics.calibration import calibration_error
 from fundax.metrics.classification import by_horizon
 from fundax.types import UserError
@@ -60,7 +60,7 @@ def test_classes_take_turns():
     found = next(Epochs(rows, 12, balanced="label")())
     assert found["label"].tolist() == [0, 1] * 6
     assert sorted(found["feature"][::2, 0])[:4] == [0, 0, 1, 1] or len(set(found["feature"][:8:2, 0])) == 4
-    with pytest.raises(UserError, match="several findings"):
+    with pytest.raises(UserError, match="several labels"):
         next(Epochs(lambda: {"feature": np.zeros((2, 1)), "label": np.zeros((2, 3))}, 2, balanced="label")())
 
 
@@ -78,3 +78,26 @@ def test_horizons_by_hand():
     alone = by_horizon(np.zeros(3, int), np.full(3, 0.3), np.arange(3), 1)
     assert np.isnan(alone["band_auc"][0]) and alone["band_note"][0] == "no row progressed"
     assert calibration_error(labels[:4], p[:4], bins=10).value == pytest.approx((0.2 + 0.2 + 2 * 0.1) / 4)
+
+
+def test_a_damaged_cache_is_computed_again(tmp_path, caplog):
+    data = lambda: [{"image": np.arange(12.0).reshape(3, 2, 2, 1)}]  # noqa: E731
+    params = {"image": jnp.zeros(1)}
+    how = {"extra_keys": (), "cache": tmp_path, "fingerprint": "x"}
+    read = lambda: extract(Double().forward, params, {}, data, ("feature",), **how)["feature"]  # noqa: E731
+    first = read()
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    damages = [
+        whole[: len(whole) // 2],
+        whole[:-5],
+        b"",
+        whole[:60] + b"\xff" * 40 + whole[100:],
+        b"PK\x03\x04" + whole[30:],
+    ]
+    for damaged in damages:
+        file.write_bytes(damaged)
+        caplog.clear()
+        np.testing.assert_array_equal(read(), first)
+        assert "features are computed again" in caplog.text
+    np.testing.assert_array_equal(read(), first)

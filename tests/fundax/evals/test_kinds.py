@@ -81,5 +81,5 @@ def test_an_unknown_kind_and_missing_arrays_are_named():
 
 
 def test_a_name_is_a_metric_or_an_array():
-    with pytest.raises(ValueError, match="dice are both metrics and arrays"):
+    with pytest.raises(ValueError, match="dice are names of both metrics and arrays"):
         SegmentationResult(metrics={"dice": 1.0}, dice=TWO, classes=NAMES)

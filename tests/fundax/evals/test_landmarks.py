@@ -44,6 +44,6 @@ def test_errors_by_hand():
 def test_padding_does_not_count_and_blanks_are_left_out():
     out = eval_of([[[1, 1], [1, 1]]] * 2, [[[1, 1], [1, 1]], [[9, 9], [9, 9]]], valid=np.array([True, False]))
     assert out["median_error"] == 0 and "median_diameters" not in out
-    with pytest.raises(UserError, match="no image with a landmark"):
+    with pytest.raises(UserError, match="no image with a known landmark"):
         eval_of(np.full((1, 2, 2), np.nan), np.zeros((1, 2, 2)))
     assert np.isnan(distances(np.zeros((1, 2)), np.full((1, 2), np.nan))).all()

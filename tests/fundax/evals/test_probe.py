@@ -86,7 +86,7 @@ def test_bad_input_is_named():
     with pytest.raises(UserError, match="the model gives visual; expected the feature 'nope'"):
         probe(split(4, 0), "nope")
     labels = {"image": np.zeros((2, 6), np.float32), "label": np.array([0, 1])}
-    with pytest.raises(UserError, match=r"zeros and ones \[B K\], got shape \(2,\)"):
+    with pytest.raises(UserError, match=r"labels \[B K\] of 0 and 1, got shape \(2,\)"):
         probe(lambda: iter([labels]))
     with pytest.raises(UserError, match="the data set has no rows"):
         probe(lambda: iter([]))

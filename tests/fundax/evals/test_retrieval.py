@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fundax.evals import retrieval as module
-from fundax.evals.retrieval import clip_loss, ranks, retrieval, summary
+from fundax.evals.retrieval import clip_loss, retrieval
+from fundax.metrics import ranking as module
+from fundax.metrics.ranking import ranks, summary
 from fundax.types import UserError
 
 # similarity[i, j] of image i and text j. Positions of the diagonal by row: 0, 1, 0, 3; by column: 0, 2, 1, 3.

@@ -29,8 +29,7 @@ def model(objective, monkeypatch, module):
     shapes = jax.eval_shape(lambda: objective.init(jax.random.key(0), {}))[0]
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     params["decoder"]["out"]["bias"][:] = [3.0, -3.0][: objective.decoder.outputs]
-    monkeypatch.setattr(module, "read_run", lambda path, checkpoint: Checkpoint(objective, params, FACTS, extra={}))
-    monkeypatch.setattr(module, "load_params", lambda path, checkpoint: (params, {}))
+    monkeypatch.setattr(module, "load", lambda path, checkpoint: Checkpoint(objective, params, FACTS, extra={}))
 
 
 @pytest.fixture

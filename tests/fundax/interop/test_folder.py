@@ -86,3 +86,26 @@ def test_probe_ends_every_text_and_is_the_same_every_time():
     assert image.shape == (8, 8, 8, 3) and image.dtype == np.float32
     assert (text.max(1) == 10).all()  # the highest id of the vocabulary closes a text
     np.testing.assert_array_equal(text, probe(Checkpoint(OBJECTIVE, {}, {}), count=8)[1])
+
+
+def test_digests_are_compared_when_an_export_is_read(tmp_path):
+    state = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    folder.write_model(tmp_path, "model.safetensors", state, Checkpoint(OBJECTIVE, {}, {"image_size": 8}), {})
+    folder.check_record(tmp_path, state)
+    folder.check_record(tmp_path, {"module.backbone.w": state["w"], "other": np.zeros(2)})
+    with pytest.raises(UserError, match=r"1 of 1 tensors are not those that were exported, the first is w; copy"):
+        folder.check_record(tmp_path, {"w": state["w"] + 1})
+    (tmp_path / folder.RECORD).write_text('{"tensors_sha256": {"w": 5}, "objective": {}, "preprocessing": {}}')
+    with pytest.raises(UserError, match=r"fundax_export\.json: .*'w'.* not an instance of str"):
+        folder.check_record(tmp_path, state)
+    (tmp_path / folder.RECORD).write_text('{"objective": {}}')
+    with pytest.raises(UserError, match=r"fundax_export\.json: has no preprocessing"):
+        folder.read_record(tmp_path)
+
+
+def test_a_card_holds_names_as_text(tmp_path):
+    source = {"name": "<script>x</script>\n# [b](c)", "step": "3` | <img>"}
+    folder.write_card(tmp_path, Checkpoint(OBJECTIVE, {}, {"classes": ("a|b`", "<b>")}, source=source), "x", "y")
+    card = (tmp_path / "README.md").read_text()
+    assert "<script>" not in card and "<img>" not in card and "<b>" not in card
+    assert "\n# [b]" not in card and all(line.count("|") == 3 for line in card.splitlines() if line.startswith("| "))

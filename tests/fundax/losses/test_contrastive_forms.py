@@ -117,7 +117,7 @@ def test_clip():
 
 def test_ret_clip():
     bert = BERT(vocab=64, context=8, width=16, depth=1, heads=2)
-    objective = RetCLIP(TOWER, bert, embed=E, context=4, soft_targets=True)
+    objective = RetCLIP(TOWER, bert, embed=E, context=4, repeats="share")
     names = [*(f"{s}_features" for s in ("image", "left", "right"))]
     names += [f"text_features{s}" for s in ("", "_left", "_right")]
     rng = np.random.default_rng(0)

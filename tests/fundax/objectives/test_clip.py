@@ -94,7 +94,7 @@ def test_loss_is_compare_of_encode_and_its_metrics(started, batch):
     assert metrics["loss"] == loss
     assert metrics["image_to_text"] == (logits.argmax(1) == np.arange(4)).mean()
     assert metrics["text_to_image"] == (logits.argmax(0) == np.arange(4)).mean()
-    assert set(metrics) == {"loss", "image_to_text", "text_to_image", "logit_scale"}
+    assert set(metrics) == {"loss", "image_to_text", "text_to_image", "logit_scale", "same_text"}
 
 
 def test_padding_rows_do_not_count(started, batch):

@@ -209,7 +209,7 @@ def test_the_eval_and_its_baseline(started):
     assert out["words"] == 3 and out["below_unigram"] == pytest.approx(out["unigram"] - out["loss"])
     assert unigram_loss(np.array([5, 5, 7, 9]), counts) == pytest.approx(1.5 * np.log(2), abs=0.05)
     nothing = batch | {"hidden": np.zeros_like(batch["hidden"])}
-    with pytest.raises(UserError, match="no hidden word"):
+    with pytest.raises(UserError, match="no masked word"):
         masked_words(lambda: iter([nothing]), lambda: counts)(
             lambda p, e, b: jax.device_get(forward(p, e, b)), params, extra
         )

@@ -82,7 +82,7 @@ def test_total_by_hand(features):
     eye, other = jnp.array([[1.0, 0, 0], [0, 0, 1.0]]), jnp.array([[1.0, 0, 0], [0, 1.0, 0]])
     pair = {f"{i}_features": eye for i in ("image", "left", "right")}
     pair |= {f"text_features{s}": other for s in ("", "_left", "_right")}
-    loss, metrics = SMALL.compare(params, pair, {"text": np.zeros((2, 1))})
+    loss, metrics = SMALL.compare(params, pair, {"text": np.arange(2)[:, None]})
     # logits [[2, 0], [0, 0]]: rows log(1 + e^-2) and log 2; columns the same
     one = (math.log1p(math.exp(-2)) + math.log(2)) / 2
     assert float(metrics["loss_left"]) == pytest.approx(one, rel=1e-6)
@@ -187,7 +187,7 @@ def test_local_negatives_are_each_devices_own(features):
 
 
 def test_identical_reports_share_the_probability(features):
-    soft = replace(SMALL, soft_targets=True)
+    soft = replace(SMALL, repeats="share")
     compare = jax.jit(soft.compare)
     params = {"log_scale": {level: jnp.log(5.0) for level in LEVELS}}
     text = np.arange(16).reshape(8, 2)

@@ -6,7 +6,6 @@ from unittest import mock
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from fundax.evals.kinds import ByClass, Cases, ClassificationResult, LandmarkResult, Rows, Scores, SegmentationResult
 from fundax.evals.supervised import Classified
@@ -18,6 +17,7 @@ from fundax.results.page import report
 from fundax.results.read import read_result, read_run
 from fundax.results.scores import compare, operating, subgroups
 from fundax.results.tables import by_class
+from fundax.runtime import log
 from fundax.types import UserError
 from launch import main
 
@@ -111,8 +111,8 @@ def test_one_auc_in_table_figure_and_page_though_the_model_is_certain(tmp_path):
 @pytest.mark.parametrize(
     ("about", "why"),
     [
-        (stored(step=36), "validation is of step 36, these rows of step 12"),
-        (stored(preprocessing="p2"), "validation was preprocessed otherwise"),
+        (stored(step=36), "the validation rows are of step 36, these rows of step 12"),
+        (stored(preprocessing="p2"), "the validation rows were preprocessed differently"),
         (stored(), ""),
     ],
 )
@@ -139,7 +139,9 @@ def test_runs_on_other_data_are_neither_paired_nor_drawn_together(tmp_path):
     ones = [evaluations(read_run(folder))[0][0] for folder in (first, second)]
     tests, reasons = compare(ones, 5)
     assert not tests
-    assert reasons == ["a and b were evaluated on other data (clinic, part test, step 12; other, part test, step 12)"]
+    assert reasons == [
+        "a and b were evaluated on different data (clinic, part test, step 12; other, part test, step 12)"
+    ]
     page = report([first, second], tmp_path / "page.html", resamples=5).read_text()
     assert "No two runs can be paired" in page and "test, a</h2>" in page and "test, b</h2>" in page
 
@@ -164,7 +166,7 @@ def test_groups_of_patients_have_intervals_gaps_and_reasons(tmp_path):
     assert gap.value == pytest.approx(abs(both[0].value - both[1].value))
     assert gap.low < gap.value < gap.high and "minus" in gap.note
     assert "at least 10" in groups["site", "south"].note and "fewer than two groups" in gaps["site"].note
-    assert groups["camera", "b"].note == "every row is of the class normal"
+    assert groups["camera", "b"].note == "all rows have the class normal"
     page = report([folder], tmp_path / "page.html", resamples=20).read_text()
     assert "age: 40-54" in page and "Intervals of gaps resample patients" in page
 
@@ -178,13 +180,13 @@ def test_figures_of_very_many_classes_have_a_bound(tmp_path):
     assert sum(text.startswith("disease ") for text in drawn["val_roc.png"]) == 24
     assert (tmp_path / "a" / "figures" / "val_confusion.png").stat().st_size < 2_000_000
     page = report([folder], tmp_path / "page.html", resamples=5).read_text()
-    assert "The 24 classes with most rows of 400" in page and "376 other classes" in page
+    assert "Only the 24 largest of 400 classes are shown" in page and "376 other classes" in page
 
 
 def test_names_are_data_and_no_markup_on_the_console():
     table = by_class(classified(names=("[/nope]", "drusen [small]", "[red]x")), "[bold]val")
     assert table is not None
-    with (console := Console(width=160)).capture() as kept:
+    with (console := log.console(width=160)).capture() as kept:
         console.print(table)
     assert all(name in kept.get() for name in ("[/nope]", "drusen [small]", "[red]x", "[bold]val"))
 

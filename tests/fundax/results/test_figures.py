@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
 
 from fundax.evals.zero_shot import class_rows
 from fundax.results import figures, panels
 from fundax.results.finished import draw_run, show
 from fundax.results.read import read_result
 from fundax.results.tables import by_class
+from fundax.runtime import log
 from fundax.types import UserError
 
 CLASSES = ["normal", "glaucoma", "neovascular age-related macular degeneration"]
@@ -190,7 +190,7 @@ def test_import_does_not_load_matplotlib():
 
 def test_table_has_rows_averages_and_reasons(tmp_path):
     table = by_class(read_result(_workdir(tmp_path) / "evals" / "zero_shot.npz"), "zero_shot")
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = log.console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(table)
         text = console.export_text()

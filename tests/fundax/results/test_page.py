@@ -106,10 +106,10 @@ def test_one_page_of_three_runs_of_every_kind(tmp_path):
     assert "<img src=http" not in text
     assert "&lt;script&gt;alert(&#34;x&#34;)" in text
     assert text.count("data:image/jpeg") == 4 + 4 + 4 + 2 * 2
-    for said in ("Comparison", "McNemar", "DeLong, paired", "only c has it", ">test, a</h2>", "Holm",
+    for said in ("Comparison", "McNemar", "DeLong, paired", "only c has this evaluation", ">test, a</h2>", "Holm",
                  "sex: f", "age: 40-54", "eye: right",
                  "linear", "0.700", "± 0.141", "margin [3]", "absent",
-                 "<b>1.000</b><small>1.000 to 1.000</small>", "on these very rows", "train/loss",
+                 "<b>1.000</b><small>1.000 to 1.000</small>", "on the same rows", "train/loss",
                  "Below each image: overlay"):  # fmt: skip
         assert said in text, said
     assert "http" not in text.replace("http-equiv", "").replace("src=http://a.b", "")
@@ -161,7 +161,7 @@ def test_runs_are_paired_on_the_same_rows_only(tmp_path):
     assert tests[0].difference.value > 0.2
     assert tests[0].p < 0.01
     assert tests[0].adjusted == pytest.approx(max(min(t.p for t in tests) * 2, tests[0].p))
-    assert reasons == [f"{a} and c were given other rows (their truth differ)" for a in "ab"]
+    assert reasons == [f"{a} and c have different rows (their truth differ)" for a in "ab"]
 
 
 def test_a_missing_class_is_a_blank_with_its_reason(tmp_path):

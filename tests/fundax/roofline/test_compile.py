@@ -60,7 +60,7 @@ def test_verdicts():
     )
     assert report(temporaries=None, arguments=17 * GIB).fits is False
     unknown = report(chip=None)
-    assert unknown.fits is None and "neither whether it fits" in printed(unknown)
+    assert unknown.fits is None and "memory limit and speed are" in printed(unknown)
 
 
 def test_the_train_step_as_it_is_compiled_here():
@@ -102,7 +102,7 @@ def test_shardings_are_printed():
 def test_mistakes(monkeypatch):
     with pytest.raises(UserError, match="chip 'v99'"):
         aot.target(recipe(), "v99:4x4")
-    with pytest.raises(UserError, match="run this on the GPUs"):
+    with pytest.raises(UserError, match="run the command on the GPUs"):
         aot.target(recipe(), "H100:8")
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):

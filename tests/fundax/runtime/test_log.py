@@ -2,8 +2,9 @@ import json
 import logging
 
 import pytest
+from rich.table import Table
 
-from fundax.runtime.log import Log, to_console
+from fundax.runtime.log import Log, console, to_console
 from fundax.types import UserError
 
 
@@ -37,8 +38,8 @@ def test_a_resumed_run_drops_later_rows_and_a_torn_line(tmp_path):
     with opened(tmp_path) as log:
         for step in (2, 4, 6):
             log.row(step, {"train/loss": 1.0})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "trai')
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'[2]\n{"train/loss": 1}\n{"step": "2"}\n\xff\n{"step": 7, "trai')
     with opened(tmp_path, step=4, restored=True) as log:
         log.row(6, {"train/loss": 2.0})
     assert [(row["step"], row["train/loss"]) for row in rows(tmp_path)] == [(2, 1.0), (4, 1.0), (6, 2.0)]
@@ -93,3 +94,36 @@ def test_tensorboard_gets_the_rows(tmp_path):
 def test_an_unknown_writer_is_refused(tmp_path):
     with pytest.raises(UserError, match="expected tensorboard or wandb"):
         opened(tmp_path, writers=("tensorbord",))
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal():
+    with (shown := console(width=100)).capture() as kept:
+        table = Table("class \x1b[2J", title="[red]x")
+        table.add_row("a\x1b]0;title\x07 \u202eb :eye: \ud800")
+        shown.print(table)
+        shown.print("plain [bold] \x9b31m")
+    text = kept.get()
+    assert (
+        "\\u001b]0;title\\u0007 \\u202eb :eye: \\ud800" in text
+        and "[red]x" in text
+        and "plain [bold] \\u009b31m" in text
+    )
+    text.encode()
+    assert not any(sign in text for sign in "\x07\x9b\u202e") and "\x1b[2J" not in text and "\x1b]0" not in text
+
+
+def test_lines_that_are_no_rows_do_not_stop_a_resume(tmp_path):
+    lines = [
+        '{"step": 1, "train/loss": 1}',
+        "[1]",
+        "5",
+        '{"loss": 1}',
+        '{"step": "x"}',
+        "\udcff{",
+        '{"step": 2, "train/loss": 1}',
+        '{"st',
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+    with Log(tmp_path, step=1, steps=3, batch=1, restored=True):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines[:1]

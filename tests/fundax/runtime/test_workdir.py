@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from tiny_objective import recipe
 
+from data_pipelines.records import text_hash
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.objectives.clip import CLIP
 from fundax.runtime import serialize
-from fundax.runtime.workdir import read_config, write_arrays
+from fundax.runtime.workdir import check_output, read_config, write_arrays
 from fundax.stored import describe
 from fundax.types import UserError
 
@@ -57,3 +58,26 @@ def test_what_is_no_run_or_cannot_be_one(tmp_path):
         read_config(tmp_path)
     with pytest.raises(UserError, match=r"workdir .*config.json"):
         describe(recipe(), tmp_path / "config.json")
+
+
+def test_record_numbers_cannot_be_found_again_in_evaluations(tmp_path):
+    numbers = [str(10_000 + 7 * k) for k in range(1000)]
+    groups = np.array([text_hash(number.encode()) >> 33 for number in numbers], np.int32)  # as evaluations group rows
+    rows = np.random.default_rng(0).integers(0, 1000, 3000)
+    write_arrays(tmp_path, "val", {"patient": groups[rows], "score": np.zeros(3000)})
+    with np.load(tmp_path / "evals" / "val.npz") as stored:
+        written = stored["patient"]
+    guesses = {text_hash(str(k).encode()) >> 33 for k in range(10_000, 20_000)}
+    assert not guesses & set(written.tolist()) and written[0] == 0 and written.max() == len(set(rows.tolist())) - 1
+    same = rows[:, None] == rows[None]
+    np.testing.assert_array_equal(written[:, None] == written[None], same)  # the same rows of the same patients
+
+
+def test_outputs_are_checked_before_the_work(tmp_path):
+    check_output(tmp_path / "new" / "folder" / "out.csv")
+    assert (tmp_path / "new" / "folder").is_dir() and not list((tmp_path / "new" / "folder").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"out.csv: cannot be written \((File exists|Not a directory)"):
+        check_output(tmp_path / "file" / "out.csv")
+    with pytest.raises(UserError, match=r"/proc/out.csv: cannot be written \("):
+        check_output("/proc/out.csv")

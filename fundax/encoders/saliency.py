@@ -1,0 +1,98 @@
+"""Maps of what a model reads: attention of a ViT's class token, and Grad-CAM (arXiv:1610.02391) of a ViT or a ResNet.
+
+Grad-CAM shows which places of an image raise a number that the model computes. The feature map of a ResNet is the
+output of its last unit, that of a ViT the input of its last attention: behind it, the patches of a ViT that pools its
+class token have no gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fundax.encoders.backbone import with_encoder
+from fundax.encoders.resnet import ResNet
+from fundax.encoders.vit import ViT, attention_maps, rollout
+from fundax.params import unstack_blocks
+from fundax.types import Batch, Extra, Params
+
+Target = Callable[[Any, Params, Extra, Batch], jax.Array]  # objective, params, extra, batch -> numbers f32 [B]
+
+
+def class_attention(tower: ViT, params: Params, image: jax.Array) -> dict[str, jax.Array]:
+    """Attention of the class token as maps over the grid of patches; each map sums to at most 1.
+
+    image: [B h w 3], normalised. Returns heads f32 [B H r c], the attention of the last block (arXiv:2104.14294,
+    figure 1); mean f32 [B r c], their mean over heads; and rollout f32 [B r c], through all blocks (arXiv:2005.00928).
+    The remainder to 1 is the attention of the class token to itself.
+    """
+    maps = attention_maps(tower, params, image, last=tower.depth)
+    rows, columns = image.shape[1] // tower.patch, image.shape[2] // tower.patch
+    heads = maps[-1][:, :, 0, 1:].reshape(len(image), tower.heads, rows, columns)
+    return {
+        "heads": heads,
+        "mean": heads.mean(1),
+        "rollout": rollout(maps)[:, 0, 1:].reshape(len(image), rows, columns),
+    }
+
+
+def grad_cam(objective: Any, params: Params, extra: Extra, batch: Batch, target: Target) -> jax.Array:
+    """Maps f32 [B rows columns] >= 0 of the feature map of the image encoder, weighted by the gradient of `target`.
+
+    Channels are weighted by the mean of their gradient over the places, and negative sums become 0. The encoder must see
+    each image once in `target`.
+    """
+    objective, params, extra = _unrolled(objective, params, extra)
+    place = _place(objective.image)
+    seen: list[jax.Array] = []
+
+    def run(shift: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        seen.clear()
+
+        def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            out = call(*args, **kwargs)
+            if context.module.path != place or context.method_name != "__call__":
+                return out
+            seen.append(out)
+            return out if shift is None else out + shift.astype(out.dtype)
+
+        with nn.intercept_methods(intercept):
+            value = target(objective, params, extra, batch).sum()
+        return value, seen[0].astype(jnp.float32)
+
+    shape = jax.eval_shape(lambda: run(None)[1])
+    gradient, features = jax.grad(run, has_aux=True)(jnp.zeros(shape.shape, jnp.float32))
+    features, gradient = (_as_maps(objective.image, x) for x in (features, gradient))
+    return jax.nn.relu((features * gradient.mean((1, 2), keepdims=True)).sum(-1))
+
+
+def _place(tower: ViT | ResNet) -> tuple[str, ...]:
+    if isinstance(tower, ResNet):
+        return (f"stage{len(tower.blocks)}_unit{tower.blocks[-1] - 1}",)
+    return (f"block_{tower.depth - 1}", "norm1")
+
+
+def _as_maps(tower: ViT | ResNet, x: jax.Array) -> jax.Array:
+    if isinstance(tower, ResNet):
+        return x
+    side = tower.image_size // tower.patch
+    return x[:, int(tower.class_token) :].reshape(len(x), side, side, -1)
+
+
+def _unrolled(objective: Any, params: Params, extra: Extra) -> tuple[Any, Params, Extra]:
+    """The same model without a scan over the layers of its image encoder, whose modules then have names."""
+    if not isinstance(objective.image, ViT):
+        return objective, params, extra
+    plain = objective.image.clone(scan=False, remat="none", mask_ratio=0.0, drop_path=0.0)
+    return with_encoder(objective, plain), _image_unrolled(params), _image_unrolled(extra)
+
+
+def _image_unrolled(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    parts = {name: _image_unrolled(tree[name]) for name in ("model", "teacher") if name in tree}
+    image = {"image": unstack_blocks(tree["image"])} if "image" in tree else {}
+    return {**tree, **parts, **image}

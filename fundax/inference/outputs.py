@@ -1,0 +1,48 @@
+"""Names of the files that a prediction writes: no two images have the same, whatever they and the classes are called."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def names_for(images: Sequence[str | Path], endings: Sequence[str] = ("",)) -> list[str]:
+    """The file name without ending of each image, under which its outputs name + ending are its own.
+
+    A number is appended where two images have one name, also where a file system would take them for one: in other
+    capitals or composed otherwise (NFC and NFD).
+    """
+    return distinct([Path(path).stem for path in images], endings)
+
+
+def distinct(stems: Sequence[str], endings: Sequence[str] = ("",)) -> list[str]:
+    """The names, with a number where the outputs name + ending of two would be one file."""
+    count = Counter(map(_folded, stems))
+    taken: set[str] = set()
+    names = ["" if count[_folded(stem)] > 1 else _free(stem, endings, taken) for stem in stems]
+    for number, stem in enumerate(stems):
+        names[number] = names[number] or _free(stem, endings, taken, number)
+    return names
+
+
+def name_of_class(name: str) -> str:
+    """A class name as part of a file name: everything but letters, digits and a few signs becomes "_"."""
+    return re.sub(r"[^\w+.()-]+", "_", name)[:100].strip(".") or "_"
+
+
+def _free(stem: str, endings: Sequence[str], taken: set[str], number: int | None = None) -> str:
+    """The stem, or with a number, so that no output of it is `taken`; its outputs are then."""
+    while True:
+        name = stem if number is None else f"{stem}_{number}"
+        files = {_folded(name + ending) for ending in endings}
+        if not files & taken:
+            taken |= files
+            return name
+        number = 0 if number is None else number + 1
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

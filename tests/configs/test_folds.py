@@ -1,0 +1,79 @@
+"""Cross-validation by patient: disjoint folds, pooled predictions, an ensemble that predicts, and what is refused."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import launch
+from data_pipelines.open import Data
+from data_pipelines.records import DataError
+from data_pipelines.sources.splits import patients_of
+from data_pipelines.tasks import labelled
+from fundax.interop import load
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """24 drawn photographs of 12 patients: a bright disc in a black frame, reddish or greenish by class."""
+    folder, random = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    rows = [("image", "label", "patient")]
+    y, x = np.mgrid[:40, :60]
+    disc = (y - 20) ** 2 + (x - 30) ** 2 < 18**2
+    for number in range(24):
+        patient, kind = number // 2, number // 2 % 2
+        colour = np.array([(200, 90, 60), (90, 180, 60)][kind]) + random.integers(-9, 10, 3)
+        pixels = np.where(disc[..., None], colour, 0) + random.integers(0, 9, (40, 60, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+        rows.append((f"{number}.png", ("red", "green")[kind], f"p{patient}"))
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "labels.csv"
+
+
+def test_folds_share_no_patient_and_cover_all(table):
+    seen = []
+    for number in (1, 2, 3):
+        data = Data(data=(str(table),), fold=f"{number}/3", fractions=(0.7, 0.3))
+        found = data.parts({}, 0, labelled.strata)
+        parts = {name: set(patients_of(one[0].source)) for name, one in found.items()}
+        assert set(parts) == {"train", "val", "test"} and not parts["train"] & parts["test"]
+        assert not parts["val"] & (parts["train"] | parts["test"])
+        seen += parts["test"]
+    assert sorted(seen) == sorted({f"p{k}" for k in range(12)})
+    for fold, words in (("0/3", "expected K/N"), ("4/3", "expected K/N"), ("1/50", "50 folds of 12 patients")):
+        with pytest.raises(DataError, match=words):
+            Data(data=(str(table),), fold=fold).parts({}, 0, labelled.strata)
+
+
+def test_a_probe_is_cross_validated_and_predicts(table, tmp_path, capsys):
+    command = ["train", "configs/linear_probe.py", "--size", "resnet-smoke", "--data", str(table), "--folds", "2"]
+    assert launch.main([*command, "--workdir", str(tmp_path / "run")]) == 0
+    with np.load(tmp_path / "run" / "evals" / "test.npz") as stored:
+        found = dict(zip(stored["metric_name"], stored["metric_value"], strict=True))
+        assert len(stored["labels"]) == 24 and len(set(stored["patient"].tolist())) == 12
+    assert found["macro_auc"] > 0.9, "colours separate the classes"
+    model = load(tmp_path / "run")
+    assert type(model.objective).__name__ == "Ensemble" and model.preprocessing["crop_field"] is True
+    assert set(model.params) == {"image", "members"}, "one encoder for both folds"
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    capsys.readouterr()
+    image = str(table.parent / "0.png")
+    assert launch.main(["predict", str(tmp_path / "run"), "--image", image, "--out", str(tmp_path / "p.csv")]) == 0
+    (row,) = csv.DictReader((tmp_path / "p.csv").open())
+    assert float(row["red"]) > 0.5 > float(row["green"])
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["folds"] == 2 and stored["origin"] == {}
+
+
+def test_what_cannot_be_cross_validated(table, tmp_path, capsys):
+    command = ["train", "configs/linear_probe.py", "--size", "resnet-smoke", "--data", str(table)]
+    for more, words in (
+        (["--folds", "1"], "expected"),
+        (["--folds", "3", "--split", str(tmp_path / "split.json")], "leave out --split"),
+    ):
+        assert launch.main([*command, *more, "--workdir", str(tmp_path / "none")]) == 2
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
