@@ -62,7 +62,8 @@ def test_a_probe_is_cross_validated_and_predicts(table, tmp_path, capsys):
     capsys.readouterr()
     image = str(table.parent / "0.png")
     assert launch.main(["predict", str(tmp_path / "run"), "--image", image, "--out", str(tmp_path / "p.csv")]) == 0
-    (row,) = csv.DictReader((tmp_path / "p.csv").open())
+    with (tmp_path / "p.csv").open() as file:
+        (row,) = csv.DictReader(file)
     assert float(row["red"]) > 0.5 > float(row["green"])
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert stored["folds"] == 2 and stored["origin"] == {}
