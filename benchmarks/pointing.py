@@ -52,8 +52,11 @@ def main() -> None:
                     continue
                 maps = saliency_maps(model, photograph, [WORDS[name]])
                 named = {title.split(":")[0]: one for title, one in maps.items()} | attention
+                chance = 0.0
                 for title, one in named.items():
-                    hit, chance = points_at(over_photograph(one, *mask.shape, model.preprocessing), mask)
+                    hit, chance = points_at(
+                        over_photograph(one, mask.shape[0], mask.shape[1], model.preprocessing), mask
+                    )
                     hits[name][title].append(hit)
                 hits[name]["chance"].append(chance)
     columns = ("similarity", "Grad-CAM", *(["attention"] if looker is not None else []), "chance")

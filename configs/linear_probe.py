@@ -49,8 +49,10 @@ def recipe(
     start = dataclasses.replace(start, init_extra=(*start.init_extra, *probe.init_extra(train)))
     scored = evals.Classified(data=evals.once(rows("scored")), classes=classes, ordered=supervision.ordered)
     every = probe.steps if probe.exact else max(count // run.batch, 1, probe.steps // 20)
+    fields = run.recipe(probe.steps, start, log=max(probe.steps // 20, 1), save=0, eval=every)
+    fields["batch"] = probe.batch
     return Recipe(
-        **run.recipe(probe.steps, start, log=max(probe.steps // 20, 1), save=0, eval=every) | {"batch": probe.batch},
+        **fields,
         objective=objective,
         train=evals.passes(probe.exact, train, probe.batch, run.seed, "label" if supervision.balanced else ""),
         optimizer=probe.rule,

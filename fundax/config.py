@@ -191,7 +191,8 @@ def _local(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
         held = _flat({name: value}) if is_dataclass(value) else {}
         local = {k: words.fetched_value(k, v, beside) for k, v in (held or {name: value}).items() if k in words.PATHS}
-        found[name] = replace(value, **local) if held and local else local.get(name, value)
+        group: Any = value
+        found[name] = replace(group, **local) if held and local else local.get(name, value)
     return found
 
 

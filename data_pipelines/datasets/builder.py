@@ -69,7 +69,7 @@ def builder_class(datasets: tuple[EyeDataset, ...]) -> Any:
             chosen: Any = self.builder_config
             return entries[chosen.name]
 
-        def _info(self) -> tfds.core.DatasetInfo:
+        def _info(self) -> Any:
             about = self.entry
             return tfds.core.DatasetInfo(
                 builder=self,

@@ -75,7 +75,7 @@ def _kept(forward: Forward, store: dict[bytes, dict[str, np.ndarray]] | None, na
     if store is None:
         return forward
 
-    def run(params: Params, extra: Extra, batch: Batch) -> Mapping[str, Any]:
+    def run(params: Params, extra: Extra, batch: Batch) -> dict[str, np.ndarray]:
         arrays = [np.ascontiguousarray(batch[key]) for key in sorted(batch) if key != "valid"]
         count = len(arrays[0])
         keys = [hashlib.blake2b(b"".join(array[row].tobytes() for array in arrays)).digest() for row in range(count)]

@@ -188,7 +188,7 @@ def pooled(results: Sequence[ClassificationResult | MultiLabelResult]) -> Classi
     for one in results:
         if type(one) is not type(first) or [str(name) for name in one.classes] != classes:
             raise UserError("results of different kinds or classes cannot be pooled")
-    arrays = {name: np.concatenate([np.asarray(getattr(one, name)) for one in results])
+    arrays: dict[str, Any] = {name: np.concatenate([np.asarray(getattr(one, name)) for one in results])
               for name in ("labels", "probabilities", "logits")}  # fmt: skip
     several = isinstance(first, MultiLabelResult)
     found = (multi_label if several else classification)(arrays["labels"], arrays["probabilities"], classes)
@@ -196,7 +196,7 @@ def pooled(results: Sequence[ClassificationResult | MultiLabelResult]) -> Classi
         found.pop("kappa", None)
     columns = [one.rows.arrays() if one.rows else {} for one in results]
     shared = set.intersection(*(set(one) for one in columns)) - {"index"}  # a row number of its own fold
-    rows = {name: np.concatenate([one[name] for one in columns]) for name in shared}
+    rows: dict[str, Any] = {name: np.concatenate([one[name] for one in columns]) for name in shared}
     if "patient" in rows:  # each result numbers its own patients
         named = [np.stack([np.full(len(one["patient"]), k), one["patient"]]) for k, one in enumerate(columns)]
         rows["patient"] = np.unique(np.concatenate(named, axis=1), axis=1, return_inverse=True)[1].ravel()

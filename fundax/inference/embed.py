@@ -138,7 +138,7 @@ def _write_part(path: Path, model: Model, feature: str, records: Iterator[tuple[
     kept = np.setdiff1d(np.arange(len(rows)), bad)
     for k in bad:
         _log.warning("%s cannot be read and is left out", rows[k][1].where or f"row {rows[k][0]}")
-    texts = {name: np.array([_texts(*rows[k][1:])[name] for k in kept], dtype=str) for name in COLUMNS}
+    texts: dict[str, Any] = {name: np.array([_texts(*rows[k][1:])[name] for k in kept], dtype=str) for name in COLUMNS}
     numbers = np.array([rows[k][0] for k in kept], np.int64)
     temporary = path.with_suffix(".part")
     with temporary.open("wb") as file:
@@ -155,7 +155,8 @@ def _texts(record: Record, view: View) -> dict[str, str]:
 def _merge(parts: Path, out: Path) -> tuple[str, int]:
     """Write the parts as one file, one part in memory at a time; returns the shape in words and what was skipped."""
     paths = sorted(parts.glob("*.npz"))
-    widths, count, skipped, shape = dict.fromkeys(COLUMNS, 1), 0, 0, (0, 0)
+    widths: dict[str, int] = dict.fromkeys(map(str, COLUMNS), 1)
+    count, skipped, shape = 0, 0, (0, 0)
     for path in paths:
         with np.load(path) as part:
             shape = part["features"].shape

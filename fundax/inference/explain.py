@@ -47,7 +47,7 @@ class Looker:
     tower: ViT
     params: Params
     preprocessing: Mapping[str, Any]
-    step: int
+    step: int | str
     row: int = 0  # the row of the objective's means to normalise by, if it has one per modality
 
     def __call__(self, photographs: np.ndarray) -> Maps:
@@ -70,7 +70,7 @@ def read_looker(run: str | Path, checkpoint: int | str = "", modality: str = "CF
     return Looker(objective, tower, weights, fitting, step, MODALITIES.index(modality_name(modality)))
 
 
-def looker_of(model: Model, step: int = 0) -> Looker | None:
+def looker_of(model: Model, step: int | str = 0) -> Looker | None:
     """The attention of a model that is open; None if its image encoder is not a ViT with a class token."""
     tower = model.objective.image
     if not isinstance(tower, ViT) or not tower.class_token:
@@ -146,7 +146,9 @@ def explain(
 
 
 def _pointing(maps: Mapping[str, np.ndarray], mask: np.ndarray, facts: Mapping[str, Any]) -> dict[str, Any]:
-    found = {title: points_at(over_photograph(one, *mask.shape, facts), mask) for title, one in maps.items()}
+    found = {
+        title: points_at(over_photograph(one, mask.shape[0], mask.shape[1], facts), mask) for title, one in maps.items()
+    }
     return {title: {"hit": hit, "chance": chance} for title, (hit, chance) in found.items()}
 
 
@@ -190,7 +192,7 @@ def sheet(
     return path
 
 
-def strip(photograph: np.ndarray, maps: Mapping[int, Maps], path: Path, facts: Mapping[str, Any]) -> Path:
+def strip(photograph: np.ndarray, maps: Mapping[Any, Maps], path: Path, facts: Mapping[str, Any]) -> Path:
     """Write a PNG of the maps over training: one column per step, with the mean above the rollout."""
     steps = sorted(maps)
     figure = _figure(2.1 * len(steps) + 0.4, 4.6)

@@ -86,7 +86,7 @@ def read_encoder(
     side = int(stored.get("input_size", (3, tower.image_size, tower.image_size))[1])
     tower = tower.clone(image_size=side)
     known = dict(zip(("mean", "std"), moments((modality,)), strict=True)) if modality else {}
-    own = {
+    own: dict[str, Any] = {
         name: (tuple(values[name]),) for values in (default or {}, stored) for name in ("mean", "std") if name in values
     }
     objective = Encoder(tower, **(own | known))

@@ -93,7 +93,7 @@ def card_facts(run: str | Path, step: int) -> dict[str, Any]:
         found["base_model"] = Path(init).name
     found |= {name: args[name] for name in ("data", "batch", "seed", "dtype") if args.get(name) not in (None, "", [])}
     found |= {"config": Path(str(stored["config"])).name} if stored.get("config") else {}
-    scores: dict[str, float] = {}
+    scores: dict[str, Any] = {}
     for row in read_rows(Path(run) / "metrics.jsonl"):
         if int(row.get("step", 0)) <= step:
             named = {

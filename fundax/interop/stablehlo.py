@@ -76,7 +76,7 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
     found, rng, state = 0.0, np.random.default_rng(0), _state(model)
     for name, specs in _inputs(model.objective).items():
         values = [rng.integers(0, 2, (2, *shape), np.int32).astype(kind) for shape, kind in specs]
-        theirs = export.deserialize((Path(path) / f"{name}.stablehlo").read_bytes()).call(state, *values)
+        theirs = export.deserialize(bytearray((Path(path) / f"{name}.stablehlo").read_bytes())).call(state, *values)
         ours = jax.jit(_program(model.objective, name))(state, *values)
         gaps = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a, np.float64) - b).max()), theirs, ours)
         found = max([found, *jax.tree.leaves(gaps)])

@@ -178,8 +178,10 @@ def encoder_of(model: Checkpoint) -> Checkpoint:
     return replace(model, objective=encoder, params=params, extra={})
 
 
-def bare(tower: ViT) -> ViT:
-    """An encoder as it computes features: no mask token, nothing dropped, layers not stacked."""
+def bare(tower: Any) -> ViT:
+    """A ViT as it computes features: no mask token, nothing dropped, layers not stacked. Raises UserError for another."""
+    if not isinstance(tower, ViT):
+        raise UserError(f"this format holds a ViT, and the encoder is {type(tower).__name__}")
     return tower.clone(mask_token=False, drop_path=0.0, scan=False)
 
 
