@@ -86,7 +86,8 @@ class Segmentation:
         each = [scores(masks[0][..., k], masks[1][..., k], inside) for k in range(len(self.classes))]
         row: dict[str, Any] = {name: np.array([values[name] for values in each]) for name in NAMES}
         if not self.overlapping and len(self.classes) > 1:
-            row["background"] = scores(*(~np.asarray(mask.any(-1)) for mask in masks), inside)["dice"]
+            empty = [~np.asarray(mask.any(-1)) for mask in masks]
+            row["background"] = scores(empty[0], empty[1], inside)["dice"]
         row |= {name: np.asarray(values)[i] for name, values in row_columns(batch).items()}
         row["missed"] = int(sum(math.isnan(values["hd95"]) and not math.isnan(values["dice"]) for values in each))
         photograph = _whole(np.asarray(batch["image"][i]), np.asarray(batch["frame"][i]), truth.shape[:2])
