@@ -14,7 +14,7 @@ import pytest
 
 from data_pipelines.language import tokenizers
 from data_pipelines.records import DataError
-from fundax.config import load
+from fundax.config import arguments_of, load
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import dino_vit
 from fundax.interop import all_formats, write_safetensors
@@ -31,7 +31,7 @@ from fundax.stored import describe
 from fundax.types import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
-WITH_INIT = [path for path in CONFIGS if "init: " in path.read_text()]
+WITH_INIT = [path for path in CONFIGS if "init" in arguments_of(path)]
 WORDS = tokenizers.bundled(48)
 TEXTS = {"vocab": WORDS.vocab_size, "context": 48}
 DINO = dino_vit("B/16").clone(image_size=32, patch=8, width=32, depth=4, heads=1, mask_token=True)
@@ -51,10 +51,10 @@ TEXT = ("zero_shot", "few_shot", "clip_adapter")
 # Which configs start from which model; the others refuse it in one line.
 STARTS = {
     "clip": {*ANY, *TEXT, "mm_fundus_clip", "quickstart"},
-    "ret_clip": {*ANY, "ret_clip"},
+    "ret_clip": {*ANY, *TEXT, "ret_clip"},
     "flair": {*ANY, *TEXT, "flair", "keepfit", "keepfit_text"},  # the ResNet of keepfit_report --smoke is another one
-    "ibot": {*ANY, *DENSE},
-    "visionfm": {*ANY, "visionfm"},
+    "ibot": {*ANY, *DENSE, "few_shot"},
+    "visionfm": {*ANY, "visionfm", "few_shot"},
 }
 NEEDS_CONFIGURATION = {"clip": {*ANY, *TEXT}}  # weights alone do not say what they compute
 
