@@ -184,7 +184,7 @@ def test_folder_of_vocab_and_merges(merges, tmp_path):
 
 
 def test_missing_or_foreign_files_are_named(merges, vocab, tmp_path):
-    with pytest.raises(DataError, match=r"nowhere\.txt\.gz: expected a file of byte-pair merges"):
+    with pytest.raises(DataError, match=r"nowhere\.txt\.gz: no such file; expected byte-pair merges"):
         tokenizers.clip_bpe(tmp_path / "nowhere.txt.gz")
     with pytest.raises(DataError, match=r"nowhere\.txt: expected BERT's vocab\.txt"):
         tokenizers.wordpiece(tmp_path / "nowhere.txt")

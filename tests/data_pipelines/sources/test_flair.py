@@ -175,7 +175,7 @@ def test_elite_batches_are_one_to_one_and_resume(folder):
     assert again.get_state() == batches.get_state() == {"step": 2}
     again.close()
     batches.close()
-    with pytest.raises(DataError, match="4 public examples, 2 elite"):
+    with pytest.raises(DataError, match="got 4 public examples and 2 elite examples"):
         WithElite(public, train(reports, (SingleView(),), batch=2))
 
 

@@ -77,7 +77,7 @@ def test_written_and_read(tmp_path):
     with pytest.raises(DataError, match="expected a split written by fundax"):
         read_split(tmp_path / "none.json")
     (tmp_path / "other.json").write_text('{"format": "x", "parts": {}}')
-    with pytest.raises(DataError, match="format 'x'; expected 'fundax split 3'"):
+    with pytest.raises(DataError, match="whose format is 'fundax split 3', not 'x'"):
         read_split(tmp_path / "other.json")
     with pytest.raises(DataError, match="a patient of eyes is in 'train' and in 'test'"):
         split_record({"train": {"eyes": ["p"]}, "test": {"eyes": ["p"]}})
