@@ -1,5 +1,7 @@
 """Backbones: out of runs, files and names of sizes, at the size asked for, with their decoder and statistics."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ def run(monkeypatch, tmp_path):
     params = values(jax.eval_shape(lambda: encoder.init(jax.random.key(0), encoder_batch()))[0])
     monkeypatch.chdir(tmp_path)
     for name in ("run", "one", "two"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
     monkeypatch.setattr(backbones, "is_run", lambda path: True)
     monkeypatch.setattr(backbones, "read_objective", lambda path: encoder)
     monkeypatch.setattr(backbones, "load_params", lambda path, checkpoint: (params, {}))
@@ -119,7 +121,7 @@ def test_names_of_sizes():
     assert backbone("B/16", image_size=512).image.patches == 32**2
     assert backbone("B/16").image.scan and not backbone("tiny").image.scan
     assert backbone("resnet50").image.image_size == 224
-    with pytest.raises(
-        UserError, match="'huge' is neither a run, a folder or a file of weights nor a size; sizes are smoke"
-    ):
+    known = r"imagenet, imagenet-lite1, imagenet-lite2, timm:NAME, hf:OWNER/NAME"
+    expected = f"'huge' is neither a run, a folder or a file of weights, nor named weights ({known}), nor a size; sizes are smoke"
+    with pytest.raises(UserError, match=re.escape(expected)):
         backbone("huge", image_size=64)
