@@ -195,7 +195,7 @@ def test_a_tower_starts_from_a_bert(started, tmp_path):
             fresh
         )
     write_safetensors({"a": np.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"the keys are not those of .*BertForMaskedLM; it has a"):
+    with pytest.raises(UserError, match=r"the keys are not those of .*BertForMaskedLM.*; it has a"):
         warm_start(tmp_path / "other.safetensors", objective).init_from[0](fresh)
 
 
