@@ -194,6 +194,11 @@ def run_launch(words, trained):
         for run in re.findall(r"runs/\w+", word):
             if before != "--workdir":
                 copy_run(trained / ("linear_probe" if "probe" in run else "quickstart"), Path(run))
+    if "--dry-run" in rest:  # which trains in earnest, at full size
+        rest = [
+            *(word for word, before in zip(rest, ["", *rest], strict=False) if "--size" not in (word, before)),
+            "--smoke",
+        ]
     argv = shortened(rest, SHORT.get(verb, {})) + ([] if "--help" in rest else MORE.get(verb, []))
     try:
         code = launch.main([verb, *argv])

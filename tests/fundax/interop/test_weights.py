@@ -133,7 +133,9 @@ def test_a_damaged_file_of_pytorch_is_named_without_torch(tmp_path):
 def test_folders_and_shards(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_state(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"no weights; expected one of heads\.safetensors, open_clip_model\.safetensors"):
+    with pytest.raises(
+        UserError, match=r"no weights; expected one of heads\.safetensors, open_clip_model\.safetensors"
+    ):
         find_file(tmp_path)
     (tmp_path / "x.h5").write_bytes(b"1")
     with pytest.raises(UserError, match=r"'\.h5' files; expected \.safetensors"):
