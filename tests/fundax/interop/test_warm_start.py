@@ -168,7 +168,7 @@ def test_every_form_fills_an_objective_or_says_why_not(forms, shapes, kind, form
     start, expected = warm_start(path, KINDS[target]), EXPECTED[kind, target]
     if form == "file" and (kind, target) in UNREADABLE:
         expected = UNCONFIGURED
-    elif form in ("file", "retfound", "visionfm") and expected == ACTIVATION:
+    elif form in ("file", "retfound") and expected == ACTIVATION:
         expected = OTHER_KEYS  # nothing says which activation such a file is for, but a ViT for CLIP has another norm
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
