@@ -29,9 +29,7 @@ PART = "test"  # what each fold is held out as
 _log = logging.getLogger("fundax")
 
 
-def cross_validate(
-    load: Callable[..., Recipe], workdir: str | Path, count: int
-) -> Path:
+def cross_validate(load: Callable[..., Recipe], workdir: str | Path, count: int) -> Path:
     """Train a model for each of `count` folds of the patients, and write what they give together as a run in `workdir`.
 
     Every fold is a run of its own, workdir/fold_K, which the same command resumes. The run in `workdir` holds the pooled
