@@ -46,23 +46,23 @@ def apply_encoder(
     return out, extra | {"image": new["batch_stats"]}
 
 
-def encoder_of(objective: Any, params: Params, extra: Extra, modality: int = 0) -> tuple[ViT | ResNet, Params, Extra]:
+def encoder_of(objective: Any, params: Params, extra: Extra, modality: int = 0) -> tuple[VisionEncoder, Params, Extra]:
     """The image encoder of an objective as it computes features, its parameters, and its batch statistics.
 
     The teacher's for a self-distilled model, the one below an adapter, and the one of `modality` if each has its own.
-    Raises UserError if there is no ViT or ResNet, and if no encoder belongs to the modality.
+    Raises UserError if there is no image encoder, and if no encoder belongs to the modality.
     """
     tower, name = getattr(objective, "image", None), type(objective).__name__
-    if not isinstance(tower, ViT | ResNet):
-        raise UserError(f"{name} has no image encoder; expected a model with a ViT or a ResNet")
+    if not isinstance(tower, VisionEncoder):
+        raise UserError(f"{name} has no image encoder; expected a model that reads images")
     owner = extra.get("teacher", params.get("model", params))  # "model": the model below an adapter
     weights, stats = dict(owner["image"]), extra.get("model", extra)
     if several := getattr(owner_of(objective), "modalities", ()):
         if modality not in several:
             raise UserError(f"{name} has encoders of the modalities {', '.join(map(str, several))}, not {modality}")
         weights = dict(weights[f"m{modality}"])
-    if isinstance(tower, ResNet):
-        return tower, weights, {"image": stats["image"]}
+    if not isinstance(tower, ViT):
+        return tower, weights, {"image": stats["image"]} if "image" in stats else {}
     if tower.mask_token:  # a teacher has no mask token, and never needs it
         weights.setdefault("mask_token", jnp.zeros(tower.width))
     return tower.clone(mask_ratio=0.0, drop_path=0.0), weights, {}
@@ -86,7 +86,7 @@ def tower_of(objective: Any, params: Params, extra: Extra, modality: int = 0) ->
     return vit, weights
 
 
-def with_encoder(objective: Any, image: ViT | ResNet) -> Any:
+def with_encoder(objective: Any, image: VisionEncoder) -> Any:
     """The same objective with another image encoder, which may lie below a head, an adapter or KeepFIT."""
     below = next((name for name in ("tower", "model", "base") if hasattr(objective, name)), None)
     if below is None:

@@ -46,6 +46,11 @@ class ConvNeXt(nn.Module):
         """Number of blocks."""
         return sum(self.blocks)
 
+    @property
+    def last_unit(self) -> str:
+        """Name of the module that computes the last feature map."""
+        return f"block_{self.depth - 1}"
+
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False, hidden: bool = False) -> dict[str, Any]:
         """tokens [B N D], pooled f32 [B D], map [B h/32 w/32 D], pyramid: the maps of all stages (strides 4, 8, 16, 32).

@@ -54,6 +54,11 @@ class ResNet(nn.Module):
         """D, the width of tokens and pooled."""
         return self.width_first * 2 ** (len(self.blocks) - 1) * (1 if self.basic else EXPANSION)
 
+    @property
+    def last_unit(self) -> str:
+        """Name of the module that computes the last feature map."""
+        return f"stage{len(self.blocks)}_unit{self.blocks[-1] - 1}"
+
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False, hidden: bool = False) -> dict[str, Any]:
         """tokens [B N D], pooled f32 [B D], map [B h/32 w/32 D], pyramid: the maps of all stages (strides 4, 8, 16, 32).

@@ -1,8 +1,8 @@
-"""Maps of what a model reads: attention of a ViT's class token, and Grad-CAM (arXiv:1610.02391) of a ViT or a ResNet.
+"""Maps of what a model reads: attention of a ViT's class token, and Grad-CAM (arXiv:1610.02391) of any image encoder.
 
-Grad-CAM shows which places of an image raise a number that the model computes. The feature map of a ResNet is the
-output of its last unit, that of a ViT the input of its last attention: behind it, the patches of a ViT that pools its
-class token have no gradient."""
+Grad-CAM shows which places of an image raise a number that the model computes. The feature map of a
+convolutional network is the output of its last unit, that of a ViT the input of its last attention: behind it, the patches
+of a ViT that pools its class token have no gradient."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fundax.encoders.backbone import with_encoder
-from fundax.encoders.resnet import ResNet
+from fundax.encoders.backbone import VisionEncoder, with_encoder
 from fundax.encoders.vit import ViT, attention_maps, rollout
 from fundax.params import unstack_blocks
 from fundax.types import Batch, Extra, Params
@@ -69,14 +68,12 @@ def grad_cam(objective: Any, params: Params, extra: Extra, batch: Batch, target:
     return jax.nn.relu((features * gradient.mean((1, 2), keepdims=True)).sum(-1))
 
 
-def _place(tower: ViT | ResNet) -> tuple[str, ...]:
-    if isinstance(tower, ResNet):
-        return (f"stage{len(tower.blocks)}_unit{tower.blocks[-1] - 1}",)
-    return (f"block_{tower.depth - 1}", "norm1")
+def _place(tower: VisionEncoder) -> tuple[str, ...]:
+    return (f"block_{tower.depth - 1}", "norm1") if isinstance(tower, ViT) else (tower.last_unit,)
 
 
-def _as_maps(tower: ViT | ResNet, x: jax.Array) -> jax.Array:
-    if isinstance(tower, ResNet):
+def _as_maps(tower: VisionEncoder, x: jax.Array) -> jax.Array:
+    if not isinstance(tower, ViT):
         return x
     side = tower.image_size // tower.patch
     return x[:, int(tower.class_token) :].reshape(len(x), side, side, -1)

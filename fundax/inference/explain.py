@@ -119,10 +119,10 @@ def explain(
     steps = _steps(run, checkpoints)
     pixels = [files.load(path) for path in photographs]
     inside_of = [load_mask(path) > 0 for path in masks]
-    heads = [f"_head{k + 1}" for k in range(99)]
-    names = names_for(photographs, ("", "_strip", "_mean", "_rollout", *heads))
     models = [load(run, step, modality=modality) for step in steps]
     lookers = [looker_of(model, step) for model, step in zip(models, steps, strict=True)]
+    heads = [f"_head{k + 1}" for looker in lookers[-1:] if looker for k in range(looker.tower.heads)]
+    names = names_for(photographs, ("", "_strip", "_mean", "_rollout", *heads))
     facts, pointing = models[-1].preprocessing, {}
     with fresh_folder(out, overwrite) as folder:
         written = []

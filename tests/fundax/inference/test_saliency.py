@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from fundax.encoders.backbone import Backbone
+from fundax.encoders.convnext import convnext
+from fundax.encoders.efficientnet import EfficientNet
 from fundax.encoders.heads import MLPHead
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.saliency import grad_cam
@@ -61,6 +63,19 @@ def test_a_vit_and_its_stacked_form_have_the_same_map():
         answer_of(Model(objective, params, facts, None), "blind")
     with pytest.raises(UserError, match="takes no texts"):
         saliency_maps(Model(objective, params, facts, None), EYE, texts=["exudates"])
+
+
+@pytest.mark.parametrize(
+    "image", [convnext("convnext-smoke", image_size=32), EfficientNet(32, 0.25, 0.3)], ids=["convnext", "lite0"]
+)
+def test_convolutional_encoders_are_encoded_and_explained(image):
+    objective = classifier(image)
+    params, extra = jax.jit(lambda key: objective.init(key, {}))(jax.random.key(0))
+    model = Model(objective, params, {"image_size": 32}, None, 4, extra)
+    features = model.encode_image([EYE])
+    assert features.shape == (1, image.width) and np.isfinite(features).all()
+    (found,) = saliency_maps(model, EYE, target="sick").values()
+    assert found.ndim == 2 and found.min() >= 0 and np.isfinite(found).all()
 
 
 def test_pointing_by_hand():
