@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from fundax.evals.kinds import ClassificationResult, MultiLabelResult, read
+from fundax.evals.kinds import ClassificationResult, MultiLabelResult
 from fundax.evals.supervised import pooled
 from fundax.objectives.ensemble import Ensemble, shares_encoder, stacked
 from fundax.recipe import Recipe
 from fundax.results.page import report
+from fundax.results.read import read_result
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import Checkpoints, has_checkpoints, load_params
 from fundax.runtime.workdir import make, write_arrays, write_json
@@ -91,8 +92,7 @@ def _score(where: Path) -> float:
 
 def _result(where: Path) -> ClassificationResult | MultiLabelResult:
     path = where / "evals" / f"{PART}.npz"
-    with np.load(path, allow_pickle=False) as stored:
-        found = read({key: stored[key] for key in stored})
+    found = read_result(path)
     if not isinstance(found, ClassificationResult | MultiLabelResult):
         raise UserError(f"{path}: a result of the kind {found.kind}; the folds of a classification can be pooled")
     return found

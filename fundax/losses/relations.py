@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fundax.runtime.mesh import replicate
 from fundax.types import Metrics
 
 Repeats = Literal["mask", "share", "negatives"]
@@ -59,7 +60,7 @@ def relations(
     for name, values in (("text", text), ("patient", patient)):
         if values is not None:
             ids = jnp.asarray(values)
-            numbers[name] = _on_every_device(known(ids if ids.ndim == 1 else equal_rows(ids), mask))
+            numbers[name] = replicate(known(ids if ids.ndim == 1 else equal_rows(ids), mask))
             counts[f"same_{name}"] = agreeing_pairs(numbers[name])
     if repeats == "share" and group is None:
         group = numbers.pop("text", None)
@@ -71,16 +72,8 @@ def equal_rows(ids: jax.Array) -> jax.Array:
 
     Rows are compared by a hash of 64 bits. Among 10,000 different rows, the probability of a collision is 3e-12.
     """
-    first, second = (_on_every_device(_hash(ids, seed)) for seed in (0x9E3779B1, 0x85EBCA77))
+    first, second = (replicate(_hash(ids, seed)) for seed in (0x9E3779B1, 0x85EBCA77))
     return _ranks((first, second))
-
-
-def _on_every_device(values: jax.Array) -> jax.Array:
-    """The same, kept whole on each device: a sort of split values sends them many times."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes:
-        return values
-    return jax.lax.with_sharding_constraint(values, jax.sharding.PartitionSpec())
 
 
 def _hash(ids: jax.Array, seed: int) -> jax.Array:

@@ -208,11 +208,17 @@ def constrain_rows(x: jax.Array) -> jax.Array:
     Encoders call it at the entry and exit of every block.
     """
     # Without it the sharding of the kernels spreads to the activations: on an fsdp axis XLA then sums activations over
-    # devices in every layer instead of gathering weights (docs/measurements/scaling.md).
+    # devices in every layer instead of gathering weights (docs/measurements/performance.md).
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or x.shape[0] % batch_parts(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, P(batch_axes(mesh)))
+
+
+def replicate(x: jax.Array) -> jax.Array:
+    """Inside jit: keep a small array whole on each device. XLA sends a split one many times, for example to sort it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or mesh.manual_axes else jax.lax.with_sharding_constraint(x, P())
 
 
 def gather_parameter(x: jax.Array, path: Sequence[str], rules: Rules = RULES) -> jax.Array:
