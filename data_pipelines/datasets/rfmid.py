@@ -74,7 +74,7 @@ class RFMiD:
 def rfmid(root: str | Path, split: str) -> RFMiD:
     """A split (train, valid or test) in the publisher's layout: RFMiD_Training_Labels.csv and a folder of images.
 
-    Raises DataError if `root` does not contain the label file, or there is no folder of images next to it.
+    Raises DataError if `root` lacks the label file or the folder of images.
     """
     if split not in SPLITS:
         raise DataError(f"RFMiD split {split!r}: expected one of {', '.join(SPLITS)}")

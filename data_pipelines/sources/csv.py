@@ -71,9 +71,9 @@ def csv_source(
         depth: true bits of grey images, or their range (images.ReadOptions).
         orientation: "stored" leaves images and masks as stored; "" turns them upright.
         max_pixels: number of pixels above which an image is refused.
-        visits: read the columns of visits, too (visit_columns), for visit_tables.VisitSource. `path` may then be a folder
+        visits: also read the columns of visits (visit_columns), for visit_tables.VisitSource. Then `path` may be a folder
             of DICOM files, and texts and labels may be empty.
-        declare: names of modalities beside MODALITIES.
+        declare: names of modalities that are not in MODALITIES.
 
     The first use reads the file. It raises DataError naming the file and its columns, or the row (from 1, without the
     header) and the line.

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from data_pipelines.records import DataError
 
-# of the file's first two pages: magic number and version; of the main database flags, depth, number of entries and root;
-# then the last page and the transaction
+# The first two pages of a file have a magic number and a version, then flags, depth, number of entries and root page of the
+# main database, and last the number of the last page and of the transaction.
 _META = struct.Struct("<16x II 68x HH 24x QQQQ")
 _HEADER = struct.Struct("<Q H H H H")  # page number, padding, flags, and where the free space begins and ends
 _NODE = struct.Struct("<H H H H")  # two halves of a size or a page number, flags, length of the key

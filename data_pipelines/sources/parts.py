@@ -105,8 +105,13 @@ def fold_parts(
 ) -> dict[str, Source]:
     """The parts of a source for cross-validation: fold K of N ("K/N") is test, the others are divided by `shares`.
 
-    shares: name of each part and its share, of which that of test does not count. labels: see splits.split. The folds
-    of one seed share no patient. Raises DataError for anything but K/N, and for fewer patients than folds.
+    The test parts of different folds have no patient in common if the seed is the same.
+
+    Args:
+        shares: name and share of each part; the share of test is ignored.
+        labels: label of a record to stratify by, see splits.split.
+
+    Raises DataError if `fold` is not K/N, or if there are fewer patients than folds.
     """
     number, slash, count = fold.partition("/")
     if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count) and int(count) > 1):

@@ -165,8 +165,8 @@ def pairs(
     """
     resize, words = Canvas(size), Tokenize(tokenizer)
     keys = ("image", "text", "status")
-    told = Select((*keys, "category", "patient"))
-    learn = (CategoryCaption(by_synonym=synonyms), resize, Flip(), FlairAugment(), words, told)
+    public_keys = Select((*keys, "category", "patient"))
+    learn = (CategoryCaption(by_synonym=synonyms), resize, Flip(), FlairAugment(), words, public_keys)
     study = (EliteReport(), resize, words, Select(keys))
     expert = mix(shares(experts, study), **{**loader, "seed": loader["seed"] + 1})
     return WithElite(mix(shares(public, learn), **loader), expert, keys)

@@ -19,9 +19,9 @@ BLANK = 235  # grey of a view that is missing
 
 @dataclass(frozen=True)
 class ShownVisit(VisitViews):
-    """VisitViews that also give `picture` u8 [SIDE w 3], a row of the visit's views, and the attributes `about`.
+    """VisitViews with `picture` u8 [SIDE w 3], the views of the visit in one row, and the attributes named in `about`.
 
-    The picture has a place for the left and the right eye in each modality, which is grey where there is no view.
+    Each modality has one place for the left eye and one for the right eye. A place without a view is grey.
     """
 
     about: tuple[str, ...] = ()

@@ -129,7 +129,8 @@ class _Restricted(pickle.Unpickler):
         if f"{module}.{name}" in known:
             return known[f"{module}.{name}"]
         raise UserError(
-            f"refused: it holds {module}.{name}, more than tensors; save model.state_dict() alone, best as .safetensors"
+            f"refused: it holds {module}.{name}, more than tensors; save model.state_dict() alone, best as .safetensors. With "
+            "PyTorch (pip install -e '.[torch]') numbers of NumPy, paths and argparse's Namespace are read, too"
         )
 
     def persistent_load(self, pid: Any, /) -> _Storage:
