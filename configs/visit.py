@@ -2,7 +2,7 @@
 
 Contrastive pretraining on visits with both eyes, several modalities, and reports of the visit, the eyes and the views, any of
 which may be missing. --data is a table of visits; without it, the visits are synthetic, with CFP, OCT and FFA of both eyes,
-and training takes ten minutes on two CPU cores. See docs/methods/visits.md.
+on which a small model trains on a CPU. See docs/methods/visits.md.
 """
 
 from data_pipelines import Data, mix, synthetic_parts
