@@ -190,7 +190,7 @@ def test_missing_or_foreign_files_are_named(merges, vocab, tmp_path):
         tokenizers.wordpiece(tmp_path / "nowhere.txt")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(DataError, match=r"tokenizer_config\.json: expected a tokenizer's folder"):
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: no such file; expected a tokenizer's folder"):
         tokenizers.load(empty)
     with pytest.raises(DataError, match=r"vocab\.json: expected tokenizer\.json, or vocab\.json and merges\.txt"):
         tokenizers.clip_bpe(empty)
