@@ -192,7 +192,9 @@ def test_missing_or_foreign_files_are_named(merges, vocab, tmp_path):
     empty.mkdir()
     with pytest.raises(DataError, match=r"tokenizer_config\.json: no such file; expected a tokenizer's folder"):
         tokenizers.load(empty)
-    with pytest.raises(DataError, match=r"vocab\.json: no such file; expected tokenizer\.json, or vocab\.json and merges\.txt"):
+    with pytest.raises(
+        DataError, match=r"vocab\.json: no such file; expected tokenizer\.json, or vocab\.json and merges\.txt"
+    ):
         tokenizers.clip_bpe(empty)
     (empty / "vocab.txt").write_text("<s>\nword\n")
     with pytest.raises(DataError, match=r"no \[PAD\] \[UNK\] \[CLS\] \[SEP\] \[MASK\] among 2 entries"):
