@@ -13,7 +13,7 @@ os.environ["XLA_FLAGS"] = " ".join((
     "--xla_cpu_use_fusion_emitters=false",
     os.environ.get("XLA_FLAGS", ""),  # what is given wins
 ))  # fmt: skip
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = os.environ.get("FUNDAX_TEST_PLATFORM", "cpu")  # benchmarks/gpu.sh tests on a GPU
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
 
