@@ -69,7 +69,7 @@ def import_(
     Args:
         path: Folder or weights file.
         workdir: Folder of the run to write.
-        like: Size, such as H/14-378, of a CLIP file without a configuration beside it.
+        like: Size, such as H/14-378, of a CLIP file without a configuration.
         activation: Activation of such a file: quick_gelu (OpenAI, DFN) or gelu (LAION and most others).
         modality: Modality of the images of an image encoder, which decides how they are normalised; empty: as ImageNet.
         resize: How photographs become square, where the files do not say: squash, shortest, longest or canvas.

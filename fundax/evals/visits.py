@@ -26,7 +26,7 @@ class Sheet(NamedTuple):
     visit: np.ndarray  # f32 [N E]
     eyes: np.ndarray  # f32 [N 2 E], 0 if the eye has no view
     subsets: dict[tuple[int, ...], np.ndarray]  # f32 [N E] for each subset of modalities, 0 if a visit has no such view
-    text: np.ndarray  # f32 [N E] of the text of the visit, NaN if there is no text
+    text: np.ndarray  # f32 [N E] of the text of the visit, NaN without a text
     label: np.ndarray  # i64 [N]
     label_eyes: np.ndarray  # i64 [N 2]
     patient: np.ndarray  # i64 [N]

@@ -1,4 +1,4 @@
-"""Scores of visits by hand: a model whose features are the class of the image, told to those who can see it."""
+"""Scores of visits by hand: a model whose features are the class of the image."""
 
 import numpy as np
 import pytest
