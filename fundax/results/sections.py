@@ -82,7 +82,9 @@ def arrays(result: Any) -> list[Block]:
             low, high = (columns[f"{stem}_{bound}"] for bound in ("low", "high"))
             each = zip(values, low, high, strict=True)
             head = stem.replace("_", " ").replace("auc", "AUC")
-            cells[f"{head} (95 % interval)"] = [number(Estimate(*map(float, one))) for one in each]
+            cells[f"{head} (95 % interval)"] = [
+                number(Estimate(float(value), float(a), float(b))) for value, a, b in each
+            ]
     rows = list(zip(*cells.values(), strict=True))
     listed = ", ".join(f"{key} {list(array.shape)}" for key, array in result.other.items() if key[:6] != "table_")
     table = [Table(list(cells), rows)] if rows else []
