@@ -186,7 +186,7 @@ def test_folder_of_vocab_and_merges(merges, tmp_path):
 def test_missing_or_foreign_files_are_named(merges, vocab, tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.txt\.gz: no such file; expected byte-pair merges"):
         tokenizers.clip_bpe(tmp_path / "nowhere.txt.gz")
-    with pytest.raises(DataError, match=r"nowhere\.txt: expected BERT's vocab\.txt"):
+    with pytest.raises(DataError, match=r"nowhere\.txt: no such file; expected BERT's vocab\.txt"):
         tokenizers.wordpiece(tmp_path / "nowhere.txt")
     empty = tmp_path / "empty"
     empty.mkdir()
