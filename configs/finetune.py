@@ -44,7 +44,7 @@ def recipe(
     head = encoders.MLPHead(supervision.outputs(classes), layers, norm=norm)
     weighed = supervision.fields(several, classes, lambda: labelled.labels_of(parts.train))
     weighed |= {"mixup": mixup, "cutmix": cutmix, "momentum": ema, "test_flips": look.test_flips}
-    weighed |= {"peer_softmax": preset == "ret_clip"}
+    weighed |= {"second_softmax": preset == "ret_clip"}
     read = labelled.Reader(parts, seen, workers=run.workers)
     steps = (read.view, *labelled.augmentation(preset, seen), Select(("image", "label", "modality")))
     turns = (

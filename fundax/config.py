@@ -63,7 +63,7 @@ VOCABULARY = {
     "lam": "Weight of the texts' similarity in the reference; the rest is the similarity of appearance.",
     "language": "Language of the synthetic reports and of the prompts.",
     "depth_decay": "Factor by which the learning rate falls from each block to the one below.",
-    "local_crops": "Number of small crops of each image, besides the two large ones.",
+    "local_crops": "Number of small crops of each image, in addition to the two large ones.",
     "mask": "Patches that are hidden from the student: blocks, or single patches at random.",
     "methods": "Few-shot methods to compare.",
     "min_snr": "Gamma of the min-SNR loss weighting; 0 is the plain squared error.",
@@ -163,9 +163,8 @@ def load(
     flat = _flat(arguments)
     _check_honoured(built, asked, flat, path)
     best = next((one.selects(built.best) for one in arguments.values() if isinstance(one, Run)), built.best)
-    if flat.get("tune"):
-        built = replace(built, tune=tuning(flat["tune"]))
-    return replace(built, best=best, source=_source(path, argv, flat), data=_used(here, flat)), flat
+    tune = tuning(flat["tune"]) if flat.get("tune") else built.tune
+    return replace(built, best=best, tune=tune, source=_source(path, argv, flat), data=_used(here, flat)), flat
 
 
 def _check_honoured(built: Recipe, asked: Collection[str], flat: Mapping[str, Any], path: str | Path) -> None:
@@ -190,11 +189,13 @@ def _source(path: str | Path, argv: Sequence[str], flat: Mapping[str, Any]) -> d
 
 def _local(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments, with addresses replaced by the paths of local copies."""
-    beside = not _flat(arguments).get("image_dir")
+    with_images = not _flat(arguments).get("image_dir")
     found: dict[str, Any] = {}
     for name, value in arguments.items():
         held = _flat({name: value}) if is_dataclass(value) else {}
-        local = {k: words.fetched_value(k, v, beside) for k, v in (held or {name: value}).items() if k in words.PATHS}
+        local = {
+            k: words.fetched_value(k, v, with_images) for k, v in (held or {name: value}).items() if k in words.PATHS
+        }
         group: Any = value
         found[name] = replace(group, **local) if held and local else local.get(name, value)
     return found

@@ -90,7 +90,7 @@ def decay_matrices(path: str, leaf: Any) -> bool:
     return path.endswith("/kernel")
 
 
-def peer_open_clip(path: str, leaf: Any) -> bool:
+def decay_open_clip(path: str, leaf: Any) -> bool:
     """Decay everything except vectors, norms, biases and the logit scale: the groups of open_clip's training script.
 
     Embeddings, position tables and projections therefore decay too. A golden test compares with open_clip's own lists.
@@ -99,7 +99,7 @@ def peer_open_clip(path: str, leaf: Any) -> bool:
     return not (vector or _NORM.search(path) or _BIAS.search(path) or _SCALE.search(path))
 
 
-def peer_ret_clip(path: str, leaf: Any) -> bool:
+def decay_ret_clip(path: str, leaf: Any) -> bool:
     """Decay the parameters that RET-CLIP's training script decays: names without bn, ln, bias and logit_scale.
 
     BERT's norms are named `LayerNorm`, without "ln", so the norm scales of the text encoder decay, as does the class
@@ -109,7 +109,7 @@ def peer_ret_clip(path: str, leaf: Any) -> bool:
     return not (norm or _BIAS.search(path) or _SCALE.search(path))
 
 
-def peer_visionfm(path: str, leaf: Any) -> bool:
+def decay_visionfm(path: str, leaf: Any) -> bool:
     """Decay everything except biases and vectors: the groups of DINO, iBOT and VisionFM.
 
     In their code the positions, class token, mask token and the (trained) scale of a weight-normalised last layer have

@@ -17,7 +17,7 @@ from fundax.types import Data, Eval, Objective, Params, UserError
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often, in steps. 0 means never, but the last step is always saved and evaluated."""
+    """Intervals in steps. 0 means never, but the last step is always saved and evaluated."""
 
     log: int = 10
     save: int = 500
@@ -71,7 +71,9 @@ class Run:
     smoke: bool = False
 
     def selects(self, default: Best | None) -> Best | None:
-        """What selects the best checkpoint: --best, else the config's `default`, whose direction the same metric keeps.
+        """The metric that selects the best checkpoint: --best, else the config's `default`.
+
+        --best without a direction keeps the direction of `default` for the same metric.
 
         Raises UserError for a direction other than min and max.
         """
@@ -175,7 +177,7 @@ class Recipe:
     seed: int = 0
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # JSON; replaces what follows from the objective
     tokenizer: Any = None  # anything with save(folder)
-    writers: tuple[str, ...] = ()  # "tensorboard", "wandb": beside metrics.jsonl, where installed
+    writers: tuple[str, ...] = ()  # in addition to metrics.jsonl: "tensorboard", "wandb"
     profile: int = 0  # steps that the profiler traces, to <workdir>/profile
     source: Mapping[str, Any] = field(default_factory=dict)  # config path and arguments, set by fundax.config.load
     data: Mapping[str, Any] = field(default_factory=dict)  # JSON: sources, classes, split and part, set by the same

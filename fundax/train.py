@@ -40,7 +40,7 @@ from fundax.runtime.prefetch import Prefetcher
 from fundax.runtime.process import configure_orbax
 from fundax.runtime.speed import Profile, Speed
 from fundax.state import TrainState, abstract_state, check_tune, fresh
-from fundax.stored import changes, check_evaluation, describe, digest_of_data, told
+from fundax.stored import changes, check_evaluation, describe, digest_of_data, in_words
 from fundax.tuning import count_trained, join, split
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
@@ -94,7 +94,9 @@ def _fit(recipe: Recipe, workdir: Path, checkpoint: int | str) -> TrainState:
             with Log(workdir, restored=restored, **given) as log:
                 if not evaluating:
                     describe(recipe, workdir, first, changed)
-                log.info(_opening(recipe, mesh, state, restored) + (f"; changed: {told(changed)}" if changed else ""))
+                log.info(
+                    _opening(recipe, mesh, state, restored) + (f"; changed: {in_words(changed)}" if changed else "")
+                )
                 evaluate = _evaluator(recipe, mesh, workdir, log, preemption)
                 row = evaluate(first, state) if first == 0 or not last or owed else {}
                 if owed:
@@ -276,7 +278,7 @@ def _evaluator(
 
 
 def _about(recipe: Recipe, name: str, step: int) -> dict[str, np.ndarray]:
-    """What the results in evals/<name>.npz are of, as JSON: results of other data or steps do not belong together."""
+    """A JSON record of the data and step of the results in evals/<name>.npz, so that different ones are not combined."""
     part = name if name in ("val", "test", "all") else recipe.data.get("part", "")
     about = {
         "data": [source["name"] for source in recipe.data.get("sources", [])],
@@ -306,7 +308,7 @@ class _BestSoFar:
 
 
 def _selected(recipe: Recipe, workdir: str | Path) -> str:
-    """Which checkpoint the run selected and where it is."""
+    """A line with the selected checkpoint and its path."""
     folder, latest = f"{remote.shown(workdir)}/checkpoints", saved_steps(workdir)[-1]
     if recipe.best is None:
         return f"Latest checkpoint: {folder}/{latest}."
@@ -318,7 +320,7 @@ def _selected(recipe: Recipe, workdir: str | Path) -> str:
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What every process of a run must be given alike; paths may differ from one machine to the next."""
+    """The settings that all processes of a run must share; paths may differ between machines."""
     arguments = {k: v for k, v in recipe.source.get("args", {}).items() if k not in words.PATHS}
     return arguments | {name: getattr(recipe, name) for name in ("steps", "batch", "accumulate", "seed")}
 

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from data_pipelines.contact_sheet import contact_sheet
 from data_pipelines.convert import Sizing
 from data_pipelines.convert import convert as write_shards
+from data_pipelines.datasets import VISITS, build_visits
 from data_pipelines.datasets import build as build_data_set
 from data_pipelines.sources.modality_stats import measure, write_stats
 from data_pipelines.synthetic.sources import Visits
@@ -78,7 +79,7 @@ def import_(
     Args:
         path: Folder or weights file.
         workdir: Folder of the run to write.
-        like: Size, such as H/14-378, of a CLIP file without a configuration beside it.
+        like: Size, such as H/14-378, of a CLIP file without a configuration.
         activation: Activation of such a file: quick_gelu (OpenAI, DFN) or gelu (LAION and most others).
         modality: Modality of the images of an image encoder, which decides how they are normalised; empty: as ImageNet.
         resize: How photographs become square, where the files do not say: squash, shortest, longest or canvas.
@@ -347,14 +348,16 @@ def data_synthesize(
 
 
 def data_build(name: Positional[str], /, *, from_dir: Annotated[str, arg(name="from")], data_dir: str = "") -> None:
-    """Write a public data set in the format of TensorFlow Datasets, from the folder that it was unpacked to.
+    """Write a public data set, or visits of your own, in the format of TensorFlow Datasets.
 
     Args:
-        name: Name of the data set: idrid, kermany_oct, ...
-        from_dir: Folder that the data set was unpacked to.
+        name: Name of the data set: idrid, kermany_oct, or visits.
+        from_dir: Folder that the data set was unpacked to; for visits a source such as visits.csv,visits=true.
         data_dir: Folder to write; read it by tfds:NAME.
     """
-    print(build_data_set(name, from_dir, data_dir or DATA_DIR))
+    folder = data_dir or DATA_DIR
+    visits = named(from_dir, data_dir=folder).source if name == VISITS else None
+    print(build_data_set(name, from_dir, folder) if visits is None else build_visits(visits, folder))
 
 
 def env(platform: Positional[Literal["cpu", "gpu", "tpu"]], /, *, cache: str = "") -> None:

@@ -44,7 +44,7 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Product of x [... D] with an fp32 kernel [D ...] in x's dtype, whose kernel gradient stays in fp32.
 
     The gradient that JAX derives is rounded to bfloat16 where x is bfloat16, and is summed over devices in bfloat16.
-    There is no forward-mode derivative.
+    Forward-mode differentiation is not supported.
     """
     return jax.lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
 

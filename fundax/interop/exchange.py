@@ -47,9 +47,9 @@ def export(
         out: the folder to write.
         checkpoint: "best", "latest" or a step; "" is the best one if the run selected one, else the latest.
         overwrite: replace a folder that is not empty.
-        license: for the model card, an identifier of model hubs such as "apache-2.0"; weights keep that of the weights
-            they started from.
-        base_model: for the model card, what the run started from; "" is the name of its --init.
+        license: licence in the model card, an identifier of model hubs such as "apache-2.0". Weights keep the licence
+            of the weights they started from.
+        base_model: base model in the model card; "" takes the name of the run's --init.
     Raises:
         UserError: an unknown format, no such run, a model that the format cannot hold, `out` in use, or features that
             differ from the other program's by more than LARGEST where that program is installed.
@@ -86,7 +86,7 @@ def _byte_pairs(run: str | Path, objective: CLIP) -> tokenizers.Tokenizer:
 
 
 def card_facts(run: str | Path, step: int) -> dict[str, Any]:
-    """What a run knows for a model card: config, data, batch, seed, what it started from, scores of its last evaluation."""
+    """Contents of a model card: config, data, batch, seed, base model, and scores of the last evaluation."""
     stored = read_optional_json(Path(run) / "config.json")
     args, found = stored.get("args", {}), {}
     if init := str(args.get("init") or ""):

@@ -88,12 +88,12 @@ def read(objective: CLIP, state: State, source: str) -> Params:
 
 
 def without_decoder(state: State) -> State:
-    """The same tensors without the decoder of masked images that EyeCLIP's released file keeps in its image encoder."""
+    """Remove the masked-image decoder that EyeCLIP's released file holds in its image encoder."""
     return {key: value for key, value in state.items() if not key.startswith(("visual.decoder.", "visual.decoder_"))}
 
 
 def read_as(objective: CLIP, state: State, source: str) -> tuple[Params, Extra]:
-    """The same and no extra state, with position tables as long as they are stored."""
+    """Read parameters, without extra state; position tables keep their stored length."""
     state = without_decoder(state)
     found = table(objective, state)
     shapes = keymap.stored_positions(found, state, keymap.shapes_of(objective))
@@ -229,7 +229,7 @@ def _choice(table: Mapping[str, str], value: str, field: str) -> Any:
 
 
 def _refuse_others(cfg: Mapping[str, Any], known: set[str], prefix: str) -> None:
-    """A field we do not know is harmless only if it is off."""
+    """Raise UserError for unknown fields that are switched on."""
     if others := sorted(f"{prefix}{key}" for key, value in cfg.items() if key not in known and value):
         raise UserError(f"the open_clip configuration has fields without a counterpart here: {', '.join(others)}")
 
@@ -321,7 +321,7 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
     with folder.fresh_folder(out, overwrite) as temporary:
         folder.write_model(temporary, WEIGHTS, state, model, {})
         if model.tokenizer is not None and not _is_clip_vocabulary(temporary):
-            # any name makes open_clip read the tokenizer beside the weights instead of CLIP's own byte pairs
+            # with any name, open_clip reads the tokenizer from the folder instead of using CLIP's
             config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "fundax"
         write_json(temporary / CONFIG, config)
         folder.write_card(temporary, model, "open_clip", USAGE)

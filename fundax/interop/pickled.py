@@ -69,7 +69,7 @@ class _Tensor:
 def read(path: Path) -> Any:
     """The content of a PyTorch file, with NumPy arrays for tensors.
 
-    Raises UserError for a damaged file, and naming what a file holds besides tensors, dicts and numbers.
+    Raises UserError for a damaged file and for one that holds anything but tensors, dicts and numbers.
     """
     storages: dict[str, _Storage] = {}
     try:
@@ -151,7 +151,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The same with arrays for tensors."""
+    """Replace tensors by arrays in nested dicts and lists."""
     if isinstance(value, _Tensor):
         return value.array()
     if isinstance(value, Mapping):

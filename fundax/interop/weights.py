@@ -26,7 +26,7 @@ from fundax.types import UserError
 State = dict[str, np.ndarray]  # a state dict, under the checkpoint's own key names
 # File names of weights in a folder, in the order of preference; a folder holds one model.
 FILE_NAMES = (
-    "heads.safetensors",  # towers lie beside it (split.py)
+    "heads.safetensors",  # split.py writes the encoders to folders next to it
     "open_clip_model.safetensors",
     "model.safetensors",
     "model.safetensors.index.json",
@@ -116,7 +116,7 @@ def read_state(path: str | Path) -> State:
 
 
 def strip_prefixes(state: Mapping[str, np.ndarray]) -> State:
-    """The same tensors without the prefixes that wrappers of a model put before every key."""
+    """Remove the prefixes that wrappers of a model put before every key."""
     names = list(state)
     for prefix in PREFIXES:
         if names and all(name.startswith(prefix) for name in names):
@@ -187,15 +187,15 @@ def _read_npz(path: Path) -> State:
     state = read_arrays(path)
     for name, value in state.items():
         if value.dtype.kind not in "biufV":
-            raise UserError(f"{path}: '{name}' is no array of numbers; expected an .npz file of plain arrays")
+            raise UserError(f"{path}: '{name}' is not an array of numbers; expected an .npz file of plain arrays")
     return state
 
 
 def load_torch(path: str | Path) -> Any:
     """The content of a PyTorch file, read by an unpickler that makes tensors and plain values only.
 
-    What training programs store beside the weights counts as a plain value: numbers of NumPy, paths, defaultdicts and
-    an argparse Namespace.
+    Plain values include what training programs store with the weights: NumPy numbers, paths, defaultdicts and argparse
+    Namespaces.
 
     Raises:
         UserError: torch absent, a damaged file, or a pickle of anything else.
@@ -266,7 +266,7 @@ def _factory(*_: Any) -> None:
 
 
 def _plain_values() -> list[Any]:
-    """What may lie beside the weights, by the names that pickles use, with what stands for it here."""
+    """Types other than tensors that a file of weights may hold: (replacement, name in the pickle)."""
     scalar = [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     modules, kinds = (
         ("pathlib", "pathlib._local"),
@@ -314,7 +314,7 @@ def _dense(tensor: Any, torch: Any) -> bool:
 
 
 def _unwrapped(loaded: Any) -> Any:
-    """The tensors of a training program's file. Those of self-distillation keep their part before the key."""
+    """The tensors of a training program's file; with self-distillation, the name of the part is a prefix."""
     if not isinstance(loaded, Mapping):
         return loaded
     if parts := [part for part in SELF_DISTILLED if isinstance(loaded.get(part), Mapping)]:

@@ -1,4 +1,4 @@
-"""How a head is trained on frozen features: exactly, as scikit-learn's logistic regression, or by AdamW."""
+"""Training of a head on frozen features: by logistic regression, as scikit-learn does, or by AdamW."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from fundax.types import Extra, UserError
 
 @dataclass(frozen=True)
 class Probe:
-    """How a head is trained on frozen features.
+    """Settings for training a head on frozen features.
 
     Attributes:
-        head: the head. penalty: field of Classify. rule: optimizer, which leaves the standardisation as it is.
-        steps, batch: number of steps and rows of a step. exact: whether every step sees all rows and converges.
+        head: the head.
+        penalty: L2 penalty, a field of Classify.
+        rule: optimizer, which leaves the standardisation as it is.
+        steps, batch: number of steps, and rows of a step.
+        exact: whether every step uses all rows and training converges.
     """
 
     head: MLPHead
@@ -32,7 +35,7 @@ class Probe:
     exact: bool
 
     def init_extra(self, read: Callable[[], Any]) -> tuple[Callable[[Extra], Extra], ...]:
-        """For Recipe: gives a standardised head the mean and variance of the training features `read()["feature"]`."""
+        """Steps of Recipe.init_extra that set the mean and variance of the training features `read()["feature"]`."""
 
         def fill(extra: Extra) -> Extra:
             feature = read()["feature"].astype(np.float64)

@@ -241,7 +241,7 @@ def tables(compiled: CompiledStep) -> Group:
             over = " x ".join(c.axes) or "other"
             wires.add_row(c.kind, over, str(c.group), str(c.count), f"{c.moved / 2**20:,.1f}")
         parts.append(wires)
-        parts.append(_beside_ideal(compiled))
+        parts.append(_sent_and_ideal(compiled))
     return Group(*parts, _caveat(compiled))
 
 
@@ -289,7 +289,7 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:,.1f} ms" if seconds < 1 else f"{1000 * seconds:,.0f} ms"
 
 
-def _beside_ideal(compiled: CompiledStep) -> str:
+def _sent_and_ideal(compiled: CompiledStep) -> str:
     sent = compiled.sent
     line = f"Sent per device: {sent / 2**20:,.1f} MiB; at best {compiled.ideal / 2**20:,.1f} MiB"
     if compiled.mesh["model"] > 1:

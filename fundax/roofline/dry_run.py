@@ -47,7 +47,7 @@ def dry_run(recipe: Recipe, steps: int, folder: str = "") -> list[dict[str, floa
                 say(f"ready after {seconds:.1f} s")
                 continue
             row = {"images_per_second": recipe.batch / seconds, **speed.row(seconds), "data_wait": 0.0}
-            say(f"step {number - 1}/{steps}  {told(row)}")
+            say(f"step {number - 1}/{steps}  {describe(row)}")
             rows.append(row)
     return rows
 
@@ -62,8 +62,8 @@ def made_up(spec: jax.ShapeDtypeStruct) -> np.ndarray:
     return np.ones(spec.shape, spec.dtype)
 
 
-def told(row: Mapping[str, float]) -> str:
-    """A row in words."""
+def describe(row: Mapping[str, float]) -> str:
+    """A row of the log as text."""
     mfu = f"  MFU {row['mfu']:.0%}" if "mfu" in row else ""
     return (
         f"{1000 * row['step_seconds']:,.0f} ms  {row['images_per_second']:,.0f} images/s  {row['tflops']:.3g} TFLOP/s per "

@@ -144,7 +144,7 @@ class Checkpoints:
             self._orbax.reload()
 
     def _ranked(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
-        """What a step is ranked by, if a metric ranks the steps and is a number."""
+        """The metric that ranks a step, if there is one and it is a number."""
         if self._rank is None or (value := measured(self._rank[0], metrics)) is None or np.isnan(value):
             return None
         return {"value": value, "score": self._rank[1] * value}
@@ -231,7 +231,7 @@ def _check_files(folder: Any) -> None:
     """Raise UserError for a pipe or a device among the files of a step, whose reading would never end."""
     for path in Path(folder).rglob("*") if Path(folder).is_dir() else ():
         if not path.is_file() and not path.is_dir():
-            raise UserError(f"{path.name} is no file")
+            raise UserError(f"{path.name} is not a regular file")
 
 
 def resolve(workdir: str | Path, checkpoint: int | str = "") -> int:
@@ -335,7 +335,7 @@ def _bits(x: Any, xp: Any) -> Any:
 
 
 def _score(metrics: Mapping[str, float]) -> float:
-    """What steps are ranked by, higher is better. Runs saved before 0.2 have a value alone, which was maximised."""
+    """The score that ranks steps; higher is better. Runs saved before version 0.2 have only a value, to be maximised."""
     return float(metrics.get("score", metrics["value"]))
 
 

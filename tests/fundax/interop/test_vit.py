@@ -51,8 +51,8 @@ def through(state, path, to, tmp_path):
     """Import, export; the folder."""
     save_file({key: np.ascontiguousarray(value) for key, value in state.items()}, path)
     import_checkpoint(path, tmp_path / "run", modality="oct")
-    said = export(tmp_path / "run", to, tmp_path / "out")
-    assert "read back bit for bit" in said
+    message = export(tmp_path / "run", to, tmp_path / "out")
+    assert "read back bit for bit" in message
     return tmp_path / "out"
 
 
