@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from data_pipelines import pickles
+from data_pipelines.files import pickles
 from data_pipelines.records import DataError
 from fundax.interop import pickled
 from fundax.runtime.arrays import check_archive, read_arrays

@@ -1,6 +1,6 @@
 """Settings of the whole process, each with its reason. Nothing changes at import: the code that needs a setting calls it.
 
-The memory allocator of worker processes is set in data_pipelines/workers.py, which does not import this half."""
+The memory allocator of worker processes is set in data_pipelines/pipeline/workers.py, which does not import this half."""
 
 from __future__ import annotations
 

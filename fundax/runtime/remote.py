@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from etils import epath
 
-import data_pipelines.storage as storage
+import data_pipelines.files.storage as storage
 from fundax.types import UserError
 
 _LINK = ".fundax_mirror.json"  # in the mirror's folder: its address, and what was uploaded
