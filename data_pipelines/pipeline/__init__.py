@@ -1,6 +1,6 @@
 """Batches of numpy arrays from sources and steps.
 
-streams        train, mix, one_epoch and passes: streams of batches, read by Grain
+streams        train, mix and one_epoch: streams of batches, read by Grain
 order          the order of the examples, a function of seed and position
 collate        stack examples to a batch
 packing        batches of visits with different numbers of images and texts
@@ -12,4 +12,4 @@ from etils import epy as _epy
 
 with _epy.lazy_api_imports(globals()):
     from data_pipelines.pipeline import bad_records, collate, order, packing, streams, workers
-    from data_pipelines.pipeline.streams import Data, Part, mix, one_epoch, passes, train
+    from data_pipelines.pipeline.streams import Data, Part, mix, one_epoch, train
