@@ -35,7 +35,7 @@ def trusted_config(run: str | Path, trust: bool = False) -> Path:
 
     Raises UserError where it is none of the configs of this version, unless `trust` says that the user has read it.
     """
-    copy, ours = Path(run) / "config.py", Path(__file__).parent.parent / "configs"
+    copy, ours = Path(run) / "config.py", Path(__file__).parents[2] / "configs"
     if trust or not copy.is_file() or any(copy.read_bytes() == one.read_bytes() for one in ours.glob("*.py")):
         return copy
     raise UserError(
