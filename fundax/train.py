@@ -372,7 +372,7 @@ def check_batch(recipe: Recipe, mesh: Mesh) -> None:
 
 
 def check_best(recipe: Recipe, found: Mapping[str, Any]) -> None:
-    """Raise UserError if Recipe.best is none of the results `found`: names of metrics, or before training of evaluations."""
+    """Raise UserError if Recipe.best is not in `found`: names of metrics or, before training, of evaluations."""
     if recipe.best is None or not recipe.steps:
         return
     name = ranking(recipe.best)[0]

@@ -79,7 +79,7 @@ def write_record(folder: Path, state: State, model: Checkpoint, left_out: Mappin
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """The record of an exported folder, or of the folder of a weights file; {} where there is none."""
+    """The record of an exported folder, or of the folder of a weights file; {} if there is none."""
     file = folder_of(path) / RECORD
     record = read_optional_json(file, Record)
     if record and (missing := [key for key in ("objective", "preprocessing", "tensors_sha256") if key not in record]):

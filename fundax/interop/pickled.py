@@ -1,4 +1,4 @@
-"""Tensors out of PyTorch files without PyTorch, by an unpickler that makes dicts, numbers and NumPy arrays only.
+"""Read tensors from PyTorch files without PyTorch, with an unpickler that makes only dicts, numbers and NumPy arrays.
 
 Both forms of torch.save are read: the zip archive, and the older sequence of pickles that the bytes of the tensors follow.
 Nothing else that a pickle names is imported or called, so that a file can run no code."""

@@ -143,7 +143,7 @@ def write_safetensors(state: Mapping[str, Any], path: str | Path, metadata: Mapp
 
 
 def write_torch(tree: Mapping[str, Any], path: str | Path) -> None:
-    """Write nested dicts of arrays as torch.save writes tensors. Raises UserError where torch is absent."""
+    """Write nested dicts of arrays as torch.save writes tensors. Raises UserError if torch is absent."""
     try:
         import torch
     except ImportError as error:
