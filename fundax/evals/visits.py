@@ -137,10 +137,10 @@ class VisitScores:
             _, _, best, gain = max(singles, key=lambda row: row[2].value)
             metrics |= {"best_single_view": best.value, "gain_over_best_single_view": gain.difference.value}
             metrics |= {f"gain_over_best_single_view_{end}": getattr(gain.difference, end) for end in ("low", "high")}
-        columns = {"name": [row[0] for row in rows], "visits": [row[1] for row in rows]}
+        columns = {"views": [row[0] for row in rows], "visits": [row[1] for row in rows]}
         for end in ("value", "low", "high"):
             columns[f"auc_{end}"] = [getattr(row[2], end) for row in rows]
-            columns[f"gain_{end}"] = [getattr(row[3].difference, end) for row in rows]
+            columns[f"gain_of_the_visit_{end}"] = [getattr(row[3].difference, end) for row in rows]
         return metrics, {f"table_{name}": np.array(values) for name, values in columns.items()}
 
     def _parts(self, sheet: Sheet) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

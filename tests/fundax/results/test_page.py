@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fundax.evals.kinds import (
     SegmentationResult,
 )
 from fundax.metrics.statistics import Estimate, blank
+from fundax.results import sections
 from fundax.results.blocks import (
     Case,
     Cell,
@@ -260,3 +262,11 @@ def test_results_of_this_version_are_shown_by_their_kind(tmp_path):
         assert words in text, words
     assert "auc/normal" not in text
     assert text.count("data:image/jpeg") == 2 + 4 + 2
+
+
+def test_a_table_of_an_evaluation_shows_values_with_their_intervals():
+    ends = {f"table_auc_{end}": np.array([value]) for end, value in (("value", 0.5), ("low", 0.4), ("high", 0.6))}
+    names = {"table_views": np.array(["CFP+OCT"]), "table_visits": np.array([3])}
+    (table,) = sections.arrays(SimpleNamespace(metrics={}, other=names | ends))
+    assert list(table.head) == ["views", "visits", "AUC (95 % interval)"]
+    assert table.rows == [("CFP+OCT", "3", Cell("0.500", "0.400 to 0.600", "value"))]
