@@ -1,6 +1,6 @@
 """The training loop, which is the same for every method.
 
-The recipe is compared with what the workdir holds, and nothing is written before that (fundax/stored.py). The state is
+The recipe is compared with what the workdir holds, and nothing is written before that (fundax/resume/stored.py). The state is
 restored from the latest checkpoint if there is one; otherwise parameters are initialised and `init_from` is applied.
 Evaluations run before the first step. Then every batch is placed and a step is run, with logging, evaluations and
 checkpoints at their intervals and at the last step. With steps=0 only the evaluations run.
@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from fundax.optim import rate_of
 from fundax.recipe import Recipe
+from fundax.resume.stored import changes, check_evaluation, describe, digest_of_data, in_words
 from fundax.runtime import accumulate, remote
 from fundax.runtime import argv as words
 from fundax.runtime import mesh as meshes
@@ -40,7 +41,6 @@ from fundax.runtime.prefetch import Prefetcher
 from fundax.runtime.process import configure_orbax
 from fundax.runtime.speed import Profile, Speed
 from fundax.state import TrainState, abstract_state, check_tune, fresh
-from fundax.stored import changes, check_evaluation, describe, digest_of_data, in_words
 from fundax.tuning import count_trained, join, split
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
@@ -50,7 +50,7 @@ BAD_RECORDS = "bad_records.jsonl"  # list of skipped images in the workdir, if t
 def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> TrainState:
     """Train a recipe to its last step, resuming from `workdir` if it holds checkpoints; returns the final state.
 
-    A run of other settings is refused before anything is written (fundax/stored.py); a complete run is left as it is.
+    A run of other settings is refused before anything is written (fundax/resume/stored.py); a complete run is left as it is.
 
     Args:
         recipe: see Recipe.
@@ -334,7 +334,7 @@ def check_batch(recipe: Recipe, mesh: Mesh) -> None:
 
 
 def check_best(recipe: Recipe, found: Mapping[str, Any]) -> None:
-    """Raise UserError if Recipe.best is none of the results `found`: names of metrics, or before training of evaluations."""
+    """Raise UserError if Recipe.best is not in `found`: names of metrics or, before training, of evaluations."""
     if recipe.best is None or not recipe.steps:
         return
     name = ranking(recipe.best)[0]

@@ -1,4 +1,4 @@
-"""Stop at Ctrl-C or SIGTERM, in whatever the run is doing, so that a checkpoint can be saved.
+"""Preemption: stop at Ctrl-C or SIGTERM at any time, so that a checkpoint can be saved.
 
 A single process hears a signal at once: between steps, while it waits for data, and in anything called by `during`. With
 several processes SIGTERM is handled by JAX's preemption service, which Orbax queries with reached_preemption: if one process
@@ -149,5 +149,5 @@ def _applied(settings: dict[str, Any]) -> Iterator[None]:
 
 
 def abandoned() -> bool:
-    """Whether something that a signal left unfinished still runs, so that the process should end without waiting."""
+    """Whether a call that a signal interrupted is still running, so that the process should exit without waiting."""
     return any(thread.name in (HELPER, "prefetch") for thread in threading.enumerate())
