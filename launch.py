@@ -339,6 +339,10 @@ def _lost(error: Exception) -> str:
 
 def _leave(code: int) -> NoReturn:
     """Exit. sys.exit would wait for other processes, which may be waiting for this one, and for what a signal left undone."""
+    if _abandoned():
+        from fundax.runtime.preemption import leave_together
+
+        leave_together()
     if (code and _among_others()) or (code == 130) or _abandoned():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -32,7 +32,7 @@ from fundax.runtime import mesh as meshes
 from fundax.runtime import workdir as folders
 from fundax.runtime.best import measured, ranking
 from fundax.runtime.checkpoint import Checkpoints, best_step, has_checkpoints, read_metrics, resolve, saved_steps
-from fundax.runtime.distributed import check_alike, compile_together
+from fundax.runtime.distributed import check_alike
 from fundax.runtime.finite import Finite, not_finite
 from fundax.runtime.lock import owned
 from fundax.runtime.log import Log, say
@@ -41,7 +41,7 @@ from fundax.runtime.prefetch import Prefetcher
 from fundax.runtime.process import configure_orbax
 from fundax.runtime.speed import Profile, Speed
 from fundax.stored import changes, check_evaluation, describe, digest_of_data, in_words
-from fundax.types import Batch, Extra, Metrics, Params, UserError
+from fundax.types import Batch, Extra, Metrics, Objective, Params, UserError
 
 BAD_RECORDS = "bad_records.jsonl"  # list of skipped images in the workdir, if the user chose to skip unreadable ones
 
@@ -141,7 +141,7 @@ def _train(
                 trace.before(step)
                 if step == first + 1:
                     devices = list(mesh.devices.flat)
-                    log.speed = preemption.during(Speed, run_step, (state, batch), recipe.objective, devices).row
+                    log.speed = preemption.together(compiled, run_step, (state, batch), recipe.objective, devices).row
                     state, metrics = preemption.during(_first_step, run_step, state, batch)
                     log.start_clock(step)
                 else:
@@ -176,9 +176,15 @@ def _train(
     return state
 
 
+def compiled(run_step: Any, arguments: tuple[TrainState, Batch], objective: Objective, devices: Sequence[Any]) -> Speed:
+    """The speed of a step. Where several processes call it, they compile first: Gloo gives up on a collective after 30 s."""
+    if jax.process_count() > 1:
+        run_step.lower(*arguments).compile()  # the first step finds it in jit's cache
+    return Speed(run_step, arguments, objective, devices)
+
+
 def _first_step(run_step: Any, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """The step that is compiled; it is waited for, so that compiling does not count as throughput."""
-    compile_together(run_step, state, batch)
     return jax.block_until_ready(run_step(state, batch))
 
 
