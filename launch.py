@@ -12,6 +12,7 @@
     embed RUN FOLDER_OR_TABLE... --out features.npz           features of any number of images
     synth RUN --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
     explain RUN IMAGE... --out FOLDER [--text "exudates"]     what a model reads, drawn over the photographs
+    serve RUN                                                a page and an API that show photographs to a model
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
     env gpu|tpu|cpu                                           variables that make training faster, for a shell
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
@@ -339,11 +340,7 @@ def _lost(error: Exception) -> str:
 
 def _leave(code: int) -> NoReturn:
     """Exit. sys.exit would wait for other processes, which may be waiting for this one, and for what a signal left undone."""
-    if _abandoned():
-        from fundax.runtime.preemption import leave_together
-
-        leave_together()
-    if (code and _among_others()) or (code == 130) or _abandoned():
+    if _abandoned() or (code and _among_others()) or (code == 130):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

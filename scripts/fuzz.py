@@ -131,8 +131,10 @@ def baseline(name: str) -> Ended:
         return Ended(0, 0.0, 0)
     valid_files(name)
     runs = [run_in_child(name, seed, 600, False, damaged=False) for seed in range(12)]
-    if wrong := [run.code for run in runs if run.code not in (CLEAR, ACCEPTED)]:
-        raise SystemExit(f"{name}: an undamaged file ended with {wrong[0]}")
+    if wrong := [(seed, run.code) for seed, run in enumerate(runs) if run.code not in (CLEAR, ACCEPTED)]:
+        seed, code = wrong[0]
+        run_in_child(name, seed, 600, True, damaged=False)  # again, with its traceback
+        raise SystemExit(f"{name}: the undamaged case of seed {seed} ended with {NAMES.get(code, code)}")
     return Ended(0, max(run.seconds for run in runs), max(run.memory for run in runs))
 
 

@@ -15,6 +15,7 @@ from fundax.runtime.log import say
 from fundax.runtime.preemption import Preemption
 from fundax.runtime.process import configure_orbax
 from fundax.runtime.speed import Profile
+from fundax.state import fresh
 
 
 def dry_run(recipe: Recipe, steps: int, folder: str = "") -> list[dict[str, float]]:
@@ -29,11 +30,11 @@ def dry_run(recipe: Recipe, steps: int, folder: str = "") -> list[dict[str, floa
     rows: list[dict[str, float]] = []
     with jax.set_mesh(mesh):
         start = time.monotonic()
-        state, _ = train.fresh(recipe, mesh, pretrained=False)
+        state, _ = fresh(recipe, mesh, pretrained=False)
         spec = recipe.objective.batch_spec(recipe.batch // jax.process_count())
         batch = meshes.shard_batch({key: made_up(one) for key, one in spec.items()}, mesh)
         step = train.train_step(recipe)
-        speed = Preemption().together(train.compiled, step, (state, batch), recipe.objective, list(mesh.devices.flat))
+        speed = Preemption().together(train.compiled, recipe, mesh, step, state, batch)
         trace = Profile(folder, recipe.profile, 0, steps + 1)
         for number in range(1, steps + 2):
             trace.before(number)

@@ -241,13 +241,14 @@ def _applied(settings: dict[str, Any]) -> Iterator[None]:
 
 
 def abandoned() -> bool:
-    """Whether something that a signal left unfinished still runs, so that the process should end without waiting."""
-    return _left_by_all.is_set() or any(thread.name in (HELPER, "prefetch") for thread in threading.enumerate())
+    """Whether something that a signal left unfinished still runs, so that the process should end without waiting.
 
-
-def leave_together() -> None:
-    """Wait a moment until all processes leave, where a signal ended them together: those that process 0 leaves abort."""
+    Where a signal ended several processes together, it waits a moment until all of them leave: those that process 0 leaves
+    behind would abort.
+    """
     if _left_by_all.is_set():
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             _client().wait_at_barrier("fundax_leave", _LEAVE_S * 1000)
         time.sleep(0 if jax.process_index() else 1)
+        return True
+    return any(thread.name in (HELPER, "prefetch") for thread in threading.enumerate())
