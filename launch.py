@@ -340,7 +340,7 @@ def _lost(error: Exception) -> str:
 
 def _leave(code: int) -> NoReturn:
     """Exit. sys.exit would wait for other processes, which may be waiting for this one, and for what a signal left undone."""
-    if (code and _among_others()) or (code == 130) or _abandoned():
+    if _abandoned() or (code and _among_others()) or (code == 130):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
