@@ -61,6 +61,7 @@ VOCABULARY = {
     "jitter": "Strength of the random changes of brightness, contrast and colour.",
     "lam": "Weight of the texts' similarity in the reference; the rest is the similarity of appearance.",
     "language": "Language of the synthetic reports and of the prompts.",
+    "level": "Level of a RET-CLIP at which photographs are compared with texts.",
     "depth_decay": "Factor by which the learning rate falls from each block to the one below.",
     "local_crops": "Number of small crops of each image, besides the two large ones.",
     "mask": "Patches that are hidden from the student: blocks, or single patches at random.",

@@ -33,6 +33,7 @@ def export(
     to: str,
     checkpoint: str = "",
     overwrite: bool = False,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     license: str = "",
     base_model: str = "",
 ) -> None:
@@ -44,11 +45,23 @@ def export(
         to: Format of the folder: {formats}.
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         overwrite: Replace a folder that is not empty.
+        dtype: Dtype of the weights.
         license: License in the model card, such as apache-2.0; derived weights keep that of the weights they started from.
         base_model: What the run started from, in the model card; empty takes the name of its --init.
     """
     fields = {"checkpoint": checkpoint, "overwrite": overwrite, "license": license, "base_model": base_model}
-    print(interop.export(run, to, out, **fields))
+    print(interop.export(run, to, out, dtype=dtype, **fields))
+
+
+def push(folder: Positional[str], name: Positional[str], /, *, public: bool = False) -> None:
+    """Upload an exported folder to the Hugging Face hub.
+
+    Args:
+        folder: Folder that export wrote, with the --license of the weights in its model card.
+        name: OWNER/NAME of the repository, which is made if there is none.
+        public: Make a new repository public; by default it is private.
+    """
+    print(interop.push(folder, name, private=not public))
 
 
 def import_(
@@ -321,6 +334,7 @@ def env(platform: Positional[Literal["cpu", "gpu", "tpu"]], /, *, cache: str = "
 
 VERBS: Mapping[str, Callable[..., None]] = {
     "export": export,
+    "push": push,
     "import": import_,
     "synth": synth,
     "embed": embed,

@@ -17,7 +17,7 @@ from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.exchange import export, import_checkpoint
 from fundax.interop.initial import warm_start
 from fundax.interop.read import load
-from fundax.interop.weights import write_torch
+from fundax.interop.weights import load_torch, write_torch
 from fundax.objectives.ibot import IBOT
 from fundax.params import unflatten
 from fundax.runtime import serialize
@@ -157,10 +157,21 @@ class Evil:
         return print, ("this must not run",)
 
 
-def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(UserError, match=r"needs torch: pip install -e '.\[torch\]'"):
-        write_torch({}, tmp_path / "x.pth")
+def test_pytorch_files_are_written_without_pytorch(monkeypatch, tmp_path):
+    """With torch installed, it reads the same; without it, our own reader does."""
+    tree = {
+        "model": {"a": np.arange(12, dtype=np.float32).reshape(3, 4).T, "scalar": np.float32(2.5)},
+        "others": {"none": np.zeros((2, 0), np.float16), "count": np.array(7), "yes": np.array([True, False])},
+    }
+    write_torch(tree, tmp_path / "x.pth")
+    found = load_torch(tmp_path / "x.pth")
+    assert found.keys() == tree.keys()
+    for part, values in tree.items():
+        for name, value in values.items():
+            np.testing.assert_array_equal(np.asarray(found[part][name]), value)
+            assert tuple(found[part][name].shape) == value.shape
+    with pytest.raises(UserError, match="PyTorch has no tensors of complex64"):
+        write_torch({"x": np.zeros(1, np.complex64)}, tmp_path / "y.pth")
 
 
 def test_broken_files_name_the_first_key(encoder, pretraining, tmp_path):
