@@ -13,6 +13,7 @@
     embed RUN FOLDER_OR_TABLE... --out features.npz           features of any number of images
     synth RUN --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
     explain RUN IMAGE... --out FOLDER [--text "exudates"]     what a model reads, drawn over the photographs
+    serve RUN                                                a page and an API that show photographs to a model
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
     env gpu|tpu|cpu                                           variables that make training faster, for a shell
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set
@@ -110,7 +111,7 @@ def fit_photographs(argv: list[str]) -> None:
 def evaluate(argv: list[str]) -> None:
     """Evaluate a run with its own config; further arguments change those of the run.
 
-    Other data (--data OTHER) are scored whole, with the run's classes, and stored beside the run's own results.
+    Other data (--data OTHER) are scored whole, with the run's classes, and stored in addition to the run's own results.
     """
     from fundax.runtime.remote import mirrored
 
@@ -294,7 +295,7 @@ def _load(config: str, argv: Sequence[str], *options: type, verb: str = "train",
 
 
 def _cluster(own: Cluster) -> Any:
-    """What the environment and the flags say about other processes; JAX has not started yet."""
+    """Detect other processes from the environment and the flags, before JAX starts."""
     from fundax.runtime.distributed import Flags, has_tpu, resolve_distributed
 
     flags = Flags(own.distributed, own.coordinator, own.num_processes, own.process_id)
@@ -317,14 +318,14 @@ def _among_others() -> bool:
 
 
 def _refused(error: Exception) -> str:
-    """One line where the file system refused to write or to open, else ""."""
+    """A line for an error of the file system, else ""."""
     from fundax.runtime.workdir import refusal
 
     return refusal(error)
 
 
 def _lost(error: Exception) -> str:
-    """One line where another process has ended, else the whole traceback."""
+    """A line if another process has ended, else the traceback."""
     import traceback
 
     import jax

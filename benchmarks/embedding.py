@@ -1,4 +1,4 @@
-"""Measure `launch.py embed` beside transformers' CLIP in PyTorch, with the same weights, images and machine.
+"""Compare the speed of `launch.py embed` with transformers' CLIP in PyTorch, on the same weights, images and machine.
 
     python benchmarks/embedding.py --run runs/quickstart --images FOLDER [--batch 32]
 

@@ -2,18 +2,21 @@
 
     python benchmarks/train_step.py                                          # ViT-S/16, 6 text layers, batch 8, fp32
     python benchmarks/train_step.py --size B/16 --batch 8 --text-depth 12    # or L/14, H/14-378; all text layers: 0
-    python benchmarks/train_step.py --size B/16 --text-depth 0 --batch 256 --dtype bfloat16 --attention cudnn   # a GPU
+    python benchmarks/train_step.py --size B/16 --text-depth 0 --batch 0 --dtype bfloat16 --attention cudnn   # a GPU
 
 A step is forward, backward and AdamW. Steps alternate in the same process, so that the load of the machine affects all
 programs equally, and medians are compared. The last column is the median of the program divided by the median of fundax:
 above 1, fundax is faster. `cpu` is the processor time of a step over all threads. MFU is printed for chips in
-fundax/runtime/chips.py. On an accelerator, torch uses it too, with autocast to the same dtype; this has not been tested.
+fundax/runtime/chips.py. --batch 0 takes the largest power of two whose temporaries, as XLA counts them, fill at most 40 % of
+the device's memory, so that torch fits beside them. On an accelerator, torch uses it too, with autocast to the same dtype; this
+has not been tested.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,21 +47,44 @@ def batch_of(objective: CLIP, count: int) -> Batch:
     return {"image": rng.integers(0, 256, (count, size, size, 3), np.uint8), "text": ids}
 
 
-def fundax_step(objective: CLIP, batch: Batch) -> tuple[Step, float]:
-    """Compile a step with donated parameters and moments; return it and the compile time in seconds."""
-    params, extra = jax.jit(objective.init)(jax.random.key(0), batch)
+def program(objective: CLIP) -> Any:
+    """The jitted step (parameters, moments, batch) -> (parameters, moments); the first two are donated."""
     optimizer = optax.adamw(**ADAMW)
-    moments = jax.jit(optimizer.init)(params)
 
     def step(params: Any, moments: Any, batch: Batch) -> tuple[Any, Any]:
-        gradients, _ = jax.grad(objective.loss, has_aux=True)(params, extra, batch, jax.random.key(0), jnp.int32(0))
+        gradients, _ = jax.grad(objective.loss, has_aux=True)(params, {}, batch, jax.random.key(0), jnp.int32(0))
         updates, moments = optimizer.update(gradients, moments, params)
         return optax.apply_updates(params, updates), moments
 
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def state_of(objective: CLIP, batch: Batch) -> tuple[Any, Any]:
+    """Initial parameters and moments."""
+    params = objective.init(jax.random.key(0), batch)[0]
+    return params, optax.adamw(**ADAMW).init(params)
+
+
+def largest_batch(objective: CLIP, memory: float, probe: int = 16) -> int:
+    """The largest power of two of which the temporaries fill 40 % of `memory`, in proportion to those of `probe`."""
+    batch = batch_of(objective, probe)
+    compiled = program(objective).lower(*jax.eval_shape(lambda: state_of(objective, batch)), batch).compile()
+    one = compiled.memory_analysis().temp_size_in_bytes / probe
+    return max(probe, 2 ** int(np.log2(0.4 * memory / one)))
+
+
+def device_memory() -> float:
+    """Bytes of memory of the first device; of a CPU, the memory of the machine."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def fundax_step(objective: CLIP, batch: Batch) -> tuple[Step, float]:
+    """Compile a step; return it and the compile time in seconds."""
+    state = list(jax.jit(lambda: state_of(objective, batch))())
     start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, moments, batch).compile()
+    compiled = program(objective).lower(*state, batch).compile()
     seconds = time.perf_counter() - start
-    state = [params, moments]
 
     def run() -> None:
         state[:] = compiled(*state, batch)
@@ -146,7 +172,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--text-depth", type=int, default=6, help="layers of the text encoder; 0 uses the depth of the size"
     )
-    parser.add_argument("--batch", type=int, default=8, help="image-text pairs per step")
+    parser.add_argument("--batch", type=int, default=8, help="image-text pairs per step; 0 fills the memory")
     parser.add_argument("--rounds", type=int, default=9, help="steps per program")
     parser.add_argument("--dtype", default="float32", help="compute dtype of fundax and of torch's autocast")
     parser.add_argument("--attention", default="plain", help="attention of fundax: plain, xla or cudnn")
@@ -154,6 +180,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--remat", default="none", help="rematerialisation policy")
     parser.add_argument("--no-torch", action="store_true", help="measure fundax only")
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile")
+    parser.add_argument("--name", default="train_step", help="name of the results")
     parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
     parser.add_argument(
         "--peak-tflops", type=float, help="peak TFLOP/s of a device that is not in fundax/runtime/chips.py"
@@ -168,7 +195,7 @@ def main() -> None:
     objective = clip(options.size, **fields)
     if options.text_depth:
         objective = replace(objective, text=objective.text.clone(depth=options.text_depth))
-    batch = batch_of(objective, options.batch)
+    batch = batch_of(objective, options.batch or largest_batch(objective, device_memory()))
     run, compiled = fundax_step(objective, batch)
     steps, versions = {"fundax": run}, ""
     if not options.no_torch:
@@ -177,12 +204,12 @@ def main() -> None:
         if not options.no_compile:
             steps["torch.compile"] = torch_step(objective, batch, compiled=True)
     words = ", ".join(f"{name} {value}" for name, value in fields.items())
-    title = f"{options.size}, {objective.text.depth} text layers, batch {options.batch}, {words}"
+    title = f"{options.size}, {objective.text.depth} text layers, batch {len(batch['text'])}, {words}"
     title += f"; fundax compiled in {compiled:.0f} s{versions}"
     chip = chip_of(jax.devices()[0].device_kind)
     peak = 1e12 * options.peak_tflops if options.peak_tflops else (chip.flops if chip else None)
     times = alternate(steps, options.rounds)
-    record("train_step", [table(times, model_flops(objective, batch), title, peak)], keep=not options.no_keep)
+    record(options.name, [table(times, model_flops(objective, batch), title, peak)], keep=not options.no_keep)
 
 
 if __name__ == "__main__":

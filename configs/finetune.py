@@ -36,7 +36,7 @@ def recipe(
     parts = labelled.parts(data, data.eyes(run.seed, 96), run.seed)
     feature, blocks, layers, norm, _ = tuning.RECIPES[preset]
     fields = run.compute(encoders.ViT)[0] | {"feature": feature, "blocks": blocks, "drop_path": drop_path}
-    start = encoder.open(frozen=False, statistics=statistics, **look.tiling, **fields)
+    start = encoder.open(frozen=run.tune == "head", statistics=statistics, **look.tiling, **fields)
     seen = look.preprocessing(start.preprocessing, data, interop.is_run(encoder.init))
     several, classes = parts.kind()
     if supervision.ordered or supervision.ordinal:
@@ -44,7 +44,7 @@ def recipe(
     head = encoders.MLPHead(supervision.outputs(classes), layers, norm=norm)
     weighed = supervision.fields(several, classes, lambda: labelled.labels_of(parts.train))
     weighed |= {"mixup": mixup, "cutmix": cutmix, "momentum": ema, "test_flips": look.test_flips}
-    weighed |= {"peer_softmax": preset == "ret_clip"}
+    weighed |= {"second_softmax": preset == "ret_clip"}
     read = labelled.Reader(parts, seen, workers=run.workers)
     steps = (read.view, *labelled.augmentation(preset, seen), Select(("image", "label", "modality")))
     turns = (

@@ -228,7 +228,7 @@ def fitted(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def _middle(length: int, to: int, down: bool) -> int:
-    """Where a centre crop begins, below 0 if it pads; half a pixel is rounded to even, as torchvision does."""
+    """The first pixel of a centre crop, below 0 if it pads; half a pixel is rounded to even, as torchvision does."""
     if length < to:
         return -((to - length) // 2)
     return (length - to) // 2 if down else round((length - to) / 2)

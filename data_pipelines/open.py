@@ -35,7 +35,7 @@ class Sources:
         fold: K/N makes the K-th of N folds of the patients the part test, and divides the others by --fractions.
         image_dir: Folder that the image paths of a CSV start from; empty takes the folder of the CSV.
         data_dir: Folder of the data sets that `launch.py data build` wrote.
-        patients: Number of synthetic patients to train on if there is no --data.
+        patients: Number of synthetic patients to train on without --data.
         modalities: Modalities to train on if a source has several; synthetic eyes have CFP, UWF, FFA and OCT.
         modality_file: JSON file of `launch.py data stats`: mean and deviation of modalities, which may have new names.
         each_view: Take every view of a visit as an image of its own; otherwise methods of single images draw one in each step.
@@ -64,7 +64,7 @@ class Sources:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """What `modality` of a batch is an index into: MODALITIES, and those that --modality-file declares."""
+        """The modalities that `modality` of a batch indexes: MODALITIES and those that --modality-file declares."""
         return (*MODALITIES, *declared_names(self.measured))
 
     @property
@@ -78,7 +78,7 @@ class Sources:
 
     @functools.cached_property
     def used(self) -> dict[str, Any]:
-        """What has been read so far, as JSON, for a run to store; not an argument.
+        """A JSON record of the data read so far, which a run stores. Not an argument.
 
         "sources": a list of {"name", "word", "rows", "digest"}. "classes": the names that labels were matched to.
         "split": the content of a split file (splits.split_record), which `split` can read again.
@@ -124,10 +124,10 @@ class Sources:
         all of --data.
 
         Args:
-            synthetic: the parts to use if there is no --data (synthetic_parts).
+            synthetic: the parts to use without --data (synthetic_parts).
             labels: the label of a record to stratify by (sources.splits.split).
             opener: opens the sources of words; None is `open`.
-            also: words of further sources besides --data.
+            also: words of sources in addition to --data.
             columns: default options of a CSV.
 
         Raises DataError for a --part that the data do not have, and as `named` and `divide` do.
@@ -161,7 +161,7 @@ class Sources:
         return parts.get(self.part or "val", [])
 
     def held_out(self, parts: Mapping[str, list[Named]]) -> list[Named]:
-        """The same. Raises DataError if nothing is held out."""
+        """The parts of `scored`. Raises DataError if nothing is held out."""
         if not self.scored(parts):
             given = f"--fractions {' '.join(map(str, self.fractions))}"
             raise DataError(f"{given}: no part is held out to evaluate on; give a second share to val, or --val")

@@ -120,7 +120,7 @@ def plain_tuple(data: bytes, place: str) -> tuple[str | bytes | int, ...]:
 
 
 class _Refusing(pickle.Unpickler):
-    """A pickle reaches code only through find_class or a persistent id; both are refused."""
+    """An unpickler that refuses find_class and persistent ids, the only ways by which a pickle can run code."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         raise DataError(f"a pickle that names {module_name}.{global_name}")

@@ -66,7 +66,7 @@ MODALITY_ALIASES = {
 }
 
 
-# what a table says of a patient or an image beside our own columns, for subgroups of an evaluation
+# Further columns about a patient or an image, for subgroups of an evaluation.
 ATTRIBUTES = ("age", "sex", "device", "site", "camera", "ethnicity")
 
 EYE_ALIASES = {"left": ("l", "os", "o.s.", "左", "左眼"), "right": ("r", "od", "o.d.", "右", "右眼"), "": ()}
@@ -88,7 +88,7 @@ def no_such_image(path: Path) -> DataError:
         same = unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", path.name)
         hint = f"; there is {near}" + (", whose letters are composed otherwise (NFC and NFD)" * same) if near else ""
     elif missing := next((folder for folder in reversed(path.parents) if not folder.exists()), None):
-        hint = f"; there is no folder {missing}"
+        hint = f"; the folder {missing} does not exist"
     return DataError(f"{path}: no such image file{hint}")
 
 

@@ -17,7 +17,7 @@ A path may contain commas. An option with a comma is quoted: '"text=eye, {grade}
 Further options of a CSV: images=DIR (paths are relative to it), sep=tab, encoding=gb18030, only=COLUMN:VALUE, modality=CFP
 for all rows, text= (an empty value leaves a column out), empty=drop (or keep, for missing values in several labels),
 keep=age+sex (columns for subgroups). label=A+B+C reads several labels (0, 1 or missing), value=A+B numbers to predict,
-values=0:cup,128:disc what the pixels of a mask mean. Of a CSV and a folder: depth=, orientation= (see images), and
+values=0:cup,128:disc what the pixels of a mask mean. For a CSV and a folder: depth=, orientation= (see images), and
 classes=A+B+C for the order of class names, or classes=h:healthy+g:glaucoma to rename codes. declare=OCTA+SLO names modalities
 that are not ours; visits (sources.visit_columns) also have the columns report=, eye_report=, eye_label=, visit_label=, and
 those of views (cfp_left=THEIRS). Options of all sources:
@@ -215,7 +215,7 @@ def _truth(options: Mapping[str, str], name: str, word: str) -> bool:
 
 
 def _csv(path: Path, options: Mapping[str, str], further: tuple[str, ...] = (), *, visits: bool = False) -> CsvSource:
-    """`further` are names of columns beside ours."""
+    """Open a CSV file; `further` are names of columns in addition to ours."""
     columns: dict[str, Any] = {
         name: options[name] or None for name in (*_COLUMNS, *_DENSE, *further) if name in options
     }
@@ -240,7 +240,7 @@ def _csv(path: Path, options: Mapping[str, str], further: tuple[str, ...] = (), 
 
 
 def _reading(options: Mapping[str, str]) -> ReadOptions:
-    """How image files are read."""
+    """Parse the options for reading image files."""
     values = options.get("values", "") if options.get("mask") else ""
     return read_options(**{name: options.get(name, "") for name in READING}, values=values)
 
@@ -279,7 +279,7 @@ def digest(one: Named) -> str:
 
 
 def _file_name(name: str, word: str) -> str:
-    """A name under which results can be stored. Raises DataError for one that is no name of a file."""
+    """Check that results can be stored under a name. Raises DataError if it is not a valid file name."""
     if not name or "/" in name or "\\" in name or name.startswith(".") or not name.isprintable() or len(name) > 100:
         raise DataError(f"{word[:200]}: the name {name[:100]!r} cannot be that of a file; give another with name=")
     return name

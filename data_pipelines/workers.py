@@ -35,7 +35,7 @@ _CAUSES: dict[int, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
-    """How examples are read. Only `on_bad_image="skip"` can change the batches; the other options affect the speed."""
+    """Options for reading examples. Only `on_bad_image="skip"` can change the batches; the other options affect the speed."""
 
     workers: int = 0  # worker processes; 0 decodes in threads of this process
     threads: int = 0  # threads per process; 0 means one per core without workers, else 1

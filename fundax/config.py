@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from fundax.recipe import Recipe, Run
 from fundax.runtime import argv as words
+from fundax.tuning import tuning
 from fundax.types import UserError
 
 _log = logging.getLogger("fundax")
@@ -63,7 +64,7 @@ VOCABULARY = {
     "language": "Language of the synthetic reports and of the prompts.",
     "level": "Level of a RET-CLIP at which photographs are compared with texts.",
     "depth_decay": "Factor by which the learning rate falls from each block to the one below.",
-    "local_crops": "Number of small crops of each image, besides the two large ones.",
+    "local_crops": "Number of small crops of each image, in addition to the two large ones.",
     "mask": "Patches that are hidden from the student: blocks, or single patches at random.",
     "methods": "Few-shot methods to compare.",
     "min_snr": "Gamma of the min-SNR loss weighting; 0 is the plain squared error.",
@@ -100,7 +101,6 @@ VOCABULARY = {
     "texts": "Text files, or folders of them, with paragraphs separated by blank lines.",
     "tokenizer": "Tokenizer: a folder, a vocab.txt or a merges file; empty takes that of --init, else the built-in one.",
     "total": "Combine the losses of the three levels by their sum (RET-CLIP) or their mean (RET-CLIP-PLUS).",
-    "train_encoder": "Train the encoder as well as the head; None trains it unless --init gives it.",
     "transpose": "Also exchange rows and columns at random, in addition to flips.",
     "variant": "Form of the reference loss: v2, v1 (the published KeepFIT), or mixed (v1 without the reference).",
     "visits": "Number of an eye's latest images that the model sees.",
@@ -112,23 +112,15 @@ VOCABULARY = {
 
 # Default values with --smoke, for arguments that a config has. PRESETS["smoke"] of a config adds further defaults.
 SMOKE = {
-    "batch": 8,
-    "steps": 2,
-    "epochs": 1,
-    "workers": 0,
-    "dtype": "float32",
-    "remat": "none",
-    "size": "smoke",
-    "patients": 16,
-    "copies": 1,
-    "context": 32,
-    "save_every": 2,
-    "eval_every": 2,
-}
+    "batch": 8, "steps": 2, "epochs": 1, "workers": 0, "dtype": "float32", "remat": "none", "size": "smoke",
+    "patients": 16, "copies": 1, "context": 32, "save_every": 2, "eval_every": 2,
+}  # fmt: skip
 
 
 # Arguments of Run that are used only in training.
-_OF_TRAINING = frozenset({"epochs", "lr", "weight_decay", "accumulate", "eval_every", "save_every", "keep", "best"})
+_OF_TRAINING = frozenset(
+    {"epochs", "lr", "weight_decay", "accumulate", "eval_every", "save_every", "keep", "best", "tune"}
+)
 
 
 def load(
@@ -162,7 +154,8 @@ def load(
     flat = _flat(arguments)
     _check_honoured(built, asked, flat, path)
     best = next((one.selects(built.best) for one in arguments.values() if isinstance(one, Run)), built.best)
-    return replace(built, best=best, source=_source(path, argv, flat), data=_used(here, flat)), flat
+    tune = tuning(flat["tune"]) if flat.get("tune") else built.tune
+    return replace(built, best=best, tune=tune, source=_source(path, argv, flat), data=_used(here, flat)), flat
 
 
 def _check_honoured(built: Recipe, asked: Collection[str], flat: Mapping[str, Any], path: str | Path) -> None:
@@ -187,11 +180,13 @@ def _source(path: str | Path, argv: Sequence[str], flat: Mapping[str, Any]) -> d
 
 def _local(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments, with addresses replaced by the paths of local copies."""
-    beside = not _flat(arguments).get("image_dir")
+    with_images = not _flat(arguments).get("image_dir")
     found: dict[str, Any] = {}
     for name, value in arguments.items():
         held = _flat({name: value}) if is_dataclass(value) else {}
-        local = {k: words.fetched_value(k, v, beside) for k, v in (held or {name: value}).items() if k in words.PATHS}
+        local = {
+            k: words.fetched_value(k, v, with_images) for k, v in (held or {name: value}).items() if k in words.PATHS
+        }
         group: Any = value
         found[name] = replace(group, **local) if held and local else local.get(name, value)
     return found

@@ -42,14 +42,14 @@ def cross_validate(load: Callable[..., Recipe], workdir: str | Path, count: int)
         workdir: folder to write.
         count: number of folds.
     Raises:
-        UserError: fewer than two folds, a config whose evaluation of the test part is no classification, a workdir that
+        UserError: fewer than two folds, a config whose test evaluation is not a classification, a workdir that
             holds another run, and as `fit` does.
     """
     if count < 2:
         raise UserError(f"--folds {count}; expected at least 2")
     folder = Path(workdir)
     if has_checkpoints(folder) and not (folder / "fold_1").is_dir():
-        raise UserError(f"{folder} holds a run that is no cross-validation; give another --workdir")
+        raise UserError(f"{folder} holds a run that is not a cross-validation; give another --workdir")
     recipes, results = [], []
     for number in range(1, count + 1):
         fold, where = ("--fold", f"{number}/{count}"), folder / f"fold_{number}"

@@ -90,7 +90,7 @@ def decay_matrices(path: str, leaf: Any) -> bool:
     return path.endswith("/kernel")
 
 
-def peer_open_clip(path: str, leaf: Any) -> bool:
+def decay_open_clip(path: str, leaf: Any) -> bool:
     """Decay everything except vectors, norms, biases and the logit scale: the groups of open_clip's training script.
 
     Embeddings, position tables and projections therefore decay too. A golden test compares with open_clip's own lists.
@@ -99,7 +99,7 @@ def peer_open_clip(path: str, leaf: Any) -> bool:
     return not (vector or _NORM.search(path) or _BIAS.search(path) or _SCALE.search(path))
 
 
-def peer_ret_clip(path: str, leaf: Any) -> bool:
+def decay_ret_clip(path: str, leaf: Any) -> bool:
     """Decay the parameters that RET-CLIP's training script decays: names without bn, ln, bias and logit_scale.
 
     BERT's norms are named `LayerNorm`, without "ln", so the norm scales of the text encoder decay, as does the class
@@ -109,7 +109,7 @@ def peer_ret_clip(path: str, leaf: Any) -> bool:
     return not (norm or _BIAS.search(path) or _SCALE.search(path))
 
 
-def peer_visionfm(path: str, leaf: Any) -> bool:
+def decay_visionfm(path: str, leaf: Any) -> bool:
     """Decay everything except biases and vectors: the groups of DINO, iBOT and VisionFM.
 
     In their code the positions, class token, mask token and the (trained) scale of a weight-normalised last layer have
@@ -321,6 +321,7 @@ def layer_decay(rate: float, depth: int) -> optax.GradientTransformation:
             return update
         if "/blocks/" in name:
             factors = jnp.asarray([rate ** (depth - i) for i in range(depth)], update.dtype)
+            factors = factors[-len(update) :]  # of the last blocks, where they alone train
             return update * factors.reshape(-1, *(1,) * (update.ndim - 1))
         block = re.search(r"/block_(\d+)/", name)
         return update * rate ** (depth - int(block[1]) if block else depth + 1)
@@ -344,7 +345,9 @@ def ema_update(average: Any, new: Any, momentum: jax.Array | float) -> Any:
 
 
 def _require(pattern: str, params: Any, name: str) -> None:
-    paths = [_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    # Parameters that do not train (fundax/tuning.py) are nodes without leaves here, and count as found.
+    masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    paths = [_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params, is_leaf=masked)]
     if not any(re.search(pattern, path) for path in paths):
         raise UserError(f"{name}: no parameter path matches {pattern!r}; paths begin with {sorted(paths)[:3]}")
 

@@ -14,7 +14,7 @@ class Output:
 
     Args:
         workdir: Folder of the run: checkpoints, metrics and figures.
-        log_to: Where to log besides metrics.jsonl; may be given twice.
+        log_to: Where to log in addition to metrics.jsonl; may be given twice.
         folds: Cross-validate: train a model for each of this many folds of the patients, pool their predictions.
         batch_per_device: Number of examples of each device in a step, in place of --batch.
         profile: Number of steps that the profiler traces, in WORKDIR/profile.
@@ -31,7 +31,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a classifier is fitted.
+    """Arguments of `launch.py fit`.
 
     Args:
         workdir: Folder to write: probe/, finetune/, report.html and model/, the better of both.
@@ -82,7 +82,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Target:
-    """What to compile for.
+    """Arguments of `launch.py compile`: the machines to compile for.
 
     Args:
         topology: TPU slice, such as v5e:4x4, v5p:2x4x4 or v5e:4x4*2 (two slices); without it, the devices of this machine.

@@ -11,12 +11,13 @@ import optax
 from fundax.encoders.backbone import preprocessing
 from fundax.runtime.best import Best, ranking
 from fundax.runtime.mesh import RULES, Rules
+from fundax.tuning import BY_DEFAULT, Tuning, tuning
 from fundax.types import Data, Eval, Objective, Params, UserError
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often, in steps. 0 means never, but the last step is always saved and evaluated."""
+    """Intervals in steps. 0 means never, but the last step is always saved and evaluated."""
 
     log: int = 10
     save: int = 500
@@ -33,6 +34,7 @@ class Run:
         epochs: Number of passes over the training data.
         lr: Peak learning rate.
         weight_decay: Weight decay of the optimizer.
+        tune: Parameters that train: full, head, text (not the image encoder), layers:K or lora:RANK; empty takes the config's.
         accumulate: Number of micro-batches that each step is computed in, to save memory.
         mesh: Numbers of devices for data,model or data,fsdp,model; -1 takes all that are left.
         workers: Number of processes that read images; 0 reads in the training process and keeps synthetic images.
@@ -53,6 +55,7 @@ class Run:
     epochs: int = 1
     lr: float = 1e-3
     weight_decay: float = 0.0
+    tune: str = ""
     accumulate: int = 1
     mesh: str = "-1,1"
     workers: int = 0
@@ -68,7 +71,9 @@ class Run:
     smoke: bool = False
 
     def selects(self, default: Best | None) -> Best | None:
-        """What selects the best checkpoint: --best, else the config's `default`, whose direction the same metric keeps.
+        """The metric that selects the best checkpoint: --best, else the config's `default`.
+
+        --best without a direction keeps the direction of `default` for the same metric.
 
         Raises UserError for a direction other than min and max.
         """
@@ -164,6 +169,7 @@ class Recipe:
     )  # JSON: where the initial weights come from, and their licence
     mesh: tuple[int, ...] = (-1, 1)  # (data, model) or (data, fsdp, model)
     rules: Rules = RULES
+    tune: Tuning = BY_DEFAULT  # what trains; by default everything, or the head of an objective whose encoder is frozen
     intervals: Intervals = Intervals()
     best: Best | None = None  # keep the best step by "zero_shot*/macro_auc" (a mean), or ("val/mean_error", "min")
     keep: int = 2  # latest checkpoints kept
@@ -171,10 +177,23 @@ class Recipe:
     seed: int = 0
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # JSON; replaces what follows from the objective
     tokenizer: Any = None  # anything with save(folder)
-    writers: tuple[str, ...] = ()  # "tensorboard", "wandb": beside metrics.jsonl, where installed
+    writers: tuple[str, ...] = ()  # in addition to metrics.jsonl: "tensorboard", "wandb"
     profile: int = 0  # steps that the profiler traces, to <workdir>/profile
     source: Mapping[str, Any] = field(default_factory=dict)  # config path and arguments, set by fundax.config.load
     data: Mapping[str, Any] = field(default_factory=dict)  # JSON: sources, classes, split and part, set by the same
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preprocessing", preprocessing(self.objective) | dict(self.preprocessing))
+        fixed = has_fixed_encoder(self.objective)
+        if fixed and self.tune.word not in ("", "head"):
+            raise UserError(
+                f"--tune {self.tune.word}: this config trains a head on the features of a frozen encoder; leave it out"
+            )
+        if not self.tune.word:
+            object.__setattr__(self, "tune", tuning("head" if fixed else "full"))
+
+
+def has_fixed_encoder(objective: Any) -> bool:
+    """Whether an objective trains on features of an encoder that gets no gradient, or on features computed once."""
+    owners = (objective, getattr(objective, "tower", None))
+    return any(getattr(one, "frozen", False) for one in owners) or "feature" in objective.batch_spec(1)

@@ -1,7 +1,7 @@
-"""What a run stores about itself: config.json, preprocessing.json, split.json, tokenizer/; and whether a command continues it.
+"""Metadata that a run stores (config.json, preprocessing.json, split.json, tokenizer/), and a check whether a command continues it.
 
-A run is continued by the settings that it was started with. What may change is in MAY_CHANGE; everything else changes what
-the outputs mean or what is learnt, so it needs a new folder. Nothing is written before that is known."""
+A run is continued by the settings that it was started with. What may change is in MAY_CHANGE; everything else changes the
+meaning of the outputs or the training, so it needs a new folder. Nothing is written before this check."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ Difference = tuple[str, Any, Any]  # name, the run's value, this command's
 
 
 def changes(recipe: Recipe, workdir: str | Path) -> list[Difference]:
-    """What a recipe changes of the run in `workdir` that may change; [] for a new run. Nothing is written.
+    """The allowed changes that a recipe makes to the run in `workdir`; [] for a new run. Nothing is written.
 
-    Raises UserError, with both values, for what would change the meaning of the outputs or what is learnt.
+    Raises UserError, with both values, for a change of the meaning of the outputs or of the training.
     """
     folder, trained = Path(workdir), has_checkpoints(workdir)
     stored = read_optional_json(folder / "config.json", Config)
@@ -65,14 +65,14 @@ def changes(recipe: Recipe, workdir: str | Path) -> list[Difference]:
     if refused := [one for name, one in found.items() if name not in exact]:
         more = f"; and {len(refused) - 4} more" if len(refused) > 4 else ""
         raise UserError(
-            f"{shown(folder)} is a run of other settings: {told(refused[:4])}{more} (the run's -> this command's). Nothing was "
+            f"{shown(folder)} is a run of other settings: {in_words(refused[:4])}{more} (the run's -> this command's). Nothing was "
             "changed. Continue it with its own settings, or start anew with another --workdir"
         )
     return list(found.values())
 
 
-def told(differences: Sequence[Difference]) -> str:
-    """Differences in words: "--steps 100 -> 200"."""
+def in_words(differences: Sequence[Difference]) -> str:
+    """Differences as text: "--steps 100 -> 200"."""
     return "; ".join(
         f"{name.removesuffix('.@')} {_short(theirs)} -> {_short(ours)}" for name, theirs, ours in differences
     )
@@ -107,7 +107,7 @@ def _bare(name: str) -> str:
 
 
 def _differences(recipe: Recipe, folder: Path, stored: Mapping[str, Any]) -> Iterator[Difference]:
-    """Every difference, the one that says most first."""
+    """All differences, the most informative first."""
     now, complete = _objective(recipe), "data" in stored  # a run of an earlier version is compared by what it has
     theirs, ours = names_of(stored.get("objective"), folder), names_of(now, None, recipe.preprocessing)
     if theirs and ours and theirs != ours:
@@ -233,7 +233,7 @@ def _named(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _split(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A split as config.json holds it: sizes and a digest; split.json has all of it."""
+    """A split as stored in config.json: sizes and a digest. split.json has the whole split."""
     split = data.get("split") or {}
     if not split or "parts" not in split:
         return dict(split)
@@ -261,7 +261,7 @@ def _leaves(value: Any, where: str) -> dict[str, Any]:
 
 
 def _as_now(objective: Any) -> Any:
-    """A stored objective as this version writes it: earlier ones had other names of modules and fewer fields."""
+    """Convert a stored objective to the form of this version; earlier ones had other module names and fewer fields."""
     try:
         return None if objective is None else serialize.to_json(serialize.from_json(objective))
     except UserError as error:

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from data_pipelines.contact_sheet import contact_sheet
 from data_pipelines.convert import Sizing
 from data_pipelines.convert import convert as write_shards
+from data_pipelines.datasets import VISITS, build_visits
 from data_pipelines.datasets import build as build_data_set
 from data_pipelines.sources.modality_stats import measure, write_stats
 from data_pipelines.synthetic.sources import Visits
@@ -19,9 +20,15 @@ from fundax import interop
 from fundax.inference import embed as embeddings
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis
+from fundax.inference.model import load as load_model
+from fundax.interop import adapters
 from fundax.results import page
 from fundax.runtime.environment import environment
 from fundax.runtime.workdir import check_output
+from fundax.serving import web
+from fundax.serving.answers import kind_of
+from fundax.serving.calibration import calibrations
+from fundax.serving.neighbours import open_neighbours
 from fundax.types import UserError
 
 
@@ -42,13 +49,16 @@ def export(
     Args:
         run: Folder of the run.
         out: Folder to write.
-        to: Format of the folder: {formats}.
+        to: Format of the folder: {formats}; or adapters, which are what a run of --tune lora:RANK learnt, alone.
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         overwrite: Replace a folder that is not empty.
         dtype: Dtype of the weights.
         license: License in the model card, such as apache-2.0; derived weights keep that of the weights they started from.
         base_model: What the run started from, in the model card; empty takes the name of its --init.
     """
+    if to == adapters.NAME:
+        print(adapters.write_adapters(run, out, checkpoint, overwrite))
+        return
     fields = {"checkpoint": checkpoint, "overwrite": overwrite, "license": license, "base_model": base_model}
     print(interop.export(run, to, out, dtype=dtype, **fields))
 
@@ -75,19 +85,24 @@ def import_(
     resize: str = "",
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    base: str = "",
 ) -> None:
-    """Write the checkpoint of another program as a run.
+    """Write the checkpoint of another program as a run, or a run's adapters merged into their base.
 
     Args:
         path: Folder or weights file.
         workdir: Folder of the run to write.
-        like: Size, such as H/14-378, of a CLIP file without a configuration beside it.
+        like: Size, such as H/14-378, of a CLIP file without a configuration.
         activation: Activation of such a file: quick_gelu (OpenAI, DFN) or gelu (LAION and most others).
         modality: Modality of the images of an image encoder, which decides how they are normalised; empty: as ImageNet.
         resize: How photographs become square, where the files do not say: squash, shortest, longest or canvas.
         mean: Mean of red, green and blue between 0 and 1, where the files do not say.
         std: Standard deviation of red, green and blue, where the files do not say.
+        base: Model that exported adapters belong to: what their run started from.
     """
+    if base:
+        print(interop.import_model(adapters.read_adapters(path, base), path, workdir))
+        return
     shown = {name: value for name, value in (("resize", resize), ("mean", mean), ("std", std)) if value}
     print(interop.import_checkpoint(path, workdir, like=like, modality=modality, activation=activation, shown=shown))
 
@@ -197,6 +212,40 @@ def explain(
     fields = {"checkpoints": checkpoints, "modality": modality, "mass": mass, "overwrite": overwrite}
     for path in explanations.explain(run, images, out, texts=text, target=target, masks=masks, **fields):
         print(path)
+
+
+def serve(
+    run: Positional[str],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    checkpoint: str = "",
+    modality: str = "",
+    classes: tuple[str, ...] = (),
+    neighbours: str = "",
+    megabytes: float = 20,
+    megapixels: float = 50,
+) -> None:
+    """Serve a page and a JSON API where a photograph, or the views of a visit, can be shown to a model. For research only.
+
+    Args:
+        run: A run, or an exported folder.
+        host: Address to listen on; any other than that of this machine alone lets others ask, without a password.
+        port: Port to listen on; 0 takes a free one.
+        checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
+        modality: Modality of the photographs, which decides how they are normalised; empty takes CFP.
+        classes: Conditions that the page suggests; by default those of the run's evaluation.
+        neighbours: Show the most similar cases of a file of launch.py embed, or of the run's own data files: data.
+        megabytes: Largest file that is accepted.
+        megapixels: Largest image that is accepted.
+    """
+    model = load_model(run, checkpoint, modality=modality)
+    kind_of(model)
+    found, near = calibrations(run), open_neighbours(model, run, neighbours)
+    suggested = classes or next((one.classes for one in found), ())
+    limits = web.Limits(megabytes, round(megapixels * 1e6))
+    web.run(web.Served(model, suggested, found, near, limits), host, port)
 
 
 def report(
@@ -312,14 +361,16 @@ def data_synthesize(
 
 
 def data_build(name: Positional[str], /, *, from_dir: Annotated[str, arg(name="from")], data_dir: str = "") -> None:
-    """Write a public data set in the format of TensorFlow Datasets, from the folder that it was unpacked to.
+    """Write a public data set, or visits of your own, in the format of TensorFlow Datasets.
 
     Args:
-        name: Name of the data set: idrid, kermany_oct, ...
-        from_dir: Folder that the data set was unpacked to.
+        name: Name of the data set: idrid, kermany_oct, or visits.
+        from_dir: Folder that the data set was unpacked to; for visits a source such as visits.csv,visits=true.
         data_dir: Folder to write; read it by tfds:NAME.
     """
-    print(build_data_set(name, from_dir, data_dir or DATA_DIR))
+    folder = data_dir or DATA_DIR
+    visits = named(from_dir, data_dir=folder).source if name == VISITS else None
+    print(build_data_set(name, from_dir, folder) if visits is None else build_visits(visits, folder))
 
 
 def env(platform: Positional[Literal["cpu", "gpu", "tpu"]], /, *, cache: str = "") -> None:
@@ -333,20 +384,10 @@ def env(platform: Positional[Literal["cpu", "gpu", "tpu"]], /, *, cache: str = "
 
 
 VERBS: Mapping[str, Callable[..., None]] = {
-    "export": export,
-    "push": push,
-    "import": import_,
-    "synth": synth,
-    "embed": embed,
-    "explain": explain,
-    "report": report,
-    "env": env,
-    "data show": data_show,
-    "data stats": data_stats,
-    "data convert": data_convert,
-    "data build": data_build,
-    "data synthesize": data_synthesize,
-}
+    "export": export, "push": push, "import": import_, "synth": synth, "embed": embed, "explain": explain,
+    "serve": serve, "report": report, "env": env, "data show": data_show, "data stats": data_stats,
+    "data convert": data_convert, "data build": data_build, "data synthesize": data_synthesize,
+}  # fmt: skip
 
 
 def list_data_verbs() -> None:

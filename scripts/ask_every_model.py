@@ -15,7 +15,7 @@ from pathlib import Path
 
 REPO = Path(__file__).parents[1]
 CLASSES = ("--classes", "normal, glaucoma, diabetic retinopathy")
-# What `predict` needs besides the photograph, and the original program's format.
+# Further arguments that `predict` needs, and the original program's format.
 ASKED: dict[str, tuple[tuple[str, ...], str]] = {
     "quickstart": (CLASSES, "open_clip"),
     "mm_fundus_clip": (CLASSES, "open_clip"),

@@ -9,11 +9,13 @@ import os
 import pickle
 import random
 import struct
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
+CANARY = Path(tempfile.gettempdir()) / "fundax_fuzz_ran"  # the file that hostile files would create
 WORDS = (
     *(
         '"',
@@ -86,19 +88,25 @@ VALUES: tuple[Any, ...] = (
 
 
 def damage_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Flip a bit, or make up to four changes of bytes, often at the beginning and the end, where formats store sizes."""
+    """Flip a bit, or make up to four changes of bytes, often at the beginning and the end, where formats store sizes.
+
+    Places are drawn as a part of the length, so that the same seed makes the same changes where a compressed file has
+    another length.
+    """
     out = bytearray(data)
+
+    def place(length: int) -> int:
+        return int(rng.random() * length)
+
     if out and rng.random() < 0.3:
-        out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
+        out[place(len(out))] ^= 1 << rng.randrange(8)
         return bytes(out)
     for _ in range(rng.randint(1, 4)):
-        at = rng.choice(
-            (rng.randrange(len(out) + 1), rng.randrange(min(64, len(out)) + 1), max(0, len(out) - rng.randrange(64)))
-        )
+        at = rng.choice((place(len(out) + 1), place(min(64, len(out)) + 1), max(0, len(out) - place(64))))
         length, kind = rng.choice((1, 2, 8, 64, 1024)), rng.randrange(6)
         if kind == 0 and out:
-            for place in range(at, min(at + length, len(out))):
-                out[place] ^= 1 << rng.randrange(8)
+            for k in range(at, min(at + length, len(out))):
+                out[k] ^= 1 << rng.randrange(8)
         elif kind == 1:
             del out[at:]
         elif kind == 2:
@@ -205,7 +213,13 @@ class RunsCode:
         self.name = name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return {"system": os.system, "eval": eval, "mkdir": os.mkdir}[self.name], ("touch /tmp/fundax_fuzz_ran",)
+        calls: dict[str, tuple[Any, str]] = {
+            "system": (os.system, f"touch {CANARY}"),
+            "eval": (eval, f"open({str(CANARY)!r}, 'w')"),
+            "mkdir": (os.mkdir, str(CANARY)),
+        }
+        function, argument = calls[self.name]
+        return function, (argument,)
 
 
 def hostile_pickle(rng: random.Random) -> bytes:
@@ -259,7 +273,9 @@ def damage_image(data: bytes, rng: random.Random) -> bytes:
     return rng.choice((POSTSCRIPT, blank_png(rng), data + data, data[: len(data) // 2] + data))
 
 
-POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(touch /tmp/fundax_fuzz_ran) system showpage\n"
+POSTSCRIPT = (
+    b"%%!PS-Adobe-3.0 EPSF-3.0\n%%%%BoundingBox: 0 0 10 10\n(touch %s) system showpage\n" % str(CANARY).encode()
+)
 
 
 def blank_png(rng: random.Random) -> bytes:

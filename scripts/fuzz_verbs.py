@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import random
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,16 @@ from data_pipelines.open import named
 
 def verb(*argv: Any) -> None:
     """Run a verb of the command line. The exit code must be 0, or 2 after a one-line error."""
+    said = io.StringIO()
     try:
-        code = launch.main([str(word) for word in argv])
+        with contextlib.redirect_stderr(said):
+            code = launch.main([str(word) for word in argv])
     except SystemExit as error:
         code = error.code
-    if code not in (0, 2):
-        raise AssertionError(f"launch.py {argv[0]} ended with {code}")
-    fuzz_areas.accepted += code == 0
+    last = (said.getvalue().strip().splitlines() or [""])[-1]
+    if code not in (0, 2) or "Traceback" in said.getvalue() or (code == 2 and not re.search(r"\berror: \S", last)):
+        raise AssertionError(f"launch.py {' '.join(map(str, argv))} ended with {code}: {said.getvalue()[-2000:]}")
+    fuzz_areas.refused += code == 2
 
 
 def verb_files(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
     python scripts/resume_matrix.py [--configs quickstart ret_clip finetune] [--only NAME ...]
 
 Trains the smoke run of each config, removes its last checkpoint, and resumes it once for each argument of the config with
-another value of that argument. There are three right answers: it ends with the same bits as undisturbed, it goes on and
+another value of that argument. There are three right answers: it ends with the same bits as undisturbed, it continues and
 the log names the old and the new value, or it is refused with both values and the folder stays as it was. Prints each
 answer. Exits with status 1 for any other one.
 """
@@ -109,7 +109,7 @@ def answer(config: str, argv: Sequence[str], workdir: Path) -> tuple[str, str]:
     from fundax import config as configs
     from fundax.rerun import defaults_to_resume
     from fundax.runtime.mesh import make_mesh
-    from fundax.stored import changes, told
+    from fundax.stored import changes, in_words
     from fundax.train import check_batch, check_best
     from fundax.types import UserError
 
@@ -121,14 +121,14 @@ def answer(config: str, argv: Sequence[str], workdir: Path) -> tuple[str, str]:
         check_best(recipe, recipe.evals)
     except (UserError, DataError) as error:
         return "refused", " ".join(str(error).split())
-    return ("line", told(found)) if found else ("identical", "")
+    return ("line", in_words(found)) if found else ("identical", "")
 
 
-def right(name: str, kind: str, said: str) -> bool:
+def right(name: str, kind: str, message: str) -> bool:
     """Whether an answer is one of the three; a refusal and a line name the argument, and the old and the new value."""
     if kind == "identical":
         return name == "split"  # another file of the same parts
-    named = re.search(rf"(--{name.replace('_', '-')}|\b{name}|\bclasses|\bdata|\bsplit) [^;]+ -> ", said)
+    named = re.search(rf"(--{name.replace('_', '-')}|\b{name}|\bclasses|\bdata|\bsplit) [^;]+ -> ", message)
     return bool(named) or (kind == "refused" and name in IMPOSSIBLE)
 
 
@@ -141,13 +141,13 @@ def cases(config: str, there: Mapping[str, str]) -> Iterator[tuple[str, list[str
 
 
 def resumed(config: str, argv: Sequence[str], workdir: Path) -> tuple[int, str]:
-    """Resume a run with the command line; the exit code and what it said."""
+    """Resume a run with the command line; returns the exit code and the output."""
     import launch
 
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+    message = io.StringIO()
+    with contextlib.redirect_stderr(message), contextlib.redirect_stdout(message):
         code = launch.main(["train", str(REPO / "configs" / f"{config}.py"), "--workdir", str(workdir), *argv])
-    return code, " ".join(said.getvalue().split())
+    return code, " ".join(message.getvalue().split())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -159,9 +159,9 @@ def carried_out(config: str, name: str, argv: Sequence[str], run: Path, folder: 
     """The answer of a resumed run, "wrong" where it did something else."""
     from scripts.kill_and_resume import digest
 
-    kind, said = answer(config, argv, run)
-    if not right(name, kind, said):
-        return "wrong", f"{kind}: {said}"
+    kind, message = answer(config, argv, run)
+    if not right(name, kind, message):
+        return "wrong", f"{kind}: {message}"
     again = folder / "again"
     shutil.rmtree(again, ignore_errors=True)
     shutil.copytree(run, again)
@@ -169,14 +169,16 @@ def carried_out(config: str, name: str, argv: Sequence[str], run: Path, folder: 
     before = contents(again)
     code, printed = resumed(config, argv, again)
     if kind == "refused":
-        expected = said.replace(str(run), str(again))[:60]
-        return (kind, said) if code == 2 and expected in printed and contents(again) == before else ("wrong", printed)
-    line = f"changed: {said}" in printed if kind == "line" else "changed:" not in printed
+        expected = message.replace(str(run), str(again))[:60]
+        return (
+            (kind, message) if code == 2 and expected in printed and contents(again) == before else ("wrong", printed)
+        )
+    line = f"changed: {message}" in printed if kind == "line" else "changed:" not in printed
     if code or not line:
         return "wrong", printed[-1000:]
     if kind == "identical" and digest(again) != digest(run):
         return "wrong", "other parameters than those of the undisturbed run"
-    return kind, said
+    return kind, message
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,16 +198,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = folder / "run"
             there["run"] = str(run)
             folder.mkdir()
-            code, said = resumed(config, command(config, there), run)
+            code, message = resumed(config, command(config, there), run)
             if code:
-                raise SystemExit(f"{config}: {said[-2000:]}")
+                raise SystemExit(f"{config}: {message[-2000:]}")
             for name, changed in [("nothing", command(config, there)), *cases(config, there)]:
                 if own.only and name not in own.only:
                     continue
-                kind, said = carried_out(config, name if name != "nothing" else "split", changed, run, folder)
+                kind, message = carried_out(config, name if name != "nothing" else "split", changed, run, folder)
                 counts[kind] = counts.get(kind, 0) + 1
                 wrong += kind == "wrong"
-                print(f"{config:10s} {name:14s} {kind:9s} {said[:200]}", flush=True)
+                print(f"{config:10s} {name:14s} {kind:9s} {message[:200]}", flush=True)
     print(", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())))
     return 1 if wrong else 0
 

@@ -13,7 +13,7 @@ os.environ["XLA_FLAGS"] = " ".join((
     "--xla_cpu_use_fusion_emitters=false",
     os.environ.get("XLA_FLAGS", ""),  # what is given wins
 ))  # fmt: skip
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = os.environ.get("FUNDAX_TEST_PLATFORM", "cpu")  # benchmarks/gpu.sh tests on a GPU
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -37,7 +37,7 @@ GIVEN = os.environ.get("FUNDAX_GOLDEN")
 
 @pytest.fixture(scope="session")
 def golden_of_ours() -> Path:
-    """The vectors of the peers' PyTorch code."""
+    """The vectors of the original PyTorch code."""
     return REPO / "tests" / "golden"
 
 
@@ -67,7 +67,7 @@ def every_warning_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real eyes and public tokenizer tables beside the project; a test that needs them skips where they are absent."""
+    """Real images and public tokenizer tables outside the repository; tests that need them skip if they are missing."""
     path = Path(os.environ.get("FUNDAX_SHARED", REPO.parent / "shared")) / "data"
     if not path.is_dir():
         pytest.skip(f"no real data at {path}; set FUNDAX_SHARED to the folder that holds data/")

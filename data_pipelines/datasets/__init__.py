@@ -3,6 +3,7 @@
     idrid          fundus photographs with grades of diabetic retinopathy and macular oedema
     kermany_oct    OCT scans in four classes
     rfmid          fundus photographs with 28 conditions, read from the publisher's folder without building
+    visits         visits of your own table, with all their views
     layouts        the description of a data set, and its folder layouts
     builder        the TFDS builder
 
@@ -16,15 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.datasets import builder
+from data_pipelines.datasets import builder, visits
 from data_pipelines.datasets.idrid import IDRID
 from data_pipelines.datasets.kermany_oct import KERMANY_OCT
 from data_pipelines.datasets.layouts import EyeDataset
-from data_pipelines.records import DataError, Record, View
+from data_pipelines.datasets.visits import BuiltVisits
+from data_pipelines.records import DataError, Record, Source, View
 from data_pipelines.storage import fetched, is_address
 
 DATASETS = {dataset.name: dataset for dataset in (IDRID, KERMANY_OCT)}
-NAMES = tuple(DATASETS)
+VISITS = visits.NAME
+NAMES = (*DATASETS, VISITS)
 
 
 def build(name: str, from_dir: str | Path, data_dir: str | Path) -> Path:
@@ -41,13 +44,24 @@ def build(name: str, from_dir: str | Path, data_dir: str | Path) -> Path:
     return builder.write(dataset, DATASETS, Path(from_dir), Path(data_dir))
 
 
-def source(name: str, split: str, data_dir: str | Path) -> Built:
+def build_visits(source: Source, data_dir: str | Path) -> Path:
+    """Write the records of `source` as the data set visits, and return its folder. Raises DataError if there is one."""
+    return visits.write(source, Path(data_dir))
+
+
+def source(name: str, split: str, data_dir: str | Path) -> Built | BuiltVisits:
     """The records of one split of a built data set. Raises DataError if it has not been built."""
-    _known(name)
     local = fetched(f"{data_dir}/{name}").parent if is_address(data_dir) else Path(data_dir)
-    target = builder.directory(name, local)
+    if name == VISITS:
+        target, given = visits.directory(local), "TABLE"
+    else:
+        target, given = builder.directory(_known(name).name, local), "FOLDER"
     if not target.is_dir():
-        raise DataError(f"{name} is not built in {data_dir}: python launch.py data build {name} --from FOLDER")
+        raise DataError(f"{name} is not built in {data_dir}: python launch.py data build {name} --from {given}")
+    if name == VISITS:
+        if split != "train":
+            raise DataError(f"{name} has no split {split!r}, only train; patients are divided by --fractions")
+        return BuiltVisits(str(target))
     return Built(name, split, str(target))
 
 

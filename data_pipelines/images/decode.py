@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How the images and masks of a source are read.
+    """Options for reading the images and masks of a source.
 
     Args:
         depth: true bits of greyscale images with more than 8 bits: 8, 10, 12, 14 or 16; or the range (low, high) that
@@ -132,7 +132,7 @@ def load(image: ImageLike, at_least: int | None = None, reading: ReadOptions = D
 def load_sized(
     image: ImageLike, at_least: int | None = None, reading: ReadOptions = DEFAULT
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """As `load`, together with the (height, width) at full scale, which the coordinates of points and masks refer to."""
+    """Load an image as `load` does, with its full (height, width), which coordinates of points and masks refer to."""
     if isinstance(image, StoredImage):
         image, reading = image.path, image.reading
     if isinstance(image, np.ndarray):
@@ -177,7 +177,7 @@ def read_bytes(image: Image.Image | bytes | str | os.PathLike[str]) -> tuple[Ima
 
 
 def reason(data: Image.Image | bytes, error: Exception) -> str:
-    """What is wrong with an image, for one of the errors UNREADABLE."""
+    """The reason in words why an image cannot be read, for one of the errors UNREADABLE."""
     if isinstance(error, DataError):
         return str(error)
     if isinstance(data, bytes) and len(data) < 16:

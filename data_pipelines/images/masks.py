@@ -260,7 +260,7 @@ def _mapped(pixels: _Pixels, pairs: Sequence[tuple[str, str]], classes: tuple[st
 
 
 def _class_numbers(pairs: Sequence[tuple[str, str]], classes: tuple[str, ...]) -> list[int]:
-    """The class number of each pair. Of a single class, all other names are the background."""
+    """The class number of each pair. With a single class, all other names are the background."""
     names = list(dict.fromkeys(name for _, name in pairs if name != BACKGROUND and not name.isdecimal()))
     known = classes or tuple(names)
     unknown = [name for name in names if name not in known]

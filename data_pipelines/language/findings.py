@@ -67,7 +67,7 @@ class Vocabulary:
     reported: frozenset[str]
 
     def only(self, names: Iterable[str]) -> Vocabulary:
-        """The same vocabulary, reporting only these findings."""
+        """A copy of the vocabulary that reports only these findings."""
         return Vocabulary(self.phrases, frozenset(names))
 
     def __call__(self, text: str) -> frozenset[str]:
@@ -158,7 +158,7 @@ def _severities() -> Iterator[tuple[str, str]]:
 
 
 def _synonyms() -> Iterator[tuple[str, str]]:
-    """Wordings in data/synonyms.json. Those under the name "" contain the wording of a finding but are not findings."""
+    """Wordings in data/synonyms.json. The ones under the name "" contain the wording of a finding but are not findings."""
     path = Path(__file__).with_name("data") / "synonyms.json"
     for name, words in json.loads(path.read_text(encoding="utf-8")).items():
         yield from ((word, name) for word in words)

@@ -88,7 +88,7 @@ class Knowledge:
         return tuple(self.prompt(text, modality) for text in texts)
 
     def prompt(self, text: str, modality: str = "CFP") -> str:
-        """Insert a text into the first English template of a modality. Raises DataError if there is no template."""
+        """Insert a text into the first English template of a modality. Raises DataError if the modality has none."""
         return self._templates(modality)["en"][0].replace("[CLS]", text)
 
     def caption(self, text: str, attribute: str = "", modality: str = "CFP") -> str:

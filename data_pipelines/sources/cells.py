@@ -1,4 +1,4 @@
-"""What a cell of a table means: a file, a number, a patient, a day, a label."""
+"""Parsing of table cells: files, numbers, patients, days and labels."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def from_name(theirs: str) -> bool:
 
 
 def without_point(number: str) -> str:
-    """ "7" for "7.0", as pandas writes whole numbers beside gaps."""
+    """Shorten "7.0" to "7": pandas writes integers as floats if a column has gaps."""
     return re.sub(r"^(-?\d+)\.0*$", r"\1", number) if "." in number else number
 
 
 def as_file(path: str) -> str:
-    """A path as Windows writes it, with this system's separators."""
+    """Convert the separators of a Windows path."""
     return path.replace("\\", "/")
 
 
@@ -65,7 +65,7 @@ def lacks_label(label: str, classes: Classes | None) -> bool:
 
 
 def mapped(label: str, values: Mapping[str, str]) -> str:
-    """A label after the option `values`; MAPPED_GAP for a value that is mapped to a gap."""
+    """Map a label by the option `values`; MAPPED_GAP for a value that is mapped to a gap."""
     if not values:
         return label
     meaning = values.get(label, values.get(without_point(label), label))

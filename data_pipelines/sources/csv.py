@@ -59,7 +59,7 @@ def csv_source(
             overlap; an empty cell means that the image lacks the class), fov (mask of the field of view), points (columns
             x, y, x, y, ...) and value (one or several columns). Several columns as the label are a multi-label f32 [K].
         only: maps columns of the file to the value that a row must have, such as {"split": "train"}.
-        require: our names that the file must have, besides image.
+        require: our names that the file must have, in addition to image.
         classes: class names in order; None keeps class numbers 0..max and sorts class names (sources.labels).
         modality: modality of rows that name none.
         empty: what to do with a row whose image, text, label, patient or day is empty: "error", or "drop" it and log
@@ -95,8 +95,8 @@ def csv_source(
         visits=visits,
         declare=tuple(declare),
     )
-    beside = Path(path) if Path(path).is_dir() else Path(path).parent
-    folder = Path(image_dir) if image_dir is not None else beside
+    own = Path(path) if Path(path).is_dir() else Path(path).parent
+    folder = Path(image_dir) if image_dir is not None else own
     pixels = "+".join(f"{old}:{new}" for old, new in pairs) if masks else ""
     return CsvSource(schema, folder, read_options(depth, orientation, pixels, max_pixels))
 

@@ -1,4 +1,4 @@
-"""Which columns of a table are read and how (CsvSchema), and what is then known of its rows (Table)."""
+"""The columns of a table and how they are read (CsvSchema), and the parsed rows (Table)."""
 
 from __future__ import annotations
 

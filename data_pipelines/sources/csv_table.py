@@ -70,7 +70,7 @@ def read_table(schema: CsvSchema) -> Table:
 
 
 def asked_tags(schema: CsvSchema) -> tuple[str, ...]:
-    """What a schema reads of a folder of DICOM files beside the usual tags."""
+    """Tags that a schema reads from DICOM files in addition to the usual ones."""
     columns = [theirs for _, theirs in schema.columns if isinstance(theirs, str) and theirs]
     return (*columns, *schema.keep, *(column for column, _ in schema.only))
 
@@ -84,7 +84,7 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
                 yield chunk
                 chunk = []
     except DataError:
-        yield chunk  # what is wrong in an earlier row is said first
+        yield chunk  # so that errors in earlier rows are reported first
         raise
     yield chunk
 

@@ -48,7 +48,7 @@ def image_folder(
             sorted as numbers.
         modality: modality of all images.
         reading: how the image files are read.
-        declare: names of modalities beside MODALITIES.
+        declare: names of modalities in addition to MODALITIES.
 
     The first use raises DataError if a folder or its images are missing, for a class folder without images, and for two
     classes that differ only in capitals. It logs the files that are passed over.

@@ -1,4 +1,4 @@
-"""Which column of a table is what: columns by name, templates over columns, and the one line that says what is read."""
+"""Roles of table columns: columns by name, templates over columns, and the log line that lists what is read."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def parsed(template: str) -> list[tuple[str, str | None, str]]:
 
 
 def formatted(value: str, spec: str, name: str, *, tidy: bool) -> str:
-    """A cell in the format of a template. `tidy` writes the whole number "7.0" as "7". Raises DataError for no number."""
+    """A cell in the format of a template. `tidy` writes the whole number "7.0" as "7". Raises DataError for other text."""
     number = whole(value)
     if match := _NUMBER.fullmatch(spec):
         if number is None:

@@ -45,7 +45,7 @@ def places(own: Sequence[str], given: Sequence[str]) -> np.ndarray:
 class Matched(Indexed):
     """A source whose labels or values are numbered by given names.
 
-    A record's label becomes the index of its class in `classes`. Of several labels, or of values, each column moves to the
+    A record's label becomes the index of its class in `classes`. With several labels, or with values, each column moves to the
     place of its name, and names that the source lacks are NaN. Rows of a class that is not among the given names are left
     out, and reported once; an error instead if `strict`.
 

@@ -47,7 +47,7 @@ def _stats(total: np.ndarray) -> Stats:
 
 
 def as_json(found: Mapping[str, Stats]) -> dict[str, object]:
-    """What a file of modalities holds."""
+    """The content of a file of modalities."""
     return {"format": FORMAT, "modalities": {name: one._asdict() for name, one in found.items()}}
 
 

@@ -167,7 +167,7 @@ class PatientCSV:
 
 
 def _missing(patient: str, left: str, right: str, text: str) -> str:
-    """What a row of a patient's table lacks; "" if nothing."""
+    """The missing entries of a row in a table of patients; "" if it is complete."""
     if is_empty(left) and is_empty(right):
         return "expected an image of at least one eye, both are empty"
     return next((f"the {of} is empty ({v!r})" for of, v in (("patient", patient), ("report", text)) if is_empty(v)), "")
@@ -274,7 +274,7 @@ def _span(path: Path, start: int, end: int) -> bytes:
 
 
 def open_pairs(word: str | Path, image_dir: str | Path = "") -> PairedFiles | PairedLMDB | PatientCSV:
-    """The source for a path: `S_imgs.tsv` beside `S_texts.jsonl`, a folder with imgs/ and pairs/, or a table of patients.
+    """The source for a path: `S_imgs.tsv` with `S_texts.jsonl` next to it, a folder with imgs/ and pairs/, or a table of patients.
 
     Options of a table follow commas: patient=, left=, right= and text= are its columns, images= the folder of the images,
     and sep=, encoding= and empty=drop are as in csv_source. Files are opened at the first use. Raises DataError for any

@@ -1,7 +1,7 @@
 """Subsets of a source, and splits by patient: hashed or stratified by class, and stored in a citable file.
 
-A split file can be published: it holds salted digests instead of the patients' names. The salt is in a file of its own
-beside it (split.salt), which stays private: whoever has both can test whether a name is among the patients. Checkpoints
+A split file can be published: it holds salted digests instead of the patients' names. The salt is in a separate file,
+split.salt, which stays private: with both files, one can test whether a name is among the patients. Checkpoints
 are selected on the validation part; the test part is for the final evaluation."""
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def split_by(
 
 @dataclass(frozen=True)
 class Part:
-    """One part of split_by."""
+    """A part of a source, made by split_by."""
 
     source: Source
     key: str
@@ -209,7 +209,7 @@ def folds(patients: Sequence[str], labels: Any, count: int = 5, seed: int = 0) -
 
 
 def split_record(parts: Mapping[str, Mapping[str, Sequence[str]]], salt: str = "", **notes: Any) -> dict[str, Any]:
-    """What write_split writes: salted digests in place of patients, "salt", and a "digest" that no salt changes.
+    """A split as JSON for write_split: salted digests in place of patients, "salt", and a "digest" that the salt does not change.
 
     parts: part -> source -> the patient of each of its rows. salt: hex digits; "" draws one. notes: further metadata (seed,
     date). Raises DataError if a patient is in two parts of a source.
@@ -228,11 +228,11 @@ def split_record(parts: Mapping[str, Mapping[str, Sequence[str]]], salt: str = "
     }
     _check_disjoint(salted, "a split")
     whole = hashlib.sha256((json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()).hexdigest()[:12]
-    return {"format": FORMAT, "digest": whole, "counts": counts, "said": notes, "parts": salted, "salt": salt}
+    return {"format": FORMAT, "digest": whole, "counts": counts, "notes": notes, "parts": salted, "salt": salt}
 
 
 def write_split(path: str | Path, record: Mapping[str, Any]) -> str:
-    """Write a split_record as JSON, and its salt beside it; returns the digest of the JSON file, for citation."""
+    """Write a split_record as JSON and its salt to a second file; returns the digest of the JSON file, for citation."""
     path = Path(path)
     text = json.dumps({k: v for k, v in record.items() if k != "salt"}, indent=1, ensure_ascii=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -244,7 +244,7 @@ def write_split(path: str | Path, record: Mapping[str, Any]) -> str:
 
 
 def salt_file(path: str | Path) -> Path:
-    """Where the salt of a split file is: split.salt beside split.json."""
+    """The path of the salt of a split file: split.salt in the folder of split.json."""
     return Path(path).with_suffix(".salt")
 
 

@@ -68,7 +68,7 @@ def where(path: Path, row: int, line: int) -> str:
 
 
 def plain(cell: str) -> str:
-    """A cell without white space and invisible characters around it."""
+    """Strip white space and invisible characters from a cell."""
     cell = cell.strip()
     return cell if cell.isascii() else cell.strip(_INVISIBLE).strip()
 
@@ -226,7 +226,7 @@ def _separator(path: Path, header: str, sep: str) -> str:
 
 
 def _swallowed(cells: list[str], sep: str) -> str:
-    """A line inside a cell that looks like a row of its own, as when two quotation marks stay open; "" if none does.
+    """Find a line inside a cell that looks like a row, as after an unclosed quotation mark; "" if there is none.
 
     It must have the fields of a row, and a first field like the row's own (the same up to its digits) or an image path.
     """
@@ -298,7 +298,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _line(error: Exception) -> str:
-    """An error in one line; Parquet's have several."""
+    """Shorten an error to one line; Parquet's have several."""
     return " ".join(str(error).split())[:200]
 
 

@@ -34,7 +34,7 @@ class Slot(NamedTuple):
 
 
 def view_order(declared: Sequence[str], modality: str, eye: str) -> tuple[int, int]:
-    """What the views of a visit are sorted by: the modality, then left, right and unknown eyes."""
+    """Sort key of the views of a visit: the modality, then left, right and unknown eyes."""
     return (*MODALITIES, *declared).index(modality), EYES.index(eye)
 
 
@@ -52,15 +52,15 @@ def slot_of(column: str, declared: Sequence[str] = ()) -> Slot | None:
 
 @dataclass
 class VisitColumns:
-    """Which columns hold what: our name -> theirs. `slots` are the views of a wide table; () of a long one."""
+    """The columns of a table of visits: our name -> theirs. `slots` are the views of a wide table; () of a long one."""
 
-    notes: dict[str, str] = field(default_factory=dict)  # texts beside those of CsvSchema, and the paths of views
-    labels: dict[str, str] = field(default_factory=dict)  # labels beside `label`
+    notes: dict[str, str] = field(default_factory=dict)  # texts that CsvSchema does not have, and paths of views
+    labels: dict[str, str] = field(default_factory=dict)  # labels in addition to `label`
     slots: tuple[Slot, ...] = ()
 
 
 def long_columns(header: Sequence[str], asked: Mapping[str, Any]) -> VisitColumns:
-    """The columns of a long table, besides those of a table of images."""
+    """The columns of a long table that a table of images does not have."""
     own = {name: asked.get(name, name if name in header else "") for name in (*LONG_NOTES, *LONG_LABELS)}
     return VisitColumns(
         {name: own[name] for name in LONG_NOTES if own[name]}, {name: own[name] for name in LONG_LABELS if own[name]}

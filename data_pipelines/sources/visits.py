@@ -1,4 +1,4 @@
-"""Whose image and from which day: dates, and patients and eyes from the names of files."""
+"""Dates, and patients and eyes parsed from file names."""
 
 from __future__ import annotations
 

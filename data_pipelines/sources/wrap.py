@@ -96,13 +96,13 @@ class Wrapped:
         )
 
     def _named(self, item: Any) -> dict[str, Any]:
-        """An item as a mapping with our keys."""
+        """Convert an item to a mapping with our keys."""
         if isinstance(item, Mapping):
             return self._map_columns(item)
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"an item must be a Record, a mapping or (image, text), not {type(item).__name__}")
         if not _given(item[1]):
-            raise DataError(f"(image, {item[1]}): expected a text or a label beside the image")
+            raise DataError(f"(image, {item[1]}): expected a text or a label after the image")
         return {"image": item[0], ("text" if isinstance(item[1], str) else "label"): item[1]}
 
     def _map_columns(self, item: Mapping[str, Any]) -> dict[str, Any]:

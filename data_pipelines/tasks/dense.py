@@ -137,7 +137,7 @@ def _by_name(named: Named, target: str, classes: Sequence[str]) -> Named:
 
 
 def _column(columns: Sequence[str], name: str) -> int | None:
-    """The index of the only column that equals or contains the name of a class; None if there is no such column."""
+    """The index of the only column that equals or contains the name of a class; None without such a column."""
     exact = np.flatnonzero(places(columns, [name]) >= 0)
     inside = [k for k, column in enumerate(columns) if name.casefold() in column.casefold()]
     matches = exact if len(exact) else inside

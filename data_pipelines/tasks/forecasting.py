@@ -19,7 +19,7 @@ from data_pipelines.transforms.steps import Select, Step, eval_step, present
 from data_pipelines.transforms.views import Grouped, SingleView
 
 ANSWERS = ("stable", "progression")
-KEYS = ("label", "days", "present", "modality")  # what training needs besides the images
+KEYS = ("label", "days", "present", "modality")  # what training needs in addition to the images
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from data_pipelines.transforms.views import Grouped, SingleView
 from data_pipelines.words import value_names
 
 FRACTIONS = (0.7, 0.15, 0.15)
-# Keys that an evaluation stores for each example besides its label.
+# Keys that an evaluation stores for each example in addition to its label.
 EXTRA_KEYS = ("modality", "eye", "group", "picture")
 _KEEP = "keep_"  # begins the keys of columns that keep= asked for
 
@@ -243,7 +243,7 @@ def attribute_names(source: Source) -> tuple[str, ...]:
 def attributes(record: Record, names: Sequence[str]) -> dict[str, Any]:
     """The attributes of a record as str ("" if unknown), and the age as f32 [] (NaN if it is not a number).
 
-    names: as attribute_names gives them.
+    names: names from attribute_names.
     """
     given = getattr(record, "attributes", {})
     values: dict[str, Any] = {name: np.str_(given.get(name.removeprefix(_KEEP), "")) for name in names}

@@ -34,7 +34,7 @@ class ShownVisit(VisitViews):
 
 
 def picture(views: Sequence[np.ndarray], modality: np.ndarray, eye: np.ndarray, modalities: int) -> np.ndarray:
-    """One row of pictures u8 [SIDE w 3] of the views of a visit, by modality and eye; the first of several is shown.
+    """Draw the views of a visit in a row, u8 [SIDE w 3], by modality and eye; only the first of several is shown.
 
     views u8 [v H W 3]; modality and eye i32 [v], where an unknown eye takes a place that is free.
     """

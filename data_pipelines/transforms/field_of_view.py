@@ -40,7 +40,7 @@ class FieldOfViewCrop:
         return example
 
     def moves(self, image: np.ndarray) -> tuple[Move, ...]:
-        """The crop of one image; () if there is no field of view."""
+        """The crop of one image; () if no field of view is found."""
         box = field_of_view(image, self.threshold)
         if box is None:
             return ()

@@ -120,7 +120,7 @@ def preprocess(image: np.ndarray, preprocessing: Mapping[str, Any], modality: in
 
 
 def eval_step(preprocessing: Mapping[str, Any]) -> Squash:
-    """How a checkpoint's preprocessing makes an image square (Squash). Raises DataError without image_size."""
+    """The step that makes images square as a checkpoint's preprocessing does. Raises DataError without image_size."""
     if "image_size" not in preprocessing:
         raise DataError(f"preprocessing has no image_size, only {', '.join(preprocessing) or 'nothing'}")
     rule = {k: preprocessing[k] for k in _RULE if k in preprocessing}

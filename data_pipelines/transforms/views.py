@@ -194,7 +194,7 @@ def words(record: Record, view: View, text: str | None, prompt: str) -> str:
 
 
 def worded(view: View, content: str, prompt: str) -> str:
-    """A text in the wording of a prompt, with the modality and the eye of a view."""
+    """Format a text as a prompt, with the modality and the eye of a view."""
     modality, modality_zh = modality_phrases(view.modality)
     eye, eye_zh = EYE_PHRASES[view.eye]
     return prompt.format(text=content, modality=modality, modality_zh=modality_zh, eye=eye, eye_zh=eye_zh)

@@ -187,7 +187,7 @@ class FlipVisit:
 class TokenizeVisit:
     """Replace the texts of a visit by the token ids `texts` i32 [t L] of the different texts, and by row indices.
 
-    The indices are text_at i32 [], eye_text_at i32 [2] and view_text_at i32 [v], -1 if there is no text.
+    The indices are text_at i32 [], eye_text_at i32 [2] and view_text_at i32 [v], -1 without a text.
     """
 
     tokenizer: Callable[[Sequence[str]], np.ndarray]

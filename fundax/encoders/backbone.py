@@ -50,7 +50,7 @@ def encoder_of(objective: Any, params: Params, extra: Extra, modality: int = 0) 
     """The image encoder of an objective as it computes features, its parameters, and its batch statistics.
 
     The teacher's for a self-distilled model, the one below an adapter, and the one of `modality` if each has its own.
-    Raises UserError if there is no image encoder, and if no encoder belongs to the modality.
+    Raises UserError if the objective has no image encoder, or none for the modality.
     """
     tower, name = getattr(objective, "image", None), type(objective).__name__
     if not isinstance(tower, VisionEncoder):
@@ -87,7 +87,7 @@ def tower_of(objective: Any, params: Params, extra: Extra, modality: int = 0) ->
 
 
 def with_encoder(objective: Any, image: VisionEncoder) -> Any:
-    """The same objective with another image encoder, which may lie below a head, an adapter or KeepFIT."""
+    """Replace the image encoder of an objective, also below a head, an adapter or KeepFIT."""
     below = next((name for name in ("tower", "model", "base") if hasattr(objective, name)), None)
     if below is None:
         return replace(objective, image=image)
@@ -105,13 +105,13 @@ class BackboneWithHead(Protocol):
 
 
 def owner_of(objective: Any) -> Any:
-    """What normalises the images of an objective: itself, or the model below its head, its adapter or KeepFIT."""
+    """The object that normalises the images of an objective: itself, or the model below its head, adapter or KeepFIT."""
     below = next((getattr(objective, name) for name in ("tower", "model", "base") if hasattr(objective, name)), None)
     return objective if below is None else owner_of(below)
 
 
 def preprocessing(objective: Any) -> dict[str, Any]:
-    """How an objective sees a photograph: image_size, mean, std, resize and interpolation; {} if it says nothing.
+    """Preprocessing of photographs for an objective: image_size, mean, std, resize and interpolation; {} if unknown.
 
     mean and std are of RGB in [0, 1]: three numbers, or a row of three for each modality. A model that was trained with
     one rule for resizing alone has it as `resize` and `interpolation`.

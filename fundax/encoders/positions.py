@@ -26,7 +26,7 @@ def cubic(x: np.ndarray, a: float) -> np.ndarray:
 def antialiased(old: int, new: int) -> np.ndarray:
     """Matrix [new old] of open_clip's rule: antialiased bicubic interpolation with a = -0.5 and pixel centres.
 
-    The same as jax.image.resize(method="cubic", antialias=True) and PyTorch's antialiased interpolate.
+    Equal to jax.image.resize(method="cubic", antialias=True) and PyTorch's antialiased interpolate.
     """
     scale = old / new
     centres = (np.arange(new) + 0.5) * scale - 0.5
@@ -37,7 +37,7 @@ def antialiased(old: int, new: int) -> np.ndarray:
 def aligned_corners(old: int, new: int) -> np.ndarray:
     """Matrix [new old] of RET-CLIP's and Chinese-CLIP's rule: bicubic with a = -0.75 and aligned corners.
 
-    Edges are repeated; there is no antialiasing.
+    Edges are repeated, without antialiasing.
     """
     return _four_taps(np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0), old)
 

@@ -18,9 +18,9 @@ from fundax.types import UserError
 EXPANSION = 4  # output channels of a bottleneck per channel of its 3x3 convolution
 
 
-# Width of the first stage, units of each stage, and whether they are basic blocks. Those with a number of two digits are
-# torchvision's, except resnet14; the others are ours, for small machines: resnet-tiny learns from a few thousand images
-# what a ViT of its cost does not.
+# Width of the first stage, units of each stage, and whether they are basic blocks. Names with a two-digit number are
+# torchvision's, except resnet14. The others are ours, for small machines: resnet-tiny learns from a few thousand images,
+# which is too few for a ViT of the same cost.
 SIZES = {
     "resnet-smoke": (8, (1,), False),
     "resnet-tiny": (24, (1, 1, 1, 1), False),

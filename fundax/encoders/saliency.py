@@ -131,7 +131,7 @@ def _as_maps(tower: VisionEncoder, x: jax.Array) -> jax.Array:
 
 
 def _unrolled(objective: Any, params: Params, extra: Extra) -> tuple[Any, Params, Extra]:
-    """The same model without a scan over the layers of its image encoder, whose modules then have names."""
+    """Unroll the layers of a model's image encoder, so that each of its modules has a name."""
     if not isinstance(objective.image, ViT):
         return objective, params, extra
     plain = objective.image.clone(scan=False, remat="none", mask_ratio=0.0, drop_path=0.0)

@@ -286,7 +286,7 @@ class Whole:
 
 
 class WholeBatches:
-    """The same rows at every step; there is no state."""
+    """An iterator over the same rows at every step, without state."""
 
     bad_records = ""  # no image is read
 

@@ -34,7 +34,7 @@ class Probe:
     Batches have the inputs of the forward pass (`image`) and labels f32 [B K] of 0 and 1 under the key `label`.
 
     Returns:
-        A MultiLabelResult of the test set, or of the validation set if there is no test set. Metrics: macro_auc, macro_ap,
+        A MultiLabelResult of the test set, or of the validation set without a test set. Metrics: macro_auc, macro_ap,
         labels_used and epoch on the validation set, and test_... on the test set. Labels with a single value are excluded
         from the means.
 

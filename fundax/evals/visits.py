@@ -26,7 +26,7 @@ class Sheet(NamedTuple):
     visit: np.ndarray  # f32 [N E]
     eyes: np.ndarray  # f32 [N 2 E], 0 if the eye has no view
     subsets: dict[tuple[int, ...], np.ndarray]  # f32 [N E] for each subset of modalities, 0 if a visit has no such view
-    text: np.ndarray  # f32 [N E] of the text of the visit, NaN if there is no text
+    text: np.ndarray  # f32 [N E] of the text of the visit, NaN without a text
     label: np.ndarray  # i64 [N]
     label_eyes: np.ndarray  # i64 [N 2]
     patient: np.ndarray  # i64 [N]
@@ -137,10 +137,10 @@ class VisitScores:
             _, _, best, gain = max(singles, key=lambda row: row[2].value)
             metrics |= {"best_single_view": best.value, "gain_over_best_single_view": gain.difference.value}
             metrics |= {f"gain_over_best_single_view_{end}": getattr(gain.difference, end) for end in ("low", "high")}
-        columns = {"name": [row[0] for row in rows], "visits": [row[1] for row in rows]}
+        columns = {"views": [row[0] for row in rows], "visits": [row[1] for row in rows]}
         for end in ("value", "low", "high"):
             columns[f"auc_{end}"] = [getattr(row[2], end) for row in rows]
-            columns[f"gain_{end}"] = [getattr(row[3].difference, end) for row in rows]
+            columns[f"gain_of_the_visit_{end}"] = [getattr(row[3].difference, end) for row in rows]
         return metrics, {f"table_{name}": np.array(values) for name, values in columns.items()}
 
     def _parts(self, sheet: Sheet) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

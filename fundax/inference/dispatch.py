@@ -29,7 +29,7 @@ PREDICTORS: tuple[ModuleType, ...] = (
 def predictor_of(path: str | Path) -> ModuleType:
     """The predictor module for the model of a run, or for weights in the format of another program.
 
-    Raises UserError if there is no model at `path`, or if no predictor supports its objective.
+    Raises UserError if `path` does not hold a model, or if no predictor supports its objective.
     """
     objective = read_objective(path) if is_run(path) else load(path).objective
     for module in PREDICTORS:

@@ -1,6 +1,6 @@
 """Features of the images of folders and tables of any size, written as .npz or Parquet; a killed command resumes.
 
-Finished parts are kept in a folder beside the output until all are there, so memory does not grow with the number of images."""
+Finished parts are kept in a folder next to the output until all are there, so memory does not grow with the number of images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fundax.types import UserError
 
 PART = 256  # records of a part, which is what a stop costs at most
 SUFFIXES = (".npz", ".parquet")
-COLUMNS = ("image", "patient", "eye", "modality")  # texts beside the features
+COLUMNS = ("image", "patient", "eye", "modality")  # texts in addition to the features
 _log = logging.getLogger("fundax")
 
 
@@ -68,7 +68,7 @@ def embed(
         feature: see `Model.encode_image`.
         skip_bad: leave out images that cannot be read, and log their names; otherwise they are an error.
     Raises:
-        UserError: `out` exists or has another ending; features of other images or of another model lie half finished beside
+        UserError: `out` exists or has another ending; features of other images or of another model are stored unfinished next to
             it. DataError: an image that cannot be read. Finished parts are kept, and the same command resumes.
     """
     check_out(out, SUFFIXES)

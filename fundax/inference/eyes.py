@@ -74,7 +74,7 @@ def predict_eyes(
         language: language of the prompts, "en" or "zh". By default, the prompt for each name uses the language of the
             name.
     Raises:
-        UserError: the model is not a RET-CLIP, there is no image, or there are fewer than two classes.
+        UserError: the model is not a RET-CLIP, both images are missing, or fewer than two classes are given.
         DataError: an image cannot be read.
 
     Source of the duplication: the zero-shot protocol of RET-CLIP's authors in RET-CLIP-PLUS.

@@ -56,7 +56,7 @@ class ImageText:
         def start(params: Params) -> Params:
             filled = {**params, "model": reduce(lambda tree, change: change(tree), self.init_from, params["model"])}
             extra = {"model": reduce(lambda tree, change: change(tree), self.init_extra, {})}
-            return adapter.told(filled, extra, partial(class_features, prompts=prompts))
+            return adapter.with_heads(filled, extra, partial(class_features, prompts=prompts))
 
         extra = tuple(lambda fresh, change=change: {"model": change(fresh["model"])} for change in self.init_extra)
         return WarmStart((start,), extra)
@@ -111,9 +111,9 @@ def scores_of(tests: Sequence[Any], *, labels: bool = True, pairs: bool = True) 
 
 
 def visit_scores_of(passes: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for models of visits. passes: the arguments of evals.VisitScores by the name of the evaluation.
+    """Evaluations of a model of visits. passes: the arguments of evals.VisitScores by the name of the evaluation.
 
-    Where there are classes, visit_zero_shot scores the visits again as single answers, for the subgroups and the cases of a
+    With classes, visit_zero_shot scores the visits again as single answers, for the subgroups and the cases of a
     report.
     """
     found: dict[str, Any] = {name: VisitScores(**arguments) for name, arguments in passes.items()}
@@ -131,7 +131,7 @@ def visit_scores_of(passes: Mapping[str, Any]) -> dict[str, Any]:
 def eye_scores_of(
     passes: Mapping[str, Any], drawn: Any, probe: Any, inputs: Sequence[str], *, parity: bool = False
 ) -> dict[str, Any]:
-    """The same for models of both eyes and a report.
+    """Evaluations of a model of both eyes and a report.
 
     Args:
         passes: pairs of eyes with their reports, by the name of the evaluation; `inputs` are the keys of the eyes.

@@ -43,7 +43,7 @@ def load(path: str | Path, checkpoint: int | str = "", batch: int = 32, *, modal
         modality: modality of the images ("CFP", "OCT", ...), which decides their normalisation where a model has several,
             and the wording of prompts.
     Raises:
-        UserError: there is no such model at `path`, or a part of it is missing or damaged.
+        UserError: `path` does not hold such a model, or a part of it is missing or damaged.
     """
     if batch < 1:
         raise UserError(f"batch is {batch}; expected at least 1")
@@ -89,7 +89,7 @@ class Model:
 
     @property
     def card(self) -> dict[str, Any]:
-        """What the model is: its objective, where it is from, its size, how it sees photographs, its classes."""
+        """A summary of the model: objective, source, size, preprocessing and classes."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         kind, encoder = (type(one).__name__ for one in (self.objective, self.objective.image))
         classes = getattr(self.objective, "classes", None) or getattr(self.objective, "names", ())
@@ -110,7 +110,7 @@ class Model:
         return softmax(logits, axis=1), logits
 
     def preprocess(self, image: Image) -> np.ndarray:
-        """A photograph as the model sees it, u8 [S S 3]; the model itself normalises."""
+        """Preprocess a photograph to u8 [S S 3]; the model itself normalises."""
         return read_photograph(image, self.preprocessing)
 
     def encode_image(self, images: Iterable[Image], feature: str = "") -> np.ndarray:
@@ -166,7 +166,7 @@ class Model:
             knowledge: describe the classes in the words of experts (data_pipelines.language.knowledge) and in the
                 wording of the model's modality, as FLAIR does; `templates` are then not used.
         Raises:
-            UserError: there is no class, a class is named twice or has no prompts, or a template has no {}.
+            UserError: no classes are given, a class is given twice or has no prompts, or a template has no {}.
 
         Source: Radford et al. 2021 (CLIP), section 3.1.4.
         """  # fmt: skip
@@ -208,7 +208,7 @@ class Model:
         return {name: np.concatenate([out[name] for out in found]) for name in (found[0] if found else ())}
 
     def attention(self, images: Iterable[Image]) -> dict[str, np.ndarray]:
-        """Where the class token of a ViT attends: heads f32 [N H r c], their mean and the rollout [N r c].
+        """Attention of the class token of a ViT: heads f32 [N H r c], their mean and the rollout [N r c].
 
         Raises UserError if the image encoder is not a ViT.
         """

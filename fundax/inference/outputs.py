@@ -29,7 +29,7 @@ def distinct(stems: Sequence[str], endings: Sequence[str] = ("",)) -> list[str]:
 
 
 def name_of_class(name: str) -> str:
-    """A class name as part of a file name: everything but letters, digits and a few signs becomes "_"."""
+    """Convert a class name to a part of a file name: other characters than letters, digits and a few signs become "_"."""
     return re.sub(r"[^\w+.()-]+", "_", name)[:100].strip(".") or "_"
 
 

@@ -27,7 +27,7 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 def read_photograph(image: Any, preprocessing: Mapping[str, Any], where: str = "") -> np.ndarray:
-    """One photograph as the model sees it, u8 [S S 3], every pixel of a JPEG decoded.
+    """Read and preprocess one photograph to u8 [S S 3]; JPEGs are decoded at full resolution.
 
     image: a path, encoded bytes, an open binary file, a Pillow image, or an array [H W], [H W 3] or [H W 4].
     where: name of the image in messages, for those without a path. Raises DataError if it cannot be read.

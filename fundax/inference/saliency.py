@@ -53,7 +53,7 @@ def saliency_maps(
 
 
 def answer_of(model: Model, name: str = "") -> tuple[str, Target] | None:
-    """What Grad-CAM explains: its name, and the number f32 [B]; None for a ViT that answers nothing.
+    """The output that Grad-CAM explains: its name and its values f32 [B]; None for a ViT without a head.
 
     Raises UserError for a name that the model does not have.
     """

@@ -42,8 +42,9 @@ def decoder_to_fundax(
     """The decoder and its parameters (fp32).
 
     Args:
-        state: of a whole captioner, whose image encoder is ignored, or of its `encoder_decoder` alone.
-        heads: attention heads, which shapes do not show. context: the longest report in tokens.
+        state: state dict of a whole captioner, whose image encoder is ignored, or of its `encoder_decoder` alone.
+        heads: number of attention heads, which shapes do not show.
+        context: the longest report in tokens.
         fields: further fields of ReportDecoder.
     Raises:
         UserError: missing or unknown keys, by name.

@@ -1,4 +1,4 @@
-"""A model read from disk (`Checkpoint`), and what a file format of another program consists of (`Format`)."""
+"""`Checkpoint`, a model read from disk, and `Format`, a file format of another program."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Format:
     """A file format of another program, in both directions.
 
     Attributes:
-        name: as in `launch.py export --to NAME`; formats of one program that hold different models share a name.
+        name: the NAME of `launch.py export --to NAME`; formats of one program that hold different models share a name.
         title: the format's name in messages.
         holds: classes of objectives that can be exported; () for a format that only gives initial weights.
         files: the weights' file name in a folder, then the configuration's where there is one.
@@ -133,7 +133,7 @@ def preprocessing_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def stored_preprocessing(objective: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What preprocessing.json holds, or another program's file, with the objective's own for what it leaves out.
+    """Preprocessing from preprocessing.json or another program's file; the objective supplies missing entries.
 
     A model that has one rule for resizing alone is resized by it: runs of FLAIR and KeepFIT made before the rule had a
     name hold another one.
@@ -174,7 +174,7 @@ IMAGENET = "ImageNet's mean and deviation, squashed to a square"
 
 
 def replace_preprocessing(checkpoint: Checkpoint, shown: Mapping[str, Any]) -> Checkpoint:
-    """The same model with another mean, std or resize. Raises UserError for a resize or a number of channels unknown."""
+    """Replace mean, std or resize of a model. Raises UserError for an unknown resize or another number of channels."""
     if not shown:
         return checkpoint
     if shown.get("resize", "squash") not in RESIZE_MODES:

@@ -1,4 +1,4 @@
-"""What files of convolutional encoders share: batch statistics, classifiers that are left out, timm's configuration."""
+"""Files of convolutional encoders: batch statistics, removed classifiers, timm's configuration."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_statistics(norms: Norms, extra: Extra, source: str) -> State:
 
 
 def configuration(path: Path) -> Mapping[str, Any]:
-    """timm's config.json beside the weights, or {}."""
+    """timm's config.json in the folder of the weights, or {}."""
     config = read_optional_json(folder_of(path) / CONFIG)
     return config if "architecture" in config else {}
 
@@ -77,8 +77,8 @@ def read_encoder(
         tower: the encoder that the shapes show.
         rows, norms: tables of the parameters and of the batch norms; paths begin with image/.
         classifier: prefix of the keys that are left out.
-        modality: whose mean and deviation normalise the images, where no configuration says it.
-        default: mean and std of these weights, where neither says it; None: ImageNet's.
+        modality: modality whose mean and standard deviation normalise the images, unless a configuration gives them.
+        default: mean and std if neither gives them; None: ImageNet's.
     Raises:
         UserError: keys that are missing or unknown and tensors of another shape, by name.
     """

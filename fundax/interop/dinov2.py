@@ -161,7 +161,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
 
 
 def fit_positions(state: State, rows: int) -> State:
-    """The same tensors with the position table [1 N D] moved to `rows` rows, as transformers does at another size."""
+    """Resize the position table [1 N D] of a state dict to `rows` rows, as transformers does for other image sizes."""
     key = "embeddings.position_embeddings"
     return state | {key: resize_positions(state[key][0], rows, pixel_centres)[None]}
 

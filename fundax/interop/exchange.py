@@ -50,11 +50,11 @@ def export(
         out: the folder to write.
         checkpoint: "best", "latest" or a step; "" is the best one if the run selected one, else the latest.
         overwrite: replace a folder that is not empty.
-        license: for the model card, an identifier of model hubs such as "apache-2.0"; weights keep that of the weights
-            they started from.
-        base_model: for the model card, what the run started from; "" is the name of its --init.
-        dtype: of the weights: "float32", "float16" or "bfloat16"; features are compared after rounding.
-        largest: bytes of a weights file from which on it is written in shards, where the other program reads them.
+        license: licence in the model card, an identifier of model hubs such as "apache-2.0". Weights keep the licence
+            of the weights they started from.
+        base_model: base model in the model card; "" takes the name of the run's --init.
+        dtype: dtype of the weights: "float32", "float16" or "bfloat16"; features are compared after rounding.
+        largest: size in bytes above which weights are written in shards, where the other program reads them.
     Raises:
         UserError: an unknown format, no such run, a model that the format cannot hold, `out` in use, or features that
             differ from the other program's by more than LARGEST where that program is installed.
@@ -95,7 +95,7 @@ def _byte_pairs(run: str | Path, objective: CLIP) -> tokenizers.Tokenizer:
 
 
 def card_facts(run: str | Path, step: int) -> dict[str, Any]:
-    """What a run knows for a model card: config, data, batch, seed, what it started from, scores of its last evaluation."""
+    """Contents of a model card: config, data, batch, seed, base model, and scores of the last evaluation."""
     stored = read_optional_json(Path(run) / "config.json")
     args, found = stored.get("args", {}), {}
     if init := str(args.get("init") or ""):
@@ -141,7 +141,7 @@ def compare(found: Format, path: str | Path, model: Checkpoint, name: str = "") 
     if difference is None:
         return (
             "parameters read back bit for bit; "
-            f"{found.title} is not installed here, so its features were not compared{note}"
+            f"{found.title} is not installed here, so its features were not compared (PyTorch: pip install -e '.[torch]'){note}"
         )
     if not difference < LARGEST:
         raise UserError(
@@ -162,7 +162,12 @@ def import_checkpoint(path: str | Path, workdir: str | Path, **options: Any) -> 
     Raises:
         UserError: `path` is unknown, incomplete or does not fit; `workdir` is in use.
     """
-    model = load(path, **options)
+    note = f"; {options['activation']} in its MLPs, as given" if options.get("activation") else ""
+    return import_model(load(path, **options), path, workdir) + note
+
+
+def import_model(model: Checkpoint, path: str | Path, workdir: str | Path) -> str:
+    """Write a model that was read from `path` in the form of a run, see `import_checkpoint`."""
     with fresh_folder(workdir) as folder:
         config = {"objective": serialize.to_json(model.objective), "imported_from": dict(model.source)}
         write_json(folder / "config.json", config)
@@ -174,7 +179,6 @@ def import_checkpoint(path: str | Path, workdir: str | Path, **options: Any) -> 
     count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     silent = model.tokenizer or not hasattr(model.objective, "text")
     note = "" if silent else f"; no tokenizer there: texts need its files in {Path(workdir) / 'tokenizer'}"
-    note += f"; {options['activation']} in its MLPs, as given" if options.get("activation") else ""
     return f"{workdir}: {count:,} parameters from {path}{note}"
 
 

@@ -60,10 +60,10 @@ def to_fundax(
     fusion, which only training uses, are left out: `read_attention` gives them.
 
     Args:
-        state: as `weights.read_state` gives it.
+        state: flat state dict (`weights.read_state`).
         image_size: side of the images; the encoder takes any.
-        text_heads: the number of attention heads, where it is not width / 64.
-        fields: of FLAIR.
+        text_heads: number of attention heads; None takes width / 64.
+        fields: further fields of FLAIR.
     Raises:
         UserError: missing or unknown keys, by name.
     """
@@ -151,7 +151,7 @@ def attention_state(params: Params) -> State:
 
 
 def canonical(state: State) -> State:
-    """The same tensors under FLAIR's names, from RetiXfer's."""
+    """Rename the tensors of RetiXfer to FLAIR's names."""
 
     def renamed(key: str) -> str:
         return next((new + key.removeprefix(old) for old, new in _RETIXFER.items() if key.startswith(old)), key)

@@ -88,7 +88,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 
 def check_record(path: str | Path, state: State) -> None:
-    """Raise UserError if weights beside a record of write_record are not those that were exported."""
+    """Raise UserError if a folder with a record of write_record does not hold the weights that were exported."""
     if find_file(path).name not in FILE_NAMES:  # another checkpoint in the folder of an export
         return
     known = read_record(path).get("tensors_sha256", {})
@@ -135,7 +135,7 @@ the diagnosis or treatment of patients. {_licence(about)}
 
 ## Scores
 
-Of the run's last evaluation up to this step; `launch.py report` adds confidence intervals.
+These are the results of the run's last evaluation up to this step. `launch.py report` adds confidence intervals.
 
 {scores}
 
@@ -156,12 +156,12 @@ can be much lower; check them on your own labelled data first. Describe here for
 
 
 def _plain(text: Any) -> str:
-    """A name or a value as text of one line, in which no HTML, table or code of Markdown begins or ends."""
+    """Convert a value to one line of text without characters that begin HTML, tables or code in Markdown."""
     return re.sub(r"[`|]", "'", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def _table(facts: Mapping[str, Any]) -> str:
-    """A table in Markdown; "" of nothing."""
+    """A table in Markdown; "" without rows."""
     shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in facts.items()}
     rows = [f"| {_plain(name)} | `{_plain(value)}` |" for name, value in shown.items()]
     return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""

@@ -70,7 +70,7 @@ def read(objective: CLIP, state: State, source: str) -> Params:
 
 
 def read_as(objective: CLIP, state: State, source: str) -> tuple[Params, Extra]:
-    """The same and no extra state, with position tables as long as they are stored."""
+    """Read parameters, without extra state; position tables keep their stored length."""
     check(objective)
     shapes = keymap.stored_positions(rows(objective), state, keymap.shapes_of(objective))
     return keymap.read(rows(objective), state, shapes, source, IGNORED), {}

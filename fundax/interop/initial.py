@@ -34,14 +34,14 @@ _log = logging.getLogger("fundax")
 TOWERS = ("image", "text")
 # Parts that belong to one task: they come along where they fit as a whole, and are new otherwise.
 HEADS = ("head", "decoder", "masked", "findings", "caption", "reference", "fuse_public", "fuse_elite", "target")
-# Fields that change what the same tensors compute: shapes do not show them. Of another kind of objective only the
+# Fields that change what the same tensors compute: shapes do not show them. From another kind of objective only the
 # tokens are used, so that pooling does not matter there.
 SAME_TOKENS: dict[type, tuple[str, ...]] = {
     ViT: ("heads", "activation", "epsilon"),
     TextTransformer: ("heads", "activation", "epsilon", "causal"),
     BERT: ("heads", "activation", "epsilon"),
 }
-# What a run decides of an encoder that it starts from, and what comes from there besides the encoders.
+# What a run decides of an encoder that it starts from, and what it takes in addition to the encoders.
 OF_THE_RUN = ("dtype", "remat", "attention", "scan", "drop_path", "mask_ratio", "vocab", "context", "dropout")
 OF_THE_MODEL = (
     "embed",
@@ -71,8 +71,10 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a checkpoint has for an objective. known: a configuration says what shapes do not show; partial: it lacks
-    parts that the objective has."""
+    """A checkpoint to start from.
+
+    known: a configuration gives what shapes do not show. partial: parts of the objective are missing.
+    """
 
     objective: Any
     params: Params
@@ -88,8 +90,9 @@ def warm_start(
 
     From an objective of the same kind everything is taken, and task heads where they fit. From another kind the encoders
     that both have (`image`, `text`) are taken, and other parts where they fit as a whole; the rest stays fresh and the
-    log says so. Of a self-distilled pretraining, other kinds get the teacher. Image positions are resized by the rule of
-    the objective's method; text positions beyond the model's are cut. Batch statistics come with their encoder.
+    log says so. Objectives of another kind get the teacher of a self-distilled pretraining. Image positions are resized by
+    the rule of the objective's method; text positions beyond the model's are cut. Batch statistics come with their
+    encoder.
 
     Args:
         path: anything that `load` opens, or a BERT, Chinese-CLIP or CLIP file without configuration. It is read when a
@@ -174,7 +177,7 @@ def same_shapes(a: Any, b: Any) -> bool:
 
 
 def fit_positions(state: State, shapes: keymap.Shapes, rule: Callable[[int, int], np.ndarray]) -> State:
-    """The same tensors, by our paths, with position tables resized (images) or cut (texts) to `shapes`."""
+    """Resize (images) or cut (texts) the position tables of a state dict with our paths to `shapes`."""
     fitted = dict(state)
     for path, value in state.items():
         if path.endswith(("position", "position/embedding")) and path in shapes and value.ndim == 2:
@@ -214,16 +217,16 @@ def _opened(path: str | Path, objective: Any, checkpoint: int | str) -> _Source:
 
 
 def _read_as(found: Format, objective: Any, state: State, path: str) -> _Source:
-    """A file without configuration, read as the objective at hand."""
+    """Read a file without configuration as the given objective."""
     assert found.read_as is not None
     with reading(found.title, path):
         params, extra = found.read_as(objective, state, path)
     if found.configured:
         activation = getattr(getattr(objective, "image", None), "activation", None)
-        said = f" ({activation.__name__})" if activation else ""
+        named = f" ({activation.__name__})" if activation else ""
         _log.warning(
-            "%s: no %s beside the weights, so activation%s, heads and pooling are taken to be the model's own",
-            path, found.files[1], said,
+            "%s: no %s in the folder of the weights, so activation%s, heads and pooling are taken to be the model's own",
+            path, found.files[1], named,
         )  # fmt: skip
     return _Source(objective, params, extra, known=False, partial=kind(objective) not in found.holds)
 
@@ -253,7 +256,7 @@ def _filled(source: _Source, objective: Any, params: Params, parts: Collection[s
 
 
 def _compare_moments(source: _Source, objective: Any, path: str) -> None:
-    """Say so if an image encoder is going to see images normalised otherwise than where it learnt."""
+    """Log a difference between the normalisation of images in the checkpoint and in this run."""
     theirs, ours = preprocessing(source.objective), preprocessing(objective)
     for name in ("mean", "std") if source.known and theirs and ours else ():
         if np.shape(theirs[name]) == np.shape(ours[name]) and not np.allclose(theirs[name], ours[name], atol=1e-6):
@@ -307,7 +310,7 @@ def _check_meaning(source: _Source, objective: Any, part: str, same: bool, path:
 
 
 def _plain(value: Any) -> Any:
-    """A function by its name; both ways to find the end of a text are one."""
+    """Functions by name; the two ways to find the end of a text count as one."""
     value = getattr(value, "__name__", value)
     return "argmax" if value == "eot" else value
 

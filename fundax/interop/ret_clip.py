@@ -60,11 +60,12 @@ def to_fundax(
     """The objective and its parameters (fp32, layers unstacked) from a state dict without its "module." prefixes.
 
     Args:
-        state: as `weights.read_state` gives it, from the released flat file or a training checkpoint. Left
-            and right text heads may be numbered 0, 2 or 2, 4; with 2, 4 a warning is given.
-        image_size: another one than the checkpoint's resizes the positions by RET-CLIP's rule.
-        head_width, text_heads: where they are not the published sizes' (64, or 80 at width 1280; width / 64).
-        fields: of RetCLIP.
+        state: flat state dict (`weights.read_state`) of the released file or of a training checkpoint. Left and right
+            text heads may be numbered 0, 2 or 2, 4; with 2, 4 a warning is logged.
+        image_size: size of the images; if it differs from the checkpoint's, positions are resized by RET-CLIP's rule.
+        head_width, text_heads: sizes of attention heads, if they are not the published ones (64, or 80 at width 1280;
+            width / 64).
+        fields: further fields of RetCLIP.
     Raises:
         UserError: missing or unknown keys, by name; the code's versions before 2024-07-16.
     """
@@ -141,7 +142,7 @@ _RENAMED = (
 
 
 def canonical(state: State) -> State:
-    """The same tensors under the keys of the code since 2024-07-16. Raises UserError for a model before that."""
+    """Rename the keys of a state dict to those of the code since 2024-07-16. Raises UserError for older models."""
     older = [k for k in state if k.startswith("single_feature_mapping") or re.match(r"\w+_feature_mapping.bias", k)]
     if older:
         raise UserError(
@@ -181,7 +182,7 @@ def _renumbered(state: State) -> State:
 
 
 def fit_positions(state: State, rows: int) -> State:
-    """The same tensors with the image's position table moved to `rows` rows by RET-CLIP's rule (corners aligned)."""
+    """Resize the image position table of a state dict to `rows` rows by RET-CLIP's rule (aligned corners)."""
     key = "visual.positional_embedding"
     if key not in state:
         return state
@@ -246,7 +247,7 @@ def read_chinese_clip(path: Path, state: State, modality: str = "") -> Checkpoin
 
 
 def read_chinese_clip_as(objective: RetCLIP, state: State, source: str) -> tuple[Params, Extra]:
-    """Both encoders and the image projection; the nine heads and the scales of RET-CLIP have no counterpart there.
+    """Read both encoders and the image projection. Chinese-CLIP has no counterpart of RET-CLIP's nine heads and scales.
 
     Raises UserError naming keys that are missing or of another shape.
     """

@@ -190,7 +190,7 @@ def _tower(objective: Any, name: str) -> Any:
 
 
 def _kind(tower: Any) -> str:
-    """Which stock class holds an encoder. Raises UserError if none does."""
+    """The kind of model of transformers that holds an encoder. Raises UserError if none does."""
     if isinstance(tower, ResNet | BERT):
         return "resnet" if isinstance(tower, ResNet) else "bert"
     plain = isinstance(tower, ViT) and not tower.registers and tower.rotary is None

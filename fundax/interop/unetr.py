@@ -122,7 +122,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     """
     record = folder.read_record(path)
     if not record:
-        raise UserError(f"{folder_of(path)}: no {folder.RECORD}; expected it beside the decoder")
+        raise UserError(f"{folder_of(path)}: no {folder.RECORD}; expected it in the folder of the decoder")
     objective = serialize.from_json(record["objective"])
     image = vit.read(vit.bare(objective.image), vit.encoder_state(read_state(folder_of(path) / ENCODER)), ENCODER)
     params, statistics = read(objective.decoder, state, objective.image.width)

@@ -58,9 +58,9 @@ def to_fundax(state: State, heads: int | None = None, **fields: Any) -> tuple[IB
     """The objective that the shapes of a flat state dict show, the student's parameters, and teacher and centers.
 
     Args:
-        state: as `weights.read_state` gives it.
-        heads: of attention; None takes 64 channels in each, as all published sizes have.
-        fields: of IBOT that no tensor shows (steps, epoch_steps, crops, temperatures, ...).
+        state: flat state dict (`weights.read_state`).
+        heads: number of attention heads; None takes 64 channels per head, as in all published sizes.
+        fields: fields of IBOT that tensors do not show (steps, epoch_steps, crops, temperatures, ...).
     Raises:
         UserError: keys that are missing or unknown, and tensors of other shapes, by name.
     """
@@ -169,7 +169,10 @@ def head_of(state: State, theirs: str) -> IBOTHead:
 
 
 def read_head(state: State, theirs: str, **fields: Any) -> tuple[IBOTHead, Params]:
-    """A head alone, and its parameters; `fields` are IBOTHead's that no tensor shows. Raises UserError as to_fundax."""
+    """Read a head alone: the module and its parameters. `fields`: fields of IBOTHead that tensors do not show.
+
+    Raises UserError as `to_fundax` does.
+    """
     head = head_of(state, theirs).clone(**fields)
     state = {key: value for key, value in state.items() if key.startswith(theirs)}
     return head, keymap.read(head_rows(head, "", theirs), state, _head_shapes(head, _width(state, theirs)), NAME)

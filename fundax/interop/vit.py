@@ -184,7 +184,7 @@ def read(tower: ViT, state: State, source: str, theirs: str = "") -> Params:
 
 
 def fit_positions(state: State, rows: int, theirs: str = "", class_row: bool = True) -> State:
-    """The same tensors with the position table [1 N D] moved to `rows` rows by the rule of these programs."""
+    """Resize the position table [1 N D] of a state dict to `rows` rows by the rule of these programs."""
     key = f"{theirs}pos_embed"
     if key not in state or state[key].ndim != 3:
         return state
@@ -237,7 +237,7 @@ def from_fundax(objective: Encoder, params: Params) -> State:
 def encoder_of(model: Checkpoint) -> Checkpoint:
     """The encoder of a pretraining, its teacher's, or that below a head. An encoder by itself is returned as it is.
 
-    Raises UserError for a model of several encoders, or of one that is no ViT.
+    Raises UserError for a model with several encoders or with one that is not a ViT.
     """
     objective, owner = model.objective, owner_of(model.objective)
     if isinstance(objective, Encoder) and isinstance(objective.image, ViT):

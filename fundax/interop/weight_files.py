@@ -56,7 +56,9 @@ def store_as(folder: Path, found: Format, dtype: str, largest: int = LARGEST_FIL
     A tensor that is larger has a file of its own. Configurations and the record follow. Formats without shards keep one
     file.
     """
-    record, sharded = read_json(folder / RECORD), False
+    if not (found.narrow or found.shards):
+        return
+    record, changed = read_json(folder / RECORD), False
     for path in sorted(folder.rglob("*.safetensors")):
         state = read_state(path)
         cast = {
@@ -67,9 +69,9 @@ def store_as(folder: Path, found: Format, dtype: str, largest: int = LARGEST_FIL
             continue
         _record(record, digests(cast))
         path.unlink()
-        sharded = True
+        changed = True
         write_shards(shards, path)
-    if not sharded:
+    if not changed:
         return
     write_json(folder / RECORD, record)
     for path in folder.rglob("config.json"):

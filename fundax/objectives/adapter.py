@@ -74,7 +74,7 @@ class Adapted:
     """A ClipAdapter after a frozen image-text model: trained on features computed once, applied to images.
 
     Batches have feature f32 [B E] or image u8 [B h w 3], and label i32 [B]. Parameters are `model`, `adapter` and
-    `heads`. The loss trains only the adapter; set the heads with `told`.
+    `heads`. The loss trains only the adapter; set the heads with `with_heads`.
     """
 
     model: Any
@@ -115,7 +115,7 @@ class Adapted:
         loss, (_, metrics) = self.adapter.loss(params["adapter"], fixed, batch, rng, step)
         return loss, (extra, metrics)
 
-    def told(self, params: Params, extra: Extra, class_features: Callable[..., Array]) -> Params:
+    def with_heads(self, params: Params, extra: Extra, class_features: Callable[..., Array]) -> Params:
         """Set the heads: params with those of the classes that class_features(encode) -> unit f32 [K E] describes."""
         outputs: dict[str, Any] = {}
 
@@ -136,7 +136,7 @@ class TipAdapter:
     Tip-Adapter-F trains them. The values (one-hot labels) f32 [N K], text features T and log_scale are in `extra`.
 
     fixed_scale: logit scale of predictions. None: exp(log_scale). FLAIR's code predicts with 100.
-    peer_training: train as FLAIR's code does, which differs from its prediction: with scale exp(log_scale), and weight
+    flair_training: train as FLAIR's code does, which differs from its prediction: with scale exp(log_scale), and weight
         exp(log_scale) / N of the cache instead of alpha.
     """
 
@@ -146,7 +146,7 @@ class TipAdapter:
     alpha: float = 1.0
     beta: float = 5.0
     fixed_scale: float | None = None
-    peer_training: bool = False
+    flair_training: bool = False
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """feature f32 [B E], label i32 [B]."""
@@ -167,8 +167,8 @@ class TipAdapter:
         """Mean cross-entropy. If the batch has `row` i32 [B], its features are those rows of the keys: see `fit`."""
         x = jax.lax.stop_gradient(params["keys"])[batch["row"]] if "row" in batch else batch["feature"]
         scale = jnp.exp(extra["log_scale"])
-        weight = scale / self.shots if self.peer_training else self.alpha
-        if not self.peer_training and self.fixed_scale is not None:
+        weight = scale / self.shots if self.flair_training else self.alpha
+        if not self.flair_training and self.fixed_scale is not None:
             scale = self.fixed_scale
         return _cross_entropy(self._logits(params, extra, x, scale, weight), batch["label"], extra)
 
@@ -208,8 +208,8 @@ def fit(
         order: rows of each batch, i32 [steps B].
         rates: learning rates f32 [steps].
         weight_decay, eps: arguments of AdamW; every parameter decays.
-        storage_quirk: for Tip-Adapter-F. In FLAIR's code the keys share memory with the training features, so the
-            "frozen" features change with the keys.
+        storage_quirk: reproduce a quirk of Tip-Adapter-F in FLAIR's code: the keys share memory with the training
+            features, so the "frozen" features change with the keys.
     """
     arrays = {"feature": jnp.asarray(features, jnp.float32), "label": jnp.asarray(labels, jnp.int32)}
     settings = (objective, weight_decay, eps, storage_quirk)

@@ -35,10 +35,10 @@ class Classify:
     weights: class weights in the loss; for "several" the weights of the positives.
     focal: gamma of the focal loss, 0 to disable. smoothing: label smoothing.
     mixup, cutmix: alpha of the Beta distribution, 0 to disable; for image batches.
-    peer_softmax: apply a second softmax to the probabilities in the loss, as in RET-CLIP's fine-tuning code.
+    second_softmax: apply a second softmax to the probabilities in the loss, as in RET-CLIP's fine-tuning code.
     given: whether training batches have "image" or "feature".
     penalty: weight of the L2 penalty |W|^2 / 2 of the head's kernels.
-    momentum: of the moving average of all parameters, with which `forward` predicts; 0: the parameters themselves. The
+    momentum: momentum of the moving average of all parameters that `forward` uses; 0: use the parameters. The
         average is `average` in the extra state, and starts faster (as in timm and TensorFlow).
 
     test_flips: `forward` averages the features of an image and of its mirror image.
@@ -57,7 +57,7 @@ class Classify:
     smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    peer_softmax: bool = False
+    second_softmax: bool = False
     given: Literal["image", "feature"] = "image"
     penalty: float = 0.0
     momentum: float = 0.0
@@ -148,7 +148,7 @@ class Classify:
     def _compare(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         if self.kind != "single" or self.head.outputs == 1:
             return losses.binary_cross_entropy(logits, targets, self.weights, self.focal)
-        logits = jax.nn.softmax(logits) if self.peer_softmax else logits
+        logits = jax.nn.softmax(logits) if self.second_softmax else logits
         return losses.cross_entropy(logits, targets, self.weights, self.focal)
 
     def _accuracy(self, logits: jax.Array, label: jax.Array) -> jax.Array:

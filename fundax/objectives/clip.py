@@ -22,12 +22,12 @@ from fundax.encoders.vit import Size, ViT, size_named
 from fundax.losses import contrastive
 from fundax.losses.contrastive import accuracy, contrast
 from fundax.losses.relations import Repeats, relations
-from fundax.optim import MAX_LOG_SCALE, Schedule, adamw, clip_params, peer_open_clip
+from fundax.optim import MAX_LOG_SCALE, Schedule, adamw, clip_params, decay_open_clip
 from fundax.types import Array, Batch, Extra, Metrics, Params
 
 MEAN, STD = CLIP_MEAN, CLIP_STD
 
-# Sizes of both encoders besides those of encoders.vit.SIZES: tiny trains on a laptop in minutes.
+# Sizes of both encoders in addition to those of encoders.vit.SIZES: tiny trains on a laptop in minutes.
 SIZES = {
     "smoke": Size(32, 8, 32, 1, 2, embed=32, text_width=32, text_depth=1, text_heads=2),
     "tiny": Size(64, 8, 128, 4, 4, embed=128, text_width=128, text_depth=2, text_heads=4),
@@ -168,7 +168,7 @@ def optimizer(schedule: Schedule, weight_decay: float, published: bool = True) -
     matrices alone decay, for training from random weights.
     """
     if published:
-        rule = adamw(schedule, (0.9, 0.95), 1e-6, weight_decay, peer_open_clip)
+        rule = adamw(schedule, (0.9, 0.95), 1e-6, weight_decay, decay_open_clip)
         return optax.chain(rule, clip_params({"^log_scale": (0.0, math.log(100))}))
     return optax.chain(
         optax.clip_by_global_norm(1.0),

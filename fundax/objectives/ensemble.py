@@ -21,7 +21,7 @@ class Ensemble:
     """The mean of the probabilities of `count` models of the objective `model`. It predicts and is not trained.
 
     Parameters and extra state are {"members": trees with a leading axis of `count`}. If all members are `shared` heads of
-    one encoder, it is beside them as `image` and is run once.
+    one encoder, it is stored once as `image` and is run once.
     """
 
     model: Any
@@ -100,7 +100,7 @@ def stacked(states: Sequence[tuple[Params, Extra]], shared: bool) -> tuple[Param
 
 
 def _predicting(params: Params, extra: Extra) -> tuple[Params, Extra]:
-    """What a member predicts with: its moving average if it has one."""
+    """The parameters that a member predicts with: its moving average if it has one."""
     left = {name: tree for name, tree in extra.items() if name not in ("average", "steps")}
     return extra.get("average", params), left
 

@@ -137,7 +137,7 @@ class FLAIR:
     def encode_next(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
     ) -> tuple[dict[str, jax.Array], Extra]:
-        """The same, and the next extra state."""
+        """The features of `encode`, and the next extra state."""
         out, extra = self.features(params, extra, batch, rng)
         return {name: out[name] for name in ("image_features", "text_features")}, extra
 

@@ -19,7 +19,7 @@ from fundax.encoders.layers import apply
 from fundax.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
 from fundax.encoders.vit import ViT, dino_vit
 from fundax.losses import distillation
-from fundax.optim import adamw, clip_leaves, cosine_schedule, ema_update, freeze, peer_visionfm
+from fundax.optim import adamw, clip_leaves, cosine_schedule, decay_visionfm, ema_update, freeze
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 # Small sizes of the encoder: image size, patch, width, depth, heads; and the side of their local crops is half the image's.
@@ -292,5 +292,5 @@ def optimizer(by: Schedules, lr: float, steps: int, epoch_steps: int) -> optax.G
     """AdamW with the schedules of `by`: each gradient clipped at 3, decay from 0.04 to 0.4, a last layer that starts late."""
     rate = cosine_schedule(lr, by.last_lr, steps, min(round(by.warmup * epoch_steps), steps // 2))
     late = ("head/last_layer", max(round(by.frozen * epoch_steps), 1))
-    decay = {"weight_decay": cosine_schedule(0.04, 0.4, steps), "decay": peer_visionfm}
+    decay = {"weight_decay": cosine_schedule(0.04, 0.4, steps), "decay": decay_visionfm}
     return freeze(optax.chain(clip_leaves(3.0), adamw(rate, late=late, **decay)), "head/last_layer2?/scale")

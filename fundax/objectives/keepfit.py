@@ -69,7 +69,7 @@ class KeepFIT:
     caption: a decoder that generates the elite text from its image's tokens: our reading of V2's generative branch.
     appearance: A. by_status: batches have `status` and `elite/status`.
 
-    With accumulated gradients there is no dropout of attention weights.
+    With accumulated gradients, attention weights are not dropped out.
     """
 
     base: TwoTowers | Any
@@ -146,7 +146,7 @@ class KeepFIT:
     def encode_next(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array
     ) -> tuple[dict[str, jax.Array], Extra]:
-        """The same, and the next extra state."""
+        """The features of `encode`, and the next extra state."""
         keys = jax.random.split(rng, 3)
         public, elite = halves(batch)
         if missing := [name for name in ("image", "text") if name not in elite]:

@@ -129,7 +129,7 @@ class Reference:
             elite: image and text features of the elite examples, f32 [K E] each.
             appearance: cosines of the appearances of public and elite images, f32 [B K]; needed unless lam is 1.
             mask: bool [B K], True where the elite example may be used as a reference for the image.
-            rng: for dropout.
+            rng: key for dropout.
         """
         if self.lam < 1 and appearance is None:
             raise UserError("a reference with lam < 1 compares appearances, but the batch has none")
@@ -175,7 +175,7 @@ def hide(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def agreeing(status: jax.Array, elite: jax.Array) -> jax.Array:
-    """False where one image is known to be normal and the other abnormal. # bool [B K]
+    """Whether images agree: not one known to be normal and the other to be abnormal; bool [B K].
 
     status i32 [B], elite i32 [K]: 0 normal, 1 abnormal, negative unknown.
     """

@@ -39,7 +39,7 @@ class Report:
         report names, and the decoder reads the findings as an additional token: those of the report in training, the
         predicted ones when generating.
     finding_weight: weight of the cross-entropy of the findings.
-    told: probability from which a predicted finding is given to the decoder.
+    finding_threshold: probability from which a predicted finding is given to the decoder.
     words_every: compute the word loss for every n-th report only. Given the findings, the words are learned quickly, and
         this saves time.
     """
@@ -51,7 +51,7 @@ class Report:
     beams: int = 1
     findings: int = 0
     finding_weight: float = 1.0
-    told: float = 0.3
+    finding_threshold: float = 0.3
     words_every: int = 1
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -90,7 +90,11 @@ class Report:
         more: dict[str, jax.Array] = {}
         if self.findings:
             probabilities = jax.nn.sigmoid(_finding_logits(params, tokens))
-            known = batch["findings"] if "findings" in batch else (probabilities > self.told).astype(jnp.float32)
+            known = (
+                batch["findings"]
+                if "findings" in batch
+                else (probabilities > self.finding_threshold).astype(jnp.float32)
+            )
             tokens, more = _with_findings(params, tokens, known), {"finding_p": probabilities}
         if "text" not in batch:
             return {"image_tokens": tokens, "report": self.write(params, tokens), **more}
@@ -133,7 +137,7 @@ class Report:
         return beam_search(self.decoder, params["decoder"], tokens, self.beams)[0]
 
     def counted(self, text: jax.Array) -> jax.Array:
-        """Which of text[:, 1:] are predicted: the words of the report and its end. # bool [B L]"""
+        """Mask bool [B L] of the positions of text[:, 1:] that are predicted: the words of the report and its end."""
         ids = text[:, 1:]
         return jnp.cumsum(ids == self.decoder.eos, axis=1) - (ids == self.decoder.eos) == 0
 
@@ -167,7 +171,7 @@ def report(
 ) -> Report:
     """The model of a row of SIZES; `tokenizer` has vocab_size, start, end, pad, and one position more than a report.
 
-    findings: how many of them it learns besides the words. Raises UserError for an unknown size.
+    findings: number of findings to learn in addition to the words. Raises UserError for an unknown size.
     """
     if size not in SIZES:
         raise UserError(f"size is {size!r}; expected one of {', '.join(SIZES)}")

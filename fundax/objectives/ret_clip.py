@@ -25,7 +25,7 @@ from fundax.losses import contrastive
 from fundax.losses.contrastive import NEGATIVES, Negatives, accuracy, contrast, contrast_pairs, mean_over_devices
 from fundax.losses.relations import Related, Relations, Repeats, relations
 from fundax.optim import MAX_LOG_SCALE as MAX_LOG_SCALE  # the bound of the log scales, for configs
-from fundax.optim import adamw, clip_params, cosine, decay_matrices, peer_ret_clip
+from fundax.optim import adamw, clip_params, cosine, decay_matrices, decay_ret_clip
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 # Small sizes for tests and laptops: the image encoder, and width, depth, heads and hidden width of the text encoder.
@@ -318,7 +318,7 @@ def ret_clip(
 
 def optimizer(lr: float, steps: int, weight_decay: float, published: bool) -> optax.GradientTransformation:
     """AdamW with 50 steps of warm-up and a cosine. Unless `published`, gradients are clipped and matrices alone decay."""
-    rule = peer_ret_clip if published else decay_matrices
+    rule = decay_ret_clip if published else decay_matrices
     return optax.chain(
         optax.identity() if published else optax.clip_by_global_norm(1.0),
         adamw(cosine(lr, steps, min(50, steps // 2)), (0.9, 0.98), 1e-6, weight_decay, rule),

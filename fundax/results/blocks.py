@@ -101,10 +101,10 @@ class Panels(Block):
 
 
 @dataclass(frozen=True)
-class Beside(Block):
+class SideBySide(Block):
     """Blocks placed next to each other if there is room."""
 
-    block = "beside"
+    block = "side_by_side"
     parts: Sequence[Block]
 
 

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from fundax.results import plots, scores
 from fundax.results.about import about
-from fundax.results.blocks import Beside, Block, Cell, Heading, Section, Table, Text, number, write
+from fundax.results.blocks import Block, Cell, Heading, Section, SideBySide, Table, Text, number, write
 from fundax.results.cases import gallery
 from fundax.results.evaluation import Evaluation
 from fundax.results.kinds import KINDS, evaluations
@@ -134,7 +134,7 @@ def _headlines(groups: Groups, resamples: int) -> list[Block]:
         return [Text("No evaluation has rows of predictions; see the other evaluations below.", soft=False)]
     made = [Table(("evaluation, run", "rows", "patients", *names), rows) for names, rows in tables.items()]
     note = "The AUC of two classes has DeLong's interval, clustered by patient if known. ECE has no interval."
-    return [*made, *([Beside(long)] if long else []), Text(note)]
+    return [*made, *([SideBySide(long)] if long else []), Text(note)]
 
 
 def _comparison(groups: Groups, resamples: int) -> list[Block]:

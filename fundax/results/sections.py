@@ -11,12 +11,12 @@ from fundax.evals.kinds import FewShotResult, ReconstructionResult, Result, Retr
 from fundax.metrics.statistics import Estimate
 from fundax.results import plots, scores
 from fundax.results.blocks import (
-    Beside,
     Block,
     Case,
     Cell,
     Gallery,
     Heading,
+    SideBySide,
     Table,
     Text,
     number,
@@ -39,7 +39,7 @@ def classification(group: Sequence[Evaluation], context: Context) -> list[Block]
     """Curves, calibration, confusion, metrics by class, operating points and horizons of a classification."""
     out: list[Block] = [*plots.curves_of_classes(group), _probabilities(group)]
     if group[0].kind == "classification":
-        out += [Heading("Confusion"), Beside([plots.confusion(evaluation) for evaluation in group])]
+        out += [Heading("Confusion"), SideBySide([plots.confusion(evaluation) for evaluation in group])]
     for evaluation in group:
         out += [*_classes(evaluation), *_operating(evaluation, context.validation(evaluation)), *_horizons(evaluation)]
     return out
@@ -67,11 +67,27 @@ def logged(result: Result) -> list[Block]:
 
 
 def arrays(result: Any) -> list[Block]:
-    """The metrics of a result without figures, its table (arrays table_NAME [rows]), and the shapes of other arrays."""
+    """The metrics of a result without figures, its table (arrays table_NAME [rows]), and the shapes of other arrays.
+
+    The arrays table_NAME_value, table_NAME_low and table_NAME_high are one column with intervals.
+    """
     columns = {key.removeprefix("table_"): array for key, array in result.other.items() if key.startswith("table_")}
-    rows = list(zip(*(map(_plain_cell, array) for array in columns.values()), strict=True))
+    with_interval = [name.removesuffix("_low") for name in columns if name.endswith("_low")]
+    cells: dict[str, list[Cell | str]] = {}
+    for name, values in columns.items():
+        stem, _, end = name.rpartition("_")
+        if stem not in with_interval:
+            cells[name.replace("_", " ")] = [_plain_cell(value) for value in values]
+        elif end == "value":
+            low, high = (columns[f"{stem}_{bound}"] for bound in ("low", "high"))
+            each = zip(values, low, high, strict=True)
+            head = stem.replace("_", " ").replace("auc", "AUC")
+            cells[f"{head} (95 % interval)"] = [
+                number(Estimate(float(value), float(a), float(b))) for value, a, b in each
+            ]
+    rows = list(zip(*cells.values(), strict=True))
     listed = ", ".join(f"{key} {list(array.shape)}" for key, array in result.other.items() if key[:6] != "table_")
-    table = [Table([name.replace("_", " ") for name in columns], rows)] if rows else []
+    table = [Table(list(cells), rows)] if rows else []
     return [*logged(result), *table, *([Text(f"Not shown: {listed}.")] if listed else [])]
 
 

@@ -40,7 +40,7 @@ class Collective:
 def collectives(hlo: str, mesh: Mesh) -> list[Collective]:
     """The collectives of a compiled module, summed by kind and axes, the largest first.
 
-    Collectives in loops are multiplied by the loop's trip count if it is known. Of several TPU slices the program is that
+    Collectives in loops are multiplied by the loop's trip count if it is known. On several TPU slices, the program is that
     of one slice, and what it sends to the others is of the kind BETWEEN."""
     bodies, slices = _computations(hlo), len({getattr(d, "slice_index", 0) for d in mesh.devices.flat})
     if slices > 1:  # the data axis goes over the slices first
@@ -105,7 +105,7 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
 
 
 def _sent(line: str, slices: int) -> Collective | None:
-    """What is sent to other slices: the first operand of a send to the runtime between them."""
+    """The collective of a send to other slices; its size is that of the first operand. None for other lines."""
     if " send(" not in line or "megascale" not in line:
         return None
     shape = _SHAPE.search(line)

@@ -41,7 +41,7 @@ def absolute(argv: Sequence[str]) -> list[str]:
 
 
 def absolute_values(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for the values of arguments by name."""
+    """Make the paths among the values of arguments absolute."""
     found = dict(arguments)
     for name in PATHS & found.keys():
         value = found[name]
@@ -60,14 +60,20 @@ def absolute_path(word: str) -> str:
     return ",".join([kind + _absolute(head.removeprefix(kind)), *options])
 
 
-def fetched_value(name: str, value: Any, beside: bool = True) -> Any:
+def fetched_value(name: str, value: Any, with_images: bool = True) -> Any:
     """The value of an argument with local copies of what it names at addresses such as gs://bucket/labels.csv.
 
-    beside: whether the images of a table are beside it, and are copied with it. Raises UserError for a folder that is
-    written, and DataError where nothing is stored.
+    Args:
+        name: the name of the argument.
+        value: its value; tuples and lists are converted item by item.
+        with_images: whether to copy the images of a table as well, from the table's folder.
+
+    Raises:
+        UserError: a folder that the run would write to.
+        DataError: an address at which nothing is stored.
     """
     if isinstance(value, tuple | list):
-        return type(value)(fetched_value(name, one, beside) for one in value)
+        return type(value)(fetched_value(name, one, with_images) for one in value)
     if (
         not isinstance(value, str) or "://" not in value or name == "data_dir"
     ):  # a data set is copied from its folder when it is opened
@@ -75,7 +81,7 @@ def fetched_value(name: str, value: Any, beside: bool = True) -> Any:
     if name == "cache":
         raise UserError(f"--cache {value}: expected a local folder")
     if name in ("data", "elite", "val"):
-        return storage.fetched_word(value, tables_alone=not beside)
+        return storage.fetched_word(value, tables_alone=not with_images)
     return str(remote.fetched(value))
 
 

@@ -20,7 +20,7 @@ def read_arrays(path: str | Path, names: Sequence[str] | None = None) -> dict[st
     """
     path = Path(path)
     if not path.is_file():  # a pipe would wait for ever
-        raise UserError(f"{path}: cannot be read, there is no such file")
+        raise UserError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
             with zipfile.ZipFile(file) as archive:
@@ -34,8 +34,8 @@ def read_arrays(path: str | Path, names: Sequence[str] | None = None) -> dict[st
             f"{path}: cannot be read, it is damaged or not an .npz file of plain arrays ({line})"
         ) from error
     for name, value in found.items():
-        if not isinstance(value, np.ndarray):  # a member that is no .npy file comes as bytes
-            raise UserError(f"{path}: '{name}' is no array of numbers; expected an .npz file of plain arrays")
+        if not isinstance(value, np.ndarray):  # np.load returns members other than .npy files as bytes
+            raise UserError(f"{path}: '{name}' is not an array of numbers; expected an .npz file of plain arrays")
     return found
 
 

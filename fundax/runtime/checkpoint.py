@@ -24,6 +24,7 @@ from fundax.runtime.best import Best, measured, ranking
 from fundax.runtime.process import configure_orbax, ignore_abandoned_reads
 from fundax.runtime.remote import checkpoints_of, is_complete, mirrors_checkpoints, push
 from fundax.runtime.workdir import digest_of_json, refusal
+from fundax.tuning import merged
 from fundax.types import Extra, Params, UserError
 
 _ARRAYS = ("params", "extra", "opt")
@@ -143,7 +144,7 @@ class Checkpoints:
             self._orbax.reload()
 
     def _ranked(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
-        """What a step is ranked by, if a metric ranks the steps and is a number."""
+        """The metric that ranks a step, if there is one and it is a number."""
         if self._rank is None or (value := measured(self._rank[0], metrics)) is None or np.isnan(value):
             return None
         return {"value": value, "score": self._rank[1] * value}
@@ -180,7 +181,8 @@ class Checkpoints:
         except Exception as cause:  # Orbax and TensorStore raise many types for damaged files
             raise self._damaged(step, cause) from cause
         items = {k: restored[k] if k in filled else v for k, v in abstract.items()}
-        if _fingerprints(items) != restored["run"]["fingerprint"]:
+        saved_bits = restored["run"]["fingerprint"]
+        if any(saved_bits[name] != number for name, number in _fingerprints(items).items()):
             raise self._damaged(step, "the arrays differ from those that were saved")
         position = restored["run"]["data"]
         if restored["run"].get("data_digest", digest_of_json(position)) != digest_of_json(position):
@@ -199,7 +201,12 @@ class Checkpoints:
 
 
 def load_params(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params, Extra]:
-    """(params, extra) of a run as NumPy arrays; for `checkpoint` see `resolve`.
+    """(params, extra) of a run as NumPy arrays, with low-rank adapters merged into their kernels; see `load_saved`."""
+    return tuple(map(merged, load_saved(workdir, checkpoint)))  # type: ignore[return-value]
+
+
+def load_saved(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params, Extra]:
+    """(params, extra) of a run as NumPy arrays, as they were saved; for `checkpoint` see `resolve`.
 
     No devices of the saving machine are needed. Raises UserError if the run, the step or its files are missing or
     damaged.
@@ -224,7 +231,7 @@ def _check_files(folder: Any) -> None:
     """Raise UserError for a pipe or a device among the files of a step, whose reading would never end."""
     for path in Path(folder).rglob("*") if Path(folder).is_dir() else ():
         if not path.is_file() and not path.is_dir():
-            raise UserError(f"{path.name} is no file")
+            raise UserError(f"{path.name} is not a regular file")
 
 
 def resolve(workdir: str | Path, checkpoint: int | str = "") -> int:
@@ -328,7 +335,7 @@ def _bits(x: Any, xp: Any) -> Any:
 
 
 def _score(metrics: Mapping[str, float]) -> float:
-    """What steps are ranked by, higher is better. Runs saved before 0.2 have a value alone, which was maximised."""
+    """The score that ranks steps; higher is better. Runs saved before version 0.2 have only a value, to be maximised."""
     return float(metrics.get("score", metrics["value"]))
 
 

@@ -338,8 +338,8 @@ def compile_together(program: Any, *arguments: Any) -> None:
 def check_alike(settings: Mapping[str, Any]) -> None:
     """Check that all processes were given the same settings (JSON); nothing for a single process.
 
-    Raises UserError in every process, naming the settings of process 0 and those that differ. Otherwise processes that are
-    told another number of steps, say, would wait for each other for ever.
+    Raises UserError in every process, naming the settings of process 0 and those that differ. Without this check, processes with
+    different numbers of steps, for example, would wait for each other for ever.
     """
     import jax
 

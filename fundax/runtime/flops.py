@@ -24,7 +24,7 @@ def forward_flops(function: Callable, *arguments: Any) -> int:
 
 
 def program_flops(program: ClosedJaxpr) -> int:
-    """The same of a program that is traced already, such as a training step with its rematerialisation."""
+    """Floating-point operations of a traced program, such as a training step with its rematerialisation."""
     return _count(program.jaxpr, _flops)
 
 

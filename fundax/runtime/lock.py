@@ -1,10 +1,10 @@
-"""One owner of a run directory: a second process that would write to it ends with one line, and the first goes undisturbed.
+"""Locks a run directory: a second process that would write to it ends with an error, and the first is not disturbed.
 
 The file `.lock` names the owner, who holds it by flock and writes to it every few seconds. On one machine flock decides: the
 system releases it when a process ends in any way, so that a killed run resumes at once. From another machine flock proves
 nothing, because some file systems keep it on each machine (Lustre with localflock, mounted buckets), some keep that of a
 machine that is gone (NFS 3), and object stores have none. There the owner is watched: one that writes nothing for LOST_S
-has died, and the run is taken over. An owner that was only stopped finds that out when it goes on, and ends.
+has died, and the run is taken over. An owner that was only suspended notices this when it continues, and ends.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _write(file: TextIO, token: str, beat: int) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What the owner wrote; {} where there is nothing, or it is being written."""
+    """Read the owner's record; {} if it does not exist or is being written."""
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

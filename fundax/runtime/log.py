@@ -168,7 +168,7 @@ def console(**options: Any) -> Console:
 
 
 def printable(text: str) -> str:
-    """A text whose control characters, bidirectional overrides and lone surrogates are shown by their numbers."""
+    """Escape control characters, bidirectional overrides and lone surrogates in a text."""
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -178,7 +178,7 @@ def _summary(row: Mapping[str, float]) -> dict[str, float]:
 
 
 def _keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Rewrite a metrics file with the rows to keep. Lines that are no rows, such as one that a crash cut short, are removed."""
+    """Rewrite a metrics file with the rows to keep. Incomplete lines, which a crash may leave, are removed."""
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -218,7 +218,7 @@ def to_console(level: int = logging.INFO) -> None:
 
 
 class _Lines(logging.Handler):
-    """One line of the console for each message. It does not ask JAX for the process, which may have to start later."""
+    """A log handler that prints one line per message. It does not use JAX, which may have to start later."""
 
     def emit(self, record: logging.LogRecord) -> None:
         warns = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""

@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class Interrupted(BaseException):
-    """A signal arrived in the middle of something that need not be finished. Not an Exception: nothing else handles it."""
+    """A signal arrived during work that need not be finished. Not an Exception, so that no other handler catches it."""
 
 
 class Preemption:
@@ -75,12 +75,12 @@ class Preemption:
             raise Interrupted
 
     def listen_alone(self) -> None:
-        """The same for a single process; several cannot agree here, as each calls it any number of times."""
+        """Raise Interrupted after a signal, with a single process only: several processes cannot agree on a time here."""
         if self.signal is not None and jax.process_count() == 1:
             raise Interrupted
 
     def during(self, call: Callable[..., _T], *arguments: Any) -> _T:
-        """What `call` of `arguments` returns; a signal raises Interrupted at once and leaves it unfinished, in a thread of its own.
+        """Return call(*arguments). A signal raises Interrupted at once, and the call is left unfinished in its thread.
 
         With several processes, which must stop together, it is called here and always finished.
         """

@@ -24,7 +24,7 @@ def configure_orbax() -> None:
     # At its default level Orbax logs every file that it looks for, and above it each error that it also raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     # By default every replica writes a slice of every array, which compiles one program per array: the first save of a
-    # small model took longer than all later ones together. It is worth it from 16 MiB per slice.
+    # small model took longer than all later ones together. Slices of at least 16 MiB are an exception.
     handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_REPLICA_SLICE)
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 

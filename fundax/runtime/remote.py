@@ -25,7 +25,7 @@ from etils import epath
 import data_pipelines.storage as storage
 from fundax.types import UserError
 
-_LINK = ".fundax_mirror.json"  # beside the mirror: its address, and what was uploaded
+_LINK = ".fundax_mirror.json"  # in the mirror's folder: its address, and what was uploaded
 _OWNER = "owner.json"  # at the address: the training that started last
 _COMMITTED = "commit_success.txt"  # of a step: written by Orbax, and uploaded, after its other files
 _STEP = re.compile(r"(?:^|/)checkpoints/(\d+)/(.*)")
@@ -121,7 +121,7 @@ def is_complete(step: Any) -> bool:
 
 
 def fetched(path: str | Path) -> Path:
-    """A local copy of what a command reads from an address, of a run without the state of its optimizer."""
+    """Copy what a command reads from an address to a local folder; the optimizer state of a run is left out."""
     return storage.fetched(path, lambda names: _kept(names, opt=False, steps=True))
 
 

@@ -83,8 +83,13 @@ BEFORE_ROOMS = {
     "fundax.tower:Tower": "encoders.Backbone",
 }
 LARGEST = 2**31  # of the whole numbers in an objective, such as numbers of words and of steps
-# Fields of older versions: their name now, and their values.
-RENAMED_FIELDS = {("RetCLIP", "soft_targets"): ("repeats", {False: "negatives", True: "share"})}
+# Fields of older versions: (class, old name) -> (new name, the new value of each old one; {} if values are unchanged).
+RENAMED_FIELDS: dict[tuple[str, str], tuple[str, dict[bool, str]]] = {
+    ("RetCLIP", "soft_targets"): ("repeats", {False: "negatives", True: "share"}),
+    ("Classify", "peer_softmax"): ("second_softmax", {}),
+    ("TipAdapter", "peer_training"): ("flair_training", {}),
+    ("Report", "told"): ("finding_threshold", {}),
+}
 _LINEN_FIELDS = ("parent", "name")  # set by Linen, no part of what a module is
 
 
@@ -191,7 +196,8 @@ def _read_dataclass(value: dict[str, Any], where: str) -> Any:
     fields = {key: _read(item, f"{where}.{key}") for key, item in value.items() if key != "@"}
     for (owner, old), (new, values) in RENAMED_FIELDS.items():
         if cls.__name__ == owner and old in fields:
-            fields[new] = values[bool(fields.pop(old))]
+            before = fields.pop(old)
+            fields[new] = values[bool(before)] if values else before
     if unknown := sorted(set(fields) - known):
         raise UserError(f"{where}: {value['@']} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     _check_types(cls, fields, where)

@@ -18,7 +18,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON writes half of a charac
 
 
 class Source(TypedDict, total=False):
-    """One of the sources that a run was trained on."""
+    """A source of the training data of a run."""
 
     name: str
     word: str
@@ -27,7 +27,7 @@ class Source(TypedDict, total=False):
 
 
 class Data(TypedDict, total=False):
-    """What a run was trained on."""
+    """The training data of a run."""
 
     sources: list[Source]
     classes: list[str] | None
@@ -36,7 +36,7 @@ class Data(TypedDict, total=False):
 
 
 class Entry(TypedDict, total=False):
-    """One command of a run."""
+    """An entry of the history of a run: one command."""
 
     time: str
     step: int
@@ -95,7 +95,7 @@ class Record(TypedDict, total=False):
 def check_json(value: Any, form: Any, where: str, text: str = "") -> None:
     """Raise UserError naming `where` and the key if a value that was read from JSON does not have a form.
 
-    text: what the value was read from, for what no reader can do anything with: lone surrogates and very deep nesting.
+    text: the JSON text of the value, which is checked for lone surrogates and very deep nesting.
     """
     if _depth(value) > DEEPEST:
         raise UserError(f"{where}: nested more than {DEEPEST} levels deep")

@@ -1,4 +1,4 @@
-"""How fast a training is: step time, TFLOP/s, MFU and memory, for every row of the log; and a trace for the profiler."""
+"""Training speed: step time, TFLOP/s, MFU and memory in every row of the log, and traces for the profiler."""
 
 from __future__ import annotations
 
@@ -21,12 +21,20 @@ class Speed:
 
     Args:
         step: the jitted step. It is traced here, and not again when it is called.
-        arguments: what it will be called with: the state and a batch, which may be abstract.
+        arguments: arguments of the step: the state and a batch, which may be abstract.
         objective: its loss, whose FLOPs without rematerialisation are those of the model.
         devices: the devices of the mesh.
+        partly: only a part of the parameters trains, whose backward pass has fewer FLOPs than twice the forward pass.
     """
 
-    def __init__(self, step: Any, arguments: tuple[Any, Batch], objective: Objective, devices: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        step: Any,
+        arguments: tuple[Any, Batch],
+        objective: Objective,
+        devices: Sequence[Any],
+        partly: bool = False,
+    ) -> None:
         state, batch = arguments
         self._devices, self._chip = devices, chip_of(devices[0].device_kind)
         self._done = flops.program_flops(step.trace(state, batch).jaxpr)
@@ -34,9 +42,10 @@ class Speed:
         if self._chip is not None:  # another trace, which is not worth it where MFU cannot be known
             rng = jax.eval_shape(lambda: jax.random.key(0))
             self._model = flops.training_flops(objective.loss, state.params, state.extra, batch, rng, state.step)
+            self._model = min(self._model, self._done) if partly else self._model
 
     def row(self, seconds: float) -> dict[str, float]:
-        """Of steps that take this many seconds each: step_seconds, tflops, mfu where the chip is known, memory_gib.
+        """Metrics of steps that take this many seconds each: step_seconds, tflops, mfu where the chip is known, memory_gib.
 
         tflops: TFLOP/s of each device, including rematerialisation. mfu: FLOP/s of the model over the chip's peak.
         memory_gib: the most that was in use so far: of a local device, or of this process where devices do not say.

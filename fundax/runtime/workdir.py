@@ -79,7 +79,7 @@ def read_json(path: str | Path, form: Any = dict[str, Any]) -> dict[str, Any]:
 
 
 def read_optional_json(path: str | Path, form: Any = dict[str, Any]) -> dict[str, Any]:
-    """The same, or {} if there is no such file."""
+    """Read a JSON file as `read_json` does, or return {} if the file does not exist."""
     return read_json(path, form) if Path(path).is_file() else {}
 
 
@@ -107,13 +107,13 @@ def write_arrays(workdir: str | Path, name: str, arrays: Mapping[str, np.ndarray
 
 
 def numbered(patients: np.ndarray) -> np.ndarray:
-    """The same patients as numbers i64, counted in the order in which they first occur."""
+    """Number patients i64 in the order in which they first occur."""
     _, first, member = np.unique(np.asarray(patients), return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[member.reshape(np.shape(patients))]
 
 
 def read_about(workdir: str | Path, name: str) -> dict[str, Any]:
-    """What evals/<name>.npz says about its data and step (`about`); {} where there is no such file, or it says nothing."""
+    """The record of data and step (`about`) in evals/<name>.npz; {} if the file does not exist or has none."""
     path = Path(workdir) / "evals" / f"{name}.npz"
     try:
         found = json.loads(str(read_arrays(path, ("about",))["about"]))

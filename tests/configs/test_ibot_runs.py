@@ -12,12 +12,13 @@ import pytest
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import dino_vit
 from fundax.objectives.ibot import IBOT
-from fundax.optim import adamw, clip_leaves, cosine_schedule, freeze, peer_visionfm
+from fundax.optim import adamw, clip_leaves, cosine_schedule, decay_visionfm, freeze
 from fundax.params import path_string
 from fundax.recipe import Intervals, Recipe
 from fundax.runtime.checkpoint import load_params
 from fundax.runtime.mesh import device_put, make_mesh, shard_batch
-from fundax.train import TrainState, abstract_state, fit, train_step
+from fundax.state import TrainState, abstract_state
+from fundax.train import fit, train_step
 
 BATCH, STEPS = 8, 3
 TOWER = dino_vit("B/16", mask_token=True).clone(image_size=8, patch=4, width=8, depth=1, heads=2)
@@ -68,7 +69,7 @@ def recipe(kill=None, **fields):
         cosine_schedule(1e-2, 1e-4, STEPS, 1),
         eps=1e-3,
         weight_decay=decay,
-        decay=peer_visionfm,
+        decay=decay_visionfm,
         late=("head/last_layer", 1),
     )
     given = {

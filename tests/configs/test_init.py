@@ -91,7 +91,7 @@ def forms(tmp_path_factory):
 
 
 def bare(name: str, model: Checkpoint, folder: Path) -> Path:
-    """The weights alone, without any configuration beside them, under the names of the original program."""
+    """The weights alone, without a configuration, under the names of the original program."""
     from fundax.interop import flair as flair_format
     from fundax.interop import open_clip, vit
     from fundax.interop import ret_clip as ret_clip_format

@@ -72,8 +72,8 @@ def test_a_table_without_one_class_and_with_another(run, capsys):
     assert launch.main(["eval", str(run / "run"), "--data", word]) == 0
     found, logged = same_as_scikit_learn(run, "messidor2", ("DR", "normal"))
     assert len(found["labels"]) == 40 and logged["messidor2/auc/DR"] > 0.7
-    said = " ".join(capsys.readouterr().err.split())
-    assert "has no classes AMD" in said and "left out: glaucoma (20 rows)" in said
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "has no classes AMD" in printed and "left out: glaucoma (20 rows)" in printed
     assert (run / "run" / "evals" / "val.npz").read_bytes() == before
 
 

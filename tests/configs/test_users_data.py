@@ -109,7 +109,7 @@ def test_the_test_part_stays_unread_in_training(root):
         assert set(recipe(config, "--part", "test").evals) == {"test"}
 
 
-def test_mm_fundus_clip_from_random_weights_is_said(root, caplog):
+def test_mm_fundus_clip_from_random_weights_is_logged(root, caplog):
     with caplog.at_level(logging.WARNING):
         load("configs/mm_fundus_clip.py", ["--data", f"{root}/names.csv"])
     assert "without --init the model starts from random weights" in caplog.text

@@ -58,7 +58,7 @@ def test_lines_break_between_words_and_chinese_characters() -> None:
     assert _fit("a b c d e f", 2, 2).endswith("…")
 
 
-def test_missing_font_is_said_and_not_drawn_as_boxes() -> None:
+def test_missing_font_is_reported_and_not_drawn_as_boxes() -> None:
     assert _legible("#0 · CFP\n右眼", ["DejaVu Sans"]) == "#0 · CFP\n(Chinese text; this machine has no font for it)"
     assert _legible("#0\n右眼", ["DejaVu Sans", "SimHei"]) == "#0\n右眼"
 

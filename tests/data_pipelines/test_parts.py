@@ -57,7 +57,7 @@ def test_train_valid_test_folders_are_the_parts(tmp_path):
 
 
 @pytest.mark.parametrize(("there", "missing"), [(("train", "test"), "val"), (("train", "val"), "test")])
-def test_a_missing_part_is_cut_from_train_and_said(tmp_path, caplog, there, missing):
+def test_a_missing_part_is_cut_from_train_with_a_warning(tmp_path, caplog, there, missing):
     root = folder(tmp_path / "eyes", **dict.fromkeys(there, 20))
     with caplog.at_level(logging.WARNING):
         data, parts = read(root)

@@ -48,7 +48,7 @@ def test_a_file_is_copied_alone(bucket):
     assert path.read_text() == "text" and [p.name for p in path.parent.iterdir()] == ["a.csv"]
 
 
-def test_images_beside_a_table_come_with_it(bucket):
+def test_images_next_to_a_table_are_copied(bucket):
     for name in ("data/labels.csv", "data/eye.png", "photos/eye.png"):
         put(f"{bucket}/{name}", name)
     head, label = fetched_word(f"{bucket}/data/labels.csv,label=grade").split(",")

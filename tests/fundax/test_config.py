@@ -98,8 +98,8 @@ def test_a_mistake_is_one_line(config, argv, message):
 def test_help_names_every_argument(config, capsys):
     with pytest.raises(SystemExit) as stopped:
         load(config, ["--help"])
-    said = capsys.readouterr().out
-    assert stopped.value.code == 0 and "--batch-size" in said and "how many updates" in said
+    printed = capsys.readouterr().out
+    assert stopped.value.code == 0 and "--batch-size" in printed and "how many updates" in printed
 
 
 def test_a_missing_config_names_the_nearest(config):

@@ -15,10 +15,10 @@ from fundax.optim import (
     cosine_schedule,
     decay_mask,
     decay_matrices,
+    decay_open_clip,
+    decay_ret_clip,
+    decay_visionfm,
     freeze,
-    peer_open_clip,
-    peer_ret_clip,
-    peer_visionfm,
     rate_of,
     scale_by_rate,
 )
@@ -75,13 +75,13 @@ def test_schedules_at_their_corners():
 def test_decay_rules_on_our_paths():
     qkv = "image/block_0/attention/qkv/kernel"
     assert decayed(decay_matrices) == {qkv}
-    assert decayed(peer_open_clip) == {qkv, "image/position", "text/token/embedding"}
-    assert decayed(peer_ret_clip) == decayed(peer_open_clip) | {"image/class_token", "text/block_0/norm1/scale"}
+    assert decayed(decay_open_clip) == {qkv, "image/position", "text/token/embedding"}
+    assert decayed(decay_ret_clip) == decayed(decay_open_clip) | {"image/class_token", "text/block_0/norm1/scale"}
 
 
 def test_stacked_blocks_decay_as_the_single_ones_do():
     stacked = {"image": {"blocks": jax.tree.map(lambda x: jnp.stack([x, x]), PARAMS["image"]["block_0"])}}
-    assert decayed(peer_open_clip, stacked) == {"image/blocks/attention/qkv/kernel"}
+    assert decayed(decay_open_clip, stacked) == {"image/blocks/attention/qkv/kernel"}
 
 
 def test_clamped_holds_after_the_step_and_touches_nothing_else():
@@ -93,7 +93,7 @@ def test_clamped_holds_after_the_step_and_touches_nothing_else():
 
 
 def test_frozen_leaves_do_not_move_and_keep_no_moments():
-    tx = freeze(adamw(constant(0.1), weight_decay=0.5, decay=peer_open_clip), "^image/")
+    tx = freeze(adamw(constant(0.1), weight_decay=0.5, decay=decay_open_clip), "^image/")
     state = tx.init(PARAMS)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
     after = optax.apply_updates(PARAMS, updates)
@@ -122,7 +122,7 @@ def test_cosine_schedule_at_its_ends():
 def test_visionfms_groups_decay_tables_and_tokens_too():
     params = {"image": PARAMS["image"] | {"mask_token": jnp.ones(4)}, "head": {"last_layer": {"scale": jnp.ones(3)}}}
     expected = {"image/block_0/attention/qkv/kernel", "image/position", "image/class_token", "image/mask_token"}
-    assert decayed(peer_visionfm, params) == expected | {"head/last_layer/scale"}
+    assert decayed(decay_visionfm, params) == expected | {"head/last_layer/scale"}
 
 
 def test_each_leaf_is_clipped_by_itself():

@@ -15,7 +15,8 @@ from tiny_objective import Linear, Rows, recipe
 from fundax.recipe import Intervals
 from fundax.runtime.checkpoint import Checkpoints, best_step, has_checkpoints, load_params
 from fundax.runtime.mesh import make_mesh
-from fundax.train import TrainState, _items, abstract_state, fit, is_complete, train_step
+from fundax.state import TrainState, abstract_state
+from fundax.train import _items, fit, is_complete, train_step
 from fundax.types import UserError
 
 
@@ -135,7 +136,7 @@ def test_a_checkpoint_that_an_earlier_version_saved_broken_names_a_good_one(tmp_
 
 
 class Signalled(Rows):
-    """Sends this process a signal before batch `at`, and then hangs if told to, as a lost file server does."""
+    """Sends this process a signal before batch `at`, and then hangs if asked to, as with a lost file server."""
 
     def __init__(self, number, at, hangs):
         super().__init__(8, 0, 1)
@@ -155,9 +156,9 @@ def test_a_signal_saves_and_leaves(tmp_path, capsys, monkeypatch, number, code, 
     run = recipe(steps=8, intervals=Intervals(0, 0, 0), train=lambda shard, shards: Signalled(number, 5, hangs))
     with pytest.raises(SystemExit) as stopped:
         fit(run, tmp_path)
-    said = capsys.readouterr().err
-    assert stopped.value.code == code and said.lower().count("stopping after this step") == 1
-    assert int(re.search(r"Stopped at step (\d)/8", said)[1]) >= 2  # data is read ahead
+    printed = capsys.readouterr().err
+    assert stopped.value.code == code and printed.lower().count("stopping after this step") == 1
+    assert int(re.search(r"Stopped at step (\d)/8", printed)[1]) >= 2  # data is read ahead
     equal(fit(recipe(steps=8), tmp_path), fit(recipe(steps=8), tmp_path.with_name("whole")))
 
 
@@ -220,10 +221,10 @@ def test_arrays_are_of_the_step_that_is_selected(tmp_path, capsys):
     fit(run, tmp_path)
     with np.load(tmp_path / "evals" / "e.npz") as stored:
         assert stored["out"].tolist() == [2, 2, 2] and json.loads(str(stored["about"]))["step"] == 2
-    said = " ".join(capsys.readouterr().err.split())
+    printed = " ".join(capsys.readouterr().err.split())
     assert (
-        f"Best checkpoint: step 2, e/auc 0.8000, in {tmp_path / 'checkpoints' / '2'}" in said
-        and "Latest: step 3" in said
+        f"Best checkpoint: step 2, e/auc 0.8000, in {tmp_path / 'checkpoints' / '2'}" in printed
+        and "Latest: step 3" in printed
     )
 
 
@@ -260,7 +261,7 @@ def test_a_complete_run_says_so_and_stays_as_it_is(tmp_path, capsys):
         ({"batch": 16}, r"'image' is float32 \(8, 4\); the objective expects float32 \(16, 4\)"),
     ],
 )
-def test_what_the_user_can_mend_is_said(tmp_path, change, message):
+def test_user_errors(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         fit(recipe(**change), tmp_path)
 

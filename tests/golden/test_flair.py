@@ -1,4 +1,4 @@
-"""FLAIR's numbers: every array the peer's code produced, before and after a trip through its own key names."""
+"""FLAIR's numbers: every array that the original code produced, before and after a trip through its own key names."""
 
 import json
 import re
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.vectors("flair")
 CASES = ("distinct", "dup", "allsame", "clamped", "negclamp")
 
 # The README's tolerances of the image tower: the error of fp64, and the largest magnitude it belongs to (1 where none is
-# said). For the pooled vectors its 1e-4 and 2e-4 have the digits that fp64 shows.
+# given). For the pooled vectors its 1e-4 and 2e-4 have the digits that fp64 shows.
 EVALUATION, TRAINING = (1e-4, 7.0), (2e-4, 3.13)
 POOLED = {"eval_pooled": (1.1e-4, 7.22), "train_pooled": (2.3e-4, 3.13)}
 GRADIENTS, STATISTICS = (2e-2, 130.0), (1e-4, 34.0)
 
-# What our fp32 may lose, in units of what the peer's fp32 lost. A sum of n terms kept in L lanes has a rounding error that
+# What our fp32 may lose, in units of what the original's fp32 lost. A sum of n terms kept in L lanes has a rounding error that
 # grows as n / sqrt(2 L), and a product that is rounded before it is added makes that at most sqrt(2) larger. So 4 lanes
 # without fused multiply-add (SSE4.2) lose up to sqrt(16 / 4) * sqrt(2) = 2.8 times what 16 lanes with it (AVX-512) lose.
 LOSS = 3.0
@@ -44,8 +44,8 @@ def wide(tree):
 
 
 @pytest.fixture(scope="module")
-def peer(golden):
-    """The peer's arrays with our model of its weights."""
+def original(golden):
+    """The original's arrays with our model of its weights."""
     folder = golden / "flair"
     config = json.loads((folder / "config.json").read_text())
     (vision,) = folder.glob("vision_resnet*.safetensors")
@@ -68,21 +68,21 @@ def peer(golden):
 
 
 @pytest.fixture(scope="module")
-def images(peer):
-    return jnp.asarray(peer.vision["x"].transpose(0, 2, 3, 1))
+def images(original):
+    return jnp.asarray(original.vision["x"].transpose(0, 2, 3, 1))
 
 
 @pytest.fixture(scope="module")
-def trained(peer, images):
-    """One train-mode pass of the image tower under the peer's linear loss, in fp64: value, statistics, gradients.
+def trained(original, images):
+    """One train-mode pass of the image tower under the original's linear loss, in fp64: value, statistics, gradients.
 
     In fp32 the gradients of the first layers depend on the rounding of single activations deep in the network: one
     that is 9e-6 in these vectors switches its ReLU, and a gradient of 130 moves by 0.9.
     """
-    weights = np.linspace(-1, 1, peer.vision["train_proj"].size).reshape(peer.vision["train_proj"].shape)
+    weights = np.linspace(-1, 1, original.vision["train_proj"].size).reshape(original.vision["train_proj"].shape)
     with jax.enable_x64():
-        tower, params, pixels = peer.objective.image.clone(dtype="float64"), wide(peer.params), wide(images)
-        statistics = wide(peer.extra["image"])
+        tower, params, pixels = original.objective.image.clone(dtype="float64"), wide(original.params), wide(images)
+        statistics = wide(original.extra["image"])
         weights = jnp.asarray(weights)
 
         def loss(params):
@@ -98,18 +98,18 @@ def trained(peer, images):
         return SimpleNamespace(loss=float(value), statistics=narrow(statistics), grads=narrow(grads))
 
 
-def test_sizes_come_from_the_shapes(peer):
-    config, image, text = peer.config, peer.objective.image, peer.objective.text
+def test_sizes_come_from_the_shapes(original):
+    config, image, text = original.config, original.objective.image, original.objective.text
     assert (image.width_first, list(image.blocks)) == (config["resnet"]["width"], config["resnet"]["blocks"])
     assert image.width == config["resnet"]["pooled"]
     assert (text.vocab, text.width, text.depth, text.hidden) == tuple(
         config["bert"][key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
     )
-    assert peer.objective.embed == config["proj_dim"]
+    assert original.objective.embed == config["proj_dim"]
 
 
 def arrays_of(objective, params, extra, images):
-    """Every array of the image tower that the vectors hold, under the peer's names; jitted as one."""
+    """Every array of the image tower that the vectors hold, under the original's names; jitted as one."""
     tower, variables = objective.image, {"params": params["image"], "batch_stats": extra["image"]}
     out = tower.apply(variables, images, hidden=True)
     hidden, trained = out["hidden"], tower.apply(variables, images, True, mutable=["batch_stats"])[0]
@@ -128,13 +128,13 @@ def features_of(objective, params, pooled):
 
 
 @pytest.fixture(scope="module")
-def computed(peer, images):
+def computed(original, images):
     """The image tower's arrays in our fp32 and in fp64."""
     run = jax.jit(arrays_of, static_argnums=0)
-    ours = run(peer.objective, peer.params, peer.extra, images)
+    ours = run(original.objective, original.params, original.extra, images)
     with jax.enable_x64():
-        exact = replace(peer.objective, image=peer.objective.image.clone(dtype="float64"))
-        exact = jax.tree.map(np.asarray, run(exact, wide(peer.params), wide(peer.extra), wide(images)))
+        exact = replace(original.objective, image=original.objective.image.clone(dtype="float64"))
+        exact = jax.tree.map(np.asarray, run(exact, wide(original.params), wide(original.extra), wide(images)))
     assert all(x.dtype == np.float64 for x in exact.values())
     return SimpleNamespace(ours=ours, exact=exact)
 
@@ -150,90 +150,94 @@ def tolerance_of(name, exact):
     return error, scale
 
 
-def test_image_tower_in_fp64_and_in_fp32(peer, computed):
-    """fp64 is as near to the peer's arrays as the README says: the distance is what the peer's fp32 lost.
+def test_image_tower_in_fp64_and_in_fp32(original, computed):
+    """fp64 is as near to the original's arrays as the README says: the distance is what the original's fp32 lost.
 
     Ours may lose LOSS times that, whatever the processor; so it is at most (1 + LOSS) times the tolerance from theirs.
     """
-    names = [name for name in peer.vision if re.fullmatch(r"eval_.+|train_(pooled|proj)", name)]
+    names = [name for name in original.vision if re.fullmatch(r"eval_.+|train_(pooled|proj)", name)]
     assert {"eval_pooled", "eval_proj", "train_pooled", "train_proj"} < set(names)
     for name in names:
-        expected, exact = peer.vision[name], computed.exact[name]
+        expected, exact = original.vision[name], computed.exact[name]
         close(exact, expected, within(tolerance_of(name, computed.exact), expected), f"{name} in fp64")
         close(computed.ours[name], exact, LOSS * np.abs(expected - exact).max(), f"{name} in fp32")
 
 
-def test_the_objective_gives_what_its_tower_gives(peer, images, computed):
+def test_the_objective_gives_what_its_tower_gives(original, images, computed):
     """Two programs of one computation: they may round apart, by no more than either may lose."""
-    features = jax.jit(peer.objective.forward)(peer.params, peer.extra, {"image": images})
+    features = jax.jit(original.objective.forward)(original.params, original.extra, {"image": images})
     for ours, name in (("visual", "eval_pooled"), ("image_features", "eval_proj")):
         exact = computed.exact[name]
-        close(features[ours], exact, LOSS * np.abs(peer.vision[name] - exact).max(), name)
+        close(features[ours], exact, LOSS * np.abs(original.vision[name] - exact).max(), name)
     pooled = jnp.asarray(computed.exact["train_pooled"], jnp.float32)
-    projected = peer.objective._projected(peer.params, "image", pooled)["image_features"]
+    projected = original.objective._projected(original.params, "image", pooled)["image_features"]
     close(projected, computed.exact["train_proj"], 1e-6, "train_proj")
 
 
-def test_a_written_state_dict_is_the_peers_bit_for_bit(peer):
-    again = from_fundax(peer.objective, peer.params, peer.extra)
-    assert again.keys() == peer.state.keys()
-    same = [key for key in peer.state if "pooler" not in key]  # nobody uses it: written as zeros
-    assert all(again[key].tobytes() == peer.state[key].tobytes() for key in same)
-    assert all(again[key].dtype == peer.state[key].dtype for key in peer.state)
+def test_a_written_state_dict_is_the_originals_bit_for_bit(original):
+    again = from_fundax(original.objective, original.params, original.extra)
+    assert again.keys() == original.state.keys()
+    same = [key for key in original.state if "pooler" not in key]  # nobody uses it: written as zeros
+    assert all(again[key].tobytes() == original.state[key].tobytes() for key in same)
+    assert all(again[key].dtype == original.state[key].dtype for key in original.state)
 
 
-def test_loss_and_gradients_of_the_image_tower(peer, trained):
-    expected = peer.vision["train_loss_lin"]
+def test_loss_and_gradients_of_the_image_tower(original, trained):
+    expected = original.vision["train_loss_lin"]
     close(trained.loss, expected, within(TRAINING, expected), "loss")
-    grads = from_fundax(peer.objective, trained.grads, peer.extra)
+    grads = from_fundax(original.objective, trained.grads, original.extra)
     names = {
         "conv1": "vision_model.model.conv1.weight",
         "bn1_w": "vision_model.model.bn1.weight",
         "proj": "vision_model.projection_head_vision.projection.weight",
     }
-    stored = [key.removeprefix("train_grad_") for key in peer.vision if key.startswith("train_grad_")]
+    stored = [key.removeprefix("train_grad_") for key in original.vision if key.startswith("train_grad_")]
     assert set(names) < set(stored)
     for short in stored:
         name = names.get(short) or re.sub(r"l(\d)_(\d+)_(\w+)", r"vision_model.model.layer\1.\2.\3.weight", short)
-        expected = peer.vision[f"train_grad_{short}"]
+        expected = original.vision[f"train_grad_{short}"]
         close(grads[name], expected, within(GRADIENTS, expected), name)
 
 
-def test_running_statistics_after_one_step(peer, trained):
-    after = from_fundax(peer.objective, peer.params, {"image": trained.statistics})
-    expected = load_file(peer.folder / "vision_bn_after_train_step.safetensors")
+def test_running_statistics_after_one_step(original, trained):
+    after = from_fundax(original.objective, original.params, {"image": trained.statistics})
+    expected = load_file(original.folder / "vision_bn_after_train_step.safetensors")
     ours = {name: after[name if name in after else f"vision_model.model.{name}"] for name in expected}
     assert len(expected) == sum(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in after)
     for name, value in expected.items():
         close(ours[name], value, within(STATISTICS, value), name)
 
 
-def test_text_tower_with_padding_and_without(peer):
-    forward = jax.jit(peer.objective.forward)
-    ids = jnp.asarray(peer.text["input_ids"], jnp.int32)
-    assert np.array_equal(peer.text["input_ids"] != peer.objective.text.pad_id, peer.text["attention_mask"] == 1)
-    tower = jax.jit(lambda params, ids: peer.objective.text.apply({"params": params}, ids, hidden=True))
-    out = tower(peer.params["text"], ids)
+def test_text_tower_with_padding_and_without(original):
+    forward = jax.jit(original.objective.forward)
+    ids = jnp.asarray(original.text["input_ids"], jnp.int32)
+    assert np.array_equal(
+        original.text["input_ids"] != original.objective.text.pad_id, original.text["attention_mask"] == 1
+    )
+    tower = jax.jit(lambda params, ids: original.objective.text.apply({"params": params}, ids, hidden=True))
+    out = tower(original.params["text"], ids)
     states = (out["embedded"], *out["hidden"])
-    stored = [name for name in peer.text if name.startswith("hidden_")]
+    stored = [name for name in original.text if name.startswith("hidden_")]
     assert "hidden_last" in stored
     for name in stored:
         place = name.removeprefix("hidden_")
-        close(states[-1 if place == "last" else int(place)], peer.text[name], 1e-6 * 5, name)
-    assert len(states) == peer.text["n_hidden_states"]
-    close(out["pooled"], peer.text["pooled_preproj"], 2e-6)
-    close(forward(peer.params, peer.extra, {"text": ids})["text_features"], peer.text["embed"], 2e-6)
-    alone = jnp.asarray(peer.text["single_input_ids"], jnp.int32)
-    single = forward(peer.params, peer.extra, {"text": alone})["text_features"]
-    close(single, peer.text["single_embed"], 2e-6)
-    assert np.abs(single[0] - peer.text["embed"][0]).max() > 1e-2  # padding is averaged in: the peer's quirk
+        close(states[-1 if place == "last" else int(place)], original.text[name], 1e-6 * 5, name)
+    assert len(states) == original.text["n_hidden_states"]
+    close(out["pooled"], original.text["pooled_preproj"], 2e-6)
+    close(forward(original.params, original.extra, {"text": ids})["text_features"], original.text["embed"], 2e-6)
+    alone = jnp.asarray(original.text["single_input_ids"], jnp.int32)
+    single = forward(original.params, original.extra, {"text": alone})["text_features"]
+    close(single, original.text["single_embed"], 2e-6)
+    assert np.abs(single[0] - original.text["embed"][0]).max() > 1e-2  # padding is averaged in: the original's quirk
 
 
-def test_text_pooled_over_words_alone(peer):
-    tower = peer.objective.text.clone(pool="mean")
-    ids = jnp.asarray(peer.text["input_ids"], jnp.int32)
+def test_text_pooled_over_words_alone(original):
+    tower = original.objective.text.clone(pool="mean")
+    ids = jnp.asarray(original.text["input_ids"], jnp.int32)
     close(
-        jax.jit(tower.apply)({"params": peer.params["text"]}, ids)["pooled"], peer.text["masked_mean_pooled_ALT"], 2e-6
+        jax.jit(tower.apply)({"params": original.params["text"]}, ids)["pooled"],
+        original.text["masked_mean_pooled_ALT"],
+        2e-6,
     )
 
 
@@ -265,36 +269,38 @@ def test_contrastive_loss_and_its_gradients(golden, case, negatives):
         close(ours, expected, 3e-6 * max(1.0, np.abs(expected).max()), name)
 
 
-def test_one_image_against_texts(peer, computed):
-    """fp64 gives the peer's logits. Our fp32 loses as many digits of the features as the peer's may of any image's.
+def test_one_image_against_texts(original, computed):
+    """fp64 gives the original's logits. Our fp32 loses as many digits of the features as the original's may of any image's.
 
-    That is told by the peer's three images, for the loss of the four logits of one image is the luck of one direction:
+    The original's three images show it, for the loss of the four logits of one image is the luck of one direction:
     a logit is the scale times the product with a unit vector, so it may lose the scale times what the features lost.
     """
-    arrays = np.load(peer.folder / "e2e_io.npz")
+    arrays = np.load(original.folder / "e2e_io.npz")
     pixels, ids = arrays["preprocessed"].transpose(0, 2, 3, 1), jnp.asarray(arrays["input_ids"], jnp.int32)
-    text = jax.jit(peer.objective.forward)(peer.params, peer.extra, {"text": ids})
+    text = jax.jit(original.objective.forward)(original.params, original.extra, {"text": ids})
     with jax.enable_x64():  # rounding in fifty layers of fp32 alone costs 3e-5
-        tower = peer.objective.image.clone(dtype="float64")
-        variables = {"params": peer.params["image"], "batch_stats": peer.extra["image"]}
+        tower = original.objective.image.clone(dtype="float64")
+        variables = {"params": original.params["image"], "batch_stats": original.extra["image"]}
         pooled = np.asarray(jax.jit(tower.apply)(variables, jnp.asarray(pixels, jnp.float64))["pooled"], np.float32)
-    image = peer.objective._projected(peer.params, "image", jnp.asarray(pooled))["image_features"]
+    image = original.objective._projected(original.params, "image", jnp.asarray(pooled))["image_features"]
     logits = text["logit_scale"] * image @ text["text_features"].T
-    close(logits, arrays["logits"], 6e-6 * np.abs(arrays["logits"]).max())  # the peer's fp32 is 2.1e-5 off fp64 at 4.4
+    close(
+        logits, arrays["logits"], 6e-6 * np.abs(arrays["logits"]).max()
+    )  # the original's fp32 is 2.1e-5 off fp64 at 4.4
     close(jax.nn.softmax(logits), arrays["probs"], 1e-5)
-    whole = jax.jit(peer.objective.forward)(peer.params, peer.extra, {"image": jnp.asarray(pixels)})
-    lost = np.linalg.norm(peer.vision["eval_proj"] - computed.exact["eval_proj"], axis=1).max()
+    whole = jax.jit(original.objective.forward)(original.params, original.extra, {"image": jnp.asarray(pixels)})
+    lost = np.linalg.norm(original.vision["eval_proj"] - computed.exact["eval_proj"], axis=1).max()
     close(np.linalg.norm(whole["image_features"] - image, axis=1), 0, LOSS * lost)
     single = text["logit_scale"] * whole["image_features"] @ text["text_features"].T
     close(single, logits, text["logit_scale"] * LOSS * lost)
 
 
-def test_a_class_is_the_plain_mean_of_its_prompts(peer):
-    arrays = np.load(peer.folder / "e2e_io.npz")
-    forward = jax.jit(peer.objective.forward)
-    for i in range(len(peer.config["e2e"]["ensemble_classes"])):
+def test_a_class_is_the_plain_mean_of_its_prompts(original):
+    arrays = np.load(original.folder / "e2e_io.npz")
+    forward = jax.jit(original.objective.forward)
+    for i in range(len(original.config["e2e"]["ensemble_classes"])):
         ids = jnp.asarray(arrays[f"ensemble_ids_{i}"], jnp.int32)
-        mean = np.asarray(forward(peer.params, peer.extra, {"text": ids})["text_features"]).mean(0)
+        mean = np.asarray(forward(original.params, original.extra, {"text": ids})["text_features"]).mean(0)
         close(mean, arrays["ensemble_text_embeds"][i], 2e-6)
         close(np.sqrt((mean * mean).sum()), arrays["ensemble_norms"][i], 2e-6)
 

@@ -1,4 +1,4 @@
-"""FLAIR's inference: from the bytes of an image and the words of categories to the peer's logits."""
+"""FLAIR's inference: from the bytes of an image and the words of categories to the original's logits."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ def asked(golden, tmp_path_factory):
     return load(path, folder / "tiny_vocab.txt", **sizes), dict(np.load(folder / "e2e_io.npz")), config["e2e"]
 
 
-def test_words_to_tokens_as_the_peers(asked):
+def test_words_to_tokens_as_the_originals(asked):
     model, arrays, facts = asked
     ids = model.tokens([model.known.prompt(name) for name in facts["texts"]])
     np.testing.assert_array_equal(ids, arrays["input_ids"])
@@ -40,7 +40,7 @@ def test_words_to_tokens_as_the_peers(asked):
 def test_an_image_and_texts_to_probabilities_and_logits(asked):
     model, arrays, facts = asked
     bound = 1e-5 * np.abs(arrays["logits"]).max()
-    with jax.enable_x64():  # the peer's own fp32 is 2.1e-5 off; what ours may be off, test_flair.py derives
+    with jax.enable_x64():  # the original's own fp32 is 2.1e-5 off; what ours may be off, test_flair.py derives
         tower = model.objective.image.clone(dtype="float64")
         exact = replace(model, objective=replace(model.objective, image=tower))
         probabilities, logits = exact(arrays["image_uint8"], facts["texts"])

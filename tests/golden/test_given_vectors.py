@@ -21,9 +21,9 @@ def test_vectors_of_two_systems(golden_of_ours, tmp_path):
     assert passed == {
         "test_classification_metrics[flair-metrics.npz-]",
         "test_classification_metrics[flair-metrics.npz-bin_]",
-        "test_peers_resize[up-openclip-antialiased]",
-        "test_peers_resize[down-openclip-antialiased]",
-        *(f"test_decay_groups_are_the_peers[{tag}]" for tag in tags),
+        "test_resized_as_the_original_code_does[up-openclip-antialiased]",
+        "test_resized_as_the_original_code_does[down-openclip-antialiased]",
+        *(f"test_decay_groups_are_the_originals[{tag}]" for tag in tags),
     }, run.stdout + run.stderr
     assert "8 passed, 5 skipped" in run.stdout
     assert f"FUNDAX_GOLDEN={tmp_path} has no folder keepfit" in run.stdout

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.vectors("keepfit")
 
 README = 1.4e-6  # of losses and gradients; 1e-5 of attention
 VARIANTS = ("ek_ref", "mixed", "keepfit", "keepfit_catKD", "keepfit_fusion")
-# the peer's parameter, our batch key, the array of the vectors
+# the original's parameter, our batch key, the array of the vectors
 FEATURES = (
     ("vision_model.a", "image", "img"),
     ("text_model.a", "text", "txt"),
@@ -42,7 +42,7 @@ def arrays(golden):
 
 @dataclass(frozen=True)
 class Given:
-    """A base whose features are the batch's own arrays: the peers' vectors begin behind the towers."""
+    """A base whose features are the batch's own arrays: the vectors begin behind the towers."""
 
     embed: int
     compare = FLAIR.compare
@@ -55,7 +55,7 @@ class Given:
 
 
 def variant(name, config):
-    """The objective that a training function of the peer is; dropout off as in the vectors."""
+    """The objective of one of the original training functions; dropout off as in the vectors."""
     heads = config["losses_heads"]
     guided = replace(V1, attention=Attention(heads["attention"], "heads", 0.0), weight=config["mse_weight"])
     fusion = Attention(heads["atte_TD2KD"], "heads", 0.0)
@@ -90,7 +90,7 @@ def test_loss_and_every_gradient(arrays, config, name):
     expected = {key.split(":")[1]: x for key, x in arrays.items() if key.startswith(f"{name}_grad:")}
     for key, gradient in expected.items():
         close(ours[key], gradient, 2e-6 * max(1, np.abs(gradient).max()), key)
-    for key in set(ours) - set(expected):  # the peer has no gradient there
+    for key in set(ours) - set(expected):  # the original implementation has no gradient there
         assert not np.asarray(ours[key]).any(), key
     if name == "keepfit":
         parts = [metrics[f"loss_{part}"] for part in ("public", "elite", "reference")]
@@ -177,7 +177,7 @@ def test_report_log_probabilities_loss_and_gradients(captioner, report):
         return sums.sum() / words.sum(), log_p
 
     (value, log_p), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    # the peer is given pooled features as well, and reads none of them: these are not the mean of the others
+    # the original implementation is given pooled features as well, and reads none of them: these are not the mean of the others
     assert np.abs(report["fc_feats"] - report["att_feats"].mean(1)).max() > 1e-3
     close(log_p, report["logprobs"], 2e-6 * max(1, np.abs(report["logprobs"]).max() / 8.5))  # 2 units in the last place
     close(value, report["loss"], 1e-6)
@@ -192,7 +192,7 @@ def test_every_array_of_the_vectors_is_read(golden):
         "attention.npz": r"(img|txt|kd_img|kd_txt)|h\d+_(out|weights|W_[qkvo]\.weight|ALT_softmax_over_keys_out)",
         "losses.npz": r"(img|txt|kd_img|kd_txt|cat|kd_cat_flair|logit_scale|parts_keepfit)|(attention|atte_\w+)\.W_.*"
         rf"|({'|'.join(VARIANTS)})_(loss|grad:.*)",
-        # fc_feats, a mean of att_feats, is handed to the peer's decoder, which does not use it
+        # fc_feats, a mean of att_feats, is handed to the original's decoder, which does not use it
         "ffa_report_io.npz": r"att_feats|fc_feats|ids|mask|logprobs|loss|beam\d+_seq|greedy_seq|grad_\w+|pe_first\d+",
     }
     for file, pattern in read.items():

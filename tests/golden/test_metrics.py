@@ -1,4 +1,4 @@
-"""The peers' metrics: FLAIR's and KeepFIT's classification metrics, VisionFM's kappa and distances."""
+"""The original implementations' metrics: FLAIR's and KeepFIT's classification metrics, VisionFM's kappa and distances."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ PER_CLASS = {
 
 @pytest.fixture(scope="module")
 def table(golden):
-    def read(peer, name):
-        with np.load(golden / peer / name) as file:
+    def read(original, name):
+        with np.load(golden / original / name) as file:
             return dict(file)
 
     return read
@@ -28,11 +28,11 @@ CASES = [("flair", "metrics.npz", ""), ("flair", "metrics.npz", "bin_"), ("keepf
 
 
 @pytest.mark.parametrize(
-    ("peer", "name", "prefix"), [pytest.param(*case, marks=pytest.mark.vectors(case[0])) for case in CASES]
+    ("original", "name", "prefix"), [pytest.param(*case, marks=pytest.mark.vectors(case[0])) for case in CASES]
 )
-def test_classification_metrics(table, peer, name, prefix):
-    """The peers round to three decimals, and average the rounded numbers of classes."""
-    arrays = table(peer, name)
+def test_classification_metrics(table, original, name, prefix):
+    """The original implementations round to three decimals, and average the rounded numbers of classes."""
+    arrays = table(original, name)
     ours = classification(arrays[f"{prefix}refs"], arrays[f"{prefix}preds"])
     for theirs, key in PER_CLASS.items():
         np.testing.assert_array_equal(np.round(ours[key], 3), arrays[f"{prefix}m_{theirs}"], err_msg=theirs)

@@ -31,7 +31,7 @@ def exact():
 
 
 @pytest.fixture(params=MODELS)
-def peer(request, golden):
+def original(request, golden):
     """(tag, objective, params, forward vectors, batch)."""
     folder = golden / "openclip"
     config = json.loads((folder / f"{request.param}_config.json").read_text())
@@ -41,8 +41,8 @@ def peer(request, golden):
     return request.param, objective, params, expected, batch
 
 
-def test_intermediates(peer):
-    _, objective, params, expected, batch = peer
+def test_intermediates(original):
+    _, objective, params, expected, batch = original
 
     @jax.jit
     def towers(params, batch):
@@ -63,8 +63,8 @@ def test_intermediates(peer):
     close(text["tokens"], expected["inter.text.ln_final"], 2e-5, "ln_final")
 
 
-def test_features_loss_and_every_gradient(peer, golden):
-    tag, objective, params, expected, batch = peer
+def test_features_loss_and_every_gradient(original, golden):
+    tag, objective, params, expected, batch = original
     out = jax.jit(objective.forward)(params, {}, batch)
     for ours, theirs in (
         ("image_raw", "raw.image"),
@@ -88,7 +88,7 @@ def test_features_loss_and_every_gradient(peer, golden):
         close(ours[name], theirs[name], 1e-5, name)
 
 
-def peers_losses(golden, name: str):
+def original_losses(golden, name: str):
     (path,) = (golden / "openclip").glob("losses_b*_d*.npz")
     with np.load(path) as vectors:
         return {key: vectors[key] for key in vectors.files if "." not in key or key.startswith(f"{name}.")}
@@ -104,27 +104,37 @@ def sigmoid(image, text, log_scale, bias):
 
 @pytest.mark.parametrize(("name", "loss"), [("clip", softmax), ("siglip_init", sigmoid), ("siglip_mid", sigmoid)])
 def test_losses_with_gradients(golden, name, loss):
-    peer = peers_losses(golden, name)
-    arguments = (peer["image"], peer["text"], peer[f"{name}.log_scale"], peer.get(f"{name}.bias", np.float32(0)))
+    original = original_losses(golden, name)
+    arguments = (
+        original["image"],
+        original["text"],
+        original[f"{name}.log_scale"],
+        original.get(f"{name}.bias", np.float32(0)),
+    )
     value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(*arguments)
-    close(value, peer[f"{name}.loss"], 1e-5, "loss")
+    close(value, original[f"{name}.loss"], 1e-5, "loss")
     for key, ours in zip(("d_image", "d_text", "d_log_scale", "d_bias"), gradients, strict=True):
-        if f"{name}.{key}" in peer:
-            close(ours, peer[f"{name}.{key}"], 1e-5, key)
+        if f"{name}.{key}" in original:
+            close(ours, original[f"{name}.{key}"], 1e-5, key)
 
 
-# What the peers' processes compute, as a multiple of the gradient of the global loss, after averaging over processes.
+# What the original code's processes compute, as a multiple of the gradient of the global loss, averaged over processes.
 # Without gather_with_grad, open_clip's features get 1/W of it, its logit scale all of it.
 EXACT = ("clip_local_gwg", "clip_global_gwg", "siglip_bidir", "siglip_shift", "siglip_gather", "siglip_reduce")
 
 
 @pytest.mark.parametrize("variant", [*EXACT, "clip_global_nograd"])
-def test_peers_processes_are_the_global_batch(golden, variant):
+def test_originals_processes_are_the_global_batch(golden, variant):
     name, loss = ("siglip_mid", sigmoid) if variant.startswith("siglip") else ("clip", softmax)
-    peer = peers_losses(golden, name)
+    original = original_losses(golden, name)
     with np.load(golden / "openclip" / "losses_distributed.npz") as vectors:
         theirs = {key: vectors[key] for key in vectors.files}
-    arguments = (peer["image"], peer["text"], peer[f"{name}.log_scale"], peer.get(f"{name}.bias", np.float32(0)))
+    arguments = (
+        original["image"],
+        original["text"],
+        original[f"{name}.log_scale"],
+        original.get(f"{name}.bias", np.float32(0)),
+    )
     value, (d_image, d_text, d_scale) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*arguments)
     worlds = {int(key.split(".")[0][1:]) for key in theirs}
     assert worlds

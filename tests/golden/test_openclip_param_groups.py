@@ -4,14 +4,14 @@ import jax
 import pytest
 
 from fundax.interop.open_clip import objective_of, rows
-from fundax.optim import peer_open_clip
+from fundax.optim import decay_open_clip
 from fundax.params import path_string
 
 pytestmark = pytest.mark.vectors("openclip")
 
 
 @pytest.mark.parametrize("tag", ["clip_quickgelu", "clip_gelu", "customtext", "customtext_siglip"])
-def test_decay_groups_are_the_peers(golden, tag):
+def test_decay_groups_are_the_originals(golden, tag):
     folder = golden / "openclip"
     groups = json.loads((folder / f"{tag}_param_groups.json").read_text())
     objective = objective_of(json.loads((folder / f"{tag}_config.json").read_text()))
@@ -21,5 +21,5 @@ def test_decay_groups_are_the_peers(golden, tag):
     found: dict[str, list[str]] = {"decay": [], "no_decay": []}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path_string(path)
-        found["decay" if peer_open_clip(name, leaf) else "no_decay"] += theirs[name]
+        found["decay" if decay_open_clip(name, leaf) else "no_decay"] += theirs[name]
     assert {key: sorted(names) for key, names in found.items()} == {k: sorted(v) for k, v in groups.items()}

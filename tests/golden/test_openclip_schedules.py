@@ -29,7 +29,7 @@ def rate(text: str) -> float:
     return float(text.replace("e", "e-"))
 
 
-def test_every_step_of_every_curve_has_the_peers_rate(golden):
+def test_every_step_of_every_curve_has_the_originals_rate(golden):
     with np.load(golden / "openclip" / "schedule_posembed.npz") as file:
         curves = {name: file[name] for name in file.files if not name.startswith("pos_")}
     assert curves

@@ -21,7 +21,7 @@ def vectors(golden):
 
 @pytest.fixture(scope="module")
 def steps(golden):
-    """The peer's train transforms, as it printed them: name -> arguments."""
+    """The original's train transforms, as it printed them: name -> arguments."""
     printed = json.loads((golden / "openclip" / "tokenizer_and_transform.json").read_text())[
         "train_transform_extra_aug"
     ]
@@ -75,7 +75,7 @@ def test_jitter_in_order(vectors):
         np.testing.assert_array_equal(image, vectors[name])
 
 
-def test_extra_aug_has_the_peers_steps_in_its_order(steps):
+def test_extra_aug_has_the_originals_steps_in_its_order(steps):
     order = [name for name in steps if name not in ("ToTensor", "Normalize")]
     size = argument(steps["RandomResizedCrop"], "size")[0]
     affine, crop, jitter = ours = transforms.extra_aug(size)

@@ -41,7 +41,7 @@ def _evaluate(stored, parity, batch=16):
     return zero_shot.zero_shot(data, classes, prompts, parity=parity)(forward, {}, {})
 
 
-def test_rows_from_the_peers_scores(stored):
+def test_rows_from_the_originals_scores(stored):
     rows = zero_shot.parity_rows(stored["probs"], stored["labels"])
     for name, ours in (("acc", "recall"), ("auc", "auc"), ("aupr", "ap")):
         np.testing.assert_allclose(rows[ours], stored[name][:-1], rtol=0, atol=1e-12, err_msg=name)
@@ -60,8 +60,8 @@ def test_parity_from_the_features(stored):
 
 
 def test_raw_logits_do_better_than_saturated_scores(stored):
-    result, peer = _evaluate(stored, parity=False), _evaluate(stored, parity=True)
-    assert result["macro_auc"] > peer["macro_auc"]
+    result, original = _evaluate(stored, parity=False), _evaluate(stored, parity=True)
+    assert result["macro_auc"] > original["macro_auc"]
     absent = result["count"] == 0
     assert np.isnan(result["auc"][absent]).all()
-    assert (peer["auc"][absent] == -1).all()
+    assert (original["auc"][absent] == -1).all()

@@ -1,4 +1,4 @@
-"""Position tables resized as each peer resizes its own."""
+"""Position tables resized as each original resizes its own."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,11 @@ from fundax.encoders.positions import aligned_corners, antialiased, resize_posit
 RULES = [("openclip", antialiased), ("retclip", aligned_corners)]
 
 
-@pytest.mark.parametrize(("peer", "rule"), [pytest.param(*rule, marks=pytest.mark.vectors(rule[0])) for rule in RULES])
+@pytest.mark.parametrize(
+    ("original", "rule"), [pytest.param(*rule, marks=pytest.mark.vectors(rule[0])) for rule in RULES]
+)
 @pytest.mark.parametrize("way", ["up", "down"])
-def test_peers_resize(golden, peer, rule, way):
-    with np.load(golden / peer / "schedule_posembed.npz") as vectors:
+def test_resized_as_the_original_code_does(golden, original, rule, way):
+    with np.load(golden / original / "schedule_posembed.npz") as vectors:
         before, after = vectors[f"pos_{way}_in"], vectors[f"pos_{way}_out"]
     np.testing.assert_allclose(resize_positions(before, len(after), rule), after, rtol=2e-5, atol=2e-6)

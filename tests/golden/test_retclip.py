@@ -1,4 +1,4 @@
-"""RET-CLIP's numbers: every array the peer's code produced, before and after a trip through its own key names."""
+"""RET-CLIP's numbers: every array that the original code produced, before and after a trip through its own key names."""
 
 import json
 import re
@@ -47,8 +47,8 @@ def trip(request):
 
 
 @pytest.fixture(scope="module")
-def peer(golden, trip):
-    """The peer's arrays with our model of its weights: the second time from a state dict we wrote."""
+def original(golden, trip):
+    """The original's arrays with our model of its weights: the second time from a state dict we wrote."""
     folder = golden / "retclip"
     config = json.loads((folder / "config.json").read_text())
     state = load_file(folder / "state_dict.safetensors")
@@ -72,15 +72,15 @@ def peer(golden, trip):
 
 
 @pytest.fixture(scope="module")
-def outputs(peer):
-    return forward(peer.objective, peer.params, peer.batch)
+def outputs(original):
+    return forward(original.objective, original.params, original.batch)
 
 
 @pytest.fixture(scope="module")
-def trained(peer):
-    """Loss, metrics and gradients, without dropout as the peer's vectors are."""
-    objective = replace(peer.objective, text=peer.objective.text.clone(dropout=0.0))
-    (value, metrics), grads = gradients(objective, peer.params, peer.batch)
+def trained(original):
+    """Loss, metrics and gradients, without dropout as the original's vectors are."""
+    objective = replace(original.objective, text=original.objective.text.clone(dropout=0.0))
+    (value, metrics), grads = gradients(objective, original.params, original.batch)
     return SimpleNamespace(loss=value, metrics=metrics, grads=grads)
 
 
@@ -103,23 +103,23 @@ def tower(module, params, *inputs):
     return module.apply({"params": params}, *inputs, hidden=True)
 
 
-def test_sizes_come_from_the_shapes(peer):
-    image, text, config = peer.objective.image, peer.objective.text, peer.config
+def test_sizes_come_from_the_shapes(original):
+    image, text, config = original.objective.image, original.objective.text, original.config
     assert (image.image_size, image.patch, image.width, image.depth) == tuple(
         config[f"{'image_resolution' if k == 'resolution' else 'vision_' + k}"]
         for k in ("resolution", "patch_size", "width", "layers")
     )
-    assert (peer.objective.embed, text.vocab) == (config["embed_dim"], config["vocab_size"])
+    assert (original.objective.embed, text.vocab) == (config["embed_dim"], config["vocab_size"])
     assert (text.hidden, text.context) == (
         config["text_intermediate_size"],
         config["text_max_position_embeddings"],
     )
 
 
-def test_intermediate_arrays(peer):
-    arrays, objective = peer.arrays, peer.objective
+def test_intermediate_arrays(original):
+    arrays, objective = original.arrays, original.objective
     for eye in ("left", "right"):
-        out = tower(objective.image, peer.params["image"], peer.batch[eye])
+        out = tower(objective.image, original.params["image"], original.batch[eye])
         conv = arrays[f"inter.visual.conv1.{eye}"]
         close(out["patches"], conv.reshape(*conv.shape[:2], -1).swapaxes(1, 2))
         close(out["embedded"], arrays[f"inter.visual.ln_pre.{eye}"])
@@ -128,7 +128,7 @@ def test_intermediate_arrays(peer):
         for key in stored:
             close(out["hidden"][int(key.split(".")[3])], arrays[key])
         close(out["pooled"], arrays[f"inter.visual.ln_post.{eye}"])
-    out = tower(objective.text, peer.params["text"], peer.batch["text"])
+    out = tower(objective.text, original.params["text"], original.batch["text"])
     close(out["embedded"], arrays["inter.bert.embeddings"])
     stored = [key for key in arrays if key.startswith("inter.bert.layer.")]
     assert stored
@@ -137,13 +137,13 @@ def test_intermediate_arrays(peer):
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [*RAW.items(), *OUT.items()])
-def test_features(peer, outputs, theirs, ours):
-    close(outputs[ours], peer.arrays[theirs])
+def test_features(original, outputs, theirs, ours):
+    close(outputs[ours], original.arrays[theirs])
 
 
 @pytest.mark.parametrize(("theirs", "ours"), SCALES.items())
-def test_scales(peer, outputs, theirs, ours):
-    np.testing.assert_allclose(outputs[ours], peer.arrays[theirs], rtol=1e-6)
+def test_scales(original, outputs, theirs, ours):
+    np.testing.assert_allclose(outputs[ours], original.arrays[theirs], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -157,24 +157,24 @@ def test_scales(peer, outputs, theirs, ours):
         ("loss.acc_t2i", "text_to_image"),
     ],
 )
-def test_loss_and_its_parts(peer, trained, theirs, ours):
-    np.testing.assert_allclose(trained.metrics[ours], peer.arrays[theirs], rtol=0, atol=2e-5)
-    np.testing.assert_allclose(trained.loss, peer.arrays["loss.total"], rtol=0, atol=2e-5)
+def test_loss_and_its_parts(original, trained, theirs, ours):
+    np.testing.assert_allclose(trained.metrics[ours], original.arrays[theirs], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(trained.loss, original.arrays["loss.total"], rtol=0, atol=2e-5)
 
 
-def test_every_array_of_the_forward_file_is_compared(peer):
+def test_every_array_of_the_forward_file_is_compared(original):
     inputs = {"in.left_uint8", "in.right_uint8", "in.left", "in.right", "in.tokens", "in.eos_index"}
-    masking = {name for name in peer.arrays if name.startswith("mask.")}
-    rest = set(peer.arrays) - inputs - masking - set(RAW) - set(OUT) - set(SCALES)
+    masking = {name for name in original.arrays if name.startswith("mask.")}
+    rest = set(original.arrays) - inputs - masking - set(RAW) - set(OUT) - set(SCALES)
     assert all(name.startswith(("inter.visual.", "inter.bert.", "loss.")) for name in rest)
 
 
-def test_every_gradient(peer, trained):
-    grads = from_fundax(peer.objective, jax.tree.map(np.asarray, trained.grads))
-    expected = load_file(peer.folder / "grads.safetensors")
+def test_every_gradient(original, trained):
+    grads = from_fundax(original.objective, jax.tree.map(np.asarray, trained.grads))
+    expected = load_file(original.folder / "grads.safetensors")
     assert grads.keys() == expected.keys()
     # Softmax does not see a key's bias: its gradient is 0 but for rounding, so queries, keys and values share a scale
-    # (as they do where the peer keeps them in one tensor).
+    # (as they do where the original implementation keeps them in one tensor).
     largest: dict[str, float] = {}
     for name, value in expected.items():
         group = re.sub("query|key|value", "qkv", name)
@@ -184,17 +184,17 @@ def test_every_gradient(peer, trained):
         np.testing.assert_allclose(grads[name], value, rtol=0, atol=bound, err_msg=name)
 
 
-def test_one_adamw_step_with_the_peers_groups(peer):
-    facts = json.loads((peer.folder / "param_groups.json").read_text())
+def test_one_adamw_step_with_the_originals_groups(original):
+    facts = json.loads((original.folder / "param_groups.json").read_text())
     adamw = facts["adamw"]
-    grads = to_ours(peer, load_file(peer.folder / "grads.safetensors"))
+    grads = to_ours(original, load_file(original.folder / "grads.safetensors"))
     optimizer = optax.chain(
         optim.adamw(
             optim.constant(adamw["lr"]),
             betas=tuple(adamw["betas"]),
             eps=adamw["eps"],
             weight_decay=adamw["weight_decay"],
-            decay=optim.peer_ret_clip,
+            decay=optim.decay_ret_clip,
         ),
         optim.clip_params({"^log_scale/": (0.0, MAX_LOG_SCALE)}),
     )
@@ -204,27 +204,27 @@ def test_one_adamw_step_with_the_peers_groups(peer):
         updates, _ = optimizer.update(grads, optimizer.init(params), params)
         return optax.apply_updates(params, updates)
 
-    stepped = from_fundax(peer.objective, jax.tree.map(np.asarray, step(peer.params, grads)))
-    for name, value in load_file(peer.folder / "after_one_adamw_step.safetensors").items():
+    stepped = from_fundax(original.objective, jax.tree.map(np.asarray, step(original.params, grads)))
+    for name, value in load_file(original.folder / "after_one_adamw_step.safetensors").items():
         np.testing.assert_allclose(stepped[name], value, rtol=0, atol=1e-6, err_msg=name)
 
 
-def test_the_decay_groups_are_the_peers(peer):
-    facts = json.loads((peer.folder / "param_groups.json").read_text())
-    decayed = optim.decay_mask(optim.peer_ret_clip)(peer.params)
-    marks = jax.tree.map(lambda yes, leaf: np.full(leaf.shape, yes, np.float32), decayed, peer.params)
-    ours = {name for name, mark in from_fundax(peer.objective, marks).items() if mark.all()}
+def test_the_decay_groups_are_the_originals(original):
+    facts = json.loads((original.folder / "param_groups.json").read_text())
+    decayed = optim.decay_mask(optim.decay_ret_clip)(original.params)
+    marks = jax.tree.map(lambda yes, leaf: np.full(leaf.shape, yes, np.float32), decayed, original.params)
+    ours = {name for name, mark in from_fundax(original.objective, marks).items() if mark.all()}
     assert ours == set(facts["decay"])
-    assert set(peer.state) - ours == set(facts["no_decay"])
+    assert set(original.state) - ours == set(facts["no_decay"])
 
 
-def test_flip_masking_with_the_peers_noise(peer):
-    objective = peer.objective
-    (masked,) = (name for name in peer.arrays if name.startswith("mask.visual_left_ratio"))
+def test_flip_masking_with_the_originals_noise(original):
+    objective = original.objective
+    (masked,) = (name for name in original.arrays if name.startswith("mask.visual_left_ratio"))
     masking = objective.image.clone(mask_ratio=float(masked.removeprefix("mask.visual_left_ratio")))
-    pooled = tower(masking, peer.params["image"], peer.batch["left"], peer.arrays["mask.noise"])
-    visual = pooled["pooled"] @ peer.params["project"]["image"]["kernel"]
-    close(visual, peer.arrays[masked])
+    pooled = tower(masking, original.params["image"], original.batch["left"], original.arrays["mask.noise"])
+    visual = pooled["pooled"] @ original.params["project"]["image"]["kernel"]
+    close(visual, original.arrays[masked])
 
 
 def test_schedule(golden):
@@ -242,7 +242,7 @@ def test_schedule(golden):
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_positions_resized_by_the_peers_rule(golden, direction):
+def test_positions_resized_by_the_originals_rule(golden, direction):
     with np.load(golden / "retclip" / "schedule_posembed.npz") as file:
         table, expected = file[f"pos_{direction}_in"], file[f"pos_{direction}_out"]
     np.testing.assert_allclose(resize_positions(table, len(expected), aligned_corners), expected, rtol=0, atol=2e-5)
@@ -254,9 +254,9 @@ def close(ours, theirs):
     np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=bound)
 
 
-def to_ours(peer, state):
-    """Any arrays under the peer's keys (gradients, say) as a tree of ours."""
-    image, text = peer.config["vision_head_width"], peer.config["text_num_attention_heads"]
+def to_ours(original, state):
+    """Any arrays under the original's keys (gradients, say) as a tree of ours."""
+    image, text = original.config["vision_head_width"], original.config["text_num_attention_heads"]
     params = to_fundax(state, head_width=image, text_heads=text)[1]
-    assert flatten(params).keys() == flatten(peer.params).keys()
+    assert flatten(params).keys() == flatten(original.params).keys()
     return jax.tree.map(jnp.asarray, params)

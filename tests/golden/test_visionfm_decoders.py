@@ -1,4 +1,4 @@
-"""VisionFM's decoders: outputs in evaluation and training, losses, batch-norm buffers, and one step of the peer's training."""
+"""VisionFM's decoders: outputs in evaluation and training, losses, batch-norm buffers, and one step of the original's training."""
 
 import json
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from fundax.encoders.unetr import UNETR, Linear
 from fundax.evals.landmarks import distances
-from fundax.interop import unetr as peer
+from fundax.interop import unetr as layout
 from fundax.losses import dense as losses
 from fundax.params import flatten
 
@@ -31,7 +31,7 @@ def files(golden):
 def decoder(files):
     config, arrays, state = files
     module = UNETR(config["num_classes"], config["patch_dim"], config["base_channel"])
-    params, statistics = peer.read(module, state, config["embed_dim"])
+    params, statistics = layout.read(module, state, config["embed_dim"])
     return module, {"params": params, "batch_stats": statistics}, inputs(arrays["feats"], arrays["image"])
 
 
@@ -55,17 +55,17 @@ def test_unetr_with_statistics_of_the_batch(files, decoder):
     train = jax.jit(lambda v, z, x: module.clone(dropout=0.0).apply(v, z, x, train=True, mutable=["batch_stats"]))
     out, moved = train(variables, tokens, image)
     np.testing.assert_allclose(out, last(files[1]["out_train_nodrop"]), **TOLERANCE)
-    state = peer.write(module, variables["params"], moved["batch_stats"])
+    state = layout.write(module, variables["params"], moved["batch_stats"])
     wanted = {k.removeprefix("bn_after."): v for k, v in files[1].items() if k.startswith("bn_after.")}
     assert wanted and wanted.keys() <= state.keys()
     for key, value in wanted.items():
         np.testing.assert_allclose(state[key], value, err_msg=key, **TOLERANCE)
 
 
-def test_unetr_round_trip_of_the_peers_names(files, decoder):
+def test_unetr_round_trip_of_the_originals_names(files, decoder):
     config, _, state = files
     module, variables, _ = decoder
-    again = peer.write(module, variables["params"], variables["batch_stats"])
+    again = layout.write(module, variables["params"], variables["batch_stats"])
     assert again.keys() == state.keys()
     for key, value in state.items():
         np.testing.assert_array_equal(again[key], value, err_msg=key)
@@ -80,7 +80,7 @@ def test_linear_head(golden):
     with np.load(golden / "visionfm" / "decoders.npz") as stored:
         feats, wanted = stored["linseg_feats"], stored["linseg_out"]
     module = Linear(config["num_classes"], config["patch_dim"])
-    params, _ = peer.read(module, state, config["dim"], "linseg.")
+    params, _ = layout.read(module, state, config["dim"], "linseg.")
     image = jnp.zeros((feats.shape[1], config["img_dim"], config["img_dim"], 3))
     out = jax.jit(module.apply)({"params": params}, tuple(jnp.asarray(z) for z in feats), image)
     np.testing.assert_allclose(out, last(wanted), **TOLERANCE)

@@ -1,4 +1,4 @@
-"""VisionFM's pretraining: every array of the peer's ViT, head, loss, masks, schedules, and two of its training steps."""
+"""VisionFM's pretraining: every array of the original's ViT, head, loss, masks, schedules, and two of its training steps."""
 
 import dataclasses
 import json
@@ -125,7 +125,7 @@ def test_mean_pooling_and_layer_scale(folder, config):
         params = vit.read(tower, state, variant)
         out = jax.jit(tower.apply)({"params": params}, image)
         tokens = out["tokens"]
-        if variant == "meanpool":  # the peer puts the pooled vector in the class token's row
+        if variant == "meanpool":  # the original implementation puts the pooled vector in the class token's row
             tokens = jnp.concatenate([out["pooled"][:, None], tokens[:, 1:]], axis=1)
         close(tokens, arrays[f"{variant}_out"], name=variant)
         places = {k: int(k.removeprefix(f"{variant}_inter")) for k in arrays if k.startswith(f"{variant}_inter")}
@@ -193,7 +193,7 @@ def objective_of_loss(facts) -> IBOT:
 
 
 def by_image(x, batch: int):
-    """The peer's rows, crop after crop, as [B crops ...]."""
+    """The original's rows, crop after crop, as [B crops ...]."""
     return jnp.asarray(x.reshape(-1, batch, *x.shape[1:]).swapaxes(0, 1))
 
 
@@ -252,7 +252,7 @@ def ratio_of(name: str) -> Ratio | None:
     """The masking of a golden key: block_p0_03_v0_02_seed0 is means 0 and 0.3, spreads 0 and 0.2; None before its start."""
     found = re.match(r"(?:block|rand)_p([\d_]+)_v([\d_]+)_seed\d+(?:_start(\d+)_epoch(\d+))?$", name)
     if found is None:
-        return Ratio()  # the small grid: the peer's default
+        return Ratio()  # the small grid: the original's default
     means, spreads = ([float(f"{n[0]}.{n[1:] or 0}") for n in found[i].split("_")] for i in (1, 2))
     if found[3] is not None and int(found[4]) < int(found[3]):
         return None
@@ -301,11 +301,11 @@ def batch_of(arrays, step: int, facts):
 
 
 def optimizer_of(facts, arrays):
-    """The peer's, with the rates and decays of its steps."""
+    """The original implementation's, with the rates and decays of its steps."""
     count = len(facts["epochs"])
     rate, decay = (jnp.asarray([arrays[f"step{i}_{name}"] for i in range(count)]) for name in ("lr", "wd"))
     adamw = optim.adamw(
-        lambda step: rate[step], weight_decay=lambda step: decay[step], decay=optim.peer_visionfm,
+        lambda step: rate[step], weight_decay=lambda step: decay[step], decay=optim.decay_visionfm,
         late=("head/last_layer", sum(epoch < facts["freeze_last_layer"] for epoch in facts["epochs"])),
     )  # fmt: skip
     return optim.freeze(optax.chain(optim.clip_leaves(facts["clip_grad"]), adamw), "head/last_layer2?/scale")
@@ -319,14 +319,14 @@ def test_two_training_steps(steps, config):
 
     @jax.jit
     def run(momentum, params, extra, opt, batch, step):
-        # the loss first moves the teacher by the momentum of the step before: given here, as the peer's is in its arrays
+        # the loss first moves the teacher by the momentum of the step before: given here, as the original's is in its arrays
         now = dataclasses.replace(objective, momentum=(momentum, momentum), steps=10**6)
         loss = jax.value_and_grad(now.loss, has_aux=True)
         (_, (extra, metrics)), grads = loss(params, extra, batch, jax.random.key(0), step)
         updates, opt = optimizer.update(grads, opt, params)
         return optax.apply_updates(params, updates), extra, opt, metrics, grads, updates
 
-    opt, momentum = jax.jit(optimizer.init)(params), 1.0  # the peer's teacher begins apart from its student
+    opt, momentum = jax.jit(optimizer.init)(params), 1.0  # the original's teacher begins apart from its student
     smallest = jax.tree.map(lambda p: np.full(p.shape, np.inf, np.float32), params)
     for i, epoch in enumerate(facts["epochs"]):
         batch, step = batch_of(arrays, i, facts), jnp.int32(epoch * objective.epoch_steps + 1)
@@ -370,12 +370,12 @@ def test_decay_groups(steps, config):
     states, arrays = steps
     objective, params, _ = read_run(states, arrays, "init", config)
     marks = jax.tree.map(
-        lambda yes, leaf: np.full(leaf.shape, yes, np.float32), optim.decay_mask(optim.peer_visionfm)(params), params
+        lambda yes, leaf: np.full(leaf.shape, yes, np.float32), optim.decay_mask(optim.decay_visionfm)(params), params
     )
     rows = [row for row in visionfm.rows(objective, {}) if row.path.startswith("student/")]
     flat = flatten({"student": marks})
     ours = {row.keys[0].removeprefix("student."): bool(flat[row.path].all()) for row in rows}
-    del ours["head.last_layer.weight_g"]  # frozen, so in neither of the peer's groups
+    del ours["head.last_layer.weight_g"]  # frozen, so in neither of the original's groups
     assert {key for key, yes in ours.items() if yes} == set(arrays["group_decay"])
     assert {key for key, yes in ours.items() if not yes} == set(arrays["group_nodecay"])
 

@@ -106,8 +106,8 @@ def test_other_settings_are_refused_with_both_values_and_the_run_stays_as_it_is(
         before = files(folder)
         for argv, line in cases.items():
             capsys.readouterr()
-            code, said = run(name, folder, tables, *argv.split()), capsys.readouterr().err.strip().splitlines()[-1]
-            assert code == 2 and said.startswith("error: ") and line in said, (name, argv, said)
+            code, printed = run(name, folder, tables, *argv.split()), capsys.readouterr().err.strip().splitlines()[-1]
+            assert code == 2 and printed.startswith("error: ") and line in printed, (name, argv, printed)
             assert files(folder) == before, (name, argv)
 
 
@@ -118,8 +118,8 @@ def test_a_run_that_was_cut_short_continues_and_says_what_changed(name, more, li
     shutil.rmtree(folder / "checkpoints" / "4")
     capsys.readouterr()
     assert run(name, folder, tables, *more) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "resuming after step 2" in said and line in said and ("changed" in said) == bool(line)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "resuming after step 2" in printed and line in printed and ("changed" in printed) == bool(line)
     history = json.loads((folder / "config.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [0, 2] and ("changed" in history[1]) == bool(line)
     if "--steps" not in more:
@@ -172,7 +172,7 @@ def evaluate(folder, *argv):
     return launch.main(["eval", str(folder), *argv])
 
 
-def test_other_data_are_scored_whole_by_the_runs_classes_beside_its_own_results(trained, tables, tmp_path, capsys):
+def test_other_data_are_scored_whole_with_the_classes_of_the_run(trained, tables, tmp_path, capsys):
     from sklearn.metrics import roc_auc_score
 
     folder = tmp_path / "run"
@@ -185,8 +185,8 @@ def test_other_data_are_scored_whole_by_the_runs_classes_beside_its_own_results(
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert lines[: len(rows)] == rows and len(lines) == len(rows) + 2
     for name, expected in (("ext", {"DR": 12, "normal": 12}), ("two_classes", {"DR": 18, "normal": 18})):
-        said, arrays = about(folder, name)
-        assert said["part"] == "all" and said["data"] == [{"ext": "ext", "two_classes": "sub"}[name]]
+        printed, arrays = about(folder, name)
+        assert printed["part"] == "all" and printed["data"] == [{"ext": "ext", "two_classes": "sub"}[name]]
         assert arrays["classes"].tolist() == ["AMD", "DR", "normal"]
         for label, count in expected.items():
             k = arrays["classes"].tolist().index(label)
@@ -196,7 +196,7 @@ def test_other_data_are_scored_whole_by_the_runs_classes_beside_its_own_results(
     assert about(folder, "ext")[0]["digest"] != about(folder, "val")[0]["digest"]
     capsys.readouterr()
     assert evaluate(folder, "--data", tables["moved"], "--name", "ext") == 2
-    assert "evals/ext.npz" in (said := capsys.readouterr().err) and "holds results of ext" in said
+    assert "evals/ext.npz" in (printed := capsys.readouterr().err) and "holds results of ext" in printed
     assert evaluate(folder, "--data", tables["ext"], "--name", "val") == 2
     assert "--name val: expected a word" in capsys.readouterr().err
     assert evaluate(folder, "--fractions", "0.5", "0.5") == 2
@@ -220,14 +220,16 @@ def test_the_runs_own_parts_are_those_it_stored(trained, tables, tmp_path, monke
     assert again[0]["digest"] == test[0]["digest"]
 
 
-def test_a_file_that_is_gone_is_said_to_be_the_runs(trained, tables, tmp_path, capsys):
+def test_error_about_a_missing_file_names_the_run(trained, tables, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(trained("finetune"), folder)
     config = (folder / "config.json").read_text().replace(tables["own"], str(tmp_path / "gone.csv"))
     (folder / "config.json").write_text(config)
     assert evaluate(folder) == 2
-    said = capsys.readouterr().err
-    assert f"{tmp_path}/gone.csv is what the run was trained with" in said and "--data gives its place now" in said
+    printed = capsys.readouterr().err
+    assert (
+        f"{tmp_path}/gone.csv is what the run was trained with" in printed and "--data gives its place now" in printed
+    )
 
 
 def test_an_address_of_unknown_storage_is_one_line(capsys):

@@ -1,4 +1,4 @@
-"""A run that is killed outright, or started a second time, goes on from its last checkpoint and ends with the same bits."""
+"""A run that is killed, or started a second time, continues from its last checkpoint and ends with the same bits."""
 
 import json
 import os
@@ -36,7 +36,7 @@ fit(recipe(steps=int(sys.argv[2]), intervals=Intervals(1, 2, 0), train=lambda sh
 
 
 def started(workdir):
-    # the root first: tests/ holds a folder fundax, too, beside tiny_objective
+    # the root first, because tests/ has a folder fundax as well
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(REPO), str(REPO / "tests")))}
     command = [sys.executable, "-c", RUN, str(workdir), str(STEPS)]
     return subprocess.Popen(command, cwd=REPO, env=environment, stderr=subprocess.PIPE)
@@ -67,10 +67,10 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
         time.sleep(0.001)
     with pytest.raises(UserError, match=rf"another training .* is writing to this folder \(process {last.pid} on"):
         fit(recipe(steps=STEPS, intervals=Intervals(1, 2, 0)), parts)
-    _, said = last.communicate()  # as if alone
+    _, printed = last.communicate()  # as if alone
     rows = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, STEPS + 1))
-    assert "resuming after step" in said.decode()
+    assert "resuming after step" in printed.decode()
     params, extra = load_params(parts)
     jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(whole.params))
     assert float(extra["seen"]) == STEPS * 8

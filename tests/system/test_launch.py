@@ -17,7 +17,7 @@ from fundax.types import UserError
 REPO = Path(__file__).parents[2]
 
 
-def said(capsys, *argv):
+def run_cli(capsys, *argv):
     code = launch.main(argv)
     return code, capsys.readouterr().err.strip()
 
@@ -58,7 +58,7 @@ def as_it_was(monkeypatch):
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, argv, line):
     monkeypatch.chdir(REPO)
-    code, err = said(capsys, *argv)
+    code, err = run_cli(capsys, *argv)
     assert code == 2 and line in err and err.startswith("error: ") and "\n" not in err
 
 
@@ -74,10 +74,10 @@ def test_a_run_is_logged_where_asked(monkeypatch):
 
 def test_the_config_and_the_run_may_stand_behind_the_arguments(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(REPO)
-    code, err = said(capsys, "train", "--workdir", "x", "--data", "gone.csv", "configs/quickstart.py")
+    code, err = run_cli(capsys, "train", "--workdir", "x", "--data", "gone.csv", "configs/quickstart.py")
     assert code == 2 and "gone.csv: no such file" in err
     (tmp_path / "config.json").write_text("{}")
-    code, err = said(capsys, "eval", "--data", "gone.csv", str(tmp_path))
+    code, err = run_cli(capsys, "eval", "--data", "gone.csv", str(tmp_path))
     assert code == 2 and f"{tmp_path} holds no checkpoints" in err
 
 
@@ -111,7 +111,7 @@ def test_mistakes_in_the_data_name_their_place(capsys, tmp_path, rows, options, 
         table,
         *options,
     )
-    code, err = said(capsys, *argv, "--workdir", str(tmp_path / "run"))
+    code, err = run_cli(capsys, *argv, "--workdir", str(tmp_path / "run"))
     last = err.splitlines()[-1]
     assert code == 2 and last.startswith("error: ") and line in last and "Traceback" not in err
 
@@ -140,7 +140,7 @@ def test_a_run_of_an_older_version_says_what_to_do(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"config": "configs/quickstart.py", "argv": ["--batch", "8"]}')
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     (tmp_path / "config.py").write_text("from fundax.open_encoder import new_encoder\n")
-    code, err = said(capsys, "eval", str(tmp_path), "--trust")
+    code, err = run_cli(capsys, "eval", str(tmp_path), "--trust")
     assert code == 2 and "--config configs/quickstart.py" in err and "\n" not in err
 
 
@@ -148,12 +148,12 @@ def test_the_config_in_a_run_of_somebody_else_runs_only_if_it_is_trusted(tmp_pat
     (tmp_path / "config.json").write_text('{"argv": []}')
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     (tmp_path / "config.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
-    code, err = said(capsys, "eval", str(tmp_path))
+    code, err = run_cli(capsys, "eval", str(tmp_path))
     assert code == 2 and f"{tmp_path}/config.py is none of the configs of this version" in err and "--trust" in err
     assert "\n" not in err and not (tmp_path / "ran").exists()
     with pytest.raises(UserError, match="--trust"):
         trusted_config(tmp_path)
-    said(capsys, "eval", str(tmp_path), "--trust")
+    run_cli(capsys, "eval", str(tmp_path), "--trust")
     assert (tmp_path / "ran").exists()
     shutil.copy(REPO / "configs" / "quickstart.py", tmp_path / "config.py")
     assert trusted_config(tmp_path) == tmp_path / "config.py"
@@ -177,7 +177,7 @@ def test_what_the_file_system_refuses_is_one_line(capsys, monkeypatch, error, li
             raise RuntimeError("a save failed") from cause
 
     monkeypatch.setitem(launch.VERBS, "train", fails)
-    assert said(capsys, "train") == (2, line)
+    assert run_cli(capsys, "train") == (2, line)
 
 
 def test_ctrl_c_is_one_line(capsys, monkeypatch):
@@ -185,7 +185,7 @@ def test_ctrl_c_is_one_line(capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(launch.VERBS, "train", interrupted)
-    assert said(capsys, "train") == (130, "Interrupted.")
+    assert run_cli(capsys, "train") == (130, "Interrupted.")
 
 
 def test_train_then_eval_of_the_folder_alone(tmp_path, capsys, monkeypatch):

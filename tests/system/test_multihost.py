@@ -149,15 +149,15 @@ from fundax.types import UserError
 from scripts.several_processes import Shape, together
 from tiny_objective import recipe
 
-def said(**fields):
+def fit(**fields):
     given = recipe(mesh=(-1, 1), evals={}, intervals=Intervals(1, 1, 0), **fields)
     try:
         fundax.train.fit(given, sys.argv[1])
     except UserError as error:
         print(f"{jax.process_index()}: {error}", flush=True)
 
-together(Shape(2, 1), lambda: said(steps=8 + jax.process_index()))
-together(Shape(2, 1), lambda: said(steps=8, poison=4))
+together(Shape(2, 1), lambda: fit(steps=8 + jax.process_index()))
+together(Shape(2, 1), lambda: fit(steps=8, poison=4))
 """
 
 
@@ -221,26 +221,26 @@ def wait_for(runs, true):
 def test_preemption_and_death_of_one_process_and_going_on_with_fewer(tmp_path):
     runs = launched(tmp_path, 2)
     wait_for(runs, lambda: steps_done(tmp_path) >= 3)
-    runs[1].send_signal(signal.SIGTERM)  # one is told, both save at the same step and leave
-    said = [run.communicate(timeout=120)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], said
-    assert "using 1 of 1 local devices, 2 processes (flags)" in said[0] and "Stopped at step" in said[0]
+    runs[1].send_signal(signal.SIGTERM)  # one receives the signal; both save at the same step and exit
+    printed = [run.communicate(timeout=120)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], printed
+    assert "using 1 of 1 local devices, 2 processes (flags)" in printed[0] and "Stopped at step" in printed[0]
     first = saved(tmp_path)
-    assert 3 < first < 60 and f"Stopped at step {first}/60" in said[0]
+    assert 3 < first < 60 and f"Stopped at step {first}/60" in printed[0]
 
     runs = launched(tmp_path, 2)
     wait_for(runs, lambda: saved(tmp_path) > first and steps_done(tmp_path) > saved(tmp_path) + 1)
     runs[1].kill()
-    said = runs[0].communicate(timeout=120)[1]  # the other ends within two minutes
+    printed = runs[0].communicate(timeout=120)[1]  # the other ends within two minutes
     runs[1].communicate()
-    assert runs[0].returncode == 1 and f"resuming after step {first}" in said
-    assert said.strip().splitlines()[-1].startswith("error: another process has ended"), said
+    assert runs[0].returncode == 1 and f"resuming after step {first}" in printed
+    assert printed.strip().splitlines()[-1].startswith("error: another process has ended"), printed
     second = saved(tmp_path)
     assert first < second < 60
 
     (run,) = launched(tmp_path, 1)
-    said = run.communicate(timeout=120)[1]
-    assert run.returncode == 0 and f"resuming after step {second} of 60" in said
+    printed = run.communicate(timeout=120)[1]
+    assert run.returncode == 0 and f"resuming after step {second} of 60" in printed
     whole = fit(recipe(steps=60, evals={}, intervals=Intervals(0, 0, 0)), tmp_path / "whole")
     params, extra = load_params(tmp_path / "run")
     jax.tree.map(

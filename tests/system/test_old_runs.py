@@ -1,6 +1,6 @@
 """Runs and exports from before the modules moved open, compute what they computed, and train on.
 
-old_runs/README.md says how the files were made. Beside each archive lies an .npz of the outputs of the code of that time.
+old_runs/README.md says how the files were made. Each archive comes with an .npz of the outputs of the code of that time.
 """
 
 import json

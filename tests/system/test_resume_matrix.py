@@ -1,4 +1,4 @@
-"""Every argument of three configs, changed alone when a run is resumed: it goes on identically, with a line, or is refused.
+"""Each argument of three configs, changed when a run is resumed: it continues identically or with a log line, or is refused.
 
 `python scripts/resume_matrix.py` also trains each of them.
 """
@@ -29,7 +29,7 @@ def test_each_argument_changed_alone_is_one_of_three_answers(config, there, seen
     run, argv = tmp_path / "run", matrix.command(config, there)
     recipe = configs.load(matrix.REPO / "configs" / f"{config}.py", argv)[0]
     describe(recipe, run)
-    (run / "checkpoints" / "2").mkdir(parents=True)  # what a run is compared by is beside its checkpoints
+    (run / "checkpoints" / "2").mkdir(parents=True)  # the files that a run is compared by are in the same folder
     assert changes(recipe, run) == [] and matrix.answer(config, argv, run) == ("identical", "")
     answers = {}
     for name, changed in matrix.cases(config, there | {"run": str(run)}):
@@ -48,5 +48,5 @@ def test_the_same_table_in_another_place_continues_with_a_line(there, tmp_path):
     recipe = configs.load(matrix.REPO / "configs" / "finetune.py", argv)[0]
     describe(recipe, tmp_path)
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
-    kind, said = matrix.answer("finetune", [*argv, "--data", f"{there['moved']},name=labels"], tmp_path)
-    assert (kind, said) == ("line", f"--data {there['labels']} -> {there['moved']},name=labels")
+    kind, message = matrix.answer("finetune", [*argv, "--data", f"{there['moved']},name=labels"], tmp_path)
+    assert (kind, message) == ("line", f"--data {there['labels']} -> {there['moved']},name=labels")

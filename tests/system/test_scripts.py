@@ -85,3 +85,18 @@ def test_xpk_keeps_quotes(cluster):
     assert subprocess.run(["sh", "-n", "-c", call[-1]], check=False).returncode == 0
     cluster("sh", "-c", call[-1])
     assert cluster.calls("python3") == [["launch.py", "train", *words]]
+
+
+@pytest.mark.parametrize("smoke", ["", "1"])
+def test_gpu_measures_every_part_and_names_those_that_failed(cluster, tmp_path, smoke):
+    python = tmp_path / "bin" / "python"
+    python.unlink()
+    record = f'import json, sys\nopen("{tmp_path}/python.log", "a").write(json.dumps(sys.argv[1:]) + "\\n")\n'
+    python.write_text(f'#!{sys.executable}\n{record}sys.exit("benchmarks/loss_memory.py" in sys.argv)\n')
+    python.chmod(0o755)
+    done = cluster("bash", str(SCRIPTS.parent / "benchmarks" / "gpu.sh"), str(tmp_path / "out"), SMOKE=smoke)
+    assert done.returncode == 1 and done.stdout.endswith("not measured: loss_time\n")
+    calls = [" ".join(call) for call in cluster.calls("python") if call[0] != "-c"]
+    steps = [call for call in calls if "train_step.py" in call]
+    assert len(steps) == (1 if smoke else 4) and sum("--no-torch" in call for call in steps) == len(steps) // 2
+    assert [call for call in calls if "-m pytest" in call] and calls[-1].startswith("benchmarks/record.py")

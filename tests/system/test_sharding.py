@@ -11,12 +11,13 @@ import pytest
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.objectives.clip import CLIP
-from fundax.optim import adamw, clip_params, constant, peer_open_clip
+from fundax.optim import adamw, clip_params, constant, decay_open_clip
 from fundax.params import path_string
 from fundax.recipe import Recipe
 from fundax.roofline.compile import compile_step
 from fundax.runtime.mesh import RULES, device_put, make_mesh, shard_batch, shardings
-from fundax.train import TrainState, abstract_state, train_step
+from fundax.state import TrainState, abstract_state
+from fundax.train import train_step
 
 BATCH, STEPS = 16, 5
 
@@ -44,7 +45,7 @@ def tiny(**fields):
         # a large eps, so that a wrong gradient scale shows: Adam divides it away otherwise
         optimizer=optax.chain(
             optax.clip_by_global_norm(1.0),
-            adamw(constant(1e-3, 2), (0.9, 0.98), 1e-3, 0.2, peer_open_clip),
+            adamw(constant(1e-3, 2), (0.9, 0.98), 1e-3, 0.2, decay_open_clip),
             clip_params({"log_scale": (0.0, 4.6052)}),
         ),
         steps=STEPS,

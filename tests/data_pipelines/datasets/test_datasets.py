@@ -16,6 +16,7 @@ from data_pipelines.datasets import idrid, kermany_oct
 from data_pipelines.datasets.layouts import label_table
 from data_pipelines.images.decode import load
 from data_pipelines.records import DataError
+from data_pipelines.synthetic.sources import Eyes, Visits
 from data_pipelines.transforms.steps import Squash
 from data_pipelines.transforms.views import SingleView
 
@@ -217,7 +218,7 @@ def test_label_table_takes_classes_codes_and_numbers(tmp_path, picture):
         layout.rows(tmp_path)
 
 
-@pytest.mark.parametrize("name", datasets.NAMES)
+@pytest.mark.parametrize("name", datasets.DATASETS)
 def test_every_entry_is_complete(name):
     entry = datasets.DATASETS[name]
     assert len(entry.classes) == len(entry.codes) == len(entry.captions) == len(set(entry.classes))
@@ -272,3 +273,30 @@ def test_label_tables_are_read_by_the_rules_of_all_tables(tmp_path, picture, wri
     (folder / "labels.csv").write_bytes("image,class\na/1.jpg,正常\n".encode("gb18030"))
     with pytest.raises(DataError, match=r"labels\.csv: is not utf-8 .*or save it as UTF-8"):
         kermany_oct.KERMANY_OCT.rows(folder)
+
+
+def test_visits_are_built_whole(tmp_path):
+    """The same patients, views, texts, targets and attributes, in the same order, and readable without our code."""
+    source = Visits(2, 0, visits=2, size=16)
+    built = datasets.source("visits", "train", datasets.build_visits(source, tmp_path).parents[2])
+    assert len(built) == len(source) == 4 and tuple(built.classes) == tuple(source.classes)
+    for theirs, ours in zip(source, pickle.loads(pickle.dumps(built)), strict=True):
+        for name in ("patient", "day", "report", "findings", "attributes", "eye_reports"):
+            assert getattr(ours, name) == getattr(theirs, name)
+        assert targets_of(ours) == targets_of(theirs)
+        for view, wanted in zip(ours.views, theirs.views, strict=True):
+            assert (view.modality, view.eye, view.report) == (wanted.modality, wanted.eye, wanted.report)
+            np.testing.assert_array_equal(load(view.image), wanted.image)
+            assert targets_of(view) == targets_of(wanted)
+    with pytest.raises(DataError, match=r"visits is already built; delete .*visits/1.0.0"):
+        datasets.build_visits(source, tmp_path)
+    with pytest.raises(DataError, match="visits has no split 'test', only train"):
+        datasets.source("visits", "test", tmp_path)
+    masked = Eyes(1, size=16, masks=True)
+    with pytest.raises(DataError, match=r"target 'mask.*' is not a number; launch.py data convert stores masks"):
+        datasets.build_visits(masked, tmp_path / "masks")
+    assert not list((tmp_path / "masks").rglob("*.array_record*"))
+
+
+def targets_of(given):
+    return {name: (np.asarray(value).dtype, repr(np.asarray(value))) for name, value in given.targets.items()}

@@ -295,7 +295,7 @@ def test_a_pillow_image_is_read_as_its_file_is(tmp_path):
         decode.load(opened)
 
 
-def test_further_frames_are_said_to_be_left_out(caplog):
+def test_further_frames_are_left_out_with_a_warning(caplog):
     frames = [Image.fromarray(np.full((4, 4), v, np.uint8)) for v in (50, 90)]
     for _ in range(2):
         decode.load(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))

@@ -166,7 +166,7 @@ def test_a_mask_is_turned_as_its_image_is(tmp_path):
             assert marked.shape == VESSEL.shape
 
 
-def test_a_turned_image_and_a_mask_that_is_not_is_said(tmp_path, caplog):
+def test_warning_if_only_the_image_is_turned(tmp_path, caplog):
     exif = Image.Exif()
     for orientation, size in ((3, (40, 56)), (6, (56, 40))):
         exif[0x0112] = orientation
@@ -178,10 +178,10 @@ def test_a_turned_image_and_a_mask_that_is_not_is_said(tmp_path, caplog):
         np.testing.assert_array_equal(got, VESSEL)
         if orientation == 3:
             read_mask(mask, size, ("vessel",), image=image)
-            (said,) = [record.getMessage() for record in caplog.records]
+            (message,) = [record.getMessage() for record in caplog.records]
             assert (
                 f"{image}: is turned by its EXIF orientation 3, and its mask {mask} is not; use orientation=stored"
-                in said
+                in message
             )
         else:
             with pytest.raises(

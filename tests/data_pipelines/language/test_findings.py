@@ -38,7 +38,7 @@ def test_what_is_there_and_what_is_denied(text, there, denied):
     assert {name for name, status in mentions if status == "absent"} == denied
 
 
-def test_a_longer_wording_takes_its_place_though_it_is_not_told():
+def test_a_longer_wording_takes_precedence_even_if_it_is_not_asked_for():
     only = vocabulary().only(("haemorrhage", "mild diabetic retinopathy"))
     assert only("preretinal haemorrhage, non-proliferative diabetic retinopathy") == frozenset()
     assert only("blot haemorrhages in mild non-proliferative diabetic retinopathy") == only.reported
@@ -150,7 +150,7 @@ def test_time_is_linear_in_the_length(part):
     find = vocabulary()
     find("warm up")
     gc.collect()
-    gc.disable()  # a collection of everything that other tests left may fall into either
+    gc.disable()  # otherwise garbage of other tests may be collected in either
     try:
         spent = [min(_spent(find, (part * length)[:length]) for _ in range(3)) for length in (10_000, 80_000)]
     finally:

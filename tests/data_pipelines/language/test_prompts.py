@@ -1,4 +1,4 @@
-"""Classes told in words: experts' ways in the template of the modality, or one's own wording."""
+"""Prompts of classes: experts' descriptions in the template of the modality, or the user's wording."""
 
 import pytest
 
@@ -8,9 +8,9 @@ from data_pipelines.records import DataError
 
 def test_the_modality_is_in_every_prompt():
     for modality, word in (("CFP", "fundus photograph"), ("FFA", "fluorescein angiogram"), ("UWF", "ultra-widefield")):
-        said = prompts_of("glaucoma", modality)
-        assert len(said) > 2
-        assert all(word in sentence for sentence in said)
+        prompts = prompts_of("glaucoma", modality)
+        assert len(prompts) > 2
+        assert all(word in sentence for sentence in prompts)
     assert prompts_of("retinal detachment", "CFP")[-1].endswith("retina detachment")  # the name experts know it by
     assert prompts_of("blue haze", "SLIT_LAMP") == ("A slit lamp photograph of blue haze",)
     assert prompts_of("glaucoma", "UWF", "{modality}: {text}") == ("ultra-widefield fundus image: glaucoma",)

@@ -1,4 +1,4 @@
-"""Tokenizers: small vocabularies of our own; the peers' real tables are in test_golden/test_openclip_tokens.py."""
+"""Tokenizers: small vocabularies of our own; the published ones are in golden/test_openclip_tokens.py."""
 
 import gzip
 import json
@@ -186,13 +186,15 @@ def test_folder_of_vocab_and_merges(merges, tmp_path):
 def test_missing_or_foreign_files_are_named(merges, vocab, tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.txt\.gz: no such file; expected byte-pair merges"):
         tokenizers.clip_bpe(tmp_path / "nowhere.txt.gz")
-    with pytest.raises(DataError, match=r"nowhere\.txt: expected BERT's vocab\.txt"):
+    with pytest.raises(DataError, match=r"nowhere\.txt: no such file; expected BERT's vocab\.txt"):
         tokenizers.wordpiece(tmp_path / "nowhere.txt")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(DataError, match=r"tokenizer_config\.json: expected a tokenizer's folder"):
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: no such file; expected a tokenizer's folder"):
         tokenizers.load(empty)
-    with pytest.raises(DataError, match=r"vocab\.json: expected tokenizer\.json, or vocab\.json and merges\.txt"):
+    with pytest.raises(
+        DataError, match=r"vocab\.json: no such file; expected tokenizer\.json, or vocab\.json and merges\.txt"
+    ):
         tokenizers.clip_bpe(empty)
     (empty / "vocab.txt").write_text("<s>\nword\n")
     with pytest.raises(DataError, match=r"no \[PAD\] \[UNK\] \[CLS\] \[SEP\] \[MASK\] among 2 entries"):
@@ -224,9 +226,9 @@ def test_folder_from_elsewhere_without_a_length_limit(vocab):
 
 
 def test_ids_back_to_text(merges, vocab):
-    said = "OD: cotton-wool spots, C/D 0.6 (deep); no drusen."
+    sentence = "OD: cotton-wool spots, C/D 0.6 (deep); no drusen."
     for tokenizer in (tokenizers.bundled(64), tokenizers.clip_bpe(merges, 96)):
-        assert tokenizer.decode(tokenizer([said, "a"])) == [said.lower(), "a"]
+        assert tokenizer.decode(tokenizer([sentence, "a"])) == [sentence.lower(), "a"]
     zh = "右眼（OD）：黄斑水肿，杯盘比0.6。"
     assert tokenizers.bundled(64).decode(tokenizers.bundled(64)([zh])) == ["右眼(od):黄斑水肿,杯盘比0.6。"]
     pieces = tokenizers.wordpiece(vocab, 8)

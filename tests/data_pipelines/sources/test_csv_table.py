@@ -1,4 +1,4 @@
-"""What is wrong in a user's CSV is said in one line; what is odd but right is read."""
+"""Errors in a user's CSV are one line each; unusual but valid files are read."""
 
 import pytest
 
@@ -98,7 +98,7 @@ def test_classes_are_numbers_as_they_are_or_sorted_names(tmp_path):
     names = source(tmp_path, "image,label\na,mild\nb,Normal\nc,mild\n")
     assert names.classes == ("Normal", "mild") and [int(r.targets["label"]) for r in names] == [1, 0, 1]
     assert names[0].findings == ("mild",)
-    gap = source(tmp_path, "image,label\na,4\nb,0.0\nc,10\n")  # as pandas writes whole numbers beside a NaN
+    gap = source(tmp_path, "image,label\na,4\nb,0.0\nc,10\n")  # as pandas writes integers of a column with a NaN
     assert gap.classes == tuple(map(str, range(11))) and [int(r.targets["label"]) for r in gap] == [4, 0, 10]
     given = source(tmp_path, "image,label\na,PDR\nb,0\n", classes=("No DR", "PDR", "absent"))
     assert [int(r.targets["label"]) for r in given] == [1, 0] and len(given.classes) == 3
@@ -206,6 +206,6 @@ def test_templates_that_are_wrong_are_one_line(tmp_path, template, message):
 @pytest.mark.parametrize(
     ("arguments", "message"), [({"empty": "skip"}, "error, drop or keep"), ({"columns": {"x": "y"}}, "our names")]
 )
-def test_wrong_arguments_are_told_at_once(tmp_path, arguments, message):
+def test_wrong_arguments_are_refused_at_once(tmp_path, arguments, message):
     with pytest.raises(DataError, match=message):
         csv_source(tmp_path / "x.csv", **arguments)

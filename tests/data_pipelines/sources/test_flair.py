@@ -1,4 +1,4 @@
-"""FLAIR's and MM-Retinal's tables, written here as the peers write them; captions, categories, elite batches."""
+"""FLAIR's and MM-Retinal's tables as the original code writes them; captions, categories, elite batches."""
 
 import pickle
 import time
@@ -191,8 +191,8 @@ def test_an_expert_says_whether_the_eye_is_healthy(folder):
     rows = "image,caption,fundus_status\n01_A/1.png,Drusen.,abnormal\n01_A/2.png,Clear.,Normal\n01_A/4.png,Eye.,\n"
     (folder / "status.csv").write_text(rows)
     source = mm_retinal(folder / "status.csv", folder)
-    told = [apply((EliteReport(),), source[i], 0, i) for i in range(3)]
-    assert [int(one["status"]) for one in told] == [1, 0, -1] and told[0]["text"] == "Drusen."
+    examples = [apply((EliteReport(),), source[i], 0, i) for i in range(3)]
+    assert [int(one["status"]) for one in examples] == [1, 0, -1] and examples[0]["text"] == "Drusen."
     without = apply((EliteReport(),), mm_retinal(folder / "mm.csv", folder, suffix=".png")[0], 0, 0)
     assert int(without["status"]) == -1
     (folder / "status.csv").write_text("image,caption,fundus_status\n01_A/1.png,Drusen.,ill\n")

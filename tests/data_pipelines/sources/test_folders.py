@@ -43,7 +43,7 @@ def test_class_folders(tmp_path):
 def test_classes_of_a_folder_in_an_order_that_is_given(tmp_path):
     save(tmp_path / "train" / "a" / "1.png")
     given = image_folder(tmp_path, "train", classes=("z", "a"))
-    assert given.classes == ("z", "a") and given[0].targets["label"] == 1  # the absent class is no crash
+    assert given.classes == ("z", "a") and given[0].targets["label"] == 1  # a class without images does not crash
     with pytest.raises(DataError, match=r"train/a: is not one of the classes x, y"):
         len(image_folder(tmp_path, "train", classes=("x", "y")))
 
@@ -87,11 +87,11 @@ def test_every_image_below_a_class_is_read_and_its_subfolder_is_the_patient(tmp_
     assert [r.patient for r in source] == source.patients() == ["AMD/lone.Png", "p001", "p001", "p002", "p003"]
     assert [int(r.targets["label"]) for r in source] == [0, 0, 0, 0, 1]
     np.testing.assert_array_equal(SingleView()(source[0], np.random.default_rng(0))["image"], PIXELS)
-    said = [record.getMessage() for record in caplog.records]
-    assert said == [
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
         f"{tmp_path}/train: 2 files are not images and are passed over (1 .txt, 1 .dcm)",
         f"{tmp_path}/train: 4 images are in 3 subfolders of the classes; each subfolder is taken as one patient",
-    ] or said[0].endswith("(1 .dcm, 1 .txt)")
+    ] or messages[0].endswith("(1 .dcm, 1 .txt)")
     parts = split_by(source, "patient", {"a": 0.5, "b": 0.5})
     assert not {r.patient for r in parts["a"]} & {r.patient for r in parts["b"]}
 

@@ -37,8 +37,8 @@ def test_rows_of_a_class_that_is_not_known_are_left_out_and_counted(caplog):
     with caplog.at_level(logging.WARNING):
         found = Matched(source, ("AMD", "DR", "normal"), "ext", strict=False)
         assert labels(found) == [1, 2] and [found[k].patient for k in range(2)] == ["p0", "p3"]
-    said = " ".join(caplog.messages)
-    assert "ext: has no classes AMD" in said and "left out: glaucoma (2 rows)" in said
+    messages = " ".join(caplog.messages)
+    assert "ext: has no classes AMD" in messages and "left out: glaucoma (2 rows)" in messages
     with pytest.raises(
         DataError, match=r"ext: has the classes glaucoma \(2 rows\), which are not among AMD, DR, normal"
     ):

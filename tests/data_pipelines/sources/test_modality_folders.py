@@ -25,7 +25,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_every_name_of_the_peer_is_known():
+def test_every_name_of_the_original_is_known():
     theirs = ("Fundus", "OCT", "External", "UBM", "Ultrasound", "UltraSound", "MRI", "Silt-Lamp", "SlitLamp", "FFA")
     assert {modality_name(name) for name in theirs} == set(PUBLISHED) == set(MODALITIES[:8])
 

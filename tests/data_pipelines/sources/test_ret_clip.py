@@ -1,4 +1,4 @@
-"""RET-CLIP's three data layouts, written here as the peer writes them, and a pickle that would run code."""
+"""RET-CLIP's three data layouts as the original code writes them, and a pickle that would run code."""
 
 import base64
 import json
@@ -82,7 +82,7 @@ def test_bad_base64_and_a_patient_without_images_are_named(paired):
         paired[1]
 
 
-def test_lmdb_of_the_peer(tmp_path):
+def test_lmdb_of_the_original(tmp_path):
     pairs = [pickle.dumps(("p1", 7, "双眼正常眼底")), pickle.dumps((12, 8, "drusen"))]
     images = {k: pickle.dumps((encoded(LEFT), encoded(RIGHT))) for k in ("p1", "12")}
     source = write_lmdb(tmp_path / "train", pairs, images)

@@ -1,4 +1,4 @@
-"""One reader for every table: encodings, separators, Excel and Parquet; what is no table or damaged is one line."""
+"""The reader of tables: encodings, separators, Excel and Parquet; one error line for other or damaged files."""
 
 import datetime
 

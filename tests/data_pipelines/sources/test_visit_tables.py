@@ -203,12 +203,12 @@ def test_reports_and_attributes_of_a_visit_are_joined(tmp_path):
         ("image,patient,date\na,p,\n", r"row 1 \(line 2\): day is empty"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path, text, message):
+def test_errors_of_a_table(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         len(named(table(tmp_path, text)).source)
 
 
-def test_a_repeated_text_is_said_to_be_a_report(tmp_path, caplog):
+def test_warning_that_a_repeated_text_looks_like_a_report(tmp_path, caplog):
     len(named(table(tmp_path, "image,patient,text\na,p,same\nb,p,same\n")).source)
     assert "text=,report=text reads it as the visit's" in caplog.text
 

@@ -84,7 +84,7 @@ def test_a_missing_image_says_what_may_be_meant(tmp_path):
     assert str(no_such_image(tmp_path / "01_h.jpg")).endswith("no such image file; there is 01_h.JPG")
     assert str(no_such_image(tmp_path / "01_h.png")).endswith("no such image file; there is 01_h.JPG")
     assert "whose letters are composed otherwise" in str(no_such_image(tmp_path / "\u00e9ye.png"))
-    assert str(no_such_image(tmp_path / "b" / "x.png")).endswith(f"there is no folder {tmp_path}/b")
+    assert str(no_such_image(tmp_path / "b" / "x.png")).endswith(f"the folder {tmp_path}/b does not exist")
     (tmp_path / "t.csv").write_text("image\nb\\0.png\n")
     assert csv_source(tmp_path / "t.csv")[0].views[0].image == tmp_path / "b" / "0.png"  # a path of Windows
 

@@ -34,7 +34,7 @@ def test_masks_by_the_names_of_their_columns(table):
     assert data.used["classes"] == ["disc", "cup"]
 
 
-def test_columns_that_name_no_class_are_read_in_order_and_said(table, caplog):
+def test_columns_that_name_no_class_are_read_in_order_with_a_warning(table, caplog):
     data = Data(data=(f"{table},points=macula+onh",), classes=("fovea", "disc"), **ALL)
     with caplog.at_level(logging.WARNING):
         found = points(data, 0, 8, missing="error", diameter=0, resize="squash", keep=False)

@@ -1,4 +1,4 @@
-"""Masks by what they must keep: the budget, the grid's edges, the draws' order (the peers' own masks are golden tests)."""
+"""Invariants of block masks: the budget, the edges of the grid, the order of draws. Golden tests compare the masks themselves."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Masks and points move with their image; what is wrong with them is said by file and row."""
+"""Masks and points move with their image; errors name file and row."""
 
 import csv
 
@@ -122,17 +122,17 @@ def test_a_csv_of_masks_and_points(table):
     assert Prepared(several, 4, classes=("a", "b"), overlapping=True)[0].targets["truth"].sum((0, 1)).tolist() == [8, 0]
 
 
-def test_a_structure_that_covers_most_of_an_image_is_said(table, caplog):
+def test_warning_about_a_structure_that_covers_most_of_an_image(table, caplog):
     source = named(table([[255], [255]]), {"mask": "mask"}).source
     for row in range(2):
         assert Prepared(source, 8, classes=("vessel",))[row].targets["truth"].all()
-    (said,) = [line for line in (record.getMessage() for record in caplog.records) if "vessel covers" in line]
-    assert said.endswith(
+    (message,) = [line for line in (record.getMessage() for record in caplog.records) if "vessel covers" in line]
+    assert message.endswith(
         "m0.png: vessel covers 100 % of the image; if it is drawn in black, use values=0:vessel,255:background"
     )
 
 
-def test_landmarks_of_a_turned_image_are_said(table, tmp_path, caplog):
+def test_warning_about_landmarks_of_a_turned_image(table, tmp_path, caplog):
     source, exif = named(table([[0], [0]]), {"points": "a"}).source, Image.Exif()
     exif[0x0112] = 3
     Image.fromarray(np.full((4, 4, 3), 50, np.uint8)).save(tmp_path / "0.png", exif=exif)

@@ -35,7 +35,7 @@ def test_shapes_and_reproducibility():
 
 
 def test_each_crop_has_its_own_colours():
-    """Solarisation is the other global crops' alone, blur always the first's (the peer's numbers)."""
+    """Solarisation is the other global crops' alone, blur always the first's (the original's numbers)."""
     first, other, small = MultiCrop().colours
     assert (first.blur, other.blur, small.blur) == (1.0, 0.1, 0.5)
     assert (first.solarize, other.solarize, small.solarize) == (0.0, 0.2, 0.0)

@@ -220,7 +220,7 @@ def disc(height=300, width=400, radius=120, x=210, y=140):
     return image
 
 
-def test_field_of_view_is_found_beside_print_and_noise():
+def test_field_of_view_is_found_despite_print_and_noise():
     box = field_of_view(disc())
     edges = (box.top, box.left, box.top + box.height, box.left + box.width)
     np.testing.assert_allclose(edges, (20, 90, 261, 331), atol=2)

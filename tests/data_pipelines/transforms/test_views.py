@@ -1,4 +1,4 @@
-"""Records to examples: which view, which words, which targets, and what is said when one is missing."""
+"""Records to examples: views, texts and targets, and the messages if one is missing."""
 
 import io
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_words():
         ({"choose": "last"}, "choose must be first or random, not 'last'"),
     ],
 )
-def test_wrong_settings_are_told_when_the_step_is_made(arguments, message):
+def test_wrong_settings_are_refused_when_the_step_is_made(arguments, message):
     with pytest.raises(DataError, match=message):
         SingleView(**arguments)
 
@@ -103,7 +103,7 @@ def test_mask_of_another_size_or_that_is_missing():
 
 def test_unreadable_images_name_row_and_file():
     with pytest.raises(
-        DataError, match=r"^a.csv row 7 \(line 9\): x/gone.jpg: no such image file; there is no folder x$"
+        DataError, match=r"^a.csv row 7 \(line 9\): x/gone.jpg: no such image file; the folder x does not exist$"
     ):
         SingleView()(visit(View(Path("x/gone.jpg"))), RNG)
     with pytest.raises(DataError, match=r"^a.csv row 7 \(line 9\): an image of 3 bytes: not an image, it has only"):

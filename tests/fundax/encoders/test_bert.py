@@ -1,4 +1,4 @@
-"""BERT against the peers' PyTorch one: golden hidden states, FLAIR's pooling, dropout, scan, sizes."""
+"""BERT compared with PyTorch: golden hidden states, FLAIR's pooling, dropout, scan, sizes."""
 
 import json
 from functools import partial
@@ -34,8 +34,8 @@ def gradient(module, params):
 
 
 @pytest.fixture(scope="module")
-def peer(golden):
-    """The peer's text tower: module, parameters, inputs and outputs."""
+def original(golden):
+    """The original's text tower: module, parameters, inputs and outputs."""
     config = json.loads((golden / "retclip" / "config.json").read_text())
     state = load_file(golden / "retclip" / "state_dict.safetensors")
     module = BERT(
@@ -47,10 +47,10 @@ def peer(golden):
         hidden=config["text_intermediate_size"],
         token_types=config["text_type_vocab_size"],
     )
-    return module, from_peer(state, module.depth), load_file(golden / "retclip" / "forward.safetensors")
+    return module, from_original(state, module.depth), load_file(golden / "retclip" / "forward.safetensors")
 
 
-def from_peer(state, depth):
+def from_original(state, depth):
     def take(name):
         return state[f"bert.{name}"]
 
@@ -76,8 +76,8 @@ def from_peer(state, depth):
 
 
 @pytest.mark.vectors("retclip")
-def test_hidden_states_equal_the_peers(peer):
-    module, params, arrays = peer
+def test_hidden_states_equal_the_originals(original):
+    module, params, arrays = original
     out = run(module, params, jnp.asarray(arrays["in.tokens"]))
     np.testing.assert_allclose(out["embedded"], arrays["inter.bert.embeddings"], atol=2e-5)
     for i, x in enumerate(out["hidden"]):
@@ -87,8 +87,8 @@ def test_hidden_states_equal_the_peers(peer):
 
 
 @pytest.mark.vectors("retclip")
-def test_pooling_of_chosen_layers(peer):
-    module, params, arrays = peer
+def test_pooling_of_chosen_layers(original):
+    module, params, arrays = original
     tokens = jnp.asarray(arrays["in.tokens"])
     states = np.stack([arrays["inter.bert.embeddings"]] + [arrays[f"inter.bert.layer.{i}"] for i in range(2)])
     present = (arrays["in.tokens"] != 0)[:, :, None]

@@ -1,4 +1,4 @@
-"""Position tables: each peer's rule against its own output, and the rules' invariants."""
+"""Position tables: each original's rule against its own output, and the rules' invariants."""
 
 import jax
 import numpy as np

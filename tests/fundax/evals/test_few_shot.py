@@ -100,7 +100,7 @@ def test_a_class_missing_in_the_pool_or_the_test_is_a_blank():
     assert not math.isnan(found["linear_2_balanced_accuracy"])
 
 
-def test_no_patient_is_learnt_from_and_tested():
+def test_no_patient_is_in_training_and_test():
     settings = {"classes": CLASSES, "shots": (2,), "seeds": 1, "patient": "patient"}
     with pytest.raises(UserError, match="15 patients are both in the pool and in the test set"):
         FewShot(pool=eyes(30, 0), test=eyes(30, 1), **settings)(forward, PARAMS, {})
@@ -116,8 +116,8 @@ def test_no_patient_is_learnt_from_and_tested():
 
 def test_features_are_kept_by_weights_and_data(tmp_path):
     passes = []
-    take = lambda params, said: features.extract(  # noqa: E731
-        forward, params, {}, eyes(20, 0, passes), ("image_features",), cache=tmp_path, fingerprint=said
+    take = lambda params, fingerprint: features.extract(  # noqa: E731
+        forward, params, {}, eyes(20, 0, passes), ("image_features",), cache=tmp_path, fingerprint=fingerprint
     )
     first = take(PARAMS, "eyes 20 0")
     np.testing.assert_array_equal(take(PARAMS, "eyes 20 0")["image_features"], first["image_features"])
@@ -182,7 +182,7 @@ def test_an_adapter_behind_its_model_learns_alone():
 
     objective = Adapted(Model(), ClipAdapter(width=4, classes=2))
     params, extra = jax.jit(lambda rng: objective.init(rng, {}))(jax.random.key(0))
-    params = objective.told(params, extra, lambda encode: encode({"text": jnp.eye(4)[:2]})["text_features"])
+    params = objective.with_heads(params, extra, lambda encode: encode({"text": jnp.eye(4)[:2]})["text_features"])
     assert float(params["heads"]["log_scale"]) == pytest.approx(math.log(2))
     image, label = jnp.eye(4)[:2], jnp.array([0, 1])
     one, two = (jax.jit(objective.forward)(params, extra, {key: image}) for key in ("image", "feature"))

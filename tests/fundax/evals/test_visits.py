@@ -1,4 +1,4 @@
-"""Scores of visits by hand: a model whose features are the class of the image, told to those who can see it."""
+"""Scores of visits by hand: a model whose features are the class of the image."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,11 @@ def test_every_subset_and_single_view():
     assert found["macro_auc/CFP right"] == 0.5
     assert found["best_single_view"] == 1 and found["gain_over_best_single_view"] == 0
     table = dict(
-        zip(found["table_name"], zip(found["table_visits"], found["table_gain_value"], strict=True), strict=True)
+        zip(
+            found["table_views"],
+            zip(found["table_visits"], found["table_gain_of_the_visit_value"], strict=True),
+            strict=True,
+        )
     )
     assert table == {
         "CFP": (39, 0.0), "OCT": (20, 0.0), "CFP+OCT": (39, 0.0),

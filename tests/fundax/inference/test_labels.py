@@ -64,7 +64,7 @@ def test_probabilities_values_and_forecasts(folder):
     assert rows[1][1:] == ["0.8000", "0.2000"]  # the logit log(1/4)
 
 
-def test_mistakes_are_told(folder, capsys):
+def test_user_errors_are_one_line(folder, capsys):
     image = str(folder / "a.png")
     for name, more, message in (
         ("classify", ["--days", "3"], "--days is required for forecasting models"),

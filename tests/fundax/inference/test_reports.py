@@ -39,10 +39,10 @@ def folder(tmp_path_factory):
     batch = {key: np.zeros(s.shape, s.dtype) for key, s in SMALL.batch_spec(1).items()}
     shapes = jax.eval_shape(SMALL.init, jax.random.key(0), batch)[0]
     params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-    said = TOKENIZER(["macular oedema"])[0]
-    params["decoder"]["word"][said[:-1][said[:-1] > 0], np.arange(np.sum(said[:-1] > 0))] = 1
+    tokens = TOKENIZER(["macular oedema"])[0]
+    params["decoder"]["word"][tokens[:-1][tokens[:-1] > 0], np.arange(np.sum(tokens[:-1] > 0))] = 1
     params["decoder"]["decoder_norm"]["scale"] += 1
-    for k, (word, following) in enumerate(itertools.pairwise(said)):
+    for k, (word, following) in enumerate(itertools.pairwise(tokens)):
         if word and following:
             params["decoder"]["head"]["kernel"][k, following] = 9
     save(folder / "run", SMALL, params)

@@ -99,8 +99,8 @@ def test_conditions_are_asked_for_or_those_of_the_training_rows(tmp_path):
     model, recipe = read_generator(folder), load(CONFIG, ["--smoke", "--conditional"])[0]
     asked = _conditions([model], 3, How(findings=("drusen",), modality="oct"), recipe)
     assert asked["modality"].tolist() == [2] * 3 and FINDINGS[int(asked["findings"][0].argmax())] == "drusen"
-    as_learnt = _conditions([model], 20, How(), recipe)  # 16 rows, then the first again
-    np.testing.assert_array_equal(as_learnt["findings"][16:], as_learnt["findings"][:4])
+    as_trained = _conditions([model], 20, How(), recipe)  # 16 rows, then the first again
+    np.testing.assert_array_equal(as_trained["findings"][16:], as_trained["findings"][:4])
     with pytest.raises(UserError, match="findings drusens are unknown"):
         _conditions([model], 1, How(findings=("drusens",)), recipe)
 

@@ -1,4 +1,4 @@
-"""A Dinov2Model that is shown smaller photographs than it learnt from computes what transformers computes."""
+"""A Dinov2Model given smaller photographs than it was trained on computes what transformers computes."""
 
 import numpy as np
 import pytest

@@ -59,8 +59,8 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("to", ["huggingface", "open_clip"])  # ret_clip holds another model: test_predict_ret_clip
 def test_out_and_in_again_is_the_same_bits(run, to, tmp_path):
-    said = exchange.export(run, to, tmp_path / "out", checkpoint=10)
-    assert "step 10; parameters read back bit for bit" in said
+    message = exchange.export(run, to, tmp_path / "out", checkpoint=10)
+    assert "step 10; parameters read back bit for bit" in message
     params = numbers(OBJECTIVE, seed=10)
     bundle = load(tmp_path / "out")
     same(bundle.params, params)
@@ -172,7 +172,7 @@ def test_mistakes_of_export(run, tmp_path):
 def test_a_file_without_configuration_needs_a_size(tmp_path):
     params = numbers(OBJECTIVE)
     write_safetensors(open_clip.from_fundax(OBJECTIVE, params), tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=r"no open_clip_config\.json beside .*or a size: .*H/14-378"):
+    with pytest.raises(UserError, match=r"no open_clip_config\.json in the folder .*or a size: .*H/14-378"):
         exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / "run")
     with pytest.raises(UserError, match="size is 'B/15'"):
         exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / "run", like="B/15")
@@ -188,8 +188,8 @@ def test_the_activation_of_a_file_without_configuration_is_asked_for(tmp_path):
     with pytest.raises(UserError, match=r"give --activation quick_gelu or gelu"):
         exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / "run", like="Ti/16")
     for name, used in (("gelu", layers.gelu_exact), ("quick_gelu", layers.quick_gelu)):
-        said = exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / name, like="Ti/16", activation=name)
-        assert f"{name} in its MLPs, as given" in said
+        message = exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / name, like="Ti/16", activation=name)
+        assert f"{name} in its MLPs, as given" in message
         found = read_objective(tmp_path / name)
         assert found.image.activation is used and found.text.activation is used
 
@@ -203,10 +203,10 @@ def test_the_file_that_was_named_is_the_one_that_is_read(run, tmp_path):
 
 def test_an_import_without_tokenizer_says_so(tmp_path):
     open_clip.write_folder(Checkpoint(OBJECTIVE, numbers(OBJECTIVE), FACTS), tmp_path / "out")
-    said = exchange.import_checkpoint(tmp_path / "out", tmp_path / "run")
-    assert "no tokenizer there" in said
+    message = exchange.import_checkpoint(tmp_path / "out", tmp_path / "run")
+    assert "no tokenizer there" in message
     count = sum(np.prod(shape, dtype=int) for shape in keymap.shapes_of(OBJECTIVE).values())
-    assert f"{count:,} parameters" in said
+    assert f"{count:,} parameters" in message
 
 
 def test_a_folder_is_uploaded_or_the_reason_is_said(run, tmp_path, monkeypatch):

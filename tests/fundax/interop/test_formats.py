@@ -1,4 +1,4 @@
-"""The table of formats, and the models whose formats are PyTorch files: out and in again, and what is left out is said."""
+"""The table of formats; models whose formats are PyTorch files: export, import, and a log of what is left out."""
 
 import json
 from dataclasses import replace

@@ -132,7 +132,7 @@ def test_a_bare_file_is_taken_with_a_warning(tmp_path, caplog):
     write_safetensors(open_clip.from_fundax(tiny(), params), tmp_path / "bare.safetensors")
     with caplog.at_level(logging.WARNING, logger="fundax"):
         same(init_from(tmp_path / "bare.safetensors", tiny())(numbers(tiny(), seed=1)), params)
-    assert "no open_clip_config.json beside the weights" in caplog.text
+    assert "no open_clip_config.json in the folder of the weights" in caplog.text
 
 
 def test_a_training_checkpoint_of_open_clip(tmp_path):
@@ -219,5 +219,5 @@ def test_images_normalised_otherwise_are_one_line(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         fill(numbers(tiny(), seed=1))
         fill(numbers(tiny(), seed=1))
-    said = [record.message for record in caplog.records if "its images have mean" in record.message]
-    assert len(said) == 1 and said[0].endswith("those of this run [0.5, 0.5, 0.5]")
+    messages = [record.message for record in caplog.records if "its images have mean" in record.message]
+    assert len(messages) == 1 and messages[0].endswith("those of this run [0.5, 0.5, 0.5]")

@@ -1,4 +1,4 @@
-"""open_clip's layout: the peers' own tensors there and back, its configuration, its folder."""
+"""open_clip's layout: the original tensors there and back, its configuration, its folder."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def same(a, b):
 
 @pytest.mark.vectors("openclip")
 @pytest.mark.parametrize("model", MODELS)
-def test_the_peers_tensors_there_and_back(golden, model):
+def test_the_originals_tensors_there_and_back(golden, model):
     state = load_file(golden / "openclip" / f"{model}_state_dict.safetensors")
     config = json.loads((golden / "openclip" / f"{model}_config.json").read_text())
     assert open_clip.detect(state)
@@ -184,7 +184,7 @@ class OtherVocabulary:
     kind = "PreTrainedTokenizerFast"
 
 
-def test_open_clip_is_told_to_read_a_tokenizer_that_is_not_its_own(tmp_path):
+def test_open_clip_reads_a_tokenizer_that_is_not_its_own(tmp_path):
     objective = tiny()
     open_clip.write_folder(Checkpoint(objective, numbers(objective), {}, OtherVocabulary()), tmp_path / "out")
     config = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())

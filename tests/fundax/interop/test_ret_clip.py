@@ -16,7 +16,7 @@ from fundax.interop.weights import read_state, write_safetensors
 from fundax.params import stack_blocks, unstack_blocks
 from fundax.types import UserError
 
-HEADS = {"head_width": 16, "text_heads": 4}  # of the vectors beside these tests
+HEADS = {"head_width": 16, "text_heads": 4}  # of the golden vectors
 
 
 @pytest.fixture(scope="module")

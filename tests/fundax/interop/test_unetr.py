@@ -1,4 +1,4 @@
-"""The decoders of maps beyond the peer's sizes: other patches and depths, dropout, what is refused (see test_golden)."""
+"""The decoders of maps beyond the original's sizes: other patches and depths, dropout, what is refused (see test_golden)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fundax.encoders.unetr import UNETR, Enlarge, decoder_blocks, drop_channels
-from fundax.interop import unetr as peer
+from fundax.interop import unetr as layout
 from fundax.types import UserError
 
 
@@ -28,7 +28,7 @@ def test_any_patch_gives_the_images_own_size(patch, side):
 
 def test_the_published_size():
     """Spec 2.3: 1,991,217 trainable numbers at a width of 768 and one output."""
-    shapes = peer.shapes(UNETR(1), 768)
+    shapes = layout.shapes(UNETR(1), 768)
     assert sum(int(np.prod(v)) for k, v in shapes.items() if k.startswith("params")) == 1_991_217
 
 
@@ -52,4 +52,4 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="7 tokens for a grid of 2 x 2"):
         UNETR(1, 8, 4).init(jax.random.key(0), (jnp.zeros((1, 7, 6)),) * 4, image)
     with pytest.raises(UserError, match="is for a patch of 16, this one is for 8"):
-        peer.write(UNETR(1, 8), {}, {})
+        layout.write(UNETR(1, 8), {}, {})

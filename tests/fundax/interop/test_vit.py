@@ -1,6 +1,7 @@
 """VisionFM, timm, RETFound and Dinov2Model formats: in, out again with the same bits, and what a broken file says."""
 
 import argparse
+import importlib.util
 import json
 import pickle
 
@@ -12,12 +13,12 @@ from safetensors.numpy import load_file, save_file
 from fundax.encoders.backbone import Encoder
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import dino_vit
-from fundax.interop import visionfm, vit
+from fundax.interop import pickled, visionfm, vit
 from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.exchange import export, import_checkpoint
 from fundax.interop.initial import warm_start
 from fundax.interop.read import load
-from fundax.interop.weights import load_torch, write_torch
+from fundax.interop.weights import write_torch
 from fundax.objectives.ibot import IBOT
 from fundax.params import unflatten
 from fundax.runtime import serialize
@@ -51,8 +52,8 @@ def through(state, path, to, tmp_path):
     """Import, export; the folder."""
     save_file({key: np.ascontiguousarray(value) for key, value in state.items()}, path)
     import_checkpoint(path, tmp_path / "run", modality="oct")
-    said = export(tmp_path / "run", to, tmp_path / "out")
-    assert "read back bit for bit" in said
+    message = export(tmp_path / "run", to, tmp_path / "out")
+    assert "read back bit for bit" in message
     return tmp_path / "out"
 
 
@@ -157,19 +158,25 @@ class Evil:
         return print, ("this must not run",)
 
 
-def test_pytorch_files_are_written_without_pytorch(monkeypatch, tmp_path):
-    """With torch installed, it reads the same; without it, our own reader does."""
+def test_pytorch_files_are_written_without_pytorch(tmp_path):
+    """Our own reader finds the same, and PyTorch where it is installed."""
     tree = {
         "model": {"a": np.arange(12, dtype=np.float32).reshape(3, 4).T, "scalar": np.float32(2.5)},
         "others": {"none": np.zeros((2, 0), np.float16), "count": np.array(7), "yes": np.array([True, False])},
     }
     write_torch(tree, tmp_path / "x.pth")
-    found = load_torch(tmp_path / "x.pth")
-    assert found.keys() == tree.keys()
-    for part, values in tree.items():
-        for name, value in values.items():
-            np.testing.assert_array_equal(np.asarray(found[part][name]), value)
-            assert tuple(found[part][name].shape) == value.shape
+    readers = [lambda path: pickled.read(path)]
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        readers.append(lambda path: torch.load(path, weights_only=True))
+    for read in readers:
+        found = read(tmp_path / "x.pth")
+        assert found.keys() == tree.keys()
+        for part, values in tree.items():
+            for name, value in values.items():
+                np.testing.assert_array_equal(np.asarray(found[part][name]), value)
+                assert tuple(found[part][name].shape) == value.shape
     with pytest.raises(UserError, match="PyTorch has no tensors of complex64"):
         write_torch({"x": np.zeros(1, np.complex64)}, tmp_path / "y.pth")
 

@@ -186,7 +186,9 @@ def test_every_form_fills_an_objective_or_says_why_not(forms, shapes, kind, form
 def test_every_form_gives_a_backbone_or_says_why_not(forms, kind, form):
     path, params, extra = forms(kind, form)
     if kind == "masked_text" or (kind, form) == ("clip", "file"):
-        with pytest.raises(UserError, match=r"expected a model with one image encoder|no \w+\.json beside the weights"):
+        with pytest.raises(
+            UserError, match=r"expected a model with one image encoder|no \w+\.json in the folder of the weights"
+        ):
             backbone(path)
         return
     found = backbone(path)

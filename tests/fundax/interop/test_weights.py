@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fundax.interop import backbone, load, tokenizer
-from fundax.interop.weights import digests, find_file, load_torch, read_state, strip_prefixes, write_safetensors
+from fundax.interop import backbone, load, pickled, tokenizer
+from fundax.interop.weights import digests, find_file, read_state, strip_prefixes, write_safetensors
 from fundax.types import UserError
 
 STATE = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "logit_scale": np.float32(2.5).reshape(())}
@@ -34,7 +34,7 @@ def test_safetensors_round_trip_keeps_scalars_and_transposed_arrays(tmp_path):
     state = {"transposed": kernel.T, "strided": kernel[:, ::2], "scalar": np.float32(7).reshape(())}
     write_safetensors(state, tmp_path / "x.safetensors")
     same(read_state(tmp_path / "x.safetensors"), state)
-    # the peers' reader must see the same bytes: row 1 of the transpose is column 1 of the kernel
+    # the original implementations' reader must see the same bytes: row 1 of the transpose is column 1 of the kernel
     np.testing.assert_array_equal(load_file(tmp_path / "x.safetensors")["transposed"][1], [1, 5, 9])
 
 
@@ -163,10 +163,10 @@ def test_digests_do_not_depend_on_strides():
     assert digests({"one": np.float32(1)})["one"].startswith("e00e5eb9")
 
 
-def test_plain_values_beside_the_weights_are_read(tmp_path):
+def test_plain_values_in_a_file_of_weights_are_read(tmp_path):
     torch = pytest.importorskip("torch", reason="reading PyTorch files needs torch")
     counts = collections.defaultdict(list, {"a": [1, 2]})
-    beside = {
+    plain = {
         "epoch": np.int64(3), "best": np.float64(0.5), "rate": np.float32(1e-4), "done": np.bool_(True), "name": np.str_("a"),
         "big": np.dtype(">i4").type(7), "log": Path("runs/a"), "root": PurePosixPath("/x"), "there": PureWindowsPath("c:/x"),
         "counts": counts, "empty": collections.defaultdict(int), "args": argparse.Namespace(lr=np.float64(1.0)),
@@ -174,9 +174,9 @@ def test_plain_values_beside_the_weights_are_read(tmp_path):
     }  # fmt: skip
     for k, zipped in enumerate((True, False)):
         path = tmp_path / f"{k}.pth"
-        torch.save({"model": {"w": torch.ones(2)}, **beside}, path, _use_new_zipfile_serialization=zipped)
+        torch.save({"model": {"w": torch.ones(2)}, **plain}, path, _use_new_zipfile_serialization=zipped)
         np.testing.assert_array_equal(read_state(path)["w"], [1, 1])
-    loaded = load_torch(tmp_path / "0.pth")
+    loaded = pickled.read(tmp_path / "0.pth")
     assert (loaded["epoch"], loaded["best"], loaded["done"], loaded["name"]) == (3, 0.5, True, "a")
     assert loaded["counts"] == {"a": [1, 2]} and str(loaded["log"]) == "runs/a" and loaded["args"].lr == 1.0
 
@@ -267,7 +267,7 @@ def test_an_index_names_weights_of_its_own_folder(tmp_path, name):
 def test_a_member_of_an_archive_that_is_no_array(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("notes.txt", b"words")
-    with pytest.raises(UserError, match=r"'notes\.txt' is no array of numbers"):
+    with pytest.raises(UserError, match=r"'notes\.txt' is not an array of numbers"):
         read_state(tmp_path / "x.npz")
 
 

@@ -1,4 +1,4 @@
-"""Losses of masks and landmarks by numbers one can check on paper (the peer's are golden tests)."""
+"""Losses of masks and landmarks by numbers one can check on paper (the original's are golden tests)."""
 
 import jax
 import jax.numpy as jnp

@@ -26,9 +26,9 @@ def test_nearest_finds_the_image_its_mirror_and_the_distance():
 
 
 def test_memorised_by_hand():
-    said = memorised(np.array([1.0, 5, 9, 10]), np.linspace(6, 16, 101))
-    assert said["copies"] == 1 and said["below_unseen"] == 0.5  # the first percentile is 6.1
-    assert said["median_samples"] == 7 and said["closest_unseen"] == 6
+    result = memorised(np.array([1.0, 5, 9, 10]), np.linspace(6, 16, 101))
+    assert result["copies"] == 1 and result["below_unseen"] == 0.5  # the first percentile is 6.1
+    assert result["median_samples"] == 7 and result["closest_unseen"] == 6
 
 
 def test_the_picture(tmp_path):

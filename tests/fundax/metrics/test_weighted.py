@@ -12,7 +12,7 @@ def test_weights_are_repeated_rows():
     rng = np.random.default_rng(0)
     labels, scores = rng.integers(3, size=40), rng.integers(6, size=(40, 3)) / 5  # many ties
     weights = rng.integers(4, size=(2, 40)).astype(float)
-    truth, said = rng.normal(size=40), rng.normal(size=40)
+    truth, predicted = rng.normal(size=40), rng.normal(size=40)
     truth[3] = np.nan
     for r, w in enumerate(weights):
         rows = np.repeat(np.arange(40), w.astype(int))
@@ -26,9 +26,9 @@ def test_weights_are_repeated_rows():
         recalls = recall_score(labels[rows], called[rows], average=None, labels=[0, 1, 2])
         np.testing.assert_allclose(weighted.recalls(labels, called, 3, weights)[:, r], recalls)
         known = rows[rows != 3]
-        assert weighted.r2(truth, said, weights)[r] == pytest.approx(r2_score(truth[known], said[known]))
-        correlation = np.corrcoef(truth[known], said[known])[0, 1]
-        assert weighted.pearson(truth, said, weights)[r] == pytest.approx(correlation)
+        assert weighted.r2(truth, predicted, weights)[r] == pytest.approx(r2_score(truth[known], predicted[known]))
+        correlation = np.corrcoef(truth[known], predicted[known])[0, 1]
+        assert weighted.pearson(truth, predicted, weights)[r] == pytest.approx(correlation)
         assert weighted.mean(truth, weights)[r] == pytest.approx(truth[known].mean())
 
 

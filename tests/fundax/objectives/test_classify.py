@@ -108,7 +108,7 @@ def test_visits_are_averaged_and_absent_ones_ignored():
     np.testing.assert_allclose(out["probabilities"].sum(1), 1, rtol=1e-5)
 
 
-def test_what_does_not_fit_is_said():
+def test_refuses_what_does_not_fit():
     with pytest.raises(UserError, match="last 3 blocks"):
         Backbone(VIT, blocks=3)
     with pytest.raises(UserError, match="ResNet has the features"):

@@ -1,4 +1,4 @@
-"""Segmentation and landmarks as objectives: what is learnt, what stays frozen, what a sharded batch gives."""
+"""Segmentation and landmarks as objectives: what is trained, what stays frozen, what a sharded batch gives."""
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def test_a_frozen_encoder_gets_no_gradient_and_the_decoder_one():
 
 
 def test_statistics_move_on_in_extra():
-    """Of maps that are 0 everywhere: mean 0, variance 0.9 * 1 + 0.1 * 0, after one batch."""
+    """Batch statistics of maps that are 0 everywhere: mean 0, variance 0.9 * 1 + 0.1 * 0, after one batch."""
     objective = Segment(TOWER, UNETR(1, 8, 4), BLOCKS, ("disc",), frozen=True)
     params, shapes = zeros(objective)
     ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)

@@ -27,7 +27,7 @@ BATCH = {"image": IMAGES, "modality": np.arange(8, dtype=np.int32) % 2, "finding
 
 
 @pytest.fixture(scope="module")
-def learnt():
+def trained():
     """Params, extra and losses after 120 steps on the same 8 images."""
     params, extra = jax.jit(PLAIN.init)(jax.random.key(0), BATCH)
     optimizer = optax.adam(5e-3)
@@ -48,14 +48,14 @@ def learnt():
     return carry[0], carry[1], losses
 
 
-def test_the_loss_falls(learnt):
-    losses = learnt[2]
+def test_the_loss_falls(trained):
+    losses = trained[2]
     np.testing.assert_allclose(losses[0], 1.0, atol=0.1)  # a fresh U-Net says 0, and noise has variance 1
     assert np.mean(losses[-20:]) < 0.5
 
 
-def test_samples_are_those_of_their_seeds(learnt):
-    extra = learnt[1]
+def test_samples_are_those_of_their_seeds(trained):
+    extra = trained[1]
     draw = jax.jit(lambda seeds, sampler: PLAIN.sample(extra, {"seed": seeds}, 5, sampler), static_argnums=1)
     first, again, other = (np.asarray(draw(jnp.array(s, jnp.int32), "ddim")) for s in ([3, 4], [3, 4], [4, 5]))
     np.testing.assert_array_equal(first, again)
@@ -67,8 +67,8 @@ def test_samples_are_those_of_their_seeds(learnt):
         PLAIN.sample(extra, {"seed": jnp.arange(1), "low": IMAGES})
 
 
-def test_a_model_of_velocity_loses_the_error_of_velocity(learnt):
-    params, extra, _ = learnt
+def test_a_model_of_velocity_loses_the_error_of_velocity(trained):
+    params, extra, _ = trained
     model = dataclasses.replace(PLAIN, predicts="velocity")
     blank = jax.tree.map(jnp.zeros_like, params)  # a U-Net that answers 0
     loss, (_, metrics) = jax.jit(model.loss)(blank, extra, {"image": IMAGES}, jax.random.key(0), jnp.int32(0))
@@ -81,8 +81,8 @@ def test_a_model_of_velocity_loses_the_error_of_velocity(learnt):
     np.testing.assert_allclose(metrics["noise_error"], ((alpha * velocity) ** 2).mean(), rtol=1e-4)
 
 
-def test_the_average_follows(learnt):
-    params, extra, _ = learnt
+def test_the_average_follows(trained):
+    params, extra, _ = trained
     kernel = lambda tree: np.asarray(tree["unet"]["first"]["kernel"])  # noqa: E731
     moved = jax.jit(ema_update)(extra["average"], params, 0.25)
     np.testing.assert_allclose(kernel(moved), 0.25 * kernel(extra["average"]) + 0.75 * kernel(params), atol=1e-6)
@@ -128,7 +128,7 @@ def test_condition_is_modality_findings_and_a_one():
     np.testing.assert_array_equal(row, [0, 1, 0, 1, 0, 1])
 
 
-def test_noise_levels_are_told_apart():
+def test_noise_levels_differ():
     np.testing.assert_allclose(waves(jnp.zeros(1))[0], [0.0] * 16 + [1.0] * 16)
     far = waves(jnp.array([-12.0, -11.0, 8.0]))
     assert np.abs(far[0] - far[1]).max() > 0.4

@@ -35,8 +35,8 @@ def test_whole_words_of_byte_pairs_and_word_pieces(golden):
     pieces = [words.backend.id_to_token(int(i)) for i in ids]
     numbers = mask.words(ids)
     assert numbers[0] == -1 and (numbers[ids == words.pad] == -1).all()
-    said = {n: "".join(p for p, k in zip(pieces, numbers, strict=True) if k == n) for n in range(numbers.max() + 1)}
-    assert [w.removesuffix("</w>") for w in said.values()] == ["tiny", "bleeding", ",", "drusen"]
+    texts = {n: "".join(p for p, k in zip(pieces, numbers, strict=True) if k == n) for n in range(numbers.max() + 1)}
+    assert [w.removesuffix("</w>") for w in texts.values()] == ["tiny", "bleeding", ",", "drusen"]
     tiny = MaskWords(tokenizers.wordpiece(golden / "flair" / "tiny_vocab.txt", 12))
     ids = tiny.tokenizer(["diabetic retinopathy"])[0]
     starts = [not tiny.tokenizer.backend.id_to_token(int(i)).startswith("##") for i in ids[tiny.words(ids) >= 0]]
@@ -73,7 +73,7 @@ def test_edges_of_hiding():
     empty = mask({"text": words([""])[0]}, stream(0, 0, "MaskWords", 0))
     assert not empty["hidden"].any()
     chinese = words(["眼底未见糖尿病相关病灶各象限无微动脉瘤及出血"])[0]
-    assert mask.words(chinese).max() > 8  # a run of Chinese is no single word
+    assert mask.words(chinese).max() > 8  # a run of Chinese is more than one word
     with pytest.raises(DataError, match="after Tokenize"):
         mask({"text": "words"}, stream(0, 0, "MaskWords", 0))
     with pytest.raises(DataError, match="rate is 0"):
@@ -92,10 +92,10 @@ def test_texts_come_from_files_captions_and_knowledge(tmp_path):
     known = knowledge.bundled()
     learn, test = descriptions(known), descriptions(known, evaluate=True)
     assert not set(learn.texts) & set(test.texts)
-    told = {line.split(": ", 1)[1] for line in test.texts}
-    assert told and not any(t in line for t in told for line in learn.texts)
-    said = {text for finding in known.findings.values() for text in finding.en}
-    assert {line.split(": ", 1)[-1] for line in (*learn.texts, *test.texts)} >= said
+    held_out = {line.split(": ", 1)[1] for line in test.texts}
+    assert held_out and not any(t in line for t in held_out for line in learn.texts)
+    texts = {text for finding in known.findings.values() for text in finding.en}
+    assert {line.split(": ", 1)[-1] for line in (*learn.texts, *test.texts)} >= texts
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,7 @@ def test_forward_writes_what_greedy_or_beams_write(decoder):
         assert (shape.shape, shape.dtype) == ((2, 3), jnp.int32)
 
 
-def test_findings_are_answered_and_told_to_the_writer():
+def test_findings_are_predicted_and_given_to_the_decoder():
     decoder = tiny(dropout=0.0, visual_dropout=0.0)
     objective = Report(ViT(8, 8, 8, 1, 2), decoder, findings=2, finding_weight=3.0)
     image, text = np.zeros((2, 8, 8, 3), np.uint8), np.array([[1, 3, 2, 0], [1, 2, 0, 0]], np.int32)
@@ -147,7 +147,7 @@ def test_findings_are_answered_and_told_to_the_writer():
     assert float(metrics["loss_findings"]) == pytest.approx(by_hand / 2, rel=1e-5)
     assert float(value) == pytest.approx(-float(out["log_p"].sum()) / 3 + 3 * by_hand / 2, rel=1e-5)
     np.testing.assert_allclose(written["finding_p"], [[0.5, 0.25]] * 2, rtol=1e-6)
-    told = out["image_tokens"][:, -1] - params["findings"]["token"]["bias"][None]
-    np.testing.assert_allclose(told, [params["findings"]["token"]["kernel"][0], np.zeros(8)], atol=1e-6)
+    token = out["image_tokens"][:, -1] - params["findings"]["token"]["bias"][None]
+    np.testing.assert_allclose(token, [params["findings"]["token"]["kernel"][0], np.zeros(8)], atol=1e-6)
     np.testing.assert_array_equal(written["image_tokens"][:, -1], jnp.repeat(out["image_tokens"][:1, -1], 2, axis=0))
     assert serialize.from_json(serialize.to_json(objective)) == objective

@@ -243,7 +243,7 @@ def test_reconstruction_branch():
     plain = loss_of(SMALL, {k: v for k, v in params.items() if k != "decoder"}, batch)[0]
     contrastive, with_error, flow = (
         loss_of(branch, params, batch, jnp.int32(step))[1] for step in (0, 3, 5)
-    )  # stages of the peer, by step
+    )  # stages of the original implementation, by step
     np.testing.assert_allclose(contrastive["loss"], plain, atol=1e-6)
     assert float(contrastive["loss_reconstruction"]) == 0
     np.testing.assert_allclose(with_error["loss"] - with_error["loss_reconstruction"], plain, atol=1e-4)

@@ -1,4 +1,4 @@
-"""What results are of: shown beside every number, and results that do not belong together are not combined."""
+"""Data, part and step of results: shown with every number; results that do not belong together are not combined."""
 
 import json
 from unittest import mock
@@ -66,8 +66,8 @@ def texts(folder):
     return found
 
 
-def test_data_part_and_step_stand_beside_every_figure_table_and_section(tmp_path, capsys):
-    said = "clinic, part val, step 12"
+def test_data_part_and_step_are_in_every_figure_table_and_section(tmp_path, capsys):
+    words = "clinic, part val, step 12"
     cases = Cases(
         pictures=np.zeros((2, 8, 24, 3), np.uint8), picture_row=np.array([1, 0]), picture_score=np.array([0.2, 0.9])
     )
@@ -78,11 +78,11 @@ def test_data_part_and_step_stand_beside_every_figure_table_and_section(tmp_path
         masks=(masks, stored()),
         odd=(Scores(metrics={"x": 1.0}), stored()),
     )
-    assert all(said in drawn for drawn in texts(folder).values())
+    assert all(words in drawn for drawn in texts(folder).values())
     show(folder)
-    assert f"val: 90 images, {said}" in capsys.readouterr().out
+    assert f"val: 90 images, {words}" in capsys.readouterr().out
     page = report([folder], tmp_path / "page.html", resamples=5).read_text()
-    assert page.count(said) >= 5  # twice in the results, and in each section
+    assert page.count(words) >= 5  # twice in the results, and in each section
 
 
 def test_one_auc_in_table_figure_and_page_though_the_model_is_certain(tmp_path):
@@ -226,10 +226,10 @@ def test_malformed_arrays_are_one_line_that_names_the_file(tmp_path, capsys, bro
     folder = run(tmp_path / "a", val=(classified(), None))
     np.savez(folder / "evals" / "val.npz", **classified().arrays() | broken)
     code = main(["report", str(folder), "--out", str(tmp_path / "p.html"), "--resamples", "5"])
-    said = capsys.readouterr().err
+    words = capsys.readouterr().err
     assert code in (0, 2)
     if code == 2:
-        assert "val.npz" in said and len(said.strip().splitlines()) == 1, said
+        assert "val.npz" in words and len(words.strip().splitlines()) == 1, words
     else:
         assert (tmp_path / "p.html").is_file()
     try:

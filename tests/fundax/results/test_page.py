@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from fundax.evals.kinds import (
     SegmentationResult,
 )
 from fundax.metrics.statistics import Estimate, blank
+from fundax.results import sections
 from fundax.results.blocks import (
-    Beside,
     Case,
     Cell,
     Gallery,
@@ -26,6 +27,7 @@ from fundax.results.blocks import (
     Panels,
     Reports,
     Section,
+    SideBySide,
     Table,
     Text,
     number,
@@ -106,12 +108,12 @@ def test_one_page_of_three_runs_of_every_kind(tmp_path):
     assert "<img src=http" not in text
     assert "&lt;script&gt;alert(&#34;x&#34;)" in text
     assert text.count("data:image/jpeg") == 4 + 4 + 4 + 2 * 2
-    for said in ("Comparison", "McNemar", "DeLong, paired", "only c has this evaluation", ">test, a</h2>", "Holm",
+    for words in ("Comparison", "McNemar", "DeLong, paired", "only c has this evaluation", ">test, a</h2>", "Holm",
                  "sex: f", "age: 40-54", "eye: right",
                  "linear", "0.700", "± 0.141", "margin [3]", "absent",
                  "<b>1.000</b><small>1.000 to 1.000</small>", "on the same rows", "train/loss",
                  "Below each image: overlay"):  # fmt: skip
-        assert said in text, said
+        assert words in text, words
     assert "http" not in text.replace("http-equiv", "").replace("src=http://a.b", "")
 
 
@@ -178,7 +180,7 @@ def test_a_missing_class_is_a_blank_with_its_reason(tmp_path):
     assert "nothing to rank against" in (tmp_path / "page.html").read_text()
 
 
-def test_attention_of_a_run_without_weights_is_left_out_and_told(tmp_path, caplog):
+def test_attention_of_a_run_without_weights_is_left_out_with_a_warning(tmp_path, caplog):
     folder = run(tmp_path / "a", test=classified(np.random.default_rng(0)))
     report([folder], tmp_path / "page.html", resamples=5, attention=True)
     assert "a: no attention" in caplog.text
@@ -212,7 +214,7 @@ def test_every_block_escapes_what_it_shows():
     """No name from a file becomes markup, wherever it stands; the numbers stand as a journal prints them."""
     case = Case([(picture(np.zeros((2, 2, 3), np.uint8)), HOSTILE)], HOSTILE, HOSTILE, HOSTILE, [(HOSTILE, HOSTILE)])
     blocks = [
-        *(Heading(HOSTILE), Text(HOSTILE), Beside([Text(HOSTILE)]), Reports([case])),
+        *(Heading(HOSTILE), Text(HOSTILE), SideBySide([Text(HOSTILE)]), Reports([case])),
         Table(
             (HOSTILE,),
             [(HOSTILE, Cell(HOSTILE, HOSTILE), number(Estimate(0.5, 0.4, 0.6)), number(blank("a < b")))],
@@ -255,8 +257,16 @@ def test_results_of_this_version_are_shown_by_their_kind(tmp_path):
     }  # fmt: skip
     folder = run(tmp_path / "a", **{name: result.arrays() for name, result in results.items()})
     text = report([folder], tmp_path / "page.html", resamples=5).read_text(encoding="utf-8")
-    for said in ("As logged: a", "0.6250", "0.3750", "31.5000", "1.250", "0.0625", "a: best", "a: worst", "row 4",
+    for words in ("As logged: a", "0.6250", "0.3750", "31.5000", "1.250", "0.0625", "a: best", "a: worst", "row 4",
                  "pairs, a", "Below: reconstruction", "generated", "error fovea"):  # fmt: skip
-        assert said in text, said
+        assert words in text, words
     assert "auc/normal" not in text
     assert text.count("data:image/jpeg") == 2 + 4 + 2
+
+
+def test_a_table_of_an_evaluation_shows_values_with_their_intervals():
+    ends = {f"table_auc_{end}": np.array([value]) for end, value in (("value", 0.5), ("low", 0.4), ("high", 0.6))}
+    names = {"table_views": np.array(["CFP+OCT"]), "table_visits": np.array([3])}
+    (table,) = sections.arrays(SimpleNamespace(metrics={}, other=names | ends))
+    assert list(table.head) == ["views", "visits", "AUC (95 % interval)"]
+    assert table.rows == [("CFP+OCT", "3", Cell("0.500", "0.400 to 0.600", "value"))]

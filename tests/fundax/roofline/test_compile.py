@@ -17,7 +17,7 @@ from fundax.types import UserError
 def report(**fields):
     given = {
         "topology": "v5e:2x2", "chip": CHIPS["v5e"], "mesh": {"data": 4, "fsdp": 1, "model": 1}, "batch": 8, "images": 16,
-        "parameters": 10, "state": 2 * GIB, "arguments": 3 * GIB, "temporaries": 4 * GIB, "communication": (),
+        "parameters": 10, "trained": 10, "state": 2 * GIB, "arguments": 3 * GIB, "temporaries": 4 * GIB, "communication": (),
         "model_flops": int(4 * 197e12), "done_flops": int(6 * 197e12), "moved": 0, "seconds_to_compile": 1.0,
     }  # fmt: skip
     return aot.CompiledStep(**(given | fields))
@@ -25,9 +25,9 @@ def report(**fields):
 
 def printed(report):
     console = Console(width=200)
-    with console.capture() as said:
+    with console.capture() as printed_text:
         console.print(aot.tables(report))
-    return said.get()
+    return printed_text.get()
 
 
 def test_the_roofline_by_hand():
@@ -94,9 +94,9 @@ def test_shardings_are_printed():
     mesh, _ = aot.target(recipe(mesh=(2, 2, 2)), None)
     table = aot.shardings_table(recipe(), mesh)
     console = Console(width=160)
-    with console.capture() as said:
+    with console.capture() as printed_text:
         console.print(table)
-    assert "params/head/kernel" in said.get() and "fsdp" in said.get() and "whole" in said.get()
+    assert "params/head/kernel" in printed_text.get() and "fsdp" in printed_text.get() and "whole" in printed_text.get()
 
 
 def test_mistakes(monkeypatch):
@@ -113,7 +113,7 @@ def test_mistakes(monkeypatch):
 
 def test_spec_of_a_state_is_what_the_mesh_says():
     mesh, _ = aot.target(recipe(mesh=(1, 4, 1)), None)
-    from fundax.train import abstract_state
+    from fundax.state import abstract_state
 
     assert abstract_state(recipe(), mesh).params["head"]["kernel"].sharding.spec == P("fsdp", None)
 
@@ -136,8 +136,8 @@ def test_ideal_bytes_by_hand():
 def test_more_than_twice_the_ideal_is_a_warning():
     sent = (Collective("all-reduce", ("data",), 1, 5 * 2**20, 4),)
     assert "WARNING" not in printed(report(communication=sent, ideal=3 * 2**20))
-    said = " ".join(printed(report(communication=sent, ideal=2 * 2**20)).split())
-    assert "Sent per device: 5.0 MiB; at best 2.0 MiB. WARNING: more than twice the best" in said
+    printed_text = " ".join(printed(report(communication=sent, ideal=2 * 2**20)).split())
+    assert "Sent per device: 5.0 MiB; at best 2.0 MiB. WARNING: more than twice the best" in printed_text
     many = report(communication=sent, ideal=2**20, mesh={"data": 2, "fsdp": 1, "model": 2})
     assert "WARNING" not in printed(many)
 
@@ -174,6 +174,6 @@ def test_search_ranks_what_fits_and_compiles_the_promising_ones_only(monkeypatch
     assert found[0].largest == 8 * int((0.95 * 16 - 3) / 4)  # a multiple of 4 rows x 2 micro-batches
     assert set(searching.meshes_of(4)) == {"4,1,1", "2,2,1", "1,4,1", "2,1,2", "1,2,2", "1,1,4"}
     console = Console(width=160)
-    with console.capture() as said:
+    with console.capture() as printed_text:
         console.print(searching.search_table(found, "v5e:2x2"))
-    assert "1,4,1" in said.get() and "largest --batch" in said.get()
+    assert "1,4,1" in printed_text.get() and "largest --batch" in printed_text.get()

@@ -89,10 +89,10 @@ def test_an_owner_on_another_machine_is_watched_and_one_that_died_is_replaced(tm
 def test_an_owner_that_lost_the_folder_ends_with_one_line(tmp_path, owner):
     (tmp_path / ".lock").unlink()
     elsewhere(tmp_path / ".lock")
-    said = owner.communicate(timeout=30)[1].decode()
+    printed = owner.communicate(timeout=30)[1].decode()
     assert (
         owner.returncode == 1
-        and said == f"error: {tmp_path}: taken over by process 7 on other, SLURM_JOB_ID=12, so this process ends\n"
+        and printed == f"error: {tmp_path}: taken over by process 7 on other, SLURM_JOB_ID=12, so this process ends\n"
     )
 
 

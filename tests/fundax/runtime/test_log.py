@@ -29,9 +29,9 @@ def test_rows_are_flat_and_images_per_second_counts_the_steps_between(tmp_path, 
         first.items() >= {"step": 3, "train/loss": 2.0, "train/images_per_second": 2.0, "train/data_wait": 0.25}.items()
     )
     assert second.items() >= {"step": 3, "zero_shot/macro_auc": 0.5, "zero_shot/auc/normal": 0.25}.items()
-    said = capsys.readouterr().err
-    assert "step 3/10  loss 2.0000  2 images/s  data wait 25%  eta 0:14" in said
-    assert "zero_shot/macro_auc 0.5000" in said and "normal" not in said
+    printed = capsys.readouterr().err
+    assert "step 3/10  loss 2.0000  2 images/s  data wait 25%  eta 0:14" in printed
+    assert "zero_shot/macro_auc 0.5000" in printed and "normal" not in printed
 
 
 def test_a_resumed_run_drops_later_rows_and_a_torn_line(tmp_path):
@@ -67,8 +67,8 @@ def test_names_are_text_and_no_markup(tmp_path, capsys):
     with opened(tmp_path, step=9) as log:
         log.evaluation(9, {"e/drusen [small]": 0.5})
         log.evaluation(10, {"e/drusen [small]": 0.5, "e/[bold]": 1.0, "e/:eye:": 0.0})
-    said = capsys.readouterr().err
-    assert said.count("drusen [small]") == 2 and "[bold]" in said and ":eye:" in said
+    printed = capsys.readouterr().err
+    assert printed.count("drusen [small]") == 2 and "[bold]" in printed and ":eye:" in printed
 
 
 def test_a_message_is_one_line_of_the_console(capsys):
@@ -79,8 +79,8 @@ def test_a_message_is_one_line_of_the_console(capsys):
     loggers[0].info("an assumption")
     for one, (handlers, level, propagate) in zip(loggers, before, strict=True):
         one.handlers[:], one.level, one.propagate = handlers, level, propagate
-    said = capsys.readouterr().err.splitlines()
-    assert said == ["warning: a [table] of 40 words" + " word" * 40, "an assumption"]
+    printed = capsys.readouterr().err.splitlines()
+    assert printed == ["warning: a [table] of 40 words" + " word" * 40, "an assumption"]
 
 
 def test_tensorboard_gets_the_rows(tmp_path):

@@ -17,7 +17,7 @@ from fundax.types import UserError
 
 
 class Noted(Rows):
-    """Rows that say which were read, wait where told to, and note that they were closed."""
+    """Rows that record which were read, wait at chosen ones, and record that they were closed."""
 
     def __init__(self, *args, gate=None, **fields):
         super().__init__(*args, **fields)

@@ -12,7 +12,8 @@ from fundax.roofline.dry_run import dry_run
 from fundax.runtime import speed
 from fundax.runtime.mesh import make_mesh
 from fundax.runtime.speed import Profile, Speed
-from fundax.train import fresh, train_step
+from fundax.state import fresh
+from fundax.train import train_step
 
 
 @pytest.fixture
@@ -59,5 +60,5 @@ def test_a_dry_run_reads_no_data_and_gives_the_rows_of_training(capsys):
     rows = dry_run(dataclasses.replace(recipe(), train=unread), 2)
     assert len(rows) == 2
     assert rows[0].keys() == {"images_per_second", "step_seconds", "tflops", "memory_gib", "data_wait"}
-    said = capsys.readouterr().err
-    assert "step 2/2" in said and "images/s" in said and "memory" in said
+    printed = capsys.readouterr().err
+    assert "step 2/2" in printed and "images/s" in printed and "memory" in printed
