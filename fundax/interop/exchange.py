@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from data_pipelines.language import tokenizers
-from fundax.interop.checkpoint import Checkpoint, Format, preprocessing_of
+from fundax.interop.checkpoint import Checkpoint, Format, never_compared, preprocessing_of
 from fundax.interop.folder import fresh_folder, read_record
 from fundax.interop.formats import check_name, writer
 from fundax.interop.initial import own_state
@@ -139,9 +139,10 @@ def compare(found: Format, path: str | Path, model: Checkpoint, name: str = "") 
     note = f"; left out, as {found.title} has no place for it: {', '.join(left_out)}" if left_out else ""
     difference = found.difference(path, model)
     if difference is None:
+        hint = "" if found.difference is never_compared else " (PyTorch: pip install -e '.[torch]')"
         return (
             "parameters read back bit for bit; "
-            f"{found.title} is not installed here, so its features were not compared (PyTorch: pip install -e '.[torch]'){note}"
+            f"{found.title} is not installed here, so its features were not compared{hint}{note}"
         )
     if not difference < LARGEST:
         raise UserError(

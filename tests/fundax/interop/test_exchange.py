@@ -184,7 +184,11 @@ def test_a_file_without_configuration_needs_a_size(tmp_path):
 def test_the_activation_of_a_file_without_configuration_is_asked_for(tmp_path):
     theirs = clip("Ti/16", activation=layers.gelu_exact)
     params = numbers(theirs)
-    write_safetensors(open_clip.from_fundax(theirs, params), tmp_path / "x.safetensors")
+    published = {
+        "visual.decoder.weight": np.zeros(2, np.float32),
+        "input_resolution": np.array(224),
+    }  # as EyeCLIP's file
+    write_safetensors(open_clip.from_fundax(theirs, params) | published, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=r"give --activation quick_gelu or gelu"):
         exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / "run", like="Ti/16")
     for name, used in (("gelu", layers.gelu_exact), ("quick_gelu", layers.quick_gelu)):
