@@ -29,6 +29,7 @@ from fundax.types import UserError
 NAME = "ONNX"
 WEIGHTS = "onnx.safetensors"
 IR = 10  # version of the file format, which onnxruntime 1.18 and later read
+SEARCHED = ("report",)  # an output that beam search finds word by word, which is left out
 PARTS = {"params": "weights", "extra": "statistics"}  # names in the file, unlike those of stablehlo
 USAGE = """
 import onnxruntime
@@ -107,7 +108,8 @@ def _program(objective: Any, name: str) -> Callable[..., dict[str, jax.Array]]:
     names = {f"{theirs}/": f"{ours}/" for ours, theirs in PARTS.items()}
 
     def renamed(weights: Mapping[str, Any], *values: Any) -> dict[str, jax.Array]:
-        return program({_renamed(path, names): leaf for path, leaf in weights.items()}, *values)
+        out = program({_renamed(path, names): leaf for path, leaf in weights.items()}, *values)
+        return {name: leaf for name, leaf in out.items() if name not in SEARCHED}
 
     return renamed
 
@@ -191,13 +193,23 @@ def run(graph: Graph, jaxpr: Any, constants: Sequence[str], inputs: Sequence[str
             return graph.constant(np.asarray(one.val, one.aval.dtype))
         return values[one]
 
-    for equation in jaxpr.eqns:
+    for equation in _used(jaxpr):
         if equation.primitive.name == "platform_index":  # which form of a computation suits a processor, see _inner
             found = [""]
         else:
             found = _equation(graph, equation, [read(one) for one in equation.invars])
         values |= dict(zip(equation.outvars, found, strict=True))
     return [read(one) for one in jaxpr.outvars]
+
+
+def _used(jaxpr: Any) -> list[Any]:
+    """The equations that the results depend on."""
+    kept, wanted = [], {one for one in jaxpr.outvars if not isinstance(one, core.Literal)}
+    for equation in reversed(jaxpr.eqns):
+        if wanted & set(equation.outvars):
+            kept.append(equation)
+            wanted |= {one for one in equation.invars if not isinstance(one, core.Literal)}
+    return kept[::-1]
 
 
 def _equation(graph: Graph, equation: Any, values: list[str]) -> list[str]:
