@@ -191,8 +191,9 @@ def photograph_of(name: str, text: Any, limits: Limits) -> np.ndarray:
     try:
         return files.load(data, reading=files.ReadOptions(max_pixels=limits.pixels))
     except DataError as error:
-        line = str(error).removeprefix(f"an image of {len(data)} bytes: ").partition("; allow more with")[0]
-        raise Refused(422, f"{name}: {line}") from error
+        line = str(error).removeprefix(f"an image of {len(data)} bytes: ").partition(", more than the limit")
+        limit = f", more than the limit of {limits.pixels / 1e6:g} megapixels" if line[1] else ""
+        raise Refused(422, f"{name}: {line[0]}{limit}") from error
 
 
 def answer(served: Served, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,7 +232,7 @@ def answer(served: Served, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(names: Sequence[str], values: np.ndarray, calibration: Calibration | None) -> list[dict[str, Any]]:
-    order = np.argsort(-values, kind="stable")
+    order = [int(k) for k in np.argsort(-values, kind="stable")]
     return [
         {"name": names[k], "value": float(values[k])}
         | ({"calibration": calibration.of(names[k], float(values[k]))} if calibration else {})
@@ -243,7 +244,7 @@ def _likeliest(numbers: Mapping[str, np.ndarray], names: Sequence[str]) -> list[
     if not numbers:
         return []
     values = next(iter(numbers.values()))
-    return [names[k] for k in np.argsort(-values, kind="stable")[:MAPPED]]
+    return [names[int(k)] for k in np.argsort(-values, kind="stable")[:MAPPED]]
 
 
 def _near(served: Served, question: Question) -> list[dict[str, Any]]:
