@@ -33,7 +33,7 @@ from fundax.serving.calibration import Calibration
 from fundax.serving.neighbours import Neighbours
 from fundax.types import UserError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 MIB = 2**20
 MAPPED = 3  # answers whose maps are drawn
 RESEARCH = "For research only. This is not a medical device, and its answers must not guide the care of a patient."
