@@ -36,6 +36,7 @@ from fundax.types import UserError
 LOOPBACK = ("127.0.0.1", "localhost")
 MIB = 2**20
 MAPPED = 3  # answers whose maps are drawn
+ABSENT = "serving a model needs FastAPI and uvicorn: pip install -e '.[serve]'"
 RESEARCH = "For research only. This is not a medical device, and its answers must not guide the care of a patient."
 
 
@@ -82,7 +83,7 @@ def app_of(served: Served, hosts: Sequence[str] = LOOPBACK) -> Any:
         from fastapi.responses import HTMLResponse, JSONResponse
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError as error:
-        raise UserError("serving a model needs FastAPI and uvicorn: pip install -e '.[serve]'") from error
+        raise UserError(ABSENT) from error
     facts, waiting = facts_of(served), threading.BoundedSemaphore(served.limits.waiting)
     app = FastAPI(title="fundax", description=RESEARCH, docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
@@ -279,8 +280,12 @@ def run(served: Served, host: str, port: int) -> None:
     import socket
 
     app = app_of(served, LOOPBACK if host in LOOPBACK else ("*",))
-    import uvicorn
-
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise UserError(ABSENT) from error
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: expected 0 to {2**16 - 1}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -45,7 +45,7 @@ def runs(tmp_path_factory):
 def test_adapters_on_their_base_are_the_run(runs):
     base, adapted, folder = runs
     line = write_adapters(adapted, folder / "alone")
-    assert "parameters of" in line and "launch.py import --base" in line
+    assert "parameters of" in line and "launch.py import" in line
     size = (folder / "alone" / "adapters.safetensors").stat().st_size
     found, whole = read_adapters(folder / "alone", base), load(adapted)
     ours, theirs = flatten(found.params), flatten(jax.tree.map(np.asarray, whole.params))
