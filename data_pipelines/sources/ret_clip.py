@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.files.pickles import plain_tuple
 from data_pipelines.notices import warn_line
-from data_pipelines.pickles import plain_tuple
 from data_pipelines.records import DataError, Record, View, no_such_image
 from data_pipelines.sources.columns import Strings, StringWriter, read_once
 from data_pipelines.sources.header import Header

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.json_files import checked, read_json
+from data_pipelines.files.json_files import checked, read_json
 from data_pipelines.records import DataError, Record, View, eye_name, modality_name
 from data_pipelines.sources.columns import Strings, read_once, row_index
 

@@ -168,7 +168,7 @@ def _fresh(name: str, modality: str, image_size: int, options: Mapping[str, Any]
 
 
 def _described(path: str, modality: str) -> tuple[Any, dict[str, Any]]:
-    """The objective and the preprocessing of a checkpoint."""
+    """Return the objective and the preprocessing of a checkpoint."""
     if is_run(path):
         objective = read_objective(path)
         return objective, read_preprocessing(path, objective)

@@ -112,7 +112,7 @@ def read_as(objective: Any, state: State, source: str) -> tuple[Params, Extra]:
 def read_text(state: State, tower: BERT, source: str) -> Params:
     """Parameters of a text encoder out of any state dict that holds a BertModel under one of PREFIXES.
 
-    Positions beyond the encoder's are cut. Raises UserError where there is none, or naming keys that do not fit.
+    Positions beyond the encoder's are cut. Raises UserError if there is none, or naming keys that do not fit.
     """
     prefix = _prefix(state)
     if prefix is None:

@@ -1,4 +1,4 @@
-"""ViTs under timm's key names, which DINO, iBOT, VisionFM and RETFound share: the table, and encoders read off shapes.
+"""ViTs under timm's key names, which DINO, iBOT, VisionFM and RETFound share: the table of keys, and encoders built from shapes.
 
 Source: the layouts in the public repositories huggingface/pytorch-image-models, facebookresearch/dino, bytedance/ibot."""
 
@@ -76,9 +76,9 @@ def gamma_of(state: State, theirs: str = "") -> str | None:
 
 
 def tower_of(state: State, source: str, theirs: str = "", heads: int | None = None) -> ViT:
-    """The ViT whose shapes a state dict has. Shapes do not show the heads: None takes 64 channels in each.
+    """The ViT for the shapes of a state dict. Shapes do not show the heads: None takes 64 channels per head.
 
-    Raises UserError where a key is missing, or the positions are no square grid.
+    Raises UserError if a key is missing, or the positions are no square grid.
     """
     for key in _NEEDED:
         if f"{theirs}{key}" not in state:
@@ -131,7 +131,7 @@ def fit_positions(state: State, rows: int, theirs: str = "") -> State:
 
 
 def encoder_state(state: Mapping[str, Any]) -> State:
-    """The tensors of an encoder: of the first of PARTS that there is, without prefixes of wrappers and keys of DROPPED."""
+    """Select the tensors of an encoder: the first of PARTS that is present, without wrapper prefixes and keys in DROPPED."""
     part = next((f"{name}." for name in PARTS if any(key.startswith(f"{name}.") for key in state)), "")
     state = {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
     found: State = {}
@@ -145,7 +145,7 @@ def encoder_state(state: Mapping[str, Any]) -> State:
 
 
 def to_fundax(state: State, source: str, heads: int | None = None, **fields: Any) -> tuple[Encoder, Params]:
-    """The encoder whose shapes a state dict has, and its parameters; `fields` are Encoder's.
+    """The encoder for the shapes of a state dict, and its parameters; `fields` are further fields of Encoder.
 
     heads: number of attention heads; None takes 64 channels per head, as in all published sizes.
     Raises UserError naming keys that are missing or unknown, and tensors of another shape.
@@ -164,7 +164,7 @@ def from_fundax(objective: Encoder, params: Params) -> State:
 
 
 def encoder_of(model: Checkpoint) -> Checkpoint:
-    """The encoder of a pretraining, its teacher's, or that below a head. An encoder by itself is returned as it is.
+    """The encoder of a model: below a head, or the teacher's of a pretraining. An Encoder is returned unchanged.
 
     Raises UserError for a model with several encoders or with one that is not a ViT.
     """

@@ -86,7 +86,7 @@ def _hash(ids: jax.Array, seed: int) -> jax.Array:
 
 
 def _ranks(keys: Sequence[jax.Array]) -> jax.Array:
-    """The rank i32 [B] of each row among the different rows of `keys`."""
+    """Rank i32 [B] of each row among the distinct rows of `keys`."""
     order = jnp.lexsort(tuple(keys))
     new = jnp.zeros(len(order), bool)
     for key in keys:

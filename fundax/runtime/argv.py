@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import data_pipelines.storage as storage
+import data_pipelines.files.storage as storage
 from fundax.runtime import remote
 from fundax.types import UserError
 

@@ -113,10 +113,10 @@ def workspace(tmp_path, monkeypatch, trained):
         shutil.copytree(trained / "exported", tmp_path / name)
     monkeypatch.setattr("fundax.train.fit", lambda recipe, run, **_: check_recipe(recipe, run, trained))
     monkeypatch.setattr(
-        "fundax.folds.cross_validate", lambda load, run, _: check_recipe(load("--fold", "1/2"), run, trained)
+        "fundax.cli.folds.cross_validate", lambda load, run, _: check_recipe(load("--fold", "1/2"), run, trained)
     )
     monkeypatch.setattr(
-        "fundax.folds.fit_better",
+        "fundax.cli.folds.fit_better",
         lambda loads, run, _: [
             check_recipe(load("--fold", "1/2"), Path(run, name), trained) for name, load in loads.items()
         ],

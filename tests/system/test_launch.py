@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from fundax.rerun import trusted_config
+from fundax.resume.rerun import trusted_config
 from fundax.types import UserError
 
 REPO = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""Arguments of the verbs of the command line that also take those of a config."""
+"""Arguments of the verbs that also take the arguments of a config."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Several processes (docs/guide/launching.md).
+    """Arguments for several processes (docs/guide/launching.md).
 
     Args:
         distributed: Platform that starts the processes: auto finds it out, off uses one process.
@@ -65,7 +65,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Stored:
-    """The run to evaluate.
+    """Arguments of `launch.py eval`: the run to evaluate.
 
     Args:
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
