@@ -69,7 +69,7 @@ class PlainFolder:
         return Record(name, (View(self.reading.file(self.root / name), self.modality),), where=str(self.root / name))
 
     def hashes(self, key: str, seed: int) -> np.ndarray:
-        """u64 [rows]: a hash of each path, for split_by; a folder has no patients."""
+        """Hash u64 [rows] of each path, for split_by; a folder has no patients."""
         return self.files.hashes(seed)
 
 

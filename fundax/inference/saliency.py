@@ -1,4 +1,4 @@
-"""Maps of what decides an answer: Grad-CAM of a class, a value, a report or a text, and the patches' similarity with a text."""
+"""Saliency maps: Grad-CAM of a class, a value, a report or a text, and the similarity of patches with a text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DAYS = 365.0  # of a forecast that is explained
 def saliency_maps(
     model: Model, photograph: np.ndarray, texts: Sequence[str] = (), target: str = ""
 ) -> dict[str, np.ndarray]:
-    """Maps f32 [r c] of one photograph u8 [H W 3] by name; larger values where the answer comes from.
+    """Maps f32 [r c] of one photograph u8 [H W 3] by name; larger values contribute more.
 
     Args:
         texts: of an image-text model; each gives a map of similarity (`similarity: TEXT`) and a Grad-CAM.

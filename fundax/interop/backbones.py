@@ -1,4 +1,4 @@
-"""Image encoders to build on: `backbone` opens one from a run, a folder, a file, or makes a fresh one of a named size."""
+"""Image encoders for classifiers and decoders: `backbone` opens one from a run, folder or file, or creates one of a named size."""
 
 from __future__ import annotations
 
