@@ -12,6 +12,7 @@
     embed RUN FOLDER_OR_TABLE... --out features.npz           features of any number of images
     synth RUN --n 1000 --out FOLDER                           synthetic images of a diffusion run, each marked as such
     explain RUN IMAGE... --out FOLDER [--text "exudates"]     what a model reads, drawn over the photographs
+    serve RUN                                                a page and an API that show photographs to a model
     report RUN... --out page.html                             one page about runs: intervals, curves, cases, tests
     env gpu|tpu|cpu                                           variables that make training faster, for a shell
     data show | data convert | data build                     a contact sheet; shards of a source; a public data set

@@ -30,6 +30,7 @@ from fundax.config import load
 from fundax.recipe import Recipe
 from fundax.roofline import compile as aot
 from fundax.runtime import mesh as meshes
+from fundax.state import fresh
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mm_fundus_clip.py"
 
@@ -48,7 +49,7 @@ def seconds_of_a_step(recipe: Recipe, steps: int) -> float:
         k: rng.integers(0, 200, s.shape).astype(s.dtype) for k, s in recipe.objective.batch_spec(recipe.batch).items()
     }
     with jax.set_mesh(mesh):
-        state, _ = train.fresh(recipe, mesh)
+        state, _ = fresh(recipe, mesh)
         step, data, times = train.train_step(recipe), meshes.shard_batch(batch, mesh), []
         for _ in range(steps + 1):
             start = time.perf_counter()

@@ -46,7 +46,7 @@ def recipe(
         **run.recipe(steps, begin, log=max(steps // 20, 1), save=0, eval=max(epoch, steps // 20)),
         objective=objective,
         train=evals.Epochs(rows("train"), run.batch, run.seed),
-        optimizer=optim.freeze(rule, "^(model|heads)/"),
+        optimizer=rule,
         evals={parts.name: evals.Classified(data=evals.once(rows("scored")), classes=parts.classes)},
         best="val/macro_auc",
         preprocessing={**model.preprocessing, "classes": parts.classes},

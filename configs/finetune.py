@@ -36,7 +36,7 @@ def recipe(
     parts = labelled.parts(data, data.eyes(run.seed, 96), run.seed)
     feature, blocks, layers, norm, _ = tuning.RECIPES[preset]
     fields = run.compute(encoders.ViT)[0] | {"feature": feature, "blocks": blocks, "drop_path": drop_path}
-    start = encoder.open(frozen=False, statistics=statistics, **look.tiling, **fields)
+    start = encoder.open(frozen=run.tune == "head", statistics=statistics, **look.tiling, **fields)
     seen = look.preprocessing(start.preprocessing, data, interop.is_run(encoder.init))
     several, classes = parts.kind()
     if supervision.ordered or supervision.ordinal:

@@ -1,7 +1,7 @@
 """python launch.py train configs/forecasting.py --workdir runs/forecasting --init runs/visionfm --data visits.csv,images=photos
 
 Forecast whether an eye will be worse after a number of days, with VisionFM's forecast head. The encoder of --init is frozen
-unless --train-encoder True; without --init, a new encoder is trained too. visits.csv has the columns image, patient, day,
+unless --tune full; without --init, a new encoder is trained too. visits.csv has the columns image, patient, day,
 label (higher is worse) and eye; every pair of visits is an example. A list in the authors' format has an image and a label
 of 0 or 1: --data list.csv,value=days. Evaluate the test part at the end: launch.py eval runs/forecasting --part test
 """
@@ -28,14 +28,13 @@ def recipe(
     encoder: interop.Encoder = interop.Encoder(size="resnet-tiny"),
     visits: int = 1,
     visits_per_patient: int = 4,
-    train_encoder: bool | None = None,
     feature: encoders.Feature = "mean",
     positive: float = 1.0,
     copies: int = 2,
     optimizer: Literal["adamw", "sgd"] = "adamw",
 ) -> Recipe:
     """VisionFM uses SGD 1e-3 with momentum 0.9 for 500 epochs, --positive 10 (1 is calibrated), --feature unnormalized."""
-    learns = encoder.trained(train_encoder)
+    learns = encoder.trained(run.tune)
     few = ("normal", "mild diabetic retinopathy") if run.smoke else None
     fields: dict[str, Any] = {"visits": visits_per_patient, "one_eye": True, "conditions": few}
     people = Patients(data.patients, run.seed, modalities=data.modalities, size=96, **fields)
@@ -55,7 +54,7 @@ def recipe(
         **run.recipe(total, start, log=max(total // 40, 1), save=0, eval=max(total // (4 if learns else 8), 1)),
         objective=objective,
         train=batches or evals.Epochs(rows("train", copies), run.batch, run.seed),
-        optimizer=rule if learns else optim.freeze(rule, "^image/"),
+        optimizer=rule,
         evals={parts.name: evals.Classified(data=passes, classes=objective.classes, bands=3)},
         best="val/macro_auc",
         preprocessing=start.preprocessing | {"classes": objective.classes},

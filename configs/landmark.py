@@ -23,7 +23,6 @@ def recipe(
     missing: Literal["error", "allowed"] = "error",
     disc_diameter: float = 0.0,
     encoder: interop.Encoder = interop.Encoder(size="tiny/16", image_size=128),
-    train_encoder: bool | None = True,
     decoder: objectives.Decoder = objectives.Decoder(width=16, dropout=0.1),
     sigma: float = 2.0,
     points: Literal["points", "points_expected"] = "points",
@@ -34,7 +33,7 @@ def recipe(
     jitter: float = 0.2,
 ) -> Recipe:
     """VisionFM's landmark detection; its settings are width 32, dropout 0.3, 224 pixels, squash, sigma 0 and no jitter."""
-    side, fixed = encoder.image_size, not encoder.trained(train_encoder)
+    side, fixed = encoder.image_size, run.tune == "head"
     start = encoder.open(frozen=fixed, scan=False, **run.compute(encoders.ViT)[0])
     model = decoder.fields(start.backbone, len(data.classes))
     options = {"missing": missing, "diameter": disc_diameter, "resize": resize, "keep": not run.workers}
@@ -50,7 +49,7 @@ def recipe(
         **run.recipe(steps, start, save=200, eval=200),
         objective=objectives.Landmark(**model, names=landmarks, sigma=sigma),
         train=train(parts.train, (Ready(("points",)), *augment, Select(("image", "points"))), **run.loader()),
-        optimizer=optim.freeze(rule, "^image/") if fixed else rule,
+        optimizer=rule,
         evals={parts.name: evals.Landmarks(data=passes, **scores)},
         best=("val/mean_error", "min"),
         preprocessing={"image_size": side, "resize": resize, "interpolation": "bilinear"},

@@ -46,7 +46,7 @@ def recipe(
         **run.recipe(steps, start, log=max(steps // 20, 1), save=0, eval=max(steps // 10, 1)),
         objective=objective,
         train=evals.Epochs(rows("train", copies), run.batch, run.seed),
-        optimizer=optim.freeze(sgd, "^image/"),
+        optimizer=sgd,
         evals={
             f"{parts.name}_grades": evals.Classified(**scored, **graded),
             f"{parts.name}_findings": evals.Classified(**scored, **answers),

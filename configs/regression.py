@@ -2,7 +2,7 @@
 
 Predict values from an image with VisionFM's biomarker decoder, on standardised targets (--raw uses raw targets, as the
 authors do). Without --data, the targets are age, systolic pressure, HbA1c and axial length of synthetic eyes, which take a
-few minutes on two CPU cores. The encoder of --init is frozen unless --train-encoder True; without --init, it is trained too.
+few minutes on two CPU cores. The encoder of --init is frozen unless --tune full; without --init, it is trained too.
 For your own data: --data labels.csv,value=age+hba1c. Evaluate at the end: launch.py eval runs/regression --part test
 """
 
@@ -24,7 +24,6 @@ def recipe(
     run: Run = Run(batch=64, epochs=14, lr=4e-3, weight_decay=0.05),
     encoder: interop.Encoder = interop.Encoder(size="resnet-tiny"),
     raw: bool = False,
-    train_encoder: bool | None = None,
     head: Literal["linear", "mlp"] = "mlp",
     feature: encoders.Feature = "token",
     blocks: int = 4,
@@ -32,7 +31,7 @@ def recipe(
     dropout: float = 0.1,
 ) -> Recipe:
     """VisionFM's decoder has two layers and is trained with smooth L1 and AdamW. The learning rate is for a batch of 256."""
-    learns = encoder.trained(train_encoder)
+    learns = encoder.trained(run.tune)
     parts = labelled.parts(data, data.eyes(run.seed, max(encoder.image_size, 96)), run.seed, "value")
     names = parts.values if data.data else BIOMARKERS
     fields = {"feature": feature, "blocks": blocks, "frozen": not learns}
@@ -47,14 +46,13 @@ def recipe(
     chain = (read.view, *labelled.flips(), eval_step(start.preprocessing), Select(("image", "value", "modality")))
     batches = train(parts.train, chain, **run.loader()) if learns else None
     known = partial(labelled.labels_of, parts.train, "value")
-    fixed = ("^target/", *(() if learns else ("^image/",)))
     standard = () if raw else (objectives.standardize(known),)
     begin = interop.WarmStart((*start.init_from, *standard), start.init_extra)
     return Recipe(
         **run.recipe(steps, begin, log=max(steps // 50, 1), save=0, eval=max(steps // 8, 1)),
         objective=objective,
         train=batches or evals.Epochs(rows("train", copies), run.batch, run.seed),
-        optimizer=optim.freeze(optim.adamw(rate, weight_decay=run.weight_decay), *fixed),
+        optimizer=optim.freeze(optim.adamw(rate, weight_decay=run.weight_decay), "^target/"),
         evals={parts.name: evals.Valued(data=passes, names=names)},
         best="val/r2",
         preprocessing=start.preprocessing | {"names": names},

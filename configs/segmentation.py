@@ -20,7 +20,6 @@ def recipe(
     run: Run = Run(batch=8, steps=400, lr=2e-3, weight_decay=0.05),
     overlapping: bool = False,
     encoder: interop.Encoder = interop.Encoder(size="tiny/8", image_size=128),
-    train_encoder: bool | None = True,
     decoder: objectives.Decoder = objectives.Decoder(width=16, dropout=0.1),
     resolution: int = 0,
     crop_field: bool = False,
@@ -29,7 +28,7 @@ def recipe(
 ) -> Recipe:
     """VisionFM's decoder; its settings are width 32, dropout 0.3, 512 pixels, a constant learning rate of 1e-3, 100 epochs."""
     classes = data.classes
-    side, fixed = encoder.image_size, not encoder.trained(train_encoder)
+    side, fixed = encoder.image_size, run.tune == "head"
     resolution = max(resolution, side)
     start = encoder.open(frozen=fixed, scan=False, **run.compute(encoders.ViT)[0])
     bias = 0.0 if len(classes) > 1 and not overlapping else -3.0
@@ -46,7 +45,7 @@ def recipe(
         **run.recipe(steps, start, save=200, eval=200),
         objective=objectives.Segment(**model, classes=classes, overlapping=overlapping),
         train=train(parts.train, (Ready(("mask",)), *augment, Select(("image", "mask"))), **run.loader()),
-        optimizer=optim.freeze(rule, "^image/") if fixed else rule,
+        optimizer=rule,
         evals={parts.name: evals.Segmentation(data=one_epoch(parts.scored, (see,), batch=batch), **scores)},
         best="val/mean_dice",
         preprocessing={"image_size": resolution, "interpolation": "bilinear", "crop_field": crop_field},

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from fundax.recipe import Recipe, Run
 from fundax.runtime import argv as words
+from fundax.tuning import tuning
 from fundax.types import UserError
 
 _log = logging.getLogger("fundax")
@@ -99,7 +100,6 @@ VOCABULARY = {
     "texts": "Text files, or folders of them, with paragraphs separated by blank lines.",
     "tokenizer": "Tokenizer: a folder, a vocab.txt or a merges file; empty takes that of --init, else the built-in one.",
     "total": "Combine the losses of the three levels by their sum (RET-CLIP) or their mean (RET-CLIP-PLUS).",
-    "train_encoder": "Train the encoder as well as the head; None trains it unless --init gives it.",
     "transpose": "Also exchange rows and columns at random, in addition to flips.",
     "variant": "Form of the reference loss: v2, v1 (the published KeepFIT), or mixed (v1 without the reference).",
     "visits": "Number of an eye's latest images that the model sees.",
@@ -127,7 +127,9 @@ SMOKE = {
 
 
 # Arguments of Run that are used only in training.
-_OF_TRAINING = frozenset({"epochs", "lr", "weight_decay", "accumulate", "eval_every", "save_every", "keep", "best"})
+_OF_TRAINING = frozenset(
+    {"epochs", "lr", "weight_decay", "accumulate", "eval_every", "save_every", "keep", "best", "tune"}
+)
 
 
 def load(
@@ -161,7 +163,8 @@ def load(
     flat = _flat(arguments)
     _check_honoured(built, asked, flat, path)
     best = next((one.selects(built.best) for one in arguments.values() if isinstance(one, Run)), built.best)
-    return replace(built, best=best, source=_source(path, argv, flat), data=_used(here, flat)), flat
+    tune = tuning(flat["tune"]) if flat.get("tune") else built.tune
+    return replace(built, best=best, tune=tune, source=_source(path, argv, flat), data=_used(here, flat)), flat
 
 
 def _check_honoured(built: Recipe, asked: Collection[str], flat: Mapping[str, Any], path: str | Path) -> None:

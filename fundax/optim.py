@@ -321,6 +321,7 @@ def layer_decay(rate: float, depth: int) -> optax.GradientTransformation:
             return update
         if "/blocks/" in name:
             factors = jnp.asarray([rate ** (depth - i) for i in range(depth)], update.dtype)
+            factors = factors[-len(update) :]  # of the last blocks, where they alone train
             return update * factors.reshape(-1, *(1,) * (update.ndim - 1))
         block = re.search(r"/block_(\d+)/", name)
         return update * rate ** (depth - int(block[1]) if block else depth + 1)
@@ -344,7 +345,9 @@ def ema_update(average: Any, new: Any, momentum: jax.Array | float) -> Any:
 
 
 def _require(pattern: str, params: Any, name: str) -> None:
-    paths = [_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    # Parameters that do not train (fundax/tuning.py) are nodes without leaves here, and count as found.
+    masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    paths = [_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params, is_leaf=masked)]
     if not any(re.search(pattern, path) for path in paths):
         raise UserError(f"{name}: no parameter path matches {pattern!r}; paths begin with {sorted(paths)[:3]}")
 

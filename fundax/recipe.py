@@ -11,6 +11,7 @@ import optax
 from fundax.encoders.backbone import preprocessing
 from fundax.runtime.best import Best, ranking
 from fundax.runtime.mesh import RULES, Rules
+from fundax.tuning import BY_DEFAULT, Tuning, tuning
 from fundax.types import Data, Eval, Objective, Params, UserError
 
 
@@ -33,6 +34,7 @@ class Run:
         epochs: Number of passes over the training data.
         lr: Peak learning rate.
         weight_decay: Weight decay of the optimizer.
+        tune: Parameters that train: full, head, text (not the image encoder), layers:K or lora:RANK; empty takes the config's.
         accumulate: Number of micro-batches that each step is computed in, to save memory.
         mesh: Numbers of devices for data,model or data,fsdp,model; -1 takes all that are left.
         workers: Number of processes that read images; 0 reads in the training process and keeps synthetic images.
@@ -53,6 +55,7 @@ class Run:
     epochs: int = 1
     lr: float = 1e-3
     weight_decay: float = 0.0
+    tune: str = ""
     accumulate: int = 1
     mesh: str = "-1,1"
     workers: int = 0
@@ -166,6 +169,7 @@ class Recipe:
     )  # JSON: where the initial weights come from, and their licence
     mesh: tuple[int, ...] = (-1, 1)  # (data, model) or (data, fsdp, model)
     rules: Rules = RULES
+    tune: Tuning = BY_DEFAULT  # what trains; by default everything, or the head of an objective whose encoder is frozen
     intervals: Intervals = Intervals()
     best: Best | None = None  # keep the best step by "zero_shot*/macro_auc" (a mean), or ("val/mean_error", "min")
     keep: int = 2  # latest checkpoints kept
@@ -180,3 +184,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preprocessing", preprocessing(self.objective) | dict(self.preprocessing))
+        fixed = has_fixed_encoder(self.objective)
+        if fixed and self.tune.word not in ("", "head"):
+            raise UserError(
+                f"--tune {self.tune.word}: this config trains a head on the features of a frozen encoder; leave it out"
+            )
+        if not self.tune.word:
+            object.__setattr__(self, "tune", tuning("head" if fixed else "full"))
+
+
+def has_fixed_encoder(objective: Any) -> bool:
+    """Whether an objective trains on features of an encoder that gets no gradient, or on features computed once."""
+    owners = (objective, getattr(objective, "tower", None))
+    return any(getattr(one, "frozen", False) for one in owners) or "feature" in objective.batch_spec(1)

@@ -10,21 +10,20 @@ If a metric selects the best checkpoint, evals/*.npz are those of the best step,
 from __future__ import annotations
 
 import fnmatch
+import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fundax.optim import rate_of
-from fundax.params import check_same
 from fundax.recipe import Recipe
 from fundax.resume.stored import changes, check_evaluation, describe, digest_of_data, in_words
 from fundax.runtime import accumulate, remote
@@ -41,18 +40,11 @@ from fundax.runtime.preemption import Interrupted, Preemption
 from fundax.runtime.prefetch import Prefetcher
 from fundax.runtime.process import configure_orbax
 from fundax.runtime.speed import Profile, Speed
+from fundax.state import TrainState, abstract_state, check_tune, fresh
+from fundax.tuning import count_trained, join, split
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 BAD_RECORDS = "bad_records.jsonl"  # list of skipped images in the workdir, if the user chose to skip unreadable ones
-
-
-class TrainState(NamedTuple):
-    """Everything that a step updates; `extra` is carried but not differentiated."""
-
-    step: jax.Array
-    params: Params
-    extra: Extra
-    opt: Any
 
 
 def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> TrainState:
@@ -78,6 +70,7 @@ def _fit(recipe: Recipe, workdir: Path, checkpoint: int | str) -> TrainState:
     configure_orbax()
     mesh = meshes.make_mesh(recipe.mesh)
     check_batch(recipe, mesh)
+    check_tune(recipe)
     check_alike(_settings(recipe))
     evaluating = recipe.steps == 0 and has_checkpoints(workdir)
     changed = check_evaluation(recipe, workdir) if evaluating else changes(recipe, workdir)
@@ -140,8 +133,10 @@ def _train(
                 batch = data.take(metrics.get("loss"))
                 trace.before(step)
                 if step == first + 1:
-                    devices = list(mesh.devices.flat)
-                    log.speed = preemption.during(Speed, run_step, (state, batch), recipe.objective, devices).row
+                    devices, partly = list(mesh.devices.flat), recipe.tune.rows is not None
+                    log.speed = preemption.during(
+                        Speed, run_step, (state, batch), recipe.objective, devices, partly
+                    ).row
                     state, metrics = preemption.during(_first_step, run_step, state, batch)
                     log.start_clock(step)
                 else:
@@ -199,57 +194,23 @@ def _owed(recipe: Recipe, step: int, metrics: Mapping[str, float] | None) -> boo
 def train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One jitted update, which donates the state. Random numbers depend only on the seed and the step."""
     value_and_grad = accumulate.value_and_grad(recipe.objective, recipe.accumulate)
+    tune = recipe.tune
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-        (loss, (extra, metrics)), grads = value_and_grad(state.params, state.extra, batch, rng, state.step)
+        trained, fixed = split(tune, state.params)
+        whole = functools.partial(join, fixed=fixed)
+        (loss, (extra, metrics)), grads = value_and_grad(trained, state.extra, batch, rng, state.step, whole)
         grads = meshes.constrain(grads, recipe.rules)
-        updates, opt = recipe.optimizer.update(grads, state.opt, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
+        updates, opt = recipe.optimizer.update(grads, state.opt, trained)
+        moved: Any = optax.apply_updates(trained, updates)
+        params = whole(moved)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **metrics}
         if (rate := rate_of(opt)) is not None:
             metrics["learning_rate"] = rate
         return meshes.constrain(TrainState(state.step + 1, params, extra, opt), recipe.rules), metrics
 
     return jax.jit(update, donate_argnums=0)
-
-
-def abstract_state(recipe: Recipe, mesh: Mesh) -> TrainState:
-    """The state as shapes with shardings. Nothing is allocated, so this works for any size of model."""
-    params, extra = jax.eval_shape(_initialize(recipe), jax.random.key(recipe.seed))
-    opt = jax.eval_shape(recipe.optimizer.init, params)
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    state = TrainState(step, params, extra, opt)
-    placed = meshes.shardings(state, mesh, recipe.rules)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
-
-
-def _initialize(recipe: Recipe) -> Callable[[jax.Array], tuple[Params, Extra]]:
-    one = {k: jnp.zeros(s.shape, s.dtype) for k, s in recipe.objective.batch_spec(1).items()}
-    return lambda rng: recipe.objective.init(rng, one)
-
-
-def fresh(recipe: Recipe, mesh: Mesh, pretrained: bool = True) -> tuple[TrainState, None]:
-    """The state of step 0 on its devices, with init_from applied if `pretrained`; and None, the start of the data."""
-    placed = jax.tree.map(lambda x: x.sharding, abstract_state(recipe, mesh))
-    init = jax.jit(_initialize(recipe), out_shardings=(placed.params, placed.extra))
-    params, extra = init(jax.random.key(recipe.seed))
-    params = _changed("params", recipe.init_from if pretrained else (), params, placed.params)
-    extra = _changed("extra", recipe.init_extra if pretrained else (), extra, placed.extra)
-    opt = jax.jit(recipe.optimizer.init, out_shardings=placed.opt)(params)
-    return TrainState(meshes.device_put(np.int32(0), placed.step), params, extra, opt), None
-
-
-def _changed(what: str, changes: Sequence[Callable[[Any], Any]], fresh: Any, placed: Any) -> Any:
-    """The initial tree after init_from or init_extra, whose steps must not change shapes."""
-    if not changes:
-        return fresh
-    given = meshes.gather(fresh)
-    for change in changes:
-        changed = change(given)
-        check_same("init_from", what, changed, given)
-        given = changed
-    return meshes.device_put(given, placed)
 
 
 def _start(
@@ -265,7 +226,8 @@ def _restore(recipe: Recipe, mesh: Mesh, kept: Checkpoints, step: int) -> tuple[
     """The state of a checkpoint, the position of its data, and whether its evaluation is owed (_owed)."""
     step = step if recipe.steps == 0 else kept.steps()[-1]
     abstract = abstract_state(recipe, mesh)
-    items, run = kept.restore(step, _items(abstract))
+    wanted = _items(abstract) if recipe.steps else {**_items(abstract), "opt": ()}  # an evaluation needs no moments
+    items, run = kept.restore(step, wanted)
     if recipe.steps and (broken := not_finite(items)):
         raise UserError(
             f"checkpoint of step {step} in {kept.folder}: {broken} not finite; remove {kept.folder / str(step)} to resume "
@@ -385,8 +347,9 @@ def check_best(recipe: Recipe, found: Mapping[str, Any]) -> None:
 
 
 def _opening(recipe: Recipe, mesh: Mesh, state: TrainState, restored: bool) -> str:
-    count = sum(x.size for x in jax.tree.leaves(state.params))
+    count, trained = sum(x.size for x in jax.tree.leaves(state.params)), count_trained(recipe.tune, state.params)
+    part = f", of which {trained:,} train (--tune {recipe.tune.word})" if trained < count else ""
     devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}"
     where = f"resuming after step {int(state.step)}" if restored else "from step 0"
     where = f"{where} of {recipe.steps}" if recipe.steps else f"evaluating step {int(state.step)}"
-    return f"{type(recipe.objective).__name__}, {count:,} parameters, {devices}; {where}"
+    return f"{type(recipe.objective).__name__}, {count:,} parameters{part}, {devices}; {where}"

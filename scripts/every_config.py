@@ -35,11 +35,12 @@ def losses(recipe: Any, batches: Sequence[Any]) -> list[tuple[float, float]]:
 
     from fundax import train
     from fundax.runtime import mesh as meshes
+    from fundax.state import fresh
 
     mesh = meshes.make_mesh(recipe.mesh)
     train.check_batch(recipe, mesh)
     with jax.set_mesh(mesh):
-        state, _ = train.fresh(recipe, mesh)
+        state, _ = fresh(recipe, mesh)
         step = train.train_step(recipe)
         found = []
         with no_random_numbers():

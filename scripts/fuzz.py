@@ -15,7 +15,9 @@ import argparse
 import atexit
 import contextlib
 import functools
+import importlib
 import os
+import pkgutil
 import random
 import resource
 import shutil
@@ -42,6 +44,9 @@ import fuzz_verbs  # noqa: E402
 from fuzz_areas import Area  # noqa: E402
 from fuzz_damage import CANARY  # noqa: E402
 
+import data_pipelines  # noqa: E402
+import fundax  # noqa: E402
+
 AREAS = {
     "images": Area(fuzz_areas.image_files, fuzz_areas.open_image, 22),
     "tables": Area(fuzz_areas.table_files, fuzz_areas.open_table, 22),
@@ -56,6 +61,10 @@ LONGEST = 120  # seconds of wall time after which a waiting child is ended
 CLEAR, ACCEPTED, TRACEBACK, MEMORY_ERROR, CODE = range(10, 15)  # exit codes of a child
 NAMES = {CLEAR: "clear", ACCEPTED: "accepted", TRACEBACK: "traceback", MEMORY_ERROR: "memory", CODE: "code"}
 BAD = ("traceback", "memory", "code", "hang", "crash")
+LAZY = (
+    *("grain", "jinja2", "lmdb", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "matplotlib.figure"),
+    *("openpyxl", "rich.console", "rich.table", "scipy.stats", "sklearn.linear_model", "sklearn.metrics", "tensorflow_datasets"),
+)  # fmt: skip
 CALLS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.spawn", "pty.spawn", "webbrowser.open")
 
 
@@ -65,6 +74,16 @@ class Ended(NamedTuple):
     code: int
     seconds: float
     memory: int
+
+
+def preload() -> None:
+    """Import what the readers import, some of it within functions, so that no child has to. It starts no threads."""
+    for package in (data_pipelines, fundax):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    for name in LAZY:
+        with contextlib.suppress(ImportError):  # some belong to extras
+            importlib.import_module(name)
 
 
 def in_child(function: Callable[[], int], seconds: float, longest: int = LONGEST) -> Ended:
@@ -189,6 +208,7 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             run_case(args.area[0], Path(folder), args.only)
         return 0
+    preload()
     names = [name for name in args.area for _ in range(AREAS[name].share)]
     random.Random(0).shuffle(names)
     counts, start = {name: Counter[str]() for name in AREAS if name in names}, time.monotonic()

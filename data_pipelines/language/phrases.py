@@ -5,13 +5,19 @@ The time is linear in the length of the text."""
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from data_pipelines.notices import warn_once
+
+LONGEST = 100_000  # letters of a text that are read; normalisation can make eighteen of one
 NUMBER, END = "{number}", "{end}"  # in a phrase: any number; the end of a clause, which is not consumed
 SEPARATORS = frozenset(",;:.!?\n。")
+
+_log = logging.getLogger(__name__)
 
 _TOKEN = re.compile(r"[a-z]+|\d+(?:\.\d+)*|\{\w+\}|\S|\n", re.IGNORECASE)
 _HYPHEN = re.compile(r"(?<=\w)[-\u2010\u2011](?=\w)")  # between two words; other dashes separate clauses
@@ -43,8 +49,13 @@ class Match(NamedTuple):
 
 def tokens(text: str) -> list[Token]:
     """Split a text into tokens. Full-width characters become ASCII, British spelling becomes American, plurals become
-    singular, and articles are removed."""
-    plain = unicodedata.normalize("NFKC", text)
+    singular, and articles are removed. Of a text of more than LONGEST letters only the first are read, with a warning."""
+    plain = unicodedata.normalize("NFKC", text[:LONGEST])
+    if max(len(text), len(plain)) > LONGEST:
+        warn_once(
+            _log, "longest text", "findings are read in the first %d letters of a text; one text is longer", LONGEST
+        )
+        plain = plain[:LONGEST]
     plain = _HYPHEN.sub("\x00", _NON.sub("non-", _PREFIX.sub(r"\1", plain)))
     plain = _DASH.sub(" : ", plain)
     out, end, hyphen = [], 0, False

@@ -36,6 +36,7 @@ _LARGEST_MERGES = 2**26  # letters; OpenAI's file has 3 million
 _SURROGATE = re.compile("[\ud800-\udfff]")
 BERT_MAX_CONTEXT = 512  # default for folders that do not define it
 LARGEST_CONTEXT = 2**20
+_LETTERS = 200  # letters per token of the context that are read of a text; BERT's longest words have 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,8 @@ class Tokenizer:
         start, end = self.start, self.end
         for row, text in zip(ids, texts, strict=True):
             # encode_batch would start threads, but a worker is already one of many processes.
-            pieces = self.backend.encode(self.clean(readable(text)), add_special_tokens=False).ids[: self.context - 2]
+            words = self.clean(readable(text)[: _LETTERS * self.context])
+            pieces = self.backend.encode(words, add_special_tokens=False).ids[: self.context - 2]
             row[: len(pieces) + 2] = [start, *pieces, end]
         return ids
 

@@ -20,9 +20,15 @@ from fundax import interop
 from fundax.inference import embed as embeddings
 from fundax.inference import explain as explanations
 from fundax.inference import synthesize as synthesis
+from fundax.inference.model import load as load_model
+from fundax.interop import adapters
 from fundax.results import page
 from fundax.runtime.environment import environment
 from fundax.runtime.workdir import check_output
+from fundax.serving import web
+from fundax.serving.answers import kind_of
+from fundax.serving.calibration import calibrations
+from fundax.serving.neighbours import open_neighbours
 from fundax.types import UserError
 
 
@@ -42,12 +48,15 @@ def export(
     Args:
         run: Folder of the run.
         out: Folder to write.
-        to: Format of the folder: {formats}.
+        to: Format of the folder: {formats}; or adapters, which are what a run of --tune lora:RANK learnt, alone.
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         overwrite: Replace a folder that is not empty.
         license: License in the model card, such as apache-2.0; derived weights keep that of the weights they started from.
         base_model: What the run started from, in the model card; empty takes the name of its --init.
     """
+    if to == adapters.NAME:
+        print(adapters.write_adapters(run, out, checkpoint, overwrite))
+        return
     fields = {"checkpoint": checkpoint, "overwrite": overwrite, "license": license, "base_model": base_model}
     print(interop.export(run, to, out, **fields))
 
@@ -63,8 +72,9 @@ def import_(
     resize: str = "",
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    base: str = "",
 ) -> None:
-    """Write the checkpoint of another program as a run.
+    """Write the checkpoint of another program as a run, or a run's adapters merged into their base.
 
     Args:
         path: Folder or weights file.
@@ -75,7 +85,11 @@ def import_(
         resize: How photographs become square, where the files do not say: squash, shortest, longest or canvas.
         mean: Mean of red, green and blue between 0 and 1, where the files do not say.
         std: Standard deviation of red, green and blue, where the files do not say.
+        base: Model that exported adapters belong to: what their run started from.
     """
+    if base:
+        print(interop.import_model(adapters.read_adapters(path, base), path, workdir))
+        return
     shown = {name: value for name, value in (("resize", resize), ("mean", mean), ("std", std)) if value}
     print(interop.import_checkpoint(path, workdir, like=like, modality=modality, activation=activation, shown=shown))
 
@@ -185,6 +199,40 @@ def explain(
     fields = {"checkpoints": checkpoints, "modality": modality, "mass": mass, "overwrite": overwrite}
     for path in explanations.explain(run, images, out, texts=text, target=target, masks=masks, **fields):
         print(path)
+
+
+def serve(
+    run: Positional[str],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    checkpoint: str = "",
+    modality: str = "",
+    classes: tuple[str, ...] = (),
+    neighbours: str = "",
+    megabytes: float = 20,
+    megapixels: float = 50,
+) -> None:
+    """Serve a page and a JSON API where a photograph, or the views of a visit, can be shown to a model. For research only.
+
+    Args:
+        run: A run, or an exported folder.
+        host: Address to listen on; any other than that of this machine alone lets others ask, without a password.
+        port: Port to listen on; 0 takes a free one.
+        checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
+        modality: Modality of the photographs, which decides how they are normalised; empty takes CFP.
+        classes: Conditions that the page suggests; by default those of the run's evaluation.
+        neighbours: Show the most similar cases of a file of launch.py embed, or of the run's own data files: data.
+        megabytes: Largest file that is accepted.
+        megapixels: Largest image that is accepted.
+    """
+    model = load_model(run, checkpoint, modality=modality)
+    kind_of(model)
+    found, near = calibrations(run), open_neighbours(model, run, neighbours)
+    suggested = classes or next((one.classes for one in found), ())
+    limits = web.Limits(megabytes, round(megapixels * 1e6))
+    web.run(web.Served(model, suggested, found, near, limits), host, port)
 
 
 def report(
@@ -328,6 +376,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "synth": synth,
     "embed": embed,
     "explain": explain,
+    "serve": serve,
     "report": report,
     "env": env,
     "data show": data_show,

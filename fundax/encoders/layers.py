@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from fundax.encoders.attention import Path, attend
 from fundax.runtime.mesh import constrain_rows, gather_parameter
+from fundax.tuning import LORA_A, LORA_B, scale
 from fundax.types import UserError
 
 Initializer = Callable[..., jax.Array]
@@ -162,8 +163,20 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_initial, (x.shape[-1], self.width), jnp.float32)
         bias = self.param("bias", self.bias_initial, (self.width,), jnp.float32).astype(self.dtype)
-        y = product(x.astype(self.dtype), gather_parameter(kernel, (*self.path, "kernel")))
+        x = x.astype(self.dtype)
+        y = adapted(self, x, product(x, gather_parameter(kernel, (*self.path, "kernel"))))
         return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def adapted(module: nn.Module, x: jax.Array, y: jax.Array, columns: slice | None = None) -> jax.Array:
+    """The product y of x [... D] with a module's kernel, plus that with its low-rank adapters if it has any.
+
+    columns: those of the kernel's axis 1 that y has. Source: LoRA (arXiv:2106.09685), equation 3.
+    """
+    if not module.has_variable("params", LORA_A):
+        return y
+    a, b = module.get_variable("params", LORA_A), module.get_variable("params", LORA_B)
+    return y + scale(a) * product(product(x, a), b if columns is None else b[:, columns])
 
 
 class PackedProjection(nn.Module):
@@ -180,7 +193,8 @@ class PackedProjection(nn.Module):
         width = self.width
         kernel = self.param("kernel", self.initial, (width, 3, width), jnp.float32)
         kernel = gather_parameter(kernel, (*self.path, "kernel"))
-        y = product(x.astype(self.dtype), kernel[:, first:last])
+        x = x.astype(self.dtype)
+        y = adapted(self, x, product(x, kernel[:, first:last]), slice(first, last))
         if not self.bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (3, width), jnp.float32)

@@ -78,9 +78,12 @@ class Encoder:
         given = {"checkpoint": self.checkpoint, "image_size": self.image_size, "modality": self.modality}
         return backbone(self.init or self.size, **given, **fields)
 
-    def trained(self, train_encoder: bool | None) -> bool:
-        """Whether the encoder is trained as well as the head; None trains it unless --init gives it."""
-        return not self.init if train_encoder is None else train_encoder
+    def trained(self, tune: str | bool | None) -> bool:
+        """Whether anything of the encoder trains with this --tune; empty trains it unless --init gives it.
+
+        Configs of runs from before --tune ask with True, False or None.
+        """
+        return not self.init if tune in ("", None) else tune not in ("head", False)
 
 
 def backbone(

@@ -151,7 +151,12 @@ def import_checkpoint(path: str | Path, workdir: str | Path, **options: Any) -> 
     Raises:
         UserError: `path` is unknown, incomplete or does not fit; `workdir` is in use.
     """
-    model = load(path, **options)
+    note = f"; {options['activation']} in its MLPs, as given" if options.get("activation") else ""
+    return import_model(load(path, **options), path, workdir) + note
+
+
+def import_model(model: Checkpoint, path: str | Path, workdir: str | Path) -> str:
+    """Write a model that was read from `path` in the form of a run, see `import_checkpoint`."""
     with fresh_folder(workdir) as folder:
         config = {"objective": serialize.to_json(model.objective), "imported_from": dict(model.source)}
         write_json(folder / "config.json", config)
@@ -163,7 +168,6 @@ def import_checkpoint(path: str | Path, workdir: str | Path, **options: Any) -> 
     count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     silent = model.tokenizer or not hasattr(model.objective, "text")
     note = "" if silent else f"; no tokenizer there: texts need its files in {Path(workdir) / 'tokenizer'}"
-    note += f"; {options['activation']} in its MLPs, as given" if options.get("activation") else ""
     return f"{workdir}: {count:,} parameters from {path}{note}"
 
 

@@ -1,23 +1,30 @@
-"""Read tensors from PyTorch files without PyTorch, with an unpickler that makes only dicts, numbers and NumPy arrays.
+"""Read tensors from PyTorch files without PyTorch, with an unpickler that makes dicts, numbers, texts and NumPy arrays only.
 
 Both forms of torch.save are read: the zip archive, and the older sequence of pickles that the bytes of the tensors follow.
-Nothing else that a pickle names is imported or called, so that a file can run no code."""
+What a pickle asks for is counted before it is loaded (data_pipelines/files/pickles.py). Nothing that a pickle names is imported,
+and only the functions below are called, so that a file can run no code."""
 
 from __future__ import annotations
 
+import argparse
 import collections
 import io
+import math
+import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from data_pipelines.files import pickles
+from data_pipelines.records import DataError
+from fundax.runtime.arrays import check_archive
 from fundax.types import UserError
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
@@ -26,7 +33,8 @@ _DTYPES = {
     "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
     "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }  # fmt: skip
-_LARGEST = 2**31  # bytes of a tensor
+_DIMENSIONS = 64  # the most that NumPy has
+LARGEST_VIEW = 2**28  # bytes of all tensors that repeat what is stored, such as position tables with a batch axis
 
 
 class _Kind(NamedTuple):
@@ -44,6 +52,11 @@ class _Storage:
     count: int
     data: np.ndarray | None = None
 
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return self.count * self.dtype.itemsize
+
 
 @dataclass(frozen=True)
 class _Tensor:
@@ -54,84 +67,128 @@ class _Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return math.prod(self.shape) * self.storage.dtype.itemsize
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether its numbers follow each other in the storage, so that they need not be copied."""
+        inner = [math.prod(self.shape[k + 1 :]) for k in range(len(self.shape))]
+        return all(n == 1 or have == want for n, have, want in zip(self.shape, self.strides, inner, strict=True))
+
     def array(self) -> np.ndarray:
-        """The tensor as a new array. Raises ValueError for a view that reaches beyond the storage."""
-        data, size = self.storage.data, int(np.prod(self.shape, dtype=np.int64))
-        if data is None or size * self.storage.dtype.itemsize > _LARGEST:
-            raise ValueError("a tensor without its bytes, or a very large one")
+        """The tensor as an array. Raises ValueError for a view that reaches beyond the storage."""
+        data = self.storage.data
+        if data is None or min(self.shape, default=0) < 0:
+            raise ValueError("a tensor without its bytes, or of a negative size")
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        if size and not (self.offset >= 0 and min(self.strides, default=0) >= 0 and last < len(data)):
+        if self.size and not (self.offset >= 0 and min(self.strides, default=0) >= 0 and last < len(data)):
             raise ValueError("a tensor reaches beyond its bytes")
         steps = [step * data.itemsize for step in self.strides]
-        return np.lib.stride_tricks.as_strided(data[self.offset :], self.shape, steps, writeable=False).copy()
+        return np.ascontiguousarray(np.lib.stride_tricks.as_strided(data[self.offset :], self.shape, steps)).reshape(
+            self.shape
+        )
 
 
-def read(path: Path) -> Any:
+def read(path: str | Path) -> Any:
     """The content of a PyTorch file, with NumPy arrays for tensors.
 
-    Raises UserError for a damaged file and for one that holds anything but tensors, dicts and numbers.
+    Numbers of NumPy, paths, defaultdicts and argparse's Namespaces, which training programs store with the weights, are
+    read as plain values.
+
+    Raises UserError for a damaged file, for one that asks for far more memory than its size, and for one that holds
+    anything else.
     """
-    storages: dict[str, _Storage] = {}
+    path, tensors = Path(path), list[_Tensor]()
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
-                loaded = _Restricted(io.BytesIO(archive.read(f"{root}data.pkl")), storages).load()
-                for one in storages.values():
-                    _fill(one, archive.read(f"{root}data/{one.key}"))
-        else:
-            with path.open("rb") as file:
-                loaded = _read_older(file, storages)
+        with path.open("rb") as file:
+            loaded = _read_archive(path, tensors) if file.read(4) == b"PK\x03\x04" else _read_older(file, tensors)
+        _check_views(tensors)
         return _plain(loaded)
+    except DataError as error:
+        raise UserError(f"{path}: refused: {error}") from error
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: refused: damaged, or no file of tensors ({error})") from error
     except Exception as error:  # damaged bytes raise what pickle, zipfile and struct happen to raise
         raise UserError(f"{path}: damaged or not a PyTorch state dict ({type(error).__name__}: {error})") from error
 
 
-def _read_older(file: Any, storages: dict[str, _Storage]) -> Any:
-    if _Restricted(file, {}).load() != _MAGIC:
-        raise ValueError("no PyTorch file")
-    _Restricted(file, {}).load()  # the version of the protocol
-    if not _Restricted(file, {}).load().get("little_endian", True):
+def _read_archive(path: Path, tensors: list[_Tensor]) -> Any:
+    storages: dict[str, _Storage] = {}
+    with zipfile.ZipFile(path) as archive:
+        check_archive(archive, path.stat().st_size)
+        root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
+        loaded = _loaded(io.BytesIO(archive.read(f"{root}data.pkl")), storages, tensors)
+        for one in storages.values():
+            with archive.open(f"{root}data/{one.key}") as member:
+                _fill(one, member, archive.getinfo(member.name).file_size)
+    return loaded
+
+
+def _read_older(file: IO[bytes], tensors: list[_Tensor]) -> Any:
+    file.seek(0)
+    storages: dict[str, _Storage] = {}
+    if _loaded(file, {}, []) != _MAGIC:
+        raise pickle.UnpicklingError("a bare pickle")
+    _loaded(file, {}, [])  # the version of the protocol
+    if not _loaded(file, {}, []).get("little_endian", True):
         raise ValueError("written by a machine of the other byte order")
-    loaded = _Restricted(file, storages).load()
-    for key in _Restricted(file, {}).load():
+    loaded = _loaded(file, storages, tensors)
+    for key in _loaded(file, {}, []):
         (count,) = struct.unpack("<q", file.read(8))
         one = storages[str(key)]
         if count != one.count:
             raise ValueError(f"a storage of {count} numbers; expected {one.count}")
-        _fill(one, file.read(count * one.dtype.itemsize))
+        _fill(one, file, os.fstat(file.fileno()).st_size)
     return loaded
 
 
-def _fill(storage: _Storage, data: bytes) -> None:
-    storage.data = np.frombuffer(data, storage.dtype)
-    if len(storage.data) != storage.count:
+def _check_views(tensors: Sequence[_Tensor]) -> None:
+    """Refuse a file whose tensors are far larger than the bytes that it stores."""
+    copied = sum(one.size for one in tensors if not one.contiguous)
+    stored = sum(one.size for one in {id(one.storage): one.storage for one in tensors}.values())
+    if copied > stored + LARGEST_VIEW:
+        most = max(tensors, key=lambda one: one.size)
+        raise UserError(f"refused: a tensor is a view of {most.size:,} bytes on {most.storage.size:,} stored ones")
+
+
+def _loaded(file: IO[bytes], storages: dict[str, _Storage], tensors: list[_Tensor]) -> Any:
+    """Check a pickle, and load it."""
+    start = file.tell()
+    pickles.check(file, pickles.WEIGHTS)
+    file.seek(start)
+    return _Restricted(file, storages, tensors).load()
+
+
+def _fill(storage: _Storage, file: IO[bytes], most: int) -> None:
+    data = file.read(storage.size) if 0 <= storage.size <= most else b""
+    if len(data) != storage.size:
         raise ValueError("fewer bytes than the tensors have")
+    storage.data = np.frombuffer(data, storage.dtype)
 
 
 class _Restricted(pickle.Unpickler):
-    """An unpickler that knows tensors and OrderedDict by name, and nothing else."""
+    """An unpickler that knows tensors, plain values and dicts by name, and nothing else."""
 
-    def __init__(self, file: Any, storages: dict[str, _Storage]) -> None:
+    def __init__(self, file: IO[bytes], storages: dict[str, _Storage], tensors: list[_Tensor]) -> None:
         super().__init__(file, encoding="utf-8")
-        self._storages = storages
+        self._storages, self._tensors = storages, tensors
 
     def find_class(self, module: str, name: str, /) -> Any:
-        known: dict[str, Any] = {
-            "collections.OrderedDict": collections.OrderedDict,
-            "torch._utils._rebuild_tensor_v2": _rebuilt,
-            "torch._utils._rebuild_parameter": _parameter,
-        }
+        full = f"{module}.{name}".replace("__builtin__.", "builtins.")  # as Python 2 and protocol 2 call it
         if module in ("torch", "torch.storage") and name in _DTYPES:
             return _Kind(np.dtype(_DTYPES[name]))
-        if f"{module}.{name}" in known:
-            return known[f"{module}.{name}"]
-        raise UserError(
-            f"refused: it holds {module}.{name}, more than tensors; save model.state_dict() alone, best as .safetensors. With "
-            "PyTorch (pip install -e '.[torch]') numbers of NumPy, paths and argparse's Namespace are read, too"
-        )
+        if full in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+            return self._tensor
+        if full not in _KNOWN:
+            raise UserError(
+                f"refused: it holds {full}, which could run code when read; save model.state_dict() alone, best as .safetensors"
+            )
+        return _KNOWN[full]
 
     def persistent_load(self, pid: Any, /) -> _Storage:
         kind, dtype, key, _, count = pid[:5]
@@ -139,15 +196,52 @@ class _Restricted(pickle.Unpickler):
             raise ValueError(f"an object of the kind {kind!r}")
         return self._storages.setdefault(str(key), _Storage(str(key), dtype.dtype, int(count)))
 
+    def _tensor(self, storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:
+        if not isinstance(storage, _Storage) or len(shape) > _DIMENSIONS:
+            raise ValueError(f"a tensor without a storage, or of more than {_DIMENSIONS} dimensions")
+        self._tensors.append(_Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides))))
+        return self._tensors[-1]
 
-def _rebuilt(storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:
-    if not isinstance(storage, _Storage):
-        raise ValueError("a tensor without a storage")
-    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+class _NumberType:
+    """Stands for numpy.dtype. NumPy's own would let a file change the types of the whole process."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.dtype = np.dtype(str(name))
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
 
 
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
+def _number(kind: _NumberType, data: bytes) -> Any:
+    return np.frombuffer(data, kind.dtype)[0].item()
+
+
+def _first(value: Any = None, *_: Any) -> Any:
+    """Stands for what only wraps its first argument: a parameter, a size, a device, a set."""
+    return value
+
+
+def _mapping(*_: Any) -> dict[Any, Any]:
+    """Stands for a defaultdict, whose factory is left out."""
+    return {}
+
+
+def _encoded(text: str, encoding: str = "latin1") -> bytes:
+    """Stands for _codecs.encode, by which protocol 2 writes bytes."""
+    return text.encode("utf-8" if encoding in ("utf-8", "utf8") else "latin1")
+
+
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
+_KNOWN: dict[str, Any] = {
+    "collections.OrderedDict": collections.OrderedDict, "collections.defaultdict": _mapping, "_codecs.encode": _encoded,
+    "torch._utils._rebuild_parameter": _first, "torch.Size": _first, "torch.device": _first, "numpy.dtype": _NumberType,
+    "argparse.Namespace": argparse.Namespace,
+    **{f"numpy.{core}.multiarray.scalar": _number for core in ("core", "_core")},
+    **{f"{module}.{kind}": PurePosixPath for module in ("pathlib", "pathlib._local") for kind in _PATHS},
+    **{f"builtins.{kind}": _first for kind in ("list", "dict", "int", "long", "float", "str", "unicode", "tuple", "bool", "set")},
+    **{f"torch.{kind}": f"torch.{kind}" for kind in ("float32", "float16", "bfloat16", "float64", "int64")},
+}  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

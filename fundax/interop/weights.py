@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import hashlib
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from data_pipelines.files import pickles
-from data_pipelines.records import DataError
 from fundax.interop import pickled
-from fundax.runtime.arrays import check_archive, read_arrays
+from fundax.runtime.arrays import read_arrays
 from fundax.runtime.shapes import Index
 from fundax.runtime.workdir import read_json
 from fundax.types import UserError
@@ -46,7 +40,6 @@ SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # training programs put the tensors one level down
 SELF_DISTILLED = ("student", "teacher", "ibot_loss")  # DINO, iBOT and VisionFM keep these dicts of tensors
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
-LARGEST_VIEW = 2**28  # bytes of all tensors that repeat what is stored, such as position tables with a batch axis
 _SAFETENSORS = {
     "F64": np.float64,
     "F32": np.float32,
@@ -104,10 +97,10 @@ def read_state(path: str | Path) -> State:
 
     A dict wrapped in "state_dict" is unwrapped and a prefix "module." on every key is dropped; dtypes stay as
     stored. A pretraining by self-distillation keeps "student.", "teacher." and "ibot_loss." before its keys.
-    PyTorch files are read with `weights_only=True`, so that a pickle can run no code.
+    PyTorch files are read without PyTorch, by an unpickler that can run no code (fundax/interop/pickled.py).
 
     Raises:
-        UserError: no such file, unknown suffix, damaged file, a pickle of more than tensors, or torch absent.
+        UserError: no such file, unknown suffix, damaged file, or a pickle of more than tensors.
     """
     path = find_file(path)
     if path.name.endswith(".index.json"):
@@ -119,7 +112,7 @@ def read_state(path: str | Path) -> State:
     elif path.suffix == ".npz":
         state = _read_npz(path)
     else:
-        state = _tensors(path, load_torch(path))
+        state = _tensors(path, pickled.read(path))
     return strip_prefixes(state)
 
 
@@ -199,126 +192,16 @@ def _read_npz(path: Path) -> State:
     return state
 
 
-def load_torch(path: str | Path) -> Any:
-    """The content of a PyTorch file, read by an unpickler that makes tensors and plain values only.
-
-    Plain values include what training programs store with the weights: NumPy numbers, paths, defaultdicts and argparse
-    Namespaces.
-
-    Raises:
-        UserError: torch absent, a damaged file, or a pickle of anything else.
-    """
-    try:
-        _check_pickles(Path(path))
-        try:
-            import torch
-        except ImportError:
-            return pickled.read(Path(path))
-        with torch.serialization.safe_globals(_plain_values()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (DataError, UserError) as error:
-        named = str(error).startswith(str(path))
-        raise UserError(str(error) if named else f"{path}: refused: {error}") from error
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise UserError(
-            f"{path}: refused: damaged, or it holds {name[1] if name else 'more than tensors'}, which could run code "
-            "when read; save model.state_dict() alone, best as .safetensors"
-        ) from error
-    except Exception as error:  # damaged bytes raise what torch's unpickler happens to raise
-        raise UserError(f"{path}: damaged or not a PyTorch state dict ({_first_line(error)})") from error
-
-
-def _check_pickles(path: Path) -> None:
-    """Raise DataError or UserError for a PyTorch file that asks for far more than its size, before torch reads it."""
-    with path.open("rb") as file:
-        if file.read(4) == b"PK\x03\x04":
-            with zipfile.ZipFile(file) as archive:
-                check_archive(archive, path.stat().st_size)
-                for name in archive.namelist():
-                    if name.endswith(".pkl"):
-                        with archive.open(name) as member:
-                            pickles.check(member, pickles.WEIGHTS)
-            return
-        file.seek(0)
-        pickles.check(file, pickles.WEIGHTS)
-        with contextlib.suppress(
-            pickle.UnpicklingError
-        ):  # the older form: four more, and then the bytes of the tensors
-            for _ in range(4):
-                pickles.check(file, pickles.WEIGHTS)
-
-
-class _NumberType:
-    """Stands for numpy.dtype in a pickle. NumPy's own would let a file change the types of the whole process."""
-
-    def __init__(self, name: str, *_: Any) -> None:
-        self.dtype = np.dtype(str(name))
-
-    def __setstate__(self, state: Any) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-def _number(kind: _NumberType, data: bytes) -> Any:
-    return np.frombuffer(data, kind.dtype)[0].item()
-
-
-def _mapping(factory: Any = None) -> dict[Any, Any]:
-    """Stands for a defaultdict."""
-    del factory
-    return {}
-
-
-def _factory(*_: Any) -> None:
-    """Stands for the factory of a defaultdict."""
-
-
-def _plain_values() -> list[Any]:
-    """Types other than tensors that a file of weights may hold: (replacement, name in the pickle)."""
-    scalar = [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    modules, kinds = (
-        ("pathlib", "pathlib._local"),
-        ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"),
-    )
-    paths = [(PurePosixPath, f"{module}.{kind}") for module in modules for kind in kinds]
-    factories = [(_factory, f"builtins.{name}") for name in ("list", "dict", "int", "float", "str", "tuple", "bool")]
-    others = [(_NumberType, "numpy.dtype"), (_mapping, "collections.defaultdict"), argparse.Namespace]
-    return [*scalar, *paths, *factories, *others]
-
-
 def _tensors(path: Path, loaded: Any) -> State:
-    """Unwrap {"state_dict": ...} and turn tensors into arrays."""
+    """Unwrap {"state_dict": ...} and check that it holds arrays."""
     loaded = _unwrapped(loaded)
-    if isinstance(loaded, Mapping) and all(isinstance(value, np.ndarray) for value in loaded.values()):
-        return {str(name): value for name, value in loaded.items()}  # read without torch
-    import torch
-
     expected = f"expected names to tensors, possibly under {', '.join(WRAPPERS)}"
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path}: not a state dict but a {type(loaded).__name__}; {expected}")
     for name, value in loaded.items():
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, np.ndarray):
             raise UserError(f"{path}: not a state dict; '{name}' is of type {type(value).__name__}; {expected}")
-    views = sum(
-        max(_bytes(tensor) - tensor.untyped_storage().nbytes(), 0)
-        for tensor in loaded.values()
-        if _dense(tensor, torch)
-    )
-    if views > LARGEST_VIEW:
-        name = max(loaded, key=lambda one: _bytes(loaded[one]))
-        stored = loaded[name].untyped_storage().nbytes()
-        raise UserError(
-            f"{path}: tensor '{name}' is a view of {_bytes(loaded[name]):,} bytes on {stored:,} stored ones"
-        )
-    return {str(name): _array(tensor, f"{path}: tensor '{name}'", torch) for name, tensor in loaded.items()}
-
-
-def _bytes(tensor: Any) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _dense(tensor: Any, torch: Any) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+    return {str(name): value for name, value in loaded.items()}
 
 
 def _unwrapped(loaded: Any) -> Any:
@@ -328,19 +211,6 @@ def _unwrapped(loaded: Any) -> Any:
     if parts := [part for part in SELF_DISTILLED if isinstance(loaded.get(part), Mapping)]:
         return {f"{part}.{key}": value for part in parts for key, value in strip_prefixes(loaded[part]).items()}
     return next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
-
-
-def _array(tensor: Any, where: str, torch: Any) -> np.ndarray:
-    tensor = tensor.detach()
-    if not _dense(tensor, torch):
-        kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
-        raise UserError(f"{where} is {kind}; expected dense tensors")
-    try:
-        if tensor.dtype == torch.bfloat16:  # numpy has no such dtype of its own
-            return tensor.view(torch.uint16).contiguous().numpy().view(ml_dtypes.bfloat16)
-        return tensor.contiguous().numpy()
-    except (TypeError, RuntimeError) as error:
-        raise UserError(f"{where} has the unsupported dtype {tensor.dtype}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -22,7 +22,7 @@ class Probe:
     Attributes:
         head: the head.
         penalty: L2 penalty, a field of Classify.
-        rule: optimizer; encoder and standardisation are frozen.
+        rule: optimizer, which leaves the standardisation as it is.
         steps, batch: number of steps, and rows of a step.
         exact: whether every step uses all rows and training converges.
     """
@@ -78,11 +78,11 @@ def probe(
             cosine_schedule(run.lr * run.batch / 256, 0, steps), weight_decay=run.weight_decay, decay=decay_all
         )
         head = MLPHead(outputs, 3 if name == "mlp" else 1, norm=name == "mlp")
-        return Probe(head, 0.0, freeze(rule, "^image/"), steps, run.batch, False)
+        return Probe(head, 0.0, rule, steps, run.batch, False)
     # scikit-learn minimises C times the sum of the losses; its single weight vector of two classes is our difference
     penalty = (1 / outputs if several else 2.0 if outputs == 2 else 1.0) / (strength * rows)
     smooth = (width + 1) / 2 + penalty  # a bound on the curvature: the trace of the features' covariance
     root = math.sqrt(smooth / penalty)
-    rule = freeze(optax.sgd(1 / smooth, (root - 1) / (root + 1), nesterov=True), "^image/", "^head/norm/")
+    rule = freeze(optax.sgd(1 / smooth, (root - 1) / (root + 1), nesterov=True), "^head/norm/")
     steps, batch = run.steps or min(math.ceil(12 * root), 5000), -(-rows // 8) * 8
     return Probe(MLPHead(outputs, 1, standardized=True, epsilon=1e-12), penalty, rule, steps, batch, True)

@@ -26,6 +26,8 @@ from fundax.roofline.collectives import BETWEEN, Collective, collectives
 from fundax.runtime import flops
 from fundax.runtime import mesh as meshes
 from fundax.runtime.chips import CHIPS, GIB, Chip, chip_named, chip_of
+from fundax.state import abstract_state
+from fundax.tuning import count_trained
 from fundax.types import UserError
 
 # libtpu must not search for a TPU or for another process that uses one. The last two variables have no effect on the
@@ -48,6 +50,7 @@ class CompiledStep:
     batch: int
     images: int  # per step; two for a patient with two eyes
     parameters: int
+    trained: int  # of them
     state: int  # bytes: parameters, optimizer state and extra state
     arguments: int  # bytes: the state and the batch
     temporaries: int | None  # bytes: activations, gradients; None if compilation failed or was not run
@@ -114,7 +117,7 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
     """
     mesh, chip = target(recipe, topology)
     train.check_batch(recipe, mesh)
-    state = train.abstract_state(recipe, mesh)
+    state = abstract_state(recipe, mesh)
     spec = recipe.objective.batch_spec(recipe.batch)
     rows = meshes.batch_sharding(mesh)
     batch = {key: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for key, s in spec.items()}
@@ -134,11 +137,12 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
         batch=recipe.batch,
         images=sum(s.shape[0] for s in spec.values() if len(s.shape) > 3),
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        trained=count_trained(recipe.tune, state.params),
         state=stored,
         arguments=memory.argument_size_in_bytes if memory else stored + _bytes(batch),
         temporaries=memory.temp_size_in_bytes if memory else None,
         communication=wires,
-        model_flops=model,
+        model_flops=min(model, done) if recipe.tune.rows is not None else model,
         done_flops=done,
         moved=moved,
         seconds_to_compile=seconds,
@@ -243,7 +247,7 @@ def tables(compiled: CompiledStep) -> Group:
 
 def _memory(compiled: CompiledStep) -> list[tuple[str, str]]:
     rows = [
-        ("parameters, all devices", f"{compiled.parameters / 1e6:,.1f} M"),
+        ("parameters, all devices", f"{compiled.parameters / 1e6:,.1f} M{_share(compiled)}"),
         ("parameters and optimizer state", f"{compiled.state / GIB:.2f} GiB"),
         ("arguments (state and batch)", f"{compiled.arguments / GIB:.2f} GiB"),
     ]
@@ -255,6 +259,11 @@ def _memory(compiled: CompiledStep) -> list[tuple[str, str]]:
     unknown = "unknown: nothing was compiled" if compiled.chip else "unknown"
     verdict = {True: "fits", False: "does not fit", None: unknown}[compiled.fits]
     return [*rows, ("verdict", f"{verdict}: {compiled.refused}" if compiled.refused else verdict)]
+
+
+def _share(compiled: CompiledStep) -> str:
+    share = compiled.trained / compiled.parameters
+    return f", of which {compiled.trained / 1e6:,.2f} M train ({100 * share:.2f} %)" if share < 1 else ""
 
 
 def _speed(compiled: CompiledStep) -> list[tuple[str, str]]:
@@ -306,7 +315,7 @@ def _caveat(compiled: CompiledStep) -> str:
 def shardings_table(recipe: Recipe, mesh: Mesh) -> Table:
     """Table of the leaves of the state: shape, sharding and memory on one device."""
     table = Table("path", "shape", "split", "MiB per device", title=f"state on a mesh of {dict(mesh.shape)}")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(train.abstract_state(recipe, mesh)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state(recipe, mesh)):
         sharding: NamedSharding = leaf.sharding
         split = ", ".join(str(axis or "-") for axis in sharding.spec) if any(sharding.spec) else "whole"
         table.add_row(path_string(path), str(tuple(leaf.shape)), split, f"{_bytes(leaf) / 2**20:.2f}")

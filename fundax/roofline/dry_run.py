@@ -15,6 +15,7 @@ from fundax.runtime.distributed import compile_together
 from fundax.runtime.log import say
 from fundax.runtime.process import configure_orbax
 from fundax.runtime.speed import Profile, Speed
+from fundax.state import fresh
 
 
 def dry_run(recipe: Recipe, steps: int, folder: str = "") -> list[dict[str, float]]:
@@ -29,11 +30,11 @@ def dry_run(recipe: Recipe, steps: int, folder: str = "") -> list[dict[str, floa
     rows: list[dict[str, float]] = []
     with jax.set_mesh(mesh):
         start = time.monotonic()
-        state, _ = train.fresh(recipe, mesh, pretrained=False)
+        state, _ = fresh(recipe, mesh, pretrained=False)
         spec = recipe.objective.batch_spec(recipe.batch // jax.process_count())
         batch = meshes.shard_batch({key: made_up(one) for key, one in spec.items()}, mesh)
         step = train.train_step(recipe)
-        speed = Speed(step, (state, batch), recipe.objective, list(mesh.devices.flat))
+        speed = Speed(step, (state, batch), recipe.objective, list(mesh.devices.flat), recipe.tune.rows is not None)
         compile_together(step, state, batch)
         trace = Profile(folder, recipe.profile, 0, steps + 1)
         for number in range(1, steps + 2):

@@ -14,19 +14,26 @@ import jax.numpy as jnp
 
 from fundax.types import Batch, Contrastive, ContrastiveWithState, Extra, Metrics, Objective, Params, UserError
 
-# (params, extra, batch, rng, step) -> ((loss, (extra, metrics)), gradients)
-ValueAndGrad = Callable[[Params, Extra, Batch, jax.Array, jax.Array], tuple[tuple[jax.Array, Any], Params]]
+# (params, extra, batch, rng, step, whole) -> ((loss, (extra, metrics)), gradients)
+ValueAndGrad = Callable[..., tuple[tuple[jax.Array, Any], Params]]
+Whole = Callable[[Params], Params]  # from the parameters that train to all of them
+
+
+def _all(params: Params) -> Params:
+    return params
 
 
 def value_and_grad(objective: Objective, micro_batches: int = 1) -> ValueAndGrad:
     """A function for the loss and its gradient in `micro_batches` passes, equal to those of the full batch.
+
+    The gradient is that of the function's first argument, from which its last, `whole`, makes the objective's parameters.
 
     Contrastive objectives keep all negatives. Any other loss must be a mean over examples, so that the mean over
     micro-batches of equal size is exact. A network with batch statistics normalises each micro-batch by its own, so the
     gradient is then that of a batch which is normalised in parts. Raises UserError if the batch does not divide.
     """
     if micro_batches == 1:
-        return jax.value_and_grad(objective.loss, has_aux=True)
+        return _at_once(objective)
     if isinstance(objective, Contrastive):
         return _cached(objective, micro_batches)
     return _mean(objective, micro_batches)
@@ -47,8 +54,15 @@ def join(parts: Any) -> Any:
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
+def _at_once(objective: Objective) -> ValueAndGrad:
+    def run(params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array, whole: Whole = _all) -> Any:
+        return jax.value_and_grad(lambda p: objective.loss(whole(p), extra, batch, rng, step), has_aux=True)(params)
+
+    return run
+
+
 def _cached(objective: Contrastive, n: int) -> ValueAndGrad:
-    def run(params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array) -> Any:
+    def run(params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array, whole: Whole = _all) -> Any:
         if jax.tree.leaves(extra) and not isinstance(objective, ContrastiveWithState):
             raise UserError(
                 f"--accumulate: {type(objective).__name__} has extra state, and no encode_next that gives the next one"
@@ -56,18 +70,18 @@ def _cached(objective: Contrastive, n: int) -> ValueAndGrad:
         parts, rngs = split(batch, n), jax.random.split(rng, n)
 
         def encode(params: Params, part: Batch, rng: jax.Array) -> dict[str, jax.Array]:
-            return objective.encode(params, extra, part, rng, step)
+            return objective.encode(whole(params), extra, part, rng, step)
 
         def encode_next(extra: Extra, xs: Any) -> tuple[Extra, dict[str, jax.Array]]:
             if not isinstance(objective, ContrastiveWithState):
                 return extra, encode(params, *xs)
-            features, extra = objective.encode_next(params, extra, *xs)
+            features, extra = objective.encode_next(whole(params), extra, *xs)
             return extra, features
 
         after, features = jax.lax.scan(encode_next, extra, (parts, rngs))
         cached = join(features)
-        compare = jax.value_and_grad(objective.compare, argnums=(0, 1), has_aux=True)
-        (loss, metrics), (direct, by_feature) = compare(params, cached, batch)
+        compare = jax.value_and_grad(lambda p, f: objective.compare(whole(p), f, batch), argnums=(0, 1), has_aux=True)
+        (loss, metrics), (direct, by_feature) = compare(params, cached)
 
         def back(grads: Params, xs: Any) -> tuple[Params, None]:
             part, rng, cotangent = xs
@@ -81,13 +95,13 @@ def _cached(objective: Contrastive, n: int) -> ValueAndGrad:
 
 
 def _mean(objective: Objective, n: int) -> ValueAndGrad:
-    grad = jax.value_and_grad(objective.loss, has_aux=True)
+    grad = _at_once(objective)
 
-    def run(params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array) -> Any:
+    def run(params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array, whole: Whole = _all) -> Any:
         def add(carry: Any, xs: Any) -> tuple[Any, tuple[jax.Array, Metrics]]:
             extra, grads = carry
             part, rng = xs
-            (loss, (extra, metrics)), g = grad(params, extra, part, rng, step)
+            (loss, (extra, metrics)), g = grad(params, extra, part, rng, step, whole)
             return (extra, jax.tree.map(jnp.add, grads, g)), (loss, metrics)
 
         zeros = jax.tree.map(jnp.zeros_like, params)

@@ -24,6 +24,7 @@ from fundax.runtime.best import Best, measured, ranking
 from fundax.runtime.process import configure_orbax, ignore_abandoned_reads
 from fundax.runtime.remote import checkpoints_of, is_complete, mirrors_checkpoints, push
 from fundax.runtime.workdir import digest_of_json, refusal
+from fundax.tuning import merged
 from fundax.types import Extra, Params, UserError
 
 _ARRAYS = ("params", "extra", "opt")
@@ -180,7 +181,8 @@ class Checkpoints:
         except Exception as cause:  # Orbax and TensorStore raise many types for damaged files
             raise self._damaged(step, cause) from cause
         items = {k: restored[k] if k in filled else v for k, v in abstract.items()}
-        if _fingerprints(items) != restored["run"]["fingerprint"]:
+        saved_bits = restored["run"]["fingerprint"]
+        if any(saved_bits[name] != number for name, number in _fingerprints(items).items()):
             raise self._damaged(step, "the arrays differ from those that were saved")
         position = restored["run"]["data"]
         if restored["run"].get("data_digest", digest_of_json(position)) != digest_of_json(position):
@@ -199,7 +201,12 @@ class Checkpoints:
 
 
 def load_params(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params, Extra]:
-    """(params, extra) of a run as NumPy arrays; for `checkpoint` see `resolve`.
+    """(params, extra) of a run as NumPy arrays, with low-rank adapters merged into their kernels; see `load_saved`."""
+    return tuple(map(merged, load_saved(workdir, checkpoint)))  # type: ignore[return-value]
+
+
+def load_saved(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params, Extra]:
+    """(params, extra) of a run as NumPy arrays, as they were saved; for `checkpoint` see `resolve`.
 
     No devices of the saving machine are needed. Raises UserError if the run, the step or its files are missing or
     damaged.

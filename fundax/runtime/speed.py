@@ -24,9 +24,17 @@ class Speed:
         arguments: arguments of the step: the state and a batch, which may be abstract.
         objective: its loss, whose FLOPs without rematerialisation are those of the model.
         devices: the devices of the mesh.
+        partly: only a part of the parameters trains, whose backward pass has fewer FLOPs than twice the forward pass.
     """
 
-    def __init__(self, step: Any, arguments: tuple[Any, Batch], objective: Objective, devices: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        step: Any,
+        arguments: tuple[Any, Batch],
+        objective: Objective,
+        devices: Sequence[Any],
+        partly: bool = False,
+    ) -> None:
         state, batch = arguments
         self._devices, self._chip = devices, chip_of(devices[0].device_kind)
         self._done = flops.program_flops(step.trace(state, batch).jaxpr)
@@ -34,6 +42,7 @@ class Speed:
         if self._chip is not None:  # another trace, which is not worth it where MFU cannot be known
             rng = jax.eval_shape(lambda: jax.random.key(0))
             self._model = flops.training_flops(objective.loss, state.params, state.extra, batch, rng, state.step)
+            self._model = min(self._model, self._done) if partly else self._model
 
     def row(self, seconds: float) -> dict[str, float]:
         """Metrics of steps that take this many seconds each: step_seconds, tflops, mfu where the chip is known, memory_gib.

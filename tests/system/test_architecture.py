@@ -24,20 +24,22 @@ LAZY = {
         "sacrebleu",
     ),
     *("tensorboardX", "wandb", "onnx", "open_clip", "timm"),
-    *("openpyxl", "pyarrow"),
+    *("openpyxl", "pyarrow", "fastapi", "starlette", "uvicorn"),
 }
 # Rooms (folders, or files at a root) by level: a room imports rooms of lower levels only, and files of its own room.
 LEVELS = {
     "fundax": (
         ("types",),
         ("params",),
+        ("tuning",),
         ("metrics", "optim", "runtime"),
         ("encoders", "losses"),
         ("objectives", "recipe"),
-        ("resume",),
+        ("resume", "state"),
         ("config", "evals", "interop", "train"),
         ("inference", "roofline"),
         ("results",),
+        ("serving",),
         ("cli",),
     ),
     "data_pipelines": (
@@ -53,7 +55,7 @@ LEVELS = {
     ),
 }
 # Rooms that use both halves: tokenizer files, images to predict on, names of modalities. All above them may, too.
-MEETING = ("fundax.inference", "fundax.interop", "fundax.results", "fundax.cli")
+MEETING = ("fundax.inference", "fundax.interop", "fundax.results", "fundax.serving", "fundax.cli")
 SHARED = {"data_pipelines.files.storage"}  # local copies of files at addresses: both halves read and write files
 PROGRAMS = {"configs": 1, "launch": 1, "scripts": 2, "benchmarks": 3}  # above every room; levels among themselves
 SIBLINGS = ("fundax.objectives", "fundax.evals")  # here a file imports only siblings that import none themselves

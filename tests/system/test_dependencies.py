@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 REPO = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-OURS = {"fundax", "data_pipelines", "configs", "benchmarks", "scripts", "launch", "tiny_objective"}
+OURS = {"fundax", "data_pipelines", "configs", "benchmarks", "scripts", "launch", "tiny_objective", "chromium"}
 # distributions whose packages have other names; the first is a namespace that several share
 PACKAGES = {
     "orbax-checkpoint": "orbax", "scikit-learn": "sklearn", "pillow": "PIL", "absl-py": "absl", "pytest-xdist": "xdist",

@@ -121,6 +121,8 @@ def workspace(tmp_path, monkeypatch, trained):
             check_recipe(load("--fold", "1/2"), Path(run, name), trained) for name, load in loads.items()
         ],
     )
+    monkeypatch.setattr("fundax.serving.web.run", lambda served, host, port: None)
+    np.savez(tmp_path / "features.npz", features=features_of(trained), image=np.array(["photo.jpg"]))
     monkeypatch.setattr("fundax.interop.pretrained._in_package", lambda name: trained / "quickstart")
     return tmp_path
 
@@ -132,6 +134,12 @@ def check_recipe(recipe, run, trained):
         assert wanted <= set(next(iter(recipe.train(0, 1))))
     own = "linear_probe" if "linear_probe" in str(recipe.source["config"]) else "quickstart"
     copy_run(trained / own, Path(run))
+
+
+@functools.cache
+def features_of(trained):
+    """The feature of a photograph that is not there any more, as launch.py embed wrote it."""
+    return np.ones((1, fundax.load(trained / "quickstart").objective.embed), np.float32)
 
 
 def fill_bucket(trained):

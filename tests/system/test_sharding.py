@@ -16,7 +16,8 @@ from fundax.params import path_string
 from fundax.recipe import Recipe
 from fundax.roofline.compile import compile_step
 from fundax.runtime.mesh import RULES, device_put, make_mesh, shard_batch, shardings
-from fundax.train import TrainState, abstract_state, train_step
+from fundax.state import TrainState, abstract_state
+from fundax.train import train_step
 
 BATCH, STEPS = 16, 5
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fundax.interop import backbone, load, tokenizer
-from fundax.interop.weights import digests, find_file, load_torch, read_state, strip_prefixes, write_safetensors
+from fundax.interop import backbone, load, pickled, tokenizer
+from fundax.interop.weights import digests, find_file, read_state, strip_prefixes, write_safetensors
 from fundax.types import UserError
 
 STATE = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "logit_scale": np.float32(2.5).reshape(())}
@@ -181,7 +181,7 @@ def test_plain_values_in_a_file_of_weights_are_read(tmp_path):
         path = tmp_path / f"{k}.pth"
         torch.save({"model": {"w": torch.ones(2)}, **plain}, path, _use_new_zipfile_serialization=zipped)
         np.testing.assert_array_equal(read_state(path)["w"], [1, 1])
-    loaded = load_torch(tmp_path / "0.pth")
+    loaded = pickled.read(tmp_path / "0.pth")
     assert (loaded["epoch"], loaded["best"], loaded["done"], loaded["name"]) == (3, 0.5, True, "a")
     assert loaded["counts"] == {"a": [1, 2]} and str(loaded["log"]) == "runs/a" and loaded["args"].lr == 1.0
 

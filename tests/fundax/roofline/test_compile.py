@@ -17,7 +17,7 @@ from fundax.types import UserError
 def report(**fields):
     given = {
         "topology": "v5e:2x2", "chip": CHIPS["v5e"], "mesh": {"data": 4, "fsdp": 1, "model": 1}, "batch": 8, "images": 16,
-        "parameters": 10, "state": 2 * GIB, "arguments": 3 * GIB, "temporaries": 4 * GIB, "communication": (),
+        "parameters": 10, "trained": 10, "state": 2 * GIB, "arguments": 3 * GIB, "temporaries": 4 * GIB, "communication": (),
         "model_flops": int(4 * 197e12), "done_flops": int(6 * 197e12), "moved": 0, "seconds_to_compile": 1.0,
     }  # fmt: skip
     return aot.CompiledStep(**(given | fields))
@@ -113,7 +113,7 @@ def test_mistakes(monkeypatch):
 
 def test_spec_of_a_state_is_what_the_mesh_says():
     mesh, _ = aot.target(recipe(mesh=(1, 4, 1)), None)
-    from fundax.train import abstract_state
+    from fundax.state import abstract_state
 
     assert abstract_state(recipe(), mesh).params["head"]["kernel"].sharding.spec == P("fsdp", None)
 

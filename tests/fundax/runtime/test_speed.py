@@ -12,7 +12,8 @@ from fundax.roofline.dry_run import dry_run
 from fundax.runtime import speed
 from fundax.runtime.mesh import make_mesh
 from fundax.runtime.speed import Profile, Speed
-from fundax.train import fresh, train_step
+from fundax.state import fresh
+from fundax.train import train_step
 
 
 @pytest.fixture

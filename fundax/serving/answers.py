@@ -1,0 +1,166 @@
+"""What a served model answers: probabilities, values or a report of photographs in named places, and maps of them.
+
+The answers are those of fundax/inference; this file only chooses the function by the class of the model's objective."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fundax.inference import eyes, labels, reports, visits, zero_shot
+from fundax.inference.explain import overlay
+from fundax.inference.model import Model
+from fundax.inference.saliency import saliency_maps
+from fundax.objectives.forecast import Forecast
+from fundax.objectives.regress import Regress
+from fundax.types import UserError
+
+SHOWN = 640  # pixels of the longer side of a picture that is sent back
+MOST_CLASSES = 200
+Photographs = Mapping[str, np.ndarray]  # u8 [H W 3] by the name of their place
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a client asks: photographs by place, classes in words, expert wording of the classes, days ahead."""
+
+    images: Photographs
+    classes: tuple[str, ...] = ()
+    knowledge: bool = False
+    days: float = 365.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How models of some objectives are asked.
+
+    objectives: their classes. places: the names of a model's photographs. in_words: whether the client names the classes.
+    ask: numbers f32 [K] or a text by what they are about ("left eye", "visit").
+    """
+
+    objectives: tuple[type, ...]
+    places: Callable[[Model], tuple[str, ...]]
+    in_words: bool
+    ask: Callable[[Model, Question], Mapping[str, Any]]
+
+
+def kind_of(model: Model) -> Kind:
+    """How a model is asked. Raises UserError for one whose answers a page cannot show."""
+    for kind in KINDS:
+        if isinstance(model.objective, kind.objectives):
+            return kind
+    known = ", ".join(one.__name__ for kind in KINDS for one in kind.objectives)
+    raise UserError(f"serve: the model is a {type(model.objective).__name__}; a page shows the answers of {known}")
+
+
+def names_of(model: Model, question: Question) -> tuple[str, ...]:
+    """The classes or values that the numbers of an answer belong to."""
+    return question.classes if kind_of(model).in_words else labels.names_of(model)  # type: ignore[arg-type]
+
+
+def check_question(model: Model, places: Collection[str], classes: Sequence[str]) -> None:
+    """Raise UserError for places that the model does not have, no photograph, or classes that cannot be told apart."""
+    kind = kind_of(model)
+    known = kind.places(model)
+    if unknown := [name for name in places if name not in known]:
+        raise UserError(f"{unknown[0]} is not a photograph of this model; expected {', '.join(known)}")
+    if not places:
+        raise UserError("no photograph was given")
+    if kind.in_words and not 2 <= len(set(classes)) == len(classes) <= MOST_CLASSES:
+        raise UserError(f"name 2 to {MOST_CLASSES} different conditions; {len(classes)} were given")
+
+
+def maps_of(model: Model, question: Question, name: str) -> dict[str, str]:
+    """Pictures as data URIs by title: where in each photograph the answer `name` comes from; {} where nothing says it."""
+    kind, found = kind_of(model), {}
+    for place, photograph in question.images.items():
+        shown = smaller(photograph)
+        try:
+            texts, target = ((name,), "") if kind.in_words else ((), name)
+            maps = saliency_maps(model, photograph, texts, target)
+        except UserError:  # no projection of patches, or several images at once
+            continue
+        for title, one in maps.items():
+            heat = one - one.min() if title.startswith("similarity") else one
+            found[title if len(question.images) == 1 else f"{place}: {title}"] = data_uri(
+                overlay(shown, heat, model.preprocessing)
+            )
+    return found
+
+
+def smaller(photograph: np.ndarray, side: int = SHOWN) -> np.ndarray:
+    """A photograph u8 [H W 3] whose longer side has at most `side` pixels."""
+    factor = side / max(photograph.shape[:2])
+    if factor >= 1:
+        return photograph
+    height, width = (max(round(length * factor), 1) for length in photograph.shape[:2])
+    return np.asarray(Image.fromarray(photograph).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def data_uri(picture: np.ndarray) -> str:
+    """A picture u8 [H W 3] as the address of a JPEG within a page."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+# ---------------------------------------------------------------------------------------- how each is asked
+
+
+def _one(model: Model) -> tuple[str, ...]:
+    del model
+    return ("image",)
+
+
+def _in_words(model: Model, question: Question) -> dict[str, np.ndarray]:
+    (image,) = question.images.values()
+    return {"image": model.zero_shot([image], question.classes, knowledge=question.knowledge)[0]}
+
+
+def _labelled(model: Model, question: Question) -> dict[str, np.ndarray]:
+    (image,) = question.images.values()
+    days = question.days if isinstance(model.objective, Forecast) else None
+    return {"image": labels.predicted(model, image, model.row, days)}  # type: ignore[arg-type]
+
+
+def _eyes(model: Model, question: Question) -> dict[str, np.ndarray]:
+    found = eyes.predict_eyes(model, question.classes, **dict(question.images))
+    return {
+        eyes.TITLES[level]: found.probabilities[level]
+        for level in reversed(eyes.TITLES)
+        if level in found.probabilities
+    }
+
+
+def _visit(model: Model, question: Question) -> dict[str, np.ndarray]:
+    return visits.predict_visit(model, question.images, question.classes).probabilities
+
+
+def _places_of_a_visit(model: Model) -> tuple[str, ...]:
+    return tuple(f"{name.lower()}_{side}" for name in model.objective.modalities for side in ("right", "left"))
+
+
+def _report(model: Model, question: Question) -> dict[str, str]:
+    (image,) = question.images.values()
+    (found,) = reports.write_reports(model, model.extra, [image])  # type: ignore[arg-type]
+    return {"report": found.text, "findings": ", ".join(found.findings) or "none named"}
+
+
+KINDS = (
+    Kind(zero_shot.OBJECTIVE, _one, True, _in_words),
+    Kind((eyes.OBJECTIVE,), lambda model: ("right", "left", "image"), True, _eyes),
+    Kind((visits.OBJECTIVE,), _places_of_a_visit, True, _visit),
+    Kind((reports.OBJECTIVE,), _one, False, _report),
+    Kind(labels.OBJECTIVE, _one, False, _labelled),
+)
+
+
+def holds_probabilities(model: Model) -> bool:
+    """Whether the numbers of an answer are probabilities; otherwise they are values in their own units."""
+    return not isinstance(model.objective, Regress)
