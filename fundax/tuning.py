@@ -3,7 +3,7 @@
 A Tuning says for each parameter, by its path, whether it trains. `split` divides a tree into the part that trains and the
 rest; gradients and the optimizer's state exist only for the first, so that a fixed parameter costs its own memory alone.
 
-Low-rank adapters (LoRA, arXiv:2106.09685) are the leaves `lora_a` and `lora_b` beside a kernel of an encoder's attention or
+Low-rank adapters (LoRA, arXiv:2106.09685) are the leaves `lora_a` and `lora_b` next to a kernel of an encoder's attention or
 MLP. Layers add their product to that of the kernel (fundax/encoders/layers.py), and `merged` adds it to the kernel itself."""
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _head(flat: Flat) -> Rows:
 def _text(flat: Flat) -> Rows:
     if not {"image", "text"} <= {path.partition("/")[0] for path in flat}:
         raise UserError(
-            "--tune text: it fixes the image encoder beside a text encoder, and this model does not have both"
+            "--tune text trains the text encoder with a fixed image encoder, and this model does not have both"
         )
     return {path: 0 if path.startswith("image/") else ALL for path in flat}
 
@@ -178,7 +178,7 @@ def count_trained(chosen: Tuning, params: Params) -> int:
 def with_adapters(
     chosen: Tuning, params: Params, extra: Extra, seed: int = 0, *, abstract: bool = False
 ) -> tuple[Params, Extra]:
-    """The trees with new adapters beside the kernels of the encoders' attention and MLPs; unchanged without a rank.
+    """Add new adapters to the kernels of the encoders' attention and MLPs; unchanged without a rank.
 
     The first matrix [D r] is drawn from N(0, 1/D), the second [r ...] is 0, so that the model computes what it did. Raises
     UserError where no encoder has such a kernel, or a kernel is not larger than the rank.

@@ -48,7 +48,7 @@ def export(
     Args:
         run: Folder of the run.
         out: Folder to write.
-        to: Format of the folder: {formats}; or adapters, which are what a run of --tune lora:RANK learnt, alone.
+        to: Format of the folder: {formats}; or adapters, the trained adapters alone of a run with --tune lora:RANK.
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         overwrite: Replace a folder that is not empty.
         license: License in the model card, such as apache-2.0; derived weights keep that of the weights they started from.

@@ -65,7 +65,7 @@ def names_of(model: Model, question: Question) -> tuple[str, ...]:
 
 
 def check_question(model: Model, places: Collection[str], classes: Sequence[str]) -> None:
-    """Raise UserError for places that the model does not have, no photograph, or classes that cannot be told apart."""
+    """Raise UserError for places that the model does not have, no photograph, or classes with the same name."""
     kind = kind_of(model)
     known = kind.places(model)
     if unknown := [name for name in places if name not in known]:

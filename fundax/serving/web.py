@@ -50,7 +50,7 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A model with what is shown beside its answers."""
+    """A model with the additional information on the page."""
 
     model: Model
     classes: tuple[str, ...] = ()  # suggested on the page
@@ -291,7 +291,5 @@ def run(served: Served, host: str, port: int) -> None:
             ) from error
         print(f"http://{host}:{listening.getsockname()[1]}  (Ctrl-C stops). {RESEARCH}", flush=True)
         if host not in LOOPBACK:
-            print(
-                f"WARNING: other machines can reach {host}: there is no password, and nothing is encrypted.", flush=True
-            )
+            print(f"WARNING: other machines can reach {host}, without a password or encryption.", flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
