@@ -30,7 +30,7 @@ def saliency_maps(
     """Maps f32 [r c] of one photograph u8 [H W 3] by name; larger values contribute more.
 
     Args:
-        texts: of an image-text model; each gives a map of similarity (`similarity: TEXT`) and a Grad-CAM.
+        texts: texts for an image-text model; each gives a map of similarity (`similarity: TEXT`) and a Grad-CAM.
         target: a class, value, structure or landmark of the model by name; "" is the likeliest class, the first value or
             structure, all landmarks, the report that the model writes. Without anything to explain, as for a ResNet that
             encodes images, Grad-CAM shows what adds to the length of the encoder's output.

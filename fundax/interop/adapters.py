@@ -29,7 +29,7 @@ _EXTRA = "extra/"
 
 
 def write_adapters(run: str | Path, out: str | Path, checkpoint: int | str = "", overwrite: bool = False) -> str:
-    """Write the adapters of a run, and what else trained, as a folder; returns a line on what was written.
+    """Write the adapters and other trained parameters of a run to a folder; returns a line about it.
 
     Raises UserError for a run without adapters, and for one whose answers come from an average of its parameters.
     """
@@ -62,7 +62,7 @@ def write_adapters(run: str | Path, out: str | Path, checkpoint: int | str = "",
 
 
 def read_adapters(path: str | Path, base: str | Path) -> Checkpoint:
-    """The model that adapters make of the base that they were trained on, with the adapters merged into its kernels.
+    """Read adapters and merge them into the kernels of the base that they were trained on.
 
     Args:
         path: a folder of `write_adapters`.
