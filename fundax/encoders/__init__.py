@@ -32,7 +32,7 @@ with _epy.lazy_api_imports(globals()):
         with_encoder,
     )
     from fundax.encoders.bert import BERT, MaskedHead, PostNormBlock
-    from fundax.encoders.clip_text import Embedding, TextTransformer
+    from fundax.encoders.clip_text import Embedding, TextTransformer, text_transformer
     from fundax.encoders.convnext import ConvNeXt, ConvNeXtBlock
     from fundax.encoders.convolution import BatchNorm, Conv, convolve
     from fundax.encoders.efficientnet import EfficientNet, InvertedResidual
