@@ -302,7 +302,7 @@ def check(objective: CLIP) -> None:
         raise UserError(f"{NAME} holds CLIP models, not {type(objective).__name__}")
     image, text = objective.image, objective.text
     if not isinstance(text, TextTransformer):
-        raise UserError(f"{NAME} is written with its own text transformer; this model has a {type(text).__name__}")
+        raise UserError(f"{NAME} has CLIP's text transformer; this model has a {type(text).__name__}")
     known = (layers.quick_gelu, layers.gelu_exact, layers.gelu_tanh)
     wrong = {
         "an image encoder without class token": not image.class_token,
