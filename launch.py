@@ -31,14 +31,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fundax.options import Cluster, Fit, Output, Stored, Target
+from fundax.cli.options import Cluster, Fit, Output, Stored, Target
 
 
 def train(argv: list[str]) -> None:
     """Train a config. `train CONFIG --help` lists its arguments, too; rerun the same command to resume."""
     from dataclasses import replace
 
-    from fundax.rerun import defaults_to_resume
+    from fundax.resume.rerun import defaults_to_resume
     from fundax.runtime.remote import mirrored
     from fundax.train import fit, is_complete
 
@@ -72,7 +72,7 @@ def train(argv: list[str]) -> None:
 
 def _cross_validate(config: str, argv: list[str], own: Output, cluster: Any) -> None:
     """Train all folds; print their pooled metrics and write a page about them."""
-    from fundax.folds import cross_validate
+    from fundax.cli.folds import cross_validate
 
     recipes = _recipes(config, argv)
     recipes("--fold", f"1/{own.folds}")  # errors come before other processes are met
@@ -93,7 +93,7 @@ def fit_photographs(argv: list[str]) -> None:
     DATA is a table, or a folder with a folder for each class. Further arguments are those that configs/linear_probe.py and
     configs/finetune.py both have, such as --classes, --image-size and --ordered.
     """
-    from fundax.folds import fit_better
+    from fundax.cli.folds import fit_better
 
     (own, processes), data, rest = _options("fit DATA", fit_photographs, argv, Fit, Cluster)
     if not own.workdir:
@@ -124,7 +124,7 @@ def evaluate(argv: list[str]) -> None:
 def _evaluate(own: Stored, cluster: Any, run: str, rest: list[str]) -> None:
     from dataclasses import replace
 
-    from fundax.rerun import named, repeated, trusted_config, wrong
+    from fundax.resume.rerun import named, repeated, trusted_config, wrong
     from fundax.runtime.checkpoint import resolve
     from fundax.runtime.workdir import read_config
     from fundax.train import fit
@@ -203,7 +203,7 @@ def compile_(argv: list[str]) -> None:
         raise SystemExit(1)
 
 
-# Verbs that also take the arguments of a config or a model; those of fundax/verbs.py take what their signatures say.
+# Verbs that also take the arguments of a config or a model; those of fundax/cli/verbs.py take what their signatures say.
 VERBS: Mapping[str, Callable[[list[str]], None]] = {
     "train": train,
     "fit": fit_photographs,
@@ -256,7 +256,7 @@ def _run(verb: str, argv: list[str]) -> None:
 def _run_here(verb: str, argv: list[str]) -> None:
     if verb in VERBS:
         return VERBS[verb](argv)
-    from fundax import verbs
+    from fundax.cli import verbs
     from fundax.config import call
     from fundax.interop import export_names
 
@@ -341,7 +341,7 @@ def _lost(error: Exception) -> str:
 
 def _leave(code: int) -> NoReturn:
     """Exit. sys.exit would wait for other processes, which may be waiting for this one, and for what a signal left undone."""
-    if (code and _among_others()) or (code == 130) or _abandoned():
+    if _abandoned() or (code and _among_others()) or (code == 130):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

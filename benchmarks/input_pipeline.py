@@ -28,8 +28,8 @@ import tyro
 from PIL import Image
 from record import Table, record
 
-from data_pipelines import pipeline
 from data_pipelines.images.decode import load
+from data_pipelines.pipeline import streams
 from data_pipelines.records import Record, View
 from data_pipelines.synthetic.sources import Patients
 from data_pipelines.transforms.steps import Squash
@@ -94,7 +94,7 @@ def write_images(folder: Path, count: int) -> tuple[Path, ...]:
 def ours(paths: tuple[Path, ...], workers: int) -> Batches:
     """Batches of fundax, with one thread or `workers` processes."""
     steps = (SingleView(size_hint=TARGET), Squash(TARGET))
-    data = pipeline.train(Files(paths), steps, batch=BATCH, seed=0, workers=workers, threads=1)
+    data = streams.train(Files(paths), steps, batch=BATCH, seed=0, workers=workers, threads=1)
     return data(0, 1)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from record import Table, record
 
-from data_pipelines.packing import Pack, Plan, pack
+from data_pipelines.pipeline.packing import Pack, Plan, pack
 from data_pipelines.transforms.visits import Size
 from fundax.objectives.clip import clip
 from fundax.objectives.visit import visit

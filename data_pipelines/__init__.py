@@ -8,11 +8,12 @@ open             one function that opens any of these from a string
 transforms       steps from a record to an example: resize, augmentation, crops, captions
 language         tokenizers, prompts, expert knowledge, findings in reports
 pipeline         train, mix and one_epoch: sources and steps to batches, with worker processes
+files            read files safely: addresses, JSON and pickles
 tasks            data of whole tasks: labelled sets, follow-up visits, modality mixes
 convert          any source to ArrayRecord shards of small images
 contact_sheet    the images of a source in one PNG
 images           decode files to RGB, and masks to class numbers; damage, bit depths, orientation
-geometry, collate, bad_records, notices, workers    transforms, stacking, unreadable files, warnings, processes
+geometry, notices    affine transforms of images, and warnings that are logged once
 
 The names most programs need, each imported at its first use:
 
@@ -25,7 +26,7 @@ The names most programs need, each imported at its first use:
 from etils import epy as _epy
 
 with _epy.lazy_api_imports(globals()):
-    from data_pipelines import datasets, images, language, sources, synthetic, tasks, transforms
+    from data_pipelines import datasets, files, images, language, pipeline, sources, synthetic, tasks, transforms
     from data_pipelines.open import Data, Sources, joined, synthetic_parts
     from data_pipelines.pipeline import mix, one_epoch, train
     from data_pipelines.records import MODALITIES, DataError, Record, View, modality_name

@@ -23,9 +23,9 @@ from PIL import Image
 from data_pipelines.geometry import MASKS, Move, Resize, mask_pixels
 from data_pipelines.images.decode import StoredImage, exif_orientation, load_sized
 from data_pipelines.images.masks import BACKGROUND, load_mask, read_field_of_view, read_mask
+from data_pipelines.pipeline.workers import death
 from data_pipelines.records import DataError, Record, Source, View
 from data_pipelines.sources.shards import FORMAT, shard_name, write_shard
-from data_pipelines.workers import death
 
 
 @dataclass(frozen=True)

@@ -149,9 +149,9 @@ class Source(Protocol):
 
 
 def modality_name(name: str, declared: Sequence[str] = ()) -> str:
-    """The name in MODALITIES, or among those `declared`, for any spelling or alias.
+    """Convert any spelling or alias of a modality to its name in MODALITIES or in `declared`.
 
-    Case, hyphens and underscores do not matter. Raises DataError for any other name, saying how to declare it.
+    Case, hyphens and underscores are ignored. Raises DataError for an unknown name, with the way to declare it.
     """
     plain = _spelling(name)
     for known in MODALITIES:

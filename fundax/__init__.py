@@ -26,6 +26,8 @@ The rooms, each with its own table of contents (`help(fundax.losses)`):
     fundax.results      figures, tables and the report page
     fundax.runtime      devices, processes, checkpoints, run directories and logging
     fundax.roofline     memory, communication and step time of a compiled training step
+    fundax.resume       what a run stores about itself, and resuming or repeating it
+    fundax.cli          verbs of the command line and their arguments, and cross-validation
 
 Importing fundax imports neither JAX nor Flax; each name is imported at its first use.
 """
@@ -36,6 +38,7 @@ __version__ = "0.1.0"
 
 with _epy.lazy_api_imports(globals()):
     from fundax import (
+        cli,
         encoders,
         evals,
         inference,
@@ -45,6 +48,7 @@ with _epy.lazy_api_imports(globals()):
         objectives,
         optim,
         results,
+        resume,
         roofline,
         runtime,
     )

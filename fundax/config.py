@@ -164,7 +164,7 @@ def _check_honoured(built: Recipe, asked: Collection[str], flat: Mapping[str, An
         if name in asked and flat[name] and getattr(built, name) != flat[name]:
             raise UserError(f"--{name} {flat[name]}: {path} takes {getattr(built, name)} instead; leave it out")
     if flat.get("head") == "linear" and "width" in flat and (idle := sorted({"width", "dropout"} & set(asked))):
-        raise UserError(f"--{idle[0]}: the linear head of pixels has none; leave it out, or give --head unetr")
+        raise UserError(f"--{idle[0]}: the linear head does not use it; leave it out, or give --head unetr")
     if not built.steps and (idle := sorted(_OF_TRAINING & set(asked))):
         raise UserError(f"--{idle[0].replace('_', '-')}: {path} trains nothing; leave it out")
 

@@ -98,7 +98,7 @@ class Run:
         )
 
     def total(self, epoch: int) -> int:
-        """Number of steps of the run, when a pass over the data takes `epoch` steps."""
+        """Number of steps of the run, given the number of steps of an epoch."""
         return self.steps or max(self.epochs * epoch, 1)
 
     def recipe(
@@ -126,7 +126,7 @@ class Run:
     def compute(self, *modules: type) -> tuple[dict[str, Any], ...]:
         """The fields dtype, remat and attention for each of the Linen modules of a model, as far as it has them.
 
-        Raises UserError where a setting differs from its default and no module has such a field.
+        Raises UserError if a setting differs from its default and no module has such a field.
         """
         names = ("dtype", "remat", "attention")
         found = tuple({n: getattr(self, n) for n in names if n in _fields(module)} for module in modules)
@@ -154,7 +154,7 @@ def parse_mesh(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything a run is made of. Building a recipe reads no training images and uses no device."""
+    """The parts of a run. Building a recipe reads no training images and uses no device."""
 
     objective: Objective
     train: Data

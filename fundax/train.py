@@ -1,6 +1,6 @@
 """The training loop, which is the same for every method.
 
-The recipe is compared with what the workdir holds, and nothing is written before that (fundax/stored.py). The state is
+The recipe is compared with what the workdir holds, and nothing is written before that (fundax/resume/stored.py). The state is
 restored from the latest checkpoint if there is one; otherwise parameters are initialised and `init_from` is applied.
 Evaluations run before the first step. Then every batch is placed and a step is run, with logging, evaluations and
 checkpoints at their intervals and at the last step. With steps=0 only the evaluations run.
@@ -25,13 +25,14 @@ from jax.sharding import PartitionSpec as P
 
 from fundax.optim import rate_of
 from fundax.recipe import Recipe
+from fundax.resume.stored import changes, check_evaluation, describe, digest_of_data, in_words
 from fundax.runtime import accumulate, remote
 from fundax.runtime import argv as words
 from fundax.runtime import mesh as meshes
 from fundax.runtime import workdir as folders
 from fundax.runtime.best import measured, ranking
 from fundax.runtime.checkpoint import Checkpoints, best_step, has_checkpoints, read_metrics, resolve, saved_steps
-from fundax.runtime.distributed import check_alike, compile_together
+from fundax.runtime.distributed import check_alike
 from fundax.runtime.finite import Finite, not_finite
 from fundax.runtime.lock import owned
 from fundax.runtime.log import Log, say
@@ -40,7 +41,6 @@ from fundax.runtime.prefetch import Prefetcher
 from fundax.runtime.process import configure_orbax
 from fundax.runtime.speed import Profile, Speed
 from fundax.state import TrainState, abstract_state, check_tune, fresh
-from fundax.stored import changes, check_evaluation, describe, digest_of_data, in_words
 from fundax.tuning import count_trained, join, split
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
@@ -50,7 +50,7 @@ BAD_RECORDS = "bad_records.jsonl"  # list of skipped images in the workdir, if t
 def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> TrainState:
     """Train a recipe to its last step, resuming from `workdir` if it holds checkpoints; returns the final state.
 
-    A run of other settings is refused before anything is written (fundax/stored.py); a complete run is left as it is.
+    A run of other settings is refused before anything is written (fundax/resume/stored.py); a complete run is left as it is.
 
     Args:
         recipe: see Recipe.
@@ -133,10 +133,7 @@ def _train(
                 batch = data.take(metrics.get("loss"))
                 trace.before(step)
                 if step == first + 1:
-                    devices, partly = list(mesh.devices.flat), recipe.tune.rows is not None
-                    log.speed = preemption.during(
-                        Speed, run_step, (state, batch), recipe.objective, devices, partly
-                    ).row
+                    log.speed = preemption.together(compiled, recipe, mesh, run_step, state, batch).row
                     state, metrics = preemption.during(_first_step, run_step, state, batch)
                     log.start_clock(step)
                 else:
@@ -171,9 +168,16 @@ def _train(
     return state
 
 
+def compiled(recipe: Recipe, mesh: Mesh, run_step: Any, state: TrainState, batch: Batch) -> Speed:
+    """The speed of a step. Where several processes call it, they compile first: Gloo gives up on a collective after 30 s."""
+    if jax.process_count() > 1:
+        run_step.lower(state, batch).compile()  # the first step finds it in jit's cache
+    partly = recipe.tune.rows is not None
+    return Speed(run_step, (state, batch), recipe.objective, list(mesh.devices.flat), partly)
+
+
 def _first_step(run_step: Any, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """The step that is compiled; it is waited for, so that compiling does not count as throughput."""
-    compile_together(run_step, state, batch)
     return jax.block_until_ready(run_step(state, batch))
 
 
@@ -334,7 +338,7 @@ def check_batch(recipe: Recipe, mesh: Mesh) -> None:
 
 
 def check_best(recipe: Recipe, found: Mapping[str, Any]) -> None:
-    """Raise UserError if Recipe.best is none of the results `found`: names of metrics, or before training of evaluations."""
+    """Raise UserError if Recipe.best is not in `found`: names of metrics or, before training, of evaluations."""
     if recipe.best is None or not recipe.steps:
         return
     name = ranking(recipe.best)[0]

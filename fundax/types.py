@@ -16,7 +16,7 @@ Images (u8, normalised on the device; a floating-point image counts as already n
     low                          u8 [B l l 3]      low-resolution image that a super-resolution model enlarges
     feature                      f32 [B C]         features computed earlier, instead of `image`
 
-Visits (data_pipelines/packing.py; N image slots and T text slots are shared by the B visits of a batch):
+Visits (data_pipelines/pipeline/packing.py; N image slots and T text slots are shared by the B visits of a batch):
     images                       u8 [N h w 3]      the views of all visits
     row, slot                    i32 [N]           the visit of each image, -1 for an empty slot, and its number in the visit
     view_modality, view_eye      i32 [N] or [B V]  index into the modalities of the run; 0 left, 1 right, 2 unknown

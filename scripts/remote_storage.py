@@ -53,7 +53,7 @@ def start(store: str, folder: Path) -> tuple[subprocess.Popen[bytes] | None, str
     os.environ.update(found)
     _wait(port)
     if store == "s3":
-        from data_pipelines.storage import opened
+        from data_pipelines.files.storage import opened
 
         opened(f"s3://{BUCKET}")[0].mkdir(BUCKET)
     return server, f"{store}://{BUCKET}", found

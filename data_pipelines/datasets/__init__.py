@@ -22,8 +22,8 @@ from data_pipelines.datasets.idrid import IDRID
 from data_pipelines.datasets.kermany_oct import KERMANY_OCT
 from data_pipelines.datasets.layouts import EyeDataset
 from data_pipelines.datasets.visits import BuiltVisits
+from data_pipelines.files.storage import fetched, is_address
 from data_pipelines.records import DataError, Record, Source, View
-from data_pipelines.storage import fetched, is_address
 
 DATASETS = {dataset.name: dataset for dataset in (IDRID, KERMANY_OCT)}
 VISITS = visits.NAME

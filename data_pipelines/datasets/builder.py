@@ -25,7 +25,7 @@ def directory(name: str, data_dir: Path) -> Path:
 
 
 def tensorflow_datasets() -> Any:
-    """The package of an extra. Raises DataError where it is not installed."""
+    """Import tensorflow_datasets. Raises DataError if it is not installed."""
     try:
         import tensorflow_datasets as tfds
     except ModuleNotFoundError:

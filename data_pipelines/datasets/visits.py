@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.datasets.builder import tensorflow_datasets
+from data_pipelines.files.json_files import checked
 from data_pipelines.images.decode import load
-from data_pipelines.json_files import checked
 from data_pipelines.records import DataError, Record, Source, View
 
 NAME, VERSION = "visits", "1.0.0"

@@ -149,7 +149,7 @@ def load_sized(
 
 
 def read_bytes(image: Image.Image | bytes | str | os.PathLike[str]) -> tuple[Image.Image | bytes, str]:
-    """The encoded bytes of an image and its name in messages. A Pillow image without a file stays as it is."""
+    """Return the encoded bytes of an image and its name for messages. A Pillow image without a file is returned unchanged."""
     if isinstance(image, bytes):
         return image, f"an image of {len(image)} bytes"
     if isinstance(image, Image.Image):
@@ -309,7 +309,7 @@ def turned(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def decoded(picture: Image.Image, orientation: str) -> tuple[Image.Image, int]:
-    """The picture with its pixels, and the EXIF orientation that `turned` has to undo to read it as `orientation` says.
+    """Decode a picture; also returns the EXIF orientation that `turned` has to undo for the given `orientation`.
 
     Pillow turns TIFF files by itself; for "stored" that is taken back.
     """

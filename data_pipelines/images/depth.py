@@ -1,4 +1,4 @@
-"""Scale the values of an image to 8 bits: by a depth that is given or plain to see, never by each image's own maximum."""
+"""Scale the values of an image to 8 bits by a given or detected bit depth, never by the image's own maximum."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def decode_dicom(data: bytes, name: str, depth: Any, max_pixels: int) -> np.ndarray:
-    """The image as u8 [H W 3], of several frames the middle one; grey above 8 bits is divided by its stored bits or `depth`.
+    """Decode to u8 [H W 3]. The middle one of several frames is used; more than 8 bits are scaled by the stored bits or `depth`.
 
     name: the file's, for the log.
 

@@ -88,7 +88,7 @@ def read_mask(
 
 
 def read_field_of_view(mask: Any, size: tuple[int, int], *, image: Any = None) -> np.ndarray:
-    """0 or 1 i32 [H W], as read_mask; a mapping of values is that of the mask of classes and not used."""
+    """Read a field of view i32 [H W] of 0 and 1 as read_mask does. The mapping of values, which is for classes, is ignored."""
     if isinstance(mask, StoredImage):
         mask = replace(mask, reading=replace(mask.reading, values=()))
     return read_mask(mask, size, ("field of view",), image=image, what="fov")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.json_files import read_json
+from data_pipelines.files.json_files import read_json
 from data_pipelines.records import DataError
 
 FILE = Path(__file__).with_name("data") / "eyes.json"

@@ -22,7 +22,7 @@ import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 
-from data_pipelines.json_files import checked, read_json
+from data_pipelines.files.json_files import checked, read_json
 from data_pipelines.records import DataError
 
 # CLIP uses only the first merges of OpenAI's file: 49,408 ids = 2 * 256 bytes + merges + start and end.

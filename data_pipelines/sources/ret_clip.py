@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.files.pickles import plain_tuple
 from data_pipelines.notices import warn_line
-from data_pipelines.pickles import plain_tuple
 from data_pipelines.records import DataError, Record, View, no_such_image
 from data_pipelines.sources.columns import Strings, StringWriter, read_once
 from data_pipelines.sources.header import Header
@@ -59,7 +59,7 @@ class PairedFiles:
 
     @read_once
     def _rows(self) -> np.ndarray:
-        """i64 [rows 4]: byte offsets of the start and end of the image line, then of the report line."""
+        """Byte offsets i64 [rows 4] of the start and end of the image line, then of the report line."""
         lines, rows = _image_lines(self.images), array("q")
         for number, start, end, line in _numbered_lines(self.texts):
             place = f"{self.texts}, line {number}"

@@ -63,7 +63,7 @@ def is_empty(cell: str) -> bool:
 
 
 def where(path: Path, row: int, line: int) -> str:
-    """The name of a row in messages: its number from 1 without the header, and the line where it starts (0: no lines)."""
+    """Format the position of a row for messages: its number from 1, without the header, and its first line (0: unknown)."""
     return f"{path} row {row} (line {line})" if line else f"{path} row {row}"
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from data_pipelines.language.tokenizers import Tokenizer
 from data_pipelines.open import Data, joined
-from data_pipelines.packing import Pack
 from data_pipelines.pipeline import Part, one_epoch
+from data_pipelines.pipeline.packing import Pack
 from data_pipelines.records import Source
 from data_pipelines.tasks.image_text import Wording, scored_names
 from data_pipelines.tasks.labelled import attribute_names

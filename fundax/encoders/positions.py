@@ -59,7 +59,7 @@ def scaled(old: int, new: int) -> np.ndarray:
 
 
 def _four_taps(centres: np.ndarray, old: int) -> np.ndarray:
-    """[new old]: cubic weights (a = -0.75) of the four pixels around each centre; pixels beyond an edge repeat it."""
+    """Cubic weights [new old] (a = -0.75) of the four pixels around each centre; pixels beyond an edge repeat it."""
     weights = np.zeros((len(centres), old))
     rows = np.arange(len(centres))
     for tap in (-1, 0, 1, 2):

@@ -269,7 +269,7 @@ class Whole:
 
     @functools.cached_property
     def rows(self) -> Rows:
-        """The batch. Raises UserError if there are more rows than it holds."""
+        """The batch of all rows. Raises UserError if there are more rows than it holds."""
         rows = self.read()
         count = len(rows["feature"])
         if count > self.batch:
@@ -301,11 +301,11 @@ class WholeBatches:
         return {key: values[at : at + self._local] for key, values in self._whole.rows.items()}
 
     def get_state(self) -> dict[str, Any]:
-        """{}."""
+        """Return an empty state."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Nothing to continue."""
+        """Do nothing: the batches have no state."""
         del state
 
 

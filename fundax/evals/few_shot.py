@@ -176,7 +176,7 @@ def linear(
 
 
 def zero_shot(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
-    """softmax(exp(log_scale) X T'), without training images."""
+    """Zero-shot classification: softmax(exp(log_scale) X T'), without training images."""
     del few, classes, seed
     return softmax((math.exp(log_scale) * test["feature"] @ np.asarray(text).T).astype(np.float32), axis=1)
 
@@ -210,7 +210,7 @@ def tip_adapter_f(few: Rows, classes: int, text: Any, log_scale: float, test: Ro
 
 
 def prototypes(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
-    """Class means of unit features, compared by cosine at CLIP's scale of 100; for encoders that read no texts.
+    """Class means of unit features, compared by cosine at CLIP's scale of 100; for encoders without text.
 
     Classes without an image have probability 0.
     """

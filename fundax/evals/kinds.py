@@ -61,13 +61,13 @@ class Rows(Part):
     kept: Mapping[str, np.ndarray] | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays that are there, by their names in the file."""
+        """The arrays that are not None, by their names in the file."""
         own = {name: column for name, column in super().arrays().items() if name != "kept"}
         return own | {f"{KEEP}{name}": column for name, column in (self.kept or {}).items()}
 
     @classmethod
     def read(cls, arrays: Mapping[str, np.ndarray]) -> Self | None:
-        """The rows out of the arrays of a file, or of columns that batches have; None where there is nothing of them."""
+        """Read rows from the arrays of a file or the columns of a batch; None if there are none."""
         kept = {name.removeprefix(KEEP): column for name, column in arrays.items() if name.startswith(KEEP)}
         own: dict[str, Any] = {name: column for name, column in arrays.items() if name != "kept"}
         if kept:
@@ -382,7 +382,7 @@ def row_columns(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named(metric: str, names: Iterable[str], values: np.ndarray) -> dict[str, float]:
-    """Metrics `metric/NAME` for the names [K] with a defined value in `values` f64 [K]."""
+    """Convert values f64 [K] to metrics `metric/NAME`; NaN is left out."""
     return {f"{metric}/{name}": float(v) for name, v in zip(names, values, strict=True) if not np.isnan(v)}
 
 

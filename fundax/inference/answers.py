@@ -1,4 +1,4 @@
-"""Answers of a model as rows: a CSV or JSON file, and a table for the console."""
+"""Write the predictions of a model as CSV, JSON or a console table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOWN = 8  # number of answers in a row of the console; a file has all of them
 
 
 def check_out(out: str | Path | None, suffixes: Sequence[str] = SUFFIXES) -> None:
-    """Raise UserError for a file that exists, has another ending, or cannot be written; its folder is made if missing.
+    """Raise UserError for a file that exists, has another suffix, or cannot be written. A missing folder is created.
 
     Called before the work starts, so that its result is not lost at the end.
     """
@@ -37,7 +37,7 @@ def check_out(out: str | Path | None, suffixes: Sequence[str] = SUFFIXES) -> Non
 
 
 def write_rows(out: str | Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of named answers, numbers to four digits, as `out` ends: .csv or .json; nothing without `out`.
+    """Write rows of predictions, with four digits, to a .csv or .json file; does nothing without `out`.
 
     In JSON, numbers stay numbers and a row is an object.
     """

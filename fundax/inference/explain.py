@@ -30,7 +30,7 @@ from fundax.inference.outputs import names_for
 from fundax.inference.saliency import points_at, saliency_maps
 from fundax.interop.folder import fresh_folder
 from fundax.interop.read import is_run, read_objective, read_preprocessing
-from fundax.interop.weights import FILE_NAMES
+from fundax.interop.weights import find_file
 from fundax.runtime.checkpoint import load_params, resolve, saved_steps
 from fundax.types import Params, UserError
 
@@ -236,8 +236,7 @@ def _write(
 
 def _steps(run: str | Path, checkpoints: str) -> list[int | str]:
     if not is_run(run):
-        if not any((Path(run) / name).is_file() for name in FILE_NAMES) and not Path(run).is_file():
-            raise UserError(f"{run} is not a run of fundax: it has no checkpoints; nor a folder of weights")
+        find_file(run)
         return [""]
     if checkpoints == "all":
         return list(saved_steps(run))

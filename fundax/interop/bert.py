@@ -1,4 +1,4 @@
-"""The Hugging Face BertForMaskedLM format, and the rows of any checkpoint that holds a BertModel under some prefix.
+"""The Hugging Face BertForMaskedLM format, and the rows of any checkpoint with a BertModel under a prefix.
 
 Key names are those of the files that transformers' public repository reads and writes. KeepFIT V2's successor
 (github.com/lxirich/RetiXfer) starts its text encoder from such a file: `bert.` is taken, `cls.` dropped."""
@@ -67,7 +67,7 @@ print(guess("moderate diabetic [MASK]"))
 
 
 def detect(state: State) -> bool:
-    """Whether these are the keys of a BertModel, with or without the head that names hidden words."""
+    """Whether these are the keys of a BertModel, with or without the masked-language-model head."""
     return _prefix(state) is not None
 
 
@@ -86,7 +86,7 @@ def to_fundax(state: State, config: Mapping[str, Any], **fields: Any) -> tuple[M
 
 
 def from_fundax(objective: MaskedText, params: Params) -> State:
-    """The state dict (fp32), which load_state_dict takes strictly: the tied matrix and bias stand there twice."""
+    """The state dict (fp32), for a strict load_state_dict: the tied matrix and bias are stored twice."""
     state = keymap.write(rows(objective), params, NAME)
     return state | {copy: state[original] for copy, original in TIED.items()}
 
@@ -112,7 +112,7 @@ def read_as(objective: Any, state: State, source: str) -> tuple[Params, Extra]:
 def read_text(state: State, tower: BERT, source: str) -> Params:
     """Parameters of a text encoder out of any state dict that holds a BertModel under one of PREFIXES.
 
-    Positions beyond the encoder's are cut. Raises UserError where there is none, or naming keys that do not fit.
+    Positions beyond the encoder's are cut. Raises UserError if there is none, or naming keys that do not fit.
     """
     prefix = _prefix(state)
     if prefix is None:

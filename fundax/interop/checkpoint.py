@@ -117,7 +117,7 @@ class Format:
 
 
 def preprocessing_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's preprocessing with its defaults filled in. Raises UserError where it contradicts the model."""
+    """The checkpoint's preprocessing with its defaults filled in. Raises UserError if it contradicts the model."""
     model = preprocessing(checkpoint.objective)
     found = stored_preprocessing(checkpoint.objective, checkpoint.preprocessing)
     if model and int(found["image_size"]) != model["image_size"]:
@@ -195,7 +195,7 @@ def replace_preprocessing(checkpoint: Checkpoint, shown: Mapping[str, Any]) -> C
 
 @functools.cache
 def say_once(message: str) -> None:
-    """Warn of something assumed; a model is often read more than once."""
+    """Log a warning once, because a model is often read more than once."""
     _log.warning("%s", message)
 
 

@@ -82,7 +82,7 @@ def export(
 def _byte_pairs(run: str | Path, objective: CLIP) -> tokenizers.Tokenizer:
     """CLIP's own tokenizer, from the open_clip package, for a model imported from a file without one.
 
-    Raises UserError where it is not known: transformers makes up a tokenizer of two entries for such a folder, for which
+    Raises UserError if it is not known: transformers makes up a tokenizer of two entries for such a folder, for which
     every text is the same.
     """
     spec = importlib.util.find_spec("open_clip")

@@ -16,7 +16,7 @@ from typing import Any
 
 import fundax
 from fundax.interop.checkpoint import Checkpoint
-from fundax.interop.weights import FILE_NAMES, State, digests, find_file, folder_of, write_safetensors
+from fundax.interop.weights import FILE_NAMES, State, digests, folder_of, write_safetensors
 from fundax.runtime import serialize
 from fundax.runtime.shapes import Record
 from fundax.runtime.workdir import read_optional_json, write_json
@@ -27,7 +27,7 @@ RECORD = "fundax_export.json"
 
 @contextlib.contextmanager
 def fresh_folder(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the block ends without an error, so that `out` is never half written.
+    """Context with a temporary folder, which is renamed to `out` if no error occurs, so that `out` is never incomplete.
 
     Raises UserError if `out` is a file, or is not empty and `overwrite` is False.
     """
@@ -79,7 +79,7 @@ def write_record(folder: Path, state: State, model: Checkpoint, left_out: Mappin
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """The record of an exported folder, or of the folder of a weights file; {} where there is none."""
+    """The record of an exported folder, or of the folder of a weights file; {} if there is none."""
     file = folder_of(path) / RECORD
     record = read_optional_json(file, Record)
     if record and (missing := [key for key in ("objective", "preprocessing", "tensors_sha256") if key not in record]):
@@ -89,7 +89,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 def check_record(path: str | Path, state: State) -> None:
     """Raise UserError if a folder with a record of write_record does not hold the weights that were exported."""
-    if find_file(path).name not in FILE_NAMES:  # another checkpoint in the folder of an export
+    if Path(path).is_file() and Path(path).name not in FILE_NAMES:  # another checkpoint in the folder of an export
         return
     known = read_record(path).get("tensors_sha256", {})
     named = {bare: value for name, value in state.items() if (bare := _bare(name)) in known}

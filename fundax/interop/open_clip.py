@@ -290,7 +290,7 @@ def _shared_config(tower: ViT | TextTransformer) -> dict[str, Any]:
 
 
 def needs_custom_text(objective: CLIP) -> bool:
-    """Whether the model is more than what open_clip's plain CLIP class was made for."""
+    """Whether open_clip needs CustomTextCLIP instead of its CLIP class for this model."""
     text = objective.text
     plain = text.causal and text.pool == "argmax" and not objective.text_bias
     return not plain or objective.init_logit_bias is not None

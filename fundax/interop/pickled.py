@@ -1,7 +1,7 @@
 """Read and write PyTorch files without PyTorch, as dicts, numbers, texts and NumPy arrays.
 
 Both forms of torch.save are read: the zip archive, and the older sequence of pickles that the bytes of the tensors follow.
-What a pickle asks for is counted before it is loaded (data_pipelines/pickles.py). Nothing that a pickle names is imported,
+What a pickle asks for is counted before it is loaded (data_pipelines/files/pickles.py). Nothing that a pickle names is imported,
 and only the functions below are called, so that a file can run no code. The zip archive is also written."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from data_pipelines import pickles
+from data_pipelines.files import pickles
 from data_pipelines.records import DataError
 from fundax.runtime.arrays import check_archive
 from fundax.types import UserError

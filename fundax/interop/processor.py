@@ -1,4 +1,4 @@
-"""Image processors of transformers: how a folder says that photographs are resized, cropped and normalised."""
+"""Image processors of transformers: settings for resizing, cropping and normalising photographs."""
 
 from __future__ import annotations
 

@@ -92,12 +92,12 @@ def load(
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether `path` is a workdir of fundax, or an imported model in the same form."""
+    """Whether `path` is the workdir of a run, or an imported model in the same format."""
     return (Path(path) / "checkpoints").is_dir()
 
 
 def read_run(run: str | Path, checkpoint: int | str = "") -> Checkpoint:
-    """The model of a run or an import. Raises UserError where a part is missing or damaged."""
+    """The model of a run or an import. Raises UserError if a part is missing or damaged."""
     run = Path(run)
     if not is_run(run):
         raise UserError(f"{run} is not a run of fundax: it has no checkpoints")
@@ -113,7 +113,7 @@ def read_run(run: str | Path, checkpoint: int | str = "") -> Checkpoint:
 
 
 def read_preprocessing(run: str | Path, objective: Any) -> dict[str, Any]:
-    """A run's preprocessing.json, with the objective's own for what it leaves out."""
+    """Read a run's preprocessing.json; the objective supplies missing entries."""
     path = Path(run) / "preprocessing.json"
     facts = stored_preprocessing(objective, read_optional_json(path, Preprocessing))
     check_preprocessing(facts, str(path))
@@ -121,7 +121,7 @@ def read_preprocessing(run: str | Path, objective: Any) -> dict[str, Any]:
 
 
 def read_objective(run: str | Path) -> Any:
-    """The objective that a run's config.json holds. Raises UserError where it holds none."""
+    """The objective that a run's config.json holds. Raises UserError if it holds none."""
     path = Path(run) / "config.json"
     described = read_json(path, Config).get("objective")
     if described is None:
@@ -149,7 +149,7 @@ def check_params(objective: Any, params: Params, extra: Extra, where: str) -> No
 def tokenizer(
     path: str | Path, default: tokenizers.Tokenizer | None = None, context: int | None = None
 ) -> tokenizers.Tokenizer:
-    """The tokenizer of a checkpoint: text encoders read no other tokenizer's ids.
+    """The tokenizer of a checkpoint, whose ids its text encoder needs.
 
     Args:
         path: a run, an exported folder, a file of weights with a tokenizer in its folder, a tokenizer's own folder, BERT's

@@ -1,4 +1,4 @@
-"""The layout of torchvision's and timm's ResNets: the table, and encoders read off shapes.
+"""The layout of torchvision's and timm's ResNets: the table of keys, and encoders built from shapes.
 
 Source: the layouts in the public repositories pytorch/vision and huggingface/pytorch-image-models."""
 
@@ -32,7 +32,7 @@ def rows(ours: str, theirs: str, tower: ResNet) -> list[Row]:
 
 
 def norms(ours: str, theirs: str, tower: ResNet) -> list[tuple[str, str]]:
-    """Our path and their key of every batch norm."""
+    """Our path and the stored key of every batch norm."""
     found = [(f"{ours}/norm1", f"{theirs}bn1")]
     for path, key, projected in _units(tower):
         found += [(f"{ours}/{path}/norm{i}", f"{theirs}{key}.bn{i}") for i in range(1, 3 if tower.basic else 4)]
@@ -50,7 +50,7 @@ def _units(tower: ResNet) -> Iterator[tuple[str, str, bool]]:
 
 
 def tower_of(state: Mapping[str, Any], theirs: str, image_size: int) -> ResNet:
-    """The ResNet whose shapes a state dict has, under keys that begin with `theirs`."""
+    """The ResNet for the shapes of a state dict, under keys that begin with `theirs`."""
     basic = f"{theirs}layer1.0.conv3.weight" not in state
     width = len(state[f"{theirs}conv1.weight"])
     last = _count(state, rf"{re.escape(theirs)}layer(\d+)\.") - 1
@@ -59,7 +59,7 @@ def tower_of(state: Mapping[str, Any], theirs: str, image_size: int) -> ResNet:
 
 
 def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
-    """1 + the largest number in the keys that match."""
+    """Number of numbered modules: 1 + the largest number in the matching keys."""
     found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
     return 1 + max(found, default=-1)
 

@@ -1,4 +1,4 @@
-"""Models without a class of their own in transformers: stock towers, heads.safetensors, and a file of PyTorch code.
+"""Export of models that transformers has no class for: standard encoders, heads.safetensors and a file of PyTorch code.
 
 A model of one tower has it at the top of the folder, where AutoModel finds it; one of two has the folders image/ and
 text/. modeling_fundax.py computes with them what fundax does. `load` reads the folder back bit for bit."""
@@ -56,7 +56,7 @@ def detect(state: State) -> bool:
 
 
 def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
-    """Write the folder. Raises UserError for towers without a stock class, and for a folder that is not empty."""
+    """Write the folder. Raises UserError for encoders without a class in transformers, and for a folder that is not empty."""
     objective, params = model.objective, unstack_blocks(model.params)
     towers = {name: _tower(objective, name) for name in ("image", "text") if name in params}
     state = {f"params.{path.replace('/', '.')}": leaf for path, leaf in flatten(_without(params, towers)).items()}

@@ -1,4 +1,4 @@
-"""StableHLO: programs that JAX alone runs (jax.export), without fundax, with their weights in a safetensors file.
+"""StableHLO: programs that run with JAX (jax.export) but without fundax; weights are in a safetensors file.
 
 `image.stablehlo` takes photographs u8 [B S S 3] at the size of the model and normalises them itself; an image-text model
 has `text.stablehlo` as well. The batch may have any size. The folder is read back like any other."""

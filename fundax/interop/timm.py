@@ -1,4 +1,4 @@
-"""The formats of timm and RETFound: image encoders in timm's folders, in bare files, and in {"model": ...}.
+"""The formats of timm and RETFound: image encoders in timm's folders, in plain files, and in {"model": ...}.
 
 Source: the layouts in the public repositories facebookresearch/dino, bytedance/ibot, rmaphoh/RETFound_MAE and
 huggingface/pytorch-image-models; config.json is what timm's `push_to_hf_hub` writes."""
@@ -107,7 +107,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
 
 
 def resize_rule(stored: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """The resize of a pretrained_cfg, with timm's defaults; {} of none."""
+    """Preprocessing of a pretrained_cfg, with timm's defaults."""
     if not stored:
         return {"image_size": size}
     if tuple(stored.get("input_size", (3, size, size))[1:]) != (size, size):
@@ -123,7 +123,7 @@ def resize_rule(stored: Mapping[str, Any], size: int) -> dict[str, Any]:
 
 
 def difference(path: str | Path, model: Checkpoint) -> float | None:
-    """The largest difference of unit features between timm and fundax; None where timm is not installed."""
+    """The largest difference of unit features between timm and fundax; None if timm is not installed."""
     try:
         import timm  # pyright: ignore[reportAttributeAccessIssue]
         import torch
@@ -142,7 +142,7 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
 def write_retfound(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
     """Write a folder with retfound.pth, the form of github.com/rmaphoh/RETFound_MAE.
 
-    {"model": encoder} is what its MAE mode reads, {"teacher": the same} what its DINOv2 mode does.
+    Its MAE mode reads {"model": encoder}, its DINOv2 mode {"teacher": encoder}.
 
     Raises UserError for an encoder that the format cannot hold, and for a folder that is not empty.
     """

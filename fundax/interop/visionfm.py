@@ -151,7 +151,7 @@ def _repeated(one: Layout, times: int) -> Layout:
 
 
 def head_of(state: State, theirs: str) -> IBOTHead:
-    """The head whose shapes a state dict has; it is shared where both last layers are the same numbers."""
+    """The head for the shapes of a state dict; the last layer is shared if both stored ones are equal."""
     weights = [state.get(f"{theirs}{name}.weight_v") for name in ("last_layer", "last_layer2")]
     first, second = weights
     if first is None or second is None or f"{theirs}mlp.0.weight" not in state:

@@ -1,4 +1,4 @@
-"""ViTs under timm's key names, which DINO, iBOT, VisionFM and RETFound share: the table, and encoders read off shapes.
+"""ViTs under timm's key names, which DINO, iBOT, VisionFM and RETFound share: the table of keys, and encoders built from shapes.
 
 Source: the layouts in the public repositories huggingface/pytorch-image-models, facebookresearch/dino, bytedance/ibot."""
 
@@ -110,10 +110,10 @@ def gamma_of(state: State, theirs: str = "") -> str | None:
 def tower_of(
     state: State, source: str, theirs: str = "", heads: int | None = None, activation: layers.Activation | None = None
 ) -> ViT:
-    """The ViT whose shapes a state dict has, with `positions_of` its table.
+    """The ViT for the shapes of a state dict, with `positions_of` its table.
 
-    Shapes do not show the heads, of which None takes 64 channels in each, and the activation, exact GELU by default.
-    Raises UserError where a key is missing, or the positions are no square grid.
+    Shapes show neither the heads nor the activation: None takes 64 channels per head, and exact GELU.
+    Raises UserError if a key is missing, or the positions are no square grid.
     """
     for key in _NEEDED:
         if f"{theirs}{key}" not in state:
@@ -195,7 +195,7 @@ def fit_positions(state: State, rows: int, theirs: str = "", class_row: bool = T
 
 
 def encoder_state(state: Mapping[str, Any]) -> State:
-    """The tensors of an encoder: of the first of PARTS that there is, without prefixes of wrappers and keys of DROPPED."""
+    """Select the tensors of an encoder: the first of PARTS that is present, without wrapper prefixes and keys in DROPPED."""
     part = next((f"{name}." for name in PARTS if any(key.startswith(f"{name}.") for key in state)), "")
     state = {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
     found: State = {}
@@ -211,7 +211,8 @@ def encoder_state(state: Mapping[str, Any]) -> State:
 def to_fundax(
     state: State, source: str, heads: int | None = None, activation: layers.Activation | None = None, **fields: Any
 ) -> tuple[Encoder, Params]:
-    """The encoder whose shapes a state dict has, and its parameters; `fields` are Encoder's.
+    """The encoder for the shapes of a state dict, and its parameters; `fields` are further fields of Encoder.
+
 
     heads, activation: see `tower_of`.
     Raises UserError naming keys that are missing or unknown, and tensors of another shape.
@@ -235,7 +236,7 @@ def from_fundax(objective: Encoder, params: Params) -> State:
 
 
 def encoder_of(model: Checkpoint) -> Checkpoint:
-    """The encoder of a pretraining, its teacher's, or that below a head. An encoder by itself is returned as it is.
+    """The encoder of a model: below a head, or the teacher's of a pretraining. An Encoder is returned unchanged.
 
     Raises UserError for a model with several encoders or with one that is not a ViT.
     """

@@ -56,7 +56,10 @@ _SAFETENSORS = {
 
 
 def find_file(path: str | Path) -> Path:
-    """The file of weights at `path`: itself, or the first of FILE_NAMES in a folder. UserError if none is."""
+    """The file of weights at `path`: itself, or in a folder the first of FILE_NAMES, or the only file of weights.
+
+    Raises UserError if there is none, and for several files with other names.
+    """
     path = existing(path)
     if path.is_file():
         return path
@@ -65,6 +68,11 @@ def find_file(path: str | Path) -> Path:
     for name in FILE_NAMES:
         if (path / name).is_file():
             return path / name
+    others = [one for one in sorted(path.iterdir()) if one.suffix in SUFFIXES and one.is_file()]
+    if len(others) == 1:
+        return others[0]
+    if others:
+        raise UserError(f"{path}: several files of weights; give one of {', '.join(one.name for one in others)}")
     raise UserError(f"{path}: the folder has no weights; expected one of {', '.join(FILE_NAMES)}")
 
 

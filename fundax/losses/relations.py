@@ -86,7 +86,7 @@ def _hash(ids: jax.Array, seed: int) -> jax.Array:
 
 
 def _ranks(keys: Sequence[jax.Array]) -> jax.Array:
-    """The rank i32 [B] of each row among the different rows of `keys`."""
+    """Rank i32 [B] of each row among the distinct rows of `keys`."""
     order = jnp.lexsort(tuple(keys))
     new = jnp.zeros(len(order), bool)
     for key in keys:
@@ -110,7 +110,7 @@ def agreeing_pairs(ids: jax.Array) -> jax.Array:
 
 
 def no_negatives(group: jax.Array | None, related: Related) -> jax.Array | None:
-    """bool [B B]: True for pairs of different related rows that are not positives; None if `related` is empty."""
+    """Mask bool [B B], True for pairs of different related rows that are not positives; None if `related` is empty."""
     if not related:
         return None
     rows = jnp.arange(len(related[0]), dtype=jnp.int32)

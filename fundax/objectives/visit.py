@@ -1,8 +1,8 @@
 """Contrastive pretraining on visits: any subset of eyes and modalities, with texts of views, eyes and the visit.
 
-The images of a batch are packed (data_pipelines/packing.py); missing views and missing texts drop their terms. Ideas come from
-RET-CLIP (arXiv:2405.14137: levels of a patient), EyeCLIP (arXiv:2409.06644: contrast between the modalities of an eye) and
-MultiMAE (arXiv:2204.01678: reconstruction across modalities). See docs/methods/visits.md."""
+The images of a batch are packed (data_pipelines/pipeline/packing.py); missing views and missing texts drop their terms. Ideas
+come from RET-CLIP (arXiv:2405.14137: levels of a patient), EyeCLIP (arXiv:2409.06644: contrast between the modalities of an
+eye) and MultiMAE (arXiv:2204.01678: reconstruction across modalities). See docs/methods/visits.md."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Visit:
     image: the ViT; with image.kinds = M every modality has its own patch embedding. separate: one ViT for each modality; all
         of them see every image, so the step costs M times as much.
     mean, std: mean and deviation of RGB, one row or one for each modality.
-    most: places V of a visit. images, texts: slots for each visit of a batch (data_pipelines.packing.Pack).
+    most: places V of a visit. images, texts: slots for each visit of a batch (data_pipelines.pipeline.packing.Pack).
     weights: of the terms of `levels` by name; `images` is the contrast between modalities, 0 leaves it out.
     repeats: what views and texts of one patient, and equal texts, are to each other (losses/relations.py).
     """

@@ -93,7 +93,7 @@ class WeightedViews:
         }
 
     def view(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """As CLIP's projection of images."""
+        """Project images as CLIP does."""
         return project(hidden, params["project"]["image"])
 
     def image(self, params: Params, views: Views) -> dict[str, jax.Array]:
@@ -110,11 +110,11 @@ class WeightedViews:
         return l2_normalize(pooled(views.features, scores, masks)), masks.any(-1)
 
     def text(self, params: Params, hidden: jax.Array) -> dict[str, jax.Array]:
-        """As CLIP's projection of texts."""
+        """Project texts as CLIP does."""
         return {"text_features": l2_normalize(project(hidden, params["project"]["text"]))}
 
     def terms(self, params: Params, out: Mapping[str, jax.Array], views: Views, batch: Batch) -> dict[str, Term]:
-        """visit, eye and view."""
+        """The terms visit, eye and view."""
         text, scale, rows = out["text_features"], jnp.exp(params["log_scale"]["text"]), jnp.arange(len(views.present))
         eye_row = jnp.repeat(rows, len(SIDES))
         eyes = of_eyes(views).any(-1).T.reshape(-1)
@@ -139,7 +139,7 @@ class BothEyes:
     init_logit_scale: float = math.log(90)
 
     def init(self, rng: jax.Array, image: int, text: int, embed: int) -> Params:
-        """As RetCLIP."""
+        """Initial parameters as those of RetCLIP."""
         scale = jnp.asarray(self.init_logit_scale, jnp.float32)
         return {"project": initial_heads(rng, image, text, embed), "log_scale": dict.fromkeys(TRIPARTITE, scale)}
 
@@ -148,14 +148,14 @@ class BothEyes:
         return hidden.astype(jnp.float32) @ params["project"]["image"]["kernel"]
 
     def image(self, params: Params, views: Views) -> dict[str, jax.Array]:
-        """image_features, left_features and right_features f32 [B E]."""
+        """Unit features image_features, left_features and right_features f32 [B E]."""
         sides = of_eyes(views)
         eyes = [jnp.take_along_axis(views.features, side.argmax(1)[:, None, None], 1)[:, 0] for side in sides]
         raw = image_levels(params["project"], eyes[0], eyes[1], None, tuple(side.any(1) for side in sides))
         return {name.replace("raw", "features"): l2_normalize(x) for name, x in raw.items()}
 
     def text(self, params: Params, hidden: jax.Array) -> dict[str, jax.Array]:
-        """text_features, text_features_left and text_features_right."""
+        """Unit features text_features, text_features_left and text_features_right."""
         raw = text_levels(params["project"], hidden)
         return {name.replace("raw", "features"): l2_normalize(x) for name, x in raw.items()}
 
@@ -179,5 +179,5 @@ def _beyond(at: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def flat(x: jax.Array) -> jax.Array:
-    """[B 2 E] to [2B E]."""
+    """Reshape [B 2 E] to [2B E]."""
     return x.reshape(-1, x.shape[-1])

@@ -1,6 +1,6 @@
-"""Settings of the whole process, each with its reason. Nothing changes at import: the code that needs a setting calls it.
+"""Process-wide settings, each with its reason. Importing this module changes nothing; callers apply the settings.
 
-The memory allocator of worker processes is set in data_pipelines/workers.py, which does not import this half."""
+The memory allocator of worker processes is set in data_pipelines/pipeline/workers.py, which does not import this half."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIN_REPLICA_SLICE = 2**24  # bytes
 
 @functools.cache
 def configure_orbax() -> None:
-    """Set what Orbax prints, and how it writes arrays that are replicated."""
+    """Configure Orbax: its log level, and how replicated arrays are written."""
     import jax
     import orbax.checkpoint as ocp
 

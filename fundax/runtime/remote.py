@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from etils import epath
 
-import data_pipelines.storage as storage
+import data_pipelines.files.storage as storage
 from fundax.types import UserError
 
 _LINK = ".fundax_mirror.json"  # in the mirror's folder: its address, and what was uploaded
@@ -33,9 +33,9 @@ _STEP = re.compile(r"(?:^|/)checkpoints/(\d+)/(.*)")
 
 @contextmanager
 def mirrored(workdir: str | Path) -> Iterator[Path]:
-    """A local mirror of the run at an address, uploaded again on leaving; a local folder as it is.
+    """A context with a local mirror of the run at an address, which is uploaded on exit. A local folder is used directly.
 
-    Raises DataError where the storage cannot be read or written.
+    Raises DataError if the storage cannot be read or written.
     """
     if not storage.is_address(workdir):
         yield Path(workdir)
@@ -59,7 +59,7 @@ def mirrored(workdir: str | Path) -> Iterator[Path]:
 
 
 def push(workdir: str | Path) -> None:
-    """Upload what has changed in a mirror, on process 0; nothing for a local folder.
+    """Upload the changes in a mirror, on process 0. Does nothing for a local folder.
 
     Raises UserError if another training of the run has started since: this one ends and leaves it undisturbed.
     """
@@ -85,7 +85,7 @@ def claim(workdir: str | Path) -> None:
 
 
 def shown(workdir: str | Path) -> str:
-    """A run's folder as its user knows it: the address of a mirror."""
+    """The name of a run's folder for messages: the address of a mirror."""
     return _link(workdir).get("address", str(workdir))
 
 

@@ -1,4 +1,4 @@
-"""Objectives as JSON and back, so that a run opens from its directory alone, without its config file.
+"""Serialize objectives as JSON, so that a run can be opened without its config file.
 
 Null, booleans, numbers, strings, lists and dicts are written as they are; anything else is an object with one "@" key:
     {"@": "encoders.ViT", "patch": 16, ...}   a frozen dataclass or Linen module, with its fields
@@ -94,7 +94,7 @@ _LINEN_FIELDS = ("parent", "name")  # set by Linen, no part of what a module is
 
 
 def to_json(value: Any) -> Any:
-    """The JSON form of an objective or of any value one holds.
+    """Convert an objective, or any value in one, to JSON.
 
     A field whose value is its default and has no JSON form (an initializer of Flax, say) is left out.
 
@@ -105,7 +105,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """The value that `to_json` wrote: equal to the one it was given.
+    """Read a value written by `to_json`.
 
     Raises:
         UserError: anything outside the form above: an unknown name, class or field.

@@ -1,4 +1,4 @@
-"""The form of the JSON files of a run, and whether a value read from one has it.
+"""Declared types of the JSON files of a run, and checks that a value has its type.
 
 A key that a form does not name is another version's, and passes.
 """
@@ -93,7 +93,7 @@ class Record(TypedDict, total=False):
 
 
 def check_json(value: Any, form: Any, where: str, text: str = "") -> None:
-    """Raise UserError naming `where` and the key if a value that was read from JSON does not have a form.
+    """Raise UserError, naming `where` and the key, if a JSON value does not have the declared type.
 
     text: the JSON text of the value, which is checked for lone surrogates and very deep nesting.
     """
@@ -108,7 +108,7 @@ def check_json(value: Any, form: Any, where: str, text: str = "") -> None:
 
 
 def has_type(value: Any, form: Any) -> None:
-    """Raise typeguard.TypeCheckError, which says where, if a value is not of a type."""
+    """Raise typeguard.TypeCheckError, with the position, if a value does not have the type."""
     check_type(
         value,
         form,

@@ -25,7 +25,7 @@ _WRONG_PATHS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 def refusal(error: BaseException) -> str:
-    """Why the file system refused, in words, from an error or one that caused it; "" for another error.
+    """The reason for an error of the file system, or of its cause, in words; "" for other errors.
 
     TensorStore, which writes the arrays, reports such errors only as text.
     """
@@ -42,7 +42,7 @@ def refusal(error: BaseException) -> str:
 
 
 def make(workdir: str | Path) -> None:
-    """Create the folder of a run if it is not there. Raises UserError where that cannot be done."""
+    """Create the folder of a run if it does not exist. Raises UserError if that cannot be done."""
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -63,7 +63,7 @@ def check_output(path: str | Path) -> None:
 
 
 def read_json(path: str | Path, form: Any = dict[str, Any]) -> dict[str, Any]:
-    """A JSON object of a form (runtime.shapes). Raises UserError naming the file if it does not exist or holds anything else."""
+    """Read a JSON object of a declared type (runtime.shapes). Raises UserError, naming the file, if it cannot be read."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -130,7 +130,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def digest_of_json(value: Any) -> str:
-    """A digest of a value: 12 hex digits of the SHA-256 of the file that write_json makes of it."""
+    """Digest of a value: the first 12 hex digits of the SHA-256 of its JSON as write_json writes it."""
     return hashlib.sha256(_text(value).encode()).hexdigest()[:12]
 
 

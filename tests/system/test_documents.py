@@ -113,16 +113,16 @@ def workspace(tmp_path, monkeypatch, trained):
         shutil.copytree(trained / "exported", tmp_path / name)
     monkeypatch.setattr("fundax.train.fit", lambda recipe, run, **_: check_recipe(recipe, run, trained))
     monkeypatch.setattr(
-        "fundax.folds.cross_validate", lambda load, run, _: check_recipe(load("--fold", "1/2"), run, trained)
+        "fundax.cli.folds.cross_validate", lambda load, run, _: check_recipe(load("--fold", "1/2"), run, trained)
     )
     monkeypatch.setattr(
-        "fundax.folds.fit_better",
+        "fundax.cli.folds.fit_better",
         lambda loads, run, _: [
             check_recipe(load("--fold", "1/2"), Path(run, name), trained) for name, load in loads.items()
         ],
     )
     monkeypatch.setattr("fundax.serving.web.run", lambda served, host, port: None)
-    np.savez(tmp_path / "features.npz", features=features_of(trained), image=np.array(["photo.jpg"]))
+    np.savez(tmp_path / "features.npz", features=features_of(trained), image=np.array(["gone.jpg"]))
     monkeypatch.setattr("fundax.interop.pretrained._in_package", lambda name: trained / "quickstart")
     return tmp_path
 

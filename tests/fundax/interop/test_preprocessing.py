@@ -25,9 +25,9 @@ from fundax.objectives.flair import FLAIR, flair, text_encoder
 from fundax.objectives.keepfit import KeepFIT
 from fundax.objectives.keepfit_reference import V1
 from fundax.recipe import Recipe
+from fundax.resume.stored import describe
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.runtime.workdir import write_json
-from fundax.stored import describe
 from fundax.train import fit
 
 CONFIGS = Path(__file__).parents[3] / "configs"

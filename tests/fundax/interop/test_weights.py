@@ -137,6 +137,11 @@ def test_folders_and_shards(tmp_path):
         UserError, match=r"no weights; expected one of heads\.safetensors, open_clip_model\.safetensors"
     ):
         find_file(tmp_path)
+    (tmp_path / "eyes.pth").touch()
+    assert find_file(tmp_path).name == "eyes.pth"  # the only file of weights may have any name
+    (tmp_path / "other.pth").touch()
+    with pytest.raises(UserError, match=r"several files of weights; give one of eyes\.pth, other\.pth"):
+        find_file(tmp_path)
     (tmp_path / "x.h5").write_bytes(b"1")
     with pytest.raises(UserError, match=r"'\.h5' files; expected \.safetensors"):
         read_state(tmp_path / "x.h5")

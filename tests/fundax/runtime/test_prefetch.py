@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_objective import Rows, recipe
 
-from data_pipelines import pipeline
 from data_pipelines.images import decode
+from data_pipelines.pipeline import streams
 from data_pipelines.records import Record, View
 from fundax.runtime.mesh import make_mesh
 from fundax.runtime.prefetch import Prefetcher
@@ -86,7 +86,7 @@ def test_an_error_is_raised_where_its_batch_was_due():
 
 def test_what_skipping_data_leaves_out_is_listed_and_counted(tmp_path):
     path = tmp_path / "bad_records.jsonl"
-    data = pipeline.train(Broken(), [Example()], batch=4, on_bad_image="skip")()
+    data = streams.train(Broken(), [Example()], batch=4, on_bad_image="skip")()
     spec = recipe().objective.batch_spec(4)
     with Prefetcher(lambda shard, shards: data, spec, make_mesh((1, 1)), None, 0, 3, path) as ahead:
         assert ahead.counts() == {}

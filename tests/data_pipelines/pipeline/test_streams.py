@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import bad_records, collate, pipeline
 from data_pipelines.images import decode
+from data_pipelines.pipeline import bad_records, collate, streams
 from data_pipelines.records import DataError, Record, View
 
 BROKEN = b"abc"
@@ -106,7 +106,7 @@ def assert_same(found, expected):
 
 @pytest.fixture
 def data():
-    return pipeline.train(Rows(12), [Example()], batch=4, seed=3)
+    return streams.train(Rows(12), [Example()], batch=4, seed=3)
 
 
 def test_batch_has_stacked_examples(data):
@@ -128,13 +128,13 @@ def test_every_epoch_is_another_permutation(data):
     found = np.reshape(rows(take(data, 9)), (3, 12))
     assert all(sorted(epoch) == list(range(12)) for epoch in found.tolist())
     assert len({tuple(epoch) for epoch in found.tolist()}) == 3
-    other = pipeline.train(Rows(12), [Example()], batch=4, seed=4)
+    other = streams.train(Rows(12), [Example()], batch=4, seed=4)
     following = np.reshape(rows(take(other, 9)), (3, 12))
     assert not {tuple(e) for e in found.tolist()} & {tuple(e) for e in following.tolist()}
 
 
 def test_a_batch_may_span_epochs():
-    found = take(pipeline.train(Rows(3), [Example()], batch=8, seed=0), 3)
+    found = take(streams.train(Rows(3), [Example()], batch=8, seed=0), 3)
     counts = collections.Counter(rows(found))
     assert counts == {0: 8, 1: 8, 2: 8}
     noise = np.concatenate([batch["noise"] for batch in found])
@@ -151,7 +151,7 @@ def test_shards_are_the_slices_of_the_global_batch(data, shards):
 
 def test_resume_on_other_shards_and_threads_goes_on_the_same(data):
     whole = take(data, 9)
-    other = pipeline.train(Rows(12), [Example()], batch=4, seed=3, threads=3, prefetch=1)
+    other = streams.train(Rows(12), [Example()], batch=4, seed=3, threads=3, prefetch=1)
     halves = [take(other, 4, shard, 2, start=5) for shard in range(2)]
     joined = [{k: np.concatenate([half[i][k] for half in halves]) for k in whole[0]} for i in range(4)]
     assert_same(joined, whole[5:])
@@ -172,7 +172,7 @@ def test_worker_processes_give_the_same_and_report_bad_data_in_one_line(data):
     clean = take(data, 6)
     broken = int(clean[5]["index"][1])
     start = 3  # a new epoch: its rows come for the first time in these batches
-    workers = pipeline.train(Rows(12, broken=(broken,)), [Example()], batch=4, seed=3, workers=2)()
+    workers = streams.train(Rows(12, broken=(broken,)), [Example()], batch=4, seed=3, workers=2)()
     workers.set_state({"step": start})
     first = next(workers)
     for child in multiprocessing.active_children():  # as a scheduler tells every process of a job step
@@ -185,20 +185,20 @@ def test_worker_processes_give_the_same_and_report_bad_data_in_one_line(data):
 
 
 def test_large_sources_are_permuted_without_an_array():
-    length = pipeline._SORTED + 1
-    found = {pipeline._shuffled(place, length, seed=7) for place in range(length)}
+    length = streams._SORTED + 1
+    found = {streams._shuffled(place, length, seed=7) for place in range(length)}
     assert found == set(range(length))
 
 
 def test_once_is_in_order_and_pads_the_last_batch():
-    batches = list(pipeline.one_epoch(Rows(10), [Example()], batch=4)())
+    batches = list(streams.one_epoch(Rows(10), [Example()], batch=4)())
     assert rows(batches) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9]
     assert np.concatenate([b["valid"] for b in batches]).tolist() == [True] * 10 + [False] * 2
     np.testing.assert_array_equal(batches[2]["noise"][1:], batches[2]["noise"][1])
 
 
 def test_once_gives_every_process_as_many_batches():
-    data = pipeline.one_epoch(Rows(9), [Example()], batch=8)
+    data = streams.one_epoch(Rows(9), [Example()], batch=8)
     parts = [list(data(shard, 4)) for shard in range(4)]
     assert [len(part) for part in parts] == [2, 2, 2, 2]
     valid = [batch["index"][batch["valid"]] for part in parts for batch in part]
@@ -207,23 +207,23 @@ def test_once_gives_every_process_as_many_batches():
 
 
 def test_once_resumes_and_starts_over():
-    data = pipeline.one_epoch(Rows(10), [Example()], batch=4)
+    data = streams.one_epoch(Rows(10), [Example()], batch=4)
     assert rows(take(data, 2, start=1)) == [4, 5, 6, 7, 8, 9, 9, 9]
     assert_same(list(data()), list(data()))
 
 
 def test_wheel_by_hand():
     # slots at (j + 1/2) / w: part 0 at .5, part 1 at .167 .5 .833
-    owner, rank, share = pipeline.wheel([1, 3])
+    owner, rank, share = streams.wheel([1, 3])
     assert (owner.tolist(), rank.tolist(), share.tolist()) == ([1, 0, 1, 1], [0, 0, 1, 2], [1, 3])
-    assert pipeline.wheel([2, 6])[2].tolist() == [1, 3]
-    assert pipeline.wheel([0.7, 0.3])[2].tolist() == [7, 3]
-    assert pipeline.wheel([1 / 6, 5 / 6])[2].tolist() == [1, 5]
-    assert pipeline.wheel([1.0, 2**0.5, 3**0.5])[2].tolist() == [2412, 3411, 4177]
+    assert streams.wheel([2, 6])[2].tolist() == [1, 3]
+    assert streams.wheel([0.7, 0.3])[2].tolist() == [7, 3]
+    assert streams.wheel([1 / 6, 5 / 6])[2].tolist() == [1, 5]
+    assert streams.wheel([1.0, 2**0.5, 3**0.5])[2].tolist() == [2412, 3411, 4177]
 
 
 def test_mix_keeps_whole_ratios_exactly_and_each_part_its_own_epochs():
-    data = pipeline.mix([(Rows(4), [Example(0)], 1), (Rows(6), [Example(1)], 3)], batch=8, seed=1)
+    data = streams.mix([(Rows(4), [Example(0)], 1), (Rows(6), [Example(1)], 3)], batch=8, seed=1)
     found = take(data, 6)
     assert [np.bincount(batch["tag"]).tolist() for batch in found] == [[2, 6]] * 6
     tags = np.concatenate([batch["tag"] for batch in found])
@@ -236,7 +236,7 @@ def test_mix_keeps_whole_ratios_exactly_and_each_part_its_own_epochs():
 
 
 def test_unreadable_image_is_an_error_that_names_the_row():
-    batches = pipeline.train(Rows(8, broken=(6,)), [Example()], batch=4)()
+    batches = streams.train(Rows(8, broken=(6,)), [Example()], batch=4)()
     with pytest.raises(DataError, match=r"^eyes.csv row 7: .*3 bytes$"):
         [next(batches) for _ in range(2)]
 
@@ -244,12 +244,12 @@ def test_unreadable_image_is_an_error_that_names_the_row():
 def test_skip_fills_the_slot_and_lists_each_row_once(tmp_path):
     path = tmp_path / "run" / "bad_records.jsonl"
     source, how = Rows(12, broken=(6, 9)), {"on_bad_image": "skip", "bad_records": path}
-    data = pipeline.train(source, [Example()], batch=4, seed=3, **how)
+    data = streams.train(source, [Example()], batch=4, seed=3, **how)
     batches = data()
     found = [next(batches) for _ in range(9)]
     batches.close()
     assert batches.skipped == 2
-    clean = take(pipeline.train(Rows(12), [Example()], batch=4, seed=3), 9)
+    clean = take(streams.train(Rows(12), [Example()], batch=4, seed=3), 9)
     ours, theirs = np.asarray(rows(found)), np.asarray(rows(clean))
     kept = ~np.isin(theirs, (6, 9))
     np.testing.assert_array_equal(ours[kept], theirs[kept])
@@ -264,20 +264,20 @@ def test_skip_fills_the_slot_and_lists_each_row_once(tmp_path):
 
 
 def test_skip_is_for_images_only():
-    batches = pipeline.train(Rows(4, unlabelled=(2,)), [Example()], batch=4, on_bad_image="skip")()
+    batches = streams.train(Rows(4, unlabelled=(2,)), [Example()], batch=4, on_bad_image="skip")()
     with pytest.raises(DataError, match=r"^eyes.csv row 3: has no label$"):
         next(batches)
 
 
 def test_skip_gives_up_when_nothing_can_be_read():
-    batches = pipeline.train(Rows(2, broken=(0, 1)), [Example()], batch=2, on_bad_image="skip")()
+    batches = streams.train(Rows(2, broken=(0, 1)), [Example()], batch=2, on_bad_image="skip")()
     with pytest.raises(DataError, match=r"64 consecutive unreadable images, last eyes\.csv row"):
         next(batches)
 
 
 def test_evaluation_never_skips():
     with pytest.raises(DataError, match="never skips"):
-        pipeline.one_epoch(Rows(4), [Example()], batch=2, on_bad_image="skip")
+        streams.one_epoch(Rows(4), [Example()], batch=2, on_bad_image="skip")
 
 
 def test_bad_records_name_files_and_masks(tmp_path):
@@ -314,7 +314,7 @@ def test_bad_records_of_many_writers_are_listed_once(tmp_path):
 )
 def test_examples_that_do_not_stack(what, message):
     with pytest.raises(DataError, match=message):
-        next(pipeline.one_epoch(Rows(4), [Example(), Grow(what)], batch=4)())
+        next(streams.one_epoch(Rows(4), [Example(), Grow(what)], batch=4)())
 
 
 def test_texts_stay_texts():
@@ -324,12 +324,12 @@ def test_texts_stay_texts():
 
 def test_a_wrong_step_is_no_data_error_and_shows_where():
     with pytest.raises(RuntimeError, match=r"(?s)eyes.csv row 1: a step failed.*no such key") as caught:
-        next(pipeline.one_epoch(Rows(4), [Example(), Wrong()], batch=4)())
+        next(streams.one_epoch(Rows(4), [Example(), Wrong()], batch=4)())
     assert not isinstance(caught.value, DataError)
 
 
 def test_an_empty_source_is_an_error():
-    for build in (pipeline.train, pipeline.one_epoch):
+    for build in (streams.train, streams.one_epoch):
         with pytest.raises(DataError, match="Rows has no rows"):
             next(build(Rows(0), [Example()], batch=2)())
 
@@ -337,15 +337,15 @@ def test_an_empty_source_is_an_error():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: pipeline.train(Rows(4), [], batch=4)(0, 3), "4 cannot be divided among 3"),
-        (lambda: pipeline.train(Rows(4), [], batch=4)(2, 2), "process 2 of 2"),
-        (lambda: pipeline.train(Rows(4), [], batch=0), "batch is 1 or more"),
-        (lambda: pipeline.train(Rows(4), [], batch=4, seed=-1), "seed is 0 or more"),
-        (lambda: pipeline.train(Rows(4), [], batch=4, workers=-1), "workers and threads"),
-        (lambda: pipeline.train(Rows(4), [], batch=4, on_bad_image="ignore"), 'is "error" or "skip"'),
-        (lambda: pipeline.train(Rows(4), [], batch=4, bad_records=Path("x")), "only with on_bad_image"),
-        (lambda: pipeline.mix([], batch=4), "positive weights"),
-        (lambda: pipeline.mix([(Rows(4), [], 0)], batch=4), "positive weights"),
+        (lambda: streams.train(Rows(4), [], batch=4)(0, 3), "4 cannot be divided among 3"),
+        (lambda: streams.train(Rows(4), [], batch=4)(2, 2), "process 2 of 2"),
+        (lambda: streams.train(Rows(4), [], batch=0), "batch is 1 or more"),
+        (lambda: streams.train(Rows(4), [], batch=4, seed=-1), "seed is 0 or more"),
+        (lambda: streams.train(Rows(4), [], batch=4, workers=-1), "workers and threads"),
+        (lambda: streams.train(Rows(4), [], batch=4, on_bad_image="ignore"), 'is "error" or "skip"'),
+        (lambda: streams.train(Rows(4), [], batch=4, bad_records=Path("x")), "only with on_bad_image"),
+        (lambda: streams.mix([], batch=4), "positive weights"),
+        (lambda: streams.mix([(Rows(4), [], 0)], batch=4), "positive weights"),
     ],
 )
 def test_wrong_arguments(build, message):
@@ -354,5 +354,5 @@ def test_wrong_arguments(build, message):
 
 
 def test_building_opens_nothing():
-    assert callable(pipeline.train(Unopened(), [], batch=4))
-    assert pipeline.one_epoch(Unopened(), [], batch=4)(0, 1).get_state() == {"step": 0}
+    assert callable(streams.train(Unopened(), [], batch=4))
+    assert streams.one_epoch(Unopened(), [], batch=4)(0, 1).get_state() == {"step": 0}

@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from data_pipelines import bad_records as bad
-from data_pipelines.collate import Batch, stack
-from data_pipelines.order import derive, order, wheel
-from data_pipelines.packing import Pack, Plan, pack, size_of
+from data_pipelines.pipeline import bad_records as bad
+from data_pipelines.pipeline.collate import Batch, stack
+from data_pipelines.pipeline.order import derive, order, wheel
+from data_pipelines.pipeline.packing import Pack, Plan, pack, size_of
+from data_pipelines.pipeline.workers import LoaderOptions, death, initialize, protected
 from data_pipelines.records import DataError, Record, Source
 from data_pipelines.transforms.steps import Step, apply
 from data_pipelines.transforms.visits import Size
-from data_pipelines.workers import LoaderOptions, death, initialize, protected
 
 _ENDLESS = 2**31  # steps of an endless stream, since Grain needs a length
 _REPLACEMENTS = 64  # consecutive unreadable rows before on_bad_image="skip" gives up

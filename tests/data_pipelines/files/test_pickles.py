@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from data_pipelines.pickles import ROW, WEIGHTS, check, plain_tuple
+from data_pipelines.files.pickles import ROW, WEIGHTS, check, plain_tuple
 from data_pipelines.records import DataError
 
 

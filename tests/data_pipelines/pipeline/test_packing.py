@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_pipelines.packing import WAITING, Pack, Plan, pack
 from data_pipelines.pipeline import mix, one_epoch
+from data_pipelines.pipeline.packing import WAITING, Pack, Plan, pack
 from data_pipelines.records import DataError, Record, View, patient_number
 from data_pipelines.transforms.visits import (
     FlipVisit,

@@ -1,4 +1,4 @@
-"""Cross-validation: a model for each fold of the patients, their predictions pooled, and the models as one ensemble."""
+"""Cross-validation by patient: train a model for each fold, pool the predictions, and save the models as one ensemble."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _log = logging.getLogger("fundax")
 
 
 def cross_validate(load: Callable[..., Recipe], workdir: str | Path, count: int) -> Path:
-    """Train a model for each of `count` folds of the patients, and write what they give together as a run in `workdir`.
+    """Train a model for each of `count` folds of the patients, and write the ensemble as a run in `workdir`.
 
     Every fold is a run of its own, workdir/fold_K, which the same command resumes. The run in `workdir` holds the pooled
     predictions of all rows, each by the model that has not seen its patient (evals/test.npz), and an Ensemble of the

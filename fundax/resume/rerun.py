@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fundax.recipe import Recipe
+from fundax.resume.stored import MODALITIES, SPLIT, digest_of_data, names_of
 from fundax.runtime import argv as words
 from fundax.runtime.checkpoint import has_checkpoints, resolve
 from fundax.runtime.shapes import Config
 from fundax.runtime.workdir import read_optional_json
-from fundax.stored import MODALITIES, SPLIT, digest_of_data, names_of
 from fundax.types import UserError
 
 PARTS = ("val", "test", "all")
@@ -33,13 +33,13 @@ def defaults_to_resume(workdir: str, argv: Sequence[str]) -> dict[str, Any]:
 def trusted_config(run: str | Path, trust: bool = False) -> Path:
     """A run's copy of its config, which is a program: opening it runs it.
 
-    Raises UserError where it is none of the configs of this version, unless `trust` says that the user has read it.
+    Raises UserError if it differs from all configs of this version, unless `trust` confirms that the user has read it.
     """
-    copy, ours = Path(run) / "config.py", Path(__file__).parent.parent / "configs"
+    copy, ours = Path(run) / "config.py", Path(__file__).parents[2] / "configs"
     if trust or not copy.is_file() or any(copy.read_bytes() == one.read_bytes() for one in ours.glob("*.py")):
         return copy
     raise UserError(
-        f"{copy} is none of the configs of this version of fundax, and this command would run what is in it. If you know "
+        f"{copy} differs from all configs of this version of fundax, and this command would execute it. If you know "
         "who wrote it, add --trust"
     )
 
@@ -84,7 +84,7 @@ def named(recipe: Recipe, run: str, name: str, step: int) -> Recipe:
     """The recipe with names of its results under which nothing of the run's own results is replaced.
 
     Results on other data are named `name`, by default by their source; those of another step than the default one end in
-    its number. Raises UserError where a name is needed, or is one of the run's own.
+    its number. Raises UserError if a name is needed, or is one of the run's own.
     """
     stored = read_optional_json(Path(run) / "config.json", Config)
     digests = {source["digest"] for source in stored.get("data", {}).get("sources", [])}

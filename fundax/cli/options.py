@@ -1,4 +1,4 @@
-"""Arguments of the verbs of the command line that also take those of a config."""
+"""Arguments of the verbs that also take the arguments of a config."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Several processes (docs/guide/launching.md).
+    """Arguments for several processes (docs/guide/launching.md).
 
     Args:
         distributed: Platform that starts the processes: auto finds it out, off uses one process.
@@ -65,13 +65,13 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Stored:
-    """The run to evaluate.
+    """Arguments of `launch.py eval`: the run to evaluate.
 
     Args:
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         name: Name of the results on other data than the run's; by default that of the data.
         config: Config to use instead of the copy in the run; the arguments of the run must then be given again.
-        trust: Run the copy of the config in the run, even if it is none of fundax's own. It is a program: read it first.
+        trust: Run the copy of the config in the run, even if it is not one of fundax's configs. It is a program: read it first.
     """
 
     checkpoint: str = ""

@@ -1,4 +1,4 @@
-"""JSON files of strangers: one reader, which checks that a value has the form that is relied on."""
+"""Read untrusted JSON files, and check that a value has the declared type."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_json(path: Path, form: Any, what: str) -> Any:
 
 
 def checked(value: Any, form: Any, where: str) -> Any:
-    """The value. Raises DataError that begins with `where` if it is not of a type."""
+    """Return a value. Raises DataError, beginning with `where`, if the value does not have the type."""
     try:
         return check_type(value, form, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as error:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import launch
-from data_pipelines import pipeline, workers
 from data_pipelines.convert import Sizing, convert
+from data_pipelines.pipeline import streams, workers
 from data_pipelines.records import DataError, Record, View
 
 MOMENTS_MS = (0, 1, 3, 10, 30, 100, 200, 400, 800, 1600)  # after the start of a worker, which takes about a second
@@ -60,7 +60,7 @@ def on_start(monkeypatch):
 
 
 def once(ends=-1):
-    return pipeline.one_epoch(Rows(ends=ends), [Label()], batch=4, workers=2)()
+    return streams.one_epoch(Rows(ends=ends), [Label()], batch=4, workers=2)()
 
 
 def test_workers_survive_signals_at_ten_moments_after_their_start(on_start):
@@ -105,7 +105,7 @@ def test_signals_to_the_parent_while_workers_start_are_handled_by_it(on_start):
 
 START_AND_TELL = """
 import multiprocessing, os, signal, sys, time
-from data_pipelines import workers
+from data_pipelines.pipeline import workers
 
 process = multiprocessing.get_context(sys.argv[1]).Process(target=time.sleep, args=(60,))
 workers.protected(process.start)
@@ -131,7 +131,7 @@ def test_protected_gives_what_its_function_gives():
 
 
 def test_a_worker_that_is_killed_is_one_line():
-    data = pipeline.train(Rows(), [Label()], batch=4, workers=2)()
+    data = streams.train(Rows(), [Label()], batch=4, workers=2)()
     next(data)
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)

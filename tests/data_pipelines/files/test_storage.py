@@ -3,8 +3,8 @@
 import fsspec
 import pytest
 
+from data_pipelines.files.storage import fetched, fetched_word, files, is_address, normal, upload
 from data_pipelines.records import DataError
-from data_pipelines.storage import fetched, fetched_word, files, is_address, normal, upload
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def export(
     Args:
         run: Folder of the run.
         out: Folder to write.
-        to: Format of the folder: {formats}; or adapters, which are what a run of --tune lora:RANK learnt, alone.
+        to: Format of the folder: {formats}; or adapters, the trained adapters alone of a run with --tune lora:RANK.
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         overwrite: Replace a folder that is not empty.
         dtype: Dtype of the weights.
@@ -143,7 +143,7 @@ def synth(
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         no_check: Do not look for the nearest training images.
         overwrite: Replace a folder that is not empty.
-        trust: Run the copy of the config in the run, even if it is none of fundax's own. It is a program: read it first.
+        trust: Run the copy of the config in the run, even if it is not one of fundax's configs. It is a program: read it first.
     """
     names = None if findings is None else tuple(name.strip() for name in findings.split(",") if name.strip())
     how = synthesis.How(seed, steps, sampler, guidance, names, modality, batch)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.collate import Batch, stack
+from data_pipelines.pipeline.collate import Batch, stack
 from data_pipelines.records import DataError, Record
 from data_pipelines.transforms.steps import Step, stream
 from data_pipelines.transforms.visits import Size, VisitViews
