@@ -17,7 +17,9 @@ import numpy as np
 from data_pipelines.geometry import INTERPOLATIONS, RESIZE_MODES
 from data_pipelines.records import DataError
 from fundax.encoders.backbone import preprocessing
+from fundax.encoders.clip_text import TextTransformer
 from fundax.interop.weights import State
+from fundax.objectives.clip import CLIP
 from fundax.types import Extra, Params, UserError
 
 # what reading values of other types and sizes than those of a configuration happens to raise
@@ -197,6 +199,13 @@ def replace_preprocessing(checkpoint: Checkpoint, shown: Mapping[str, Any]) -> C
 def say_once(message: str) -> None:
     """Log a warning once, because a model is often read more than once."""
     _log.warning("%s", message)
+
+
+def clip_text(objective: CLIP, title: str) -> TextTransformer:
+    """The text transformer of a CLIP. Raises UserError, naming the format `title`, for one that reads texts with a BERT."""
+    if not isinstance(objective.text, TextTransformer):
+        raise UserError(f"{title} has CLIP's text transformer; this model has a {type(objective.text).__name__}")
+    return objective.text
 
 
 def probe(checkpoint: Checkpoint, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
