@@ -4,6 +4,7 @@
     fit images.csv --workdir DIR                             a classifier of photographs, from ImageNet's weights
     eval RUN [--checkpoint best] [arguments of the config]   evaluate a run again, or on other data
     export RUN OUT --to FORMAT                                write a run as a folder for other programs
+    push FOLDER OWNER/NAME                                    upload an exported folder to the Hugging Face hub
     import PATH --workdir DIR                                 write such a folder, or a weights file, as a run
     compile CONFIG --topology v5e:4x4 [...]                   does it fit on a TPU slice, and how fast at best
     predict RUN --image A B ... [--classes "x, y"]            classes in words, labels, values, masks, points, reports

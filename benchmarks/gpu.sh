@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh [FOLDER]            # results in FOLDER (default benchmarks/results/gpu): all.json and all.md
 #   SMOKE=1 benchmarks/gpu.sh [FOLDER]    # every part once at a tiny size, on a CPU
 #
-# Parts: golden tests on the device, a training step of ViT-B/16 and L/14 beside PyTorch eager and compiled, the ring beside the
+# Parts: golden tests on the device, a training step of ViT-B/16 and L/14 in fundax and in PyTorch (eager, compiled), ring and
 # dense loss, attention, and the wait for data from shards. A part that fails or takes too long is named; the others go on.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -44,7 +44,7 @@ for size in "${sizes[@]}"; do
         name=train_step_${size/\//}_$path
         part "$name" 100 python benchmarks/train_step.py --size "$size" --text-depth 0 --attention "$path" "${step[@]}" \
             "${torch[@]}" --name "$name"
-        torch=(--no-torch) # beside the first attention only
+        torch=(--no-torch) # with the first attention only
     done
 done
 part attention 60 python benchmarks/attention.py "${attention[@]}"

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,7 +45,6 @@ from fundax.optim import MAX_LOG_SCALE, adamw, clip_params, cosine
 
 ABSENT = ("retinal detachment", "pathologic myopia", "macular hole", "cataract")  # absent from the public part
 PRESENT = tuple(name for name in CONDITIONS if name not in ABSENT)
-DOCS = Path(__file__).parent.parent / "docs" / "keepfit.md"
 COLUMNS = ("zero-shot, known", "zero-shot, absent", "5-shot, known", "5-shot, absent")
 
 

@@ -8,7 +8,7 @@ A step is forward, backward and AdamW. Steps alternate in the same process, so t
 programs equally, and medians are compared. The last column is the median of the program divided by the median of fundax:
 above 1, fundax is faster. `cpu` is the processor time of a step over all threads. MFU is printed for chips in
 fundax/runtime/chips.py. --batch 0 takes the largest power of two whose temporaries, as XLA counts them, fill at most 40 % of
-the device's memory, so that torch fits beside them. On an accelerator, torch uses it too, with autocast to the same dtype; this
+the device's memory, so that torch fits as well. On an accelerator, torch uses it too, with autocast to the same dtype; this
 has not been tested.
 """
 

@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
 
 def check_tune(recipe: Recipe) -> None:
-    """Raise UserError where the recipe's `tune` has no meaning for its objective."""
+    """Raise UserError if the objective does not support the recipe's `tune`."""
     if recipe.tune.rows is not None:
         check(recipe.tune, *jax.eval_shape(_initialize(recipe), jax.random.key(recipe.seed)))
 
@@ -76,7 +76,7 @@ def fresh(recipe: Recipe, mesh: Mesh, pretrained: bool = True) -> tuple[TrainSta
 
 
 def _changed(what: str, changes: Sequence[Callable[[Any], Any]], fresh: Any, placed: Any) -> Any:
-    """The initial tree after init_from or init_extra, whose steps must not change shapes."""
+    """Apply init_from or init_extra to the initial tree, and check that shapes are unchanged."""
     if not changes:
         return fresh
     given = meshes.gather(fresh)

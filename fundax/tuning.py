@@ -1,9 +1,9 @@
-"""What of a model trains: all of it, its head, its last blocks, all but the image encoder, or low-rank adapters.
+"""Partial fine-tuning: train a whole model, its head, its last blocks, all but the image encoder, or low-rank adapters.
 
 A Tuning says for each parameter, by its path, whether it trains. `split` divides a tree into the part that trains and the
 rest; gradients and the optimizer's state exist only for the first, so that a fixed parameter costs its own memory alone.
 
-Low-rank adapters (LoRA, arXiv:2106.09685) are the leaves `lora_a` and `lora_b` beside a kernel of an encoder's attention or
+Low-rank adapters (LoRA, arXiv:2106.09685) are the leaves `lora_a` and `lora_b` next to a kernel of an encoder's attention or
 MLP. Layers add their product to that of the kernel (fundax/encoders/layers.py), and `merged` adds it to the kernel itself."""
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ Rows = dict[str, int]  # path -> how many of the last rows of the leaf train; 0 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What trains, as --tune says it; created by `tuning`.
+    """The trained part of a model; created from --tune by `tuning`.
 
-    word: as given. rows: which rows of which leaves train; None: all. rank: that of the adapters, 0 without.
+    word: the value of --tune.
+    rows: for each leaf, the rows that are trained; None: all.
+    rank: rank of the adapters; 0: no adapters.
     """
 
     word: str = "full"
@@ -53,7 +55,7 @@ BY_DEFAULT = Tuning("")  # of a recipe that says nothing
 
 
 def tuning(word: str) -> Tuning:
-    """The Tuning of a word: full, head, text, layers:K or lora:RANK. Raises UserError for any other."""
+    """Parse --tune: full, head, text, layers:K or lora:RANK. Raises UserError for anything else."""
     name, colon, number = word.partition(":")
     if not colon and name in _PLAIN:
         return Tuning(word, _PLAIN[name])
@@ -64,7 +66,7 @@ def tuning(word: str) -> Tuning:
 
 
 def check(chosen: Tuning, params: Params, extra: Extra) -> None:
-    """Raise UserError, with the reason, where a choice has no meaning for a model. The trees may be abstract."""
+    """Raise UserError, with the reason, if a model does not support a choice. The trees may be abstract."""
     if chosen.rows is None:
         return
     flat = flatten(params)
@@ -92,7 +94,7 @@ def _head(flat: Flat) -> Rows:
 def _text(flat: Flat) -> Rows:
     if not {"image", "text"} <= {path.partition("/")[0] for path in flat}:
         raise UserError(
-            "--tune text: it fixes the image encoder beside a text encoder, and this model does not have both"
+            "--tune text trains the text encoder with a fixed image encoder, and this model does not have both"
         )
     return {path: 0 if path.startswith("image/") else ALL for path in flat}
 
@@ -133,7 +135,7 @@ _PLAIN: dict[str, Callable[[Flat], Rows] | None] = {"full": None, "head": _head,
 
 
 def split(chosen: Tuning, params: Params) -> tuple[Params, Params]:
-    """(the part that trains, the rest) of a tree. Each has optax's MaskedNode where the other one has the whole leaf."""
+    """Split a tree into the trained part and the rest. Each has optax's MaskedNode where the other one has the whole leaf."""
     if chosen.rows is None:
         return params, {}
     rows = chosen.rows(flatten(params))
@@ -163,7 +165,7 @@ def join(trained: Params, fixed: Params) -> Params:
 
 
 def count_trained(chosen: Tuning, params: Params) -> int:
-    """Number of parameters that train, of a tree that may be abstract."""
+    """Number of trained parameters of a tree, which may be abstract."""
     if chosen.rows is None:
         return sum(leaf.size for leaf in jax.tree.leaves(params))
     flat = flatten(params)
@@ -178,7 +180,7 @@ def count_trained(chosen: Tuning, params: Params) -> int:
 def with_adapters(
     chosen: Tuning, params: Params, extra: Extra, seed: int = 0, *, abstract: bool = False
 ) -> tuple[Params, Extra]:
-    """The trees with new adapters beside the kernels of the encoders' attention and MLPs; unchanged without a rank.
+    """Add new adapters to the kernels of the encoders' attention and MLPs; unchanged without a rank.
 
     The first matrix [D r] is drawn from N(0, 1/D), the second [r ...] is 0, so that the model computes what it did. Raises
     UserError where no encoder has such a kernel, or a kernel is not larger than the rank.

@@ -23,15 +23,15 @@ from data_pipelines.open import named
 
 def verb(*argv: Any) -> None:
     """Run a verb of the command line. The exit code must be 0, or 2 after a one-line error."""
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             code = launch.main([str(word) for word in argv])
     except SystemExit as error:
         code = error.code
-    last = (said.getvalue().strip().splitlines() or [""])[-1]
-    if code not in (0, 2) or "Traceback" in said.getvalue() or (code == 2 and not re.search(r"\berror: \S", last)):
-        raise AssertionError(f"launch.py {' '.join(map(str, argv))} ended with {code}: {said.getvalue()[-2000:]}")
+    last = (printed.getvalue().strip().splitlines() or [""])[-1]
+    if code not in (0, 2) or "Traceback" in printed.getvalue() or (code == 2 and not re.search(r"\berror: \S", last)):
+        raise AssertionError(f"launch.py {' '.join(map(str, argv))} ended with {code}: {printed.getvalue()[-2000:]}")
     fuzz_areas.refused += code == 2
 
 

@@ -21,7 +21,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def decode_dicom(data: bytes, name: str, depth: Any, max_pixels: int) -> np.ndarray:
-    """Decode to u8 [H W 3]. Of several frames, the middle one is used; more than 8 bits are scaled by the stored bits or `depth`.
+    """Decode to u8 [H W 3]. The middle one of several frames is used; more than 8 bits are scaled by the stored bits or `depth`.
 
     name: the file's, for the log.
 

@@ -115,7 +115,6 @@ AGES = {
 
 
 RETINOPATHY = CONDITIONS[1:5]
-DIABETIC = CONDITIONS[1:6]
 GRADES = ("none", "mild", "moderate", "severe", "proliferative")
 
 

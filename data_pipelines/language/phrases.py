@@ -49,7 +49,7 @@ class Match(NamedTuple):
 
 def tokens(text: str) -> list[Token]:
     """Split a text into tokens. Full-width characters become ASCII, British spelling becomes American, plurals become
-    singular, and articles are removed. Of a text of more than LONGEST letters only the first are read, with a warning."""
+    singular, and articles are removed. Only the first LONGEST letters of a text are read; a longer text causes a warning."""
     plain = unicodedata.normalize("NFKC", text[:LONGEST])
     if max(len(text), len(plain)) > LONGEST:
         warn_once(

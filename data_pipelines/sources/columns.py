@@ -107,7 +107,7 @@ class Strings:
         return self._bytes[start : self._ends[row]].tobytes()
 
     def hashes(self, seed: int = 0) -> np.ndarray:
-        """u64 [rows]: a hash of each string and the seed, the same on every machine."""
+        """Hash u64 [rows] of each string and the seed, the same on every machine."""
         return np.fromiter((text_hash(self._encoded(row), seed) for row in range(len(self))), np.uint64, len(self))
 
 

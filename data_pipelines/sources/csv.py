@@ -164,7 +164,7 @@ class CsvSource(Indexed):
         return targets
 
     def hashes(self, key: str, seed: int) -> np.ndarray:
-        """u64 [rows]: a hash of each string of a column, for split_by. Without patients, the image is hashed."""
+        """Hash u64 [rows] of each string of a column, for split_by. Without patients, the image is hashed."""
         texts = self.table.texts
         if key not in texts and key != "patient":
             raise DataError(f"{self.schema.path}: cannot be split by {key}, only by {', '.join(texts)}")

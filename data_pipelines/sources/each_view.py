@@ -27,7 +27,7 @@ class EachView:
 
     @functools.cached_property
     def ends(self) -> np.ndarray:
-        """i64 [records]: the number of views up to and with each record."""
+        """Cumulative number i64 [records] of views."""
         return np.cumsum([len(self.source[row].views) for row in range(len(self.source))])
 
     def __len__(self) -> int:

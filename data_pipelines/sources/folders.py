@@ -204,7 +204,7 @@ class FolderSource(Indexed):
         return [self.index[1][row] for row in range(len(self))]
 
     def hashes(self, key: str, seed: int) -> np.ndarray:
-        """u64 [rows]: a hash of each patient, for split_by."""
+        """Hash u64 [rows] of each patient, for split_by."""
         return self.index[1].hashes(seed)
 
 

@@ -58,7 +58,7 @@ class Environment:
                 found = nodes[at] if at < len(nodes) and _key(page, nodes[at]) == key else None
                 return None if found is None else self._value(page, found)
             if not flags & _BRANCH or not nodes:
-                raise self._damaged(f"page {number} is of no known kind")
+                raise self._damaged(f"page {number} is of an unknown kind")
             # the first key of a branch stands for all smaller ones
             at = bisect.bisect_right(nodes, key, lo=1, key=functools.partial(_key, page)) - 1
             low, high, top, _ = _NODE.unpack_from(page, nodes[at])

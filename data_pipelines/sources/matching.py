@@ -29,7 +29,7 @@ def are_numbers(names: Sequence[str]) -> bool:
 
 
 def places(own: Sequence[str], given: Sequence[str]) -> np.ndarray:
-    """i64 [own]: where each of a source's names stands in `given` (NAME or CODE:NAME), or -1.
+    """Index i64 [own] in `given` (NAME or CODE:NAME) of each of a source's names, or -1.
 
     Capitals, underscores and repeated spaces do not matter.
     """
@@ -79,7 +79,7 @@ class Matched(Indexed):
 
     @read_once
     def places(self) -> np.ndarray:
-        """i64 [names]: the place of each of the source's own names."""
+        """Index i64 [names] of each of the source's own names."""
         found, names = places(self.names, self.given), names_of(self.given)
         if (found < 0).all():
             own, some = ", ".join(self.names) or "no names", self.names[:3] or ("CODE",)
@@ -159,7 +159,7 @@ class Matched(Indexed):
         return moved
 
     def hashes(self, key: str, seed: int) -> np.ndarray:
-        """u64 [rows]: a hash of each row's patient or other key, for split_by."""
+        """Hash u64 [rows] of each row's patient or other key, for split_by."""
         return hashes_of(self.source, key, seed)[self.rows]
 
     def patients(self) -> list[str]:

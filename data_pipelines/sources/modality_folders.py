@@ -39,14 +39,6 @@ def moments(names: Sequence[str] = MODALITIES) -> tuple[Moments, Moments]:
     return tuple(mean for mean, _ in rows), tuple(std for _, std in rows)
 
 
-def normalisation(modality: str) -> tuple[tuple[Moments, Moments] | None, int]:
-    """The normalisation of an encoder for one modality: VisionFM's moments, one row each, and the modality's index.
-
-    "" gives no moments and the index of CFP.
-    """
-    return (moments((modality,)) if modality else None), MODALITIES.index(modality_name(modality or "CFP"))
-
-
 @dataclass(frozen=True)
 class PlainFolder:
     """All images in `root` and its subfolders, sorted by name, as views of one modality, without labels or patients.
@@ -77,7 +69,7 @@ class PlainFolder:
         return Record(name, (View(self.reading.file(self.root / name), self.modality),), where=str(self.root / name))
 
     def hashes(self, key: str, seed: int) -> np.ndarray:
-        """u64 [rows]: a hash of each path, for split_by; a folder has no patients."""
+        """Hash u64 [rows] of each path, for split_by; a folder has no patients."""
         return self.files.hashes(seed)
 
 

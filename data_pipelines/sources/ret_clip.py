@@ -59,7 +59,7 @@ class PairedFiles:
 
     @read_once
     def _rows(self) -> np.ndarray:
-        """i64 [rows 4]: byte offsets of the start and end of the image line, then of the report line."""
+        """Byte offsets i64 [rows 4] of the start and end of the image line, then of the report line."""
         lines, rows = _image_lines(self.images), array("q")
         for number, start, end, line in _numbered_lines(self.texts):
             place = f"{self.texts}, line {number}"

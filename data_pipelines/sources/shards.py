@@ -217,7 +217,7 @@ class Shards:
         return reader
 
     def hashes(self, key: str, seed: int) -> np.ndarray:
-        """u64 [rows]: a hash of each patient, or of each report, which reads every record; for split_by."""
+        """Hash u64 [rows] of each patient, or of each report, which reads every record; for split_by."""
         if key not in ("patient", "report"):
             raise DataError(f"{self.folder}: cannot be split by {key}, only by patient or report")
         names = self._patients() if key == "patient" else (self[row].report for row in range(len(self)))

@@ -20,7 +20,7 @@ import numpy as np
 
 from data_pipelines.files.json_files import checked, read_json
 from data_pipelines.records import DataError, Record, Source, text_hash
-from data_pipelines.sources.columns import Stored, read_once
+from data_pipelines.sources.columns import Indexed, Stored, read_once
 
 
 def select(source: Source, rows: Iterable[int] | Callable[[Record], bool]) -> Subset:
@@ -32,9 +32,8 @@ def select(source: Source, rows: Iterable[int] | Callable[[Record], bool]) -> Su
     return Subset(source, Stored(array))
 
 
-@dataclass(frozen=True)
-class Subset:
-    """Rows of another source."""
+class Selected:
+    """Base of sources that have some of the rows of another source: `chosen` holds their numbers."""
 
     source: Source
     chosen: Stored
@@ -54,6 +53,14 @@ class Subset:
 
     def __getitem__(self, index: int) -> Record:
         return self.source[int(self.rows[index])]
+
+
+@dataclass(frozen=True)
+class Subset(Selected):
+    """Rows of another source."""
+
+    source: Source
+    chosen: Stored
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def split_by(
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Selected, Indexed):
     """A part of a source, made by split_by."""
 
     source: Source
@@ -111,26 +118,6 @@ class Part:
         if not len(chosen):
             raise DataError(f"split {self.name!r} is empty: {len(groups)} different {self.key}s are too few")
         return Stored(chosen)
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Row numbers i64 in the whole source, ascending."""
-        return self.chosen.array
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Classes of the whole source; classes that are absent from this part keep their number."""
-        return tuple(getattr(self.source, "classes", ()))
-
-    def __getstate__(self) -> dict[str, object]:
-        len(self)
-        return self.__dict__
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.source[int(self.rows[index])]
 
 
 def hashes_of(source: Source, key: str, seed: int) -> np.ndarray:

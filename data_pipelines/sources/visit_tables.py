@@ -95,7 +95,7 @@ class VisitSource(Indexed):
         return [_patient(self.images, int(row)) for row in first]
 
     def hashes(self, key: str, seed: int) -> np.ndarray:
-        """u64 [visits]: a hash of each patient, for split_by."""
+        """Hash u64 [visits] of each patient, for split_by."""
         if key != "patient":
             raise DataError(f"{self.images.schema.path}: visits are split by patient, not by {key}")
         return Strings.of(self.patients()).hashes(seed)
@@ -270,7 +270,7 @@ def _shared(labels: Sequence[Any]) -> Any:
 
 
 def _agreed(values: Sequence[np.ndarray]) -> np.ndarray:
-    """f32 [K]: the values that all images have, NaN where they differ."""
+    """Values f32 [K] that all images share; NaN where they differ."""
     stacked = np.stack(values)
     return np.where((stacked == stacked[:1]).all(0), stacked[0], np.float32(np.nan)).astype(np.float32)
 

@@ -66,7 +66,7 @@ def covers(eye: Eye, frame: Frame) -> Cover:
 
 
 def _level(mark: np.ndarray, frame: Frame) -> np.ndarray:
-    """f32 [h 1]: 1 below the horizontal fluid level of a boat-shaped haemorrhage."""
+    """Mask f32 [h 1], 1 below the horizontal fluid level of a boat-shaped haemorrhage."""
     _, y = frame.grid()
     return np.clip((y - np.float32(mark[1] - 0.2 * mark[3])) * np.float32(frame.per_degree) + np.float32(0.5), 0, 1)
 
@@ -81,7 +81,7 @@ def _bulla(mark: np.ndarray, frame: Frame) -> np.ndarray:
 
 
 def anchored(kind: str, eye: Eye, frame: Frame, zoom: float = 1.0) -> np.ndarray:
-    """f32 [h w]: noise that is fixed to the retina, the same in every image of the eye."""
+    """Noise f32 [h w] that is fixed to the retina: the same in every image of the eye."""
     degrees = frame.size / frame.per_degree
     scale = min(TILE_PER_DEGREE * zoom, 512 / degrees)
     x = eye.texture[0] + (frame.x - degrees / 2) * scale

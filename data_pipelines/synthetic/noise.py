@@ -85,7 +85,7 @@ _KINDS = {
 
 @lru_cache
 def tile(kind: str) -> np.ndarray:
-    """u8 [1024 1024]: a tile of a kind, repeated twice along each axis so that any crop of 512 fits."""
+    """A tile u8 [1024 1024] of a kind, repeated twice along each axis so that any crop of 512 fits."""
     return np.tile(_KINDS[kind]().astype(np.uint8), (2, 2))
 
 
@@ -95,7 +95,7 @@ def _picture(kind: str, shrink: int) -> Image.Image:
 
 
 def texture(kind: str, size: int, x: float, y: float, span: float) -> np.ndarray:
-    """f32 [size size] in 0..1: the `span` (at most 512) tile pixels at tile position (x, y), resized."""
+    """Resize f32 [size size], in 0..1, of the `span` (at most 512) tile pixels at tile position (x, y), resized."""
     shrink = 4 if span > 3.6 * size else 2 if span > 1.8 * size else 1
     x, y, span = x % TILE / shrink, y % TILE / shrink, span / shrink
     out = _picture(kind, shrink).resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + span, y + span))
@@ -103,7 +103,7 @@ def texture(kind: str, size: int, x: float, y: float, span: float) -> np.ndarray
 
 
 def grain(kind: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """f32 [height width] in 0..1: a random crop of the tile at full resolution. Sizes above the tile's repeat it."""
+    """A random crop f32 [height width], in 0..1, of the tile at full resolution. Sizes above the tile's repeat it."""
     x, y = (int(v * TILE) for v in rng.random(2))
     source = tile(kind)
     repeats = (-(-height // TILE), -(-width // TILE))

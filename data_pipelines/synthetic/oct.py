@@ -150,7 +150,7 @@ def _atrophy(eye: Eye, x: np.ndarray, t: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _shadows(eye: Eye, x: np.ndarray) -> np.ndarray:
-    """f32 [w] in 0..1: the shadows of blood and of the vessels that cross the scan."""
+    """Shadows f32 [w], in 0..1, of blood and of the vessels that cross the scan."""
     cut = np.zeros_like(x)
     for segments, depth in ((eye.arteries, 0.35), (eye.veins, 0.5)):
         cross = (segments[:, 1] * segments[:, 3] <= 0) & (np.abs(segments[:, 0]) < HALF + 1) & (segments[:, 4] > 0.1)

@@ -27,7 +27,7 @@ _BOTH_EYES = {  # probability that the other eye has the condition as well
 
 @dataclass(frozen=True)
 class Course:
-    """The course of a condition in one eye."""
+    """Course of a condition in one eye over time."""
 
     condition: str  # at day 0
     load: float
@@ -51,7 +51,7 @@ class Patient:
     right: Course
 
     def biomarkers(self, day: int) -> np.ndarray:
-        """f32 [4] in the order of conditions.BIOMARKERS."""
+        """Values f32 [4] in the order of conditions.BIOMARKERS."""
         return np.array([self.age + day / 365.25, self.systolic, self.hba1c, self.axial_length], np.float32)
 
 

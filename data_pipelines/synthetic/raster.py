@@ -37,7 +37,7 @@ class Frame:
         return axis[None] + np.float32(self.x), axis[:, None] + np.float32(self.y)
 
     def squared(self, x: float, y: float, rx: float = 1.0, ry: float = 1.0) -> np.ndarray:
-        """f32 [h w]: the squared distance from a point in degrees, with each axis in units of its radius."""
+        """Squared distance f32 [h w] from a point in degrees, with each axis in units of its radius."""
         u, v = self.grid()
         u = (u - np.float32(x)) * np.float32(1 / rx)
         v = (v - np.float32(y)) * np.float32(1 / ry)

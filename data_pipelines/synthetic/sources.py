@@ -331,6 +331,6 @@ def _worse(condition: str, eye: Eye, later: float) -> bool:
 
 
 def _hot(eyes: tuple[Eye, ...]) -> np.ndarray:
-    """f32 [F]: 1 for every finding in any of the eyes."""
+    """Findings f32 [F], 1 for each that any of the eyes has."""
     present = {k for eye in eyes for k in findings_of(eye)}
     return np.array([k in present for k in FINDINGS], np.float32)

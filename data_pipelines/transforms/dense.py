@@ -94,7 +94,7 @@ class Prepared:
         return Record(record.patient, views, targets=targets, where=record.where, attributes=record.attributes)
 
     def _mask(self, record: Record, size: tuple[int, int]) -> np.ndarray:
-        """i32 [H W] of classes, or u8 [H W K] of 0 and 1."""
+        """Mask i32 [H W] of classes, or u8 [H W K] of 0 and 1."""
         if "mask" not in record.targets:
             raise DataError("has no mask; name its column with mask=COLUMN")
         mask, image = record.targets["mask"], record.views[0].image

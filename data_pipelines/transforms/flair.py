@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.geometry import Crop, fitted
+from data_pipelines.geometry import fitted
 from data_pipelines.language import knowledge
 from data_pipelines.records import MODALITIES, DataError, Record
 from data_pipelines.sources.flair import AS_THEY_ARE
@@ -158,41 +158,6 @@ def triangles(old: int, new: int, antialias: bool) -> np.ndarray:
 
 # FLAIR's resize for training, in u8: resize the longer side to `size` and pad with black below or to the right.
 Canvas = partial(Squash, interpolation="bilinear", mode="canvas")
-
-
-def foreground(image: np.ndarray) -> Crop:
-    """The bounding box of the eye in [H W 3]: the largest region whose red channel is above Li's threshold.
-
-    Source: github.com/jusiro/FLAIR, the foreground crop of its transfer experiments (LoadImage).
-    """
-    from scipy import ndimage
-
-    red = np.asarray(image[:, :, 0], np.float64)
-    regions = np.zeros(red.shape, np.int32)
-    count = ndimage.label(red > li_threshold(red), structure=np.ones((3, 3)), output=regions)
-    if not count:
-        return Crop(0, 0, *red.shape)
-    largest = regions == 1 + int(np.argmax(np.bincount(regions.ravel())[1:]))
-    rows, columns = (np.flatnonzero(largest.any(axis)) for axis in (1, 0))
-    top, left = int(rows[0]), int(columns[0])
-    return Crop(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left)
-
-
-def li_threshold(x: np.ndarray) -> float:
-    """The threshold with minimum cross-entropy between an image and its two classes (Li and Tam, 1998)."""
-    least = float(x.min())
-    x = x.ravel() - least
-    values = np.unique(x)
-    if len(values) < 2:
-        return least
-    tolerance, now, after = np.diff(values).min() / 2, -np.inf, x.mean()
-    while abs(after - now) > tolerance:
-        now = after
-        bright, dark = x[x > now].mean(), x[x <= now].mean()
-        if dark == 0:
-            break
-        after = (dark - bright) / (np.log(dark) - np.log(bright))
-    return least + float(after)
 
 
 GREY = np.array([0.299, 0.587, 0.114])

@@ -59,7 +59,7 @@ class MaskWords:
         return hidden
 
     def words(self, ids: np.ndarray) -> np.ndarray:
-        """i32 [L]: the number of the word that each token belongs to; -1 for start, end and padding."""
+        """Index i32 [L] of the word of each token; -1 for start, end and padding."""
         tokenizer = self.tokenizer
         plain = ~np.isin(ids, (tokenizer.start, tokenizer.end, tokenizer.pad))
         starts = self._starts(ids) & plain
@@ -79,7 +79,7 @@ class MaskWords:
 
     @functools.cached_property
     def _pieces(self) -> tuple[np.ndarray, bool]:
-        """bool [V], True for tokens with a mark, and whether the mark is WORD_END (True) or CONTINUED (False)."""
+        """Mask bool [V] of tokens with a mark, and whether the mark is WORD_END (True) or CONTINUED (False)."""
         vocabulary = self.tokenizer.backend.get_vocab()
         ends = any(token.endswith(WORD_END) for token in vocabulary)
         marked = np.zeros(self.tokenizer.vocab_size, bool)

@@ -71,7 +71,7 @@ class Stored:
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         name: Name of the results on other data than the run's; by default that of the data.
         config: Config to use instead of the copy in the run; the arguments of the run must then be given again.
-        trust: Run the copy of the config in the run, even if it is none of fundax's own. It is a program: read it first.
+        trust: Run the copy of the config in the run, even if it is not one of fundax's configs. It is a program: read it first.
     """
 
     checkpoint: str = ""

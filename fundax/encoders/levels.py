@@ -15,7 +15,7 @@ SUFFIX = {"patient": "", "left": "_left", "right": "_right"}
 
 
 def project(x: jax.Array, params: Params) -> jax.Array:
-    """[B D] to [B E] in x's dtype, then fp32."""
+    """Project [B D] to [B E] in x's dtype; returns fp32."""
     y = (x @ params["kernel"].astype(x.dtype)).astype(jnp.float32)
     return y + params["bias"][None] if "bias" in params else y
 

@@ -305,7 +305,7 @@ class WholeBatches:
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Do nothing, because there is no state."""
+        """Do nothing: the batches have no state."""
         del state
 
 

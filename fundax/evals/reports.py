@@ -97,7 +97,7 @@ def finding_metrics(name: str, written: Sequence[Collection[str]], true: Sequenc
 def finding_counts(
     names: Sequence[str], written: Sequence[Collection[str]], true: Sequence[Collection[str]]
 ) -> np.ndarray:
-    """i64 [K 3]: the numbers of reports with each finding in both texts, only in the generated, only in the reference."""
+    """Numbers i64 [K 3] of reports with each finding in both texts, only in the generated, only in the reference."""
     rows = [_counts([{k} & set(a) for a in written], [{k} & set(b) for b in true]) for k in names]
     return np.array(rows, np.int64).reshape(-1, 3)
 

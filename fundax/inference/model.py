@@ -1,4 +1,4 @@
-"""Ask a trained model: features of images and texts, zero-shot probabilities, similarity, patch tokens and attention."""
+"""Inference with a trained model: features, zero-shot probabilities, similarity, patch tokens and attention."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FEATURES = {"features": "image_features", "visual": "visual", "left": "left_feat
 
 
 def load(path: str | Path, checkpoint: int | str = "", batch: int = 32, *, modality: str = "") -> Model:
-    """Load a model to ask: a run, an import, or a folder or file of weights in another program's format.
+    """Load a model: a run, an import, or a folder or file of weights in another program's format.
 
     Args:
         checkpoint: the checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
@@ -97,7 +97,7 @@ class Model:
         return facts | dict(self.source) | {"preprocessing": dict(self.preprocessing), "classes": tuple(classes)}
 
     def __call__(self, image: Image, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """FLAIR's calling form: probabilities and logits f32 [1 K] of one image over K texts.
+        """Predict with FLAIR's interface: probabilities and logits f32 [1 K] of one image over K texts.
 
         A FLAIR or KeepFIT computes what FLAIR's program does (inference.flair); others, the softmax of scaled cosines.
         """
@@ -222,7 +222,7 @@ class Model:
 
     @property
     def reads_texts(self) -> bool:
-        """Whether it is an image-text model."""
+        """Whether the model has a text encoder."""
         return hasattr(self.objective, "encode")
 
     def feature_named(self, feature: str) -> str:
@@ -383,7 +383,7 @@ def _patch_features(objective: Any, params: Params, extra: Extra, row: int, imag
     patches, project = _encoder_outputs(objective, params, extra, row, image)[1], params["project"]
     if getattr(getattr(objective, "base", objective), "normalize", False):  # FLAIR normalises before it projects
         patches = l2_normalize(patches)
-    features = patches @ project["image"]["kernel"]
+    features = patches @ project["image"]["kernel"] if "image" in project else patches
     if "patient" in project:  # RET-CLIP: one image stands for both eyes
         features = jnp.concatenate([features, features], axis=-1) @ project["patient"]["kernel"]
     return l2_normalize(features)

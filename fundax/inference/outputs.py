@@ -1,4 +1,4 @@
-"""Names of the files that a prediction writes: no two images have the same, whatever they and the classes are called."""
+"""Unique names for the files that a prediction writes, for any names of images and classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def names_for(images: Sequence[str | Path], endings: Sequence[str] = ("",)) -> list[str]:
-    """The file name without ending of each image, under which its outputs name + ending are its own.
+    """A file name without suffix for each image, such that no two outputs, name + suffix, are the same.
 
     A number is appended where two images have one name, also where a file system would take them for one: in other
     capitals or composed otherwise (NFC and NFD).
@@ -19,7 +19,7 @@ def names_for(images: Sequence[str | Path], endings: Sequence[str] = ("",)) -> l
 
 
 def distinct(stems: Sequence[str], endings: Sequence[str] = ("",)) -> list[str]:
-    """The names, with a number where the outputs name + ending of two would be one file."""
+    """Append numbers to names whose outputs, name + suffix, would be the same file."""
     count = Counter(map(_folded, stems))
     taken: set[str] = set()
     names = ["" if count[_folded(stem)] > 1 else _free(stem, endings, taken) for stem in stems]

@@ -1,4 +1,4 @@
-"""Photographs to ask a model about: files, arrays, bytes and Pillow images, read in threads and computed batch by batch."""
+"""Read photographs (files, arrays, bytes, Pillow images) in threads, and compute them batch by batch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_photograph(image: Any, preprocessing: Mapping[str, Any], where: str = "
 
 
 def listed(images: Any, what: str = "image") -> Any:
-    """The images as something to go through once. Raises UserError for one image where several are expected."""
+    """An iterable over the images. Raises UserError for a single image if several are expected."""
     single = isinstance(images, str | bytes | os.PathLike | files.Image.Image) or hasattr(images, "read")
     if single:
         raise UserError(f"encode_{what} takes a list, not one {type(images).__name__}: write [{what}]")

@@ -1,4 +1,4 @@
-"""Maps of what decides an answer: Grad-CAM of a class, a value, a report or a text, and the patches' similarity with a text."""
+"""Saliency maps: Grad-CAM of a class, a value, a report or a text, and the similarity of patches with a text."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ DAYS = 365.0  # of a forecast that is explained
 def saliency_maps(
     model: Model, photograph: np.ndarray, texts: Sequence[str] = (), target: str = ""
 ) -> dict[str, np.ndarray]:
-    """Maps f32 [r c] of one photograph u8 [H W 3] by name; larger values where the answer comes from.
+    """Maps f32 [r c] of one photograph u8 [H W 3] by name; larger values contribute more.
 
     Args:
-        texts: of an image-text model; each gives a map of similarity (`similarity: TEXT`) and a Grad-CAM.
+        texts: texts for an image-text model; each gives a map of similarity (`similarity: TEXT`) and a Grad-CAM.
         target: a class, value, structure or landmark of the model by name; "" is the likeliest class, the first value or
             structure, all landmarks, the report that the model writes. Without anything to explain, as for a ResNet that
             encodes images, Grad-CAM shows what adds to the length of the encoder's output.

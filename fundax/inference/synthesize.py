@@ -97,7 +97,7 @@ def synthesize(
         check: find the nearest training image of each image (neighbours.png, and columns of the manifest). This reads
             the training data of the run, as described by its config.
         overwrite: replace `out` if it is not empty.
-        trust: run the copy of the config in the run, even if it is none of fundax's own (rerun.trusted_config).
+        trust: run the copy of the config in the run, even if it is not one of fundax's configs (rerun.trusted_config).
 
     The folder is created once everything is written. Raises UserError for another kind of run, and for conditions that
     the run does not support.

@@ -1,4 +1,4 @@
-"""Low-rank adapters alone: what a run of --tune lora:RANK learnt, without the base model that it is added to.
+"""Low-rank adapters alone: the trained parameters of a run with --tune lora:RANK, without the base model.
 
 A folder holds adapters.safetensors (the adapters and whatever else trained, such as the head), config.json (the objective,
 --tune, and the digest of every parameter of the base), and the run's preprocessing and tokenizer."""
@@ -29,7 +29,7 @@ _EXTRA = "extra/"
 
 
 def write_adapters(run: str | Path, out: str | Path, checkpoint: int | str = "", overwrite: bool = False) -> str:
-    """Write the adapters of a run, and what else trained, as a folder; returns a line on what was written.
+    """Write the adapters and other trained parameters of a run to a folder; returns a line about it.
 
     Raises UserError for a run without adapters, and for one whose answers come from an average of its parameters.
     """
@@ -44,9 +44,9 @@ def write_adapters(run: str | Path, out: str | Path, checkpoint: int | str = "",
         raise UserError(f"{run} answers by the {copies[0]} of its parameters, which adapters alone do not hold")
     flat = flatten(params)
     rows = tuning(word).rows(flat)  # type: ignore[misc]
-    learnt = own_state(unflatten({path: leaf for path, leaf in flat.items() if rows[path]}))
+    trained = own_state(unflatten({path: leaf for path, leaf in flat.items() if rows[path]}))
     base = own_state(unflatten({path: leaf for path, leaf in flat.items() if not rows[path]}))
-    state = learnt | {_EXTRA + path: leaf for path, leaf in own_state(extra).items() if not path.startswith("image/")}
+    state = trained | {_EXTRA + path: leaf for path, leaf in own_state(extra).items() if not path.startswith("image/")}
     model = read_run(run, step)
     with fresh_folder(out, overwrite) as folder:
         write_safetensors(state, folder / WEIGHTS)
@@ -55,23 +55,23 @@ def write_adapters(run: str | Path, out: str | Path, checkpoint: int | str = "",
         write_json(folder / "preprocessing.json", dict(model.preprocessing))
         if model.tokenizer is not None:
             model.tokenizer.save(folder / "tokenizer")
-    count, whole = (sum(leaf.size for leaf in one.values()) for one in (learnt, base))
+    count, whole = (sum(leaf.size for leaf in one.values()) for one in (trained, base))
     return f"{out}: {count:,} parameters of {run}, step {step}, for a base of {whole:,}; read by: launch.py import {out} --base"
 
 
 def read_adapters(path: str | Path, base: str | Path) -> Checkpoint:
-    """The model that adapters make of the base that they were trained on, with the adapters merged into its kernels.
+    """Read adapters and merge them into the kernels of the base that they were trained on.
 
     Args:
         path: a folder of `write_adapters`.
         base: what the run started from (its --init): anything that `load` opens.
     Raises:
-        UserError: `path` is no such folder, or a parameter of the base is missing or another one.
+        UserError: `path` is not such a folder, or a parameter of the base is missing or different.
     """
     folder = Path(path)
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{path}: no {WEIGHTS}; expected a folder that export --to {NAME} wrote")
-    facts, learnt = read_json(folder / "config.json"), dict(read_state(folder / WEIGHTS))
+    facts, trained = read_json(folder / "config.json"), dict(read_state(folder / WEIGHTS))
     model = load(base)
     owner = model.extra.get("average") or model.extra.get("teacher") or model.params
     theirs, wanted = own_state(owner), dict(facts["base"])
@@ -83,9 +83,9 @@ def read_adapters(path: str | Path, base: str | Path) -> Checkpoint:
             f"{base} is not the base of {path}: {wrong[0]} {kind} the model that the adapters were trained on "
             f"({len(wrong)} of {len(wanted)} parameters differ)"
         )
-    extra = {name.removeprefix(_EXTRA): learnt.pop(name) for name in sorted(learnt) if name.startswith(_EXTRA)}
+    extra = {name.removeprefix(_EXTRA): trained.pop(name) for name in sorted(trained) if name.startswith(_EXTRA)}
     extra |= {name: leaf for name, leaf in own_state(model.extra).items() if name.startswith("image/")}
-    params: dict[str, Any] = merged(unflatten({name: np.asarray(leaf) for name, leaf in {**known, **learnt}.items()}))
+    params: dict[str, Any] = merged(unflatten({name: np.asarray(leaf) for name, leaf in {**known, **trained}.items()}))
     words = tokenizers.load(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     facts_of_images = read_optional_json(folder / "preprocessing.json")
     source = {"name": folder.resolve().name, "format": NAME}

@@ -1,4 +1,4 @@
-"""Image encoders to build on: `backbone` opens one from a run, a folder, a file, or makes a fresh one of a named size."""
+"""Image encoders for classifiers and decoders: `backbone` opens one from a run, folder or file, or creates one of a named size."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ def backbone(
     path = str(located(name))
     if not Path(path).exists() and "/" not in name:
         raise UserError(
-            f"{name!r} is neither a run, a folder or a file of weights, nor named weights ({', '.join(PACKAGES)}, "
-            f"timm:NAME, hf:OWNER/NAME), nor a size; sizes are {', '.join(SIZES)}"
+            f"{name!r} is not a run, a folder, a file of weights, named weights ({', '.join(PACKAGES)}, timm:NAME, "
+            f"hf:OWNER/NAME) or a size; sizes are {', '.join(SIZES)}"
         )
     existing(path)
     objective, stored = _described(path, modality)

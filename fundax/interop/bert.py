@@ -1,4 +1,4 @@
-"""The Hugging Face BertForMaskedLM format, and the rows of any checkpoint that holds a BertModel under some prefix.
+"""The Hugging Face BertForMaskedLM format, and the rows of any checkpoint with a BertModel under a prefix.
 
 Key names are those of the files that transformers' public repository reads and writes. KeepFIT V2's successor
 (github.com/lxirich/RetiXfer) starts its text encoder from such a file: `bert.` is taken, `cls.` dropped."""
@@ -67,7 +67,7 @@ print(guess("moderate diabetic [MASK]"))
 
 
 def detect(state: State) -> bool:
-    """Whether these are the keys of a BertModel, with or without the head that names hidden words."""
+    """Whether these are the keys of a BertModel, with or without the masked-language-model head."""
     return _prefix(state) is not None
 
 
@@ -86,7 +86,7 @@ def to_fundax(state: State, config: Mapping[str, Any], **fields: Any) -> tuple[M
 
 
 def from_fundax(objective: MaskedText, params: Params) -> State:
-    """The state dict (fp32), which load_state_dict takes strictly: the tied matrix and bias stand there twice."""
+    """The state dict (fp32), for a strict load_state_dict: the tied matrix and bias are stored twice."""
     state = keymap.write(rows(objective), params, NAME)
     return state | {copy: state[original] for copy, original in TIED.items()}
 
@@ -235,5 +235,5 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
 
 FORMAT = Format(
     "bert", NAME, (MaskedText,), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
-    configured=True, read_as=read_as, fills=(MaskedText, FLAIR, RetCLIP), difference=difference, order=11,
+    configured=True, read_as=read_as, fills=(MaskedText, FLAIR, RetCLIP), difference=difference, narrow=True, shards=True, order=11,
 )  # fmt: skip

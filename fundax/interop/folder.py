@@ -27,7 +27,7 @@ RECORD = "fundax_export.json"
 
 @contextlib.contextmanager
 def fresh_folder(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the block ends without an error, so that `out` is never half written.
+    """Context with a temporary folder, which is renamed to `out` if no error occurs, so that `out` is never incomplete.
 
     Raises UserError if `out` is a file, or is not empty and `overwrite` is False.
     """

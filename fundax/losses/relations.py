@@ -110,7 +110,7 @@ def agreeing_pairs(ids: jax.Array) -> jax.Array:
 
 
 def no_negatives(group: jax.Array | None, related: Related) -> jax.Array | None:
-    """bool [B B]: True for pairs of different related rows that are not positives; None if `related` is empty."""
+    """Mask bool [B B], True for pairs of different related rows that are not positives; None if `related` is empty."""
     if not related:
         return None
     rows = jnp.arange(len(related[0]), dtype=jnp.int32)

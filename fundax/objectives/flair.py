@@ -25,7 +25,6 @@ from fundax.losses.contrastive import NEGATIVES, Negatives, Targets, accuracy, b
 from fundax.losses.relations import Repeats, relations
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
-CLINICAL_BERT_VOCAB = 28_996  # of emilyalsentzer/Bio_ClinicalBERT, FLAIR's text encoder
 POOL_LAYERS = (1, 2, -1)  # the hidden states that FLAIR averages
 
 

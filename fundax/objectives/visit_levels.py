@@ -179,5 +179,5 @@ def _beyond(at: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def flat(x: jax.Array) -> jax.Array:
-    """[B 2 E] to [2B E]."""
+    """Reshape [B 2 E] to [2B E]."""
     return x.reshape(-1, x.shape[-1])

@@ -33,13 +33,13 @@ def defaults_to_resume(workdir: str, argv: Sequence[str]) -> dict[str, Any]:
 def trusted_config(run: str | Path, trust: bool = False) -> Path:
     """A run's copy of its config, which is a program: opening it runs it.
 
-    Raises UserError if it is none of the configs of this version, unless `trust` says that the user has read it.
+    Raises UserError if it differs from all configs of this version, unless `trust` confirms that the user has read it.
     """
     copy, ours = Path(run) / "config.py", Path(__file__).parents[2] / "configs"
     if trust or not copy.is_file() or any(copy.read_bytes() == one.read_bytes() for one in ours.glob("*.py")):
         return copy
     raise UserError(
-        f"{copy} is none of the configs of this version of fundax, and this command would run what is in it. If you know "
+        f"{copy} differs from all configs of this version of fundax, and this command would execute it. If you know "
         "who wrote it, add --trust"
     )
 

@@ -1,4 +1,4 @@
-"""Run the training step of a recipe at its full size on made-up arrays: does it fit, and how fast is it, without any data."""
+"""Run the training step of a recipe at full size on random arrays, to measure memory and speed without data."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Proposal:
 
 
 def search(recipe_of: Callable[[str, str], Recipe], topology: str, count: int) -> list[Proposal]:
-    """The `count` best divisions of a step over a slice, the fastest first.
+    """The `count` fastest meshes and rematerialisations of a step on a slice, the fastest first.
 
     All are counted (memory of the state, FLOPs, the ideal bytes of the mesh); then the most promising are compiled until
     `count` of them fit.

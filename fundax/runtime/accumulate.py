@@ -40,7 +40,7 @@ def value_and_grad(objective: Objective, micro_batches: int = 1) -> ValueAndGrad
 
 
 def split(batch: Batch, n: int) -> dict[str, jax.Array]:
-    """[B ...] to [n B/n ...]. Row r goes to micro-batch r mod n, so that rows need not move between devices.
+    """Reshape [B ...] to [n B/n ...]. Row r goes to micro-batch r mod n, so that rows need not move between devices.
 
     Arrays may differ in their number of rows.
     """

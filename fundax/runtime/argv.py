@@ -1,4 +1,4 @@
-"""The words of a command line: which arguments are given, and paths in a form that holds in any folder."""
+"""Parse command lines: the given arguments, and relative paths made absolute."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATHS = frozenset(
 
 
 def given(argv: Sequence[str]) -> dict[str, list[str]]:
-    """The arguments of a command line by name ("image_dir"), each with its values; of two, the last one counts."""
+    """The arguments of a command line by name ("image_dir") with their values; the last one counts."""
     return {name: values for name, _, values in _groups(argv) if name}
 
 
@@ -30,7 +30,7 @@ def without(argv: Sequence[str], names: Iterable[str]) -> list[str]:
 
 
 def absolute(argv: Sequence[str]) -> list[str]:
-    """The command line with paths that exist as absolute paths."""
+    """Make existing paths of a command line absolute."""
     found: list[str] = []
     for name, words, _ in _groups(argv):
         if name in PATHS:

@@ -1,4 +1,4 @@
-"""Read .npz files of strangers: one reader, and what an archive may unpack to."""
+"""Read untrusted .npz files, with limits on the unpacked size of archives."""
 
 from __future__ import annotations
 

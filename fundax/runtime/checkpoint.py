@@ -228,14 +228,14 @@ def load_saved(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params,
 
 
 def _check_files(folder: Any) -> None:
-    """Raise UserError for a pipe or a device among the files of a step, whose reading would never end."""
+    """Raise UserError for a pipe or a device among the files of a step, which would block the reader."""
     for path in Path(folder).rglob("*") if Path(folder).is_dir() else ():
         if not path.is_file() and not path.is_dir():
             raise UserError(f"{path.name} is not a regular file")
 
 
 def resolve(workdir: str | Path, checkpoint: int | str = "") -> int:
-    """The step that a word stands for: "best", "latest" or a number; "" is the best step if the run selected one."""
+    """Convert "best", "latest" or a number to a step; "" is the best step if the run selected one."""
     steps = saved_steps(workdir)
     if checkpoint in ("", "best"):
         if selected := best_step(workdir):

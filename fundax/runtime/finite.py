@@ -20,7 +20,7 @@ class Finite:
         self._seen: list[tuple[int, Any]] = []
 
     def note(self, step: int, metrics: Metrics) -> None:
-        """Remember the loss and gradient norm of a step for the next check."""
+        """Store the loss and gradient norm of a step for the next check."""
         self._seen.append((step, (metrics["loss"], metrics["gradient_norm"])))
 
     def check(self, step: int = 0, items: dict[str, Any] | None = None) -> None:

@@ -39,7 +39,7 @@ _log = logging.getLogger("fundax")
 
 @contextmanager
 def owned(workdir: str | Path) -> Iterator[None]:
-    """Own a run directory inside the context. The folder must exist.
+    """Context that owns a run directory. The folder must exist.
 
     A run on remote storage cannot be locked: there the training that started last owns it, and an earlier one ends with
     a UserError at its next save (runtime.remote.push).
@@ -122,7 +122,7 @@ def _watch(path: Path, owner: Mapping[str, Any], locked: bool | None) -> None:
 
 
 def _beat(path: Path, file: TextIO, token: str, over: threading.Event) -> None:
-    """Write a sign of life every BEAT_S; end the process if the directory has another owner."""
+    """Write a heartbeat every BEAT_S seconds; end the process if the directory has another owner."""
     count = 0
     while not over.wait(BEAT_S):
         owner = _read(path)

@@ -109,7 +109,7 @@ def make_mesh(shape: Sequence[int] = (-1, 1)) -> Mesh:
 
 
 def arranged(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
-    """The devices as a mesh of (data, fsdp, model), such that neighbours in it are near each other.
+    """Arrange the devices in a mesh of (data, fsdp, model), with neighbours close to each other.
 
     On several TPU slices the data axis goes over the slices first, so only gradients cross the slower network between
     them. Raises UserError if the data axis is not a multiple of the number of slices.

@@ -1,4 +1,4 @@
-"""What a served model answers: probabilities, values or a report of photographs in named places, and maps of them.
+"""Answers of a served model: probabilities, values or a report for named photographs, and maps.
 
 The answers are those of fundax/inference; this file only chooses the function by the class of the model's objective."""
 
@@ -28,7 +28,7 @@ Photographs = Mapping[str, np.ndarray]  # u8 [H W 3] by the name of their place
 
 @dataclass(frozen=True)
 class Question:
-    """What a client asks: photographs by place, classes in words, expert wording of the classes, days ahead."""
+    """A request: photographs by name, class names, whether to use expert descriptions, and days ahead."""
 
     images: Photographs
     classes: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Kind:
-    """How models of some objectives are asked.
+    """The inputs and the prediction function of models with some objectives.
 
     objectives: their classes. places: the names of a model's photographs. in_words: whether the client names the classes.
     ask: numbers f32 [K] or a text by what they are about ("left eye", "visit").
@@ -51,7 +51,7 @@ class Kind:
 
 
 def kind_of(model: Model) -> Kind:
-    """How a model is asked. Raises UserError for one whose answers a page cannot show."""
+    """The Kind of a model. Raises UserError for a model whose answers the page cannot show."""
     for kind in KINDS:
         if isinstance(model.objective, kind.objectives):
             return kind
@@ -60,12 +60,12 @@ def kind_of(model: Model) -> Kind:
 
 
 def names_of(model: Model, question: Question) -> tuple[str, ...]:
-    """The classes or values that the numbers of an answer belong to."""
+    """The names of the classes or values of an answer."""
     return question.classes if kind_of(model).in_words else labels.names_of(model)  # type: ignore[arg-type]
 
 
 def check_question(model: Model, places: Collection[str], classes: Sequence[str]) -> None:
-    """Raise UserError for places that the model does not have, no photograph, or classes that cannot be told apart."""
+    """Raise UserError for places that the model does not have, no photograph, or classes with the same name."""
     kind = kind_of(model)
     known = kind.places(model)
     if unknown := [name for name in places if name not in known]:
@@ -77,7 +77,7 @@ def check_question(model: Model, places: Collection[str], classes: Sequence[str]
 
 
 def maps_of(model: Model, question: Question, name: str) -> dict[str, str]:
-    """Pictures as data URIs by title: where in each photograph the answer `name` comes from; {} where nothing says it."""
+    """Saliency maps of the answer `name` for each photograph, as data URIs by title; {} without any."""
     kind, found = kind_of(model), {}
     for place, photograph in question.images.items():
         shown = smaller(photograph)
@@ -95,7 +95,7 @@ def maps_of(model: Model, question: Question, name: str) -> dict[str, str]:
 
 
 def smaller(photograph: np.ndarray, side: int = SHOWN) -> np.ndarray:
-    """A photograph u8 [H W 3] whose longer side has at most `side` pixels."""
+    """Shrink a photograph u8 [H W 3] so that its longer side has at most `side` pixels."""
     factor = side / max(photograph.shape[:2])
     if factor >= 1:
         return photograph
@@ -104,7 +104,7 @@ def smaller(photograph: np.ndarray, side: int = SHOWN) -> np.ndarray:
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """A picture u8 [H W 3] as the address of a JPEG within a page."""
+    """Encode a picture u8 [H W 3] as a JPEG data URI."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

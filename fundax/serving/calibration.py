@@ -1,4 +1,4 @@
-"""How often probabilities such as a served one were right in the run's own evaluation."""
+"""Calibration of a served model: how often predictions with a similar probability were right in the run's evaluation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Calibration:
     outcomes: np.ndarray
 
     def fits(self, classes: Sequence[str]) -> bool:
-        """Whether it is an evaluation of these classes, in any order: of others, the probabilities would differ."""
+        """Whether the evaluation has these classes, in any order; with other classes, the probabilities would differ."""
         return set(classes) == set(self.classes)
 
     def of(self, name: str, probability: float) -> dict[str, Any] | None:
@@ -48,7 +48,7 @@ class Calibration:
 
 
 def calibrations(run: str | Path) -> list[Calibration]:
-    """Those of a run's evaluations that give probabilities; [] for a folder without any."""
+    """The calibrations of all evaluations of a run that have probabilities; [] without any."""
     found = []
     for file in result_files(run) if Path(run).is_dir() else ():
         try:

@@ -1,4 +1,4 @@
-"""The cases of a run's data that look most like a photograph, by the cosine of their features."""
+"""Nearest neighbours: the most similar cases of a run's data, by the cosine similarity of features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Neighbours:
     columns: dict[str, np.ndarray]
 
     def nearest(self, feature: np.ndarray, count: int = NEAREST) -> list[dict[str, Any]]:
-        """The cases nearest to a feature f32 [E], nearest first: similarity, the columns, and a picture where there is one."""
+        """The cases nearest to a feature f32 [E], nearest first: similarity, the columns, and a picture, if available."""
         cosines = self.features @ (feature / max(float(np.linalg.norm(feature)), 1e-12))
         found = []
         for row in np.argsort(-cosines, kind="stable")[:count]:
@@ -42,7 +42,7 @@ class Neighbours:
 
 
 def open_neighbours(model: Model, run: str | Path, source: str) -> Neighbours | None:
-    """The cases that a served model compares with.
+    """Open the cases that a served model compares photographs with.
 
     Args:
         source: a file of launch.py embed; "data" for the run's own data, whose features are computed once, with progress,
@@ -73,7 +73,7 @@ def open_neighbours(model: Model, run: str | Path, source: str) -> Neighbours | 
 
 
 def _check_model(model: Model, found: Neighbours, path: Path) -> None:
-    """Raise UserError where the features are not those that the model computes."""
+    """Raise UserError if the features were not computed with this model."""
     row = next((k for k, name in enumerate(found.columns["image"]) if Path(str(name)).is_file()), None)
     width = model.encode_image([np.zeros((8, 8, 3), np.uint8)]).shape[1]
     same = found.features.shape[1] == width
@@ -85,7 +85,7 @@ def _check_model(model: Model, found: Neighbours, path: Path) -> None:
 
 
 def _picture(path: str) -> str:
-    """A small picture of a file as a data URI; "" where it cannot be read, as that of a synthetic image."""
+    """A small picture of a file as a data URI; "" if it cannot be read, as for a synthetic image."""
     try:
         return data_uri(smaller(files.load(path, THUMBNAIL), THUMBNAIL)) if Path(path).is_file() else ""
     except DataError:

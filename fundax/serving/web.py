@@ -1,4 +1,4 @@
-"""The server: a page, /api/model and /api/predict, with limits on what a client may send.
+"""The web server: a page, /api/model and /api/predict, with limits on requests.
 
 Photographs travel as base64 in JSON, not as a form: forms of more than a megabyte are kept in files, and nothing of a
 client's is to reach the disk. Annotations are objects here, because FastAPI reads them."""
@@ -42,7 +42,7 @@ RESEARCH = "For research only. This is not a medical device, and its answers mus
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may send: megabytes of one photograph, its pixels, and questions that wait at a time."""
+    """Limits of requests: megabytes and pixels of a photograph, and the number of waiting requests."""
 
     megabytes: float = 20
     pixels: int = 50_000_000
@@ -51,7 +51,7 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A model with what is shown beside its answers."""
+    """A model with the additional information on the page."""
 
     model: Model
     classes: tuple[str, ...] = ()  # suggested on the page
@@ -66,7 +66,7 @@ class Served:
 
 
 class Refused(Exception):
-    """A request that is not answered: an HTTP status and a message for the person who asked."""
+    """A refused request: an HTTP status and a message for the client."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -74,7 +74,7 @@ class Refused(Exception):
 
 
 def app_of(served: Served, hosts: Sequence[str] = LOOPBACK) -> Any:
-    """The FastAPI application. hosts: names under which it may be asked, so that no other web site can do so.
+    """The FastAPI application. hosts: accepted host names, so that other web sites cannot send requests.
 
     Raises UserError without the extra `serve`, and for a model that cannot be shown.
     """
@@ -119,7 +119,7 @@ def app_of(served: Served, hosts: Sequence[str] = LOOPBACK) -> Any:
 
 
 def facts_of(served: Served) -> dict[str, Any]:
-    """What /api/model says, and the page is made of."""
+    """The answer of /api/model, from which the page is built."""
     model, kind = served.model, served.kind
     card = {name: model.card[name] for name in ("objective", "image_encoder", "parameters", "modality", "origin")}
     return {
@@ -163,7 +163,7 @@ async def body_of(request: Any, served: Served) -> Mapping[str, Any]:
 
 
 def question_of(body: Mapping[str, Any], served: Served) -> Question:
-    """The question of a request, its photographs decoded in memory. Raises Refused naming what cannot be read."""
+    """Parse a request and decode its photographs in memory. Raises Refused naming what cannot be read."""
     classes, days = body.get("classes") or [], body.get("days") or 365.0
     if not isinstance(classes, list) or not all(
         isinstance(name, str) and 0 < len(name.strip()) <= 200 for name in classes
@@ -181,7 +181,7 @@ def question_of(body: Mapping[str, Any], served: Served) -> Question:
 
 
 def photograph_of(name: str, text: Any, limits: Limits) -> np.ndarray:
-    """A photograph u8 [H W 3] from base64. Raises Refused for one that is too large or cannot be read."""
+    """Decode a photograph u8 [H W 3] from base64. Raises Refused if it is too large or cannot be read."""
     try:
         data = base64.b64decode(str(text).partition("base64,")[2] or str(text), validate=True)
     except (binascii.Error, ValueError):
@@ -256,7 +256,7 @@ def _near(served: Served, question: Question) -> list[dict[str, Any]]:
 
 
 def page_of(facts: Mapping[str, Any], nonce: str) -> str:
-    """The page as HTML."""
+    """Render the page as HTML."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -265,7 +265,7 @@ def page_of(facts: Mapping[str, Any], nonce: str) -> str:
 
 
 def headers(nonce: str) -> dict[str, str]:
-    """Headers of the page: it loads nothing from elsewhere, runs its own script alone, and is kept by no cache."""
+    """HTTP headers of the page: no external resources, only its own script, and no caching."""
     policy = f"default-src 'none'; img-src data: blob:; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
     return {
         "Content-Security-Policy": policy + "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -276,7 +276,7 @@ def headers(nonce: str) -> dict[str, str]:
 
 
 def run(served: Served, host: str, port: int) -> None:
-    """Serve until Ctrl-C. Raises UserError without the extra `serve`, and where the port is taken."""
+    """Serve until Ctrl-C. Raises UserError without the extra `serve`, and if the port is in use."""
     import socket
 
     app = app_of(served, LOOPBACK if host in LOOPBACK else ("*",))
@@ -297,7 +297,5 @@ def run(served: Served, host: str, port: int) -> None:
             ) from error
         print(f"http://{host}:{listening.getsockname()[1]}  (Ctrl-C stops). {RESEARCH}", flush=True)
         if host not in LOOPBACK:
-            print(
-                f"WARNING: other machines can reach {host}: there is no password, and nothing is encrypted.", flush=True
-            )
+            print(f"WARNING: other machines can reach {host}, without a password or encryption.", flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])

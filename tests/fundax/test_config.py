@@ -53,7 +53,7 @@ def test_an_argument_that_a_config_does_not_honour_is_refused_by_name(config):
 def test_an_argument_that_smoke_leaves_without_effect_is_refused_by_name():
     path = Path(__file__).parents[2] / "configs" / "segmentation.py"
     with pytest.raises(
-        UserError, match=r"--width: the linear head of pixels has none; leave it out, or give --head unetr"
+        UserError, match=r"--width: the linear head does not use it; leave it out, or give --head unetr"
     ):
         load(path, ["--smoke", "--steps", "3000", "--width", "48"])
     recipe, _ = load(path, ["--smoke", "--steps", "3000", "--width", "48", "--head", "unetr"])

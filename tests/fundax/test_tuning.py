@@ -67,13 +67,13 @@ def test_a_packed_projection_takes_the_columns_it_computes():
     np.testing.assert_allclose(found[0, 0], ALPHA / 2 * np.array([[10, 12], [14, 16]]))
 
 
-def test_merged_computes_what_adapters_beside_the_kernels_do():
+def test_merged_kernels_compute_the_same_as_adapters():
     plain, forward = params_of(STACKED), jax.jit(STACKED.forward)
     begun, _ = with_adapters(tuning("lora:2"), plain, {})
     for start, tree in (("new", begun), ("trained", filled(begun))):
-        beside, into = forward(tree, {}, BATCH), forward(jax.tree.map(jnp.asarray, merged(tree)), {}, BATCH)
+        apart, into = forward(tree, {}, BATCH), forward(jax.tree.map(jnp.asarray, merged(tree)), {}, BATCH)
         for name in ("image_features", "text_features"):
-            np.testing.assert_allclose(beside[name], into[name], atol=1e-5, err_msg=start)
+            np.testing.assert_allclose(apart[name], into[name], atol=1e-5, err_msg=start)
     assert jax.tree.structure(merged(begun)) == jax.tree.structure(plain)
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), merged(begun), plain)
     assert all(jax.tree.leaves(same)), "new adapters change nothing"
@@ -164,8 +164,8 @@ def test_stored_adapters_continue_bit_for_bit(tmp_path):
     ours, _ = load_params(tmp_path / "whole")
     assert jax.tree.structure(ours) == jax.tree.structure(params_of(SMALL)), "readers get a model without adapters"
     forward = jax.jit(SMALL.forward)
-    beside = forward(state.params, {}, BATCH)["image_features"]
-    np.testing.assert_allclose(forward(ours, {}, BATCH)["image_features"], beside, atol=1e-5)
+    apart = forward(state.params, {}, BATCH)["image_features"]
+    np.testing.assert_allclose(forward(ours, {}, BATCH)["image_features"], apart, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from data_pipelines.transforms.flair import (
     FlairAugment,
     adjust_colors,
     flair_pixels,
-    foreground,
     rotate_and_scale,
 )
 from data_pipelines.transforms.steps import apply
@@ -52,12 +51,6 @@ def test_the_training_path_and_squashing(arrays, size):
         expected = arrays[f"{name}_out{size}"].transpose(1, 2, 0)
         nearest = min(np.abs(flair_pixels(image, size, canvas=canvas) - expected).max() for image in images)
         assert nearest <= TOLERANCE, name
-
-
-def test_the_lit_region(arrays):
-    image = arrays["crop_in"].transpose(1, 2, 0)
-    box = foreground(image)
-    np.testing.assert_array_equal(box.pixels(image), arrays["crop_out"].transpose(1, 2, 0))
 
 
 def test_the_long_side_is_whole(arrays):

@@ -35,7 +35,7 @@ LEVELS = {
         ("metrics", "optim", "runtime"),
         ("encoders", "losses"),
         ("objectives", "recipe"),
-        ("state", "resume"),
+        ("resume", "state"),
         ("config", "evals", "interop", "train"),
         ("inference", "roofline"),
         ("results",),

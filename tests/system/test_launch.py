@@ -149,7 +149,7 @@ def test_the_config_in_a_run_of_somebody_else_runs_only_if_it_is_trusted(tmp_pat
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     (tmp_path / "config.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     code, err = run_cli(capsys, "eval", str(tmp_path))
-    assert code == 2 and f"{tmp_path}/config.py is none of the configs of this version" in err and "--trust" in err
+    assert code == 2 and f"{tmp_path}/config.py differs from all configs of this version" in err and "--trust" in err
     assert "\n" not in err and not (tmp_path / "ran").exists()
     with pytest.raises(UserError, match="--trust"):
         trusted_config(tmp_path)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fundax.encoders.clip_text import Embedding, TextTransformer, text_transformer
+from fundax.encoders.clip_text import Embedding, TextTransformer
+from fundax.encoders.vit import size_named
 from fundax.types import UserError
 
 KEY = jax.random.key(0)
@@ -88,7 +89,8 @@ def test_errors(fields, message):
 
 
 def test_text_tower_of_dfn():
-    model = text_transformer("H/14-378", scan=True)
+    row = size_named("H/14-378")
+    model = TextTransformer(width=row.text_width, depth=row.text_depth, heads=row.text_heads, scan=True)
     params = jax.eval_shape(model.init, KEY, jax.ShapeDtypeStruct((1, 77), jnp.int32))
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert total + 1024 * 1024 + 1 == 986_714_881 - 632_682_240  # with its projection and logit_scale

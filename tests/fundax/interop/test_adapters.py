@@ -1,4 +1,4 @@
-"""Adapters alone: what a run learnt, put back on its base, is the run; on another base it is refused."""
+"""Adapters alone: added to the base of the run, they give the run; another base is refused."""
 
 import jax
 import numpy as np
@@ -38,8 +38,8 @@ def runs(tmp_path_factory):
     def move(path, x):
         return rng.normal(0, 0.1, x.shape) if "lora" in str(path) or "project" in str(path) else x
 
-    learnt = jax.tree.map(lambda x: np.asarray(x, np.float32), jax.tree_util.tree_map_with_path(move, begun))
-    return run_of(folder / "base", base), run_of(folder / "adapted", learnt, "lora:2"), folder
+    trained = jax.tree.map(lambda x: np.asarray(x, np.float32), jax.tree_util.tree_map_with_path(move, begun))
+    return run_of(folder / "base", base), run_of(folder / "adapted", trained, "lora:2"), folder
 
 
 def test_adapters_on_their_base_are_the_run(runs):

@@ -122,6 +122,6 @@ def test_names_of_sizes():
     assert backbone("B/16").image.scan and not backbone("tiny").image.scan
     assert backbone("resnet50").image.image_size == 224
     known = r"imagenet, imagenet-lite1, imagenet-lite2, timm:NAME, hf:OWNER/NAME"
-    expected = f"'huge' is neither a run, a folder or a file of weights, nor named weights ({known}), nor a size; sizes are smoke"
+    expected = f"'huge' is not a run, a folder, a file of weights, named weights ({known}) or a size; sizes are smoke"
     with pytest.raises(UserError, match=re.escape(expected)):
         backbone("huge", image_size=64)

@@ -1,4 +1,4 @@
-"""The served page and its API: answers equal to the library's, limits, and what a client is told.
+"""The served page and its API: answers equal to the library's, limits, and error messages for clients.
 
 The last tests use the page as a person does, in a headless Chromium: drop a photograph, choose conditions, read."""
 
