@@ -4,6 +4,7 @@
     fit images.csv --workdir DIR                             a classifier of photographs, from ImageNet's weights
     eval RUN [--checkpoint best] [arguments of the config]   evaluate a run again, or on other data
     export RUN OUT --to FORMAT                                write a run as a folder for other programs
+    push FOLDER OWNER/NAME                                    upload an exported folder to the Hugging Face hub
     import PATH --workdir DIR                                 write such a folder, or a weights file, as a run
     compile CONFIG --topology v5e:4x4 [...]                   does it fit on a TPU slice, and how fast at best
     predict RUN --image A B ... [--classes "x, y"]            classes in words, labels, values, masks, points, reports
@@ -340,7 +341,7 @@ def _lost(error: Exception) -> str:
 
 def _leave(code: int) -> NoReturn:
     """Exit. sys.exit would wait for other processes, which may be waiting for this one, and for what a signal left undone."""
-    if (code and _among_others()) or (code == 130) or _abandoned():
+    if _abandoned() or (code and _among_others()) or (code == 130):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -62,6 +62,7 @@ VOCABULARY = {
     "jitter": "Strength of the random changes of brightness, contrast and colour.",
     "lam": "Weight of the texts' similarity in the reference; the rest is the similarity of appearance.",
     "language": "Language of the synthetic reports and of the prompts.",
+    "level": "Level of a RET-CLIP at which photographs are compared with texts.",
     "depth_decay": "Factor by which the learning rate falls from each block to the one below.",
     "local_crops": "Number of small crops of each image, in addition to the two large ones.",
     "mask": "Patches that are hidden from the student: blocks, or single patches at random.",
@@ -111,19 +112,9 @@ VOCABULARY = {
 
 # Default values with --smoke, for arguments that a config has. PRESETS["smoke"] of a config adds further defaults.
 SMOKE = {
-    "batch": 8,
-    "steps": 2,
-    "epochs": 1,
-    "workers": 0,
-    "dtype": "float32",
-    "remat": "none",
-    "size": "smoke",
-    "patients": 16,
-    "copies": 1,
-    "context": 32,
-    "save_every": 2,
-    "eval_every": 2,
-}
+    "batch": 8, "steps": 2, "epochs": 1, "workers": 0, "dtype": "float32", "remat": "none", "size": "smoke",
+    "patients": 16, "copies": 1, "context": 32, "save_every": 2, "eval_every": 2,
+}  # fmt: skip
 
 
 # Arguments of Run that are used only in training.

@@ -32,7 +32,7 @@ from fundax.runtime import mesh as meshes
 from fundax.runtime import workdir as folders
 from fundax.runtime.best import measured, ranking
 from fundax.runtime.checkpoint import Checkpoints, best_step, has_checkpoints, read_metrics, resolve, saved_steps
-from fundax.runtime.distributed import check_alike, compile_together
+from fundax.runtime.distributed import check_alike
 from fundax.runtime.finite import Finite, not_finite
 from fundax.runtime.lock import owned
 from fundax.runtime.log import Log, say
@@ -133,10 +133,7 @@ def _train(
                 batch = data.take(metrics.get("loss"))
                 trace.before(step)
                 if step == first + 1:
-                    devices, partly = list(mesh.devices.flat), recipe.tune.rows is not None
-                    log.speed = preemption.during(
-                        Speed, run_step, (state, batch), recipe.objective, devices, partly
-                    ).row
+                    log.speed = preemption.together(compiled, recipe, mesh, run_step, state, batch).row
                     state, metrics = preemption.during(_first_step, run_step, state, batch)
                     log.start_clock(step)
                 else:
@@ -171,9 +168,16 @@ def _train(
     return state
 
 
+def compiled(recipe: Recipe, mesh: Mesh, run_step: Any, state: TrainState, batch: Batch) -> Speed:
+    """The speed of a step. Where several processes call it, they compile first: Gloo gives up on a collective after 30 s."""
+    if jax.process_count() > 1:
+        run_step.lower(state, batch).compile()  # the first step finds it in jit's cache
+    partly = recipe.tune.rows is not None
+    return Speed(run_step, (state, batch), recipe.objective, list(mesh.devices.flat), partly)
+
+
 def _first_step(run_step: Any, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """The step that is compiled; it is waited for, so that compiling does not count as throughput."""
-    compile_together(run_step, state, batch)
     return jax.block_until_ready(run_step(state, batch))
 
 

@@ -48,13 +48,13 @@ import data_pipelines  # noqa: E402
 import fundax  # noqa: E402
 
 AREAS = {
-    "images": Area(fuzz_areas.image_files, fuzz_areas.open_image, 22),
-    "tables": Area(fuzz_areas.table_files, fuzz_areas.open_table, 22),
-    "weights": Area(fuzz_areas.weight_files, fuzz_areas.open_weights, 18),
+    "images": Area(fuzz_areas.image_files, fuzz_areas.open_image, 24),
+    "tables": Area(fuzz_areas.table_files, fuzz_areas.open_table, 24),
+    "weights": Area(fuzz_areas.weight_files, fuzz_areas.open_weights, 14),
     "runs": Area(fuzz_areas.run_files, fuzz_areas.open_run, 12),
     "shards": Area(fuzz_areas.shard_files, fuzz_areas.open_shards, 10),
-    "knowledge": Area(fuzz_areas.word_files, fuzz_areas.open_words, 8),
-    "verbs": Area(fuzz_verbs.verb_files, fuzz_verbs.open_verb, 8, whole=True),
+    "knowledge": Area(fuzz_areas.word_files, fuzz_areas.open_words, 10),
+    "verbs": Area(fuzz_verbs.verb_files, fuzz_verbs.open_verb, 6, whole=True),
 }
 SECONDS, MEMORY = 5, 2**30
 LONGEST = 120  # seconds of wall time after which a waiting child is ended
@@ -131,8 +131,10 @@ def baseline(name: str) -> Ended:
         return Ended(0, 0.0, 0)
     valid_files(name)
     runs = [run_in_child(name, seed, 600, False, damaged=False) for seed in range(12)]
-    if wrong := [run.code for run in runs if run.code not in (CLEAR, ACCEPTED)]:
-        raise SystemExit(f"{name}: an undamaged file ended with {wrong[0]}")
+    if wrong := [(seed, run.code) for seed, run in enumerate(runs) if run.code not in (CLEAR, ACCEPTED)]:
+        seed, code = wrong[0]
+        run_in_child(name, seed, 600, True, damaged=False)  # again, with its traceback
+        raise SystemExit(f"{name}: the undamaged case of seed {seed} ended with {NAMES.get(code, code)}")
     return Ended(0, max(run.seconds for run in runs), max(run.memory for run in runs))
 
 
@@ -158,7 +160,7 @@ def run_in_child(name: str, seed: int, seconds: float, show: bool, damaged: bool
     """Run the case of a seed in a child with limited processor time."""
     valid_files(name)  # once, before the fork
     with tempfile.TemporaryDirectory() as folder:
-        longest = LONGEST * (5 if AREAS[name].whole else 1)
+        longest = LONGEST * (2 if AREAS[name].whole else 1)
         return in_child(lambda: _quietly(name, Path(folder), seed, show, damaged), seconds, longest)
 
 

@@ -18,28 +18,35 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import multiprocessing
+import multiprocessing.context
 import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from fundax.runtime.checkpoint import load_params
-from fundax.types import UserError
-
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO)] if str(REPO) not in sys.path else []
 
-from scripts.several_processes import free_port  # noqa: E402
+import fundax.inference.dispatch  # noqa: E402, F401 (imported once, before the processes fork)
+import launch  # noqa: E402
+from fundax import encoders, objectives  # noqa: E402, F401
+from fundax.runtime.checkpoint import load_params  # noqa: E402
+from fundax.train import fit  # noqa: E402, F401
+from fundax.types import UserError  # noqa: E402
+from scripts.several_processes import QUICK, free_port  # noqa: E402
 
+FORK = multiprocessing.get_context("fork")
+Process = multiprocessing.context.ForkProcess
 ENDS_S = 180  # maximum time until a surviving process ends
 ANY, AFTER, IN_SAVE, WORKER, ONE_OF_TWO = "any time", "after a save", "in a save", "a worker", "one of two"
 
@@ -53,30 +60,35 @@ class Trial:
     rng: random.Random
     workers: int = 0
     processes: int = 1
-    life: float = 20.0  # seconds from the start of a process to its first save
+    life: float = 3.0  # seconds from the start of a process to its first save
     kills: int = 0
     torn: int = 0  # kills in the middle of a save
     broken: list[str] = field(default_factory=list)
 
-    def start(self, save_every: int = 2) -> list[subprocess.Popen]:
+    def start(self, save_every: int = 2) -> list[Process]:
         """Start the processes of the run."""
         words = f"--steps {self.steps} --workers {self.workers} --save-every {save_every} --keep 1"
-        argv = [sys.executable, str(REPO / "launch.py"), "train", str(REPO / "scripts" / "small_run.py")]
-        argv += ["--workdir", str(self.workdir), *words.split()]
-        environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        argv = ["train", str(REPO / "scripts" / "small_run.py"), "--workdir", str(self.workdir), *words.split()]
         where = f"127.0.0.1:{free_port()}"
         joined = [f"--coordinator {where} --num-processes {self.processes} --process-id {k}".split()
                   for k in range(self.processes)] if self.processes > 1 else [[]]  # fmt: skip
-        log = self.workdir.with_suffix(".log").open("w")
-        return [subprocess.Popen([*argv, *more], env=environment, stdout=log, stderr=subprocess.PIPE, text=True)
-                for more in joined]  # fmt: skip
+        runs = [FORK.Process(target=_train, args=([*argv, *more], self.log(k)), name=str(k))
+                for k, more in enumerate(joined)]  # fmt: skip
+        for run in runs:
+            run.start()
+        return runs
+
+    def log(self, process: int) -> Path:
+        """The file that holds what a process printed."""
+        return self.workdir.with_name(f"{self.workdir.name}_{process}.log")
 
     def finish(self, save_every: int) -> str:
         """Run to the end; returns a digest of the parameters."""
-        for run, output in [(run, run.communicate()[1]) for run in self.start(save_every)]:
-            if run.returncode:
-                raise SystemExit(f"{self.workdir}: exit code {run.returncode}: {output[-2000:]}")
-        return digest(self.workdir)
+        for k, run in enumerate(self.start(save_every)):
+            run.join()
+            if run.exitcode:
+                raise SystemExit(f"{self.workdir}: exit code {run.exitcode}: {self.log(k).read_text()[-2000:]}")
+        return in_child(digest, self.workdir)
 
     def kill(self, kind: str) -> None:
         """Start the run, kill it according to `kind`, and read its complete checkpoints."""
@@ -90,40 +102,39 @@ class Trial:
         time.sleep(self.rng.uniform(0.0, 0.02 if in_save else 0.2))
         victim = self.rng.randrange(len(runs))
         if kind == WORKER:
-            os.kill(self.rng.choice(workers_of(runs[0].pid)), 9)
+            os.kill(self.rng.choice(workers_of(runs[0].pid or 0)), 9)
         else:
             runs[victim].kill()
         self.life = time.monotonic() - begun if kind == AFTER else self.life
-        messages = [self._end(run, killed=kind != WORKER and k == victim) for k, run in enumerate(runs)]
+        messages = [self._end(run, k, killed=kind != WORKER and k == victim) for k, run in enumerate(runs)]
         saving = sorted(self.under_way() - left)
         self.kills, self.torn = self.kills + 1, self.torn + bool(saving)
-        self.broken += [problem for step in self.complete() if (problem := unreadable(self.workdir, step))]
+        self.broken += in_child(unreadable, self.workdir, self.complete())
         state = f"in the middle of {saving[0]}" if saving else "between saves"
         print(
             f"{self.kills} {kind}, {time.monotonic() - begun:.0f} s: {state}; complete: {self.complete()}{''.join(messages)}",
             flush=True,
         )
 
-    def _wait(self, runs: Sequence[subprocess.Popen], ready: Callable[[], bool]) -> None:
+    def _wait(self, runs: Sequence[Process], ready: Callable[[], bool]) -> None:
         while not ready():
-            if any(run.poll() is not None for run in runs):
-                raise SystemExit(
-                    f"{self.workdir}: ended before it was killed: {[run.communicate()[1][-2000:] for run in runs]}"
-                )
+            if any(run.exitcode is not None for run in runs):
+                said = [self.log(k).read_text()[-2000:] for k in range(len(runs))]
+                raise SystemExit(f"{self.workdir}: ended before it was killed: {said}")
             time.sleep(0.0005)
 
-    def _end(self, run: subprocess.Popen, killed: bool) -> str:
+    def _end(self, run: Process, number: int, killed: bool) -> str:
         """Wait for a process to end; return the last line of a surviving process."""
-        try:
-            lines = run.communicate(timeout=ENDS_S)[1].strip().splitlines() or [""]
-        except subprocess.TimeoutExpired:
+        run.join(ENDS_S)
+        if run.exitcode is None:
             run.kill()
             self.broken.append(f"a survivor had not ended after {ENDS_S} s")
             return ""
         if killed:
             return ""
-        if not lines[-1].startswith("error: ") or run.returncode not in (1, 2) or any("Traceback" in x for x in lines):
-            self.broken.append(f"a survivor ended with exit code {run.returncode}: {' | '.join(lines[-8:])}")
+        lines = self.log(number).read_text().strip().splitlines() or [""]
+        if not lines[-1].startswith("error: ") or run.exitcode not in (1, 2) or any("Traceback" in x for x in lines):
+            self.broken.append(f"a survivor ended with exit code {run.exitcode}: {' | '.join(lines[-8:])}")
         return f"; the survivor: {lines[-1][:100]}"
 
     def complete(self) -> list[int]:
@@ -135,6 +146,36 @@ class Trial:
         return {p.name for p in (self.workdir / "checkpoints").glob("[0-9]*") if not p.name.isdigit()}
 
 
+def _train(argv: Sequence[str], log: Path) -> None:
+    """launch.py in a forked process, which has imported everything but started nothing."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    main_module = sys.modules["__main__"]
+    main_module.__spec__, main_module.__file__ = None, None  # workers that read data need not import this script
+    os.environ["XLA_FLAGS"] = QUICK
+    if "--coordinator" not in argv:  # with several processes on CPUs, a cached program can hang
+        jax.config.update("jax_compilation_cache_dir", str(log.with_name("compiled")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        launch._leave(launch._code(list(argv)))
+    except SystemExit as end:
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()
+        os._exit(int(end.code or 0))  # not what this process has registered for its own exit
+
+
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a forked process: this one must not start JAX, as it could not be forked afterwards."""
+    ours, theirs = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=lambda: theirs.send(function(*arguments)))
+    child.start()
+    theirs.close()
+    result = ours.recv()
+    child.join()
+    return result
+
+
 def digest(workdir: Path) -> str:
     """SHA-256 of the bytes of all parameters in path order."""
     params, _ = load_params(workdir)
@@ -144,13 +185,15 @@ def digest(workdir: Path) -> str:
     return total.hexdigest()
 
 
-def unreadable(workdir: Path, step: int) -> str:
-    """The error of a complete checkpoint that cannot be read, else ""."""
-    try:
-        load_params(workdir, step)
-    except UserError as problem:
-        return str(problem)
-    return ""
+def unreadable(workdir: Path, steps: Sequence[int]) -> list[str]:
+    """The errors of complete checkpoints that cannot be read."""
+    problems = []
+    for step in steps:
+        try:
+            load_params(workdir, step)
+        except UserError as problem:
+            problems.append(str(problem))
+    return problems
 
 
 def workers_of(process: int) -> list[int]:

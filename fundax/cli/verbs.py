@@ -40,6 +40,7 @@ def export(
     to: str,
     checkpoint: str = "",
     overwrite: bool = False,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     license: str = "",
     base_model: str = "",
 ) -> None:
@@ -51,6 +52,7 @@ def export(
         to: Format of the folder: {formats}; or adapters, the trained adapters alone of a run with --tune lora:RANK.
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         overwrite: Replace a folder that is not empty.
+        dtype: Dtype of the weights.
         license: License in the model card, such as apache-2.0; derived weights keep that of the weights they started from.
         base_model: What the run started from, in the model card; empty takes the name of its --init.
     """
@@ -58,7 +60,18 @@ def export(
         print(adapters.write_adapters(run, out, checkpoint, overwrite))
         return
     fields = {"checkpoint": checkpoint, "overwrite": overwrite, "license": license, "base_model": base_model}
-    print(interop.export(run, to, out, **fields))
+    print(interop.export(run, to, out, dtype=dtype, **fields))
+
+
+def push(folder: Positional[str], name: Positional[str], /, *, public: bool = False) -> None:
+    """Upload an exported folder to the Hugging Face hub.
+
+    Args:
+        folder: Folder that export wrote, with the --license of the weights in its model card.
+        name: OWNER/NAME of the repository, which is made if there is none.
+        public: Make a new repository public; by default it is private.
+    """
+    print(interop.push(folder, name, private=not public))
 
 
 def import_(
@@ -371,20 +384,10 @@ def env(platform: Positional[Literal["cpu", "gpu", "tpu"]], /, *, cache: str = "
 
 
 VERBS: Mapping[str, Callable[..., None]] = {
-    "export": export,
-    "import": import_,
-    "synth": synth,
-    "embed": embed,
-    "explain": explain,
-    "serve": serve,
-    "report": report,
-    "env": env,
-    "data show": data_show,
-    "data stats": data_stats,
-    "data convert": data_convert,
-    "data build": data_build,
-    "data synthesize": data_synthesize,
-}
+    "export": export, "push": push, "import": import_, "synth": synth, "embed": embed, "explain": explain,
+    "serve": serve, "report": report, "env": env, "data show": data_show, "data stats": data_stats,
+    "data convert": data_convert, "data build": data_build, "data synthesize": data_synthesize,
+}  # fmt: skip
 
 
 def list_data_verbs() -> None:

@@ -32,7 +32,7 @@ with _epy.lazy_api_imports(globals()):
         with_encoder,
     )
     from fundax.encoders.bert import BERT, MaskedHead, PostNormBlock
-    from fundax.encoders.clip_text import Embedding, TextTransformer
+    from fundax.encoders.clip_text import Embedding, TextTransformer, text_transformer
     from fundax.encoders.convnext import ConvNeXt, ConvNeXtBlock
     from fundax.encoders.convolution import BatchNorm, Conv, convolve
     from fundax.encoders.efficientnet import EfficientNet, InvertedResidual
@@ -81,7 +81,7 @@ with _epy.lazy_api_imports(globals()):
         token_loss,
     )
     from fundax.encoders.resnet import Basic, Bottleneck, ResNet
-    from fundax.encoders.saliency import class_attention, grad_cam
+    from fundax.encoders.saliency import attention_maps, class_attention, grad_cam, rollout
     from fundax.encoders.unet import ResidualBlock, UNet, waves
     from fundax.encoders.unetr import (
         UNETR,
@@ -102,13 +102,11 @@ with _epy.lazy_api_imports(globals()):
         PatchEmbedding,
         Size,
         ViT,
-        attention_maps,
         chosen_layers,
         dino_vit,
         init_dino,
         intermediate_layers,
         kept_patches,
         patches,
-        rollout,
         size_named,
     )

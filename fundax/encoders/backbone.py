@@ -323,7 +323,7 @@ class Encoder:
         pixels = normalize(batch["image"], self.mean, self.std, self.image.dtype, batch.get("modality"))
         out, _ = apply_encoder(self.image, params["image"], extra, pixels)
         if isinstance(self.image, ViT):
-            return image_features(out)
+            return image_features(out, self.image.class_token)
         pooled = out["pooled"].astype(jnp.float32)
         return {"image_raw": pooled, "tokens": out["tokens"].astype(jnp.float32), "features": pooled}
 
@@ -334,8 +334,12 @@ class Encoder:
         raise UserError("an encoder alone has no loss: pass it to a config with --init")
 
 
-def image_features(out: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """image_raw f32 [B D], tokens f32 [B N D], and features f32 [B 2D] for probes, of a ViT with a class token."""
+def image_features(out: Mapping[str, jax.Array], class_token: bool = True) -> dict[str, jax.Array]:
+    """image_raw f32 [B D], tokens f32 [B N D], and features f32 [B 2D] for probes, of a ViT.
+
+    The features are the class token, or the pooled vector of a ViT without one, and the mean of the patches.
+    """
     tokens = out["tokens"].astype(jnp.float32)
-    features = jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(1)], axis=-1)
+    first = tokens[:, 0] if class_token else out["pooled"].astype(jnp.float32)
+    features = jnp.concatenate([first, tokens[:, int(class_token) :].mean(1)], axis=-1)
     return {"image_raw": out["pooled"].astype(jnp.float32), "tokens": tokens, "features": features}

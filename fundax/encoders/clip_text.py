@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders import layers
+from fundax.encoders.vit import size_named
 from fundax.runtime.mesh import gather_parameter
 from fundax.types import UserError
 
@@ -96,3 +97,10 @@ class TextTransformer(nn.Module):
         if self.pool == "last":
             return text.shape[1] - 1
         return jnp.argmax(text if self.pool == "argmax" else text == self.eot_id, axis=1)
+
+
+def text_transformer(size: str, **fields: Any) -> TextTransformer:
+    """The text encoder of one of vit.SIZES; `fields` override TextTransformer's. Raises UserError for an unknown size."""
+    row = size_named(size)
+    sizes: dict[str, Any] = {"width": row.text_width, "depth": row.text_depth, "heads": row.text_heads}
+    return TextTransformer(**sizes | fields)

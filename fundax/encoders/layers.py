@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders.attention import Path, attend
+from fundax.encoders.positions import Rotary
 from fundax.runtime.mesh import constrain_rows, gather_parameter
 from fundax.tuning import LORA_A, LORA_B, scale
 from fundax.types import UserError
@@ -211,6 +212,7 @@ class Attention(nn.Module):
     dtype: str = "float32"
     dropout: float = 0.0  # of the attention weights; active if the caller passes a "dropout" rng
     kind: Path = "plain"
+    rotary: Rotary | None = None  # positions of queries and keys
 
     def setup(self) -> None:
         self.qkv = PackedProjection(self.width, self.qkv_bias, self.initial.qkv, self.dtype)
@@ -219,6 +221,8 @@ class Attention(nn.Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, rows: Rows = None) -> jax.Array:
         """x [B N D], mask bool broadcastable to [B H N N]; returns [B N D], or [B 1 D] with `rows`."""
+        if self.rotary and rows is not None:
+            return take_rows(self(x, mask), rows)
         if rows is None:
             q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)  # each [B N D]
         else:
@@ -226,6 +230,8 @@ class Attention(nn.Module):
             k, v = jnp.moveaxis(self.qkv(x, 1, 3), 2, 0)
             mask = None if mask is None else take_rows(mask, rows, axis=2)
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
+        if self.rotary:
+            q, k = self.rotary(q), self.rotary(k)
         active = self.dropout > 0 and self.has_rng("dropout")
         y = attend(q, k, v, mask, partial(self.drop, deterministic=False) if active else None, self.kind)
         return self.out(y.reshape(*y.shape[:2], self.width))
@@ -274,10 +280,12 @@ class Block(nn.Module):
     layer_scale: float | None = None
     dtype: str = "float32"
     kind: Path = "plain"  # implementation of attention
+    rotary: Rotary | None = None
 
     def setup(self) -> None:
         self.norm1 = LayerNorm(self.epsilon)
-        self.attention = Attention(self.width, self.heads, self.qkv_bias, self.initial, self.dtype, kind=self.kind)
+        fields = (self.width, self.heads, self.qkv_bias, self.initial, self.dtype)
+        self.attention = Attention(*fields, kind=self.kind, rotary=self.rotary)
         self.norm2 = LayerNorm(self.epsilon)
         self.mlp = MLP(self.width, self.hidden, self.activation, self.initial, self.dtype)
         if self.layer_scale is not None:

@@ -1,4 +1,4 @@
-"""Position tables: interpolation to another grid, by the rule of each original implementation, and sinusoids.
+"""Position tables: interpolation to another grid, by the rule of each original implementation, sinusoids, rotary positions.
 
 The interpolation matrices are explicit, in float64 NumPy."""
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -98,3 +99,34 @@ def sin_cos(x: Array, rates: Array) -> jax.Array:
     x = jnp.asarray(x, jnp.float32)[..., None]
     angles = x * jnp.asarray(rates, jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions of a grid of patches (DINOv3, arXiv:2508.10104): channels are turned by angles of row and column.
+
+    base: of the periods. rows, columns: of the grid. first: tokens before the patches, which are not turned, like those
+    after them.
+    """
+
+    base: float
+    rows: int
+    columns: int
+    first: int = 0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Queries or keys [B N H C] with the patches turned; C is a multiple of 4."""
+        cosine, sine = (jnp.asarray(table, x.dtype)[None, :, None] for table in self.tables(x.shape[-1]))
+        last = self.first + self.rows * self.columns
+        patches = x[:, self.first : last]
+        half = x.shape[-1] // 2
+        turned = jnp.concatenate([-patches[..., half:], patches[..., :half]], axis=-1)
+        return jnp.concatenate([x[:, : self.first], patches * cosine + turned * sine, x[:, last:]], axis=1)
+
+    def tables(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and sines f32 [patches C]; places are the centres of the patches, from -1 to 1."""
+        places = np.meshgrid(*((2 * (np.arange(n) + 0.5) / n - 1) for n in (self.rows, self.columns)), indexing="ij")
+        frequencies = self.base ** -np.arange(0, 1, 4 / channels)
+        angles = 2 * np.pi * np.stack(places, -1).reshape(-1, 2, 1) * frequencies[None, None]  # [N 2 C/4]
+        angles = np.tile(angles.reshape(len(angles), -1), 2)
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

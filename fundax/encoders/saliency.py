@@ -13,10 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fundax.encoders import layers
 from fundax.encoders.backbone import VisionEncoder, with_encoder
-from fundax.encoders.vit import ViT, attention_maps, rollout
+from fundax.encoders.vit import ViT
 from fundax.params import unstack_blocks
-from fundax.types import Batch, Extra, Params
+from fundax.types import Batch, Extra, Params, UserError
 
 Target = Callable[[Any, Params, Extra, Batch], jax.Array]  # objective, params, extra, batch -> numbers f32 [B]
 
@@ -36,6 +37,55 @@ def class_attention(tower: ViT, params: Params, image: jax.Array) -> dict[str, j
         "mean": heads.mean(1),
         "rollout": rollout(maps)[:, 0, 1:].reshape(len(image), rows, columns),
     }
+
+
+def attention_maps(
+    tower: ViT, params: Params, image: jax.Array, last: int = 1, masked: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
+    """Attention maps f32 [B H N N] of the last blocks, earliest first; row 0 is the class token's.
+
+    The attention to registers is left out, so that rows of an encoder that has them sum to less than 1. Raises UserError
+    for more blocks than the ViT has.
+    """
+    if not 0 < last <= tower.depth:
+        raise UserError(f"the attention of the last {last} blocks of a ViT that has {tower.depth}")
+    # The blocks do not return their weights, since fast attention never has them. So run the ViT once, then compute the
+    # weights of the blocks asked for from their inputs.
+    params = unstack_blocks(params)
+    flat = tower.clone(scan=False)
+    out = layers.apply(flat, params, image, hidden=True, masked=masked)
+    count, inputs = out["embedded"].shape[1], out["inputs"]
+    grid = (image.shape[1] // tower.patch, image.shape[2] // tower.patch)
+    maps = [_weights(flat, params[f"block_{i}"], inputs[i], grid) for i in range(tower.depth - last, tower.depth)]
+    return tuple(weights[:, :, :count, :count] for weights in maps) if tower.registers else tuple(maps)
+
+
+def rollout(maps: tuple[jax.Array, ...]) -> jax.Array:
+    """Attention rollout (arXiv:2005.00928, section 3) of the maps [B H N N] of all blocks, first block first; f32 [B N N].
+
+    Heads are averaged, the residual connection counts as half the identity, and the matrices are multiplied.
+    """
+    total = None
+    for weights in maps:
+        step = 0.5 * weights.mean(1) + 0.5 * jnp.eye(weights.shape[-1])[None]
+        step = step / step.sum(-1, keepdims=True)
+        total = step if total is None else jnp.einsum("bij,bjk->bik", step, total)
+    if total is None:
+        raise UserError("rollout needs the attention of at least one block")
+    return total
+
+
+def _weights(tower: ViT, block: Params, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Attention weights f32 [B H N N] of one block, given its input [B N D]."""
+    initial = tower.init_blocks(tower.width, int(tower.width * tower.mlp_ratio), tower.depth)
+    y = layers.apply(layers.LayerNorm(tower.epsilon), block["norm1"], x)
+    qkv = layers.PackedProjection(tower.width, tower.qkv_bias, initial.qkv, tower.dtype)
+    packed = layers.apply(qkv, block["attention"]["qkv"], y, 0, 2)
+    q, k = (z.reshape(*z.shape[:2], tower.heads, -1) for z in jnp.moveaxis(packed, 2, 0))
+    if rotary := tower.rotation(grid):
+        q, k = rotary(q), rotary(k)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q * (q.shape[-1] ** -0.5), k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 def grad_cam(objective: Any, params: Params, extra: Extra, batch: Batch, target: Target) -> jax.Array:
@@ -76,7 +126,8 @@ def _as_maps(tower: VisionEncoder, x: jax.Array) -> jax.Array:
     if not isinstance(tower, ViT):
         return x
     side = tower.image_size // tower.patch
-    return x[:, int(tower.class_token) :].reshape(len(x), side, side, -1)
+    first = int(tower.class_token)
+    return x[:, first : first + side * side].reshape(len(x), side, side, -1)
 
 
 def _unrolled(objective: Any, params: Params, extra: Extra) -> tuple[Any, Params, Extra]:

@@ -1,6 +1,6 @@
 """Vision Transformer (arXiv:2010.11929), with the options of CLIP, SigLIP, RET-CLIP, DINO, iBOT, VisionFM and RETFound.
 
-Also functions of a ViT and its parameters (stacked or not): intermediate outputs, attention maps and attention rollout."""
+Also functions of a ViT and its parameters (stacked or not): intermediate outputs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders import layers
-from fundax.encoders.positions import scaled
-from fundax.params import unstack_blocks
+from fundax.encoders.positions import Rotary, scaled
 from fundax.types import Params, UserError
 
 
@@ -164,6 +163,8 @@ class ViT(nn.Module):
     layer_scale: initial value of a learned scale of each branch; None: no scale.
     mask_ratio: part of the patches that FLIP drops, given `noise` or a "mask" rng; without either none is dropped.
     mask_token: have a learned token that replaces masked patches (iBOT).
+    registers: tokens without a place that the blocks see and that are left out of the outputs (arXiv:2309.16588).
+    rotary: base of the rotary positions of the patches (DINOv3, arXiv:2508.10104), in place of a position table.
     kinds: kinds of images that have a patch embedding each, such as modalities.
     any_size: accept images of other sizes and interpolate the positions (positions.scaled).
     drop_path: stochastic depth of the last block, rising linearly from 0; active with a "drop_path" rng.
@@ -189,6 +190,8 @@ class ViT(nn.Module):
     layer_scale: float | None = None
     mask_ratio: float = 0.0
     mask_token: bool = False
+    registers: int = 0
+    rotary: float | None = None
     kinds: int = 1
     any_size: bool = False
     drop_path: float = 0.0
@@ -211,6 +214,8 @@ class ViT(nn.Module):
             raise UserError(f"image is {image.shape[1:]}; this ViT takes {(self.image_size, self.image_size, 3)}")
         if self.pool not in ("token", "mean", "attention"):
             raise UserError(f"pool is {self.pool!r}; expected token, mean or attention")
+        if self.rotary is not None and (self.mask_ratio or self.width // self.heads % 4):
+            raise UserError("rotary positions need heads of a multiple of 4 channels, and no masking of patches")
         if self.pool == "token" and not self.class_token:
             raise UserError("pool='token' needs class_token=True")
         if self.width % self.heads:
@@ -226,8 +231,8 @@ class ViT(nn.Module):
         Args:
             image: [B h w 3], normalised.
             noise: f32 [B patches], see kept_patches.
-            hidden: also return patches [B N D], embedded [B N D] (the input of the blocks) and hidden, a tuple of the
-                outputs of the blocks.
+            hidden: also return patches [B N D], embedded [B N D] (the input of the blocks), hidden, a tuple of the
+                outputs of the blocks, and inputs, a tuple of their inputs [B N+R D] with the R registers at the end.
             masked: bool [B rows columns], patches that the mask token replaces.
             kind: i32 [B], the kind of each image; None is the first.
 
@@ -239,19 +244,37 @@ class ViT(nn.Module):
         grid = (image.shape[1] // self.patch, image.shape[2] // self.patch)
         # Order matters: a masked patch keeps its position (iBOT), and a dropped one takes it along (FLIP).
         x = self._dropped(self._positioned(self._replaced(embedded, masked), grid), noise)
+        count = x.shape[1]
+        x = self._with_registers(x)
         x = layers.LayerNorm(self.epsilon, name="pre_norm")(x) if self.pre_norm else x
         stack = layers.Stack(self.depth, self.scan, self.remat, self.drop_path)
-        out = stack(self._block(), x, None, 0, hidden)
-        kept = {"patches": embedded, "embedded": x, "hidden": out["hidden"]} if hidden else {}
-        return self._pooled(out["tokens"], out["row"]) | kept
+        out = stack(self._block(grid), x, None, 0, hidden)
+        kept = {}
+        if hidden:
+            inputs = (x, *out["hidden"][:-1])
+            states = tuple(each[:, :count] for each in (x, *out["hidden"])) if self.registers else (x, *out["hidden"])
+            kept = {"patches": embedded, "embedded": states[0], "hidden": states[1:], "inputs": inputs}
+        tokens = out["tokens"][:, :count] if self.registers else out["tokens"]
+        return self._pooled(tokens, out["row"]) | kept
 
-    def _block(self) -> Callable[..., layers.Block]:
-        hidden = int(self.width * self.mlp_ratio)
+    def rotation(self, grid: tuple[int, int]) -> Rotary | None:
+        """The rotary positions of a grid of patches, or None."""
+        return None if self.rotary is None else Rotary(self.rotary, *grid, int(self.class_token))
+
+    def _block(self, grid: tuple[int, int]) -> Callable[..., layers.Block]:
+        hidden, rotary = int(self.width * self.mlp_ratio), self.rotation(grid)
         initial = self.init_blocks(self.width, hidden, self.depth)
         return lambda name: layers.Block(
             self.width, self.heads, hidden, self.activation, initial, self.qkv_bias,
-            self.epsilon, self.layer_scale, dtype=self.dtype, kind=self.attention, name=name,
+            self.epsilon, self.layer_scale, dtype=self.dtype, kind=self.attention, rotary=rotary, name=name,
         )  # fmt: skip
+
+    def _with_registers(self, x: jax.Array) -> jax.Array:
+        if not self.registers:
+            return x
+        normal = nn.initializers.normal(0.02)
+        registers = self.param("registers", normal, (self.registers, self.width), jnp.float32).astype(x.dtype)
+        return jnp.concatenate([x, jnp.broadcast_to(registers[None], (len(x), *registers.shape))], axis=1)
 
     def _replaced(self, x: jax.Array, masked: jax.Array | None) -> jax.Array:
         """Replace masked patches by the mask token, before positions are added (iBOT: arXiv:2111.07832, section 3.1)."""
@@ -274,14 +297,22 @@ class ViT(nn.Module):
 
     def _positioned(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
         normal = nn.initializers.normal(self.width**-0.5 if self.init_std is None else self.init_std)
+        if self.rotary is not None:
+            return self._after_class_token(x, normal, None)
         rows = self.patches + self.class_token
         position = self.param("position", normal, (rows, self.width), jnp.float32)
         position = self._interpolated(position, grid).astype(x.dtype)
         if not self.class_token:
             return x + position[None]
-        token = self.param("class_token", normal, (self.width,), jnp.float32).astype(x.dtype) + position[0]
+        return self._after_class_token(x + position[None, 1:], normal, position[0])
+
+    def _after_class_token(self, x: jax.Array, normal: layers.Initializer, position: jax.Array | None) -> jax.Array:
+        if not self.class_token:
+            return x
+        token = self.param("class_token", normal, (self.width,), jnp.float32).astype(x.dtype)
+        token = token if position is None else token + position
         token = jnp.broadcast_to(token[None, None], (len(x), 1, self.width))
-        return jnp.concatenate([token, x + position[None, 1:]], axis=1)
+        return jnp.concatenate([token, x], axis=1)
 
     def _dropped(self, x: jax.Array, noise: jax.Array | None) -> jax.Array:
         """FLIP masking: only the kept patches go through the blocks, which is where the time is saved."""
@@ -352,47 +383,3 @@ def chosen_layers(
     if tower.norm_after_pool:
         return tuple(hidden[block] for block in blocks)
     return tuple(layers.apply(layers.LayerNorm(tower.epsilon), params["norm"], hidden[block]) for block in blocks)
-
-
-def attention_maps(
-    tower: ViT, params: Params, image: jax.Array, last: int = 1, masked: jax.Array | None = None
-) -> tuple[jax.Array, ...]:
-    """Attention maps f32 [B H N N] of the last blocks, earliest first; row 0 is the class token's.
-
-    Raises UserError for more blocks than the ViT has.
-    """
-    if not 0 < last <= tower.depth:
-        raise UserError(f"the attention of the last {last} blocks of a ViT that has {tower.depth}")
-    # The blocks do not return their weights, since fast attention never has them. So run the ViT once, then compute the
-    # weights of the blocks asked for from their inputs.
-    params = unstack_blocks(params)
-    flat = tower.clone(scan=False)
-    out = layers.apply(flat, params, image, hidden=True, masked=masked)
-    inputs = (out["embedded"], *out["hidden"][:-1])
-    return tuple(_weights(flat, params[f"block_{i}"], inputs[i]) for i in range(tower.depth - last, tower.depth))
-
-
-def rollout(maps: tuple[jax.Array, ...]) -> jax.Array:
-    """Attention rollout (arXiv:2005.00928, section 3) of the maps [B H N N] of all blocks, first block first; f32 [B N N].
-
-    Heads are averaged, the residual connection counts as half the identity, and the matrices are multiplied.
-    """
-    total = None
-    for weights in maps:
-        step = 0.5 * weights.mean(1) + 0.5 * jnp.eye(weights.shape[-1])[None]
-        step = step / step.sum(-1, keepdims=True)
-        total = step if total is None else jnp.einsum("bij,bjk->bik", step, total)
-    if total is None:
-        raise UserError("rollout needs the attention of at least one block")
-    return total
-
-
-def _weights(tower: ViT, block: Params, x: jax.Array) -> jax.Array:
-    """Attention weights f32 [B H N N] of one block, given its input [B N D]."""
-    initial = tower.init_blocks(tower.width, int(tower.width * tower.mlp_ratio), tower.depth)
-    y = layers.apply(layers.LayerNorm(tower.epsilon), block["norm1"], x)
-    qkv = layers.PackedProjection(tower.width, tower.qkv_bias, initial.qkv, tower.dtype)
-    packed = layers.apply(qkv, block["attention"]["qkv"], y, 0, 2)
-    q, k = (z.reshape(*z.shape[:2], tower.heads, -1) for z in jnp.moveaxis(packed, 2, 0))
-    logits = jnp.einsum("bnhd,bmhd->bhnm", q * (q.shape[-1] ** -0.5), k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits, axis=-1)

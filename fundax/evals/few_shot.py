@@ -1,4 +1,4 @@
-"""Few-shot evaluation: zero-shot, class means, logistic regression, CLIP-Adapter and Tip-Adapter(-F).
+"""Few-shot evaluation: zero-shot, class means, logistic regression, a linear layer, CLIP-Adapter and Tip-Adapter(-F).
 
 Features are computed once. The protocol and its settings are those of github.com/jusiro/FLAIR (Apache-2.0): C 0.316,
 40 epochs of AdamW 1e-3, alpha 1, beta 5."""
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from scipy.special import softmax
 
 from fundax.evals.features import extract
@@ -24,6 +25,7 @@ from fundax.types import Batch, Extra, Forward, Params, UserError
 Rows = Mapping[str, np.ndarray]  # feature f32 [N E] (unit), linear f32 [N D], label i32 [N]
 Scores = Callable[..., np.ndarray]  # (few, text, log_scale, rows, seed) -> probabilities f32 [N K]
 EPOCHS = 40
+PROBE_EPOCHS = 50
 RATE = 1e-3
 
 
@@ -221,9 +223,45 @@ def prototypes(few: Rows, classes: int, text: Any, log_scale: float, test: Rows,
     return out
 
 
+def probe(few: Rows, classes: int, text: Any, log_scale: float, test: Rows, seed: int) -> np.ndarray:
+    """A linear layer with the settings of RET-CLIP's authors: AdamW 1e-3, decay 0.01, 50 epochs in batches of 16.
+
+    They train with label smoothing on the output of a softmax, and keep the best epoch of the test set; here it is the
+    plain cross-entropy, and the last epoch. Source: github.com/sStonemason/RET-CLIP-PLUS.
+    """
+    del text, log_scale
+    rng, features = np.random.default_rng([seed, 9]), few["linear"]
+    size = min(16, len(features))
+    rows = np.stack([rng.permutation(len(features))[: len(features) // size * size] for _ in range(PROBE_EPOCHS)])
+    bound = features.shape[1] ** -0.5  # torch.nn.Linear's initial range
+    start = tuple(
+        rng.uniform(-bound, bound, shape).astype(np.float32) for shape in ((features.shape[1], classes), (classes,))
+    )
+    kernel, bias = _trained(start, features, few["label"], rows.reshape(-1, size))
+    return softmax(test["linear"] @ np.asarray(kernel) + np.asarray(bias), axis=1)
+
+
+@jax.jit
+def _trained(start: Any, features: jax.Array, labels: jax.Array, order: jax.Array) -> Any:
+    optimizer = optax.adamw(RATE, b1=0.9, b2=0.99, eps=1e-6, weight_decay=0.01)
+
+    def loss(weights: Any, rows: jax.Array) -> jax.Array:
+        logits = features[rows] @ weights[0] + weights[1][None]  # [B K]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
+
+    def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
+        weights, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(weights, rows), state, weights)
+        return (optax.apply_updates(weights, updates), state), None
+
+    weights, _ = jax.lax.scan(step, (start, optimizer.init(start)), order)[0]
+    return weights
+
+
 METHODS: dict[str, Scores] = {
     "zero_shot": zero_shot,
     "linear": linear,
+    "probe": probe,
     "prototypes": prototypes,
     "clip_adapter": clip_adapter,
     "tip_adapter": tip_adapter,
@@ -231,7 +269,7 @@ METHODS: dict[str, Scores] = {
 }
 
 
-WITHOUT_TEXT = ("prototypes", "linear")
+WITHOUT_TEXT = ("prototypes", "linear", "probe")
 
 
 def _order(few: Rows, seed: int) -> np.ndarray:

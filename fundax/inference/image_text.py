@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
 
@@ -62,12 +62,14 @@ class ImageText:
         return WarmStart((start,), extra)
 
 
-def image_text(init: str, checkpoint: int | str = "", *, smoke: bool = False, encoders: bool = False) -> ImageText:
+def image_text(
+    init: str, checkpoint: int | str = "", *, smoke: bool = False, encoders: bool = False, level: str = "patient"
+) -> ImageText:
     """Load an image-text model from any path that interop.load supports.
 
     smoke: without `init`, create a tiny untrained model instead (smoke test). encoders: also take an image encoder (VisionFM,
-    DINO, RETFound), whose tokenizer is None. Raises UserError if `init` is empty, holds another kind of model or an
-    image-text model without a tokenizer.
+    DINO, RETFound), whose tokenizer is None. level: of a RET-CLIP, "patient", "left" or "right". Raises UserError if `init`
+    is empty, holds another kind of model or an image-text model without a tokenizer.
     """
     if not init and smoke:
         words = tokenizers.bundled(48)
@@ -83,8 +85,12 @@ def image_text(init: str, checkpoint: int | str = "", *, smoke: bool = False, en
         raise UserError(f"{init} holds {kind}; expected a model of single images and texts, such as CLIP")
     if model.tokenizer is None and not alone:
         raise UserError(f"{init} has no tokenizer, which is needed to describe the classes")
+    objective = model.objective
+    if level != "patient" and not isinstance(objective, RetCLIP):
+        raise UserError(f"{init} holds {type(objective).__name__}, which has no level {level!r}; a RET-CLIP has")
+    objective = replace(objective, single=level) if isinstance(objective, RetCLIP) else objective
     start = (lambda fresh: model.params,), (lambda fresh: model.extra,)
-    return ImageText(model.objective, dict(model.preprocessing), model.tokenizer, *start)
+    return ImageText(objective, dict(model.preprocessing), model.tokenizer, *start)
 
 
 def scores_of(tests: Sequence[Any], *, labels: bool = True, pairs: bool = True) -> dict[str, Any]:

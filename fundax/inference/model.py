@@ -379,7 +379,7 @@ def _patch_features(objective: Any, params: Params, extra: Extra, row: int, imag
     patches, project = _encoder_outputs(objective, params, extra, row, image)[1], params["project"]
     if getattr(getattr(objective, "base", objective), "normalize", False):  # FLAIR normalises before it projects
         patches = l2_normalize(patches)
-    features = patches @ project["image"]["kernel"]
+    features = patches @ project["image"]["kernel"] if "image" in project else patches
     if "patient" in project:  # RET-CLIP: one image stands for both eyes
         features = jnp.concatenate([features, features], axis=-1) @ project["patient"]["kernel"]
     return l2_normalize(features)

@@ -56,9 +56,7 @@ def write_adapters(run: str | Path, out: str | Path, checkpoint: int | str = "",
         if model.tokenizer is not None:
             model.tokenizer.save(folder / "tokenizer")
     count, whole = (sum(leaf.size for leaf in one.values()) for one in (trained, base))
-    return (
-        f"{out}: {count:,} parameters of {run}, step {step}, for a base of {whole:,}; read by: launch.py import --base"
-    )
+    return f"{out}: {count:,} parameters of {run}, step {step}, for a base of {whole:,}; read by: launch.py import {out} --base"
 
 
 def read_adapters(path: str | Path, base: str | Path) -> Checkpoint:

@@ -235,5 +235,5 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
 
 FORMAT = Format(
     "bert", NAME, (MaskedText,), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
-    configured=True, read_as=read_as, fills=(MaskedText, FLAIR, RetCLIP), difference=difference, order=11,
+    configured=True, read_as=read_as, fills=(MaskedText, FLAIR, RetCLIP), difference=difference, narrow=True, shards=True, order=11,
 )  # fmt: skip

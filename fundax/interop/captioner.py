@@ -133,7 +133,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
 
 
 def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
-    """Write a folder with captioner.pth, {"state_dict": ...} as KeepFIT's FFA branch saves it; needs torch.
+    """Write a folder with captioner.pth, {"state_dict": ...} as KeepFIT's FFA branch saves it.
 
     The findings that a report model may learn with its words have no place in it; the record lists them. Raises
     UserError for an image encoder that is not a ResNet, and for a folder that is not empty.

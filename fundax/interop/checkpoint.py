@@ -57,6 +57,12 @@ def whole(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
+def always(objective: Any) -> bool:
+    """The `fits` of a format that holds every model of its classes."""
+    del objective
+    return True
+
+
 def never_compared(path: str | Path, checkpoint: Checkpoint) -> float | None:
     """The `difference` of a format whose program is not a package that could be installed: golden tests hold it."""
     del path, checkpoint
@@ -81,8 +87,11 @@ class Format:
             tables as long as they are stored: for files without configuration. None where `read` needs none.
         fills: classes of objectives that `read_as` gives parameters of, where they are not those that it holds.
         select: the part of a model that is written, such as the teacher's encoder of a pretraining.
-        objective_of: (folder) to the model that its configuration describes, without reading weights; None where only
-            weights say it.
+        objective_of: (folder) to the model that its configuration describes, without reading weights, or to None if it is
+            of another format; None where only weights say it.
+        narrow: whether the other program reads its weights in float16 and bfloat16, too.
+        shards: whether it reads them in several files beside an index.
+        fits: whether it holds a model of these classes, where several formats of one program hold them.
         order: formats are tried in this order; one whose keys are among another's has the larger number.
         difference: largest difference of features between the other program and ours; None where it is not installed.
     """
@@ -100,6 +109,9 @@ class Format:
     fills: tuple[type, ...] = ()
     select: Callable[[Checkpoint], Checkpoint] = whole
     objective_of: Callable[[Path], Any] | None = None
+    fits: Callable[[Any], bool] = always
+    narrow: bool = False
+    shards: bool = False
     order: int = 0
     difference: Callable[[str | Path, Checkpoint], float | None] = never_compared
 
@@ -191,7 +203,8 @@ def probe(checkpoint: Checkpoint, count: int = 2) -> tuple[np.ndarray, np.ndarra
     """Noise to compare two programs with: normalised images f32 [B h w 3] and texts i32 [B L]."""
     objective, rng = checkpoint.objective, np.random.default_rng(0)
     size, text = objective.image.image_size, objective.text
-    end = text.eot_id if text.eot_id is not None else getattr(checkpoint.tokenizer, "end", text.vocab - 1)
+    ends = getattr(text, "eot_id", None)
+    end = ends if ends is not None else getattr(checkpoint.tokenizer, "end", text.vocab - 1)
     image = rng.standard_normal((count, size, size, 3), np.float32)
     ids = rng.integers(1, max(end, 2), (count, text.context), dtype=np.int32)
     for row, length in zip(ids, rng.integers(1, text.context, count), strict=True):

@@ -26,6 +26,7 @@ from fundax.types import Params, UserError
 
 NAME = "Hugging Face Dinov2Model"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KINDS = {False: ("dinov2", "Dinov2Model"), True: ("dinov2_with_registers", "Dinov2WithRegistersModel")}
 USAGE = """
 from transformers import AutoImageProcessor, AutoModel
 
@@ -42,6 +43,8 @@ def rows(tower: ViT) -> list[Row]:
         Row("patch/bias", ("embeddings.patch_embeddings.projection.bias",), keymap.SAME),
         *keymap.norm("norm", "layernorm"),
     ]
+    if tower.registers:
+        found.append(Row("registers", ("embeddings.register_tokens",), vit.ONE))
     for i in range(tower.depth):
         here, there = f"block_{i}", f"encoder.layer.{i}"
         qkv = [f"{there}.attention.attention.{name}" for name in ("query", "key", "value")]
@@ -74,20 +77,24 @@ def _check(tower: ViT) -> None:
     hidden = tower.width * tower.mlp_ratio
     if tower.pool != "token" or tower.norm_after_pool or tower.pre_norm or not (tower.patch_bias and tower.class_token):
         raise UserError(f"{NAME} pools the class token of a ViT without a norm before its blocks; this one differs")
-    if tower.activation.__name__ != "gelu_exact" or hidden % tower.width:
-        raise UserError(f"{NAME} has exact GELU and an MLP of a whole multiple of the width; this one differs")
+    if tower.rotary is not None:
+        raise UserError(f"{NAME} has a position table; this ViT has rotary positions")
+    if not tower.qkv_bias or tower.activation.__name__ != "gelu_exact" or hidden % tower.width:
+        raise UserError(f"{NAME} has exact GELU, biases and an MLP of a whole multiple of the width; this one differs")
 
 
 def config_of(objective: Encoder) -> dict[str, Any]:
     """config.json."""
     tower = objective.image
+    kind = KINDS[bool(tower.registers)]
     return {
-        "architectures": ["Dinov2Model"], "model_type": "dinov2", "hidden_size": tower.width,
+        "architectures": [kind[1]], "model_type": kind[0], "hidden_size": tower.width,
         "num_hidden_layers": tower.depth, "num_attention_heads": tower.heads, "mlp_ratio": int(tower.mlp_ratio),
         "image_size": tower.image_size, "patch_size": tower.patch, "num_channels": 3, "hidden_act": "gelu",
         "layer_norm_eps": tower.epsilon, "layerscale_value": tower.layer_scale or 1.0, "qkv_bias": True,
         "drop_path_rate": 0.0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
         "use_swiglu_ffn": False, "torch_dtype": "float32",
+        **({"num_register_tokens": tower.registers} if tower.registers else {}),
     }  # fmt: skip
 
 
@@ -133,6 +140,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
             depth=config["num_hidden_layers"], heads=config["num_attention_heads"], mlp_ratio=config["mlp_ratio"],
             activation=layers.gelu_exact, epsilon=config["layer_norm_eps"], patch_bias=True, pre_norm=False,
             any_size=True, init_std=0.02, init_blocks=init_dino, layer_scale=None if plain else 1e-5,
+            registers=config.get("num_register_tokens", 0),
         )  # fmt: skip
     except KeyError as error:
         raise UserError(f"{path}/{CONFIG}: {error} is missing") from error
@@ -165,7 +173,7 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
         from transformers import AutoModel
     except ImportError:
         return None
-    program = AutoModel.from_pretrained(str(path)).eval()
+    program = AutoModel.from_pretrained(str(path), dtype=torch.float32).eval()
 
     def pooled(image: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -174,7 +182,12 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
     return vit.unit_difference(model, pooled)
 
 
+def fits(objective: Any) -> bool:
+    """Whether an image encoder has a position table; rotary positions are DINOv3's."""
+    return getattr(objective.image, "rotary", None) is None
+
+
 FORMAT = Format(
     "huggingface", NAME, (Encoder, IBOT), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
-    configured=True, select=vit.encoder_of, difference=difference, order=8,
+    fits=fits, configured=True, select=vit.encoder_of, difference=difference, narrow=True, shards=True, order=8,
 )  # fmt: skip

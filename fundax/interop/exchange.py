@@ -12,11 +12,12 @@ from typing import Any
 import jax
 
 from data_pipelines.language import tokenizers
-from fundax.interop.checkpoint import Checkpoint, Format, preprocessing_of
+from fundax.interop.checkpoint import Checkpoint, Format, never_compared, preprocessing_of
 from fundax.interop.folder import fresh_folder, read_record
 from fundax.interop.formats import check_name, writer
 from fundax.interop.initial import own_state
 from fundax.interop.read import load, read_run
+from fundax.interop.weight_files import LARGEST_FILE, check_dtype, rounded, store_as
 from fundax.interop.weights import digests, read_state
 from fundax.objectives.clip import CLIP
 from fundax.objectives.dense import Landmark, Segment
@@ -38,6 +39,8 @@ def export(
     overwrite: bool = False,
     license: str = "",
     base_model: str = "",
+    dtype: str = "float32",
+    largest: int = LARGEST_FILE,
 ) -> str:
     """Write a run (or an import) as a folder for another program; returns a line on what was written and checked.
 
@@ -50,6 +53,8 @@ def export(
         license: licence in the model card, an identifier of model hubs such as "apache-2.0". Weights keep the licence
             of the weights they started from.
         base_model: base model in the model card; "" takes the name of the run's --init.
+        dtype: dtype of the weights: "float32", "float16" or "bfloat16"; features are compared after rounding.
+        largest: size in bytes above which weights are written in shards, where the other program reads them.
     Raises:
         UserError: an unknown format, no such run, a model that the format cannot hold, `out` in use, or features that
             differ from the other program's by more than LARGEST where that program is installed.
@@ -57,17 +62,21 @@ def export(
     check_name(to)
     whole = read_run(run, checkpoint)
     found = writer(to, whole)
+    check_dtype(found, dtype)
     card = card_facts(run, int(whole.source["step"])) | ({"license": license} if license else {})
     card |= {"base_model": base_model} if base_model else {}
     whole = dataclasses.replace(whole, source={**whole.source, "card": card})
     if to == "huggingface" and isinstance(whole.objective, CLIP) and whole.tokenizer is None:
         whole = dataclasses.replace(whole, tokenizer=_byte_pairs(run, whole.objective))
-    model = found.select(whole)
+    model = rounded(found.select(whole), dtype)
     assert found.write is not None
-    found.write(model, out, overwrite)
+    with fresh_folder(out, overwrite) as temporary:
+        found.write(model, temporary, False)
+        store_as(temporary, found, dtype, largest)
+        checked = compare(found, temporary, model, str(out))
     left = ", ".join(sorted(whole.params.keys() - model.params.keys())) if not whole.extra.get("teacher") else ""
     note = f"; the image encoder alone, without {left}" if left else ""
-    return f"{out}: {to} folder of {run}, step {model.source['step']}; {compare(found, out, model)}{note}"
+    return f"{out}: {to} folder of {run}, step {model.source['step']}; {checked}{note}"
 
 
 def _byte_pairs(run: str | Path, objective: CLIP) -> tokenizers.Tokenizer:
@@ -114,27 +123,30 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def compare(found: Format, path: str | Path, model: Checkpoint) -> str:
+def compare(found: Format, path: str | Path, model: Checkpoint, name: str = "") -> str:
     """Read a written folder again: tensors must be bit-identical, and the other program's features the same numbers.
 
-    Parameters that the format has no place for are named. Raises UserError for any difference.
+    Parameters that the format has no place for are named. `name`: of the folder, in messages. Raises UserError for any
+    difference.
     """
+    name = name or str(path)
     again = found.read(Path(path), read_state(path), "")
     record = read_record(path)
     left_out = sorted({key.split("/")[0] for key in record.get("left_out", {})} - set(again.params))
-    params = {name: tree for name, tree in model.params.items() if name not in left_out}
+    params = {part: tree for part, tree in model.params.items() if part not in left_out}
     if digest_of(again.params) != digest_of(params) or digest_of(again.extra) != digest_of(model.extra):
-        raise UserError(f"{path}: the parameters read back are not those that were written")
+        raise UserError(f"{name}: the parameters read back are not those that were written")
     note = f"; left out, as {found.title} has no place for it: {', '.join(left_out)}" if left_out else ""
     difference = found.difference(path, model)
     if difference is None:
+        hint = "" if found.difference is never_compared else " (PyTorch: pip install -e '.[torch]')"
         return (
             "parameters read back bit for bit; "
-            f"{found.title} is not installed here, so its features were not compared{note}"
+            f"{found.title} is not installed here, so its features were not compared{hint}{note}"
         )
     if not difference < LARGEST:
         raise UserError(
-            f"{path}: features differ by {difference:.2g} from those of {found.title}; expected < {LARGEST}"
+            f"{name}: features differ by {difference:.2g} from those of {found.title}; expected < {LARGEST}"
         )
     return f"parameters read back bit for bit, largest difference of features from {found.title} {difference:.2g}{note}"
 

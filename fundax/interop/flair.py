@@ -87,7 +87,7 @@ def from_fundax(objective: FLAIR, params: Params, extra: Extra) -> State:
 
 
 def write_checkpoint(objective: FLAIR, params: Params, extra: Extra, path: str | Path) -> None:
-    """Write a .pth of the bare state dict, as both programs save and load it; needs torch."""
+    """Write a .pth of the bare state dict, as both programs save and load it."""
     write_torch(from_fundax(objective, params, extra), path)
 
 
@@ -190,7 +190,7 @@ def _objective(
 
 
 def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False, weights: str = WEIGHTS) -> None:
-    """Write a folder with flair.pth (keepfit.pth), the state dict that FLAIR and KeepFIT save and load; needs torch.
+    """Write a folder with flair.pth (keepfit.pth), the state dict that FLAIR and KeepFIT save and load.
 
     Parts of a KeepFIT that only training uses and that the original program does not have (the decoder of reports, a
     reference by cosine) are left out and listed in the record. Raises UserError for another model, and for a folder that

@@ -46,9 +46,9 @@ def check_name(name: str) -> None:
 def writer(name: str, checkpoint: Checkpoint) -> Format:
     """The format of that name for a model. Raises UserError, listing the possible names, if it cannot hold the model."""
     fitting = [found for found in all_formats() if found.write and isinstance(checkpoint.objective, found.holds)]
-    for found in fitting:
-        if found.name == name:
-            return found
+    named = [found for found in fitting if found.name == name]
+    if named:  # several classes of one program: the one for this architecture, or the first, which says what it lacks
+        return next((found for found in named if found.fits(checkpoint.objective)), named[0])
     kind = type(checkpoint.objective).__name__
     names = ", ".join(dict.fromkeys(found.name for found in fitting)) or "none of the formats"
     title = next(found.title for found in all_formats() if found.name == name)

@@ -24,7 +24,7 @@ from fundax.runtime.workdir import read_json, write_json
 from fundax.types import Extra, Params, UserError
 
 NAME = "Hugging Face CLIPModel"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer_config.json"
 IGNORED = ("embeddings.position_ids",)  # buffers in files of transformers 4
 ACTIVATIONS = {
     "quick_gelu": layers.quick_gelu,
@@ -42,7 +42,7 @@ print(classify("eye.jpg", candidate_labels=["diabetic retinopathy", "a healthy e
 
 def detect(state: State) -> bool:
     """Whether these are the keys of a CLIPModel."""
-    return "vision_model.embeddings.patch_embedding.weight" in state and "visual_projection.weight" in state
+    return {"text_model.embeddings.token_embedding.weight", "visual_projection.weight"} <= state.keys()
 
 
 def to_fundax(state: State, config: Mapping[str, Any]) -> tuple[CLIP, Params]:
@@ -85,7 +85,7 @@ def rows(objective: CLIP) -> list[Row]:
         *keymap.linear("project/image", "visual_projection", bias=False),
         Row("text/token/embedding", (f"{text}.embeddings.token_embedding.weight",), keymap.SAME),
         Row("text/position", (f"{text}.embeddings.position_embedding.weight",), keymap.SAME),
-        *_blocks("text", text, objective.text.depth),
+        *blocks("text", text, objective.text.depth),
         *keymap.norm("text/norm", f"{text}.final_layer_norm"),
         *keymap.linear("project/text", "text_projection", bias=False),
     ]
@@ -99,12 +99,13 @@ def vision_rows(depth: int) -> list[Row]:
         Row("image/position", (f"{vision}.embeddings.position_embedding.weight",), keymap.SAME),
         Row("image/patch/kernel", (f"{vision}.embeddings.patch_embedding.weight",), keymap.CONV),
         *keymap.norm("image/pre_norm", f"{vision}.pre_layrnorm"),  # their spelling
-        *_blocks("image", vision, depth),
+        *blocks("image", vision, depth),
         *keymap.norm("image/norm", f"{vision}.post_layernorm"),
     ]
 
 
-def _blocks(ours: str, theirs: str, depth: int) -> list[Row]:
+def blocks(ours: str, theirs: str, depth: int) -> list[Row]:
+    """The rows of the transformer blocks of an encoder, which SiglipModel has too."""
     found = []
     for i in range(depth):
         here, there = f"{ours}/block_{i}", f"{theirs}.encoder.layers.{i}"
@@ -137,7 +138,7 @@ def objective_of(config: Mapping[str, Any]) -> CLIP:
             image_size=vision.get("image_size", 224),
             patch=vision.get("patch_size", 32),
             depth=vision.get("num_hidden_layers", 12),
-            **_shared(vision, 768, 12, "vision_config"),
+            **shared(vision, 768, 12, "vision_config"),
         ),
         text=TextTransformer(
             vocab=vocab,
@@ -145,22 +146,24 @@ def objective_of(config: Mapping[str, Any]) -> CLIP:
             depth=text.get("num_hidden_layers", 12),
             pool="argmax" if highest else "eot",
             eot_id=None if highest else eos,
-            **_shared(text, 512, 8, "text_config"),
+            **shared(text, 512, 8, "text_config"),
         ),
         embed=config.get("projection_dim", 512),
         init_logit_scale=config.get("logit_scale_init_value", 2.6592),
     )
 
 
-def described(path: Path) -> CLIP:
-    """The model of a folder without its weights, with the mean and deviation of its image processor."""
+def described(path: Path) -> CLIP | None:
+    """The model of a folder without its weights, with the mean and deviation of its image processor; None of another class."""
+    config = read_json(path / CONFIG)
+    if config.get("model_type") != "clip":
+        return None
     facts = processor.preprocessing_of(processor.read(path), path)
-    return dataclasses.replace(
-        objective_of(read_json(path / CONFIG)), mean=tuple(facts["mean"]), std=tuple(facts["std"])
-    )
+    return dataclasses.replace(objective_of(config), mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
 
-def _shared(cfg: Mapping[str, Any], width: int, heads: int, where: str) -> dict[str, Any]:
+def shared(cfg: Mapping[str, Any], width: int, heads: int, where: str) -> dict[str, Any]:
+    """The fields that both encoders have, of a part of config.json named `where`, with its defaults."""
     name = cfg.get("hidden_act", "quick_gelu")
     if name not in ACTIVATIONS:
         raise UserError(f"{where}.hidden_act is '{name}'; supported: {', '.join(ACTIVATIONS)}")
@@ -196,7 +199,8 @@ def config_of(objective: CLIP, tokenizer: Any = None) -> dict[str, Any]:
             "bos_token_id": getattr(tokenizer, "start", text.vocab - 2),
             "eos_token_id": end,
             "pad_token_id": getattr(tokenizer, "pad", 0),
-            **_shared_config(text, objective.embed),
+            **shared_config(text),
+            "projection_dim": objective.embed,
         },
     }
 
@@ -208,10 +212,11 @@ def vision_config(tower: ViT) -> dict[str, Any]:
 
 def _vision_config(tower: ViT, embed: int) -> dict[str, Any]:
     size = {"image_size": tower.image_size, "patch_size": tower.patch, "num_channels": 3}
-    return {"model_type": "clip_vision_model", **size, **_shared_config(tower, embed)}
+    return {"model_type": "clip_vision_model", **size, **shared_config(tower), "projection_dim": embed}
 
 
-def _shared_config(tower: ViT | TextTransformer, embed: int) -> dict[str, Any]:
+def shared_config(tower: ViT | TextTransformer) -> dict[str, Any]:
+    """The inverse of `shared`."""
     return {
         "hidden_size": tower.width,
         "intermediate_size": int(tower.width * tower.mlp_ratio),
@@ -219,7 +224,6 @@ def _shared_config(tower: ViT | TextTransformer, embed: int) -> dict[str, Any]:
         "num_attention_heads": tower.heads,
         "hidden_act": next(name for name, function in ACTIVATIONS.items() if function is tower.activation),
         "layer_norm_eps": tower.epsilon,
-        "projection_dim": embed,
     }
 
 
@@ -228,21 +232,37 @@ def check(objective: CLIP) -> None:
     if not isinstance(objective, CLIP):
         raise UserError(f"{NAME} holds CLIP models, not {type(objective).__name__}")
     image, text = objective.image, objective.text
-    known = list(ACTIVATIONS.values())
-    wrong = {
+    if not isinstance(text, TextTransformer):
+        raise UserError(f"{NAME} has CLIP's text transformer; this model has a {type(text).__name__}")
+    wrong = wrong_image(image) | {
+        "layer scale of texts": text.layer_scale is not None,
+        "another activation of texts": text.activation not in ACTIVATIONS.values(),
+        "a text encoder without causal mask": not text.causal,
+        f"text pooling by {text.pool}": text.pool not in ("argmax", "eot"),
+        "a text projection with bias": objective.text_bias,
+        "features of images without projection": not objective.image_projection,
+    }
+    if any(wrong.values()):
+        raise UserError(f"{NAME} cannot hold {', '.join(words for words, yes in wrong.items() if yes)}")
+
+
+def wrong_image(image: ViT) -> dict[str, bool]:
+    """What CLIP's image encoder does not have -> whether this one has it."""
+    return {
         "an image encoder without class token": not image.class_token,
         "a patch embedding with bias": image.patch_bias,
         "attention without bias": not image.qkv_bias,
         "an image encoder without a norm before its blocks": not image.pre_norm,
         f"image pooling by {image.pool}": image.pool != "token",
-        "layer scale": image.layer_scale is not None or text.layer_scale is not None,
-        "another activation": image.activation not in known or text.activation not in known,
-        "a text encoder without causal mask": not text.causal,
-        f"text pooling by {text.pool}": text.pool not in ("argmax", "eot"),
-        "a text projection with bias": objective.text_bias,
+        "registers or rotary positions": bool(image.registers) or image.rotary is not None,
+        "layer scale": image.layer_scale is not None,
+        "another activation": image.activation not in ACTIVATIONS.values(),
     }
-    if any(wrong.values()):
-        raise UserError(f"{NAME} cannot hold {', '.join(words for words, yes in wrong.items() if yes)}")
+
+
+def fits(objective: CLIP) -> bool:
+    """Whether a CLIP is of none of the other classes of transformers."""
+    return objective.image_projection and isinstance(objective.text, TextTransformer)
 
 
 # ------------------------------------------------------------------------------------------- folders
@@ -253,15 +273,27 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
 
     Raises UserError for a model that CLIPModel cannot hold, and for a folder that is there and not empty.
     """
-    config = config_of(model.objective, model.tokenizer)
-    preprocessor = processor.config_of(preprocessing_of(model))
+    config, bias = config_of(model.objective, model.tokenizer), model.params.get("logit_bias")
     state = from_fundax(model.objective, model.params)
-    bias = model.params.get("logit_bias")
+    left_out = {} if bias is None else {"logit_bias": float(bias)}
+    write_files(model, out, overwrite, config, state, "CLIPImageProcessor", left_out)
+
+
+def write_files(
+    model: Checkpoint, out: str | Path, overwrite: bool, config: Mapping[str, Any], state: State, kind: str,
+    left_out: Mapping[str, Any] | None = None, words: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write a folder of an image-text model. Raises UserError for one that is not empty.
+
+    kind: of the image processor. words: settings of the tokenizer besides its own.
+    """
+    preprocessor = processor.config_of(preprocessing_of(model), kind)
     with folder.fresh_folder(out, overwrite) as temporary:
-        left_out = {} if bias is None else {"logit_bias": float(bias)}
-        folder.write_model(temporary, WEIGHTS, state, model, left_out)
+        folder.write_model(temporary, WEIGHTS, state, model, left_out or {})
         write_json(temporary / CONFIG, config)
         write_json(temporary / processor.FILE, preprocessor)
+        if words and model.tokenizer is not None:
+            write_json(temporary / TOKENIZER, read_json(temporary / TOKENIZER) | dict(words))
         folder.write_card(temporary, model, "transformers", USAGE)
 
 
@@ -300,11 +332,13 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
         raise UserError(f"{path}: transformers does not find its keys: {report}")
     pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())  # [B 3 h w]
     with torch.no_grad():
-        found = program.eval()(pixel_values=pixels, input_ids=torch.from_numpy(text).long())
+        ids = torch.from_numpy(text).long()
+        mask = {"attention_mask": ids != model.objective.text.pad_id} if hasattr(model.objective.text, "pad_id") else {}
+        found = program.eval()(pixel_values=pixels, input_ids=ids, **mask)
     return largest_difference(model, image, text, found.image_embeds.numpy(), found.text_embeds.numpy())
 
 
 FORMAT = Format(
     "huggingface", NAME, (CLIP,), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
-    configured=True, read_as=read_as, difference=difference, objective_of=described, order=3,
+    fits=fits, configured=True, read_as=read_as, difference=difference, narrow=True, shards=True, objective_of=described, order=3,
 )  # fmt: skip

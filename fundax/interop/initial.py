@@ -22,7 +22,7 @@ from fundax.interop.folder import read_record
 from fundax.interop.formats import all_formats, format_of
 from fundax.interop.pretrained import located
 from fundax.interop.read import has_configuration, is_run, load, read_objective, read_run
-from fundax.interop.weights import State, read_state
+from fundax.interop.weights import State, is_there, read_state
 from fundax.objectives.clip import CLIP
 from fundax.objectives.ret_clip import RetCLIP
 from fundax.params import flatten, like, unflatten, unstack_blocks
@@ -43,7 +43,17 @@ SAME_TOKENS: dict[type, tuple[str, ...]] = {
 }
 # What a run decides of an encoder that it starts from, and what it takes in addition to the encoders.
 OF_THE_RUN = ("dtype", "remat", "attention", "scan", "drop_path", "mask_ratio", "vocab", "context", "dropout")
-OF_THE_MODEL = ("embed", "mean", "std", "text_bias", "init_logit_bias", "contrast", "project", "normalize")
+OF_THE_MODEL = (
+    "embed",
+    "image_projection",
+    "mean",
+    "std",
+    "text_bias",
+    "init_logit_bias",
+    "contrast",
+    "project",
+    "normalize",
+)
 SCANNED = 12  # blocks from which on layers are compiled once
 SAME_POOLING: dict[type, tuple[str, ...]] = {ViT: ("pool", "norm_after_pool"), TextTransformer: ("pool",)}
 
@@ -121,7 +131,9 @@ def sized_like(path: str | Path, objective: Any) -> Any:
     towers = {}
     for name in TOWERS:
         ours, theirs = getattr(objective, name), getattr(found, name)
-        towers[name] = theirs.clone(**{k: getattr(ours, k) for k in OF_THE_RUN if hasattr(ours, k)})
+        towers[name] = theirs.clone(
+            **{k: getattr(ours, k) for k in OF_THE_RUN if hasattr(ours, k) and hasattr(theirs, k)}
+        )
         if towers[name].depth > SCANNED and hasattr(ours, "scan"):
             towers[name] = towers[name].clone(scan=True)
     fields = {name: getattr(found, name) for name in OF_THE_MODEL if hasattr(found, name)}
@@ -133,9 +145,11 @@ def _described(path: Path) -> Any:
     if is_run(path):
         return read_objective(path)
     for found in all_formats():
-        if found.objective_of is not None and path.is_dir() and all((path / name).is_file() for name in found.files):
+        if found.objective_of is not None and path.is_dir() and all(is_there(path / name) for name in found.files):
             with reading(found.title, path):
-                return found.objective_of(path)
+                objective = found.objective_of(path)
+            if objective is not None:
+                return objective
     record = read_record(path) if path.is_dir() else {}
     return serialize.from_json(record["objective"]) if "objective" in record else None
 

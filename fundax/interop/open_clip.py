@@ -19,6 +19,7 @@ from fundax.interop.keymap import Row
 from fundax.interop.weights import State, folder_of
 from fundax.losses import contrastive
 from fundax.objectives.clip import CLIP, MEAN, STD
+from fundax.objectives.ret_clip import RetCLIP
 from fundax.runtime.workdir import read_json, write_json
 from fundax.types import Extra, Params, UserError
 
@@ -92,9 +93,14 @@ def without_decoder(state: State) -> State:
     return {key: value for key, value in state.items() if not key.startswith(("visual.decoder.", "visual.decoder_"))}
 
 
-def read_as(objective: CLIP, state: State, source: str) -> tuple[Params, Extra]:
-    """Read parameters, without extra state; position tables keep their stored length."""
+def read_as(objective: CLIP | RetCLIP, state: State, source: str) -> tuple[Params, Extra]:
+    """Read parameters with position tables of their stored length; of a RetCLIP the encoders and the image projection."""
     state = without_decoder(state)
+    if isinstance(objective, RetCLIP):
+        width = state["visual.proj"].shape[1] if "visual.proj" in state else objective.embed
+        params, extra = read_as(CLIP(objective.image, objective.text, width), state, source)
+        del params["project"]["text"]
+        return {name: params[name] for name in ("image", "text", "project")}, extra
     found = table(objective, state)
     shapes = keymap.stored_positions(found, state, keymap.shapes_of(objective))
     return keymap.read(found, state, shapes, source, IGNORED), {}
@@ -295,13 +301,17 @@ def check(objective: CLIP) -> None:
     if not isinstance(objective, CLIP):
         raise UserError(f"{NAME} holds CLIP models, not {type(objective).__name__}")
     image, text = objective.image, objective.text
+    if not isinstance(text, TextTransformer):
+        raise UserError(f"{NAME} is written with its own text transformer; this model has a {type(text).__name__}")
     known = (layers.quick_gelu, layers.gelu_exact, layers.gelu_tanh)
     wrong = {
         "an image encoder without class token": not image.class_token,
         "a patch embedding with bias": image.patch_bias,
         "attention without bias": not image.qkv_bias,
+        "registers or rotary positions": bool(image.registers) or image.rotary is not None,
         f"pooling by {image.pool}": image.pool not in _POOL.values(),
         "another activation": image.activation not in known or text.activation not in known,
+        "features of images without projection (SigLIP)": not objective.image_projection,
         "QuickGELU in one encoder only": (image.activation is known[0]) != (text.activation is known[0]),
     }
     if any(wrong.values()):
@@ -385,6 +395,6 @@ def _is_clip_vocabulary(path: Path) -> bool:
 
 FORMAT = Format(
     "open_clip", NAME, (CLIP,), (WEIGHTS, CONFIG), detect, read_model, write_folder, USAGE,
-    configured=True, read_as=read_as, difference=difference,
+    configured=True, read_as=read_as, fills=(CLIP, RetCLIP), difference=difference, narrow=True,
     objective_of=lambda path: objective_of(read_json(path / CONFIG)), order=2,
 )  # fmt: skip

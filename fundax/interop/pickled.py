@@ -1,8 +1,8 @@
-"""Read tensors from PyTorch files without PyTorch, with an unpickler that makes dicts, numbers, texts and NumPy arrays only.
+"""Read and write PyTorch files without PyTorch, as dicts, numbers, texts and NumPy arrays.
 
 Both forms of torch.save are read: the zip archive, and the older sequence of pickles that the bytes of the tensors follow.
 What a pickle asks for is counted before it is loaded (data_pipelines/files/pickles.py). Nothing that a pickle names is imported,
-and only the functions below are called, so that a file can run no code."""
+and only the functions below are called, so that a file can run no code. The zip archive is also written."""
 
 from __future__ import annotations
 
@@ -252,3 +252,62 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     convert: Callable[[Any], Any] = lambda items: [_plain(item) for item in items]  # noqa: E731
     return convert(value) if isinstance(value, list | tuple) else value
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+def write(tree: Mapping[str, Any], path: Path) -> None:
+    """Write nested dicts of arrays as torch.save writes tensors. Raises UserError for a dtype that PyTorch does not have."""
+    arrays: list[np.ndarray] = []
+    content = b"".join((b"\x80\x02", _dict(tree, arrays), b"."))  # protocol 2
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/byteorder", "little")
+        for key, array in enumerate(arrays):
+            with archive.open(f"archive/data/{key}", "w", force_zip64=True) as member:
+                member.write(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
+        archive.writestr("archive/version", "3\n")
+
+
+def _dict(tree: Mapping[str, Any], arrays: list[np.ndarray]) -> bytes:
+    """The opcodes of a dict, whose tensors are added to `arrays`."""
+    items = [
+        _text(key) + (_dict(value, arrays) if isinstance(value, Mapping) else _tensor(np.asarray(value), arrays))
+        for key, value in tree.items()
+    ]
+    return b"".join((b"}(", *items, b"u"))
+
+
+def _tensor(array: np.ndarray, arrays: list[np.ndarray]) -> bytes:
+    """The opcodes of a call of _rebuild_tensor_v2 for a contiguous tensor."""
+    kind = next((name for name, dtype in _DTYPES.items() if np.dtype(dtype) == array.dtype), None)
+    if kind is None:
+        raise UserError(f"PyTorch has no tensors of {array.dtype}")
+    steps = [int(np.prod(array.shape[axis + 1 :], dtype=np.int64)) for axis in range(array.ndim)]
+    storage = _tuple(
+        _text("storage"), _global("torch", kind), _text(str(len(arrays))), _text("cpu"), _number(array.size)
+    )
+    arrays.append(array)
+    shape, strides = (_tuple(*map(_number, values)) for values in (array.shape, steps))
+    hooks = _global("collections", "OrderedDict") + b")R"
+    arguments = _tuple(storage + b"Q", _number(0), shape, strides, b"\x89", hooks)
+    return _global("torch._utils", "_rebuild_tensor_v2") + arguments + b"R"
+
+
+def _text(value: str) -> bytes:
+    data = value.encode("utf-8")
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _number(value: int) -> bytes:
+    data = int(value).to_bytes(8, "little", signed=True)
+    return b"\x8a\x08" + data
+
+
+def _tuple(*items: bytes) -> bytes:
+    return b"".join((b"(", *items, b"t"))
+
+
+def _global(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()

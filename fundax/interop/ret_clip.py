@@ -90,7 +90,7 @@ def from_fundax(objective: RetCLIP, params: Params) -> State:
 
 
 def write_checkpoint(objective: RetCLIP, params: Params, path: str | Path) -> None:
-    """The flat .pt with "module." before every key, as released and as RET-CLIP's --resume reads it; needs torch."""
+    """The flat .pt with "module." before every key, as released and as RET-CLIP's --resume reads it."""
     write_torch({f"module.{key}": value for key, value in from_fundax(objective, params).items()}, path)
 
 
@@ -104,6 +104,8 @@ def table(objective: RetCLIP) -> list[Row]:
     """The table of every parameter, but for the decoder of a reconstruction branch."""
     if not isinstance(objective, RetCLIP):
         raise UserError(f"{NAME} checkpoints hold RetCLIP models, not {type(objective).__name__}")
+    if not isinstance(objective.text, BERT):
+        raise UserError(f"{NAME} checkpoints have a BERT; this model has a {type(objective.text).__name__}")
     rows = tower_rows(objective.image.depth, objective.text.depth)
     rows.append(Row("project/image/kernel", ("visual.proj",), keymap.SAME))
     for level in LEVELS:
@@ -191,7 +193,7 @@ def fit_positions(state: State, rows: int) -> State:
 
 
 def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
-    """Write a folder with the flat ret_clip.pt, what its shapes do not say (ret_clip.json), and the tokenizer; needs torch.
+    """Write a folder with the flat ret_clip.pt, what its shapes do not say (ret_clip.json), and the tokenizer.
 
     Raises UserError for another model than RET-CLIP, and for a folder that is there and not empty.
     """

@@ -103,7 +103,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     split: dict[str, dict[str, np.ndarray]] = {"params": {}, "extra": {}}
     for key, value in state.items():
         kind, _, rest = key.partition(".")
-        split[kind][rest.replace(".", "/")] = value
+        split[kind][rest.replace(".", "/")] = value.astype(np.float32) if value.dtype.kind in "fV" else value
     params, extra = unflatten(split["params"]), unflatten(split["extra"])
     several = (where / "image").is_dir()
     for name in ("image", "text") if several else ("image",):
@@ -193,7 +193,8 @@ def _kind(tower: Any) -> str:
     """The kind of model of transformers that holds an encoder. Raises UserError if none does."""
     if isinstance(tower, ResNet | BERT):
         return "resnet" if isinstance(tower, ResNet) else "bert"
-    if isinstance(tower, ViT) and tower.class_token and tower.pool in ("token", "mean") and tower.qkv_bias:
+    plain = isinstance(tower, ViT) and not tower.registers and tower.rotary is None
+    if plain and tower.class_token and tower.pool in ("token", "mean") and tower.qkv_bias:
         known = list(huggingface.ACTIVATIONS.values())
         if tower.pre_norm and not tower.patch_bias and tower.layer_scale is None and tower.activation in known:
             return "clip"
@@ -268,5 +269,5 @@ def _facts(model: Checkpoint) -> dict[str, Any]:
 
 FORMAT = Format(
     "huggingface", NAME, (RetCLIP, FLAIR, KeepFIT, Report, Segment, Landmark, BackboneWithHead), (HEADS, folder.RECORD),
-    detect, read_model, write_folder, USAGE, difference=difference, order=7,
+    detect, read_model, write_folder, USAGE, difference=difference, narrow=True, order=7,
 )  # fmt: skip

@@ -6,7 +6,7 @@ has `text.stablehlo` as well. The batch may have any size. The folder is read ba
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) ->
         raise UserError("exporting to stablehlo needs flatbuffers: pip install -e '.[stablehlo]'")
     state = _state(model)
     with folder.fresh_folder(out, overwrite) as temporary:
-        for name, specs in _inputs(model.objective).items():
-            program = _exported(model.objective, name, specs, state)
+        for name, inputs in inputs_of(model.objective).items():
+            program = _exported(model.objective, name, inputs, state)
             (temporary / f"{name}.stablehlo").write_bytes(program.serialize())
         write_safetensors(state, temporary / WEIGHTS)
         folder.write_record(temporary, state, model, {})
@@ -74,10 +74,10 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
 def difference(path: str | Path, model: Checkpoint) -> float | None:
     """The largest difference between the programs in the folder and the same computation here: 0 is the same bits."""
     found, rng, state = 0.0, np.random.default_rng(0), _state(model)
-    for name, specs in _inputs(model.objective).items():
-        values = [rng.integers(0, 2, (2, *shape), np.int32).astype(kind) for shape, kind in specs]
+    for name, inputs in inputs_of(model.objective).items():
+        values = [rng.integers(0, 2, (2, *one.shape[1:]), np.int32).astype(one.dtype) for one in inputs.values()]
         theirs = export.deserialize(bytearray((Path(path) / f"{name}.stablehlo").read_bytes())).call(state, *values)
-        ours = jax.jit(_program(model.objective, name))(state, *values)
+        ours = jax.jit(program_of(model.objective, name))(state, *values)
         gaps = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a, np.float64) - b).max()), theirs, ours)
         found = max([found, *jax.tree.leaves(gaps)])
     return found
@@ -88,24 +88,25 @@ def _state(model: Checkpoint) -> State:
     return {path: np.asarray(leaf) for path, leaf in flatten(trees).items()}
 
 
-def _inputs(objective: Any) -> dict[str, list[tuple[tuple[int, ...], Any]]]:
-    """The programs, and shape and dtype of each input without the batch."""
+def inputs_of(objective: Any) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """The programs, `image` and `text`, and the inputs of each by name; the size of the batch is a symbol."""
     side = objective.image.image_size
     mean = owner_of(objective).mean
     several = isinstance(mean[0], tuple) and len(mean) > 1
     text = objective.batch_spec(1).get("text") if hasattr(objective, "encode") else None
-    image = [((side, side, 3), np.uint8), *([((), np.int32)] if several else [])]
-    return {"image": image} | ({"text": [((text.shape[1],), np.int32)]} if text is not None else {})
-
-
-def _exported(objective: Any, name: str, specs: list[tuple[tuple[int, ...], Any]], state: State) -> Any:
-    weights = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in state.items()}
     (batch,) = export.symbolic_shape("b")
-    shapes = [jax.ShapeDtypeStruct((batch, *shape), kind) for shape, kind in specs]
-    return export.export(jax.jit(_program(objective, name)), platforms=PLATFORMS)(weights, *shapes)
+    image = {"image": jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8)}
+    image |= {"modality": jax.ShapeDtypeStruct((batch,), np.int32)} if several else {}
+    texts = {} if text is None else {"text": {"text": jax.ShapeDtypeStruct((batch, text.shape[1]), np.int32)}}
+    return {"image": image} | texts
 
 
-def _program(objective: Any, name: str) -> Callable[..., dict[str, jax.Array]]:
+def _exported(objective: Any, name: str, inputs: Mapping[str, jax.ShapeDtypeStruct], state: State) -> Any:
+    weights = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in state.items()}
+    return export.export(jax.jit(program_of(objective, name)), platforms=PLATFORMS)(weights, *inputs.values())
+
+
+def program_of(objective: Any, name: str) -> Callable[..., dict[str, jax.Array]]:
     """(weights, values [B ...], modality i32 [B] if the model has several) -> outputs of the objective by name.
 
     Every example is computed as a batch of one under vmap, so that the size of the batch can stay open.

@@ -18,13 +18,16 @@ from fundax.encoders.backbone import BackboneWithHead, Encoder
 from fundax.interop import folder, vit
 from fundax.interop.checkpoint import IMAGENET, Checkpoint, Format, stored_preprocessing
 from fundax.interop.weights import State, folder_of, write_torch
+from fundax.objectives.clip import CLIP
 from fundax.objectives.ibot import IBOT
+from fundax.objectives.ret_clip import RetCLIP
 from fundax.runtime import serialize
 from fundax.runtime.workdir import read_optional_json, write_json
 from fundax.types import UserError
 
 NAME = "timm"
 CROP_MODES = {"shortest": "center", "squash": "squash"}
+POOLS = {"token": "token", "mean": "avg", "attention": "map"}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 USAGE = """
 import timm
@@ -59,18 +62,22 @@ def config_of(model: Checkpoint) -> dict[str, Any]:
     if facts["resize"] not in CROP_MODES:
         raise UserError(f"{NAME} has no resize '{facts['resize']}'; expected {', '.join(CROP_MODES)}")
     tower, side = model.objective.image, model.objective.image.image_size
-    pooled = tower.norm_after_pool and tower.pool == "mean"
+    pool = POOLS[tower.pool]
+    named = {function: name for name, function in vit.ACTIVATIONS.items()}
     arguments = {"img_size": side, "patch_size": tower.patch, "embed_dim": tower.width, "depth": tower.depth,
                  "num_heads": tower.heads, "mlp_ratio": tower.mlp_ratio, "init_values": tower.layer_scale,
-                 "global_pool": "avg" if pooled else "token"}  # fmt: skip
+                 "global_pool": pool, "act_layer": named[tower.activation], "class_token": tower.class_token,
+                 "reg_tokens": tower.registers, "qkv_bias": tower.qkv_bias}  # fmt: skip
+    arguments |= {"fc_norm": tower.norm_after_pool} if pool == "avg" else {}
     pretrained = {
         "tag": "fundax", "custom_load": False, "input_size": [3, side, side], "fixed_input_size": True,
         "interpolation": facts["interpolation"], "crop_pct": side / (facts.get("resize_to") or side),
         "crop_mode": CROP_MODES[facts["resize"]], "mean": list(model.objective.mean[0]),
         "std": list(model.objective.std[0]), "num_classes": 0, "first_conv": "patch_embed.proj", "classifier": "head",
     }  # fmt: skip
-    return {"architecture": "vit_base_patch16_224", "num_classes": 0, "num_features": tower.width,
-            "global_pool": "avg" if pooled else "token", "model_args": arguments,
+    architecture = "vit_base_patch16_clip_224" if tower.pre_norm else "vit_base_patch16_224"
+    return {"architecture": architecture, "num_classes": 0, "num_features": tower.width,
+            "global_pool": pool, "model_args": arguments,
             "pretrained_cfg": pretrained}  # fmt: skip
 
 
@@ -85,8 +92,12 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     fields = {name: (tuple(stored[name]),) for name in ("mean", "std") if name in stored}
     if modality:
         fields |= dict(zip(("mean", "std"), moments((modality,)), strict=True))
-    heads = config.get("model_args", {}).get("num_heads")
-    objective, params = vit.to_fundax(state, str(path), heads, **fields)
+    arguments = config.get("model_args", {})
+    default = "quick_gelu" if "quickgelu" in str(config.get("architecture")) else "gelu"
+    named = arguments.get("act_layer") or default
+    if named not in vit.ACTIVATIONS:
+        raise UserError(f"{path}: act_layer is {named!r}; supported: {', '.join(vit.ACTIVATIONS)}")
+    objective, params = vit.to_fundax(state, str(path), arguments.get("num_heads"), vit.ACTIVATIONS[named], **fields)
     facts = resize_rule(stored, objective.image.image_size)
     record = folder.read_record(path)
     if record and path.is_dir():  # written by fundax: the record has every modality's normalisation
@@ -129,7 +140,7 @@ def difference(path: str | Path, model: Checkpoint) -> float | None:
 
 
 def write_retfound(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
-    """Write a folder with retfound.pth, the form of github.com/rmaphoh/RETFound_MAE; needs torch.
+    """Write a folder with retfound.pth, the form of github.com/rmaphoh/RETFound_MAE.
 
     Its MAE mode reads {"model": encoder}, its DINOv2 mode {"teacher": encoder}.
 
@@ -143,8 +154,8 @@ def write_retfound(model: Checkpoint, out: str | Path, overwrite: bool = False) 
 
 
 FORMAT = Format(
-    "timm", NAME, (Encoder, IBOT, BackboneWithHead), (WEIGHTS, CONFIG), vit.detect, read_model, write_folder, USAGE,
-    select=vit.encoder_of, difference=difference, order=9,
+    "timm", NAME, (Encoder, IBOT, BackboneWithHead, CLIP, RetCLIP), (WEIGHTS, CONFIG), vit.detect, read_model, write_folder, USAGE,
+    select=vit.encoder_of, difference=difference, narrow=True, order=9,
 )  # fmt: skip
 RETFOUND = Format(  # its encoder is timm's, and export --to timm compares that
     "retfound", "RETFound", (Encoder, IBOT, BackboneWithHead), ("retfound.pth",), vit.detect, read_model, write_retfound,

@@ -131,7 +131,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
 
 
 def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
-    """Write a folder with the decoder and the encoder in the two files that VisionFM's scripts open; needs torch.
+    """Write a folder with the decoder and the encoder in the two files that VisionFM's scripts open.
 
     Raises UserError for an encoder or a decoder that the format cannot hold, and for a folder that is not empty.
     """

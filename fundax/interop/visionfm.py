@@ -80,7 +80,7 @@ def from_fundax(objective: IBOT, params: Params, extra: Extra) -> State:
 
 
 def write_folder(model: Checkpoint, out: str | Path, overwrite: bool = False) -> None:
-    """Write a folder with visionfm.pth as VisionFM's script saves it, without the optimizer; needs torch.
+    """Write a folder with visionfm.pth as VisionFM's script saves it, without the optimizer.
 
     Raises UserError for another objective or a head the format cannot hold, and for a folder that is not empty.
     """

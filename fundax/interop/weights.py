@@ -31,6 +31,7 @@ FILE_NAMES = (
     "flair.pth",
     "keepfit.pth",
     "stablehlo.safetensors",
+    "onnx.safetensors",
     "visionfm.pth",
     "retfound.pth",
     "captioner.pth",
@@ -87,6 +88,11 @@ def existing(path: str | Path) -> Path:
     raise UserError(f"{path}: no such file or folder{hint}")
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file is there, or an index of its shards."""
+    return path.is_file() or path.with_name(f"{path.name}.index.json").is_file()
+
+
 def folder_of(path: str | Path) -> Path:
     """The folder in which the configuration of the weights at `path` would lie."""
     return Path(path) if Path(path).is_dir() else Path(path).parent
@@ -136,18 +142,8 @@ def write_safetensors(state: Mapping[str, Any], path: str | Path, metadata: Mapp
 
 
 def write_torch(tree: Mapping[str, Any], path: str | Path) -> None:
-    """Write nested dicts of arrays as torch.save writes tensors. Raises UserError if torch is absent."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path}: writing PyTorch files needs torch: pip install -e '.[torch]'") from error
-
-    def tensors(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: tensors(item) for key, item in value.items()}
-        return torch.from_numpy(np.array(value))
-
-    torch.save(tensors(tree), path)
+    """Write nested dicts of arrays as torch.save writes tensors; torch is not needed."""
+    pickled.write(tree, Path(path))
 
 
 def digests(state: Mapping[str, np.ndarray]) -> dict[str, str]:

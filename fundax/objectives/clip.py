@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from fundax.encoders import layers
+from fundax.encoders.bert import BERT
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.layers import apply, l2_normalize
 from fundax.encoders.levels import project
@@ -41,7 +42,9 @@ class CLIP:
     negatives: implementation of the loss, see losses/contrastive.py.
     repeats: what pairs of rows with equal texts, or of one patient, are to each other (losses/relations.py).
     patients: batches have `patient`.
+    text: a BERT makes it Chinese-CLIP's architecture.
     text_bias: whether the text projection has a bias (SigLIP).
+    image_projection: whether images are projected; SigLIP's features are the pooled vector, so that `embed` is its width.
     jitter: ranges of random brightness and contrast of training images, applied on the device.
     init_logit_bias: initial value of a learned bias of the logits; None: no bias.
 
@@ -49,7 +52,7 @@ class CLIP:
     """
 
     image: ViT
-    text: TextTransformer
+    text: TextTransformer | BERT
     embed: int
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
@@ -58,6 +61,7 @@ class CLIP:
     repeats: Repeats = "mask"
     patients: bool = False
     text_bias: bool = False
+    image_projection: bool = True
     jitter: tuple[float, float] = (0.0, 0.0)
     init_logit_scale: float = math.log(1 / 0.07)
     init_logit_bias: float | None = None
@@ -86,6 +90,8 @@ class CLIP:
             },
             "log_scale": jnp.asarray(self.init_logit_scale, jnp.float32),
         }
+        if not self.image_projection:
+            del params["project"]["image"]
         if self.text_bias:
             params["project"]["text"]["bias"] = jnp.zeros((self.embed,), jnp.float32)
         if self.init_logit_bias is not None:
@@ -131,7 +137,8 @@ class CLIP:
             image = self._pixels(batch["image"], rng)
             rngs = {"mask": rng} if rng is not None and self.image.mask_ratio else {}
             visual = apply(self.image, params["image"], image, rngs=rngs)
-            out["image_raw"] = project(visual["pooled"], params["project"]["image"])
+            pooled = visual["pooled"]
+            out["image_raw"] = project(pooled, params["project"]["image"]) if self.image_projection else _plain(pooled)
         if "text" in batch:
             text = apply(self.text, params["text"], batch["text"])
             out["text_raw"] = project(text["pooled"], params["project"]["text"])
@@ -148,6 +155,10 @@ class CLIP:
         if self.init_logit_bias is not None:
             scales["logit_bias"] = params["logit_bias"]
         return scales
+
+
+def _plain(pooled: jax.Array) -> jax.Array:
+    return pooled.astype(jnp.float32)
 
 
 def optimizer(schedule: Schedule, weight_decay: float, published: bool = True) -> optax.GradientTransformation:

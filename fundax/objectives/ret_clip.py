@@ -16,6 +16,7 @@ import optax
 
 from fundax.encoders import autoencoder
 from fundax.encoders.bert import BERT, bert
+from fundax.encoders.clip_text import TextTransformer, text_transformer
 from fundax.encoders.layers import apply, l2_normalize
 from fundax.encoders.levels import LEVELS, SUFFIX, image_levels, initial_heads, text_levels
 from fundax.encoders.pixels import CLIP_MEAN, CLIP_STD, normalize
@@ -61,7 +62,8 @@ class RetCLIP:
 
     One ViT encodes both eyes. Every level has its own image mapping, text head and logit scale.
 
-    context: tokens of a report; BERT has text.context positions.
+    text: a BERT, as published, or CLIP's text transformer, which knows English from CLIP's weights.
+    context: tokens of a report; the text encoder has text.context positions.
     contrast: the loss of a level, see losses/contrastive.py.
     negatives: see losses/contrastive.py; the original code trains with "local".
     total: "sum" or "mean" of the three losses.
@@ -69,10 +71,11 @@ class RetCLIP:
         negative, and the patient feature uses the other eye. False: as the original code.
     repeats: what pairs of rows with identical reports (equal `category`, or else equal tokens), or of one patient, are to
         each other (losses/relations.py). The original code has "negatives". patients: batches have `patient`.
+    single: level at which forward compares one photograph (`image`) with texts.
     """
 
     image: ViT
-    text: BERT
+    text: BERT | TextTransformer
     embed: int
     context: int = 100
     mean: tuple[float, float, float] = CLIP_MEAN
@@ -83,12 +86,15 @@ class RetCLIP:
     presence: bool = True
     repeats: Repeats = "mask"
     patients: bool = False
+    single: Literal["patient", "left", "right"] = "patient"
     init_logit_scale: float = math.log(90)
     reconstruction: Reconstruction | None = None
 
     def __post_init__(self) -> None:
         if self.negatives not in NEGATIVES or self.total not in ("sum", "mean"):
             raise UserError(f"RetCLIP: negatives is one of {', '.join(NEGATIVES)}; total is 'sum' or 'mean'")
+        if self.single not in LEVELS:
+            raise UserError(f"RetCLIP: single is {self.single!r}; expected one of {', '.join(LEVELS)}")
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """left, right u8 [B h w 3], text i32 [B L]; with `presence` also left_present, right_present bool [B], with
@@ -124,7 +130,8 @@ class RetCLIP:
         left, right: visual_left and visual_right (of the ViT, before the mappings), left_raw, left_features, right_raw,
             right_features, and image_raw and image_features of the patient. If one eye is missing, the patient features
             use the other eye twice.
-        image, a photograph of an unknown side: visual, image_raw and image_features; it is used as both eyes.
+        image, a photograph of an unknown side: visual, image_raw and image_features; it is used as both eyes, or as the
+            eye of `single`, whose text head and scale then stand for the patient's.
         text: text_raw and text_features, also with _left and _right.
 
         Always: logit_scale, logit_scale_left, logit_scale_right.
@@ -137,7 +144,18 @@ class RetCLIP:
         raw = self._image_levels(params, visual, batch)
         if "text" in batch:
             raw |= self._text_levels(params, batch["text"], None)
-        return visual | raw | _features(raw) | self._scales(params)
+        found = visual | raw | _features(raw) | self._scales(params)
+        return found if self.single == "patient" else found | self._of_one_side(params, found)
+
+    def _of_one_side(self, params: Params, found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The outputs of one eye's level under the names of the patient's."""
+        suffix, out = SUFFIX[self.single], {}
+        if "visual" in found:
+            raw = image_levels(params["project"], **{"left": None, "right": None} | {self.single: found["visual"]})
+            image = raw[f"{self.single}_raw"]
+            out = {"image_raw": image, "image_features": l2_normalize(image)}
+        names = ("text_raw", "text_features", "logit_scale")
+        return out | {name: found[name + suffix] for name in names if name + suffix in found}
 
     def encode(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
@@ -203,7 +221,7 @@ class RetCLIP:
 
     def _text_levels(self, params: Params, text: jax.Array, rng: jax.Array | None) -> dict[str, jax.Array]:
         """The three text features f32 [B E] of ids i32 [B L]."""
-        rngs = {"dropout": rng} if rng is not None and self.text.dropout else None
+        rngs = {"dropout": rng} if rng is not None and isinstance(self.text, BERT) and self.text.dropout else None
         return text_levels(params["project"], apply(self.text, params["text"], text, rngs=rngs)["pooled"])
 
     def _scales(self, params: Params) -> dict[str, jax.Array]:
@@ -276,6 +294,7 @@ def ret_clip(
 ) -> RetCLIP:
     """RET-CLIP with an image encoder of encoders.vit.SIZES and a text encoder of encoders.bert.SIZES, or a row of SIZES.
 
+    text "clip": CLIP's text transformer of the same size, which CLIP's weights can start.
     `fields` named scan, remat and dtype go to both encoders, attention to that of images, the others to RetCLIP. The
     published model is B/16, base. In the row tiny of SIZES the text is pooled by the mean of its tokens: a fresh [CLS]
     says nothing of them, and learns to only slowly. Raises UserError for an unknown size.
@@ -290,7 +309,11 @@ def ret_clip(
         return RetCLIP(image=ViT(*sizes, **images), text=report, **fields)
     tower = vit(size, image_size=image_size or size_named(size).image_size, **images)
     fields.setdefault("embed", size_named(size).embed)
-    return RetCLIP(image=tower, text=bert(text, vocab=vocab, dropout=dropout, **both), **fields)
+    if text == "clip":
+        report: Any = text_transformer(size, vocab=vocab, context=fields.get("context", 77), **both)
+    else:
+        report = bert(text, vocab=vocab, dropout=dropout, **both)
+    return RetCLIP(image=tower, text=report, **fields)
 
 
 def optimizer(lr: float, steps: int, weight_decay: float, published: bool) -> optax.GradientTransformation:

@@ -11,10 +11,10 @@ import numpy as np
 from fundax import train
 from fundax.recipe import Recipe
 from fundax.runtime import mesh as meshes
-from fundax.runtime.distributed import compile_together
 from fundax.runtime.log import say
+from fundax.runtime.preemption import Preemption
 from fundax.runtime.process import configure_orbax
-from fundax.runtime.speed import Profile, Speed
+from fundax.runtime.speed import Profile
 from fundax.state import fresh
 
 
@@ -34,8 +34,7 @@ def dry_run(recipe: Recipe, steps: int, folder: str = "") -> list[dict[str, floa
         spec = recipe.objective.batch_spec(recipe.batch // jax.process_count())
         batch = meshes.shard_batch({key: made_up(one) for key, one in spec.items()}, mesh)
         step = train.train_step(recipe)
-        speed = Speed(step, (state, batch), recipe.objective, list(mesh.devices.flat), recipe.tune.rows is not None)
-        compile_together(step, state, batch)
+        speed = Preemption().together(train.compiled, recipe, mesh, step, state, batch)
         trace = Profile(folder, recipe.profile, 0, steps + 1)
         for number in range(1, steps + 2):
             trace.before(number)

@@ -4,7 +4,7 @@ from etils import epy as _epy
 
 with _epy.lazy_api_imports(globals()):
     from fundax.runtime.checkpoint import Checkpoints, load_params, partial, resolve, saved_steps
-    from fundax.runtime.distributed import Flags, compile_together, has_tpu, initialize, resolve_distributed
+    from fundax.runtime.distributed import Flags, has_tpu, initialize, resolve_distributed
     from fundax.runtime.log import Log, to_console
     from fundax.runtime.mesh import batch_axes, batch_parts, batch_sharding, make_mesh
     from fundax.runtime.preemption import Preemption

@@ -264,7 +264,6 @@ def _with_devices(cluster: Cluster, env: Mapping[str, str], tasks: int, local: i
 # --- joining ------------------------------------------------------------------------------------------------------
 
 LOST_S = 60  # seconds without a heartbeat after which a process counts as dead and the others exit
-COMPILE_S = 1800  # seconds that the slowest process may compile longer than the fastest
 
 
 def initialize(cluster: Cluster, timeout_s: int = 300) -> str:
@@ -319,20 +318,6 @@ def _join(cluster: Cluster, timeout_s: int) -> None:
             cluster_detection_method="deactivate",
             **limits,
         )
-
-
-def compile_together(program: Any, *arguments: Any) -> None:
-    """Compile a jitted function in every process, then wait for the slowest; nothing for a single process.
-
-    Gloo, which connects CPUs, gives up on a collective after 30 s, and the compile times of processes may differ more.
-    """
-    import jax
-
-    if jax.process_count() > 1:
-        from orbax.checkpoint import multihost
-
-        program.lower(*arguments).compile()  # the next call finds it in jit's cache
-        multihost.get_barrier_sync_fn()(key="fundax_compiled", timeout_ms=COMPILE_S * 1000)
 
 
 def check_alike(settings: Mapping[str, Any]) -> None:

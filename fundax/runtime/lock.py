@@ -152,7 +152,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _taken(path: Path, owner: Mapping[str, Any]) -> UserError:
-    return UserError(f"{path.parent}: another training or evaluation is writing to this folder ({_named(owner)})")
+    return UserError(
+        f"{path.parent}: another training or evaluation is writing to this folder ({_named(owner)}); stop it there, and rerun "
+        "the command. An owner that has died needs no help: it is replaced at once, or after a minute on another machine"
+    )
 
 
 def _named(owner: Mapping[str, Any]) -> str:

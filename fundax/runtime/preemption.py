@@ -2,15 +2,20 @@
 
 A single process hears a signal at once: between steps, while it waits for data, and in anything called by `during`. With
 several processes SIGTERM is handled by JAX's preemption service, which Orbax queries with reached_preemption: if one process
-receives the signal, all stop at the same step or batch of an evaluation without communicating at every one."""
+receives the signal, all stop at the same step or batch of an evaluation without communicating at every one. That service
+cannot be asked while a process compiles for minutes; there the processes agree by the key-value store that joined them."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import itertools
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -23,6 +28,8 @@ _LINES = {
     signal.SIGINT: "Stopping after this step. Ctrl-C again stops without saving.",
     signal.SIGTERM: "SIGTERM: stopping after this step.",
 }
+_POLL_S = 0.2  # how often processes that wait for each other look
+_LEAVE_S = 10  # how long a process that leaves something unfinished waits for the others to leave
 _T = TypeVar("_T")
 
 
@@ -86,25 +93,35 @@ class Preemption:
         """
         if jax.process_count() > 1 or not self._before:
             return call(*arguments)
-        outcome: list[Any] = []
-        settings = _settings()
-
-        def inside() -> None:
-            try:
-                with _applied(settings):
-                    outcome.extend((call(*arguments), None))
-            except BaseException as error:  # raised again below
-                outcome.extend((None, error))
-
-        thread = threading.Thread(target=inside, name=HELPER, daemon=True)
-        thread.start()
-        while thread.is_alive():
+        helper = _Helper(call, arguments)
+        while helper.is_alive():
             self.listen_alone()
-            thread.join(0.02)
-        result, error = outcome
-        if error is not None:
-            raise error
-        return result
+            helper.join(0.02)
+        return helper.result()
+
+    def together(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        """What `call` of `arguments` returns, once it has returned in every process; `call` must not communicate.
+
+        A signal to any process raises Interrupted in all of them at once. Raises JaxRuntimeError where `call` failed in
+        another process. For a single process, see `during`.
+        """
+        if jax.process_count() == 1:
+            return self.during(call, *arguments)
+        with _sigterm(self._catch if self._before else None):
+            self._hear()  # of a signal before, which JAX's service has agreed on
+            helper = _Helper(call, arguments)
+            verdict = _agree(helper, lambda: self.signal is not None)
+        result = helper.result() if not helper.is_alive() else None
+        if verdict == _FAILED:
+            raise jax.errors.JaxRuntimeError("it failed in another task while all were compiling")
+        if verdict == _STOP:
+            _left_by_all.set()
+            self.signal = self.signal or signal.SIGTERM
+            raise Interrupted
+        if self.signal == signal.SIGTERM:  # it came after the verdict: from here on JAX's service makes them agree
+            self.signal = None
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result  # pyright: ignore[reportReturnType]
 
     @property
     def exit_code(self) -> int:
@@ -121,6 +138,81 @@ class Preemption:
         if self.signal is None:
             print(_LINES[signal.Signals(number)], file=sys.stderr, flush=True)
         self.signal = signal.Signals(number)
+
+
+class _Helper(threading.Thread):
+    """A call in a thread of its own, started, under the settings that JAX has in this one."""
+
+    def __init__(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        super().__init__(name=HELPER, daemon=True)
+        self._call, self._arguments, self._settings = call, arguments, _settings()
+        self._result: Any = None
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with _applied(self._settings):
+                self._result = self._call(*self._arguments)
+        except BaseException as error:  # raised again by `result`
+            self.error = error
+
+    def result(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self._result
+
+
+_DONE, _STOP, _FAILED = "done", "stop", "failed"
+_calls = itertools.count()  # every process makes the same calls of `together` in the same order
+_left_by_all = threading.Event()
+
+
+def _agree(helper: _Helper, asked: Callable[[], bool]) -> str:
+    """ "done" when the call has returned in every process, "stop" when one was asked to stop, "failed".
+
+    Process 0 decides and the others wait for its verdict, so that no two find different ones.
+    """
+    client, process, key, told = _client(), jax.process_index(), f"fundax/together/{next(_calls)}", set()
+    while True:
+        helper.join(_POLL_S)
+        ended = not helper.is_alive()
+        state = {_DONE: ended, _STOP: asked(), _FAILED: ended and helper.error is not None}
+        for word in [word for word, true in state.items() if true and word not in told]:
+            told.add(word)
+            client.key_value_set(f"{key}/{word}/{process}", "")
+        found = [path.removeprefix(key).split("/")[1:] for path, _ in client.key_value_dir_get(key)]
+        if process == 0 and (verdict := _verdict([word for word, _ in found], jax.process_count())):
+            client.key_value_set(f"{key}/verdict/{verdict}", "")
+            return verdict
+        if verdict := next((word for kind, word in found if kind == "verdict"), ""):
+            return verdict
+
+
+def _verdict(words: Sequence[str], processes: int) -> str:
+    return next((word for word in (_FAILED, _STOP) if word in words), _DONE if words.count(_DONE) == processes else "")
+
+
+def _client() -> Any:
+    """The key-value store of the processes, which JAX does not export."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+@contextlib.contextmanager
+def _sigterm(handler: Callable[[int, FrameType | None], None] | None) -> Iterator[None]:
+    """A handler of SIGTERM in place of that of JAX's service. Python does not know that one, so libc puts it back."""
+    if handler is None:
+        yield
+        return
+    libc, before = ctypes.CDLL(None), ctypes.create_string_buffer(512)  # more than a struct sigaction
+    libc.sigaction(int(signal.SIGTERM), None, before)
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        libc.sigaction(int(signal.SIGTERM), before, None)
 
 
 # JAX's settings that a `with` makes for one thread, and the contexts that make them for another.
@@ -149,5 +241,14 @@ def _applied(settings: dict[str, Any]) -> Iterator[None]:
 
 
 def abandoned() -> bool:
-    """Whether a call that a signal interrupted is still running, so that the process should exit without waiting."""
+    """Whether a call that a signal interrupted is still running, so that the process should exit without waiting.
+
+    If a signal ends several processes, this waits until all of them are about to exit: processes that outlive process 0
+    would abort.
+    """
+    if _left_by_all.is_set():
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            _client().wait_at_barrier("fundax_leave", _LEAVE_S * 1000)
+        time.sleep(0 if jax.process_index() else 1)
+        return True
     return any(thread.name in (HELPER, "prefetch") for thread in threading.enumerate())

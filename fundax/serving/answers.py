@@ -130,7 +130,8 @@ def _labelled(model: Model, question: Question) -> dict[str, np.ndarray]:
 
 
 def _eyes(model: Model, question: Question) -> dict[str, np.ndarray]:
-    found = eyes.predict_eyes(model, question.classes, **dict(question.images))
+    left, right, image = (question.images.get(name) for name in ("left", "right", "image"))
+    found = eyes.predict_eyes(model, question.classes, left=left, right=right, image=image)
     return {
         eyes.TITLES[level]: found.probabilities[level]
         for level in reversed(eyes.TITLES)

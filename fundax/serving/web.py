@@ -33,9 +33,10 @@ from fundax.serving.calibration import Calibration
 from fundax.serving.neighbours import Neighbours
 from fundax.types import UserError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 MIB = 2**20
 MAPPED = 3  # answers whose maps are drawn
+ABSENT = "serving a model needs FastAPI and uvicorn: pip install -e '.[serve]'"
 RESEARCH = "For research only. This is not a medical device, and its answers must not guide the care of a patient."
 
 
@@ -82,7 +83,7 @@ def app_of(served: Served, hosts: Sequence[str] = LOOPBACK) -> Any:
         from fastapi.responses import HTMLResponse, JSONResponse
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError as error:
-        raise UserError("serving a model needs FastAPI and uvicorn: pip install -e '.[serve]'") from error
+        raise UserError(ABSENT) from error
     facts, waiting = facts_of(served), threading.BoundedSemaphore(served.limits.waiting)
     app = FastAPI(title="fundax", description=RESEARCH, docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
@@ -191,8 +192,9 @@ def photograph_of(name: str, text: Any, limits: Limits) -> np.ndarray:
     try:
         return files.load(data, reading=files.ReadOptions(max_pixels=limits.pixels))
     except DataError as error:
-        line = str(error).removeprefix(f"an image of {len(data)} bytes: ").partition("; allow more with")[0]
-        raise Refused(422, f"{name}: {line}") from error
+        line = str(error).removeprefix(f"an image of {len(data)} bytes: ").partition(", more than the limit")
+        limit = f", more than the limit of {limits.pixels / 1e6:g} megapixels" if line[1] else ""
+        raise Refused(422, f"{name}: {line[0]}{limit}") from error
 
 
 def answer(served: Served, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,7 +233,7 @@ def answer(served: Served, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(names: Sequence[str], values: np.ndarray, calibration: Calibration | None) -> list[dict[str, Any]]:
-    order = np.argsort(-values, kind="stable")
+    order = [int(k) for k in np.argsort(-values, kind="stable")]
     return [
         {"name": names[k], "value": float(values[k])}
         | ({"calibration": calibration.of(names[k], float(values[k]))} if calibration else {})
@@ -243,7 +245,7 @@ def _likeliest(numbers: Mapping[str, np.ndarray], names: Sequence[str]) -> list[
     if not numbers:
         return []
     values = next(iter(numbers.values()))
-    return [names[k] for k in np.argsort(-values, kind="stable")[:MAPPED]]
+    return [names[int(k)] for k in np.argsort(-values, kind="stable")[:MAPPED]]
 
 
 def _near(served: Served, question: Question) -> list[dict[str, Any]]:
@@ -278,8 +280,12 @@ def run(served: Served, host: str, port: int) -> None:
     import socket
 
     app = app_of(served, LOOPBACK if host in LOOPBACK else ("*",))
-    import uvicorn
-
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise UserError(ABSENT) from error
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: expected 0 to {2**16 - 1}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -18,6 +18,7 @@ from fundax import optim
 from fundax.encoders import vit as vit_outputs
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.positions import pixel_centres, resize_positions
+from fundax.encoders.saliency import attention_maps
 from fundax.encoders.vit import ViT
 from fundax.interop import visionfm, vit
 from fundax.objectives.ibot import IBOT, Temperature, teacher_part
@@ -92,7 +93,7 @@ def test_attention_and_intermediate_layers(tiny):
     tower, params, arrays, _ = tiny
     for key in (k for k in arrays if k.startswith("attn")):
         image = pixels(arrays[key.replace("attn", "x")])
-        (ours,) = jax.jit(vit_outputs.attention_maps, static_argnums=0)(tower, params, image)
+        (ours,) = jax.jit(attention_maps, static_argnums=0)(tower, params, image)
         close(ours, arrays[key], name=key)
     layers = jax.jit(vit_outputs.intermediate_layers, static_argnums=(0, 3))
     for key in (k for k in arrays if k.startswith("inter")):

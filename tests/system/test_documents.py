@@ -122,7 +122,7 @@ def workspace(tmp_path, monkeypatch, trained):
         ],
     )
     monkeypatch.setattr("fundax.serving.web.run", lambda served, host, port: None)
-    np.savez(tmp_path / "features.npz", features=features_of(trained), image=np.array(["photo.jpg"]))
+    np.savez(tmp_path / "features.npz", features=features_of(trained), image=np.array(["gone.jpg"]))
     monkeypatch.setattr("fundax.interop.pretrained._in_package", lambda name: trained / "quickstart")
     return tmp_path
 

@@ -140,7 +140,7 @@ def test_processes_meet_by_the_variables_of_each_platform():
 
 
 MISTAKES = """
-import sys
+import os, signal, sys, time
 import jax
 from pathlib import Path
 import fundax.train
@@ -156,16 +156,32 @@ def fit(**fields):
     except UserError as error:
         print(f"{jax.process_index()}: {error}", flush=True)
 
+def compiling(*arguments):
+    if jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(600)
+    return compiled(*arguments)
+
+def told_while_compiling():
+    fundax.train.compiled = compiling
+    try:
+        fit(steps=8)
+    except SystemExit as end:
+        print(f"{jax.process_index()}: left with {end.code}", flush=True)
+
+compiled = fundax.train.compiled
+together(Shape(2, 1), told_while_compiling)
 together(Shape(2, 1), lambda: fit(steps=8 + jax.process_index()))
 together(Shape(2, 1), lambda: fit(steps=8, poison=4))
 """
 
 
-def test_processes_that_disagree_end_and_what_all_call_saved_is_on_disk(tmp_path):
+def test_processes_end_together_and_what_all_call_saved_is_on_disk(tmp_path):
     argv = [sys.executable, "-c", MISTAKES, str(tmp_path / "run")]
     done = subprocess.run(argv, env=environment(), cwd=REPO, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     for k in (0, 1):
+        assert f"{k}: left with 0" in done.stdout, "SIGTERM to one process, while it compiles, ends both"
         assert f"{k}: process {k} was given steps {8 + k}, and others were given something else" in done.stdout
         assert (
             f"{k}: step 5: loss nan, gradient norm nan: not finite, so training stopped; step 4 is saved and good"

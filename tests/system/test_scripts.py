@@ -2,12 +2,15 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fundax.interop import export_names
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -100,3 +103,25 @@ def test_gpu_measures_every_part_and_names_those_that_failed(cluster, tmp_path, 
     steps = [call for call in calls if "train_step.py" in call]
     assert len(steps) == (1 if smoke else 4) and sum("--no-torch" in call for call in steps) == len(steps) // 2
     assert [call for call in calls if "-m pytest" in call] and calls[-1].startswith("benchmarks/record.py")
+
+
+def test_every_model_that_is_asked_is_asked_in_ways_that_exist(tmp_path, monkeypatch, capsys):
+    """scripts/ask_every_model.py without its subprocesses: the runs are there, and each command is one of launch.py's."""
+    script = runpy.run_path(str(SCRIPTS / "ask_every_model.py"))
+    asked, commands = script["ASKED"], []
+    for name, (_, original) in asked.items():
+        assert (SCRIPTS.parent / "configs" / f"{name}.py").is_file()
+        assert not original or original in export_names()
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+
+    def launch(*words):
+        commands.append(words)
+        return "ok" if words[0] != "explain" else "error: no map"
+
+    monkeypatch.setitem(script["ask"].__globals__, "launch", launch)
+    monkeypatch.setattr(sys, "argv", ["ask", "eye.jpg", "--runs", str(tmp_path)])
+    script["main"]()
+    originals = sum(bool(original) for _, original in asked.values())
+    assert f"{2 * len(asked)} of {3 * len(asked)} answer; {originals} exports" in capsys.readouterr().out
+    assert {words[0] for words in commands} == {"predict", "embed", "explain", "export"}
+    assert all("eye.jpg" in words for words in commands if words[0] != "export")

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fundax.encoders.vit import ViT, attention_maps, intermediate_layers, rollout
+from fundax.encoders.saliency import attention_maps, rollout
+from fundax.encoders.vit import ViT, intermediate_layers
 from fundax.params import stack_blocks
 from fundax.types import UserError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fundax.evals import features
-from fundax.evals.few_shot import FewShot, draw
+from fundax.evals.few_shot import FewShot, draw, probe
 from fundax.objectives.adapter import Adapted, ClipAdapter, TipAdapter
 from fundax.types import UserError
 
@@ -191,3 +191,17 @@ def test_an_adapter_behind_its_model_learns_alone():
     grads = jax.jit(jax.grad(loss))(params)
     assert all(float(jnp.abs(g).sum()) == 0 for part in ("model", "heads") for g in jax.tree.leaves(grads[part]))
     assert any(float(jnp.abs(g).sum()) > 0 for g in jax.tree.leaves(grads["adapter"]))
+
+
+def test_the_linear_layer_of_ret_clips_authors_reads_the_probed_feature():
+    """Its own feature, which separates the classes here, and no text; a class without images gets what is left."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(600) % 3  # 37 steps in each of 50 epochs
+    rows = {"linear": (4 * CENTERS[labels] + 0.3 * rng.normal(size=(600, WIDTH))).astype(np.float32), "label": labels}
+    rows["feature"] = np.zeros_like(rows["linear"])
+    few = {name: value[:592] for name, value in rows.items()}
+    found = probe(few, 3, None, 0.0, rows, seed=1)
+    assert found.shape == (600, 3) and (found.argmax(1) == labels).mean() == 1
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(found, probe(few, 3, None, 0.0, rows, seed=1))
+    assert (found != probe(few, 3, None, 0.0, rows, seed=2)).any()

@@ -100,7 +100,6 @@ def test_mistakes_are_named(model, eyes):
 
 
 def test_a_folder_written_read_and_predicted_from_the_command_line(model, eyes, tmp_path, capsys):
-    pytest.importorskip("torch", reason="the extra `torch` is not installed")
     bundle = Checkpoint(SMALL, jax.tree.map(np.asarray, model.params), {"image_size": 16}, TOKENIZER)
     interop.write_folder(bundle, tmp_path / "out")
     again = read.load(tmp_path / "out")

@@ -11,10 +11,12 @@ from data_pipelines.language import tokenizers
 from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
-from fundax.interop import exchange, huggingface, keymap, open_clip
+from fundax.interop import exchange, huggingface, keymap, open_clip, weight_files
 from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.hub import push
+from fundax.interop.initial import sized_like
 from fundax.interop.read import load, read_objective, read_run
-from fundax.interop.weights import write_safetensors
+from fundax.interop.weights import read_state, write_safetensors
 from fundax.objectives.clip import CLIP, MEAN, STD, clip
 from fundax.params import unflatten
 from fundax.runtime.checkpoint import Checkpoints
@@ -106,9 +108,50 @@ def test_an_export_that_differs_from_the_other_program_is_an_error(run, tmp_path
     assert "not installed" in exchange.export(run, "huggingface", tmp_path / "two")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_another_dtype_are_rounded_once(run, tmp_path, dtype):
+    said = exchange.export(run, "huggingface", tmp_path / "out", dtype=dtype)
+    assert "parameters read back bit for bit" in said
+    kind = weight_files.DTYPES[dtype]
+    assert {value.dtype for value in read_state(tmp_path / "out").values()} == {np.dtype(kind)}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+    expected = jax.tree.map(lambda x: np.asarray(x, kind).astype(np.float32), numbers(OBJECTIVE, seed=20))
+    same(load(tmp_path / "out").params, expected)
+
+
+def test_large_weights_are_written_in_shards(run, tmp_path):
+    exchange.export(run, "huggingface", tmp_path / "out", largest=8000)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert len(names) > 2 and names[0] == f"model-00001-of-{len(names):05d}.safetensors"
+    assert set(index["weight_map"].values()) == set(names)
+    for name in names:  # a tensor that is larger is alone
+        held = read_state(tmp_path / "out" / name)
+        assert len(held) == 1 or sum(value.nbytes for value in held.values()) <= 8000
+    same(load(tmp_path / "out").params, numbers(OBJECTIVE, seed=20))
+    assert sized_like(tmp_path / "out", OBJECTIVE) == OBJECTIVE
+    exchange.export(run, "open_clip", tmp_path / "one", largest=8000)  # open_clip reads one file
+    assert (tmp_path / "one" / "open_clip_model.safetensors").is_file()
+    (tmp_path / "out" / names[1]).unlink()
+    with pytest.raises(UserError, match="no such file or folder"):
+        load(tmp_path / "out")
+
+
+def test_dtypes_that_cannot_be_written_are_named(run, tmp_path):
+    with pytest.raises(UserError, match="StableHLO is written in float32 alone, not float16"):
+        exchange.export(run, "stablehlo", tmp_path / "out", dtype="float16")
+    with pytest.raises(UserError, match="dtype is 'int8'; expected float32, float16, bfloat16"):
+        exchange.export(run, "huggingface", tmp_path / "out", dtype="int8")
+    large = numbers(OBJECTIVE)
+    large["log_scale"] = np.float32(1e6)
+    with pytest.raises(UserError, match="float16 does not hold the numbers of params/log_scale"):
+        weight_files.rounded(Checkpoint(OBJECTIVE, large, FACTS), "float16")
+    assert not (tmp_path / "out").exists()
+
+
 def test_mistakes_of_export(run, tmp_path):
-    with pytest.raises(UserError, match="cannot export to 'onnx'; expected ret_clip, open_clip, huggingface, "):
-        exchange.export(run, "onnx", tmp_path / "out")
+    with pytest.raises(UserError, match="cannot export to 'tflite'; expected ret_clip, open_clip, huggingface, "):
+        exchange.export(run, "tflite", tmp_path / "out")
     with pytest.raises(
         UserError, match="RET-CLIP cannot hold a CLIP: cannot export to 'ret_clip'; expected open_clip, huggingface"
     ):
@@ -141,7 +184,11 @@ def test_a_file_without_configuration_needs_a_size(tmp_path):
 def test_the_activation_of_a_file_without_configuration_is_asked_for(tmp_path):
     theirs = clip("Ti/16", activation=layers.gelu_exact)
     params = numbers(theirs)
-    write_safetensors(open_clip.from_fundax(theirs, params), tmp_path / "x.safetensors")
+    published = {
+        "visual.decoder.weight": np.zeros(2, np.float32),
+        "input_resolution": np.array(224),
+    }  # as EyeCLIP's file
+    write_safetensors(open_clip.from_fundax(theirs, params) | published, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=r"give --activation quick_gelu or gelu"):
         exchange.import_checkpoint(tmp_path / "x.safetensors", tmp_path / "run", like="Ti/16")
     for name, used in (("gelu", layers.gelu_exact), ("quick_gelu", layers.quick_gelu)):
@@ -164,3 +211,26 @@ def test_an_import_without_tokenizer_says_so(tmp_path):
     assert "no tokenizer there" in message
     count = sum(np.prod(shape, dtype=int) for shape in keymap.shapes_of(OBJECTIVE).values())
     assert f"{count:,} parameters" in message
+
+
+def test_a_folder_is_uploaded_or_the_reason_is_said(run, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    exchange.export(run, "open_clip", tmp_path / "none")
+    with pytest.raises(UserError, match=r"README\.md says no license; export again with --license"):
+        push(tmp_path / "none", "owner/name")
+    exchange.export(run, "open_clip", tmp_path / "out", license="apache-2.0", base_model="openai/clip")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\nlicense: apache-2.0\n" in card and "\nbase_model: openai/clip\n" in card
+    with pytest.raises(UserError, match="is 'name'; expected OWNER/NAME"):
+        push(tmp_path / "out", "name")
+    with pytest.raises(UserError, match="is not an exported folder"):
+        push(run, "owner/name")
+    with pytest.raises(UserError, match=r"owner/name: the Hugging Face hub cannot be reached .*hf upload owner/name"):
+        push(tmp_path / "out", "owner/name")  # HF_HUB_OFFLINE
+    called = {}
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, *a, **k: called.update(made=(a, k)))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **k: called.update(sent=k))
+    assert "https://huggingface.co/owner/name" in push(tmp_path / "out", "owner/name")
+    assert called["made"] == (("owner/name",), {"private": True, "exist_ok": True})
+    assert called["sent"]["folder_path"] == str(tmp_path / "out")

@@ -54,7 +54,6 @@ def a_run(path, objective):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_out_and_in_again(tmp_path, name):
-    pytest.importorskip("torch", reason="these formats are PyTorch files, and torch is an extra")
     objective, to, left_out = MODELS[name]
     params, extra = a_run(tmp_path / "run", objective)
     line = export(tmp_path / "run", to, tmp_path / "out")

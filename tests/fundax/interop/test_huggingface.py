@@ -9,11 +9,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from data_pipelines.language import tokenizers
+from data_pipelines.transforms.steps import preprocess
 from fundax.encoders import layers
+from fundax.encoders.bert import BERT
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
-from fundax.interop import huggingface, keymap, processor
+from fundax.interop import chinese_clip, huggingface, keymap, open_clip, processor, siglip
 from fundax.interop.checkpoint import Checkpoint, preprocessing_of
+from fundax.interop.formats import writer
+from fundax.interop.initial import sized_like
 from fundax.interop.read import load
 from fundax.losses import contrastive
 from fundax.objectives.clip import CLIP
@@ -140,34 +144,81 @@ def test_folder_there_and_back_with_a_bias_it_has_no_place_for(tmp_path):
     assert "pipeline_tag: zero-shot-image-classification" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """A model of the bundled tokenizer, two layers of each tower, written as a folder."""
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *["diabetic", "retinopathy", "healthy", "glaucoma", "eye", "a", "an", "眼", "青", "光"],
+)
+KINDS = {"clip": (huggingface, "CLIPModel"), "chinese_clip": (chinese_clip, "ChineseCLIPModel"),
+         "siglip": (siglip, "SiglipModel")}  # fmt: skip
+TOWERS = {"width": 16, "depth": 2, "heads": 2}
+
+
+def model_of(kind, folder):
+    """A small model of each class with its tokenizer, two layers in each encoder."""
+    if kind == "chinese_clip":
+        (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+        words = tokenizers.wordpiece(folder / "vocab.txt", 12)
+        text = BERT(words.vocab_size, 12, 16, 2, 2, 32)
+        return CLIP(ViT(28, 7, epsilon=1e-6, **TOWERS), text, embed=20), words
+    words = tokenizers.bundled(64 if kind == "siglip" else 12)  # the pipeline pads SigLIP's texts to 64
+    text = TextTransformer(words.vocab_size, words.context, **TOWERS, activation=layers.gelu_exact)
+    image = ViT(28, 7, epsilon=1e-6, **TOWERS, activation=layers.gelu_exact)
+    if kind == "clip":
+        return CLIP(image, text, embed=20), words
+    tanh = {"activation": layers.gelu_tanh, "epsilon": 1e-6}
+    image = image.clone(class_token=False, patch_bias=True, pre_norm=False, pool="attention", **tanh)
+    text = text.clone(causal=False, pool="last", **tanh)
+    fields = {"contrast": contrastive.sigmoid_contrastive, "init_logit_bias": -2.0, "text_bias": True}
+    return CLIP(image, text, embed=16, image_projection=False, mean=(0.5,) * 3, std=(0.5,) * 3, **fields), words
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request, tmp_path_factory):
+    """A model of one of transformers' classes, written as a folder."""
     pytest.importorskip("torch", reason="compares with transformers' own model, which is PyTorch")
-    tokenizer = tokenizers.bundled(context=12)
-    towers = {"width": 16, "depth": 2, "heads": 2, "activation": layers.gelu_exact}
-    objective = CLIP(
-        ViT(image_size=28, patch=7, epsilon=1e-6, **towers),
-        TextTransformer(tokenizer.vocab_size, tokenizer.context, **towers),
-        embed=20,
-    )
+    folder = tmp_path_factory.mktemp("huggingface")
+    objective, tokenizer = model_of(request.param, folder)
     bundle = Checkpoint(objective, numbers(objective), {}, tokenizer)
     bundle.params["log_scale"] = np.float32(2).reshape(())
-    path = tmp_path_factory.mktemp("huggingface") / "out"
-    huggingface.write_folder(bundle, path)
-    return path, bundle
+    if request.param == "chinese_clip":
+        bundle.params["text"]["word"]["embedding"][0] = 0  # transformers sets the row of its padding to 0
+    writer("huggingface", bundle).write(bundle, folder / "out", False)
+    return folder / "out", bundle, KINDS[request.param]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_class_there_and_back(kind, tmp_path):
+    objective, tokenizer = model_of(kind, tmp_path)
+    bundle = Checkpoint(objective, numbers(objective), {"resize": "squash"}, tokenizer)
+    found = writer("huggingface", bundle)
+    assert found is KINDS[kind][0].FORMAT
+    found.write(bundle, tmp_path / "out", False)
+    again = load(tmp_path / "out")
+    same(again.params, bundle.params)
+    drawn = {"init_logit_bias": float(bundle.params["logit_bias"])} if kind == "siglip" else {}
+    assert again.objective == dataclasses.replace(objective, **drawn)
+    assert again.preprocessing["resize"] == "squash"
+    np.testing.assert_array_equal(again.tokenizer(["a healthy eye"]), tokenizer(["a healthy eye"]))
+    assert sized_like(tmp_path / "out", objective).image == objective.image
+    with pytest.raises(UserError, match=r"open_clip (cannot hold|is written with)"):
+        open_clip.config_of(dataclasses.replace(objective, image=objective.image.clone(patch_bias=True)))
 
 
 def test_transformers_finds_every_key_and_the_same_features(exported):
-    path, bundle = exported
-    assert huggingface.difference(path, bundle) < 1e-5  # raises for missing and unexpected keys
+    path, bundle, (module, _) = exported
+    assert module.FORMAT.difference(path, bundle) < 1e-5  # raises for missing and unexpected keys
 
 
 def test_transformers_own_files_are_read_back(exported, tmp_path):
-    from transformers import CLIPModel
+    import transformers
 
-    path, bundle = exported
-    CLIPModel.from_pretrained(path).save_pretrained(tmp_path / "again")
+    path, bundle, (_, kind) = exported
+    getattr(transformers, kind).from_pretrained(path).save_pretrained(tmp_path / "again")
+    transformers.AutoImageProcessor.from_pretrained(path).save_pretrained(tmp_path / "again")
     found = load(tmp_path / "again")
     same(found.params, bundle.params)
     assert found.objective.text == bundle.objective.text
@@ -178,7 +229,7 @@ def test_the_zero_shot_pipeline_works_offline_and_agrees(exported):
     from PIL import Image
     from transformers import pipeline
 
-    path, bundle = exported
+    path, bundle, (_, kind) = exported
     pixels = np.random.default_rng(1).integers(0, 256, (28, 28, 3), dtype=np.uint8)
     labels = ["diabetic retinopathy", "a healthy eye", "glaucoma"]
     classify = pipeline("zero-shot-image-classification", model=str(path))
@@ -186,7 +237,26 @@ def test_the_zero_shot_pipeline_works_offline_and_agrees(exported):
     found = {answer["label"]: answer["score"] for answer in answers}
     batch = {"image": pixels[None], "text": bundle.tokenizer(labels)}
     out = jax.jit(bundle.objective.forward)(bundle.params, {}, batch)
-    logits = np.exp(2.0) * np.asarray(out["image_features"] @ out["text_features"].T)[0]
+    logits = np.exp(bundle.params["log_scale"]) * np.asarray(out["image_features"] @ out["text_features"].T)[0]
     expected = np.exp(logits) / np.exp(logits).sum()
-    np.testing.assert_allclose([found[label] for label in labels], expected, atol=1e-4)
-    assert len(set(np.round(expected, 3))) == 3
+    if kind == "SiglipModel":
+        expected = 1 / (1 + np.exp(-logits - float(bundle.params["logit_bias"])))
+    scores = [found[label] for label in labels]
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    assert list(np.argsort(scores)) == list(np.argsort(expected))
+
+
+def test_the_processor_opens_offline_and_prepares_as_fundax(exported):
+    from PIL import Image
+    from transformers import AutoProcessor
+
+    path, bundle, _ = exported
+    photograph = np.random.default_rng(2).integers(0, 256, (40, 61, 3), dtype=np.uint8)
+    process = AutoProcessor.from_pretrained(path)
+    pad = {"padding": "max_length", "max_length": bundle.tokenizer.context, "truncation": True}
+    found = process(text=["a healthy eye"], images=Image.fromarray(photograph), return_tensors="np", **pad)
+    np.testing.assert_array_equal(found["input_ids"], bundle.tokenizer(["a healthy eye"]))
+    facts = preprocessing_of(bundle)
+    ours = preprocess(photograph, facts).astype(np.float32)
+    theirs = found["pixel_values"][0].transpose(1, 2, 0) * np.float32(facts["std"]) + np.float32(facts["mean"])
+    assert np.abs(theirs * 255 - ours).max() <= 1.001  # one grey level

@@ -18,6 +18,7 @@ from fundax.interop.weights import write_safetensors
 from fundax.objectives.clip import CLIP, clip
 from fundax.objectives.flair import flair
 from fundax.objectives.keepfit import KeepFIT
+from fundax.objectives.ret_clip import RetCLIP
 from fundax.params import stack_blocks, unflatten, unstack_blocks
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.runtime.serialize import to_json
@@ -142,6 +143,25 @@ def test_a_training_checkpoint_of_open_clip(tmp_path):
     tensors = {f"module.{key}": torch.from_numpy(np.array(value)) for key, value in state.items()}
     torch.save({"epoch": 10, "name": "x", "state_dict": tensors}, tmp_path / "epoch_10.pt")
     same(init_from(tmp_path / "epoch_10.pt", tiny())(numbers(tiny(), seed=1)), params)
+
+
+@pytest.mark.parametrize("kind", ["file", "open_clip", "huggingface"])
+def test_a_ret_clip_starts_in_english_from_clips_encoders(tmp_path, kind):
+    """OpenAI's file, EyeCLIP's (with its decoder and sizes beside the weights), or a folder of CLIP's."""
+    theirs = numbers(tiny())
+    if kind == "file":
+        state = open_clip.from_fundax(tiny(), theirs) | {"visual.decoder.weight": np.zeros(2, np.float32)}
+        state |= {name: np.array(8) for name in ("context_length", "input_resolution", "vocab_size")}
+        write_safetensors(state, tmp_path / "x.safetensors")
+    else:
+        write(kind, tmp_path / "x.safetensors", tiny(), theirs)
+    objective = RetCLIP(tiny().image, tiny().text, embed=6, context=5)
+    fresh = numbers(objective, seed=1)
+    filled = init_from(tmp_path / "x.safetensors", objective)(fresh)
+    same({name: filled[name] for name in ("image", "text")}, {name: theirs[name] for name in ("image", "text")})
+    same(filled["project"]["text_left"], fresh["project"]["text_left"])
+    out = jax.eval_shape(objective.forward, filled, {}, objective.batch_spec(2))
+    assert out["text_features_left"].shape == (2, 6)
 
 
 def test_unknown_keys_and_missing_files(tmp_path):

@@ -113,7 +113,6 @@ def test_a_probe_predicts_as_it_was_trained(run, tmp_path):
 
 
 def test_an_export_is_read_with_the_canvas(run, tmp_path):
-    pytest.importorskip("torch", reason="FLAIR's file is PyTorch's")
     export(run, "flair", tmp_path / "out")
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "flair.pth").write_bytes((tmp_path / "out" / "flair.pth").read_bytes())

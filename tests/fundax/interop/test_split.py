@@ -1,24 +1,28 @@
-"""Models without a class in transformers, as towers and heads; StableHLO: out and in again, and the same numbers there."""
+"""Models without a class in transformers, as towers and heads; StableHLO and ONNX: out and in again, the same numbers there."""
 
 import subprocess
 import sys
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from data_pipelines.language import tokenizers
 from fundax.encoders.backbone import Backbone
 from fundax.encoders.bert import BERT
+from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.heads import ForecastHead, MLPHead
 from fundax.encoders.report_decoder import ReportDecoder
 from fundax.encoders.resnet import ResNet
 from fundax.encoders.unetr import UNETR
 from fundax.encoders.vit import ViT, dino_vit
 from fundax.interop import exchange, export_names, load, split, stablehlo
+from fundax.interop import onnx as onnx_format
 from fundax.interop.checkpoint import Checkpoint
 from fundax.objectives.classify import Classify
+from fundax.objectives.clip import CLIP
 from fundax.objectives.dense import Segment
 from fundax.objectives.flair import FLAIR, POOL_LAYERS
 from fundax.objectives.forecast import Forecast
@@ -118,9 +122,68 @@ np.save(r"{tmp_path}/logits.npy", out["logits"])
 assert not any(name.startswith(("fundax", "flax")) for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    program = jax.jit(stablehlo._program(model.objective, "image"))
+    program = jax.jit(stablehlo.program_of(model.objective, "image"))
     expected = program(stablehlo._state(model), image)["logits"]
     np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), expected)
     np.testing.assert_allclose(
         expected, model.objective.forward(model.params, model.extra, {"image": image})["logits"], rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["clip", "ret_clip", "keepfit", "segment"])
+def test_onnx_computes_the_same_in_onnxruntime(tmp_path, name):
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason="the extra onnx writes and runs the graphs")
+    clip = CLIP(ViT(32, 16, 16, 1, 2), TextTransformer(WORDS.vocab_size, 12, 8, 1, 2, pool="eot", eot_id=3), embed=6)
+    model = a_model({"clip": clip, **MODELS}[name])
+    if name == "ret_clip":  # layers in a scan, which is unrolled
+        scanned = replace(model.objective, image=model.objective.image.clone(depth=2, scan=True))
+        model = a_model(scanned)
+    onnx_format.write_folder(model, tmp_path / "out")
+    line = exchange.compare(onnx_format.FORMAT, tmp_path / "out", model)
+    assert "parameters read back bit for bit" in line
+    assert float(line.split()[-1]) < 1e-5
+
+
+def test_onnx_names_what_it_has_no_rule_for():
+    onnx = pytest.importorskip("onnx", reason="the extra onnx writes the graphs")
+    (inputs,) = [{"image": jax.ShapeDtypeStruct((2, 3), jnp.float32)}]
+    with pytest.raises(UserError, match="ONNX: the model computes 'cummax', which has no rule"):
+        onnx_format.graph_of(onnx, lambda weights, x: {"out": jax.lax.cummax(x, 1)}, {}, inputs)
+
+
+def test_onnx_without_its_package_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs onnx: pip install -e '\.\[onnx\]'"):
+        onnx_format.write_folder(a_model(MODELS["classify"]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+RULES = {
+    "rows by place": (lambda x, at: jnp.take_along_axis(x, at[:, :, None], axis=1), (2, 5, 3), (2, 1)),
+    "rows clipped": (lambda x, at: jnp.take(x[0], at, axis=0, mode="clip"), (2, 5, 3), (2, 4)),
+    "columns": (lambda x, at: x[:, :, at[0]], (2, 5, 3), (2, 2)),
+    "transposed": (lambda x, at: jax.lax.conv_transpose(x, jnp.ones((3, 2, 3, 4)).cumsum(0), (2, 2), "SAME"), (2, 5, 4, 3), (2,)),
+    "grouped": (lambda x, at: jax.lax.conv_general_dilated(x, jnp.ones((3, 3, 1, 6)).cumsum(1), (2, 1), ((1, 0), (2, 1)),
+                rhs_dilation=(1, 2), dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=3), (2, 7, 8, 3), (2,)),
+    "numbers": (lambda x, at: jnp.where(jnp.isfinite(jnp.log1p(x) ** 3), jnp.expm1(-x), x).clip(-0.5, 0.3).cumsum(1), (2, 6), (2,)),
+    "flags": (lambda x, at: ((x > 0.5).any(1) | (x < 2).all(1)) != (jnp.argmin(x, 1) % 2 == 0), (2, 6), (2,)),
+    "shapes": (lambda x, at: jnp.pad(jnp.flip(x, 1)[:, ::2], ((0, 0), (1, 2))) + jnp.arange(6.0)[None], (2, 6), (2,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_onnx_rules(name):
+    """Single operations, where the values show what a model's may hide."""
+    onnx = pytest.importorskip("onnx", reason="the extra onnx writes the graphs")
+    runtime = pytest.importorskip("onnxruntime", reason="the extra onnx runs the graphs")
+    function, *sizes = RULES[name]
+    rng = np.random.default_rng(0)
+    x, at = rng.random(sizes[0], np.float32), rng.integers(0, 3, sizes[1], np.int32)
+    specs = {key: jax.ShapeDtypeStruct(one.shape, one.dtype) for key, one in (("x", x), ("at", at))}
+    graph = onnx_format.graph_of(onnx, lambda weights, x, at: {"out": function(x, at)}, {}, specs)
+    opset = [onnx.helper.make_opsetid("", onnx_format.OPSET)]
+    program = onnx.helper.make_model(graph, opset_imports=opset, ir_version=onnx_format.IR)
+    session = runtime.InferenceSession(program.SerializeToString(), providers=["CPUExecutionProvider"])
+    given = {one.name: {"x": x, "at": at}[one.name] for one in session.get_inputs()}
+    np.testing.assert_allclose(session.run(None, given)[0], function(x, at), rtol=1e-5, atol=1e-6)

@@ -1,6 +1,7 @@
 """VisionFM, timm, RETFound and Dinov2Model formats: in, out again with the same bits, and what a broken file says."""
 
 import argparse
+import importlib.util
 import json
 import pickle
 
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from fundax.encoders.backbone import Encoder
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import dino_vit
-from fundax.interop import visionfm, vit
+from fundax.interop import pickled, visionfm, vit
 from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.exchange import export, import_checkpoint
 from fundax.interop.initial import warm_start
@@ -157,10 +158,27 @@ class Evil:
         return print, ("this must not run",)
 
 
-def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(UserError, match=r"needs torch: pip install -e '.\[torch\]'"):
-        write_torch({}, tmp_path / "x.pth")
+def test_pytorch_files_are_written_without_pytorch(tmp_path):
+    """Our own reader finds the same, and PyTorch where it is installed."""
+    tree = {
+        "model": {"a": np.arange(12, dtype=np.float32).reshape(3, 4).T, "scalar": np.float32(2.5)},
+        "others": {"none": np.zeros((2, 0), np.float16), "count": np.array(7), "yes": np.array([True, False])},
+    }
+    write_torch(tree, tmp_path / "x.pth")
+    readers = [lambda path: pickled.read(path)]
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        readers.append(lambda path: torch.load(path, weights_only=True))
+    for read in readers:
+        found = read(tmp_path / "x.pth")
+        assert found.keys() == tree.keys()
+        for part, values in tree.items():
+            for name, value in values.items():
+                np.testing.assert_array_equal(np.asarray(found[part][name]), value)
+                assert tuple(found[part][name].shape) == value.shape
+    with pytest.raises(UserError, match="PyTorch has no tensors of complex64"):
+        write_torch({"x": np.zeros(1, np.complex64)}, tmp_path / "y.pth")
 
 
 def test_broken_files_name_the_first_key(encoder, pretraining, tmp_path):

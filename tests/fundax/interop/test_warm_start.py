@@ -52,7 +52,6 @@ FORMS = [
     *(("ibot", form) for form in ("run", "huggingface", "timm", "retfound", "visionfm", "file")),
     *(("report", form) for form in ("run", "ffa_captioner")),
 ]
-PTH = {"ret_clip", "flair", "visionfm", "retfound", "ffa_captioner"}
 ALL = ("image", "text", "project", "log_scale")
 OTHER_IMAGE, OTHER_TEXT = "the checkpoint's image encoder is a", "the checkpoint's text encoder is a"
 EITHER = "the checkpoint's (image|text) encoder is a"
@@ -154,15 +153,9 @@ def equal(a, b):
             np.testing.assert_array_equal(a[path], b[path], err_msg=path)
 
 
-def need_torch(form):
-    if form in PTH:
-        pytest.importorskip("torch", reason="this format is a PyTorch file, and torch is an extra")
-
-
 @pytest.mark.parametrize("target", KINDS)
 @pytest.mark.parametrize("kind, form", FORMS, ids=map("-".join, FORMS))
 def test_every_form_fills_an_objective_or_says_why_not(forms, shapes, kind, form, target):
-    need_torch(form)
     path, params, extra = forms(kind, form)
     fresh, fresh_extra = random(shapes[target], 99)
     start, expected = warm_start(path, KINDS[target]), EXPECTED[kind, target]
@@ -191,7 +184,6 @@ def test_every_form_fills_an_objective_or_says_why_not(forms, shapes, kind, form
 
 @pytest.mark.parametrize("kind, form", FORMS, ids=map("-".join, FORMS))
 def test_every_form_gives_a_backbone_or_says_why_not(forms, kind, form):
-    need_torch(form)
     path, params, extra = forms(kind, form)
     if kind == "masked_text" or (kind, form) == ("clip", "file"):
         with pytest.raises(

@@ -85,7 +85,6 @@ def test_unknown_negatives_are_named():
 
 
 def test_a_pth_file_and_back(started, tmp_path):
-    pytest.importorskip("torch", reason="writes a .pth file")
     objective, _, params, extra = started
     write_checkpoint(objective, params, extra, tmp_path / "flair.pth")
     state = read_state(tmp_path / "flair.pth")

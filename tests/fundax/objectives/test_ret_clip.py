@@ -149,6 +149,21 @@ def test_the_patient_feature_of_one_eye_is_that_eye_twice(params):
     assert {name for name in photo if "scale" not in name} == {"visual", "image_raw", "image_features"}
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_photograph_is_compared_at_the_level_of_one_eye(params, side):
+    batch = batch_of(2)
+    one = replace(SMALL, single=side)
+    found = one.forward(params, {}, {"image": batch["left"], "text": batch["text"]})
+    expected = SMALL.forward(params, {}, {side: batch["left"], "text": batch["text"]})
+    np.testing.assert_array_equal(found["image_features"], expected[f"{side}_features"])
+    np.testing.assert_array_equal(found["text_features"], expected[f"text_features_{side}"])
+    assert found["logit_scale"] == expected[f"logit_scale_{side}"]
+    np.testing.assert_array_equal(found["visual"], expected[f"visual_{side}"])
+    assert set(one.forward(params, {}, {"text": batch["text"]})) >= {"text_features", "logit_scale"}
+    with pytest.raises(UserError, match="single is 'both'; expected one of patient, left, right"):
+        replace(SMALL, single="both")
+
+
 def test_text_alone_and_nothing(params):
     out = jax.jit(SMALL.forward)(params, {}, {"text": batch_of(2)["text"]})
     for suffix in ("", "_left", "_right"):

@@ -110,7 +110,7 @@ def bomb():
     [
         ({"image": encoded(bytes(2**20 + 2**19))}, 413, "the limit is 1 MB"),
         ({"image": encoded(b"these are words, not an image")}, 422, "image: not an image of a known format"),
-        ({"image": encoded(bomb())}, 422, "20000 x 20000 pixels, more than the limit of 100000"),
+        ({"image": encoded(bomb())}, 422, "20000 x 20000 pixels, more than the limit of 0.1 megapixels"),
         ({"image": encoded(picture()[:300])}, 422, "image: the image is damaged or cut short"),
         ({"image": "not base64!"}, 400, "image: expected the file in base64"),
         ({"macula": encoded(b"")}, 422, "macula is not a photograph of this model; expected image"),
@@ -255,7 +255,7 @@ def test_drop_a_photograph_choose_conditions_and_read_the_answer(page):
     assert all(text.endswith("%") for text in rows)
     text = page.run("document.body.innerText")
     assert "For research only" in text and "Calibration: the run's own evaluation (val)" in text
-    assert "evaluated images to which the model gave" in text
+    assert "evaluated images in which the model gave it" in text
     assert page.until("document.querySelectorAll('#maps img').length >= 4")  # the photograph and three maps
     assert page.run("document.querySelectorAll('#near figure').length") == 4
     page.until("[...document.querySelectorAll('img:not([hidden])')].every(one => one.complete && one.naturalWidth > 0)")
@@ -271,11 +271,12 @@ def test_a_file_of_words_a_large_file_and_a_bomb_are_refused_in_words(page, tmp_
     page.choose(".place input", large)
     page.until("document.querySelector('#error').textContent === 'large.png has 50 MB; the limit is 1 MB.'")
     assert page.run("document.querySelector('#ask').disabled")
-    for path, message in ((words, "not an image of a known format"), (small, "more than the limit of 100000")):
+    for path, message in ((words, "not an image of a known format"), (small, "more than the limit of 0.1 megapixels")):
         page.choose(".place input", path)
         page.until("!document.querySelector('#ask').disabled")
         page.run("document.querySelector('#ask').click()")
         page.until(f"document.querySelector('#error').textContent.includes('{message}')")
+    assert page.run("document.querySelector('#answers').childElementCount") == 0, "no answer beside another photograph"
     shown(page, "refused")
 
 
