@@ -162,7 +162,7 @@ def compiling(*arguments):
         time.sleep(600)
     return compiled(*arguments)
 
-def told_while_compiling():
+def signal_while_compiling():
     fundax.train.compiled = compiling
     try:
         fit(steps=8)
@@ -170,7 +170,7 @@ def told_while_compiling():
         print(f"{jax.process_index()}: left with {end.code}", flush=True)
 
 compiled = fundax.train.compiled
-together(Shape(2, 1), told_while_compiling)
+together(Shape(2, 1), signal_while_compiling)
 together(Shape(2, 1), lambda: fit(steps=8 + jax.process_index()))
 together(Shape(2, 1), lambda: fit(steps=8, poison=4))
 """
