@@ -204,7 +204,7 @@ def test_table_has_rows_averages_and_reasons(tmp_path):
 def test_an_evaluation_without_metrics_by_class_has_no_table(tmp_path):
     np.savez(tmp_path / "one.npz", labels=LABELS, logits=SCORES)
     assert by_class(read_result(tmp_path / "one.npz"), "one") is None
-    with pytest.raises(UserError, match=r"gone\.npz: cannot be read"):
+    with pytest.raises(UserError, match=r"gone\.npz: no such file"):
         read_result(tmp_path / "gone.npz")
 
 
