@@ -92,7 +92,7 @@ class Format:
         objective_of: (folder) to the model that its configuration describes, without reading weights, or to None if it is
             of another format; None where only weights say it.
         narrow: whether the other program reads its weights in float16 and bfloat16, too.
-        shards: whether it reads them in several files beside an index.
+        shards: whether it reads weights that are split into several files with an index.
         fits: whether it holds a model of these classes, where several formats of one program hold them.
         order: formats are tried in this order; one whose keys are among another's has the larger number.
         difference: largest difference of features between the other program and ours; None where it is not installed.

@@ -162,7 +162,7 @@ def compiling(*arguments):
         time.sleep(600)
     return compiled(*arguments)
 
-def told_while_compiling():
+def signal_while_compiling():
     fundax.train.compiled = compiling
     try:
         fit(steps=8)
@@ -175,7 +175,7 @@ def left_alone():
     time.sleep(60)
 
 compiled = fundax.train.compiled
-together(Shape(2, 1), told_while_compiling)
+together(Shape(2, 1), signal_while_compiling)
 try:
     together(Shape(2, 1), left_alone)
 except SystemExit as end:
