@@ -119,8 +119,8 @@ class Trial:
     def _wait(self, runs: Sequence[Process], ready: Callable[[], bool]) -> None:
         while not ready():
             if any(run.exitcode is not None for run in runs):
-                said = [self.log(k).read_text()[-2000:] for k in range(len(runs))]
-                raise SystemExit(f"{self.workdir}: ended before it was killed: {said}")
+                printed = [self.log(k).read_text()[-2000:] for k in range(len(runs))]
+                raise SystemExit(f"{self.workdir}: ended before it was killed: {printed}")
             time.sleep(0.0005)
 
     def _end(self, run: Process, number: int, killed: bool) -> str:

@@ -85,7 +85,7 @@ def another(config: str, name: str, kind: Any, value: Any, there: Mapping[str, s
         "size": "base" if value == "tiny" else "tiny", "text_size": "tiny", "modality": "OCT", "modalities": "OCT",
         "best": "val/accuracy" if config == "finetune" else "zero_shot/accuracy", "fractions": "0.6 0.4", "part": "all",
         "classes": "normal DR AMD", "image_column": "picture", "text_column": "report", "separator": "tab",
-        "checkpoint": "latest", "image_size": "64", "fold": "1/3", "modality_file": there["folder"],
+        "checkpoint": "latest", "image_size": "64", "fold": "1/3", "modality_file": there["folder"], "tune": "layers:1",
     }  # fmt: skip
     chosen["preset"] = "visionfm" if config == "finetune" else "laptop"
     if name in chosen or name in NOT_RESUMED:

@@ -33,10 +33,10 @@ def select(source: Source, rows: Iterable[int] | Callable[[Record], bool]) -> Su
 
 
 class Selected:
-    """Base of sources that have some of the rows of another source: `chosen` holds their numbers."""
+    """Base of sources that have some of the rows of another source: `chosen` (Stored) holds their numbers."""
 
     source: Source
-    chosen: Stored
+    chosen: Any
 
     @property
     def rows(self) -> np.ndarray:

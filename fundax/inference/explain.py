@@ -236,7 +236,12 @@ def _write(
 
 def _steps(run: str | Path, checkpoints: str) -> list[int | str]:
     if not is_run(run):
-        find_file(run)
+        try:
+            find_file(run)
+        except UserError as error:
+            raise UserError(
+                f"{run} is not a run of fundax, which would have checkpoints, and holds no weights"
+            ) from error
         return [""]
     if checkpoints == "all":
         return list(saved_steps(run))

@@ -5,13 +5,11 @@ Each eye has its own head, and the patient-level head uses both eyes. One eye is
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.table import Table
 from scipy.special import softmax
@@ -88,7 +86,7 @@ def predict_eyes(
     if len(set(classes)) < 2 or len(set(classes)) != len(classes):
         raise UserError(f"expected at least two different classes, got {', '.join(classes) or 'none'}")
     pixels = {name: model.preprocess(value)[None] for name, value in given.items()}
-    out = _outputs(model.objective, model.params, pixels)
+    out = model.forward(pixels)
     probabilities = {}
     for level in LEVELS:
         if f"{IMAGE[level]}_features" in out:
@@ -137,14 +135,4 @@ def _class_features(model: Model, classes: Sequence[str], level: str, language: 
         raise UserError("this model came without a tokenizer, so it takes no class names; add its files to the folder")
     texts = [prompts(name, level, language) for name in classes]
     tokens = [np.asarray(model.tokenizer(one)) for one in texts]
-    encode = partial(_outputs, model.objective, model.params)
-    return class_features(encode, tokens, sum(map(len, tokens)), key=f"text_features{SUFFIX[level]}")
-
-
-def _outputs(objective: RetCLIP, params: Any, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value) for name, value in _forward(objective, params, dict(batch)).items()}
-
-
-@partial(jax.jit, static_argnums=0)
-def _forward(objective: RetCLIP, params: Any, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    return objective.forward(params, {}, batch)
+    return class_features(model.forward, tokens, sum(map(len, tokens)), key=f"text_features{SUFFIX[level]}")

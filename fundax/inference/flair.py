@@ -8,8 +8,7 @@ depend on the other texts in the batch. The mean features of an ensemble of prom
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from scipy.special import softmax
 from data_pipelines.images import decode as files
 from data_pipelines.language import knowledge, tokenizers
 from data_pipelines.transforms.flair import flair_pixels
+from fundax.inference.photographs import forward
 from fundax.interop.flair import to_fundax
 from fundax.interop.weights import read_state
 from fundax.objectives.flair import FLAIR
@@ -64,7 +64,7 @@ class FLAIRModel:
             features = self.text_features(texts)
         else:
             features = self._features("text", self.tokens([self.known.prompt(name) for name in texts]))
-        scale = np.asarray(_forward(self.objective, self.params, self.extra, {})["logit_scale"])
+        scale = np.asarray(forward(self.objective, self.params, self.extra, {})["logit_scale"])
         logits = scale * self.image_features([image]) @ features.T
         return softmax(logits, axis=1), logits
 
@@ -91,14 +91,9 @@ class FLAIRModel:
         return ids[:, : int((ids != self.tokenizer.pad).sum(1).max())]
 
     def _features(self, key: str, values: np.ndarray) -> np.ndarray:
-        return np.asarray(_forward(self.objective, self.params, self.extra, {key: values})[f"{key}_features"])
+        return np.asarray(forward(self.objective, self.params, self.extra, {key: values})[f"{key}_features"])
 
 
 def _check(categories: Sequence[str]) -> None:
     if isinstance(categories, str) or not len(categories):
         raise UserError("expected a list with at least one category")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(objective: FLAIR, params: Params, extra: Extra, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    return objective.forward(params, extra, batch)

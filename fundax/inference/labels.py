@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ from rich.table import Table
 from data_pipelines.records import MODALITIES, modality_name
 from fundax.encoders.backbone import BackboneWithHead
 from fundax.inference.answers import check_out, table_of, write_rows
-from fundax.inference.photographs import compute_batches, files_of, read_photograph
+from fundax.inference.photographs import compute_batches, files_of, forward, read_photograph
 from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.read import load
 from fundax.objectives.adapter import Adapted
 from fundax.objectives.classify import Classify, MultiModality
 from fundax.objectives.forecast import Forecast
 from fundax.objectives.regress import Regress
-from fundax.types import Extra, UserError
+from fundax.types import UserError
 
 # launch.py predict uses this module for these objectives, and for others on a Backbone with `classes` or `names`
 OBJECTIVE = (Classify, MultiModality, Regress, Forecast, Adapted, BackboneWithHead)
@@ -91,7 +90,7 @@ def predictions(
         batch: dict[str, Any] = {"image": pixels, "modality": np.full(len(pixels), modality, np.int32)}
         if days is not None:
             batch["days"] = np.full(len(pixels), days, np.float32)
-        out = _forward(model.objective, params, model.extra, batch)
+        out = forward(model.objective, params, model.extra, batch)
         return {"answer": out["value"] if "value" in out else out["probabilities"]}
 
     read = lambda image, number: read_photograph(image, model.preprocessing, f"image {number}")  # noqa: E731
@@ -99,8 +98,3 @@ def predictions(
         for row in out["answer"]:
             single = len(row) == 1 and not isinstance(model.objective, Regress)
             yield np.array([1 - row[0], row[0]]) if single else row
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(objective: Any, params: Any, extra: Extra, batch: dict[str, Any]) -> dict[str, jax.Array]:
-    return objective.forward(params, extra, batch)

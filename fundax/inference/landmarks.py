@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from data_pipelines.sources.wrap import wrap
 from data_pipelines.transforms.dense import Prepared
 from fundax.evals.original_grid import original_points
 from fundax.inference.answers import check_out, table_of, write_rows
-from fundax.inference.photographs import files_of
+from fundax.inference.photographs import files_of, forward
 from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.read import load
 from fundax.objectives.dense import Landmark
@@ -39,7 +38,7 @@ def points(
         seen = Prepared(wrap([{"image": Path(path)}]), int(facts["image_size"]), resize=facts["resize"])[0]
         image = seen.views[0].image
         assert isinstance(image, np.ndarray)
-        out = _forward(model.objective, params, extra, image[None])
+        out = forward(model.objective, params, extra, {"image": image[None]})
         yield original_points(np.asarray(out[read]), seen.targets["frame"][None])[0], np.asarray(out["confidence"])[0]
 
 
@@ -71,8 +70,3 @@ def run(path: str | Path, given: argparse.Namespace) -> Table:
         rows.append(row)
     write_rows(given.out, rows)
     return table_of(rows)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(objective: Landmark, params: Any, extra: Extra, image: np.ndarray) -> dict[str, jax.Array]:
-    return objective.forward(params, extra, {"image": image})

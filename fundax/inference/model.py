@@ -22,7 +22,7 @@ from fundax.encoders.layers import LayerNorm, l2_normalize
 from fundax.encoders.saliency import class_attention
 from fundax.encoders.vit import ViT
 from fundax.evals.features import class_features
-from fundax.inference.photographs import compute_batches, listed, power_of_two, read_photograph
+from fundax.inference.photographs import compute_batches, forward, listed, power_of_two, read_photograph
 from fundax.interop.checkpoint import preprocessing_of
 from fundax.interop.read import load as load_checkpoint
 from fundax.objectives.dense import Landmark, Segment
@@ -146,7 +146,7 @@ class Model:
             ids = self._tokens(texts[at : at + self.batch])
             room = min(self.batch, power_of_two(len(ids))) - len(ids)
             padded = np.concatenate([ids, np.repeat(ids[-1:], room, axis=0)])
-            parts.append(self._forward({"text": padded})["text_features"][: len(ids)])
+            parts.append(self.forward({"text": padded})["text_features"][: len(ids)])
         return np.concatenate(parts)
 
     def zero_shot(
@@ -181,7 +181,7 @@ class Model:
     ) -> np.ndarray:
         """Unit features f32 [K E] of classes, with which images are compared; see `zero_shot`."""
         words = [self._tokens(prompts) for prompts in self._prompts(classes, templates, knowledge)]
-        return class_features(self._forward, words, min(self.batch, power_of_two(sum(map(len, words)))))
+        return class_features(self.forward, words, min(self.batch, power_of_two(sum(map(len, words)))))
 
     def similarity(self, images: Iterable[Image], texts: Sequence[str]) -> np.ndarray:
         """Cosine similarity f32 [N M] of N images and M texts."""
@@ -283,12 +283,12 @@ class Model:
     def _image_features(self, feature: str, pixels: Any) -> dict[str, Any]:
         if feature in FEATURES:
             key = feature if feature in ("left", "right") else "image"
-            return {"feature": _forward(self.objective, self.params, self.extra, {key: pixels})[FEATURES[feature]]}
+            return {"feature": forward(self.objective, self.params, self.extra, {key: pixels})[FEATURES[feature]]}
         tokens = _encoded(self.objective, self.params, self.extra, self.row, pixels)
         return {"feature": tokens[feature]}
 
     def _logits(self, images: Iterable[Image], heads: np.ndarray) -> np.ndarray:
-        scales = self._forward({})
+        scales = self.forward({})
         return self.encode_image(images) @ heads.T * scales["logit_scale"] + scales.get("logit_bias", 0)  # [N K]
 
     def _prompts(self, classes: Any, templates: Sequence[str], knowledge: bool) -> list[list[str]]:
@@ -320,8 +320,9 @@ class Model:
     def _tokens(self, texts: Sequence[str]) -> np.ndarray:
         return self._words()(list(texts))
 
-    def _forward(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        out = _forward(self.objective, self.params, self.extra, dict(batch))
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Outputs of the objective's forward pass for a batch."""
+        out = forward(self.objective, self.params, self.extra, dict(batch))
         return {name: np.asarray(value) for name, value in out.items()}
 
 
@@ -334,11 +335,6 @@ def _check_texts(texts: Any, what: str) -> None:
     if wrong := [n for n, text in enumerate(texts) if not isinstance(text, str)]:
         one = texts[wrong[0]]
         raise UserError(f"{what}: text {wrong[0]} is {one!r} ({type(one).__name__}); expected a string")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(objective: Any, params: Params, extra: Extra, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    return objective.forward(params, extra, batch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

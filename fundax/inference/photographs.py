@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
@@ -19,7 +21,7 @@ from data_pipelines.images import decode as files
 from data_pipelines.images.decode import EXTENSIONS
 from data_pipelines.records import DataError
 from data_pipelines.transforms.steps import preprocess
-from fundax.types import UserError
+from fundax.types import Extra, Params, UserError
 
 Compute = Callable[[np.ndarray], Mapping[str, Any]]
 IMAGES = (*EXTENSIONS, ".dcm")
@@ -110,6 +112,12 @@ def _batches(
     finally:
         for future in waiting:
             future.cancel()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(objective: Any, params: Params, extra: Extra, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The jitted forward pass of an objective, shared by all predictions."""
+    return objective.forward(params, extra, batch)
 
 
 def power_of_two(n: int) -> int:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +13,7 @@ from rich.text import Text
 from data_pipelines.images import decode as files
 from data_pipelines.language.findings import vocabulary
 from fundax.inference.answers import check_out, table_of, write_rows
-from fundax.inference.photographs import compute_batches, files_of, read_photograph
+from fundax.inference.photographs import compute_batches, files_of, forward, read_photograph
 from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.read import load
 from fundax.objectives.report import Report
@@ -53,7 +50,7 @@ def write_reports(
         raise UserError(f"--beams {beams}: expected 1 (the likeliest word at each step) or a few more")
     objective = replace(model.objective, beams=beams or model.objective.beams)
     read = lambda image, number: read_photograph(image, model.preprocessing, f"image {number}")  # noqa: E731
-    compute = lambda pixels: {"ids": _write(objective, model.params, extra, pixels)}  # noqa: E731
+    compute = lambda pixels: {"ids": forward(objective, model.params, extra, {"image": pixels})["report"]}  # noqa: E731
     ids = np.concatenate([out["ids"] for out in compute_batches(images, read, compute, BATCH, "writing")])
     find = vocabulary()
     return [WrittenReport(text, tuple(sorted(find(text)))) for text in model.tokenizer.decode(ids)]
@@ -77,8 +74,3 @@ def run(path: str | Path, given: argparse.Namespace) -> WrittenReport | Table:
     ]
     write_rows(given.out, rows)
     return found[0] if len(found) == 1 else table_of(rows)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _write(objective: Report, params: Any, extra: Extra, image: np.ndarray) -> jax.Array:
-    return objective.forward(params, extra, {"image": image})["report"]

@@ -115,7 +115,7 @@ def _batch(model: Model, pixels: np.ndarray) -> dict[str, Any]:
         batch["days"] = np.full(len(pixels), DAYS, np.float32)
     if isinstance(model.objective, Report):
         decoder = model.objective.decoder
-        ids = np.asarray(_written(model.objective, model.params, model.extra, pixels))
+        ids = model.forward({"image": pixels})["report"]
         batch["text"] = np.concatenate([np.full((len(ids), 1), decoder.bos, ids.dtype), ids], axis=1)
     return batch
 
@@ -129,11 +129,6 @@ def _cam(model: Model, batch: dict[str, Any], target: Target) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _grad_cam(objective: Any, target: Target, params: Any, extra: Any, batch: Any) -> jax.Array:
     return grad_cam(objective, params, extra, batch, target)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _written(objective: Report, params: Any, extra: Any, image: np.ndarray) -> jax.Array:
-    return objective.forward(params, extra, {"image": image})["report"]
 
 
 def _text_target(objective: Any, params: Any, extra: Any, batch: Any) -> jax.Array:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +18,7 @@ from fundax.evals.original_grid import original_map, slide
 from fundax.evals.pictures import COLOURS
 from fundax.evals.segmentation import decided
 from fundax.inference.outputs import distinct, name_of_class, names_for
-from fundax.inference.photographs import files_of
+from fundax.inference.photographs import files_of, forward
 from fundax.interop.checkpoint import Checkpoint
 from fundax.interop.read import load
 from fundax.objectives.dense import Segment
@@ -40,14 +38,14 @@ def masks(
     objective, facts = model.objective, model.preprocessing
     size = int(facts["image_size"])
     params = jax.tree.map(jax.numpy.asarray, model.params)
-    forward = lambda views: np.asarray(_forward(objective, params, extra, views))  # noqa: E731
+    maps = lambda views: np.asarray(forward(objective, params, extra, {"image": views})["probability"])  # noqa: E731
     for path in images:
         seen = Prepared(
             wrap([{"image": Path(path)}]), size, resize=facts["resize"], crop=facts.get("crop_field", False)
         )[0]
         image, window = seen.views[0].image, objective.image.image_size
         assert isinstance(image, np.ndarray)
-        values = slide(forward, image, window, overlap) if size > window else forward(image[None])[0]
+        values = slide(maps, image, window, overlap) if size > window else maps(image[None])[0]
         original = original_map(values, seen.targets["frame"], tuple(seen.targets["size"]))
         yield decided(original, len(objective.classes), objective.overlapping, threshold)
 
@@ -97,8 +95,3 @@ def picture(mask: np.ndarray) -> Image.Image:
     image = Image.fromarray(index).convert("P")
     image.putpalette([0, 0, 0, *(value for k in range(mask.shape[-1]) for value in COLOURS[k % len(COLOURS)])])
     return image
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(objective: Segment, params: Any, extra: Extra, image: np.ndarray) -> jax.Array:
-    return objective.forward(params, extra, {"image": image})["probability"]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.table import Table
 from scipy.special import softmax
@@ -21,7 +19,7 @@ from data_pipelines.transforms.steps import preprocess
 from fundax.evals.features import class_features
 from fundax.inference.model import Image, Model, load
 from fundax.objectives.visit import Visit
-from fundax.types import Extra, Params, UserError
+from fundax.types import UserError
 
 OBJECTIVE = Visit  # launch.py predict uses this module for this objective
 SIDES = ("left", "right")
@@ -70,7 +68,7 @@ def predict_visit(
     images = [preprocess(files.load(image), model.preprocessing) for image in views.values()]
     out = _outputs(model, objective, slots, np.stack(images))
     prompts = [np.asarray(_tokens(model, [template.replace("{}", name) for template in templates])) for name in classes]
-    heads = class_features(lambda batch: _forward(model, batch), prompts, sum(map(len, prompts)))
+    heads = class_features(model.forward, prompts, sum(map(len, prompts)))
     features = {"visit": out["image_features"][0]}
     for k, side in enumerate(SIDES):
         if any(slot.eye == side for slot in slots):
@@ -130,20 +128,10 @@ def _outputs(model: Model, objective: Visit, slots: Sequence[Slot], images: np.n
         "view_eye": np.pad(np.array([EYES.index(s.eye) for s in slots], np.int32), rest, constant_values=2),
         "valid": np.ones(1, bool),
     }
-    return _forward(model, batch)
+    return model.forward(batch)
 
 
 def _tokens(model: Model, texts: Sequence[str]) -> np.ndarray:
     if model.tokenizer is None:
         raise UserError("this model came without a tokenizer, so it takes no class names; add its files to the folder")
     return model.tokenizer(list(texts))
-
-
-def _forward(model: Model, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    found = _compiled(model.objective, model.params, model.extra, dict(batch))
-    return {name: np.asarray(value) for name, value in found.items()}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _compiled(objective: Visit, params: Params, extra: Extra, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    return objective.forward(params, extra, batch)

@@ -17,7 +17,9 @@ import numpy as np
 from data_pipelines.geometry import INTERPOLATIONS, RESIZE_MODES
 from data_pipelines.records import DataError
 from fundax.encoders.backbone import preprocessing
+from fundax.encoders.clip_text import TextTransformer
 from fundax.interop.weights import State
+from fundax.objectives.clip import CLIP
 from fundax.types import Extra, Params, UserError
 
 # what reading values of other types and sizes than those of a configuration happens to raise
@@ -90,7 +92,7 @@ class Format:
         objective_of: (folder) to the model that its configuration describes, without reading weights, or to None if it is
             of another format; None where only weights say it.
         narrow: whether the other program reads its weights in float16 and bfloat16, too.
-        shards: whether it reads them in several files beside an index.
+        shards: whether it reads weights that are split into several files with an index.
         fits: whether it holds a model of these classes, where several formats of one program hold them.
         order: formats are tried in this order; one whose keys are among another's has the larger number.
         difference: largest difference of features between the other program and ours; None where it is not installed.
@@ -197,6 +199,13 @@ def replace_preprocessing(checkpoint: Checkpoint, shown: Mapping[str, Any]) -> C
 def say_once(message: str) -> None:
     """Log a warning once, because a model is often read more than once."""
     _log.warning("%s", message)
+
+
+def clip_text(objective: CLIP, title: str) -> TextTransformer:
+    """The text transformer of a CLIP. Raises UserError, naming the format `title`, for one that reads texts with a BERT."""
+    if not isinstance(objective.text, TextTransformer):
+        raise UserError(f"{title} has CLIP's text transformer; this model has a {type(objective.text).__name__}")
+    return objective.text
 
 
 def probe(checkpoint: Checkpoint, count: int = 2) -> tuple[np.ndarray, np.ndarray]:

@@ -81,6 +81,7 @@ def config_of(objective: CLIP) -> dict[str, Any]:
     """config.json of the ChineseCLIPModel. Raises UserError for a model that it cannot hold."""
     check(objective)
     image = huggingface.vision_config(objective.image) | {"model_type": "chinese_clip_vision_model"}
+    assert isinstance(objective.text, BERT)  # which check says
     text = bert.model_config(objective.text) | {"model_type": "chinese_clip_text_model"}
     for part in (image, text):
         del part["architectures"], part["dtype"]

@@ -119,7 +119,7 @@ def read_model(path: Path, state: State, modality: str = "") -> Checkpoint:
     )  # fmt: skip
     settings = processor.read(folder_of(path))
     facts: dict[str, Any] = processor.preprocessing_of(settings, path) if settings else {"image_size": tower.image_size}
-    tower = tower.clone(image_size=facts["image_size"])  # there is no table of positions that would have a size
+    tower = tower.clone(image_size=facts["image_size"])  # rotary positions do not store it
     params = keymap.read(rows(tower), state, vit.shapes_of(tower), str(path))
     moments = [(tuple(facts.pop(name)),) for name in ("mean", "std") if name in facts]
     record = folder.read_record(path)  # it has the normalisation of every modality

@@ -175,7 +175,7 @@ def _objective(
         raise UserError(f"{NAME}: the checkpoint lacks {', '.join(missing)}")
     vocab, width = state[tables[0]].shape
     positions, types = len(state[tables[1]]), len(state[tables[2]])
-    text = BERT(vocab, positions, width, _count(state, rf"{TEXT}\.model\.encoder\.layer\.(\d+)\."),
+    text = BERT(vocab, positions, width, keymap.count_modules(state, rf"{TEXT}\.model\.encoder\.layer\.(\d+)\."),
                 text_heads or max(width // 64, 1), len(state[first]), types,
                 pool="unmasked_mean", pool_layers=POOL_LAYERS)  # fmt: skip
     image = resnet.tower_of(state, IMAGES, image_size)
@@ -184,12 +184,6 @@ def _objective(
     if head is not None:
         given["embed"] = len(head)
     return FLAIR(image, text, **given | dict(fields))
-
-
-def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
-    """1 + the largest number in the keys that match."""
-    found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
-    return 1 + max(found, default=-1)
 
 
 # ------------------------------------------------------------------------------------------------------- folders

@@ -15,7 +15,7 @@ from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.interop import folder, keymap, processor
-from fundax.interop.checkpoint import OPENAI, Checkpoint, Format, largest_difference, preprocessing_of, probe
+from fundax.interop.checkpoint import OPENAI, Checkpoint, Format, clip_text, largest_difference, preprocessing_of, probe
 from fundax.interop.keymap import Row
 from fundax.interop.weights import State, folder_of
 from fundax.losses import contrastive
@@ -181,7 +181,7 @@ def config_of(objective: CLIP, tokenizer: Any = None) -> dict[str, Any]:
     """config.json of the CLIPModel. `tokenizer` (with start, end, pad) says where texts end; without one they end
     with the highest id of the vocabulary. Raises UserError for a model that CLIPModel cannot hold."""
     check(objective)
-    image, text = objective.image, objective.text
+    image, text = objective.image, clip_text(objective, NAME)
     end = text.eot_id if text.pool == "eot" else getattr(tokenizer, "end", text.vocab - 1)
     if end == _LEGACY_EOS:
         raise UserError(f"{NAME} takes the end-of-text id {_LEGACY_EOS} for 'the highest id': use another vocabulary")
@@ -231,9 +231,7 @@ def check(objective: CLIP) -> None:
     """Raise UserError naming what CLIPModel does not have."""
     if not isinstance(objective, CLIP):
         raise UserError(f"{NAME} holds CLIP models, not {type(objective).__name__}")
-    image, text = objective.image, objective.text
-    if not isinstance(text, TextTransformer):
-        raise UserError(f"{NAME} has CLIP's text transformer; this model has a {type(text).__name__}")
+    image, text = objective.image, clip_text(objective, NAME)
     wrong = wrong_image(image) | {
         "layer scale of texts": text.layer_scale is not None,
         "another activation of texts": text.activation not in ACTIVATIONS.values(),

@@ -4,7 +4,8 @@ Each format has a function `rows(objective) -> list[Row]`: one table, used for r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -87,6 +88,12 @@ def clip_block(path: str, key: str) -> list[Row]:
 def layer_scale(path: str, key: str) -> list[Row]:
     """Rows of both layer scales of a block; `key` holds {n} in the place of their number."""
     return [Row(f"{path}/layer_scale{n}/gamma", (key.format(n=n),), SAME) for n in (1, 2)]
+
+
+def count_modules(state: Mapping[str, np.ndarray], pattern: str) -> int:
+    """Number of numbered modules in a state dict: 1 + the largest number that `pattern` matches, or 0."""
+    found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
+    return 1 + max(found, default=-1)
 
 
 def stored_positions(rows: Iterable[Row], state: State, shapes: Shapes) -> Shapes:

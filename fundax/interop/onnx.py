@@ -161,7 +161,7 @@ def graph_of(
         for name, one in specs.items()
         if name in used
     ]
-    infos = [[_info(onnx, name, one[name]) for name in sorted(one, key=list(one).index)] for one in (inputs, shapes)]
+    infos = [[_info(onnx, name, value) for name, value in one.items()] for one in (inputs, shapes)]
     return onnx.helper.make_graph(nodes, "fundax", *infos, arrays)
 
 

@@ -14,7 +14,7 @@ from fundax.encoders import layers
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.interop import folder, keymap
-from fundax.interop.checkpoint import OPENAI, Checkpoint, Format, largest_difference, preprocessing_of, probe
+from fundax.interop.checkpoint import OPENAI, Checkpoint, Format, clip_text, largest_difference, preprocessing_of, probe
 from fundax.interop.keymap import Row
 from fundax.interop.weights import State, folder_of
 from fundax.losses import contrastive
@@ -114,7 +114,7 @@ def table(objective: CLIP, state: State) -> list[Row]:
 
 def rows(objective: CLIP, custom_text: bool) -> list[Row]:
     """The table of every parameter: its path with open_clip's key and layout."""
-    image, text, prefix = objective.image, objective.text, "text." if custom_text else ""
+    image, text, prefix = objective.image, clip_text(objective, NAME), "text." if custom_text else ""
     found = [
         Row("log_scale", ("logit_scale",), keymap.SAME),
         Row("image/class_token", ("visual.class_embedding",), keymap.SAME),
@@ -243,7 +243,7 @@ def _refuse_others(cfg: Mapping[str, Any], known: set[str], prefix: str) -> None
 def config_of(objective: CLIP) -> dict[str, Any]:
     """The "model_cfg" with which open_clip builds this model. Raises UserError if it cannot."""
     check(objective)
-    image, text = objective.image, objective.text
+    image, text = objective.image, clip_text(objective, NAME)
     pools = {ours: theirs for theirs, ours in (_POOL | _TEXT_POOL).items()}
     vision_cfg = {
         "image_size": image.image_size,
@@ -291,7 +291,7 @@ def _shared_config(tower: ViT | TextTransformer) -> dict[str, Any]:
 
 def needs_custom_text(objective: CLIP) -> bool:
     """Whether open_clip needs CustomTextCLIP instead of its CLIP class for this model."""
-    text = objective.text
+    text = clip_text(objective, NAME)
     plain = text.causal and text.pool == "argmax" and not objective.text_bias
     return not plain or objective.init_logit_bias is not None
 
@@ -300,9 +300,7 @@ def check(objective: CLIP) -> None:
     """Raise UserError naming what open_clip's own encoders do not have."""
     if not isinstance(objective, CLIP):
         raise UserError(f"{NAME} holds CLIP models, not {type(objective).__name__}")
-    image, text = objective.image, objective.text
-    if not isinstance(text, TextTransformer):
-        raise UserError(f"{NAME} is written with its own text transformer; this model has a {type(text).__name__}")
+    image, text = objective.image, clip_text(objective, NAME)
     known = (layers.quick_gelu, layers.gelu_exact, layers.gelu_tanh)
     wrong = {
         "an image encoder without class token": not image.class_token,

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fundax.encoders.resnet import ResNet
 from fundax.interop import convolutional, keymap
 from fundax.interop.checkpoint import Checkpoint, Format
@@ -53,15 +51,11 @@ def tower_of(state: Mapping[str, Any], theirs: str, image_size: int) -> ResNet:
     """The ResNet for the shapes of a state dict, under keys that begin with `theirs`."""
     basic = f"{theirs}layer1.0.conv3.weight" not in state
     width = len(state[f"{theirs}conv1.weight"])
-    last = _count(state, rf"{re.escape(theirs)}layer(\d+)\.") - 1
-    blocks = tuple(_count(state, rf"{re.escape(theirs)}layer{stage}\.(\d+)\.") for stage in range(1, last + 1))
+    last = keymap.count_modules(state, rf"{re.escape(theirs)}layer(\d+)\.") - 1
+    blocks = tuple(
+        keymap.count_modules(state, rf"{re.escape(theirs)}layer{stage}\.(\d+)\.") for stage in range(1, last + 1)
+    )
     return ResNet(image_size, width, blocks, basic=basic)
-
-
-def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
-    """Number of numbered modules: 1 + the largest number in the matching keys."""
-    found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
-    return 1 + max(found, default=-1)
 
 
 def detect(state: State) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.interop import huggingface, keymap, processor, vit
-from fundax.interop.checkpoint import Checkpoint, Format
+from fundax.interop.checkpoint import Checkpoint, Format, clip_text
 from fundax.interop.keymap import Layout, Row
 from fundax.interop.weights import State, folder_of
 from fundax.losses import contrastive
@@ -25,7 +25,13 @@ NUMBER = Layout(lambda t: t[0].reshape(()), lambda x: [x.reshape(1)])  # stored 
 DEFAULTS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}  # of SiglipImageProcessor
 ASSUMED = "mean and deviation 0.5, squashed to a square"
 CONTEXT = 64  # transformers' pipeline pads texts to this length, and the text encoder reads the padding
-_IMAGE = {"class_token": False, "patch_bias": True, "pre_norm": False, "pool": "attention", "norm_after_pool": False}
+_IMAGE: dict[str, Any] = {
+    "class_token": False,
+    "patch_bias": True,
+    "pre_norm": False,
+    "pool": "attention",
+    "norm_after_pool": False,
+}
 
 
 def detect(state: State) -> bool:
@@ -113,7 +119,7 @@ def described(path: Path) -> CLIP | None:
 def config_of(objective: CLIP, tokenizer: Any = None) -> dict[str, Any]:
     """config.json of the SiglipModel. Raises UserError for a model that it cannot hold."""
     check(objective)
-    image, text = objective.image, objective.text
+    image, text = objective.image, clip_text(objective, NAME)
     size = {"image_size": image.image_size, "patch_size": image.patch, "num_channels": 3}
     ids = {name: getattr(tokenizer, ours, None) for name, ours in (("bos", "start"), ("eos", "end"), ("pad", "pad"))}
     return {
@@ -134,9 +140,7 @@ def config_of(objective: CLIP, tokenizer: Any = None) -> dict[str, Any]:
 
 def check(objective: CLIP) -> None:
     """Raise UserError naming what SiglipModel does not have."""
-    image, text = objective.image, objective.text
-    if not isinstance(text, TextTransformer):
-        raise UserError(f"{NAME} has a text transformer; this model has a {type(text).__name__}")
+    image, text = objective.image, clip_text(objective, NAME)
     known = list(huggingface.ACTIVATIONS.values())
     wrong = {
         **{f"an image encoder with {name} = {getattr(image, name)}": getattr(image, name) != value

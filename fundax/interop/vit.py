@@ -143,7 +143,7 @@ def positions_of(state: State, source: str, theirs: str = "") -> State:
     """The same tensors with a position table of the class token, if there is one, and the patches [1 N D].
 
     timm's tables may have no row for the class token (`no_embed_class`), or rows for registers, which are added to these.
-    Raises UserError for a table that is no square grid, or could be two.
+    Raises UserError for a table that is not a square grid, or could be two.
     """
     key, registers = f"{theirs}pos_embed", state.get(f"{theirs}reg_token")
     first, count = int(f"{theirs}cls_token" in state), state[key].shape[-2]

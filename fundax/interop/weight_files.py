@@ -1,4 +1,4 @@
-"""Dtype and number of the weights files of an exported folder: float16 and bfloat16, and shards beside an index."""
+"""Dtype and number of the weights files of an exported folder: float16 and bfloat16, and shards with an index."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_dtype(found: Format, dtype: str) -> None:
 
 
 def rounded(model: Checkpoint, dtype: str) -> Checkpoint:
-    """The same model, whose numbers are rounded to what `dtype` holds. Raises UserError for a number that it does not."""
+    """Round the numbers of a model to `dtype`. Raises UserError for a number that it cannot hold."""
     kind = DTYPES[dtype]
 
     def narrow(leaf: Any) -> np.ndarray:
@@ -100,7 +100,7 @@ def parts_of(state: State, largest: int) -> list[State]:
 
 
 def write_shards(shards: list[State], path: Path) -> None:
-    """Write one file at `path`, or files named as transformers does with an index beside them."""
+    """Write one file at `path`, or several files with an index, named as transformers does."""
     if len(shards) == 1:
         write_safetensors(shards[0], path)
         return

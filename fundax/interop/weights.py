@@ -14,7 +14,7 @@ import numpy as np
 from fundax.interop import pickled
 from fundax.runtime.arrays import read_arrays
 from fundax.runtime.shapes import Index
-from fundax.runtime.workdir import read_json
+from fundax.runtime.workdir import first_line, read_json
 from fundax.types import UserError
 
 State = dict[str, np.ndarray]  # a state dict, under the checkpoint's own key names
@@ -170,7 +170,7 @@ def _read_safetensors(path: Path) -> State:
     try:
         tensors = deserialize(path.read_bytes())
     except (SafetensorError, OSError, MemoryError) as error:
-        raise UserError(f"{path}: damaged or not a safetensors file ({_first_line(error)})") from error
+        raise UserError(f"{path}: damaged or not a safetensors file ({first_line(error)})") from error
     state = {}
     for name, tensor in tensors:
         if tensor["dtype"] not in _SAFETENSORS:
@@ -207,7 +207,3 @@ def _unwrapped(loaded: Any) -> Any:
     if parts := [part for part in SELF_DISTILLED if isinstance(loaded.get(part), Mapping)]:
         return {f"{part}.{key}": value for part in parts for key, value in strip_prefixes(loaded[part]).items()}
     return next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

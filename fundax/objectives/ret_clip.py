@@ -303,14 +303,16 @@ def ret_clip(
     images = both | {name: fields.pop(name) for name in ("attention",) if name in fields}
     if size in SIZES:
         image, words = SIZES[size]
-        report = BERT(vocab, 128, *words, dropout=0.0, pool="cls" if size == "smoke" else "mean", **both)
+        report: Any = BERT(vocab, 128, *words, dropout=0.0, pool="cls" if size == "smoke" else "mean", **both)
+        if text == "clip":
+            report = TextTransformer(vocab, fields.get("context", 77), *words[:3], **both)
         fields = {"embed": image.embed, "init_logit_scale": 2.66} | fields
         sizes = (image_size or image.image_size, image.patch, image.width, image.depth, image.heads)
         return RetCLIP(image=ViT(*sizes, **images), text=report, **fields)
     tower = vit(size, image_size=image_size or size_named(size).image_size, **images)
     fields.setdefault("embed", size_named(size).embed)
     if text == "clip":
-        report: Any = text_transformer(size, vocab=vocab, context=fields.get("context", 77), **both)
+        report = text_transformer(size, vocab=vocab, context=fields.get("context", 77), **both)
     else:
         report = bert(text, vocab=vocab, dropout=dropout, **both)
     return RetCLIP(image=tower, text=report, **fields)

@@ -101,10 +101,10 @@ class Panels(Block):
 
 
 @dataclass(frozen=True)
-class SideBySide(Block):
+class Columns(Block):
     """Blocks placed next to each other if there is room."""
 
-    block = "side_by_side"
+    block = "columns"
     parts: Sequence[Block]
 
 

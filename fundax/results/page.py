@@ -17,7 +17,7 @@ from rich.progress import track
 
 from fundax.results import plots, scores
 from fundax.results.about import about
-from fundax.results.blocks import Block, Cell, Heading, Section, SideBySide, Table, Text, number, write
+from fundax.results.blocks import Block, Cell, Columns, Heading, Section, Table, Text, number, write
 from fundax.results.cases import gallery
 from fundax.results.evaluation import Evaluation
 from fundax.results.kinds import KINDS, evaluations
@@ -134,7 +134,7 @@ def _headlines(groups: Groups, resamples: int) -> list[Block]:
         return [Text("No evaluation has rows of predictions; see the other evaluations below.", soft=False)]
     made = [Table(("evaluation, run", "rows", "patients", *names), rows) for names, rows in tables.items()]
     note = "The AUC of two classes has DeLong's interval, clustered by patient if known. ECE has no interval."
-    return [*made, *([SideBySide(long)] if long else []), Text(note)]
+    return [*made, *([Columns(long)] if long else []), Text(note)]
 
 
 def _comparison(groups: Groups, resamples: int) -> list[Block]:
@@ -217,11 +217,11 @@ def _others(runs: Sequence[Run], reasons: Sequence[dict[str, str]]) -> list[Bloc
 def _configuration(runs: Sequence[Run], groups: Groups) -> list[Block]:
     args = {run.name: {k: _value(v) for k, v in run.config.get("args", {}).items()} for run in runs}
     keys = dict.fromkeys(key for values in args.values() for key in values)
-    rows = [_side_by_side(key, [values.get(key, "") for values in args.values()]) for key in keys]
+    rows = [_columns(key, [values.get(key, "") for values in args.values()]) for key in keys]
     fixed = [key for key in ("config", "steps", "batch", "seed", "best") if key not in keys]
-    rows = [_side_by_side(key, [_value(run.config.get(key, "")) for run in runs]) for key in fixed] + rows
+    rows = [_columns(key, [_value(run.config.get(key, "")) for run in runs]) for key in fixed] + rows
     rows += [
-        _side_by_side(f"{package} version", [_value(run.config.get("versions", {}).get(package, "")) for run in runs])
+        _columns(f"{package} version", [_value(run.config.get("versions", {}).get(package, "")) for run in runs])
         for package in dict.fromkeys(p for run in runs for p in run.config.get("versions", {}))
     ]
     prints = [
@@ -238,7 +238,7 @@ def _configuration(runs: Sequence[Run], groups: Groups) -> list[Block]:
     ]
 
 
-def _side_by_side(name: str, values: list[str]) -> tuple[Any, ...]:
+def _columns(name: str, values: list[str]) -> tuple[Any, ...]:
     differs = len(set(values)) > 1
     return (name, *(Cell(value or "–", kind="differs" if differs else "") for value in values))
 

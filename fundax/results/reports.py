@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fundax.evals.kinds import ReportResult
-from fundax.results.blocks import Block, Case, Reports, Section, SideBySide, Table, Text, picture, plain, write
+from fundax.results.blocks import Block, Case, Columns, Reports, Section, Table, Text, picture, plain, write
 
 # Sign and colour of findings that are correct, only in the generated report, or only in the reference.
 MARKS = {"correct": ("✓", "#007A5A"), "extra": ("+", "#B84A00"), "missed": ("−", "#56606b")}
@@ -21,7 +21,7 @@ def blocks(result: ReportResult) -> list[Block]:
     tables += [_findings(group, result) for group in dict.fromkeys(map(str, _or_empty(result.finding_group)))]
     keys = ", ".join(f"{sign} {kind}" for kind, (sign, _) in MARKS.items())
     return [
-        SideBySide(tables),
+        Columns(tables),
         Text(f"Findings: {keys}."),
         Reports([_case(result, k) for k in range(len(result.image))]),
     ]

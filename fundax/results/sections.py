@@ -14,9 +14,9 @@ from fundax.results.blocks import (
     Block,
     Case,
     Cell,
+    Columns,
     Gallery,
     Heading,
-    SideBySide,
     Table,
     Text,
     number,
@@ -39,7 +39,7 @@ def classification(group: Sequence[Evaluation], context: Context) -> list[Block]
     """Curves, calibration, confusion, metrics by class, operating points and horizons of a classification."""
     out: list[Block] = [*plots.curves_of_classes(group), _probabilities(group)]
     if group[0].kind == "classification":
-        out += [Heading("Confusion"), SideBySide([plots.confusion(evaluation) for evaluation in group])]
+        out += [Heading("Confusion"), Columns([plots.confusion(evaluation) for evaluation in group])]
     for evaluation in group:
         out += [*_classes(evaluation), *_operating(evaluation, context.validation(evaluation)), *_horizons(evaluation)]
     return out

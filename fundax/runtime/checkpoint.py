@@ -23,7 +23,7 @@ from fundax.params import _subtree, _with_subtree, check_same
 from fundax.runtime.best import Best, measured, ranking
 from fundax.runtime.process import configure_orbax, ignore_abandoned_reads
 from fundax.runtime.remote import checkpoints_of, is_complete, mirrors_checkpoints, push
-from fundax.runtime.workdir import digest_of_json, refusal
+from fundax.runtime.workdir import digest_of_json, first_line, refusal
 from fundax.tuning import merged
 from fundax.types import Extra, Params, UserError
 
@@ -220,7 +220,7 @@ def load_saved(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params,
         names = [name for name in ("params", "extra") if name in run["fingerprint"]]
         items = {name: _read_item(folder / name) for name in names}
     except Exception as cause:
-        raise UserError(f"checkpoint {folder} is damaged ({_first_line(cause)}); load another step") from cause
+        raise UserError(f"checkpoint {folder} is damaged ({first_line(cause)}); load another step") from cause
     wrong = [name for name, tree in items.items() if run["fingerprint"][name] != _fingerprint(tree)]
     if wrong:
         raise UserError(f"checkpoint {folder}: {wrong[0]} differs from what was saved; load another step")
@@ -363,7 +363,3 @@ def _intact(folder: Any) -> bool:
         return all(_fingerprint(_read_item(folder / name)) == run["fingerprint"][name] for name in names)
     except Exception:
         return False
-
-
-def _first_line(cause: Exception) -> str:
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]

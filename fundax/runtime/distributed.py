@@ -9,9 +9,12 @@ Precedence: flags, FUNDAX_* and JAX_* variables, torchrun's variables, XPK/GKE, 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import json
+import os
 import re
+import signal
 import sys
 import threading
 import zlib
@@ -282,6 +285,8 @@ def initialize(cluster: Cluster, timeout_s: int = 300) -> str:
             _join(cluster, timeout_s + 60)
         finally:
             late.cancel()
+        if jax.process_count() > 1:
+            ctypes.CDLL(None).signal(int(signal.SIGABRT), _aborted)
         if jax.process_count() > 1 and jax.default_backend() == "cpu":
             # Only process 0 caches compiled programs. A cached program runs its collectives in another order than the
             # same program compiled afresh in the other processes (jax 0.10.2), and then Gloo aborts.
@@ -289,6 +294,16 @@ def initialize(cluster: Cluster, timeout_s: int = 300) -> str:
     mine, processes = jax.local_device_count(), jax.process_count()
     there = max(mine, cluster.gpus or 0) if jax.default_backend() == "gpu" else mine
     return f"using {mine} of {there} local devices, {processes} process{'es' if processes > 1 else ''} ({cluster.platform})"
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(number: int) -> None:
+    """End with a line where JAX aborts from a thread of its own, which raises nothing: process 0 is gone, for example."""
+    line = (
+        "JAX has ended this process, probably because another one has ended or cannot be reached (the reason is above)"
+    )
+    os.write(2, f"error: {line}; restart all of them to resume from the last checkpoint\n".encode())
+    os._exit(1)  # and nothing else: the other threads are as they were
 
 
 def _give_up(cluster: Cluster, timeout_s: int) -> None:

@@ -100,7 +100,7 @@ class Preemption:
         return helper.result()
 
     def together(self, call: Callable[..., _T], *arguments: Any) -> _T:
-        """What `call` of `arguments` returns, once it has returned in every process; `call` must not communicate.
+        """Return call(*arguments), as soon as it has returned in every process; `call` must not communicate.
 
         A signal to any process raises Interrupted in all of them at once. Raises JaxRuntimeError where `call` failed in
         another process. For a single process, see `during`.
@@ -141,7 +141,7 @@ class Preemption:
 
 
 class _Helper(threading.Thread):
-    """A call in a thread of its own, started, under the settings that JAX has in this one."""
+    """A call that was started in a separate thread, with the JAX settings of this thread."""
 
     def __init__(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         super().__init__(name=HELPER, daemon=True)
@@ -173,13 +173,13 @@ def _agree(helper: _Helper, asked: Callable[[], bool]) -> str:
 
     Process 0 decides and the others wait for its verdict, so that no two find different ones.
     """
-    client, process, key, told = _client(), jax.process_index(), f"fundax/together/{next(_calls)}", set()
+    client, process, key, sent = _client(), jax.process_index(), f"fundax/together/{next(_calls)}", set()
     while True:
         helper.join(_POLL_S)
         ended = not helper.is_alive()
         state = {_DONE: ended, _STOP: asked(), _FAILED: ended and helper.error is not None}
-        for word in [word for word, true in state.items() if true and word not in told]:
-            told.add(word)
+        for word in [word for word, true in state.items() if true and word not in sent]:
+            sent.add(word)
             client.key_value_set(f"{key}/{word}/{process}", "")
         found = [path.removeprefix(key).split("/")[1:] for path, _ in client.key_value_dir_get(key)]
         if process == 0 and (verdict := _verdict([word for word, _ in found], jax.process_count())):
@@ -194,7 +194,7 @@ def _verdict(words: Sequence[str], processes: int) -> str:
 
 
 def _client() -> Any:
-    """The key-value store of the processes, which JAX does not export."""
+    """The key-value store of the processes, a private part of JAX."""
     from jax._src import distributed
 
     return distributed.global_state.client

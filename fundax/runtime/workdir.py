@@ -41,6 +41,11 @@ def refusal(error: BaseException) -> str:
     return ""
 
 
+def first_line(cause: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
+
+
 def make(workdir: str | Path) -> None:
     """Create the folder of a run if it does not exist. Raises UserError if that cannot be done."""
     try:

@@ -17,8 +17,9 @@ from data_pipelines.records import DataError
 from fundax.config import arguments_of, load
 from fundax.encoders.heads import IBOTHead
 from fundax.encoders.vit import dino_vit
-from fundax.interop import all_formats, write_safetensors
+from fundax.interop import write_safetensors
 from fundax.interop.checkpoint import Checkpoint
+from fundax.interop.formats import writer
 from fundax.interop.initial import own_state
 from fundax.interop.read import read_run
 from fundax.objectives.clip import clip
@@ -83,7 +84,7 @@ def forms(tmp_path_factory):
             checkpoints.save(1, {"params": params, "extra": extra, "opt": {}}, {}, {})
         model = read_run(path)
         for form in EXPORTS.get(name, ()):
-            format_ = next(f for f in all_formats() if f.name == form and isinstance(objective, f.holds))
+            format_ = writer(form, model)
             found[name, form] = folder / f"{name}_{form}"
             format_.write(format_.select(model), found[name, form], False)
         found[name, "file"] = bare(name, model, folder / f"{name}_bare")

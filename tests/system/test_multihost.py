@@ -162,15 +162,24 @@ def compiling(*arguments):
         time.sleep(600)
     return compiled(*arguments)
 
-def told_while_compiling():
+def signal_while_compiling():
     fundax.train.compiled = compiling
     try:
         fit(steps=8)
     except SystemExit as end:
         print(f"{jax.process_index()}: left with {end.code}", flush=True)
 
+def left_alone():
+    if jax.process_index() == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
 compiled = fundax.train.compiled
-together(Shape(2, 1), told_while_compiling)
+together(Shape(2, 1), signal_while_compiling)
+try:
+    together(Shape(2, 1), left_alone)
+except SystemExit as end:
+    print(end, flush=True)
 together(Shape(2, 1), lambda: fit(steps=8 + jax.process_index()))
 together(Shape(2, 1), lambda: fit(steps=8, poison=4))
 """
@@ -180,6 +189,7 @@ def test_processes_end_together_and_what_all_call_saved_is_on_disk(tmp_path):
     argv = [sys.executable, "-c", MISTAKES, str(tmp_path / "run")]
     done = subprocess.run(argv, env=environment(), cwd=REPO, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 x 1: exit codes [-9, 1]" in done.stdout and "error: JAX has ended this process" in done.stderr
     for k in (0, 1):
         assert f"{k}: left with 0" in done.stdout, "SIGTERM to one process, while it compiles, ends both"
         assert f"{k}: process {k} was given steps {8 + k}, and others were given something else" in done.stdout

@@ -131,7 +131,7 @@ def test_only_a_few_shapes_are_compiled(model):
     from fundax.inference import model as predict
 
     model.encode_image(IMAGES)
-    before = predict._forward._cache_size()
+    before = predict.forward._cache_size()
     for n in (1, 3, 4, 5):
         model.encode_image(IMAGES[:n])
-    assert predict._forward._cache_size() == before  # 1 and 4 were compiled for the five
+    assert predict.forward._cache_size() == before  # 1 and 4 were compiled for the five

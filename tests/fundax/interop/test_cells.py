@@ -54,7 +54,7 @@ WRITTEN = {
     "Hugging Face DINOv3ViTModel": {"Encoder": KINDS, "IBOT": KINDS},
     "Hugging Face BertForMaskedLM": {"MaskedText": "fundax/objectives/test_masked_text.py::test_transformers_computes_the_same"},
     "Hugging Face towers with heads": {name: TOWERS for name in EVERY if name not in ("CLIP", "IBOT", "Encoder")},
-    "FLAIR": {"FLAIR": "golden/test_flair.py::test_a_written_state_dict_is_the_peers_bit_for_bit", "KeepFIT": DECODERS},
+    "FLAIR": {"FLAIR": "golden/test_flair.py::test_a_written_state_dict_is_the_originals_bit_for_bit", "KeepFIT": DECODERS},
     "KeepFIT": {"KeepFIT": "golden/test_keepfit.py::test_loss_and_every_gradient"},
     "KeepFIT's FFA captioner": {"Report": "golden/test_keepfit.py::test_report_log_probabilities_loss_and_gradients"},
     "VisionFM": {"IBOT": "golden/test_visionfm_pretraining.py::test_checkpoint_round_trip_is_bit_for_bit"},

@@ -110,8 +110,8 @@ def test_an_export_that_differs_from_the_other_program_is_an_error(run, tmp_path
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_of_another_dtype_are_rounded_once(run, tmp_path, dtype):
-    said = exchange.export(run, "huggingface", tmp_path / "out", dtype=dtype)
-    assert "parameters read back bit for bit" in said
+    message = exchange.export(run, "huggingface", tmp_path / "out", dtype=dtype)
+    assert "parameters read back bit for bit" in message
     kind = weight_files.DTYPES[dtype]
     assert {value.dtype for value in read_state(tmp_path / "out").values()} == {np.dtype(kind)}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
@@ -213,7 +213,7 @@ def test_an_import_without_tokenizer_says_so(tmp_path):
     assert f"{count:,} parameters" in message
 
 
-def test_a_folder_is_uploaded_or_the_reason_is_said(run, tmp_path, monkeypatch):
+def test_a_folder_is_uploaded_or_an_error_gives_the_reason(run, tmp_path, monkeypatch):
     import huggingface_hub
 
     exchange.export(run, "open_clip", tmp_path / "none")

@@ -147,7 +147,7 @@ def test_a_training_checkpoint_of_open_clip(tmp_path):
 
 @pytest.mark.parametrize("kind", ["file", "open_clip", "huggingface"])
 def test_a_ret_clip_starts_in_english_from_clips_encoders(tmp_path, kind):
-    """OpenAI's file, EyeCLIP's (with its decoder and sizes beside the weights), or a folder of CLIP's."""
+    """OpenAI's file, EyeCLIP's (with its decoder and a configuration of sizes), or a folder of CLIP's."""
     theirs = numbers(tiny())
     if kind == "file":
         state = open_clip.from_fundax(tiny(), theirs) | {"visual.decoder.weight": np.zeros(2, np.float32)}

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fundax.encoders.autoencoder import MaskedDecoder
 from fundax.encoders.bert import BERT
+from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.interop import keymap
 from fundax.objectives.ret_clip import LEVELS, Reconstruction, RetCLIP, ret_clip
@@ -147,6 +148,15 @@ def test_the_patient_feature_of_one_eye_is_that_eye_twice(params):
     np.testing.assert_allclose(photo["image_features"], only_left["image_features"], atol=1e-6)
     np.testing.assert_allclose(photo["visual"], only_left["visual_left"], atol=1e-6)
     assert {name for name in photo if "scale" not in name} == {"visual", "image_raw", "image_features"}
+
+
+@pytest.mark.parametrize("size", ["tiny", "Ti/16"])
+def test_texts_can_be_read_by_clips_transformer(size):
+    objective = ret_clip(size, "clip", vocab=40, context=6)
+    assert isinstance(objective.text, TextTransformer) and objective.text.context == objective.context == 6
+    batch = objective.batch_spec(2)
+    params, extra = jax.eval_shape(objective.init, jax.random.key(0), batch)
+    assert jax.eval_shape(objective.loss, params, extra, batch, jax.random.key(0), ZERO)[0].shape == ()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

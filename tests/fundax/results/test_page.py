@@ -21,13 +21,13 @@ from fundax.results import sections
 from fundax.results.blocks import (
     Case,
     Cell,
+    Columns,
     Gallery,
     Heading,
     Matrix,
     Panels,
     Reports,
     Section,
-    SideBySide,
     Table,
     Text,
     number,
@@ -214,7 +214,7 @@ def test_every_block_escapes_what_it_shows():
     """No name from a file becomes markup, wherever it stands; the numbers stand as a journal prints them."""
     case = Case([(picture(np.zeros((2, 2, 3), np.uint8)), HOSTILE)], HOSTILE, HOSTILE, HOSTILE, [(HOSTILE, HOSTILE)])
     blocks = [
-        *(Heading(HOSTILE), Text(HOSTILE), SideBySide([Text(HOSTILE)]), Reports([case])),
+        *(Heading(HOSTILE), Text(HOSTILE), Columns([Text(HOSTILE)]), Reports([case])),
         Table(
             (HOSTILE,),
             [(HOSTILE, Cell(HOSTILE, HOSTILE), number(Estimate(0.5, 0.4, 0.6)), number(blank("a < b")))],

@@ -276,7 +276,7 @@ def test_a_file_of_words_a_large_file_and_a_bomb_are_refused_in_words(page, tmp_
         page.until("!document.querySelector('#ask').disabled")
         page.run("document.querySelector('#ask').click()")
         page.until(f"document.querySelector('#error').textContent.includes('{message}')")
-    assert page.run("document.querySelector('#answers').childElementCount") == 0, "no answer beside another photograph"
+    assert page.run("document.querySelector('#answers').childElementCount") == 0, "no answer next to another photograph"
     shown(page, "refused")
 
 
