@@ -122,6 +122,8 @@ def workspace(tmp_path, monkeypatch, trained):
         ],
     )
     monkeypatch.setattr("fundax.serving.web.run", lambda served, host, port: None)
+    for upload in ("create_repo", "upload_folder"):
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{upload}", lambda self, *name, **options: None)
     np.savez(tmp_path / "features.npz", features=features_of(trained), image=np.array(["gone.jpg"]))
     monkeypatch.setattr("fundax.interop.pretrained._in_package", lambda name: trained / "quickstart")
     return tmp_path
