@@ -112,7 +112,7 @@ def read(path: str | Path) -> Any:
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused: damaged, or no file of tensors ({error})") from error
+        raise UserError(f"{path}: damaged, or not a file of tensors ({error})") from error
     except Exception as error:  # damaged bytes raise what pickle, zipfile and struct happen to raise
         raise UserError(f"{path}: damaged or not a PyTorch state dict ({type(error).__name__}: {error})") from error
 
