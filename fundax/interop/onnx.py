@@ -190,7 +190,8 @@ def run(graph: Graph, jaxpr: Any, constants: Sequence[str], inputs: Sequence[str
 
     def read(one: Any) -> str:
         if isinstance(one, core.Literal):
-            return graph.constant(np.asarray(one.val, one.aval.dtype))
+            aval: Any = one.aval
+            return graph.constant(np.asarray(one.val, aval.dtype))
         return values[one]
 
     for equation in _used(jaxpr):

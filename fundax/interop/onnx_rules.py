@@ -297,7 +297,7 @@ def _convolution(graph: Graph, equation: Any, x: str, kernel: str) -> str:
         kernel = graph.transposed(kernel, numbers.rhs_spec)
         fields = {"pads": [*pads[0], *pads[1]], "strides": strides, "dilations": apart, "group": groups}
         y = graph.add("Conv", x, kernel, **fields)
-    return graph.transposed(y, np.argsort(numbers.out_spec))
+    return graph.transposed(y, np.argsort(numbers.out_spec).tolist())
 
 
 def _transposed_convolution(graph: Graph, equation: Any, x: str, kernel: str, pads: Any, apart: list[int]) -> str:
@@ -333,7 +333,7 @@ def _max_pool(graph: Graph, equation: Any, x: str) -> str:
     window, strides, apart = ([int(rows[axis][i]) for axis in moved] for i in (0, 1, 3))
     y = graph.add("MaxPool", x, kernel_shape=window, strides=strides, pads=pads, dilations=apart)
     y = graph.add("Reshape", y, graph.shape([after[axis] for axis in order]))
-    return graph.transposed(y, np.argsort(order))
+    return graph.transposed(y, np.argsort(order).tolist())
 
 
 def _erfc(graph: Graph, equation: Any, x: str) -> str:

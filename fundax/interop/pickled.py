@@ -213,7 +213,7 @@ class _NumberType:
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
-def _number(kind: _NumberType, data: bytes) -> Any:
+def _scalar(kind: _NumberType, data: bytes) -> Any:
     return np.frombuffer(data, kind.dtype)[0].item()
 
 
@@ -237,7 +237,7 @@ _KNOWN: dict[str, Any] = {
     "collections.OrderedDict": collections.OrderedDict, "collections.defaultdict": _mapping, "_codecs.encode": _encoded,
     "torch._utils._rebuild_parameter": _first, "torch.Size": _first, "torch.device": _first, "numpy.dtype": _NumberType,
     "argparse.Namespace": argparse.Namespace,
-    **{f"numpy.{core}.multiarray.scalar": _number for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
     **{f"{module}.{kind}": PurePosixPath for module in ("pathlib", "pathlib._local") for kind in _PATHS},
     **{f"builtins.{kind}": _first for kind in ("list", "dict", "int", "long", "float", "str", "unicode", "tuple", "bool", "set")},
     **{f"torch.{kind}": f"torch.{kind}" for kind in ("float32", "float16", "bfloat16", "float64", "int64")},

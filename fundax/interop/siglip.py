@@ -102,7 +102,7 @@ def objective_of(config: Mapping[str, Any]) -> CLIP:
     )
     embed = text.get("projection_size") or words.width
     return CLIP(
-        image=image, text=words, embed=embed, mean=(0.5,) * 3, std=(0.5,) * 3, text_bias=True, image_projection=False,
+        image=image, text=words, embed=embed, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), text_bias=True, image_projection=False,
         contrast=contrastive.sigmoid_contrastive, init_logit_bias=0.0,
     )  # fmt: skip
 

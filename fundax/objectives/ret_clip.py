@@ -151,7 +151,8 @@ class RetCLIP:
         """The outputs of one eye's level under the names of the patient's."""
         suffix, out = SUFFIX[self.single], {}
         if "visual" in found:
-            raw = image_levels(params["project"], **{"left": None, "right": None} | {self.single: found["visual"]})
+            left, right = (found["visual"] if self.single == side else None for side in ("left", "right"))
+            raw = image_levels(params["project"], left, right)
             image = raw[f"{self.single}_raw"]
             out = {"image_raw": image, "image_features": l2_normalize(image)}
         names = ("text_raw", "text_features", "logit_scale")
