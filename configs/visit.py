@@ -23,7 +23,7 @@ PRESETS = {"smoke": {"patients": 24, "image_slots": 6, "text_slots": 9}}
 def recipe(
     *,
     data: Data = Data(patients=1200, modalities=("CFP", "OCT", "FFA")),
-    run: Run = Run(batch=24, steps=400, lr=1e-3, weight_decay=0.1),
+    run: Run = Run(batch=24, steps=800, lr=1e-3, weight_decay=0.1),
     visits: VisitOptions = VisitOptions(),
     terms: Terms = Terms(),
     size: str = "tiny",
