@@ -18,7 +18,7 @@ TEMPLATES = ("{}.", "findings consistent with {}.", "fundus photograph showing {
 def recipe(
     *,
     data: Data = Data(),
-    run: Run = Run(batch=64, steps=400, lr=1e-3, weight_decay=0.1),
+    run: Run = Run(batch=64, steps=400, lr=2e-3, weight_decay=0.1),
     size: str = "",
     image_size: int = 0,
     init: str = "",
