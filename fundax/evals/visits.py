@@ -40,6 +40,17 @@ class Sheet(NamedTuple):
 class VisitScores:
     """An Eval of held-out visits.
 
+    Its metrics are
+
+    - macro_auc (of visits), eye/macro_auc, view/macro_auc, and macro_auc/NAME of each subset of modalities ("CFP+OCT")
+      and of each single view ("CFP left");
+    - best_single_view, and gain_over_best_single_view (with _low and _high) on the visits with this view;
+    - R@10/NAME and lift/NAME (R@10 divided by chance) of retrieval between the modalities of an eye ("OCT to CFP"),
+      between eyes ("CFP left to right") and from reports ("report to visit"), and the means over pairs of modalities,
+      cross_modal_R@10 and cross_modal_lift.
+
+    The arrays are a table with a row for each subset and single view.
+
     Args:
         data: packed batches of visits with patient, and label, label_left and label_right i32 [B], below 0 if unknown.
         classes: names of the K classes; () omits the zero-shot scores.
@@ -47,19 +58,8 @@ class VisitScores:
         modalities: names of the indices `view_modality`.
         resamples: number of bootstrap resamples of patients, for 95 % intervals.
 
-    Returns:
-        Scores with the metrics
-
-        - macro_auc (of visits), eye/macro_auc, view/macro_auc, and macro_auc/NAME of each subset of modalities
-          ("CFP+OCT") and of each single view ("CFP left");
-        - best_single_view, and gain_over_best_single_view (with _low and _high) on the visits with this view;
-        - R@10/NAME and lift/NAME (R@10 divided by chance) of retrieval between the modalities of an eye ("OCT to CFP"),
-          between eyes ("CFP left to right") and from reports ("report to visit"), and the means over pairs of modalities,
-          cross_modal_R@10 and cross_modal_lift.
-
-        The arrays are a table with a row for each subset and single view.
-
-    Raises UserError if no visit is labelled.
+    Raises:
+        UserError: no visit is labelled.
     """
 
     data: Callable[[], Iterator[Batch]]
