@@ -346,8 +346,8 @@ def ema_update(average: Any, new: Any, momentum: jax.Array | float) -> Any:
 
 def _require(pattern: str, params: Any, name: str) -> None:
     # Parameters that do not train (fundax/tuning.py) are nodes without leaves here, and count as found.
-    masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
-    paths = [_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params, is_leaf=masked)]
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    paths = [_path(p) for p, _ in leaves]
     if not any(re.search(pattern, path) for path in paths):
         raise UserError(f"{name}: no parameter path matches {pattern!r}; paths begin with {sorted(paths)[:3]}")
 

@@ -76,7 +76,7 @@ def check(chosen: Tuning, params: Params, extra: Extra) -> None:
         raise _refused(chosen, "a self-distilled encoder makes its own targets, so its head alone learns nothing")
     if chosen.rank:
         flat = flatten(with_adapters(chosen, params, {}, abstract=True)[0])
-    if not any(chosen.rows(flat).values()):
+    if not any(rows_of(chosen, flat).values()):
         raise _refused(chosen, "nothing would be trained")
 
 
@@ -134,11 +134,16 @@ def _number(found: re.Match[str]) -> tuple[int, ...]:
 _PLAIN: dict[str, Callable[[Flat], Rows] | None] = {"full": None, "head": _head, "text": _text}
 
 
+def rows_of(chosen: Tuning, flat: Flat) -> Rows:
+    """How many of the last rows of each leaf train."""
+    return dict.fromkeys(flat, ALL) if chosen.rows is None else chosen.rows(flat)
+
+
 def split(chosen: Tuning, params: Params) -> tuple[Params, Params]:
     """Split a tree into the trained part and the rest. Each has optax's MaskedNode where the other one has the whole leaf."""
     if chosen.rows is None:
         return params, {}
-    rows = chosen.rows(flatten(params))
+    rows = rows_of(chosen, flatten(params))
 
     def trained(path: Any, leaf: Any) -> Any:
         count = rows[path_string(path)]
@@ -166,12 +171,13 @@ def join(trained: Params, fixed: Params) -> Params:
 
 def count_trained(chosen: Tuning, params: Params) -> int:
     """Number of trained parameters of a tree, which may be abstract."""
-    if chosen.rows is None:
-        return sum(leaf.size for leaf in jax.tree.leaves(params))
     flat = flatten(params)
-    rows = chosen.rows(flat)
-    return sum(leaf.size * (1 if rows[path] == ALL else rows[path]) // (1 if rows[path] == ALL else leaf.shape[0])
-               for path, leaf in flat.items() if leaf.ndim or rows[path])  # fmt: skip
+    rows = rows_of(chosen, flat)
+    return sum(
+        leaf.size if rows[path] == ALL else leaf.size // leaf.shape[0] * rows[path]
+        for path, leaf in flat.items()
+        if rows[path]
+    )
 
 
 # ---------------------------------------------------------------------------------------- low-rank adapters

@@ -35,18 +35,23 @@ def tensorflow_datasets() -> Any:
 
 def write(dataset: EyeDataset, datasets: Mapping[str, EyeDataset], from_dir: Path, data_dir: Path) -> Path:
     """Build `dataset` from the publisher's folder. TFDS writes to a temporary folder and renames it at the end."""
-    tfds = tensorflow_datasets()
     builder = builder_class(tuple(datasets.values()))(config=dataset.name, data_dir=str(data_dir))
+    prepare(builder, str(from_dir.absolute()))
+    return directory(dataset.name, data_dir)
+
+
+def prepare(builder: Any, from_dir: str | None = None) -> None:
+    """Let a TFDS builder write its files, with a progress bar on a terminal."""
+    tfds = tensorflow_datasets()
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     # TFDS prints messages about downloads and creates a folder for them, although nothing is downloaded.
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
         builder.download_and_prepare(
             download_dir=downloads,
-            download_config=tfds.download.DownloadConfig(manual_dir=str(from_dir.absolute())),
+            download_config=tfds.download.DownloadConfig(manual_dir=from_dir),
             file_format="array_record",
         )
-    return directory(dataset.name, data_dir)
 
 
 @functools.cache

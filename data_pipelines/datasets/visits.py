@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import json
 import os
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.datasets.builder import tensorflow_datasets
+from data_pipelines.datasets.builder import prepare, tensorflow_datasets
 from data_pipelines.files.json_files import checked
 from data_pipelines.images.decode import load
 from data_pipelines.records import DataError, Record, Source, View
@@ -37,14 +34,10 @@ def write(source: Source, data_dir: Path) -> Path:
     A record keeps its views, reports, findings, attributes, and targets that are numbers or lists of numbers. Masks are
     refused; `launch.py data convert` stores them.
     """
-    target, tfds = directory(data_dir), tensorflow_datasets()
+    target = directory(data_dir)
     if target.exists():
         raise DataError(f"{NAME} is already built; delete {target} to build it again")
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    builder = builder_class()(source, config=NAME, data_dir=str(data_dir))
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
-        builder.download_and_prepare(download_dir=downloads, file_format="array_record")
+    prepare(builder_class()(source, config=NAME, data_dir=str(data_dir)))
     return target
 
 

@@ -53,7 +53,7 @@ def export(
         checkpoint: Checkpoint: best, latest or a step; by default best if the run selected one.
         overwrite: Replace a folder that is not empty.
         dtype: Dtype of the weights.
-        license: License in the model card, such as apache-2.0; derived weights keep that of the weights they started from.
+        license: Licence in the model card, such as apache-2.0; the licence of the initial weights still applies.
         base_model: What the run started from, in the model card; empty takes the name of its --init.
     """
     if to == adapters.NAME:

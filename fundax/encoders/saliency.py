@@ -1,8 +1,8 @@
 """Maps of what a model reads: attention of a ViT's class token, and Grad-CAM (arXiv:1610.02391) of any image encoder.
 
-Grad-CAM shows which places of an image raise a number that the model computes. The feature map of a
-convolutional network is the output of its last unit, that of a ViT the input of its last attention: behind it, the patches
-of a ViT that pools its class token have no gradient."""
+Grad-CAM shows which places of an image raise a number that the model computes. The feature map is the output of the last
+unit of a convolutional network, and the input of the last attention layer of a ViT. After that layer, a ViT that returns its
+class token does not use the patches, so their gradient is zero."""
 
 from __future__ import annotations
 

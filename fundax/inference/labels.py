@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from data_pipelines.images.decode import ImageLike
 from data_pipelines.records import MODALITIES, modality_name
 from fundax.encoders.backbone import BackboneWithHead
 from fundax.inference.answers import check_out, table_of, write_rows
@@ -72,13 +73,13 @@ def names_of(model: Checkpoint) -> tuple[str, ...]:
     return names or tuple(str(k) for k in range(count))
 
 
-def predicted(model: Checkpoint, image: str | Path, modality: int = 0, days: float | None = None) -> np.ndarray:
+def predicted(model: Checkpoint, image: ImageLike, modality: int = 0, days: float | None = None) -> np.ndarray:
     """Probabilities, or values in their units, f32 [K]. Raises DataError naming an image that cannot be read."""
     return next(predictions(model, [image], modality, days))
 
 
 def predictions(
-    model: Checkpoint, images: Sequence[str | Path], modality: int = 0, days: float | None = None
+    model: Checkpoint, images: Sequence[ImageLike], modality: int = 0, days: float | None = None
 ) -> Iterator[np.ndarray]:
     """Probabilities, or values in their units, f32 [K], of each photograph.
 

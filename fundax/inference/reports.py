@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 import numpy as np
 from rich.table import Table
 from rich.text import Text
@@ -49,8 +50,13 @@ def write_reports(
     if beams is not None and not 1 <= beams <= model.objective.decoder.vocab:
         raise UserError(f"--beams {beams}: expected 1 (the likeliest word at each step) or a few more")
     objective = replace(model.objective, beams=beams or model.objective.beams)
-    read = lambda image, number: read_photograph(image, model.preprocessing, f"image {number}")  # noqa: E731
-    compute = lambda pixels: {"ids": forward(objective, model.params, extra, {"image": pixels})["report"]}  # noqa: E731
+
+    def read(image: files.ImageLike, number: int) -> np.ndarray:
+        return read_photograph(image, model.preprocessing, f"image {number}")
+
+    def compute(pixels: np.ndarray) -> dict[str, jax.Array]:
+        return {"ids": forward(objective, model.params, extra, {"image": pixels})["report"]}
+
     ids = np.concatenate([out["ids"] for out in compute_batches(images, read, compute, BATCH, "writing")])
     find = vocabulary()
     return [WrittenReport(text, tuple(sorted(find(text)))) for text in model.tokenizer.decode(ids)]

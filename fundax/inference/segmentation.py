@@ -38,7 +38,10 @@ def masks(
     objective, facts = model.objective, model.preprocessing
     size = int(facts["image_size"])
     params = jax.tree.map(jax.numpy.asarray, model.params)
-    maps = lambda views: np.asarray(forward(objective, params, extra, {"image": views})["probability"])  # noqa: E731
+
+    def maps(views: np.ndarray) -> np.ndarray:
+        return np.asarray(forward(objective, params, extra, {"image": views})["probability"])
+
     for path in images:
         seen = Prepared(
             wrap([{"image": Path(path)}]), size, resize=facts["resize"], crop=facts.get("crop_field", False)

@@ -21,7 +21,7 @@ from fundax.params import flatten, unflatten
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import load_saved, resolve
 from fundax.runtime.workdir import read_json, read_optional_json, write_json
-from fundax.tuning import COPIES, merged, tuning
+from fundax.tuning import COPIES, merged, rows_of, tuning
 from fundax.types import UserError
 
 NAME, WEIGHTS = "adapters", "adapters.safetensors"
@@ -33,17 +33,15 @@ def write_adapters(run: str | Path, out: str | Path, checkpoint: int | str = "",
 
     Raises UserError for a run without adapters, and for one whose answers come from an average of its parameters.
     """
-    step, word = (
-        resolve(run, checkpoint),
-        str(read_optional_json(Path(run) / "config.json").get("args", {}).get("tune")),
-    )
-    params, extra = load_saved(run, step)
+    step = resolve(run, checkpoint)
+    word = str(read_optional_json(Path(run) / "config.json").get("args", {}).get("tune"))
     if not word.startswith("lora:"):
         raise UserError(f"{run} has no adapters; expected a run of --tune lora:RANK")
+    params, extra = load_saved(run, step)
     if copies := [name for name in COPIES if name in extra]:
         raise UserError(f"{run} answers by the {copies[0]} of its parameters, which adapters alone do not hold")
     flat = flatten(params)
-    rows = tuning(word).rows(flat)  # type: ignore[misc]
+    rows = rows_of(tuning(word), flat)
     trained = own_state(unflatten({path: leaf for path, leaf in flat.items() if rows[path]}))
     base = own_state(unflatten({path: leaf for path, leaf in flat.items() if not rows[path]}))
     state = trained | {_EXTRA + path: leaf for path, leaf in own_state(extra).items() if not path.startswith("image/")}

@@ -89,8 +89,8 @@ class Format:
             tables as long as they are stored: for files without configuration. None where `read` needs none.
         fills: classes of objectives that `read_as` gives parameters of, where they are not those that it holds.
         select: the part of a model that is written, such as the teacher's encoder of a pretraining.
-        objective_of: (folder) to the model that its configuration describes, without reading weights, or to None if it is
-            of another format; None where only weights say it.
+        objective_of: maps a folder to the model that its configuration describes, without reading weights, or to None for
+            a folder of another format. None if the configuration does not describe the model.
         narrow: whether the other program reads its weights in float16 and bfloat16, too.
         shards: whether it reads weights that are split into several files with an index.
         fits: whether it holds a model of these classes, where several formats of one program hold them.

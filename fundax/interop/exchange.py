@@ -50,8 +50,8 @@ def export(
         out: the folder to write.
         checkpoint: "best", "latest" or a step; "" is the best one if the run selected one, else the latest.
         overwrite: replace a folder that is not empty.
-        license: licence in the model card, an identifier of model hubs such as "apache-2.0". Weights keep the licence
-            of the weights they started from.
+        license: licence in the model card, an identifier of model hubs such as "apache-2.0". The licence of the initial
+            weights also applies to the weights trained from them.
         base_model: base model in the model card; "" takes the name of the run's --init.
         dtype: dtype of the weights: "float32", "float16" or "bfloat16"; features are compared after rounding.
         largest: size in bytes above which weights are written in shards, where the other program reads them.

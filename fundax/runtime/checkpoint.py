@@ -202,7 +202,8 @@ class Checkpoints:
 
 def load_params(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params, Extra]:
     """(params, extra) of a run as NumPy arrays, with low-rank adapters merged into their kernels; see `load_saved`."""
-    return tuple(map(merged, load_saved(workdir, checkpoint)))  # type: ignore[return-value]
+    params, extra = load_saved(workdir, checkpoint)
+    return merged(params), merged(extra)
 
 
 def load_saved(workdir: str | Path, checkpoint: int | str = "") -> tuple[Params, Extra]:

@@ -17,6 +17,7 @@ from fundax.inference import eyes, labels, reports, visits, zero_shot
 from fundax.inference.explain import overlay
 from fundax.inference.model import Model
 from fundax.inference.saliency import saliency_maps
+from fundax.interop.checkpoint import Checkpoint
 from fundax.objectives.forecast import Forecast
 from fundax.objectives.regress import Regress
 from fundax.types import UserError
@@ -61,7 +62,7 @@ def kind_of(model: Model) -> Kind:
 
 def names_of(model: Model, question: Question) -> tuple[str, ...]:
     """The names of the classes or values of an answer."""
-    return question.classes if kind_of(model).in_words else labels.names_of(model)  # type: ignore[arg-type]
+    return question.classes if kind_of(model).in_words else labels.names_of(_checkpoint(model))
 
 
 def check_question(model: Model, places: Collection[str], classes: Sequence[str]) -> None:
@@ -113,6 +114,11 @@ def data_uri(picture: np.ndarray) -> str:
 # ---------------------------------------------------------------------------------------- how each is asked
 
 
+def _checkpoint(model: Model) -> Checkpoint:
+    """The model as the functions of `launch.py predict` take it."""
+    return Checkpoint(model.objective, model.params, model.preprocessing, model.tokenizer, extra=model.extra)
+
+
 def _one(model: Model) -> tuple[str, ...]:
     del model
     return ("image",)
@@ -126,7 +132,7 @@ def _in_words(model: Model, question: Question) -> dict[str, np.ndarray]:
 def _labelled(model: Model, question: Question) -> dict[str, np.ndarray]:
     (image,) = question.images.values()
     days = question.days if isinstance(model.objective, Forecast) else None
-    return {"image": labels.predicted(model, image, model.row, days)}  # type: ignore[arg-type]
+    return {"image": labels.predicted(_checkpoint(model), image, model.row, days)}
 
 
 def _eyes(model: Model, question: Question) -> dict[str, np.ndarray]:
@@ -149,7 +155,7 @@ def _places_of_a_visit(model: Model) -> tuple[str, ...]:
 
 def _report(model: Model, question: Question) -> dict[str, str]:
     (image,) = question.images.values()
-    (found,) = reports.write_reports(model, model.extra, [image])  # type: ignore[arg-type]
+    (found,) = reports.write_reports(_checkpoint(model), model.extra, [image])
     return {"report": found.text, "findings": ", ".join(found.findings) or "none named"}
 
 
