@@ -41,7 +41,8 @@ KEEP = "keep_"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rows(Part):
-    """The image of each of the N rows of a result: row of the source, patient, and attributes for subgroups; [N] each.
+    """The image of each of the N rows of a result: row of the source, patient, and attributes for subgroups; [N] each, or
+    as stated.
 
     `kept` are columns that were asked for by keep=, by name; a batch and a file have them under KEEP and the name.
     """
@@ -56,7 +57,7 @@ class Rows(Part):
     site: np.ndarray | None = None
     camera: np.ndarray | None = None
     ethnicity: np.ndarray | None = None
-    days: np.ndarray | None = None  # between visits
+    days: np.ndarray | None = None  # [N V], from each of V images of a forecast to the later visit
     horizon: np.ndarray | None = None  # days ahead, of a forecast
     kept: Mapping[str, np.ndarray] | None = None
 

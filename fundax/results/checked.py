@@ -24,7 +24,7 @@ _SHAPES: dict[str, dict[str, str]] = {
     | dict.fromkeys(("written", "true", "written_findings", "true_findings"), "T"),
     "reconstruction": {"pictures": "T h w 3", "reconstruction": "T h w 3"},
 }
-_WORDS = frozenset(("classes", "names", "note", "method", "finding_group", "finding", "written", "true"))
+_WORDS = frozenset(("classes", "names", "note", "band_note", "method", "finding_group", "finding", "written", "true"))
 _WORDS |= {"written_findings", "true_findings", "picture_kind", "eye", "modality", "sex", "device", "site", "camera"}
 _WORDS |= {"ethnicity", "age", "patient", "index"}
 _CASES = {"pictures": "T h w 3", "picture_overlay": "T h v 3"} | dict.fromkeys(
@@ -39,7 +39,7 @@ def check(result: Result) -> None:
         _fit(name, getattr(result, name), shape, lengths)
     rows, cases = getattr(result, "rows", None), getattr(result, "cases", None)
     by_class, horizons = getattr(result, "by_class", None), getattr(result, "horizons", None)
-    _parts(rows, Rows, {}, "N", lengths)
+    _parts(rows, Rows, {"days": "N V"}, "N", lengths)
     _parts(cases, Cases, _CASES, "", {})
     _parts(by_class, ByClass, {}, "K", lengths)
     _parts(horizons, Horizons, {}, "bands", {})

@@ -220,7 +220,7 @@ def answer(served: Served, body: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "of": of,
                 "probabilities": shares,
-                "rows": _rows(names, row, calibration if of == first and shares else None),
+                "rows": _rows(names, row, shares, calibration if of == first and shares else None),
             }
             for of, row in numbers.items()
         ],
@@ -232,8 +232,11 @@ def answer(served: Served, body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows(names: Sequence[str], values: np.ndarray, calibration: Calibration | None) -> list[dict[str, Any]]:
-    order = [int(k) for k in np.argsort(-values, kind="stable")]
+def _rows(
+    names: Sequence[str], values: np.ndarray, shares: bool, calibration: Calibration | None
+) -> list[dict[str, Any]]:
+    """The numbers by name: probabilities with the largest first, values in their units in the order of the model."""
+    order = [int(k) for k in np.argsort(-values, kind="stable")] if shares else range(len(values))
     return [
         {"name": names[k], "value": float(values[k])}
         | ({"calibration": calibration.of(names[k], float(values[k]))} if calibration else {})

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fundax.config import load
+from fundax.results.read import read_result, result_files
 from fundax.runtime.best import measured
 from fundax.train import fit
 
@@ -26,6 +27,8 @@ def test_smoke(path, tmp_path):
         assert any(measured(recipe.best, row) is not None for row in rows), f"{recipe.best} is never logged"
     for name in ("config.json", "preprocessing.json", "checkpoints"):
         assert (tmp_path / name).exists()
+    results = [read_result(file) for file in result_files(tmp_path)]  # what the end of a run and its page read
+    assert len(results) == len(recipe.evals)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
