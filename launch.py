@@ -65,7 +65,7 @@ def train(argv: list[str]) -> None:
             dry_run(recipe, own.dry_run, str(workdir))
             return
         complete = is_complete(recipe, workdir)
-        fit(recipe, workdir)
+        fit(recipe, workdir, take_over=own.take_over)
         if not complete:
             _report(str(workdir))
 
@@ -77,7 +77,7 @@ def _cross_validate(config: str, argv: list[str], own: Output, cluster: Any) -> 
     recipes = _recipes(config, argv)
     recipes("--fold", f"1/{own.folds}")  # errors come before other processes are met
     _meet(cluster)
-    page = cross_validate(recipes, own.workdir, own.folds)
+    page = cross_validate(recipes, own.workdir, own.folds, own.take_over)
     _report(own.workdir)
     print(page)
 
@@ -138,7 +138,7 @@ def _evaluate(own: Stored, cluster: Any, run: str, rest: list[str]) -> None:
     except _user_errors() as error:
         raise wrong(error, run, stored, rest) if not own.config else error from None
     _meet(cluster)
-    fit(replace(named(recipe, run, own.name, step), steps=0), run, checkpoint=step)
+    fit(replace(named(recipe, run, own.name, step), steps=0), run, checkpoint=step, take_over=own.take_over)
     _report(run)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
@@ -47,7 +48,7 @@ from fundax.types import Batch, Extra, Metrics, Params, UserError
 BAD_RECORDS = "bad_records.jsonl"  # list of skipped images in the workdir, if the user chose to skip unreadable ones
 
 
-def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> TrainState:
+def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "", take_over: bool = False) -> TrainState:
     """Train a recipe to its last step, resuming from `workdir` if it holds checkpoints; returns the final state.
 
     A run of other settings is refused before anything is written (fundax/resume/stored.py); a complete run is left as it is.
@@ -57,16 +58,17 @@ def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "") -> Trai
         workdir: folder of the run, or its address on remote storage (runtime.remote).
         checkpoint: the checkpoint to evaluate if recipe.steps is 0, see runtime.checkpoint.resolve. Training always
             resumes from the latest.
+        take_over: own the workdir at once although another machine's process does, see runtime.lock.owned.
 
     Raises:
         UserError: an error the user can fix, including a loss that is not finite; the last checkpoint is kept.
         SystemExit: after Ctrl-C (code 130) or SIGTERM (code 0), with the state saved.
     """
     with remote.mirrored(workdir) as folder:
-        return _fit(recipe, folder, checkpoint)
+        return _fit(recipe, folder, checkpoint, take_over)
 
 
-def _fit(recipe: Recipe, workdir: Path, checkpoint: int | str) -> TrainState:
+def _fit(recipe: Recipe, workdir: Path, checkpoint: int | str, take_over: bool) -> TrainState:
     configure_orbax()
     mesh = meshes.make_mesh(recipe.mesh)
     check_batch(recipe, mesh)
@@ -77,7 +79,7 @@ def _fit(recipe: Recipe, workdir: Path, checkpoint: int | str) -> TrainState:
     check_best(recipe, recipe.evals)
     folders.make(workdir)
     with (
-        nullcontext() if jax.process_index() else owned(workdir),
+        nullcontext() if jax.process_index() else owned(workdir, take_over),
         jax.set_mesh(mesh),
         Checkpoints(workdir, recipe.keep, recipe.best) as kept,
         Preemption(kept.reached_preemption) as preemption,
@@ -254,10 +256,18 @@ def _evaluator(
 ) -> Callable[[int, TrainState], dict[str, float]]:
     run = jax.jit(recipe.objective.forward, out_shardings=NamedSharding(mesh, P()))
     selected = _BestSoFar(recipe, workdir)
+    compiled_for: set[str] = set()
 
     def forward(params: Params, extra: Extra, batch: Batch) -> dict[str, np.ndarray]:
         preemption.listen()
-        return jax.device_get(run(params, extra, meshes.shard_full_batch(batch, mesh)))
+        placed = meshes.shard_full_batch(batch, mesh)
+        shapes = str(jax.tree.map(jnp.shape, placed))
+        if jax.process_count() > 1 and shapes not in compiled_for:
+            preemption.together(
+                lambda: run.lower(params, extra, placed).compile()
+            )  # so that a signal is heard meanwhile
+            compiled_for.add(shapes)
+        return jax.device_get(run(params, extra, placed))
 
     def results(state: TrainState) -> dict[str, dict[str, np.ndarray]]:
         given = {name: one(forward, state.params, state.extra) for name, one in recipe.evals.items()}

@@ -30,7 +30,7 @@ PART = "test"  # what each fold is held out as
 _log = logging.getLogger("fundax")
 
 
-def cross_validate(load: Callable[..., Recipe], workdir: str | Path, count: int) -> Path:
+def cross_validate(load: Callable[..., Recipe], workdir: str | Path, count: int, take_over: bool = False) -> Path:
     """Train a model for each of `count` folds of the patients, and write the ensemble as a run in `workdir`.
 
     Every fold is a run of its own, workdir/fold_K, which the same command resumes. The run in `workdir` holds the pooled
@@ -41,6 +41,8 @@ def cross_validate(load: Callable[..., Recipe], workdir: str | Path, count: int)
         load: the recipe under further arguments of the config (data_pipelines.open.Sources has `fold` and `part`).
         workdir: folder to write.
         count: number of folds.
+        take_over: see train.fit.
+
     Raises:
         UserError: fewer than two folds, a config whose test evaluation is not a classification, a workdir that
             holds another run, and as `fit` does.
@@ -55,7 +57,7 @@ def cross_validate(load: Callable[..., Recipe], workdir: str | Path, count: int)
         fold, where = ("--fold", f"{number}/{count}"), folder / f"fold_{number}"
         recipe = load(*fold)
         _log.info("Fold %d of %d, in %s.", number, count, where)
-        fit(recipe, where)
+        fit(recipe, where, take_over=take_over)
         if PART not in recipe.evals:
             fit(replace(load(*fold, "--part", PART), steps=0), where)
         recipes.append(recipe)

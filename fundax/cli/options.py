@@ -19,6 +19,7 @@ class Output:
         batch_per_device: Number of examples of each device in a step, in place of --batch.
         profile: Number of steps that the profiler traces, in WORKDIR/profile.
         dry_run: Run this number of steps at full size on made-up arrays, print their speed, and read and save nothing.
+        take_over: Write to the folder at once although a process on another machine owns it, which is known to be dead.
     """
 
     workdir: str = ""
@@ -27,6 +28,7 @@ class Output:
     batch_per_device: int = 0
     profile: int = 0
     dry_run: int = 0
+    take_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ class Stored:
         name: Name of the results on other data than the run's; by default that of the data.
         config: Config to use instead of the copy in the run; the arguments of the run must then be given again.
         trust: Run the copy of the config in the run, even if it is not one of fundax's configs. It is a program: read it first.
+        take_over: Write to the folder at once although a process on another machine owns it, which is known to be dead.
     """
 
     checkpoint: str = ""
     name: str = ""
     config: str = ""
     trust: bool = False
+    take_over: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,10 @@ _log = logging.getLogger("fundax")
 
 
 @contextmanager
-def owned(workdir: str | Path) -> Iterator[None]:
+def owned(workdir: str | Path, take_over: bool = False) -> Iterator[None]:
     """Context that owns a run directory. The folder must exist.
+
+    `take_over`: do not watch an owner on another machine, which is known to be dead.
 
     A run on remote storage cannot be locked: there the training that started last owns it, and an earlier one ends with
     a UserError at its next save (runtime.remote.push).
@@ -52,7 +54,7 @@ def owned(workdir: str | Path) -> Iterator[None]:
         yield
         return
     path, token, over = Path(workdir) / NAME, uuid.uuid4().hex, threading.Event()
-    file = _locked(path)
+    file = _locked(path, take_over)
     beats = threading.Thread(target=_beat, args=(path, file, token, over), name="lock", daemon=True)
     try:
         _write(file, token, 0)
@@ -67,7 +69,7 @@ def owned(workdir: str | Path) -> Iterator[None]:
         file.close()
 
 
-def _locked(path: Path) -> TextIO:
+def _locked(path: Path, take_over: bool) -> TextIO:
     """The lock file, opened and, where the file system has locks, locked."""
     while True:
         try:
@@ -78,7 +80,10 @@ def _locked(path: Path) -> TextIO:
             locked = _lock(file, path)
             owner = _read(path)
             if owner and not (locked and owner.get("host") == platform.node()):
-                _watch(path, owner, locked)
+                if take_over:
+                    _log.warning("%s: taken over from %s, as --take-over says", path.parent, _named(owner))
+                else:
+                    _watch(path, owner, locked)
                 if locked is False:
                     path.unlink(missing_ok=True)  # its lock is held for a machine that is gone: leave that one behind
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -154,7 +159,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _taken(path: Path, owner: Mapping[str, Any]) -> UserError:
     return UserError(
         f"{path.parent}: another training or evaluation is writing to this folder ({_named(owner)}); stop it there, and rerun "
-        "the command. An owner that has died needs no help: it is replaced at once, or after a minute on another machine"
+        "the command. An owner that has died is replaced at once, or after a minute on another machine (--take-over: at once)"
     )
 
 

@@ -113,7 +113,7 @@ def workspace(tmp_path, monkeypatch, trained):
         shutil.copytree(trained / "exported", tmp_path / name)
     monkeypatch.setattr("fundax.train.fit", lambda recipe, run, **_: check_recipe(recipe, run, trained))
     monkeypatch.setattr(
-        "fundax.cli.folds.cross_validate", lambda load, run, _: check_recipe(load("--fold", "1/2"), run, trained)
+        "fundax.cli.folds.cross_validate", lambda load, run, *_: check_recipe(load("--fold", "1/2"), run, trained)
     )
     monkeypatch.setattr(
         "fundax.cli.folds.fit_better",

@@ -147,7 +147,7 @@ import fundax.train
 from fundax.recipe import Intervals
 from fundax.types import UserError
 from scripts.several_processes import Shape, together
-from tiny_objective import recipe
+from tiny_objective import Linear, Rows, recipe
 
 def fit(**fields):
     given = recipe(mesh=(-1, 1), evals={}, intervals=Intervals(1, 1, 0), **fields)
@@ -169,6 +169,25 @@ def signal_while_compiling():
     except SystemExit as end:
         print(f"{jax.process_index()}: left with {end.code}", flush=True)
 
+class SlowToCompile(Linear):
+    # its program for 7 images, the evaluation after step 2, compiles for ten minutes in process 1
+    def forward(self, params, extra, batch):
+        if batch["image"].shape[0] == 7 and jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+        return super().forward(params, extra, batch)
+
+def signal_while_an_evaluation_compiles():
+    rows = iter((6, 7))
+    def error(forward, params, extra):
+        batch = next(Rows(next(rows), 0, 1))
+        return {"error": forward(params, extra, batch)["value"].mean()}
+    given = recipe(mesh=(-1, 1), objective=SlowToCompile(), evals={"held_out": error}, intervals=Intervals(1, 0, 2))
+    try:
+        fundax.train.fit(given, sys.argv[1] + "-evaluated")
+    except SystemExit as end:
+        print(f"{jax.process_index()}: left an evaluation with {end.code}", flush=True)
+
 def left_alone():
     if jax.process_index() == 0:
         time.sleep(4)  # the other one has joined by then
@@ -177,6 +196,7 @@ def left_alone():
 
 compiled = fundax.train.compiled
 together(Shape(2, 1), signal_while_compiling)
+together(Shape(2, 1), signal_while_an_evaluation_compiles)
 try:
     together(Shape(2, 1), left_alone)
 except SystemExit as end:
@@ -194,11 +214,13 @@ def test_processes_end_together_and_what_all_call_saved_is_on_disk(tmp_path):
     assert "error: JAX has ended this process" in done.stderr
     for k in (0, 1):
         assert f"{k}: left with 0" in done.stdout, "SIGTERM to one process, while it compiles, ends both"
+        assert f"{k}: left an evaluation with 0" in done.stdout, "and while an evaluation compiles"
         assert f"{k}: process {k} was given steps {8 + k}, and others were given something else" in done.stdout
         assert (
             f"{k}: step 5: loss nan, gradient norm nan: not finite, so training stopped; step 4 is saved and good"
             in done.stdout
         )
+    assert saved_steps(tmp_path / "run-evaluated") == [2]
     assert (
         saved_steps(tmp_path / "run")[-1] == 4 and np.isfinite(load_params(tmp_path / "run")[0]["head"]["kernel"]).all()
     )

@@ -86,6 +86,18 @@ def test_an_owner_on_another_machine_is_watched_and_one_that_died_is_replaced(tm
     assert not path.exists()
 
 
+def test_an_owner_known_to_be_dead_is_not_watched(tmp_path, caplog):
+    elsewhere(tmp_path / ".lock")
+    with owned(tmp_path, take_over=True):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    assert "taken over from process 7 on other, SLURM_JOB_ID=12, as --take-over says" in caplog.text
+
+
+def test_a_living_owner_on_this_machine_is_never_replaced(tmp_path, owner):
+    with pytest.raises(UserError, match=f"process {owner.pid}"), owned(tmp_path, take_over=True):
+        pass
+
+
 def test_an_owner_that_lost_the_folder_ends_with_one_line(tmp_path, owner):
     (tmp_path / ".lock").unlink()
     elsewhere(tmp_path / ".lock")
