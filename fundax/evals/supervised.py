@@ -25,6 +25,7 @@ from fundax.evals.kinds import (
 from fundax.evals.pictures import ANSWERS, Thumbnails
 from fundax.evals.places import check_labels
 from fundax.metrics.classification import by_horizon, classification, multi_label, nanmean
+from fundax.metrics.statistics import auc
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
 Pass = Callable[[], Iterable[Batch]]
@@ -52,8 +53,8 @@ class Classified:
     Returns:
         A ClassificationResult or a MultiLabelResult. Metrics, if defined: macro_auc, macro_ap, accuracy,
         balanced_accuracy, macro_f1, kappa, auc/NAME, ap/NAME and recall/NAME for each class, rows and unlabelled; with
-        bands also f1/NAME of the second class, brier and ece over all horizons. Cases are the most and the least confident
-        correct and wrong predictions.
+        bands also f1/NAME of the second class, brier, ece and auc_of_days_alone over all horizons. Cases are the most and
+        the least confident correct and wrong predictions.
 
     Raises UserError for logits that are not finite, and if no row is labelled.
     """
@@ -101,7 +102,8 @@ class Classified:
     def _horizons(
         self, label: np.ndarray, probabilities: np.ndarray, rows: Mapping[str, np.ndarray]
     ) -> tuple[Horizons | None, dict[str, float]]:
-        """Metrics by horizon, and F1 of the second class, Brier score and calibration error over all horizons."""
+        """Metrics by horizon; over all horizons F1 of the second class, Brier score, calibration error and the AUC of
+        the number of days alone, which a forecast from images has to exceed."""
         if not self.bands:
             return None, {}
         if "horizon" not in rows:
@@ -110,6 +112,7 @@ class Classified:
         single = by_horizon(label, probabilities[:, 1], np.zeros(len(label)), 1)
         whole = {f"f1/{self.classes[1]}": float(single["band_f1"][0])}
         whole |= {name: float(single[f"band_{name}"][0]) for name in ("brier", "ece")}
+        whole["auc_of_days_alone"] = auc(label, rows["horizon"])
         return Horizons.read(bands), {name: value for name, value in whole.items() if not np.isnan(value)}
 
     def _two(self, logits: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fundax.evals.kinds import FewShotResult, ReconstructionResult, Result, RetrievalResult
-from fundax.metrics.statistics import Estimate
+from fundax.evals.kinds import ClassificationResult, FewShotResult, ReconstructionResult, Result, RetrievalResult
+from fundax.metrics.statistics import Estimate, auc_interval
 from fundax.results import plots, scores
 from fundax.results.blocks import (
     Block,
@@ -209,7 +209,18 @@ def _horizons(evaluation: Evaluation) -> list[Block]:
     for k, note in enumerate(notes):
         cells = [plain(float(a[k])) if a.dtype.kind == "f" else str(a[k]) for a in columns.values()]
         rows.append((f"{bands.from_[k]:g} to {bands.to[k]:g}", *cells, note))
-    return [Heading(f"By horizon: {evaluation.run}"), Table(("horizon, days", *columns, ""), rows)]
+    return [
+        Heading(f"By horizon: {evaluation.run}"),
+        Table(("horizon, days", *columns, ""), rows, _days_alone(evaluation)),
+    ]
+
+
+def _days_alone(evaluation: Evaluation) -> str:
+    found, rows = evaluation.result, evaluation.result.rows
+    if not isinstance(found, ClassificationResult) or rows is None or rows.horizon is None:
+        return ""
+    alone = number(auc_interval(found.labels == 1, rows.horizon, patients=evaluation.patients))
+    return f"The number of days alone, without an image, has an AUC of {alone.text} ({alone.small})."
 
 
 def _targets(evaluation: Evaluation, resamples: int) -> Table:

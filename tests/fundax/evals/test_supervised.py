@@ -6,6 +6,7 @@ import pytest
 from fundax.evals.supervised import Classified, Valued, regression
 from fundax.metrics.classification import multi_label
 from fundax.results.finished import draw_run
+from fundax.results.page import report
 from fundax.types import UserError
 
 LOGITS = np.log(np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]], np.float32))
@@ -74,6 +75,20 @@ def test_one_logit_is_the_second_of_two_classes():
     one = {"feature": np.array([[-1.0], [2.0]], np.float32), "label": np.array([0, 1])}
     found = run(Classified(data=passes(one), classes=("no", "yes")))
     assert found["accuracy"] == 1 and found["probabilities"][1, 1] == pytest.approx(1 / (1 + np.exp(-2.0)))
+
+
+def test_a_forecast_is_compared_with_the_days_alone(tmp_path):
+    one = {
+        "feature": np.log(np.array([[0.8, 0.2], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]], np.float32)),
+        "label": np.array([0, 1, 0, 1]), "group": np.arange(4),
+        "days": np.array([[5, 10], [3, 20], [40, 60], [1, 40]]), "horizon": np.array([10.0, 20.0, 60.0, 40.0]),
+    }  # fmt: skip
+    found = run(Classified(data=passes(one), classes=("stable", "worse"), bands=2, pictures=0))
+    assert found["macro_auc"] == 1 and found["auc_of_days_alone"] == 0.5  # 2 of 4 pairs are in order
+    (tmp_path / "evals").mkdir()
+    np.savez(tmp_path / "evals" / "test.npz", **found.arrays())
+    page = report([tmp_path], tmp_path / "page.html").read_text()
+    assert "number of days alone, without an image, has an AUC of 0.500 (" in page
 
 
 def test_pictures_are_of_the_most_and_least_certain(tmp_path):
