@@ -2,13 +2,15 @@
 
     python benchmarks/findings.py
     python benchmarks/findings.py --sentences my_reports.tsv
+    python benchmarks/findings.py --reports csdi/labels.csv --column sentence_en     # unlabelled reports: counts only
 
-A file has the columns present (findings, separated by "; ") and text, separated by tabs.
+A file of sentences has the columns present (findings, separated by "; ") and text, separated by tabs.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -59,6 +61,20 @@ def table(title: str, sentences: Sequence[Sentence]) -> Table:
     )
 
 
+def counted(path: Path, column: str) -> Table:
+    """The number of reports in a column of a CSV file from which each finding is extracted. Raises DataError without it."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or column not in rows[0]:
+        raise DataError(f"{path}: no column {column!r}; the columns are {', '.join(rows[0] if rows else ())}")
+    extract = vocabulary()
+    found = Counter(name for row in rows if row[column] for name in extract(row[column]))
+    total = sum(bool(row[column]) for row in rows)
+    return Table(
+        f"{path.name}, {column}: {total} reports", ("finding", "reports"), [(k, str(n)) for k, n in found.most_common()]
+    )
+
+
 def _row(name: str, counts: Sequence[int]) -> tuple[str, ...]:
     right, wrong, missed = counts
     shares = [f"{right / total:.3f}" if total else "–" for total in (right + wrong, right + missed)]
@@ -66,12 +82,18 @@ def _row(name: str, counts: Sequence[int]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Score the bundled sentences, or a file."""
+    """Score the bundled sentences or a file, or count findings in reports."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--sentences", type=Path, help="tab-separated file with the columns present and text (default: bundled files)"
     )
-    given = parser.parse_args().sentences
+    parser.add_argument("--reports", type=Path, help="CSV file with reports; counts the findings extracted from them")
+    parser.add_argument("--column", default="text", help="column of the reports")
+    options = parser.parse_args()
+    given = options.sentences
+    if options.reports:
+        record("findings", [counted(options.reports, options.column)], keep=False)
+        return
     files = {given.name: given} if given else LANGUAGES
     record("findings", [table(name, read(path)) for name, path in files.items()], keep=given is None)
 
