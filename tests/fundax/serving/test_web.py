@@ -8,8 +8,11 @@ import io
 import json
 import os
 import socket
+import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -19,7 +22,7 @@ from chromium import Browser, program
 from PIL import Image
 
 from data_pipelines.language import tokenizers
-from fundax.inference.model import Model
+from fundax.inference.model import Model, load
 from fundax.objectives.clip import MEAN, STD, clip
 from fundax.serving.calibration import Calibration, calibrations
 from fundax.serving.neighbours import Neighbours, open_neighbours
@@ -27,6 +30,7 @@ from fundax.serving.web import Limits, Refused, Served, facts_of, headers, page_
 from fundax.types import UserError
 
 SHOWN = os.environ.get("FUNDAX_SCREENSHOTS", "")  # a folder that takes pictures of the page, to look at
+OLD_RUN = Path(__file__).parents[2] / "system/old_runs/workdirs/clip_softmax.tar.xz"
 CLASSES = ("normal", "glaucoma", "diabetic retinopathy")
 
 
@@ -184,6 +188,52 @@ def test_neighbours_are_sorted_and_of_the_same_model(model, tmp_path):
     with pytest.raises(UserError, match="no files of data"):
         open_neighbours(model, tmp_path, "data")
     assert open_neighbours(model, tmp_path, "") is None
+
+
+def test_neighbours_of_the_run_s_own_data(tmp_path, capsys):
+    with tarfile.open(OLD_RUN) as archive:
+        archive.extractall(tmp_path, filter="data")
+    run = tmp_path / OLD_RUN.name.split(".")[0]
+    for k in range(3):
+        (tmp_path / f"{k}.png").write_bytes(picture(seed=k))
+    table = tmp_path / "eyes.csv"
+    table.write_text("image,text,patient\n" + "".join(f"{k}.png,an eye,p{k}\n" for k in range(3)))
+    config = json.loads((run / "config.json").read_text())
+    config["args"] = config.get("args", {}) | {"data": [str(table)]}
+    (run / "config.json").write_text(json.dumps(config))
+    own = load(run)
+    near = open_neighbours(own, run, "data").nearest(own.encode_image([picture(seed=1)])[0])
+    assert near[0]["image"] == "1.png" and near[0]["patient"] == "p1" and near[0]["similarity"] > 0.999
+    assert "features 3 x" in capsys.readouterr().out and (run / "neighbours.npz").exists()
+    table.unlink()  # the features are kept
+    assert len(open_neighbours(own, run, "data").features) == 3
+
+
+def test_more_questions_than_may_wait_are_refused(served, monkeypatch):
+    pytest.importorskip("fastapi", reason="the server is of the extra serve")
+    pytest.importorskip("httpx", reason="FastAPI's test client needs httpx")
+    from fastapi.testclient import TestClient
+
+    from fundax.serving import web
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*_):
+        begun.set()
+        assert go_on.wait(30)
+        return {}
+
+    monkeypatch.setattr(web, "answer", slow)
+    one = replace(served, limits=Limits(megabytes=1, pixels=100_000, waiting=1))
+    sent = {"images": {"image": encoded(picture())}}
+    with TestClient(web.app_of(one), base_url="http://127.0.0.1") as client, ThreadPoolExecutor(1) as others:
+        first = others.submit(client.post, "/api/predict", json=sent)
+        assert begun.wait(30)
+        second = client.post("/api/predict", json=sent)
+        go_on.set()
+        assert first.result().status_code == 200
+        assert second.status_code == 503 and "1 questions are waiting already" in second.json()["error"]
+        assert client.post("/api/predict", json=sent).status_code == 200
 
 
 def test_names_are_escaped_on_the_page(served):
