@@ -157,7 +157,7 @@ def load(folder: str | Path, context: int | None = None) -> Tokenizer:
     if str(config.get("tokenizer_class", "")).startswith("CLIP"):
         return clip_bpe(folder, context)
     if config.get("pad_token") == PAD:  # only the bundled vocabulary uses this name
-        return _plain(*_byte_pair_files(folder), context)
+        return _plain(*_byte_pair_files(folder), context, folder)
     return wordpiece(folder, context, straight_quotes=bool(config.get("straight_quotes", False)))
 
 
@@ -167,8 +167,9 @@ def bundled(context: int = 64) -> Tokenizer:
     All bytes are in the vocabulary, so any text in any language can be tokenized. Padding is 0 and the end token has the
     highest id, as CLIP's text encoder expects. transformers gives the same ids, because tokenizer.json has all rules.
     """
-    merges = _merges(Path(__file__).parent / "data" / "merges.txt")
-    return _plain(_byte_vocabulary(merges, [PAD]), merges, context)
+    path = Path(__file__).parent / "data" / "merges.txt"
+    merges = _merges(path)
+    return _plain(_byte_vocabulary(merges, [PAD]), merges, context, path)
 
 
 def clip_bpe(path: str | Path, context: int = 77) -> Tokenizer:
@@ -183,8 +184,8 @@ def clip_bpe(path: str | Path, context: int = 77) -> Tokenizer:
     path = Path(path)
     if not path.is_dir():
         merges = _merges(path)
-        return _clip(_byte_vocabulary(merges), merges, context)
-    return _clip(*_byte_pair_files(path), context)
+        return _clip(_byte_vocabulary(merges), merges, context, path)
+    return _clip(*_byte_pair_files(path), context, path)
 
 
 def wordpiece(
@@ -223,22 +224,25 @@ def wordpiece(
     return Tokenizer(backend, str if cased else str.lower, special, context, config)
 
 
-def _clip(vocabulary: dict[str, int], merges: Merges, context: int) -> Tokenizer:
+def _clip(vocabulary: dict[str, int], merges: Merges, context: int, where: Path) -> Tokenizer:
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    backend = _byte_pairs(vocabulary, merges)
+    backend = _byte_pairs(vocabulary, merges, where)
     return Tokenizer(backend, clip_text, special, context, {"tokenizer_class": "CLIPTokenizer"})
 
 
-def _plain(vocabulary: dict[str, int], merges: Merges, context: int) -> Tokenizer:
+def _plain(vocabulary: dict[str, int], merges: Merges, context: int, where: Path) -> Tokenizer:
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": PAD}
-    backend = _byte_pairs(vocabulary, merges)
+    backend = _byte_pairs(vocabulary, merges, where)
     backend.normalizer = plain_text()
     return Tokenizer(backend, str, special, context, {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-def _byte_pairs(vocabulary: dict[str, int], merges: Merges) -> tokenizers.Tokenizer:
+def _byte_pairs(vocabulary: dict[str, int], merges: Merges, where: Path) -> tokenizers.Tokenizer:
     if START not in vocabulary or END not in vocabulary:
-        raise DataError(f"no {START} or {END} among {len(vocabulary)} tokens; expected CLIP's vocabulary")
+        raise DataError(f"{where}: no {START} or {END} among {len(vocabulary)} tokens; expected CLIP's vocabulary")
+    tokens = (token for pair in merges for token in (*pair, "".join(pair)))
+    if (missing := next((token for token in tokens if token not in vocabulary), None)) is not None:
+        raise DataError(f"{where}: the merges use {missing!r:.60}, which is not among the {len(vocabulary)} tokens")
     model = BPE(vocabulary, merges, end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END)
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = byte_words()

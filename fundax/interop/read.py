@@ -103,7 +103,7 @@ def read_run(run: str | Path, checkpoint: int | str = "") -> Checkpoint:
         raise UserError(f"{run} is not a run of fundax: it has no checkpoints")
     objective, step = read_objective(run), resolve(run, checkpoint)
     params, extra = load_params(run, step)
-    check_params(objective, params, extra, f"{run} step {step}")
+    extra = check_params(objective, params, extra, f"{run} step {step}")
     words = tokenizers.load(run / "tokenizer") if (run / "tokenizer").is_dir() else None
     digest = hashlib.sha256((run / "config.json").read_bytes()).hexdigest()
     source = {"name": run.resolve().name, "step": step, "config_sha256": digest}
@@ -132,10 +132,13 @@ def read_objective(run: str | Path) -> Any:
         raise UserError(f"{path}: {error}") from error
 
 
-def check_params(objective: Any, params: Params, extra: Extra, where: str) -> None:
-    """Raise UserError if an objective cannot be built, or if the parameters are not its own; nothing is computed."""
+def check_params(objective: Any, params: Params, extra: Extra, where: str) -> Extra:
+    """The extra state with the branches that hold no arrays, which are not saved; nothing is computed.
+
+    Raises UserError if the objective cannot be built, or if the parameters or the extra state are not its own.
+    """
     if not hasattr(objective, "batch_spec"):
-        return
+        return extra
     try:
         batch = {name: jax.ShapeDtypeStruct(one.shape, one.dtype) for name, one in objective.batch_spec(2).items()}
         wanted = jax.eval_shape(objective.init, jax.random.key(0), batch)
@@ -144,6 +147,7 @@ def check_params(objective: Any, params: Params, extra: Extra, where: str) -> No
         raise UserError(f"{where}: its {type(objective).__name__} cannot be built ({line})") from error
     check_same(where, "params", params, like(params, wanted[0]))
     check_same(where, "extra", extra, wanted[1])
+    return jax.tree.unflatten(jax.tree.structure(wanted[1]), jax.tree.leaves(extra))
 
 
 def tokenizer(

@@ -77,6 +77,13 @@ def test_faults_name_the_row(tmp_path: Path) -> None:
         contact_sheet(bad, tmp_path / "a.png")
 
 
+def test_images_are_shrunk_before_they_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda axes, pixels, **options: drawn.append(pixels.shape))
+    contact_sheet(wrap([(np.zeros((600, 900, 3), np.uint8), "a")]), tmp_path / "x.png", cell=60)
+    assert drawn == [(40, 60, 3)]
+
+
 def test_a_sheet_has_bounds_and_its_words_are_text(tmp_path: Path) -> None:
     small = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(DataError, match="more than 32768 pixels high or wide; ask for fewer"):

@@ -111,13 +111,18 @@ class Breaking(Linear):
         return loss, ({"seen": extra["seen"] + broken}, metrics)
 
 
-@pytest.mark.parametrize("where", ["params", "extra"])
+@pytest.mark.parametrize("where", ["params", "extra", "opt"])
 @pytest.mark.parametrize(("at", "good"), [(4, "step 3 is saved and good"), (6, "step 5 is saved and good")])
 def test_a_state_that_is_not_finite_is_never_saved_as_good(tmp_path, where, at, good):
     def rate(count):
         return jnp.where((count == at - 1) & (where == "params"), jnp.inf, 0.1)
 
-    run = recipe(objective=Breaking(at=at, where=where), optimizer=optax.sgd(rate), intervals=Intervals(1, 1, 0))
+    def count(updates, state, params=None):
+        return updates, jnp.where((state == at - 1) & (where == "opt"), jnp.nan, state + 1)
+
+    counting = optax.GradientTransformation(lambda params: jnp.zeros(()), count)
+    optimizer = optax.chain(optax.sgd(rate), counting)
+    run = recipe(objective=Breaking(at=at, where=where), optimizer=optimizer, intervals=Intervals(1, 1, 0))
     with pytest.raises(UserError, match=rf"step {at}: {where}.* after the update: not finite.*{good}"):
         fit(run, tmp_path)
     assert np.all(np.isfinite(load_params(tmp_path)[0]["head"]["kernel"]))
@@ -266,8 +271,9 @@ def test_user_errors(tmp_path, change, message):
         fit(recipe(**change), tmp_path)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused_and_stays_as_it_is(tmp_path):
     fit(recipe(steps=2), tmp_path)
+    before = files(tmp_path)
 
     class Wider(Linear):
         def init(self, rng, batch):
@@ -275,6 +281,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
     with pytest.raises(UserError, match=r"lacks head/weight; it also has head/bias; .*\(4, 1\) instead of \(5, 1\)"):
         fit(recipe(objective=Wider(), evals={}), tmp_path)
+    assert files(tmp_path) == before
 
 
 def test_randomness_is_a_function_of_seed_and_step():

@@ -213,6 +213,7 @@ def test_the_runs_own_parts_are_those_it_stored(trained, tables, tmp_path, monke
     assert evaluate(folder) == evaluate(folder, "--part", "test") == evaluate(folder, "--checkpoint", "2") == 0
     again, test, earlier = (about(folder, name) for name in ("val", "test", "val_step2"))
     np.testing.assert_array_equal(again[1]["index"], before["index"])
+    assert str(Path(tables["own"]).parent) not in (folder / "split.json").read_text()  # it can be published
     parts = json.loads((folder / "split.json").read_text())["parts"]
     assert not set(parts["test"]["own"]) & set(parts["val"]["own"])
     assert [len(parts["test"]["own"]), len(parts["val"]["own"])] == [len(test[1]["index"]), len(before["index"])]

@@ -12,6 +12,7 @@ import pytest
 
 import launch
 from fundax.resume.rerun import trusted_config
+from fundax.runtime.checkpoint import saved_steps
 from fundax.types import UserError
 
 REPO = Path(__file__).parents[2]
@@ -178,6 +179,28 @@ def test_what_the_file_system_refuses_is_one_line(capsys, monkeypatch, error, li
 
     monkeypatch.setitem(launch.VERBS, "train", fails)
     assert run_cli(capsys, "train") == (2, line)
+
+
+TINY = """
+from tiny_objective import recipe as linear
+
+def recipe(*, steps: int = 2):
+    return linear(steps=steps, evals={})
+"""
+
+
+def test_a_full_disk_is_one_line_and_what_was_saved_stays(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(launch, "_report", lambda workdir: None)
+    (tmp_path / "tiny.py").write_text(TINY)
+    train, run = ("train", str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "run")), tmp_path / "run"
+    assert launch.main(train) == 0
+    for name in ("config.tmp", "metrics.tmp"):
+        (run / name).symlink_to("/dev/full")
+        code, err = run_cli(capsys, *train, "--steps", "4")
+        assert code == 2 and err.splitlines()[-1] == "error: No space left on device"
+        assert saved_steps(run) == [2]
+        (run / name).unlink()
+    assert launch.main([*train, "--steps", "4"]) == 0 and saved_steps(run) == [2, 4]
 
 
 def test_ctrl_c_is_one_line(capsys, monkeypatch):

@@ -202,7 +202,26 @@ try:
 except SystemExit as end:
     print(end, flush=True)
 together(Shape(2, 1), lambda: fit(steps=8 + jax.process_index()))
-together(Shape(2, 1), lambda: fit(steps=8, poison=4))
+
+def late(source, target, rename=os.rename, **fields):
+    if str(target).endswith("checkpoints/4"):
+        time.sleep(1)  # the save of step 4 is in progress while step 5 fails
+    rename(source, target, **fields)
+
+def stops(name, **fields):
+    try:
+        fundax.train.fit(recipe(mesh=(-1, 1), evals={}, intervals=Intervals(1, 1, 0), **fields), sys.argv[1] + name)
+    except UserError as error:
+        print(f"{jax.process_index()}: {error}", flush=True)
+        os._exit(2)  # as launch.py does
+
+os.rename = late
+ends = lambda shard, shards: Rows(8, shard, shards, ends=4 if shard else None)
+for name, fields in (("", {"poison": 4}), ("-ended", {"train": ends})):
+    try:
+        together(Shape(2, 1), lambda: stops(name, steps=8, **fields))
+    except SystemExit as end:
+        print(end, flush=True)
 """
 
 
@@ -220,7 +239,8 @@ def test_processes_end_together_and_what_all_call_saved_is_on_disk(tmp_path):
             f"{k}: step 5: loss nan, gradient norm nan: not finite, so training stopped; step 4 is saved and good"
             in done.stdout
         )
-    assert saved_steps(tmp_path / "run-evaluated") == [2]
+    assert "1: the training data ended before step 5" in done.stdout, "an error of one process"
+    assert saved_steps(tmp_path / "run-evaluated") == [2] and saved_steps(tmp_path / "run-ended")[-1] == 4
     assert (
         saved_steps(tmp_path / "run")[-1] == 4 and np.isfinite(load_params(tmp_path / "run")[0]["head"]["kernel"]).all()
     )

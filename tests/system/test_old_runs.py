@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from fundax.encoders.backbone import Encoder
+from fundax.inference import labels
 from fundax.inference import model as predict
 from fundax.interop.exchange import export
 from fundax.interop.read import load, read_objective
@@ -208,6 +209,12 @@ def predicted(folder):
         "text": model.encode_text(words),
         "zero_shot": model.zero_shot(images, words),
     }
+
+
+def test_extra_state_without_arrays_is_put_back(tmp_path):
+    model = load(unpacked("workdirs", "adapted_clip", tmp_path))  # CLIP has no batch statistics
+    (answer,) = labels.predictions(model, [np.zeros((20, 24, 3), np.uint8)], 0)
+    assert answer.shape == (3,) and np.isclose(answer.sum(), 1)
 
 
 def test_an_old_run_is_exported_as_before(tmp_path):

@@ -142,6 +142,10 @@ def truncate(folder):
     (folder / "test" / "DME" / "DME-124-1.jpeg").write_bytes(b"abc")
 
 
+def postscript(folder):
+    (folder / "test" / "DME" / "DME-124-1.jpeg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -149,6 +153,7 @@ def truncate(folder):
         (remove_class, r"expected CNV, DME, DRUSEN, NORMAL in .*val, found CNV/, DRUSEN/, NORMAL/$"),
         (misname, r"CNV-124-1\.jpeg is not named like DME-1234567-1\.jpeg"),
         (truncate, r"DME-124-1\.jpeg is not an image \(3 bytes\)"),
+        (postscript, r"DME-124-1\.jpeg is not an image \(47 bytes\)"),
     ],
 )
 def test_broken_kermany_oct_writes_nothing(tmp_path, oct_folder, harm, message):

@@ -255,8 +255,11 @@ def test_the_budget_of_pillow_is_not_ours(monkeypatch):
 def test_a_small_file_does_not_become_a_large_image():
     small = encode(picture(), "JPEG")
     at = small.index(b"\xff\xc0") + 5
-    with pytest.raises(DataError, match=r"damaged or cut short \(9000 x 9000 pixels in \d+ bytes\)"):
-        decode.load(small[:at] + struct.pack(">HH", 9000, 9000) + small[at + 4 :])
+    for side, at_least in ((9000, None), (9000, 512), (13000, None), (13000, 512)):
+        with pytest.raises(DataError, match=rf"damaged or cut short \({side} x {side} pixels in \d+ bytes\)"):
+            decode.load(small[:at] + struct.pack(">HH", side, side) + small[at + 4 :], at_least)
+    with pytest.raises(DataError, match="13000 x 13000 pixels, more than the limit of 100000000"):
+        decode.load(encode(Image.new("1", (13000, 13000)), "PNG"))  # 21 kB that hold every pixel
     head = b"IHDR" + struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0)
     with pytest.raises(DataError, match=r"damaged or cut short \(9000 x 9000 pixels in \d+ bytes\)"):
         decode.load(

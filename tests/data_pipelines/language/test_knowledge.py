@@ -112,6 +112,8 @@ TEMPLATE = {"train": "a {}", "en": ["a {}"], "zh": ["{}"]}
     ("templates", "category", "message"),
     [
         ({}, {"en": "a thing seen"}, "category 'x': en must be a list of texts"),  # not thirteen letters
+        ({}, {"en": ["drusen"], "zh": "玻璃膜疣"}, "category 'x': zh must be a list of texts"),
+        ({}, {"en": ["drusen"], "synonyms": "spots"}, "category 'x': synonyms must be a list of texts"),
         ({}, {"en": ["drusen"], "synonyms": 3}, "category 'x': synonyms must be a list of texts"),
         ({}, {"en": ["drusen"], "location": ["macula"]}, "category 'x': location must be a text"),
         ({"CFP": TEMPLATE | {"en": "a {}"}}, {"en": ["drusen"]}, "templates of 'CFP': en must be a list of texts"),

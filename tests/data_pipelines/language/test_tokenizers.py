@@ -248,3 +248,13 @@ def test_only_texts_are_tokenised(text):
 def test_lone_surrogates_are_an_unknown_character():
     ids = tokenizers.bundled(16)(["a\ud800b", "a\ufffdb", "\ud83d\ude00", "\U0001f600"])
     assert ids[0].tolist() == ids[1].tolist() and ids[2].tolist() == ids[3].tolist()
+
+
+def test_merges_of_another_vocabulary_are_refused(tmp_path):
+    tokenizers.bundled().save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored["model"]["merges"][5] = ["[/x]", "a"]
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(DataError, match=r"the merges use '\[/x\]', which is not among"):
+        tokenizers.load(tmp_path)

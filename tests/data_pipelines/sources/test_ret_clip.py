@@ -72,6 +72,9 @@ def test_paired_files_name_the_line_that_is_wrong(paired):
     paired.images.write_text("p1\ta\tb\np1\ta\tb\n")
     with pytest.raises(DataError, match="line 2: patient p1 occurs twice"):
         len(paired)
+    paired.images.write_bytes("p1\ta\tb\nMüller\ta\tb\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"train_imgs.tsv, line 2: the patient b'M\\xfcller' is not UTF-8"):
+        len(paired)
 
 
 def test_bad_base64_and_a_patient_without_images_are_named(paired):

@@ -154,6 +154,9 @@ def test_every_source_of_a_table_reads_it_the_same_way(tmp_path):
         (tmp_path / "f.csv").write_bytes(text.encode("gb18030"))
         with pytest.raises(DataError, match="is not utf-8"):
             len(read(tmp_path / "f.csv", tmp_path))
+        (tmp_path / "f.csv").write_text(f"{text}1.png,\"['left open']\n2.png,['drusen']\n")
+        with pytest.raises(DataError, match=r"row 2 \(line 3\): .*is a quotation mark left open"):
+            len(read(tmp_path / "f.csv", tmp_path))
     with pytest.raises(DataError, match=r"no column 'ID', it has id, text; is it 'id'\?"):
         (tmp_path / "n.csv").write_text("id,text\n1,a\n")
         list(read_named(tmp_path / "n.csv", "ID"))

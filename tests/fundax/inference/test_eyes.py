@@ -110,10 +110,10 @@ def test_a_folder_written_read_and_predicted_from_the_command_line(model, eyes, 
     assert reread.objective == SMALL
     found = predict_eyes(reread, CLASSES, left=eyes[0]).probabilities["left"]
     np.testing.assert_allclose(found, predict_eyes(model, CLASSES, left=eyes[0]).probabilities["left"], atol=1e-6)
-    arguments = ["predict", str(tmp_path / "run"), "--left", str(eyes[0]), "--classes", "glaucoma, cataract"]
+    arguments = ["predict", str(tmp_path / "run"), "--left", str(eyes[0]), "--classes", "[/nope], drusen [small]"]
     assert launch.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "left eye" in printed
+    assert "left eye" in printed and "[/nope]" in printed and "drusen [small]" in printed
     assert "only the left eye was given" in printed
     assert launch.main([*arguments[:-1], "glaucoma"]) == 2
     assert "at least two different classes" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Decoders from the command line: probabilities, values and forecasts as a table and a CSV; mistakes are one line."""
 
 import csv
+import shutil
 
 import jax
 import numpy as np
@@ -62,6 +63,17 @@ def test_probabilities_values_and_forecasts(folder):
     rows = predict(folder, "forecast", "--days", "365", "730")
     assert rows[0] == ["days", "stable", "progression"] and [row[0] for row in rows[1:]] == ["365", "730"]
     assert rows[1][1:] == ["0.8000", "0.2000"]  # the logit log(1/4)
+
+
+def test_names_of_files_and_classes_are_text_and_no_markup(folder, capsys, monkeypatch):
+    shutil.copytree(folder / "classify", folder / "named")
+    config = (folder / "named" / "config.json").read_text()
+    (folder / "named" / "config.json").write_text(config.replace('"yes"', '"[/nope]"'))
+    shutil.copy(folder / "a.png", folder / "eye[left].png")
+    monkeypatch.chdir(folder)
+    assert launch.main(["predict", "named", "--image", "eye[left].png"]) == 0
+    printed = capsys.readouterr().out
+    assert "eye[left].png" in printed and "[/nope]" in printed
 
 
 def test_user_errors_are_one_line(folder, capsys):
