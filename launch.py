@@ -38,9 +38,9 @@ def train(argv: list[str]) -> None:
     """Train a config. `train CONFIG --help` lists its arguments, too; rerun the same command to resume."""
     from dataclasses import replace
 
-    from fundax.resume.rerun import defaults_to_resume
     from fundax.runtime.remote import mirrored
     from fundax.train import fit, is_complete
+    from fundax.train.rerun import defaults_to_resume
 
     (own, processes), config, rest = _options("train CONFIG", train, argv, Output, Cluster)
     if not own.workdir and "--help" not in rest and not own.dry_run:
@@ -124,10 +124,10 @@ def evaluate(argv: list[str]) -> None:
 def _evaluate(own: Stored, cluster: Any, run: str, rest: list[str]) -> None:
     from dataclasses import replace
 
-    from fundax.resume.rerun import named, repeated, trusted_config, wrong
     from fundax.runtime.checkpoint import resolve
     from fundax.runtime.workdir import read_config
     from fundax.train import fit
+    from fundax.train.rerun import named, repeated, trusted_config, wrong
 
     stored = read_config(run)
     step = resolve(run, own.checkpoint)

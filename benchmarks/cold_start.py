@@ -57,7 +57,7 @@ def main(repeats: int = 3, keep: bool = True) -> None:
         imports = {
             "import jax": ["-c", "import jax"],
             "import fundax": ["-c", "import fundax"],
-            "import fundax.train": ["-c", "import fundax.train"],
+            "import fundax.train.loop": ["-c", "import fundax.train.loop"],
             "launch.py --help": ["launch.py", "--help"],
         }
         times = in_turn(imports, cache, repeats)

@@ -30,7 +30,7 @@ from fundax.encoders.vit import ViT
 from fundax.objectives.clip import CLIP
 from fundax.optim import adamw, constant
 from fundax.recipe import Intervals, Recipe
-from fundax.train import fit
+from fundax.train.loop import fit
 
 
 def recipe(shards: Path, workers: int, batch: int, steps: int) -> Recipe:

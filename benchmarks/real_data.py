@@ -33,7 +33,7 @@ from fundax.config import load
 from fundax.metrics.classification import quadratic_kappa
 from fundax.metrics.statistics import bootstrap_weighted
 from fundax.metrics.weighted import class_aucs
-from fundax.train import fit
+from fundax.train.loop import fit
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SETS = {  # label column, class names by value, modality, whether classes are grades

@@ -25,12 +25,12 @@ import numpy as np
 import tyro
 from record import Table, record
 
-from fundax import train
 from fundax.config import load
 from fundax.recipe import Recipe
 from fundax.roofline import compile as aot
 from fundax.runtime import mesh as meshes
-from fundax.state import fresh
+from fundax.train import loop
+from fundax.train.state import fresh
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mm_fundus_clip.py"
 
@@ -50,7 +50,7 @@ def seconds_of_a_step(recipe: Recipe, steps: int) -> float:
     }
     with jax.set_mesh(mesh):
         state, _ = fresh(recipe, mesh)
-        step, data, times = train.train_step(recipe), meshes.shard_batch(batch, mesh), []
+        step, data, times = loop.train_step(recipe), meshes.shard_batch(batch, mesh), []
         for _ in range(steps + 1):
             start = time.perf_counter()
             state, metrics = step(state, data)

@@ -25,7 +25,7 @@ from data_pipelines.sources.csv import csv_source
 from fundax.config import load
 from fundax.evals.probe import difference
 from fundax.recipe import Intervals, Recipe
-from fundax.train import fit
+from fundax.train.loop import fit
 from fundax.types import UserError
 
 RATIOS = (0, 1, 5)

@@ -37,7 +37,7 @@ from fundax.evals.few_shot import draw
 from fundax.metrics import weighted
 from fundax.recipe import Recipe
 from fundax.runtime.checkpoint import load_params, saved_steps
-from fundax.train import fit
+from fundax.train.loop import fit
 from fundax.types import Params
 
 MODALITIES = ("CFP", "UWF", "FFA", "OCT")

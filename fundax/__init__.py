@@ -26,7 +26,8 @@ The rooms, each with its own table of contents (`help(fundax.losses)`):
     fundax.results      figures, tables and the report page
     fundax.runtime      devices, processes, checkpoints, run directories and logging
     fundax.roofline     memory, communication and step time of a compiled training step
-    fundax.resume       what a run stores about itself, and resuming or repeating it
+    fundax.train        the training loop, its state, and what a run stores so that it resumes or is repeated
+    fundax.serving      a page and an API to ask a model
     fundax.cli          verbs of the command line and their arguments, and cross-validation
 
 Importing fundax imports neither JAX nor Flax; each name is imported at its first use.
@@ -48,14 +49,15 @@ with _epy.lazy_api_imports(globals()):
         objectives,
         optim,
         results,
-        resume,
         roofline,
         runtime,
+        serving,
+        train,
     )
     from fundax.config import load as load_recipe
     from fundax.inference.model import load
     from fundax.interop.exchange import export, import_checkpoint
     from fundax.recipe import Intervals, Recipe, Run
     from fundax.results.page import report
-    from fundax.train import fit
+    from fundax.train.loop import fit
     from fundax.types import UserError

@@ -33,15 +33,15 @@ def losses(recipe: Any, batches: Sequence[Any]) -> list[tuple[float, float]]:
     """(loss, gradient norm) of a step for each of the batches, from fresh parameters."""
     import jax
 
-    from fundax import train
     from fundax.runtime import mesh as meshes
-    from fundax.state import fresh
+    from fundax.train import loop
+    from fundax.train.state import fresh
 
     mesh = meshes.make_mesh(recipe.mesh)
-    train.check_batch(recipe, mesh)
+    loop.check_batch(recipe, mesh)
     with jax.set_mesh(mesh):
         state, _ = fresh(recipe, mesh)
-        step = train.train_step(recipe)
+        step = loop.train_step(recipe)
         found = []
         with no_random_numbers():
             for batch in batches:

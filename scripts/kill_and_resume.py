@@ -41,7 +41,7 @@ import fundax.inference.dispatch  # noqa: E402, F401 (imported once, before the 
 import launch  # noqa: E402
 from fundax import encoders, objectives  # noqa: E402, F401
 from fundax.runtime.checkpoint import load_params  # noqa: E402
-from fundax.train import fit  # noqa: E402, F401
+from fundax.train.loop import fit  # noqa: E402, F401
 from fundax.types import UserError  # noqa: E402
 from scripts.several_processes import QUICK, free_port  # noqa: E402
 

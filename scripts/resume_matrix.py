@@ -107,10 +107,10 @@ def answer(config: str, argv: Sequence[str], workdir: Path) -> tuple[str, str]:
     """("identical", ""), ("line", what changed) or ("refused", the error), as training says before it compiles."""
     from data_pipelines.records import DataError
     from fundax import config as configs
-    from fundax.resume.rerun import defaults_to_resume
-    from fundax.resume.stored import changes, in_words
     from fundax.runtime.mesh import make_mesh
-    from fundax.train import check_batch, check_best
+    from fundax.train.loop import check_batch, check_best
+    from fundax.train.rerun import defaults_to_resume
+    from fundax.train.stored import changes, in_words
     from fundax.types import UserError
 
     try:

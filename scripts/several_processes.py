@@ -123,7 +123,7 @@ def fit_noting(recipe: Any, workdir: Path) -> None:
     """Train a recipe, and write the rows that process k of n reads to rows-k-of-n.jsonl."""
     import jax
 
-    from fundax.train import fit
+    from fundax.train.loop import fit
 
     workdir.mkdir(parents=True, exist_ok=True)
     rows = workdir / f"rows-{jax.process_index()}-of-{jax.process_count()}.jsonl"
@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder that keeps the runs")
     options = parser.parse_args(argv)
     shapes = LATER if options.shapes is None else tuple(map(_shape, options.shapes))
-    import fundax.train  # noqa: F401 (imported once, before the processes fork)
+    import fundax.train.loop  # noqa: F401 (imported once, before the processes fork)
 
     good = True
     with tempfile.TemporaryDirectory() as scratch:

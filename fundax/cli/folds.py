@@ -22,7 +22,7 @@ from fundax.results.read import read_result
 from fundax.runtime import serialize
 from fundax.runtime.checkpoint import Checkpoints, has_checkpoints, load_params
 from fundax.runtime.workdir import make, write_arrays, write_json
-from fundax.train import fit
+from fundax.train.loop import fit
 from fundax.types import UserError
 
 PAGE = "report.html"
@@ -41,7 +41,7 @@ def cross_validate(load: Callable[..., Recipe], workdir: str | Path, count: int,
         load: the recipe under further arguments of the config (data_pipelines.open.Sources has `fold` and `part`).
         workdir: folder to write.
         count: number of folds.
-        take_over: see train.fit.
+        take_over: see train.loop.fit.
 
     Raises:
         UserError: fewer than two folds, a config whose test evaluation is not a classification, a workdir that

@@ -26,9 +26,9 @@ from fundax.interop.read import read_objective
 from fundax.metrics.generative import draw_pairs, memorised, nearest
 from fundax.objectives.diffusion import Diffusion
 from fundax.recipe import Recipe
-from fundax.resume.rerun import trusted_config
 from fundax.runtime.checkpoint import load_params, resolve
 from fundax.runtime.workdir import read_config, read_optional_json, write_json
+from fundax.train.rerun import trusted_config
 from fundax.types import UserError
 
 MARK = "synthetic"

@@ -19,14 +19,14 @@ from jax.sharding import Mesh, NamedSharding
 from rich.console import Group
 from rich.table import Table
 
-from fundax import train
 from fundax.params import path_string
 from fundax.recipe import Recipe
 from fundax.roofline.collectives import BETWEEN, Collective, collectives
 from fundax.runtime import flops
 from fundax.runtime import mesh as meshes
 from fundax.runtime.chips import CHIPS, GIB, Chip, chip_named, chip_of
-from fundax.state import abstract_state
+from fundax.train import loop
+from fundax.train.state import abstract_state
 from fundax.tuning import count_trained
 from fundax.types import UserError
 
@@ -116,14 +116,14 @@ def compile_step(recipe: Recipe, topology: str | None = None, compiling: bool = 
     Raises UserError if libtpu is missing, the topology is unknown, or the batch or the mesh does not fit the devices.
     """
     mesh, chip = target(recipe, topology)
-    train.check_batch(recipe, mesh)
+    loop.check_batch(recipe, mesh)
     state = abstract_state(recipe, mesh)
     spec = recipe.objective.batch_spec(recipe.batch)
     rows = meshes.batch_sharding(mesh)
     batch = {key: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows) for key, s in spec.items()}
     memory, wires, refused, seconds = None, (), "", 0.0
     with jax.set_mesh(mesh):
-        step = train.train_step(recipe)
+        step = loop.train_step(recipe)
         if compiling:
             memory, wires, refused, seconds = _compile(step, state, batch, mesh)
         rng, now = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from fundax import train
 from fundax.recipe import Recipe
 from fundax.runtime import mesh as meshes
 from fundax.runtime.log import say
 from fundax.runtime.preemption import Preemption
 from fundax.runtime.process import configure_orbax
 from fundax.runtime.speed import Profile
-from fundax.state import fresh
+from fundax.train import loop
+from fundax.train.state import fresh
 
 
 def dry_run(recipe: Recipe, steps: int, folder: str = "") -> list[dict[str, float]]:
@@ -26,15 +26,15 @@ def dry_run(recipe: Recipe, steps: int, folder: str = "") -> list[dict[str, floa
     """
     configure_orbax()
     mesh = meshes.make_mesh(recipe.mesh)
-    train.check_batch(recipe, mesh)
+    loop.check_batch(recipe, mesh)
     rows: list[dict[str, float]] = []
     with jax.set_mesh(mesh):
         start = time.monotonic()
         state, _ = fresh(recipe, mesh, pretrained=False)
         spec = recipe.objective.batch_spec(recipe.batch // jax.process_count())
         batch = meshes.shard_batch({key: made_up(one) for key, one in spec.items()}, mesh)
-        step = train.train_step(recipe)
-        speed = Preemption().together(train.compiled, recipe, mesh, step, state, batch)
+        step = loop.train_step(recipe)
+        speed = Preemption().together(loop.compiled, recipe, mesh, step, state, batch)
         trace = Profile(folder, recipe.profile, 0, steps + 1)
         for number in range(1, steps + 2):
             trace.before(number)

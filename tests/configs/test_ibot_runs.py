@@ -17,8 +17,8 @@ from fundax.params import path_string
 from fundax.recipe import Intervals, Recipe
 from fundax.runtime.checkpoint import load_params
 from fundax.runtime.mesh import device_put, make_mesh, shard_batch
-from fundax.state import TrainState, abstract_state
-from fundax.train import fit, train_step
+from fundax.train.loop import fit, train_step
+from fundax.train.state import TrainState, abstract_state
 
 BATCH, STEPS = 8, 3
 TOWER = dino_vit("B/16", mask_token=True).clone(image_size=8, patch=4, width=8, depth=1, heads=2)

@@ -27,8 +27,8 @@ from fundax.objectives.flair import flair
 from fundax.objectives.ibot import IBOT
 from fundax.objectives.ret_clip import ret_clip
 from fundax.recipe import Recipe
-from fundax.resume.stored import describe
 from fundax.runtime.checkpoint import Checkpoints
+from fundax.train.stored import describe
 from fundax.types import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))

@@ -8,7 +8,7 @@ import pytest
 from fundax.config import load
 from fundax.results.read import read_result, result_files
 from fundax.runtime.best import measured
-from fundax.train import fit
+from fundax.train.loop import fit
 
 MAX_LINES, MEAN_LINES = 80, 60
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))

@@ -15,8 +15,8 @@ from fundax.optim import adamw, constant, layer_decay
 from fundax.params import flatten
 from fundax.recipe import Recipe
 from fundax.runtime.mesh import make_mesh
-from fundax.state import fresh
-from fundax.train import train_step
+from fundax.train.loop import train_step
+from fundax.train.state import fresh
 from fundax.tuning import ALPHA, check, count_trained, join, merged, split, tuning, with_adapters
 from fundax.types import UserError
 
@@ -135,7 +135,7 @@ def test_a_step_moves_the_adapters_alone_and_a_mesh_gives_the_same():
 
 def test_stored_adapters_continue_bit_for_bit(tmp_path):
     from fundax.runtime.checkpoint import load_params, load_saved
-    from fundax.train import fit
+    from fundax.train.loop import fit
 
     class Same:
         def __init__(self, *_):

@@ -35,7 +35,6 @@ LEVELS = {
         ("metrics", "optim", "runtime"),
         ("encoders", "losses"),
         ("objectives", "recipe"),
-        ("resume", "state"),
         ("config", "evals", "interop", "train"),
         ("inference", "roofline"),
         ("results",),

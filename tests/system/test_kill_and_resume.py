@@ -15,7 +15,7 @@ from tiny_objective import recipe
 
 from fundax.recipe import Intervals
 from fundax.runtime.checkpoint import load_params
-from fundax.train import fit
+from fundax.train.loop import fit
 from fundax.types import UserError
 
 REPO = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ RUN = """
 import sys, time
 from tiny_objective import Rows, recipe
 from fundax.recipe import Intervals
-from fundax.train import fit
+from fundax.train.loop import fit
 
 class Slow(Rows):
     def __next__(self):

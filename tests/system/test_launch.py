@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import launch
-from fundax.resume.rerun import trusted_config
 from fundax.runtime.checkpoint import saved_steps
+from fundax.train.rerun import trusted_config
 from fundax.types import UserError
 
 REPO = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, argv, line):
 def test_a_run_is_logged_where_asked(monkeypatch):
     fitted = []
     monkeypatch.chdir(REPO)
-    monkeypatch.setattr("fundax.train.fit", lambda recipe, workdir: fitted.append(recipe.writers))
+    monkeypatch.setattr("fundax.train.fit", lambda recipe, workdir, **_: fitted.append(recipe.writers))
     monkeypatch.setattr(launch, "_report", lambda workdir: None)
     command = ("train", "configs/quickstart.py", "--smoke", "--workdir", "x")
     assert launch.main((*command, "--log-to", "tensorboard", "--log-to", "wandb")) == launch.main(command) == 0

@@ -17,7 +17,7 @@ from tiny_objective import recipe
 
 from fundax.recipe import Intervals
 from fundax.runtime.checkpoint import load_params, saved_steps
-from fundax.train import fit
+from fundax.train.loop import fit
 from scripts.several_processes import LATER, QUICK, SAVING, TOLERANCE, Shape, difference, free_port
 
 REPO = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ JOB = """
 import shutil, sys
 from dataclasses import replace
 from pathlib import Path
-import fundax.train
+from fundax.train import loop
 from fundax.recipe import Intervals
 from scripts import several_processes as several
 
@@ -143,7 +143,7 @@ MISTAKES = """
 import os, signal, sys, time
 import jax
 from pathlib import Path
-import fundax.train
+from fundax.train import loop
 from fundax.recipe import Intervals
 from fundax.types import UserError
 from scripts.several_processes import Shape, together
@@ -152,7 +152,7 @@ from tiny_objective import Linear, Rows, recipe
 def fit(**fields):
     given = recipe(mesh=(-1, 1), evals={}, intervals=Intervals(1, 1, 0), **fields)
     try:
-        fundax.train.fit(given, sys.argv[1])
+        loop.fit(given, sys.argv[1])
     except UserError as error:
         print(f"{jax.process_index()}: {error}", flush=True)
 
@@ -163,7 +163,7 @@ def compiling(*arguments):
     return compiled(*arguments)
 
 def signal_while_compiling():
-    fundax.train.compiled = compiling
+    loop.compiled = compiling
     try:
         fit(steps=8)
     except SystemExit as end:
@@ -184,7 +184,7 @@ def signal_while_an_evaluation_compiles():
         return {"error": forward(params, extra, batch)["value"].mean()}
     given = recipe(mesh=(-1, 1), objective=SlowToCompile(), evals={"held_out": error}, intervals=Intervals(1, 0, 2))
     try:
-        fundax.train.fit(given, sys.argv[1] + "-evaluated")
+        loop.fit(given, sys.argv[1] + "-evaluated")
     except SystemExit as end:
         print(f"{jax.process_index()}: left an evaluation with {end.code}", flush=True)
 
@@ -194,7 +194,7 @@ def left_alone():
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(100)
 
-compiled = fundax.train.compiled
+compiled = loop.compiled
 together(Shape(2, 1), signal_while_compiling)
 together(Shape(2, 1), signal_while_an_evaluation_compiles)
 try:
@@ -210,7 +210,7 @@ def late(source, target, rename=os.rename, **fields):
 
 def stops(name, **fields):
     try:
-        fundax.train.fit(recipe(mesh=(-1, 1), evals={}, intervals=Intervals(1, 1, 0), **fields), sys.argv[1] + name)
+        loop.fit(recipe(mesh=(-1, 1), evals={}, intervals=Intervals(1, 1, 0), **fields), sys.argv[1] + name)
     except UserError as error:
         print(f"{jax.process_index()}: {error}", flush=True)
         os._exit(2)  # as launch.py does

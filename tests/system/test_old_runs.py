@@ -23,7 +23,7 @@ from fundax.objectives.ibot import IBOT
 from fundax.optim import adamw, constant
 from fundax.recipe import Intervals, Recipe
 from fundax.runtime.checkpoint import load_params
-from fundax.train import fit
+from fundax.train.loop import fit
 
 HERE = Path(__file__).parent / "old_runs"
 RUNS, EXPORTS = (

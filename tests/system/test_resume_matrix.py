@@ -6,7 +6,7 @@
 import pytest
 
 from fundax import config as configs
-from fundax.resume.stored import changes, describe
+from fundax.train.stored import changes, describe
 from scripts import resume_matrix as matrix
 
 

@@ -16,8 +16,8 @@ from fundax.params import path_string
 from fundax.recipe import Recipe
 from fundax.roofline.compile import compile_step
 from fundax.runtime.mesh import RULES, device_put, make_mesh, shard_batch, shardings
-from fundax.state import TrainState, abstract_state
-from fundax.train import train_step
+from fundax.train.loop import train_step
+from fundax.train.state import TrainState, abstract_state
 
 BATCH, STEPS = 16, 5
 

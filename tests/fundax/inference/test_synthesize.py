@@ -19,8 +19,8 @@ from fundax.config import load
 from fundax.inference.synthesize import How, _conditions, read_generator, summary, synthesize
 from fundax.interop import keymap
 from fundax.params import unflatten
-from fundax.resume.stored import describe
 from fundax.runtime.checkpoint import Checkpoints
+from fundax.train.stored import describe
 from fundax.types import UserError
 
 CONFIG = "configs/diffusion.py"

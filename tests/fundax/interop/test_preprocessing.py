@@ -25,10 +25,10 @@ from fundax.objectives.flair import FLAIR, flair, text_encoder
 from fundax.objectives.keepfit import KeepFIT
 from fundax.objectives.keepfit_reference import V1
 from fundax.recipe import Recipe
-from fundax.resume.stored import describe
 from fundax.runtime.checkpoint import Checkpoints
 from fundax.runtime.workdir import write_json
-from fundax.train import fit
+from fundax.train.loop import fit
+from fundax.train.stored import describe
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 WORDS = tokenizers.bundled(32)

@@ -113,7 +113,7 @@ def test_mistakes(monkeypatch):
 
 def test_spec_of_a_state_is_what_the_mesh_says():
     mesh, _ = aot.target(recipe(mesh=(1, 4, 1)), None)
-    from fundax.state import abstract_state
+    from fundax.train.state import abstract_state
 
     assert abstract_state(recipe(), mesh).params["head"]["kernel"].sharding.spec == P("fsdp", None)
 

@@ -11,7 +11,7 @@ from tiny_objective import recipe
 from data_pipelines.records import DataError
 from fundax.runtime import remote
 from fundax.runtime.checkpoint import load_params, saved_steps
-from fundax.train import fit
+from fundax.train.loop import fit
 from fundax.types import UserError
 
 

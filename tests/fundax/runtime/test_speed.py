@@ -12,8 +12,8 @@ from fundax.roofline.dry_run import dry_run
 from fundax.runtime import speed
 from fundax.runtime.mesh import make_mesh
 from fundax.runtime.speed import Profile, Speed
-from fundax.state import fresh
-from fundax.train import train_step
+from fundax.train.loop import train_step
+from fundax.train.state import fresh
 
 
 @pytest.fixture

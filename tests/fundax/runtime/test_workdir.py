@@ -9,9 +9,9 @@ from data_pipelines.records import text_hash
 from fundax.encoders.clip_text import TextTransformer
 from fundax.encoders.vit import ViT
 from fundax.objectives.clip import CLIP
-from fundax.resume.stored import describe
 from fundax.runtime import serialize
 from fundax.runtime.workdir import check_output, read_config, write_arrays
+from fundax.train.stored import describe
 from fundax.types import UserError
 
 

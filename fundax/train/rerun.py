@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fundax.recipe import Recipe
-from fundax.resume.stored import MODALITIES, SPLIT, digest_of_data, names_of
 from fundax.runtime import argv as words
 from fundax.runtime.checkpoint import has_checkpoints, resolve
 from fundax.runtime.shapes import Config
 from fundax.runtime.workdir import read_optional_json
+from fundax.train.stored import MODALITIES, SPLIT, digest_of_data, names_of
 from fundax.types import UserError
 
 PARTS = ("val", "test", "all")

@@ -15,8 +15,8 @@ from tiny_objective import Linear, Rows, recipe
 from fundax.recipe import Intervals
 from fundax.runtime.checkpoint import Checkpoints, best_step, has_checkpoints, load_params
 from fundax.runtime.mesh import make_mesh
-from fundax.state import TrainState, abstract_state
-from fundax.train import _items, fit, is_complete, train_step
+from fundax.train.loop import _items, fit, is_complete, train_step
+from fundax.train.state import TrainState, abstract_state
 from fundax.types import UserError
 
 

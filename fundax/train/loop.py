@@ -1,6 +1,6 @@
 """The training loop, which is the same for every method.
 
-The recipe is compared with what the workdir holds, and nothing is written before that (fundax/resume/stored.py). The state is
+The recipe is compared with what the workdir holds, and nothing is written before that (fundax/train/stored.py). The state is
 restored from the latest checkpoint if there is one; otherwise parameters are initialised and `init_from` is applied.
 Evaluations run before the first step. Then every batch is placed and a step is run, with logging, evaluations and
 checkpoints at their intervals and at the last step. With steps=0 only the evaluations run.
@@ -26,7 +26,6 @@ from jax.sharding import PartitionSpec as P
 
 from fundax.optim import rate_of
 from fundax.recipe import Recipe
-from fundax.resume.stored import changes, check_evaluation, describe, digest_of_data, in_words
 from fundax.runtime import accumulate, remote
 from fundax.runtime import argv as words
 from fundax.runtime import mesh as meshes
@@ -41,7 +40,8 @@ from fundax.runtime.preemption import Interrupted, Preemption
 from fundax.runtime.prefetch import Prefetcher
 from fundax.runtime.process import configure_orbax
 from fundax.runtime.speed import Profile, Speed
-from fundax.state import TrainState, abstract_state, check_tune, fresh
+from fundax.train.state import TrainState, abstract_state, check_tune, fresh
+from fundax.train.stored import changes, check_evaluation, describe, digest_of_data, in_words
 from fundax.tuning import count_trained, join, split
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
@@ -51,7 +51,7 @@ BAD_RECORDS = "bad_records.jsonl"  # list of skipped images in the workdir, if t
 def fit(recipe: Recipe, workdir: str | Path, checkpoint: int | str = "", take_over: bool = False) -> TrainState:
     """Train a recipe to its last step, resuming from `workdir` if it holds checkpoints; returns the final state.
 
-    A run of other settings is refused before anything is written (fundax/resume/stored.py); a complete run is left as it is.
+    A run of other settings is refused before anything is written (fundax/train/stored.py); a complete run is left as it is.
 
     Args:
         recipe: see Recipe.
