@@ -27,6 +27,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -345,6 +346,9 @@ def _leave(code: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    if code == 2:  # the error is printed; what it left unfinished (Orbax without free files) would add tracebacks
+        sys.unraisablehook = lambda unraisable: None
+        warnings.simplefilter("ignore")
     sys.exit(code)
 
 

@@ -203,6 +203,19 @@ def test_a_full_disk_is_one_line_and_what_was_saved_stays(tmp_path, capsys, monk
     assert launch.main([*train, "--steps", "4"]) == 0 and saved_steps(run) == [2, 4]
 
 
+def test_few_files_are_one_line(tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    few = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)); sys.argv = sys.argv[1:]; "
+    argv = [str(REPO / "launch.py"), "train", str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", few + "runpy.run_path(sys.argv[0], run_name='__main__')", *argv],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(REPO), str(REPO / "tests")))},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Too many open files" in done.stderr.splitlines()[-1], done.stderr[-2000:]
+
+
 def test_ctrl_c_is_one_line(capsys, monkeypatch):
     def interrupted(argv):
         raise KeyboardInterrupt
