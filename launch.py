@@ -233,7 +233,9 @@ def main(argv: Sequence[str]) -> int:
         print("Interrupted.", file=sys.stderr)
         return 130
     except Exception as error:
-        if refused := _refused(error):
+        from fundax.runtime.workdir import refusal
+
+        if refused := refusal(error):  # by the file system
             print(f"error: {refused}", file=sys.stderr)
             return 2
         if not _among_others():
@@ -316,13 +318,6 @@ def _meet(cluster: Any) -> None:
 def _among_others() -> bool:
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def _refused(error: Exception) -> str:
-    """A line for an error of the file system, else ""."""
-    from fundax.runtime.workdir import refusal
-
-    return refusal(error)
 
 
 def _lost(error: Exception) -> str:
