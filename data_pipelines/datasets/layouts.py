@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_pipelines.images.decode import FORMATS
+from data_pipelines.images.decode import FORMATS, UNREADABLE
 from data_pipelines.records import DataError, no_such_image
 from data_pipelines.sources import labels
 from data_pipelines.sources.tables import is_empty, read_named
@@ -142,8 +142,9 @@ def _check_images(name: str, folder: Path, rows: list[Row]) -> None:
         raise DataError(f"{name}: {folder} has the right folders but no images in them")
     for row in rows:
         try:
-            Image.open(
-                row.image, formats=FORMATS
-            ).close()  # reads only the header, which detects truncated files and HTML error pages
-        except (OSError, SyntaxError, ValueError) as error:
+            # reads only the header, which detects truncated files and HTML error pages
+            Image.open(row.image, formats=FORMATS).close()
+        except Image.DecompressionBombError as error:
+            raise DataError(f"{name}: {row.image} has too many pixels ({error})") from error
+        except UNREADABLE as error:
             raise DataError(f"{name}: {row.image} is not an image ({row.image.stat().st_size} bytes)") from error

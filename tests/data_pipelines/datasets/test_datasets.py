@@ -146,10 +146,15 @@ def postscript(folder):
     (folder / "test" / "DME" / "DME-124-1.jpeg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
 
 
+def bomb(folder):
+    (folder / "test" / "DME" / "DME-124-1.jpeg").write_bytes(b"P5 20000 10000 255\n")
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
         (shutil.rmtree, "is not a folder"),
+        (bomb, r"DME-124-1\.jpeg has too many pixels \(Image size \(200000000 pixels\)"),
         (remove_class, r"expected CNV, DME, DRUSEN, NORMAL in .*val, found CNV/, DRUSEN/, NORMAL/$"),
         (misname, r"CNV-124-1\.jpeg is not named like DME-1234567-1\.jpeg"),
         (truncate, r"DME-124-1\.jpeg is not an image \(3 bytes\)"),
