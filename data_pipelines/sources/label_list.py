@@ -10,6 +10,7 @@ import numpy as np
 from data_pipelines.images.decode import DEFAULT, ReadOptions
 from data_pipelines.records import DataError, Record, View, modality_name
 from data_pipelines.sources.columns import Indexed, read_once, row_index
+from data_pipelines.sources.labels import MOST_CLASSES
 
 FORMS = "path;3, path;1,0,0,1 (several labels), or path,label,days (a forecast)"
 
@@ -80,7 +81,11 @@ def _row(line: str, place: str, number: int) -> tuple[str, tuple[float, ...], bo
         numbers = tuple(float(cell) for cell in cells)
     except ValueError:
         numbers = ()
-    whole = len(numbers) != 1 or (numbers[0].is_integer() and numbers[0] >= 0)
-    if not image.strip() or not numbers or not whole or (not semicolon and len(numbers) != 2):
+    if semicolon and len(numbers) > 1:
+        right = all(label in (0, 1) or np.isnan(label) for label in numbers)
+    else:
+        right = len(numbers) == (1 if semicolon else 2) and np.isfinite(numbers[-1])
+        right = right and numbers[0].is_integer() and 0 <= numbers[0] < MOST_CLASSES
+    if not image.strip() or not right:
         raise DataError(f"{place}: {line[:60]!r} is not {FORMS}")
     return image.strip(), numbers, not semicolon, number

@@ -7,6 +7,7 @@ import pytest
 
 from data_pipelines.records import DataError
 from data_pipelines.sources.csv import csv_source
+from data_pipelines.sources.label_list import LabelList
 from data_pipelines.sources.labels import Classes, class_names, finding, findings_of, folded, named
 
 
@@ -91,6 +92,15 @@ def test_findings_are_0_1_or_a_gap(tmp_path, value):
     assert csv_source(path, columns=columns, values=f"{value}:1")[1].findings == ("A", "B")
     with pytest.raises(DataError, match="'2' is not OLD:NEW"):
         csv_source(path, columns=columns, values="2")
+
+
+@pytest.mark.parametrize(
+    "line", ["a;inf", "a;1e30", "a;1.5", "a;2,0", "a,inf,30", "a,1,inf", "a,nan,3", "a,1", "a;", ";1", "a,-1,30"]
+)
+def test_lines_of_a_label_list_hold_class_numbers_and_days(tmp_path, line):
+    (tmp_path / "labels.txt").write_text(f"{line}\n")
+    with pytest.raises(DataError, match=r"labels\.txt, line 1: .* is not path;3"):
+        _ = LabelList(tmp_path / "labels.txt").rows
 
 
 def test_findings_of_a_row_that_is_not_labelled():
