@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,10 +78,9 @@ def _row(line: str, place: str, number: int) -> tuple[str, tuple[float, ...], bo
     image, semicolon, rest = line.partition(";")
     cells = rest.split(",") if semicolon else line.split(",")[1:]
     image = image if semicolon else line.split(",")[0]
-    try:
+    numbers: tuple[float, ...] = ()
+    with contextlib.suppress(ValueError):
         numbers = tuple(float(cell) for cell in cells)
-    except ValueError:
-        numbers = ()
     if semicolon and len(numbers) > 1:
         right = all(label in (0, 1) or np.isnan(label) for label in numbers)
     else:

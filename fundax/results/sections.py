@@ -216,10 +216,10 @@ def _horizons(evaluation: Evaluation) -> list[Block]:
 
 
 def _days_alone(evaluation: Evaluation) -> str:
-    found, rows = evaluation.result, evaluation.result.rows
-    if not isinstance(found, ClassificationResult) or rows is None or rows.horizon is None:
+    found = evaluation.result
+    if not isinstance(found, ClassificationResult) or found.rows is None or found.rows.horizon is None:
         return ""
-    alone = number(auc_interval(found.labels == 1, rows.horizon, patients=evaluation.patients))
+    alone = number(auc_interval(found.labels == 1, found.rows.horizon, patients=evaluation.patients))
     return f"The number of days alone, without an image, has an AUC of {alone.text} ({alone.small})."
 
 
