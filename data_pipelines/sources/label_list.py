@@ -78,9 +78,9 @@ def _row(line: str, place: str, number: int) -> tuple[str, tuple[float, ...], bo
     image, semicolon, rest = line.partition(";")
     cells = rest.split(",") if semicolon else line.split(",")[1:]
     image = image if semicolon else line.split(",")[0]
-    numbers: tuple[float, ...] = ()
+    numbers: list[float] = []
     with contextlib.suppress(ValueError):
-        numbers = tuple(float(cell) for cell in cells)
+        numbers = [float(cell) for cell in cells]
     if semicolon and len(numbers) > 1:
         right = all(label in (0, 1) or np.isnan(label) for label in numbers)
     else:
@@ -88,4 +88,4 @@ def _row(line: str, place: str, number: int) -> tuple[str, tuple[float, ...], bo
         right = right and numbers[0].is_integer() and 0 <= numbers[0] < MOST_CLASSES
     if not image.strip() or not right:
         raise DataError(f"{place}: {line[:60]!r} is not {FORMS}")
-    return image.strip(), numbers, not semicolon, number
+    return image.strip(), tuple(numbers), not semicolon, number
