@@ -33,6 +33,18 @@ _OLD = ".old"  # old steps are renamed into this folder before they are deleted,
 _policies = ocp.checkpoint_managers
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which does not ask JAX's preemption service itself.
+
+    The service lets all processes stop at the number after the last one that any of them asked with. Orbax asks with the
+    step of each save, also from its own thread: a signal that came next was due at a number that had passed, and was lost.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, as a context manager: exiting waits for the save in progress.
 
@@ -58,7 +70,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in _ARRAYS}
-        self._orbax = ocp.CheckpointManager(
+        self._orbax = _Manager(
             self.folder, options=options, item_handlers={**handlers, "run": ocp.JsonCheckpointHandler()}
         )
 
@@ -149,9 +161,12 @@ class Checkpoints:
             return None
         return {"value": value, "score": self._rank[1] * value}
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether any process received SIGTERM, so that all save at this step; False for a single process."""
-        return self._orbax.reached_preemption(step)
+    def reached_preemption(self, count: int) -> bool:
+        """Whether any process received SIGTERM, so that all stop at this call; False for a single process.
+
+        count: number of the call, the same in all processes and one higher each time.
+        """
+        return ocp.CheckpointManager.reached_preemption(self._orbax, count)
 
     def wait(self) -> None:
         """Wait until the save in progress is on disk."""
