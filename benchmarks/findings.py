@@ -2,7 +2,7 @@
 
     python benchmarks/findings.py
     python benchmarks/findings.py --sentences my_reports.tsv
-    python benchmarks/findings.py --reports csdi/labels.csv --column sentence_en     # unlabelled reports: counts only
+    python benchmarks/findings.py --reports csdi/labels.csv --column text_en     # unlabelled reports: counts only
 
 A file of sentences has the columns present (findings, separated by "; ") and text, separated by tabs.
 """

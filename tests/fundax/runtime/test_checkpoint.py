@@ -202,3 +202,17 @@ def test_the_lowest_value_can_be_the_best(tmp_path):
     assert resolve(tmp_path) == 2 and best_step(tmp_path) == (2, -0.2)
     with pytest.raises(UserError, match=r'expected a metric, \(metric, "min"\) or \(metric, "max"\)'):
         Checkpoints(tmp_path, best=("e/error", "lowest"))
+
+
+def test_only_the_loop_asks_the_preemption_service(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "jax.experimental.multihost_utils.reached_preemption_sync_point",
+        lambda count: asked.append(count) or count == 7,
+    )
+    with Checkpoints(tmp_path) as kept:
+        assert not kept.reached_preemption(6)
+        kept.save(3, {"params": {"a": jnp.ones(2)}, "extra": {}, "opt": {}}, {}, {})  # Orbax would ask with 3
+        kept.wait()
+        assert kept.reached_preemption(7)
+    assert asked == [6, 7]
