@@ -261,11 +261,8 @@ def _evaluator(
     def forward(params: Params, extra: Extra, batch: Batch) -> dict[str, np.ndarray]:
         preemption.listen()
         placed = meshes.shard_full_batch(batch, mesh)
-        shapes = str(jax.tree.map(jnp.shape, placed))
-        if jax.process_count() > 1 and shapes not in compiled_for:
-            preemption.together(
-                lambda: run.lower(params, extra, placed).compile()
-            )  # so that a signal is heard meanwhile
+        if jax.process_count() > 1 and (shapes := str(jax.tree.map(jnp.shape, placed))) not in compiled_for:
+            preemption.together(lambda: run.lower(params, extra, placed).compile())  # a signal is heard meanwhile
             compiled_for.add(shapes)
         return jax.device_get(run(params, extra, placed))
 
