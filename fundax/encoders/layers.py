@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders.attention import Path, attend
+from fundax.encoders.derivatives import layer_norm, product, sigmoid_gelu
 from fundax.encoders.positions import Rotary
 from fundax.runtime.mesh import constrain_rows, gather_parameter
 from fundax.tuning import LORA_A, LORA_B, scale
@@ -27,7 +28,7 @@ Rows = int | jax.Array | None  # the row of tokens [B N D] to compute: one for a
 
 def quick_gelu(x: jax.Array) -> jax.Array:
     """x * sigmoid(1.702 x): the activation of OpenAI's CLIP, DFN, Chinese-CLIP and RET-CLIP."""
-    return x * jax.nn.sigmoid(1.702 * x)
+    return sigmoid_gelu(x)
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
@@ -38,32 +39,6 @@ def gelu_exact(x: jax.Array) -> jax.Array:
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """Tanh approximation of GELU (arXiv:1606.08415, section 2): SigLIP's activation."""
     return jax.nn.gelu(x, approximate=True)
-
-
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Product of x [... D] with an fp32 kernel [D ...] in x's dtype, whose kernel gradient stays in fp32.
-
-    The gradient that JAX derives is rounded to bfloat16 where x is bfloat16, and is summed over devices in bfloat16.
-    Forward-mode differentiation is not supported.
-    """
-    return jax.lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
-
-
-def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product(x, kernel), (x, kernel)
-
-
-def _product_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = kept
-    batch = tuple(range(x.ndim - 1))
-    outputs = tuple(range(x.ndim - 1, g.ndim)), tuple(range(1, kernel.ndim))
-    d_x = jax.lax.dot_general(g, kernel.astype(g.dtype), (outputs, ((), ())))
-    d_kernel = jax.lax.dot_general(x, g, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
-    return d_x, d_kernel
-
-
-product.defvjp(_product_forward, _product_backward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def apply(
@@ -143,13 +118,9 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, -1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon)
-        return (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+        return layer_norm(x, scale, bias, self.epsilon)
 
 
 class Dense(nn.Module):
