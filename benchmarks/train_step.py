@@ -4,9 +4,9 @@
     python benchmarks/train_step.py --size B/16 --batch 8 --text-depth 12    # or L/14, H/14-378; all text layers: 0
     python benchmarks/train_step.py --size B/16 --text-depth 0 --batch 0 --dtype bfloat16 --attention cudnn   # a GPU
 
-A step is forward, backward and AdamW. Steps alternate in the same process, so that the load of the machine affects all
-programs equally, and medians are compared. The last column is the median of the program divided by the median of fundax:
-above 1, fundax is faster. `cpu` is the processor time of a step over all threads. MFU is printed for chips in
+A step is forward, backward and AdamW. The programs, each in a process of its own, take steps by turns, so that the load of the
+machine affects all of them equally, and medians are compared. The last column is the median of fundax divided by the median of
+the program: below 1, fundax is faster. `cpu` is the processor time of a step over all threads. MFU is printed for chips in
 fundax/runtime/chips.py. --batch 0 takes the largest power of two whose temporaries, as XLA counts them, fill at most 40 % of
 the device's memory, so that torch fits as well. On an accelerator, torch uses it too, with autocast to the same dtype; this
 has not been tested.
@@ -17,9 +17,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -27,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from beside import Start, Step, alternate
 from record import Table, record
 
 from fundax.objectives.clip import CLIP, clip
@@ -34,7 +34,6 @@ from fundax.runtime.chips import chip_of
 from fundax.runtime.flops import training_flops
 from fundax.types import Batch
 
-Step = Callable[[], None]
 ADAMW: dict[str, Any] = {"learning_rate": 1e-5, "b1": 0.9, "b2": 0.98, "eps": 1e-6, "weight_decay": 0.2}
 
 
@@ -79,18 +78,16 @@ def device_memory() -> float:
     return stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def fundax_step(objective: CLIP, batch: Batch) -> tuple[Step, float]:
-    """Compile a step; return it and the compile time in seconds."""
+def fundax_step(objective: CLIP, batch: Batch) -> Step:
+    """Compile a step."""
     state = list(jax.jit(lambda: state_of(objective, batch))())
-    start = time.perf_counter()
     compiled = program(objective).lower(*state, batch).compile()
-    seconds = time.perf_counter() - start
 
     def run() -> None:
         state[:] = compiled(*state, batch)
         jax.block_until_ready(state)
 
-    return run, seconds
+    return run
 
 
 def torch_step(objective: CLIP, batch: Batch, compiled: bool) -> Step:
@@ -134,18 +131,6 @@ def torch_step(objective: CLIP, batch: Batch, compiled: bool) -> Step:
     return run
 
 
-def alternate(steps: dict[str, Step], rounds: int) -> dict[str, np.ndarray]:
-    """(wall, processor) seconds [rounds 2] of each program, after one warm-up step."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for i in range(rounds + 1):
-        for name, step in steps.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            step()
-            if i:
-                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {name: np.array(rows) for name, rows in times.items()}
-
-
 def model_flops(objective: CLIP, batch: Batch) -> int:
     """FLOPs of a step, counted from the program (fundax/runtime/flops.py)."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
@@ -161,8 +146,8 @@ def table(times: dict[str, np.ndarray], done: int, title: str, peak: float | Non
         median, least, cpu = np.median(its[:, 0]), its[:, 0].min(), np.median(its[:, 1])
         mfu = f"{done / median / peak:.1%}" if peak else "unknown"
         numbers = [f"{x:.3f}" for x in (median, least, cpu)]
-        rows.append([name, *numbers, f"{done / median / 1e9:,.0f}", mfu, f"{median / ours:.2f}"])
-    return Table(title, ("program", "median s", "least s", "cpu s", "GFLOP/s", "MFU", "time / fundax"), rows)
+        rows.append([name, *numbers, f"{done / median / 1e9:,.0f}", mfu, f"{ours / median:.2f}"])
+    return Table(title, ("program", "median s", "least s", "cpu s", "GFLOP/s", "MFU", "fundax / program"), rows)
 
 
 def arguments() -> argparse.Namespace:
@@ -196,19 +181,19 @@ def main() -> None:
     if options.text_depth:
         objective = replace(objective, text=objective.text.clone(depth=options.text_depth))
     batch = batch_of(objective, options.batch or largest_batch(objective, device_memory()))
-    run, compiled = fundax_step(objective, batch)
-    steps, versions = {"fundax": run}, ""
+    programs: dict[str, Start] = {"fundax": partial(fundax_step, objective, batch)}
+    versions = ""
     if not options.no_torch:
-        steps["torch eager"] = torch_step(objective, batch, compiled=False)
+        programs["torch eager"] = partial(torch_step, objective, batch, compiled=False)
         versions = "; " + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
         if not options.no_compile:
-            steps["torch.compile"] = torch_step(objective, batch, compiled=True)
+            programs["torch.compile"] = partial(torch_step, objective, batch, compiled=True)
     words = ", ".join(f"{name} {value}" for name, value in fields.items())
     title = f"{options.size}, {objective.text.depth} text layers, batch {len(batch['text'])}, {words}"
-    title += f"; fundax compiled in {compiled:.0f} s{versions}"
+    title += versions
     chip = chip_of(jax.devices()[0].device_kind)
     peak = 1e12 * options.peak_tflops if options.peak_tflops else (chip.flops if chip else None)
-    times = alternate(steps, options.rounds)
+    times = alternate(programs, options.rounds)
     record(options.name, [table(times, model_flops(objective, batch), title, peak)], keep=not options.no_keep)
 
 
