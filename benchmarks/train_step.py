@@ -109,7 +109,8 @@ def torch_step(objective: CLIP, batch: Batch, compiled: bool) -> Step:
         },
     )  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = CLIPModel(config).train().to(device)
+    model: Any = CLIPModel(config)
+    model = model.train().to(device)
     lr, betas = ADAMW["learning_rate"], (ADAMW["b1"], ADAMW["b2"])
     optimizer = torch.optim.AdamW(model.parameters(), lr, betas, ADAMW["eps"], ADAMW["weight_decay"])
     mean, std = (torch.tensor(x, device=device).reshape(1, 3, 1, 1) for x in (objective.mean, objective.std))
