@@ -1,9 +1,9 @@
 """Test that runs, data and exports are the same on remote storage as in local folders, with an emulator on this machine.
 
-    python scripts/remote_storage.py [--store gs|s3|file] [--steps 40] [--kills 3]
+    python scripts/remote_storage.py [--store gs|s3|file] [--steps 80] [--kills 3]
 
-Trains the same small CLIP in a local folder and, killed (SIGKILL) at random moments and restarted, in a bucket; hashes of
-parameters and the losses of all steps must be equal. Then it converts synthetic eyes to shards in the bucket, trains from
+Trains the same small CLIP in a local folder and, killed (SIGKILL) around its saves and restarted, in a bucket; hashes of
+parameters and all logged losses must be equal. Then it converts synthetic eyes to shards in the bucket, trains from
 them, exports the run to the bucket and starts another run from the export. Exits with status 1 if anything differs.
 
 gs needs gcsfs and gcp-storage-emulator, s3 needs s3fs and moto[server]; file is a folder under an address.
@@ -25,6 +25,25 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO)] if str(REPO) not in sys.path else []
 BUCKET = "fundax-test"
+# The emulator of gs, which leaves out the generation of an object that TensorStore expects with it.
+GS = """
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import objects
+
+plain = objects.download
+
+def download(request, response, storage, *args, **kwargs):
+    plain(request, response, storage, *args, **kwargs)
+    try:
+        found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+    except NotFound:
+        return
+    response["x-goog-generation"] = found["generation"]
+
+objects.download = download
+from gcp_storage_emulator.__main__ import main
+main()
+"""
 
 
 def free_port() -> int:
@@ -40,16 +59,14 @@ def start(store: str, folder: Path) -> tuple[subprocess.Popen[bytes] | None, str
     url = f"http://127.0.0.1:{port}"
     if store == "file":
         return None, f"file://{folder}/{BUCKET}", {}
-    programs = Path(sys.executable).parent
     if store == "gs":
-        words = ["gcp-storage-emulator", "start", "--port", str(port), "--in-memory", "--default-bucket", BUCKET]
+        words = ["-c", GS, "start", "--port", str(port), "--quiet", "--in-memory", "--default-bucket", BUCKET]
         found = {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url, "FSSPEC_GCS_TOKEN": "anon"}
         found["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it would ask the emulator for more than it has
     else:
-        words = ["python", "-m", "moto.server", "-p", str(port)]
+        words = ["-m", "moto.server", "-p", str(port)]
         found = {"FSSPEC_S3_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    words[0] = str(programs / words[0])
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.environ.update(found)
     _wait(port)
     if store == "s3":
@@ -68,19 +85,44 @@ def _wait(port: int) -> None:
     raise SystemExit("the emulator did not start")
 
 
-def run(*words: str, kill_after: float = 0.0) -> int:
-    """Run launch.py. With `kill_after`, it is killed after that many seconds if it is still running."""
-    command = [sys.executable, str(REPO / "launch.py"), *words]
-    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        _, errors = job.communicate(timeout=kill_after or None)
-    except subprocess.TimeoutExpired:
-        job.kill()
-        job.communicate()
-        return -9
+def command(*words: str) -> subprocess.Popen[str]:
+    """Start launch.py."""
+    words = (sys.executable, str(REPO / "launch.py"), *words)
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def run(*words: str) -> None:
+    """Run launch.py to its end."""
+    job = command(*words)
+    _, errors = job.communicate()
     if job.returncode:
         raise SystemExit(f"launch.py {' '.join(words)}\n{errors[-3000:]}")
-    return 0
+
+
+def kill(workdir: str, step: int, *words: str) -> int:
+    """Run launch.py and kill it up to half a second after it has begun to save `step` or a later one; that step."""
+    job = command(*words)
+    while job.poll() is None:
+        if (reached := latest(workdir)) >= step:
+            time.sleep(random.uniform(0, 0.5))
+            job.kill()
+            job.communicate()
+            return reached
+        time.sleep(0.05)
+    raise SystemExit(f"launch.py ended before it was killed\n{job.communicate()[1][-3000:]}")
+
+
+def latest(workdir: str) -> int:
+    """The last step of which a checkpoint is there, or has been begun; 0 if there is none."""
+    from data_pipelines.files.storage import opened
+
+    store, path = opened(f"{workdir}/checkpoints")
+    store.invalidate_cache()
+    try:
+        names = (Path(name).name.partition(".")[0] for name in store.ls(path, detail=False))
+    except FileNotFoundError:
+        return 0
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def train(workdir: str, steps: int, *more: str) -> list[str]:
@@ -105,13 +147,10 @@ def same(local: str, remote: str) -> bool:
 def compare(bucket: str, folder: Path, steps: int, kills: int) -> bool:
     """Run all comparisons and print a line for each."""
     local, remote = str(folder / "run"), f"{bucket}/run"
-    started = time.monotonic()
     run(*train(local, steps))
-    whole, killed = time.monotonic() - started, 0
-    for _ in range(kills):
-        killed += run(*train(remote, steps), kill_after=random.uniform(0.6, 1.2) * whole) == -9
+    ends = [kill(remote, steps * (k + 1) // (kills + 2), *train(remote, steps)) for k in range(kills)]
     run(*train(remote, steps))
-    print(f"killed {killed} times and resumed")
+    print(f"killed at steps {', '.join(map(str, ends))}, and resumed")
     good = same(local, remote)
     run("data", "convert", "--source", "synthetic,n=64,size=64", "--out", str(folder / "shards"), "--size", "48")
     run("data", "convert", "--source", "synthetic,n=64,size=64", "--out", f"{bucket}/shards", "--size", "48")
@@ -133,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare with one store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", choices=("gs", "s3", "file"), default="gs")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--kills", type=int, default=3)
     own = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:

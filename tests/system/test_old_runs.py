@@ -269,4 +269,10 @@ def test_training_goes_on_from_an_old_run(tmp_path):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert int(state.step) == 5 and [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert sorted(int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")) == [3, 5]
-    same(leaves(state), expected(".", "resumed"))
+    # The gradient of the keys' bias is 0: softmax does not change if all logits of a query do. Adam divides its rounding errors
+    # by their own size, so that bias moves by the learning rate in directions that mean nothing.
+    same(without_key_bias(leaves(state)), without_key_bias(expected(".", "resumed")))
+
+
+def without_key_bias(found):
+    return {name: np.delete(x, 1, axis=-2) if name.endswith("qkv/bias") else x for name, x in found.items()}
