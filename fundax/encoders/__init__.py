@@ -70,6 +70,7 @@ with _epy.lazy_api_imports(globals()):
         scaled,
         sin_cos,
     )
+    from fundax.encoders.pyramid import FPN
     from fundax.encoders.report_decoder import (
         CrossAttention,
         ReportBlock,

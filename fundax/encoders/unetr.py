@@ -1,24 +1,29 @@
-"""Dense decoders for a ViT, UNETR and a linear one, and the functions that segmentation and landmark models share.
+"""Dense decoders for a ViT, UNETR and a linear one, and the functions that all segmentation and landmark models share.
 
 A decoder maps the patch tokens of four blocks to a map of the image's size. VisionFM's form of UNETR (arXiv:2310.04992,
 arXiv:2103.10504) follows its public code; golden tests compare the two. Channels are last: [B h w C].
 
 The shared functions take an objective with the fields of `Maps`. Parameters are "image/..." and "decoder/..."; the
-decoder's batch statistics, of the global batch on any mesh, are in `extra`."""
+decoder's batch statistics, of the global batch on any mesh, are in `extra`, with those of a convolutional encoder, which stay as
+they are."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fundax.encoders import layers
+from fundax.encoders.backbone import Convolutional, VisionEncoder, apply_encoder
 from fundax.encoders.convolution import BatchNorm
 from fundax.encoders.pixels import normalize
 from fundax.encoders.vit import ViT, chosen_layers
 from fundax.types import Extra, Params, UserError
+
+if TYPE_CHECKING:
+    from fundax.encoders.pyramid import FPN
 
 LEVELS = 4
 
@@ -70,7 +75,7 @@ class UNETR(nn.Module):
         grid = (image.shape[1] // self.patch, image.shape[2] // self.patch)
         z3, z6, z9, z12 = (_as_map(z, grid).astype(self.dtype) for z in _four(tokens))
         side = (grid[0] * 8 * self.first, grid[1] * 8 * self.first)
-        picture = _resized(image.astype(self.dtype), side)
+        picture = resized(image.astype(self.dtype), side)
         x = self._level(1, z12, self._skip(1, z9, train), train)
         x = self._level(2, x, self._skip(2, z6, train), train)
         x = self._level(3, x, self._skip(3, z3, train), train)
@@ -80,7 +85,7 @@ class UNETR(nn.Module):
         if train and self.dropout > 0 and self.has_rng("dropout"):
             x = drop_channels(x, self.make_rng("dropout"), self.dropout)
         logits = _dense(self, x.shape[-1])(x).astype(jnp.float32)
-        return _resized(logits, (image.shape[1], image.shape[2]))
+        return resized(logits, (image.shape[1], image.shape[2]))
 
     def _channels(self, level: int) -> int:
         return self.width * 2 ** (3 - level) if level < LEVELS else self.width // 2
@@ -129,7 +134,7 @@ class Linear(nn.Module):
         grid = (image.shape[1] // self.patch, image.shape[2] // self.patch)
         z = jnp.concatenate([_as_map(z, grid).astype(self.dtype) for z in tokens], -1)
         logits = _dense(self, z.shape[-1])(z).astype(jnp.float32)
-        return _resized(logits, (image.shape[1], image.shape[2]))
+        return resized(logits, (image.shape[1], image.shape[2]))
 
 
 class Enlarge(nn.Module):
@@ -193,7 +198,7 @@ def _as_map(tokens: jax.Array, grid: tuple[int, int]) -> jax.Array:
     return tokens[:, extra:].reshape(len(tokens), rows, columns, -1)
 
 
-def _resized(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resized(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear interpolation with half-pixel centres, clamped at the edges; unchanged if the size is right."""
     if x.shape[1:3] == size:
         return x
@@ -203,13 +208,14 @@ def _resized(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 class Maps(Protocol):
     """Fields of an objective with a dense decoder: an encoder, a decoder that reads its `blocks`, and normalisation.
 
+    blocks: of a ViT; () for a convolutional encoder, whose pyramid an FPN reads.
     frozen: the encoder is not trained.
     """
 
     @property
-    def image(self) -> ViT: ...
+    def image(self) -> VisionEncoder: ...
     @property
-    def decoder(self) -> UNETR | Linear: ...
+    def decoder(self) -> UNETR | Linear | FPN: ...
     @property
     def blocks(self) -> tuple[int, ...]: ...
     @property
@@ -221,47 +227,70 @@ class Maps(Protocol):
 
 
 def init(model: Maps, rng: jax.Array) -> tuple[Params, Extra]:
-    """Initial parameters, and batch statistics if the decoder has any. Raises UserError if the parts do not fit."""
+    """Initial parameters, and batch statistics if encoder or decoder have any. Raises UserError if the parts do not fit."""
     check(model)
     first, second = jax.random.split(rng)
     side = model.image.image_size
     image = jnp.zeros((1, side, side, 3), jnp.float32)
-    params = {"image": model.image.init(first, image)["params"]}
-    tokens = (jnp.zeros((1, (side // model.image.patch) ** 2, model.image.width)),) * len(model.blocks)
-    decoder = dict(model.decoder.init(second, tokens, image))
-    return params | {"decoder": decoder.pop("params")}, decoder
+    encoder = model.image.init(first, image)
+    extra: Extra = {"image": encoder["batch_stats"]} if "batch_stats" in encoder else {}
+    read = jax.eval_shape(lambda params: _read(model, params, extra, image), encoder["params"])
+    decoder = dict(model.decoder.init(second, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), read), image))
+    return {"image": encoder["params"], "decoder": decoder.pop("params")}, extra | decoder
 
 
 def check(model: Maps) -> None:
-    """Raise UserError if encoder and decoder differ in patch size, patches do not fill the image or a block is missing."""
-    if model.image.patch != model.decoder.patch:
-        raise UserError(f"the encoder has patches of {model.image.patch}, the decoder of {model.decoder.patch}")
-    if model.image.image_size % model.image.patch:
-        raise UserError(f"patches of {model.image.patch} do not fill an image of {model.image.image_size} pixels")
-    if wrong := [block for block in model.blocks if not 0 <= block < model.image.depth]:
-        raise UserError(f"the decoder reads block {wrong[0]}, but the encoder has 0 to {model.image.depth - 1}")
+    """Raise UserError if encoder and decoder do not fit: in kind, in patch size, or because a block is missing."""
+    image, decoder = model.image, model.decoder
+    if isinstance(image, Convolutional):
+        if isinstance(decoder, UNETR | Linear):
+            raise UserError(
+                f"{type(decoder).__name__} reads the blocks of a ViT; a {type(image).__name__} needs an FPN"
+            )
+        return
+    if not isinstance(decoder, UNETR | Linear):
+        raise UserError("an FPN reads the maps of a convolutional encoder; a ViT needs a UNETR or Linear")
+    if image.patch != decoder.patch:
+        raise UserError(f"the encoder has patches of {image.patch}, the decoder of {decoder.patch}")
+    if image.image_size % image.patch:
+        raise UserError(f"patches of {image.patch} do not fill an image of {image.image_size} pixels")
+    if wrong := [block for block in model.blocks if not 0 <= block < image.depth]:
+        raise UserError(f"the decoder reads block {wrong[0]}, but the encoder has 0 to {image.depth - 1}")
+
+
+def _read(
+    model: Maps, params: Params, extra: Extra, image: jax.Array, rngs: dict[str, jax.Array] | None = None
+) -> tuple[jax.Array, ...]:
+    """What the decoder reads: tokens [B N D] of a ViT's blocks, or the pyramid of a convolutional encoder."""
+    if isinstance(model.image, ViT):
+        return chosen_layers(model.image, params, image, model.blocks, rngs)
+    return apply_encoder(model.image, params, extra, image, rngs=rngs)[0]["pyramid"]
+
+
+def _decoder_variables(params: Params, extra: Extra) -> dict[str, Any]:
+    return {"params": params["decoder"], **{name: extra[name] for name in extra if name == "batch_stats"}}
 
 
 def logits(model: Maps, params: Params, extra: Extra, image: Any) -> jax.Array:
     """Logits f32 [B h w K] of images [B h w 3], with running statistics and without dropout."""
     image = normalize(image, model.mean, model.std, model.image.dtype)
-    tokens = chosen_layers(model.image, params["image"], image, model.blocks)
-    return model.decoder.apply({"params": params["decoder"], **extra}, tokens, image)  # type: ignore[return-value]
+    read = _read(model, params["image"], extra, image)
+    return model.decoder.apply(_decoder_variables(params, extra), read, image)  # type: ignore[return-value]
 
 
 def training_logits(model: Maps, params: Params, extra: Extra, image: Any, rng: jax.Array) -> tuple[jax.Array, Extra]:
-    """Logits with batch statistics and dropout, and the updated running statistics.
+    """Logits with the decoder's batch statistics and dropout, and the updated running statistics.
 
     A frozen encoder runs as in evaluation and gets no gradient.
     """
     image = normalize(image, model.mean, model.std, model.image.dtype)
     drop, path = jax.random.split(rng)
     rngs = None if model.frozen or not model.image.drop_path else {"drop_path": path}
-    tokens = chosen_layers(model.image, params["image"], image, model.blocks, rngs)
+    read = _read(model, params["image"], extra, image, rngs)
     if model.frozen:
-        tokens = jax.lax.stop_gradient(tokens)
-    variables = {"params": params["decoder"], **extra}
+        read = jax.lax.stop_gradient(read)
+    variables = _decoder_variables(params, extra)
     out, moved = model.decoder.apply(
-        variables, tokens, image, train=True, mutable=["batch_stats"], rngs={"dropout": drop}
+        variables, read, image, train=True, mutable=["batch_stats"], rngs={"dropout": drop}
     )
-    return out, dict(moved)  # type: ignore[return-value]
+    return out, extra | dict(moved)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Segmentation and landmark detection with a ViT and a dense decoder, as in VisionFM (arXiv:2310.04992).
+"""Segmentation and landmark detection: a ViT and a dense decoder, as in VisionFM (arXiv:2310.04992), or a pyramid.
 
 VisionFM stores a landmark as a mask with one pixel set, which resizing can lose. Here landmarks are coordinates, and the
 target maps are drawn after all geometric transforms."""
@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from fundax.encoders import unetr
-from fundax.encoders.backbone import Backbone
+from fundax.encoders.backbone import Backbone, VisionEncoder
 from fundax.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, RGB
+from fundax.encoders.pyramid import FPN
 from fundax.encoders.unetr import UNETR, Linear
 from fundax.encoders.vit import ViT
 from fundax.losses import dense as dense_losses
 from fundax.losses.dense import dice_focal, one_hot, probabilities
-from fundax.types import Batch, Extra, Metrics, Params, UserError
+from fundax.types import Batch, Extra, Metrics, Params
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Segment:
     The other fields are those of encoders.unetr.Maps.
     """
 
-    image: ViT
-    decoder: UNETR | Linear
+    image: VisionEncoder
+    decoder: UNETR | Linear | FPN
     blocks: tuple[int, ...]
     classes: tuple[str, ...]
     overlapping: bool = False
@@ -84,7 +85,7 @@ class Decoder:
         head: Head on the features: logistic regression, one linear layer, an MLP, or for pixels VisionFM's UNETR.
         width: Width of the decoder.
         dropout: Dropout rate of the head or decoder.
-        decoder_layers: The four blocks of the encoder that the decoder reads, counted from 0; empty spreads them evenly.
+        decoder_layers: The four blocks of a ViT that the decoder reads, counted from 0; empty spreads them evenly.
     """
 
     head: Literal["unetr", "linear"] = "unetr"
@@ -95,16 +96,17 @@ class Decoder:
     def fields(self, encoder: Backbone, outputs: int, start: float = 0.0) -> dict[str, Any]:
         """The fields of Segment and Landmark that follow from an encoder: image, decoder, blocks, mean, std, frozen.
 
-        start: initial bias of the outputs. Raises UserError for an encoder that is not a ViT.
+        A convolutional encoder gets a feature pyramid instead of `head`, which is for a ViT. start: initial bias of the
+        outputs.
         """
         image = encoder.image
+        fields = {"image": image, "mean": encoder.mean[0], "std": encoder.std[0], "frozen": encoder.frozen}
         if not isinstance(image, ViT):
-            raise UserError(f"pixels are decoded from the blocks of a ViT, not of a {type(image).__name__}")
+            return fields | {"decoder": FPN(outputs, self.width, self.dropout, start, image.dtype), "blocks": ()}
         patch, dtype = image.patch, image.dtype
         unetr_fields = (outputs, patch, self.width, self.dropout, start, dtype)
         decoder = Linear(outputs, patch, start, dtype) if self.head == "linear" else UNETR(*unetr_fields)
-        found = {"image": image, "decoder": decoder, "blocks": self.decoder_layers or unetr.decoder_blocks(image.depth)}
-        return found | {"mean": encoder.mean[0], "std": encoder.std[0], "frozen": encoder.frozen}
+        return fields | {"decoder": decoder, "blocks": self.decoder_layers or unetr.decoder_blocks(image.depth)}
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ class Landmark:
     The other fields are those of encoders.unetr.Maps.
     """
 
-    image: ViT
-    decoder: UNETR | Linear
+    image: VisionEncoder
+    decoder: UNETR | Linear | FPN
     blocks: tuple[int, ...]
     names: tuple[str, ...]
     sigma: float = 0.0
