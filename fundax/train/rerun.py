@@ -25,7 +25,7 @@ _log = logging.getLogger("fundax")
 
 def defaults_to_resume(workdir: str, argv: Sequence[str]) -> dict[str, Any]:
     """Values of arguments that a command leaves open in a run's folder: the split that the run made of the same data."""
-    if not workdir or not has_checkpoints(workdir):
+    if not workdir or not has_checkpoints(workdir) or "fold" in words.given(argv):  # a fold makes the same split again
         return {}
     return _own_split(workdir, read_optional_json(Path(workdir) / "config.json", Config).get("argv", []), argv)
 
@@ -52,7 +52,8 @@ def repeated(run: str, stored: Sequence[str], argv: Sequence[str]) -> tuple[list
     own = _own_modalities(run, argv)
     stored = words.without(stored, tuple(own)) if own else stored
     if "data" not in words.given(argv) or _same(stored, argv, ("data",)):
-        return [*stored, *argv], _own_split(run, stored, [*stored, *argv]) | own
+        split = _own_split(run, stored, [*stored, *argv])
+        return [*(words.without(stored, ("fold",)) if split else stored), *argv], split | own
     objective = read_optional_json(Path(run) / "config.json", Config).get("objective")
     names = names_of(objective, Path(run))
     return [*words.without(stored, _OF_ITS_DATA), *argv], {"part": "all"} | ({"classes": names} if names else {}) | own

@@ -48,6 +48,16 @@ def test_folds_share_no_patient_and_cover_all(table):
             Data(data=(str(table),), fold=fold).parts({}, 0, labelled.strata)
 
 
+def test_a_single_fold_is_evaluated_on_its_test_part_and_goes_on(table, tmp_path):
+    run = str(tmp_path / "fold")
+    command = ["train", "configs/linear_probe.py", "--size", "resnet-smoke", "--data", str(table), "--fold", "1/3"]
+    assert launch.main([*command, "--workdir", run]) == 0
+    assert launch.main(["eval", run, "--part", "test"]) == 0
+    with np.load(tmp_path / "fold" / "evals" / "test.npz") as stored:
+        assert len(stored["labels"]) == 8  # 4 of 12 patients, 2 photographs each
+    assert launch.main([*command, "--workdir", run]) == 0
+
+
 def test_a_probe_is_cross_validated_and_predicts(table, tmp_path, capsys):
     command = ["train", "configs/linear_probe.py", "--size", "resnet-smoke", "--data", str(table), "--folds", "2"]
     assert launch.main([*command, "--workdir", str(tmp_path / "run")]) == 0
