@@ -47,13 +47,13 @@ MODELS = {
 EXPORTS = {"clip": ("huggingface", "open_clip"), "ibot": ("huggingface", "timm")}
 FORMS = [(name, form) for name in MODELS for form in ("run", "file", *EXPORTS.get(name, ()))]
 ANY = ("linear_probe", "finetune", "regression", "forecasting", "multi_modality")
-DENSE = ("landmark", "segmentation")  # their decoders read four blocks, which the small models above have not
+DENSE = ("landmark", "segmentation")  # their decoders read four blocks, which the small ViTs above do not have
 TEXT = ("zero_shot", "few_shot", "clip_adapter")
-# Which configs start from which model; the others refuse it in one line.
+# Which configs start from which model; the others refuse it in one line. The ResNet of keepfit_report --smoke is not flair's.
 STARTS = {
     "clip": {*ANY, *TEXT, "mm_fundus_clip", "quickstart"},
     "ret_clip": {*ANY, *TEXT, "ret_clip"},
-    "flair": {*ANY, *TEXT, "flair", "keepfit", "keepfit_text"},  # the ResNet of keepfit_report --smoke is another one
+    "flair": {*ANY, *TEXT, *DENSE, "flair", "keepfit", "keepfit_text"},
     "ibot": {*ANY, *DENSE, "few_shot"},
     "visionfm": {*ANY, "visionfm", "few_shot"},
 }
