@@ -25,7 +25,7 @@ def recipe(
     encoder: interop.Encoder = interop.Encoder(size="tiny/16", image_size=128),
     decoder: objectives.Decoder = objectives.Decoder(width=16, dropout=0.1),
     sigma: float = 2.0,
-    points: Literal["points", "points_expected"] = "points",
+    points: Literal["points", "points_expected", "points_refined"] = "points_refined",
     resize: Literal["squash", "longest"] = "longest",
     degrees: float = 5.0,
     shift: float = 0.05,

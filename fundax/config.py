@@ -75,7 +75,7 @@ VOCABULARY = {
     "optimizer": "Update rule: AdamW, or SGD with momentum 0.9.",
     "overlapping": "A pixel may belong to several classes, each of which has its own mask.",
     "parity": "Reproduce the published code exactly, including its known shortcomings.",
-    "points": "Predicted point: the most likely pixel, or the mean under the softmax.",
+    "points": "Predicted point: the most likely pixel, the mean under the softmax, or that mean near the most likely pixel.",
     "pool": "Pooling of the text encoder; unmasked_mean averages the padding in, as FLAIR does.",
     "positive": "Weight of the eyes that get worse in the loss.",
     "preset": "Set of default values for all other arguments.",

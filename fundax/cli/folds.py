@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fundax.evals.kinds import ClassificationResult, MultiLabelResult
-from fundax.evals.supervised import pooled
-from fundax.objectives.ensemble import Ensemble, shares_encoder, stacked
+from fundax.evals import pooling
+from fundax.evals.kinds import Result
+from fundax.objectives.ensemble import ensemble, shares_encoder, stacked
 from fundax.recipe import Recipe
 from fundax.results.page import report
 from fundax.results.read import read_result
@@ -34,7 +34,7 @@ def cross_validate(load: Callable[..., Recipe], workdir: str | Path, count: int,
     """Train a model for each of `count` folds of the patients, and write the ensemble as a run in `workdir`.
 
     Every fold is a run of its own, workdir/fold_K, which the same command resumes. The run in `workdir` holds the pooled
-    predictions of all rows, each by the model that has not seen its patient (evals/test.npz), and an Ensemble of the
+    predictions of all rows, each by the model that has not seen its patient (evals/test.npz), and an ensemble of the
     models to predict with. Returns the path of a page about it, whose intervals resample patients.
 
     Args:
@@ -44,7 +44,7 @@ def cross_validate(load: Callable[..., Recipe], workdir: str | Path, count: int,
         take_over: see train.loop.fit.
 
     Raises:
-        UserError: fewer than two folds, a config whose test evaluation is not a classification, a workdir that
+        UserError: fewer than two folds, a config whose test evaluation cannot be pooled (evals.pooling), a workdir that
             holds another run, and as `fit` does.
     """
     if count < 2:
@@ -62,7 +62,7 @@ def cross_validate(load: Callable[..., Recipe], workdir: str | Path, count: int,
             fit(replace(load(*fold, "--part", PART), steps=0), where)
         recipes.append(recipe)
         results.append(_result(where))
-    found = pooled(results)
+    found = pooling.pooled(results)
     if jax.process_index() == 0:
         _write(folder, recipes[0], found, count)
         report([folder], folder / PAGE)
@@ -92,15 +92,18 @@ def _score(where: Path) -> float:
     return float(_result(where).metrics.get("macro_auc", 0.0))
 
 
-def _result(where: Path) -> ClassificationResult | MultiLabelResult:
+def _result(where: Path) -> Result:
     path = where / "evals" / f"{PART}.npz"
     found = read_result(path)
-    if not isinstance(found, ClassificationResult | MultiLabelResult):
-        raise UserError(f"{path}: a result of the kind {found.kind}; the folds of a classification can be pooled")
+    if type(found) not in pooling.KINDS:
+        known = ", ".join(kind.kind for kind in pooling.KINDS)
+        raise UserError(
+            f"{path}: a result of the kind {found.kind}; results that can be pooled are of the kinds {known}"
+        )
     return found
 
 
-def _write(folder: Path, recipe: Recipe, found: ClassificationResult | MultiLabelResult, count: int) -> None:
+def _write(folder: Path, recipe: Recipe, found: Result, count: int) -> None:
     """The run in the folder of the folds."""
     make(folder)
     states = [load_params(folder / f"fold_{number}") for number in range(1, count + 1)]
@@ -108,7 +111,7 @@ def _write(folder: Path, recipe: Recipe, found: ClassificationResult | MultiLabe
     params, extra = jax.device_get(stacked(states, shared))
     source = dict(recipe.source)
     config: dict[str, Any] = {
-        "objective": serialize.to_json(Ensemble(recipe.objective, count, shared)), "folds": count, "seed": recipe.seed,
+        "objective": serialize.to_json(ensemble(recipe.objective, count, shared)), "folds": count, "seed": recipe.seed,
         "origin": dict(recipe.origin), "data": {**recipe.data, "split": {}, "part": PART},
         **{name: source[name] for name in ("config", "argv", "args") if name in source},
     }  # fmt: skip

@@ -23,6 +23,7 @@ from fundax.types import Batch, Extra, Metrics, Params, UserError
 
 Feature = Literal["token", "mean", "unnormalized", "token_mean", "pooled"]
 FEATURES: tuple[str, ...] = ("token", "mean", "unnormalized", "token_mean", "pooled")
+MEMBERS = "members"  # of an ensemble: trees with a leading axis, a row for each of its models
 Convolutional = ResNet | EfficientNet | ConvNeXt
 VisionEncoder = ViT | Convolutional
 
@@ -46,15 +47,26 @@ def apply_encoder(
     return out, extra | {"image": new["batch_stats"]}
 
 
+def first_member(params: Params, extra: Extra) -> tuple[Params, Extra]:
+    """Parameters and extra state of the first model of an ensemble (objectives.ensemble); of others those given."""
+    if MEMBERS not in params:
+        return params, extra
+    first = [jax.tree.map(lambda leaf: leaf[0], tree) for tree in (params[MEMBERS], extra.get(MEMBERS, {}))]
+    shared = [{name: tree for name, tree in one.items() if name != MEMBERS} for one in (params, extra)]
+    return {**shared[0], **first[0]}, {**shared[1], **first[1]}
+
+
 def encoder_of(objective: Any, params: Params, extra: Extra, modality: int = 0) -> tuple[VisionEncoder, Params, Extra]:
     """The image encoder of an objective as it computes features, its parameters, and its batch statistics.
 
-    The teacher's for a self-distilled model, the one below an adapter, and the one of `modality` if each has its own.
+    The teacher's for a self-distilled model, the one below an adapter, that of the first member of an ensemble, and the one
+    of `modality` if each has its own.
     Raises UserError if the objective has no image encoder, or none for the modality.
     """
     tower, name = getattr(objective, "image", None), type(objective).__name__
     if not isinstance(tower, VisionEncoder):
         raise UserError(f"{name} has no image encoder; expected a model that reads images")
+    params, extra = first_member(params, extra)
     owner = extra.get("teacher", params.get("model", params))  # "model": the model below an adapter
     weights, stats = dict(owner["image"]), extra.get("model", extra)
     if several := getattr(owner_of(objective), "modalities", ()):

@@ -15,10 +15,12 @@ FINEST = 4  # stride of the first map
 class FPN(nn.Module):
     """Maps of strides 4, 8, 16 and 32, and the image, to K logits per pixel.
 
-    Each map is projected to `width` channels and added to the coarser ones, enlarged. At strides 2 and 1 the image joins in
-    with `width` and `width` / 2 channels, for edges and vessels of a pixel's width.
+    Each map is projected to `width` channels and added to the coarser ones, which were convolved and enlarged: at stride 32 a
+    3x3 convolution sees 96 pixels. At strides 2 and 1 the image joins in with `width` and `width` / 2 channels, for edges
+    and vessels of a pixel's width.
 
     outputs: K. start: initial bias of the logits, see encoders.unetr.UNETR.
+    stride: 1, 2 or 4, where the pyramid ends; logits are enlarged from there.
     dropout: dropout rate of whole channels; active if the caller passes a "dropout" rng.
 
     With `train` the batch norms use batch statistics, which are in the collection "batch_stats".
@@ -29,6 +31,7 @@ class FPN(nn.Module):
     dropout: float = 0.3
     start: float = 0.0
     dtype: str = "float32"
+    stride: int = 1
 
     @nn.compact
     def __call__(self, maps: tuple[jax.Array, ...], image: jax.Array, train: bool = False) -> jax.Array:
@@ -36,10 +39,11 @@ class FPN(nn.Module):
         height, width = image.shape[1:3]
         x = self._lateral(maps, len(maps) - 1)
         for i in reversed(range(len(maps) - 1)):
+            x = ConvNorm(self.width, self.dtype, name=f"context{i + 1}")(x, train)
             lateral = self._lateral(maps, i)
             x = lateral + resized(x, (lateral.shape[1], lateral.shape[2]))
         x = ConvNorm(self.width, self.dtype, name="merge")(x, train)
-        for stride in (FINEST // 2, 1):
+        for stride in (s for s in (FINEST // 2, 1) if s >= self.stride):
             side = (-(-height // stride), -(-width // stride))
             channels = self.width if stride > 1 else self.width // 2
             picture = ConvNorm(channels, self.dtype, name=f"picture{stride}")(resized(image, side), train)
@@ -49,7 +53,7 @@ class FPN(nn.Module):
             x = drop_channels(x, self.make_rng("dropout"), self.dropout)
         start = nn.initializers.constant(self.start)
         out = layers.Dense(self.outputs, layers.uniform(x.shape[-1] ** -0.5), start, self.dtype, name="out")
-        return out(x).astype(jnp.float32)
+        return resized(out(x).astype(jnp.float32), (height, width))
 
     def _lateral(self, maps: tuple[jax.Array, ...], level: int) -> jax.Array:
         x = maps[level].astype(self.dtype)

@@ -273,9 +273,18 @@ def _decoder_variables(params: Params, extra: Extra) -> dict[str, Any]:
 
 def logits(model: Maps, params: Params, extra: Extra, image: Any) -> jax.Array:
     """Logits f32 [B h w K] of images [B h w 3], with running statistics and without dropout."""
+    return decoded(model, params, extra, *encoded(model, params, extra, image))
+
+
+def encoded(model: Maps, params: Params, extra: Extra, image: Any) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """What the decoder reads of images [B h w 3]: the maps of the encoder, and the normalised images."""
     image = normalize(image, model.mean, model.std, model.image.dtype)
-    read = _read(model, params["image"], extra, image)
-    return model.decoder.apply(_decoder_variables(params, extra), read, image)  # type: ignore[return-value]
+    return _read(model, params["image"], extra, image), image
+
+
+def decoded(model: Maps, params: Params, extra: Extra, maps: tuple[jax.Array, ...], image: jax.Array) -> jax.Array:
+    """Logits f32 [B h w K] from what `encoded` returns."""
+    return model.decoder.apply(_decoder_variables(params, extra), maps, image)  # type: ignore[return-value]
 
 
 def training_logits(model: Maps, params: Params, extra: Extra, image: Any, rng: jax.Array) -> tuple[jax.Array, Extra]:

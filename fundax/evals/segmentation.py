@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from fundax.evals.pictures import extremes, masks_over
 from fundax.metrics import weighted
 from fundax.metrics.classification import nanmean
 from fundax.metrics.segmentation import NAMES, scores
-from fundax.metrics.statistics import Estimate
+from fundax.metrics.statistics import Estimate, bootstrap
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
 
@@ -89,38 +89,52 @@ class Segmentation:
             empty = [~np.asarray(mask.any(-1)) for mask in masks]
             row["background"] = scores(empty[0], empty[1], inside)["dice"]
         row |= {name: np.asarray(values)[i] for name, values in row_columns(batch).items()}
-        row["missed"] = int(sum(math.isnan(values["hd95"]) and not math.isnan(values["dice"]) for values in each))
         photograph = _whole(np.asarray(batch["image"][i]), np.asarray(batch["frame"][i]), truth.shape[:2])
         return row | {"picture": masks_over(photograph, truth, predicted)}
-
-    def _floats(self, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-        table = {name: np.stack([row[name] for row in rows]) for name in NAMES}  # [N K]
-        patients = np.array([row["patient"] for row in rows]) if "patient" in rows[0] else None
-        dice = self.interval(macro, table["dice"], patients=patients, resamples=self.resamples)
-        out = {"mean_dice": dice.value, "mean_dice_low": dice.low, "mean_dice_high": dice.high}
-        out |= {f"mean_{name}": macro(table[name]) for name in NAMES if name != "dice"}
-        if len(self.classes) > 1:
-            named = zip(self.classes, table["dice"].T, strict=True)
-            out |= {f"mean_dice_{name.replace(' ', '_')}": macro(column[:, None]) for name, column in named}
-        if "background" in rows[0]:
-            background = np.array([row["background"] for row in rows])
-            out["mean_dice_with_background"] = macro(np.column_stack([background, table["dice"]]))
-        out["empty"] = float(np.isnan(table["dice"]).sum())
-        out["missed"] = float(sum(row["missed"] for row in rows))
-        return {key: value for key, value in out.items() if not math.isnan(value)}
 
     def _result(self, rows: Sequence[dict[str, Any]]) -> SegmentationResult:
         score = _means(rows)
         shown = extremes(score)
         columns = {name: np.array([row[name] for row in rows]) for name in row_columns(rows[0])}
+        table = {name: np.stack([row[name] for row in rows]) for name in NAMES}
+        metrics = summary(table, self.classes, columns.get("patient"), self.interval, self.resamples)
+        if "background" in rows[0]:
+            background = np.array([row["background"] for row in rows])
+            metrics["mean_dice_with_background"] = macro(np.column_stack([background, table["dice"]]))
         return SegmentationResult(
-            metrics=self._floats(rows), classes=np.array(self.classes),
-            **{name: np.stack([row[name] for row in rows]) for name in NAMES},
+            metrics=metrics, classes=np.array(self.classes), **table,
             rows=Rows.read(columns),
             cases=Cases(
                 pictures=np.stack([rows[i]["picture"] for i in shown]), picture_row=shown, picture_score=score[shown]
             ),
         )  # fmt: skip
+
+
+def summary(
+    table: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    patients: np.ndarray | None,
+    interval: Callable[..., Estimate],
+    resamples: int = 1000,
+) -> dict[str, float]:
+    """The metrics of a SegmentationResult from those of each image, f64 [N K] by their names in metrics.segmentation."""
+    dice = interval(macro, table["dice"], patients=patients, resamples=resamples)
+    out = {"mean_dice": dice.value, "mean_dice_low": dice.low, "mean_dice_high": dice.high}
+    out |= {f"mean_{name}": macro(table[name]) for name in NAMES if name != "dice"}
+    if len(classes) > 1:
+        named = zip(classes, table["dice"].T, strict=True)
+        out |= {f"mean_dice_{name.replace(' ', '_')}": macro(column[:, None]) for name, column in named}
+    out["empty"] = float(np.isnan(table["dice"]).sum())
+    out["missed"] = float((np.isnan(table["hd95"]) & ~np.isnan(table["dice"])).sum())
+    return {key: value for key, value in out.items() if not math.isnan(value)}
+
+
+def pooled(results: Sequence[SegmentationResult], rows: Rows) -> SegmentationResult:
+    """One result of all images of several with the same classes; see evals.pooling. Cases are left out."""
+    table = {name: np.concatenate([np.asarray(getattr(one, name)) for one in results]) for name in NAMES}
+    classes = [str(name) for name in results[0].classes]
+    metrics = summary(table, classes, rows.patient, bootstrap)
+    return SegmentationResult(metrics=metrics, classes=np.array(classes), rows=rows, **table)
 
 
 def decided(probability: np.ndarray, classes: int, overlapping: bool, threshold: float = 0.5) -> np.ndarray:

@@ -179,33 +179,22 @@ class Valued:
         )  # fmt: skip
 
 
-def pooled(results: Sequence[ClassificationResult | MultiLabelResult]) -> ClassificationResult | MultiLabelResult:
-    """The result of all rows of several results with the same classes, such as those of the folds of cross-validation.
+def pooled(results: Sequence[ClassificationResult | MultiLabelResult], rows: Rows) -> ClassificationResult:
+    """One result of all rows of several with the same classes; see evals.pooling. `kappa` is there if every result has it.
 
-    Patients of different results are different ones. Cases are left out. Metrics are computed again from the
-    probabilities of all rows; `kappa` is there if every result
-    has it. Raises UserError for results of different kinds or classes.
+    Metrics are computed again from the probabilities of all rows; cases are left out.
     """
     first = results[0]
     classes = [str(name) for name in first.classes]
-    for one in results:
-        if type(one) is not type(first) or [str(name) for name in one.classes] != classes:
-            raise UserError("results of different kinds or classes cannot be pooled")
     arrays: dict[str, Any] = {name: np.concatenate([np.asarray(getattr(one, name)) for one in results])
               for name in ("labels", "probabilities", "logits")}  # fmt: skip
     several = isinstance(first, MultiLabelResult)
     found = (multi_label if several else classification)(arrays["labels"], arrays["probabilities"], classes)
     if not all("kappa" in one.metrics for one in results):
         found.pop("kappa", None)
-    columns = [one.rows.arrays() if one.rows else {} for one in results]
-    shared = set.intersection(*(set(one) for one in columns)) - {"index"}  # a row number of its own fold
-    rows: dict[str, Any] = {name: np.concatenate([one[name] for one in columns]) for name in shared}
-    if "patient" in rows:  # each result numbers its own patients
-        named = [np.stack([np.full(len(one["patient"]), k), one["patient"]]) for k, one in enumerate(columns)]
-        rows["patient"] = np.unique(np.concatenate(named, axis=1), axis=1, return_inverse=True)[1].ravel()
     return type(first)(
         metrics=_floats(found, classes) | {"rows": float(len(arrays["labels"]))},
-        classes=np.array(classes), rows=Rows(**rows), by_class=ByClass.read(found), **arrays,
+        classes=np.array(classes), rows=rows, by_class=ByClass.read(found), **arrays,
     )  # fmt: skip
 
 

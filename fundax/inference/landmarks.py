@@ -26,12 +26,12 @@ OBJECTIVE = Landmark  # launch.py predict uses this module for this objective
 
 
 def points(
-    model: Checkpoint, extra: Extra, images: Iterable[str | Path], read: str = "points"
+    model: Checkpoint, extra: Extra, images: Iterable[str | Path], read: str = "points_refined"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield for each photograph the landmarks (x, y) f64 [n 2] in its pixels, and their confidence f32 [n].
 
-    The confidence is the largest probability in the heat map. read: "points" takes the position of that maximum,
-    "points_expected" the expected position. Raises DataError naming an image that cannot be read.
+    The confidence is the largest probability in the heat map. read: the output of Landmark.forward that has the positions.
+    Raises DataError naming an image that cannot be read.
     """
     facts, params = model.preprocessing, jax.tree.map(jax.numpy.asarray, model.params)
     for path in images:
@@ -48,9 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="CSV or JSON file to write, with x, y and confidence of each landmark")
     parser.add_argument(
         "--read",
-        choices=("points", "points_expected"),
-        default="points",
-        help="take the maximum of each heat map (points) or its expected position (points_expected)",
+        choices=("points", "points_expected", "points_refined"),
+        default="points_refined",
+        help="position in each heat map: its maximum (points), its expected position (points_expected), or the expected "
+        "position near the maximum (points_refined)",
     )
 
 

@@ -23,9 +23,10 @@ from fundax.encoders.saliency import class_attention
 from fundax.encoders.vit import ViT
 from fundax.evals.features import class_features
 from fundax.inference.photographs import compute_batches, forward, listed, power_of_two, read_photograph
-from fundax.interop.checkpoint import preprocessing_of
+from fundax.interop.checkpoint import preprocessing_of, say_once
 from fundax.interop.read import load as load_checkpoint
 from fundax.objectives.dense import Landmark, Segment
+from fundax.objectives.ensemble import member
 from fundax.objectives.flair import FLAIR
 from fundax.types import Extra, Params, UserError
 
@@ -52,6 +53,10 @@ def load(path: str | Path, checkpoint: int | str = "", batch: int = 32, *, modal
         raise UserError(
             f"{path} holds {type(loaded.objective).__name__}, which encodes no images; expected an image-text model, an "
             "image encoder, or what is built on one"
+        )
+    if member(loaded.objective, loaded.params, loaded.extra)[0] is not loaded.objective:
+        say_once(
+            f"{path}: {loaded.objective.count} models with encoders of their own; features and maps are the first one's"
         )
     params, extra = jax.tree.map(jnp.asarray, (loaded.params, loaded.extra))
     devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()

@@ -16,6 +16,7 @@ from fundax.encoders.vit import ViT
 from fundax.inference.model import Model
 from fundax.objectives.adapter import Adapted
 from fundax.objectives.dense import Landmark, Segment
+from fundax.objectives.ensemble import member
 from fundax.objectives.forecast import Forecast
 from fundax.objectives.regress import Regress
 from fundax.objectives.report import Report
@@ -122,7 +123,8 @@ def _batch(model: Model, pixels: np.ndarray) -> dict[str, Any]:
 
 def _cam(model: Model, batch: dict[str, Any], target: Target) -> np.ndarray:
     row = np.full(len(batch["image"]), model.row, np.int32)
-    found = _grad_cam(model.objective, target, model.params, model.extra, batch | {"modality": row})
+    objective, params, extra = member(model.objective, model.params, model.extra)
+    found = _grad_cam(objective, target, params, extra, batch | {"modality": row})
     return np.asarray(found)[0]
 
 

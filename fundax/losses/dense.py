@@ -112,3 +112,15 @@ def expected_points(logits: jax.Array) -> jax.Array:
     columns, rows = (jnp.arange(size, dtype=jnp.float32) for size in (logits.shape[2], logits.shape[1]))
     x = (p.sum(1) * columns.reshape(1, -1, 1)).sum(1)
     return jnp.stack([x, (p.sum(2) * rows.reshape(1, -1, 1)).sum(1)], -1)
+
+
+def refined_points(logits: jax.Array, radius: int) -> jax.Array:
+    """Expected position (x, y) within `radius` pixels of the largest one of each map [B h w n], in x and y. # f32 [B n 2]
+
+    It has sub-pixel resolution, and other maxima of a map do not move it.
+    """
+    peak = peaks(logits)[:, None, None]  # [B 1 1 n 2]
+    columns = jnp.arange(logits.shape[2], dtype=jnp.float32).reshape(1, 1, -1, 1)
+    rows = jnp.arange(logits.shape[1], dtype=jnp.float32).reshape(1, -1, 1, 1)
+    near = (jnp.abs(columns - peak[..., 0]) <= radius) & (jnp.abs(rows - peak[..., 1]) <= radius)
+    return expected_points(jnp.where(near, logits.astype(jnp.float32), -jnp.inf))

@@ -8,7 +8,7 @@ with _epy.lazy_api_imports(globals()):
     from fundax.objectives.clip import CLIP
     from fundax.objectives.dense import Decoder, Landmark, Segment, outputs
     from fundax.objectives.diffusion import Diffusion, pixels
-    from fundax.objectives.ensemble import Ensemble
+    from fundax.objectives.ensemble import Ensemble, LandmarkEnsemble, SegmentEnsemble
     from fundax.objectives.flair import FLAIR, project
     from fundax.objectives.forecast import Forecast
     from fundax.objectives.ibot import IBOT, Temperature, teacher_part

@@ -21,6 +21,8 @@ from fundax.losses import dense as dense_losses
 from fundax.losses.dense import dice_focal, one_hot, probabilities
 from fundax.types import Batch, Extra, Metrics, Params
 
+NEAR = 32  # points_refined: a point is refined within 1/32 of the width of the image
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -86,12 +88,14 @@ class Decoder:
         width: Width of the decoder.
         dropout: Dropout rate of the head or decoder.
         decoder_layers: The four blocks of a ViT that the decoder reads, counted from 0; empty spreads them evenly.
+        decoder_stride: Where the decoder of a convolutional encoder ends: 1, 2 or 4 pixels; 4 is fast and enough for landmarks.
     """
 
     head: Literal["unetr", "linear"] = "unetr"
     width: int = 32
     dropout: float = 0.3
     decoder_layers: tuple[int, ...] = ()
+    decoder_stride: Literal[1, 2, 4] = 1
 
     def fields(self, encoder: Backbone, outputs: int, start: float = 0.0) -> dict[str, Any]:
         """The fields of Segment and Landmark that follow from an encoder: image, decoder, blocks, mean, std, frozen.
@@ -102,7 +106,8 @@ class Decoder:
         image = encoder.image
         fields = {"image": image, "mean": encoder.mean[0], "std": encoder.std[0], "frozen": encoder.frozen}
         if not isinstance(image, ViT):
-            return fields | {"decoder": FPN(outputs, self.width, self.dropout, start, image.dtype), "blocks": ()}
+            decoder = FPN(outputs, self.width, self.dropout, start, image.dtype, self.decoder_stride)
+            return fields | {"decoder": decoder, "blocks": ()}
         patch, dtype = image.patch, image.dtype
         unetr_fields = (outputs, patch, self.width, self.dropout, start, dtype)
         decoder = Linear(outputs, patch, start, dtype) if self.head == "linear" else UNETR(*unetr_fields)
@@ -140,16 +145,11 @@ class Landmark:
         return unetr.init(self, rng)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """logits f32 [B h w n]; points (the largest pixel) and points_expected (the expected position) f32 [B n 2];
-        confidence f32 [B n], the probability of the largest pixel.
+        """logits f32 [B h w n]; f32 [B n 2]: points (the largest pixel), points_expected (the expected position) and
+        points_refined (the expected position near the largest pixel); confidence f32 [B n], the probability of the
+        largest pixel.
         """
-        logits = unetr.logits(self, params, extra, batch["image"])
-        return {
-            "logits": logits,
-            "points": dense_losses.peaks(logits),
-            "points_expected": dense_losses.expected_points(logits),
-            "confidence": jnp.exp(dense_losses.spatial_log_softmax(logits).max((1, 2))),
-        }
+        return located(unetr.logits(self, params, extra, batch["image"]))
 
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
@@ -163,3 +163,14 @@ class Landmark:
         offset = dense_losses.expected_points(jax.lax.stop_gradient(logits)) - jnp.where(there[..., None], points, 0)
         distance = (jnp.linalg.norm(offset, axis=-1) * there).sum() / jnp.maximum(there.sum(), 1)
         return loss, (extra, {"loss": loss, "distance": distance})
+
+
+def located(logits: jax.Array) -> dict[str, jax.Array]:
+    """The output of Landmark.forward from its logits [B h w n]."""
+    return {
+        "logits": logits,
+        "points": dense_losses.peaks(logits),
+        "points_expected": dense_losses.expected_points(logits),
+        "points_refined": dense_losses.refined_points(logits, max(logits.shape[2] // NEAR, 1)),
+        "confidence": jnp.exp(dense_losses.spatial_log_softmax(logits).max((1, 2))),
+    }

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fundax.encoders import unetr
+from fundax.encoders.backbone import MEMBERS, first_member
+from fundax.losses.dense import probabilities, spatial_log_softmax
+from fundax.objectives.dense import Landmark, Segment, located
 from fundax.params import flatten
 from fundax.types import Batch, Extra, Metrics, Params, UserError
 
-MEMBERS = "members"
+NOT_TRAINED = "an ensemble is not trained; train its members"
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,7 @@ class Ensemble:
         shared = {name: tree for name, tree in params.items() if name != MEMBERS}
         state = {name: tree for name, tree in extra.items() if name != MEMBERS}
         if self.shared and "feature" not in batch:
-            first = [jax.tree.map(lambda leaf: leaf[0], tree) for tree in (params[MEMBERS], extra.get(MEMBERS, {}))]
-            out = self.model.forward({**shared, **first[0]}, {**state, **first[1]}, batch)
+            out = self.model.forward(*first_member(params, extra), batch)
             batch = {"feature": out["feature"]}
 
         def member(trees: tuple[Params, Extra]) -> jax.Array:
@@ -76,7 +79,93 @@ class Ensemble:
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
         """Raises UserError, because its members are trained by themselves."""
-        raise UserError("an ensemble is not trained; train its members")
+        raise UserError(NOT_TRAINED)
+
+
+@dataclass(frozen=True)
+class SegmentEnsemble(Segment):
+    """The mean of the probabilities of `count` segmentation models of one kind; see Ensemble."""
+
+    count: int = 1
+    shared: bool = False
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
+        """Initial parameters and extra state of all members."""
+        return stacked([Segment.init(self, key, batch) for key in jax.random.split(rng, self.count)], self.shared)
+
+    def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+        """probability f32 [B h w K], the mean of those of the members, and logits that give it."""
+        turn = lambda logits: probabilities(logits, self.exclusive)  # noqa: E731
+        p = _mean_over_members(self, params, extra, batch["image"], turn)
+        return {"probability": p, "logits": jnp.log(p + 1e-12) - (0 if self.exclusive else jnp.log1p(1e-12 - p))}
+
+    def loss(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
+        """Raises UserError, because its members are trained by themselves."""
+        raise UserError(NOT_TRAINED)
+
+
+@dataclass(frozen=True)
+class LandmarkEnsemble(Landmark):
+    """The mean of the heat maps of `count` landmark detectors of one kind; see Ensemble."""
+
+    count: int = 1
+    shared: bool = False
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
+        """Initial parameters and extra state of all members."""
+        return stacked([Landmark.init(self, key, batch) for key in jax.random.split(rng, self.count)], self.shared)
+
+    def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+        """What Landmark gives, of the mean of the members' heat maps."""
+        turn = lambda logits: jnp.exp(spatial_log_softmax(logits))  # noqa: E731
+        return located(jnp.log(_mean_over_members(self, params, extra, batch["image"], turn) + 1e-12))
+
+    def loss(
+        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
+        """Raises UserError, because its members are trained by themselves."""
+        raise UserError(NOT_TRAINED)
+
+
+def member(model: Any, params: Params, extra: Extra) -> tuple[Any, Params, Extra]:
+    """The first model of an ensemble whose members have encoders of their own; any other model is returned as it is."""
+    if not isinstance(model, Ensemble | SegmentEnsemble | LandmarkEnsemble) or model.shared:
+        return model, params, extra
+    params, extra = first_member(params, extra)
+    if isinstance(model, Ensemble):
+        return model.model, params, extra
+    kind = Segment if isinstance(model, Segment) else Landmark
+    return kind(**{field.name: getattr(model, field.name) for field in fields(kind)}), params, extra
+
+
+def ensemble(model: Any, count: int, shared: bool) -> Any:
+    """The ensemble of `count` models of one objective."""
+    for kind, several in ((Segment, SegmentEnsemble), (Landmark, LandmarkEnsemble)):
+        if isinstance(model, kind):
+            own = {field.name: getattr(model, field.name) for field in fields(model)}
+            return several(**own, count=count, shared=shared)
+    return Ensemble(model, count, shared)
+
+
+def _mean_over_members(
+    model: SegmentEnsemble | LandmarkEnsemble, params: Params, extra: Extra, image: Any,
+    turn: Callable[[jax.Array], jax.Array],
+) -> jax.Array:  # fmt: skip
+    """The mean of turn(logits) over the members, f32 [B h w K]. A shared encoder is run once."""
+    once = {name: tree for name, tree in params.items() if name != MEMBERS}
+    state = {name: tree for name, tree in extra.items() if name != MEMBERS}
+    read = unetr.encoded(model, once, state, image) if model.shared else None
+
+    def member(trees: tuple[Params, Extra]) -> jax.Array:
+        own, stats = {**once, **trees[0]}, {**state, **trees[1]}
+        return turn(unetr.decoded(model, own, stats, *(read or unetr.encoded(model, own, stats, image))))
+
+    trees = (params[MEMBERS], extra.get(MEMBERS, {}))
+    shape = jax.eval_shape(member, jax.tree.map(lambda leaf: leaf[0], trees))
+    start = jnp.zeros(shape.shape, shape.dtype)
+    return jax.lax.scan(lambda total, one: (total + member(one), None), start, trees)[0] / model.count
 
 
 def shares_encoder(states: Sequence[tuple[Params, Extra]]) -> bool:

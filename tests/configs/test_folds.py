@@ -3,6 +3,8 @@
 import csv
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -77,6 +79,65 @@ def test_a_probe_is_cross_validated_and_predicts(table, tmp_path, capsys):
     assert float(row["red"]) > 0.5 > float(row["green"])
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert stored["folds"] == 2 and stored["origin"] == {}
+
+
+@pytest.fixture(scope="module")
+def dense_table(table):
+    """The photographs with a mask of their disc and the point in its middle."""
+    folder = table.parent
+    y, x = np.mgrid[:40, :60]
+    Image.fromarray(((y - 20) ** 2 + (x - 30) ** 2 < 18**2).astype(np.uint8) * 255).save(folder / "disc_mask.png")
+    rows = [("image", "mask", "middle_x", "middle_y", "patient")]
+    rows += [(f"{number}.png", "disc_mask.png", 30, 20, f"p{number // 2}") for number in range(0, 24, 4)]
+    with (folder / "dense.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "dense.csv"
+
+
+@pytest.mark.parametrize(("tune", "trees"), [("head", {"image", "members"}), ("full", {"members"})])
+def test_masks_are_cross_validated_and_predicted_by_all_models(dense_table, tmp_path, capsys, tune, trees):
+    run, image = str(tmp_path / "run"), str(dense_table.parent / "0.png")
+    command = ["train", "configs/segmentation.py", "--smoke", "--size", "resnet-smoke", "--image-size", "32"]
+    command += ["--data", str(dense_table), "--classes", "disc", "--tune", tune, "--folds", "2", "--workdir", run]
+    assert launch.main(command) == 0
+    with np.load(tmp_path / "run" / "evals" / "test.npz") as stored:
+        assert stored["dice"].shape == (6, 1) and len(set(stored["patient"].tolist())) == 6
+    model, parts = load(run), [load(f"{run}/fold_{k}") for k in (1, 2)]
+    assert type(model.objective).__name__ == "SegmentEnsemble" and set(model.params) == trees
+    batch = {"image": np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)}
+    out = model.objective.forward(model.params, model.extra, batch)
+    each = [one.objective.forward(one.params, one.extra, batch)["probability"] for one in parts]
+    np.testing.assert_allclose(out["probability"], (each[0] + each[1]) / 2, rtol=1e-5)
+    np.testing.assert_allclose(jax.nn.sigmoid(out["logits"]), out["probability"], rtol=1e-4)
+    capsys.readouterr()
+    assert launch.main(["predict", run, "--image", image, "--out", str(tmp_path / "masks")]) == 0
+    assert launch.main(["explain", run, image, "--out", str(tmp_path / "maps")]) == 0
+    assert ("features and maps are the first one's" in capsys.readouterr().err) == (tune == "full")
+
+
+def test_landmarks_are_cross_validated(dense_table, tmp_path):
+    run = str(tmp_path / "run")
+    command = [
+        "train",
+        "configs/landmark.py",
+        "--smoke",
+        "--size",
+        "resnet-smoke",
+        "--image-size",
+        "32",
+        "--tune",
+        "head",
+    ]
+    command += ["--decoder-stride", "4", "--data", str(dense_table), "--classes", "middle", "--folds", "2"]
+    assert launch.main([*command, "--workdir", run]) == 0
+    model, parts = load(run), [load(f"{run}/fold_{k}") for k in (1, 2)]
+    batch = {"image": np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)}
+    out = model.objective.forward(model.params, model.extra, batch)
+    each = [jax.nn.softmax(one.objective.forward(one.params, one.extra, batch)["logits"], (1, 2)) for one in parts]
+    np.testing.assert_allclose(jnp.exp(out["logits"]), (each[0] + each[1]) / 2, rtol=1e-4)
+    assert out["points_refined"].shape == (1, 1, 2) and float(out["confidence"][0, 0]) == pytest.approx(
+        float(jnp.exp(out["logits"]).max()), rel=1e-4
+    )
 
 
 def test_what_cannot_be_cross_validated(table, tmp_path, capsys):

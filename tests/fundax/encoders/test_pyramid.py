@@ -34,16 +34,31 @@ def test_maps_of_ones_give_the_sum_of_their_projections():
     variables = decoder.init(KEY, maps, image)
     ones = {name: {"kernel": jnp.ones_like(x["kernel"]), "bias": x["bias"]} if "lateral" in name else x
             for name, x in variables["params"].items()}  # fmt: skip
+    same = jnp.zeros((3, 3, 2, 2)).at[1, 1].set(jnp.eye(2))  # the convolution of the coarse map copies it
+    ones["context1"] = {**ones["context1"], "kernel": same, "bias": jnp.zeros(2)}
     _, kept = decoder.apply(
         {**variables, "params": ones}, maps, image, capture_intermediates=True, mutable=["intermediates"]
     )
-    found = kept["intermediates"]
+    found, root = kept["intermediates"], np.sqrt(1 + 1e-5)  # running statistics are 0 and 1
     assert float(found["lateral0"]["__call__"][0].mean()) == 2 and float(found["lateral1"]["__call__"][0].mean()) == 3
     into = jax.tree.leaves(found["merge"]["__call__"])[0]
     kernel, bias = variables["params"]["merge"]["kernel"], variables["params"]["merge"]["bias"]
-    expected = jax.nn.relu((5 * kernel[..., 0].sum() + bias[0]) / np.sqrt(1 + 1e-5))  # running statistics are 0 and 1
+    expected = jax.nn.relu(((2 + 3 / root) * kernel[..., 0].sum() + bias[0]) / root)
     np.testing.assert_allclose(into[0, 2, 1, 0], expected, rtol=1e-5)  # away from the edges
     assert decoder.apply(variables, maps, image).shape == (1, 20, 12, 1)
+
+
+def test_a_coarse_pyramid_is_enlarged_and_reads_no_pixels():
+    """Stride 4: logits of a map of 5 x 3, each in the middle of its 4 pixels, and interpolated between them."""
+    maps, image = (jax.random.normal(KEY, (1, 5, 3, 2)),), jnp.zeros((1, 20, 12, 3))
+    decoder = FPN(1, width=2, dropout=0.0, stride=4)
+    variables = decoder.init(KEY, maps, image)
+    assert set(variables["params"]) == {"lateral0", "merge", "out"}
+    out, kept = decoder.apply(variables, maps, image, capture_intermediates=True, mutable=["intermediates"])
+    coarse = jax.tree.leaves(kept["intermediates"]["out"])[0]
+    assert out.shape == (1, 20, 12, 1) and coarse.shape == (1, 5, 3, 1)
+    row = 0.625 * coarse[0, 0, 1] + 0.375 * coarse[0, 0, 2]  # the middle of pixel 7 is 7.5 / 4 - 0.5 = 1.375 cells
+    np.testing.assert_allclose(out[0, 0, 7], row, rtol=1e-5)
 
 
 def test_few_pixels_belong_to_a_structure_at_first(model):

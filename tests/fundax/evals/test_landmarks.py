@@ -19,7 +19,7 @@ def eval_of(points, found, **more):
         "index": np.arange(len(points)) + 7,
         "valid": np.ones(len(points), bool),
     } | more
-    forward = lambda params, extra, batch: {"points_expected": np.asarray(found, np.float32)}  # noqa: E731
+    forward = lambda params, extra, batch: {"points_refined": np.asarray(found, np.float32)}  # noqa: E731
     return Landmarks(data=lambda: iter([batch]), names=NAMES, interval=bootstrap, resamples=20)(forward, {}, {})
 
 

@@ -8,7 +8,12 @@ import pytest
 from fundax.losses import dense as dense_losses
 
 # compiled whole: operation by operation is slower by seconds
-STATIC = {"dice_loss": "exclusive", "heat_maps": ("height", "width", "sigma"), "one_hot": "outputs"}
+STATIC = {
+    "dice_loss": "exclusive",
+    "heat_maps": ("height", "width", "sigma"),
+    "one_hot": "outputs",
+    "refined_points": "radius",
+}
 
 
 class losses:
@@ -71,3 +76,11 @@ def test_points_are_found_where_the_maps_are():
     found = losses.expected_points(jnp.log(jnp.maximum(maps, 1e-30)))
     np.testing.assert_allclose(found, points, atol=0.01)
     np.testing.assert_array_equal(losses.peaks(maps)[0], [[3, 4], [5, 3]])
+
+
+def test_a_refined_point_is_not_moved_by_another_maximum():
+    """Probabilities 3/4 and 1/4 at x = 2 and 3 give 2.25; half as much again at x = 8 would give 4.17."""
+    p = jnp.zeros((1, 3, 9, 1)).at[0, 1, 2].set(0.5).at[0, 1, 3].set(1 / 6).at[0, 1, 8].set(1 / 3)
+    logits = jnp.log(jnp.maximum(p, 1e-30))
+    np.testing.assert_allclose(losses.refined_points(logits, 2), [[[2.25, 1.0]]], rtol=1e-6)
+    np.testing.assert_allclose(losses.expected_points(logits), [[[2 / 2 + 3 / 6 + 8 / 3, 1.0]]], rtol=1e-6)
