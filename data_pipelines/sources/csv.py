@@ -63,7 +63,8 @@ def csv_source(
         classes: class names in order; None keeps class numbers 0..max and sorts class names (sources.labels).
         modality: modality of rows that name none.
         empty: what to do with a row whose image, text, label, patient or day is empty: "error", or "drop" it and log
-            how many were dropped. "keep" keeps gaps in labels: -1, or NaN in a multi-label, means not labelled.
+            how many were dropped, also if its only mask is empty. "keep" keeps gaps in labels: -1, or NaN in a
+            multi-label, means not labelled.
         encoding: text encoding of the file, such as "gb18030"; "" is UTF-8, or what a byte order mark says.
         keep: further columns of the file that become attributes.
         values: maps labels as the file has them to others, such as {"-1": "gap", "2": "1"} or "-1:gap+2:1"; "gap" is not

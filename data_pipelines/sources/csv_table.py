@@ -124,6 +124,8 @@ class _Builder:
         self.values = dict(self.schema.values)
         self.places = array("I")
         self.texts = {name: StringWriter() for name in TEXTS if name in self.getters}
+        # an empty cell among several masks means that the image lacks the class
+        self.needs_mask = self.schema.empty == "drop" and len(self.read.get("mask", ())) == 1
         self.labels = (*["label"] * ("label" in self.getters), *self.visits.labels)
         self.codes = {name: array("i") for name in (*CODES, *self.visits.labels) if name in self.getters}
         shared: dict[str, int] = {}  # value -> code, as they come; all labels have the same classes
@@ -209,7 +211,7 @@ class _Builder:
                 columns[name] = list(map(get, (cells for _, _, cells in rows)))
             notes = {name: without_empty(columns[name]) for name in self.notes}
             views = [notes[slot.name] for slot in self.visits.slots]
-            if any(any_empty(columns.get(name, ())) for name in self.required):
+            if any(any_empty(columns.get(name, ())) for name in (*self.required, *["mask"] * self.needs_mask)):
                 return False
             if views and not all(map(any, zip(*views, strict=True))):
                 return False
@@ -253,7 +255,7 @@ class _Builder:
                     fill = "fill it in, or leave such rows out with empty=drop"
                     raise DataError(f"{name} is empty ({row[name]!r}); {fill}{hint}")
                 return name
-        return ""
+        return "mask" if self.needs_mask and is_empty(row["mask"]) else ""
 
     def _gap_of_labels(self, cells: list[str], labels: Sequence[float]) -> str:
         """ "label" if one of several labels is empty, which is an error unless such rows are dropped; else ""."""

@@ -277,6 +277,7 @@ class LandmarkResult(Result):
 
     error f64 [N n] is the distance in pixels of the original image, and error_diameters f64 [N n] in diameters of the
     optic disc. found (the predictions) and truth are f64 [N n 2] as (x, y). names [n] are the names of the landmarks.
+    confidence f32 [N n] is the largest probability of each heat map.
     """
 
     kind: ClassVar[str] = "landmarks"
@@ -287,6 +288,7 @@ class LandmarkResult(Result):
     error_diameters: np.ndarray | None = None
     found: np.ndarray | None = None
     truth: np.ndarray | None = None
+    confidence: np.ndarray | None = None
     rows: Rows | None = None
     cases: Cases | None = None
 

@@ -56,7 +56,7 @@ class Landmarks:
             out = forward(params, extra, {k: v for k, v in batch.items() if k in ("image", "modality")})
             if self.read not in out:
                 raise UserError(f"the model gives {', '.join(sorted(out))}; the landmark eval expects {self.read!r}")
-            parts.append(_measured(batch, out[self.read]))
+            parts.append(_measured(batch, out[self.read], out.get("confidence")))
         rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
         if not rows or not np.isfinite(rows["error"]).any():
             raise UserError("the landmark eval has no image with a known landmark")
@@ -71,7 +71,7 @@ class Landmarks:
         metrics = summary(kept, self.names, rows.get("patient"), self.interval, self.resamples)
         return LandmarkResult(
             metrics=metrics | {"mean_error_grid": float(np.nanmean(rows["error_grid"]))},
-            names=np.array(self.names), **kept,
+            names=np.array(self.names), confidence=rows.get("confidence"), **kept,
             rows=Rows.read(rows),
             cases=Cases(pictures=np.stack(drawn), picture_row=shown, picture_score=score[shown]),
         )  # fmt: skip
@@ -105,10 +105,12 @@ def pooled(results: Sequence[LandmarkResult], rows: Rows) -> LandmarkResult:
     arrays = {name: np.concatenate([np.asarray(getattr(one, name)) for one in results]) for name in ARRAYS}
     names = [str(name) for name in results[0].names]
     metrics = summary(arrays, names, rows.patient, bootstrap)
-    return LandmarkResult(metrics=metrics, names=np.array(names), rows=rows, **arrays)
+    known = [one.confidence for one in results if one.confidence is not None]
+    sure = np.concatenate(known) if len(known) == len(results) else None
+    return LandmarkResult(metrics=metrics, names=np.array(names), rows=rows, confidence=sure, **arrays)
 
 
-def _measured(batch: Batch, predicted: np.ndarray) -> Table:
+def _measured(batch: Batch, predicted: np.ndarray, confidence: np.ndarray | None) -> Table:
     """Points and errors of the non-padding rows of a batch."""
     valid = np.asarray(batch.get("valid", np.ones(len(predicted), bool)))
     whole = {key: np.asarray(value)[valid] for key, value in batch.items() if key != "valid"}
@@ -121,7 +123,8 @@ def _measured(batch: Batch, predicted: np.ndarray) -> Table:
         "error_grid": distances(predicted, truth), "found": original[0], "truth": original[1], "error": error,
         "error_diameters": error / diameter,
     }  # fmt: skip
-    return rows | {"index": np.arange(len(predicted))} | row_columns(whole)
+    sure = {} if confidence is None else {"confidence": np.asarray(confidence)[valid]}
+    return rows | {"index": np.arange(len(predicted))} | row_columns(whole) | sure
 
 
 def _quantile(values: np.ndarray, share: float) -> float:

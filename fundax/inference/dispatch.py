@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+from fundax.inference import examine, labels, landmarks, segmentation, visits, zero_shot
 from fundax.inference import eyes as predict_ret_clip
-from fundax.inference import labels, landmarks, segmentation, visits, zero_shot
 from fundax.inference import reports as predict_report
+from fundax.interop.pretrained import located
 from fundax.interop.read import is_run, load, read_objective
+from fundax.interop.task_set import is_task_set
 from fundax.types import UserError
 
 PREDICTORS: tuple[ModuleType, ...] = (
@@ -31,6 +33,8 @@ def predictor_of(path: str | Path) -> ModuleType:
 
     Raises UserError if `path` does not hold a model, or if no predictor supports its objective.
     """
+    if is_task_set(located(path)):
+        return examine
     objective = read_objective(path) if is_run(path) else load(path).objective
     for module in PREDICTORS:
         if isinstance(objective, module.OBJECTIVE):

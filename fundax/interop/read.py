@@ -13,6 +13,7 @@ import jax
 from data_pipelines.language import tokenizers
 from fundax.encoders import layers
 from fundax.encoders.vit import SIZES
+from fundax.interop import task_set
 from fundax.interop.checkpoint import (
     Checkpoint,
     Format,
@@ -50,9 +51,9 @@ def load(
     """The model at `path`: a run, an exported folder, or a file of weights of another program.
 
     Args:
-        path: named weights (interop.pretrained), a run of fundax or an import (its folder), a folder of one of
-            `all_formats()`, or one of its weights files (.safetensors, .pt, .pth, .bin, .npz); also at an address such as
-            gs://bucket/run.
+        path: named weights (interop.pretrained), a run of fundax or an import (its folder), a task set, which opens as its
+            encoder, or TASK_SET/TASK, a folder of one of `all_formats()`, or one of its weights files (.safetensors, .pt, .pth,
+            .bin, .npz); also at an address such as gs://bucket/run.
         checkpoint: which checkpoint of a run: "best", "latest" or a step; "" is the best one if the run selected one.
         like: the size ("H/14-378", a name of encoders.vit.SIZES) of a CLIP file without a configuration.
         modality: the modality of the images ("oct") whose mean and deviation an image encoder normalises by, where the
@@ -67,6 +68,10 @@ def load(
     path, shown = located(fetched(path)), shown or {}
     if is_run(path):
         return read_run(path, checkpoint)
+    if task_set.is_task(path):
+        return task_set.read_task(path)
+    if task_set.is_task_set(path):
+        return task_set.read_encoder(path)
     state = read_state(path)
     check_record(path, state)
     found, folder = format_of(state, str(path)), folder_of(path)

@@ -92,6 +92,22 @@ class Record(TypedDict, total=False):
     tensors_sha256: dict[str, str]
 
 
+class Task(TypedDict):
+    """A task of a task set."""
+
+    objective: dict[str, Any]
+    preprocessing: Preprocessing
+    about: dict[str, Any]
+
+
+class TaskSet(TypedDict):
+    """model.json of a task set (fundax/interop/task_set.py)."""
+
+    version: int
+    sha256: dict[str, str]
+    tasks: dict[str, Task]
+
+
 def check_json(value: Any, form: Any, where: str, text: str = "") -> None:
     """Raise UserError, naming `where` and the key, if a JSON value does not have the declared type.
 
@@ -124,6 +140,8 @@ def _known(value: Any, form: Any) -> Any:
         return {key: _known(one, hints[key]) for key, one in value.items() if key in hints}
     if get_origin(form) is list and isinstance(value, list):
         return [_known(one, get_args(form)[0]) for one in value]
+    if get_origin(form) is dict and isinstance(value, Mapping):
+        return {key: _known(one, get_args(form)[1]) for key, one in value.items()}
     return value
 
 

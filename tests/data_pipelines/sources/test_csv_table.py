@@ -209,3 +209,13 @@ def test_templates_that_are_wrong_are_one_line(tmp_path, template, message):
 def test_wrong_arguments_are_refused_at_once(tmp_path, arguments, message):
     with pytest.raises(DataError, match=message):
         csv_source(tmp_path / "x.csv", **arguments)
+
+
+@pytest.mark.parametrize("only", [None, {"site": "a"}], ids=["by columns", "row by row"])
+def test_rows_without_their_only_mask_are_dropped_on_request(tmp_path, caplog, only):
+    """Several masks of an image stay: an empty cell says that the image lacks the class."""
+    text = "image,disc,cup,site\na.png,m.png,,a\nb.png,,c.png,a\n"
+    kept = lambda **fields: source(tmp_path, text, only=only, **fields)  # noqa: E731
+    assert len(kept(columns={"mask": "disc"}, empty="drop")) == 1 and "mask 1" in caplog.text
+    assert len(kept(columns={"mask": "disc"})) == 2
+    assert len(kept(columns={"mask": ["disc", "cup"]}, empty="drop")) == 2
