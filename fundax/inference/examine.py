@@ -74,12 +74,16 @@ class Examiner:
         found: list[Answer] = []
         if not modality:
             found = self._classes(image, "")
-            modality = next((one.answer for one in found), "")
-            modality = {facts["title"]: key for key, facts in self._kinds().items()}.get(modality, modality)
+            modality = self.modality_of(found)
         found += self._classes(image, modality)
         for name in self._named(modality, Landmark):
             found += self._points(image, name)
         return found
+
+    def modality_of(self, answers: Sequence[Answer]) -> str:
+        """The modality that the first of the answers says; "" if it says none."""
+        modalities = {facts["title"]: facts["modality"] for facts in self._kinds().values()}
+        return modalities.get(answers[0].answer, "") if answers else ""
 
     def vessels(self, image: str | Path, modality: str) -> np.ndarray | None:
         """Mask bool [H W] of the segmentation for images of a modality; None without one."""
@@ -222,12 +226,10 @@ def _write(
         raise UserError(f"{out} is a file; expected a folder, or a file that ends in {' or '.join(SUFFIXES)}")
     out.mkdir(parents=True, exist_ok=True)
     check_out(out / "answers.csv")
-    kinds = {facts["title"]: key for key, facts in examiner._kinds().items()}
     names = names_for(images, (".png", "_vessels.png"))
     pairs = zip(images, names, answers, strict=True)
     for image, name, each in track(pairs, "drawing", len(images), transient=True):
-        seen = modality or kinds.get(each[0].answer, "")
-        vessels = examiner.vessels(image, seen)
+        vessels = examiner.vessels(image, modality or examiner.modality_of(each))
         if vessels is not None:
             segmentation.picture(vessels[..., None]).save(out / f"{name}_vessels.png")
         drawn(load(image), each, vessels).save(out / f"{name}.png")
