@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from fundax.evals import pooling
 from fundax.evals.kinds import Result
 from fundax.objectives.ensemble import ensemble, shares_encoder, stacked
 from fundax.recipe import Recipe
+from fundax.results import pooling
 from fundax.results.page import report
 from fundax.results.read import read_result
 from fundax.runtime import serialize
@@ -44,7 +44,7 @@ def cross_validate(load: Callable[..., Recipe], workdir: str | Path, count: int,
         take_over: see train.loop.fit.
 
     Raises:
-        UserError: fewer than two folds, a config whose test evaluation cannot be pooled (evals.pooling), a workdir that
+        UserError: fewer than two folds, a config whose test evaluation cannot be pooled (results.pooling), a workdir that
             holds another run, and as `fit` does.
     """
     if count < 2:

@@ -101,7 +101,7 @@ def summary(
 
 
 def pooled(results: Sequence[LandmarkResult], rows: Rows) -> LandmarkResult:
-    """One result of all images of several with the same landmarks; see evals.pooling. Cases are left out."""
+    """One result of all images of several with the same landmarks; see results.pooling. Cases are left out."""
     arrays = {name: np.concatenate([np.asarray(getattr(one, name)) for one in results]) for name in ARRAYS}
     names = [str(name) for name in results[0].names]
     metrics = summary(arrays, names, rows.patient, bootstrap)

@@ -130,7 +130,7 @@ def summary(
 
 
 def pooled(results: Sequence[SegmentationResult], rows: Rows) -> SegmentationResult:
-    """One result of all images of several with the same classes; see evals.pooling. Cases are left out."""
+    """One result of all images of several with the same classes; see results.pooling. Cases are left out."""
     table = {name: np.concatenate([np.asarray(getattr(one, name)) for one in results]) for name in NAMES}
     classes = [str(name) for name in results[0].classes]
     metrics = summary(table, classes, rows.patient, bootstrap)

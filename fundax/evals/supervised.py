@@ -180,7 +180,7 @@ class Valued:
 
 
 def pooled(results: Sequence[ClassificationResult | MultiLabelResult], rows: Rows) -> ClassificationResult:
-    """One result of all rows of several with the same classes; see evals.pooling. `kappa` is there if every result has it.
+    """One result of all rows of several with the same classes; see results.pooling. `kappa` is there if every result has it.
 
     Metrics are computed again from the probabilities of all rows; cases are left out.
     """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fundax.evals.kinds import LandmarkResult, RegressionResult, Rows, SegmentationResult
-from fundax.evals.pooling import pooled
+from fundax.results.pooling import pooled
 from fundax.types import UserError
 
 
