@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,11 +70,10 @@ class Examiner:
 
         modality: modality of the image ("CFP", "OCT"), which the model recognises if it is not given.
         """
-        found: list[Answer] = []
-        if not modality:
-            found = self._classes(image, "")
-            modality = self.modality_of(found)
-        found += self._classes(image, modality)
+        seen: dict[str, Answer] = {}
+        found = [] if modality else self._classes(image, "", seen)
+        modality = modality or self.modality_of(found)
+        found += self._classes(image, modality, seen)
         for name in self._named(modality, Landmark):
             found += self._points(image, name)
         return found
@@ -102,18 +100,28 @@ class Examiner:
             if self.about[name]["modality"] == modality and isinstance(one.objective, kind)
         ]
 
-    def _classes(self, image: str | Path, modality: str) -> list[Answer]:
-        dense = set(self._named(modality, (Segment, Landmark)))
-        names = [name for name in self.tasks if self.about[name]["modality"] == modality and name not in dense]
-        out = []
-        for group in _by_preprocessing([self.tasks[name] for name in names]):
-            models = [self.tasks[names[k]] for k in group]
-            pixels = read_photograph(image, models[0].preprocessing)
-            objectives = tuple(one.objective for one in models)
-            answers = _forward(objectives, [one.params for one in models], [one.extra for one in models], pixels[None])
-            for k, p, unusual in zip(group, answers["probabilities"], answers["distance"], strict=True):
-                out.append(self._answer(image, names[k], np.asarray(p)[0], float(unusual[0])))
-        return out
+    def _classes(self, image: str | Path, modality: str, seen: dict[str, Answer]) -> list[Answer]:
+        """Answers of the classifiers for a modality. What shares their pass of the encoder is kept in `seen`."""
+        dense = (Segment, Landmark)
+        wanted = [name for name in self._named(modality, object) if not isinstance(self.tasks[name].objective, dense)]
+        for name in wanted:
+            if name not in seen:
+                seen.update(self._asked(image, self._with_same_pixels(name)))
+        return [seen[name] for name in wanted]
+
+    def _with_same_pixels(self, name: str) -> list[str]:
+        """The classifiers that see images as the classifier `name` does."""
+        wanted = _pixels_of(self.tasks[name])
+        several = [key for key, one in self.tasks.items() if not isinstance(one.objective, (Segment, Landmark))]
+        return [key for key in several if _pixels_of(self.tasks[key]) == wanted]
+
+    def _asked(self, image: str | Path, names: Sequence[str]) -> dict[str, Answer]:
+        models = [self.tasks[name] for name in names]
+        pixels = read_photograph(image, models[0].preprocessing)
+        objectives = tuple(one.objective for one in models)
+        out = _forward(objectives, [one.params for one in models], [one.extra for one in models], pixels[None])
+        each = zip(names, out["probabilities"], out["distance"], strict=True)
+        return {name: self._answer(image, name, np.asarray(p)[0], float(unusual[0])) for name, p, unusual in each}
 
     def _answer(self, image: str | Path, name: str, p: np.ndarray, distance: float) -> Answer:
         facts, classes = self.about[name], names_of(self.tasks[name])
@@ -191,13 +199,9 @@ def _examined(examiner: Examiner, images: Sequence[Path], modality: str) -> Iter
         yield examiner.examine(image, modality)
 
 
-def _by_preprocessing(models: Sequence[Checkpoint]) -> list[list[int]]:
-    """Numbers of the models that see the same pixels."""
-    groups: dict[str, list[int]] = {}
-    for k, model in enumerate(models):
-        facts = {name: value for name, value in model.preprocessing.items() if name not in ("classes", "names")}
-        groups.setdefault(json.dumps(facts, sort_keys=True), []).append(k)
-    return list(groups.values())
+def _pixels_of(model: Checkpoint) -> dict[str, Any]:
+    """The preprocessing of the images of a model."""
+    return {name: value for name, value in model.preprocessing.items() if name not in ("classes", "names")}
 
 
 @functools.partial(jax.jit, static_argnums=0)
