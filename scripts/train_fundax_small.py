@@ -158,7 +158,7 @@ def _usual(run: Path, source: str) -> float:
     out = []
     for k in range(5):
         rest = features[numbers != k]
-        norm = {"mean": rest.mean(0)[None], "var": np.maximum(rest.var(0), 1e-12)[None]}
+        norm = {"mean": rest.mean(0)[None], "var": np.where(rest.var(0) < 1e-12, 1.0, rest.var(0))[None]}
         out.append(np.asarray(distance(features[numbers == k], {"members": {"head": {"norm": norm}}})))
     return round(float(np.quantile(np.concatenate(out), 0.99)), 3)
 

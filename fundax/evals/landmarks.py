@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +103,9 @@ def summary(
 
 def pooled(results: Sequence[LandmarkResult], rows: Rows) -> LandmarkResult:
     """One result of all images of several with the same landmarks; see results.pooling. Cases are left out."""
-    arrays = {name: np.concatenate([np.asarray(getattr(one, name)) for one in results]) for name in ARRAYS}
+    arrays: dict[str, Any] = {
+        name: np.concatenate([np.asarray(getattr(one, name)) for one in results]) for name in ARRAYS
+    }
     names = [str(name) for name in results[0].names]
     metrics = summary(arrays, names, rows.patient, bootstrap)
     known = [one.confidence for one in results if one.confidence is not None]

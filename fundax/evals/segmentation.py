@@ -131,7 +131,9 @@ def summary(
 
 def pooled(results: Sequence[SegmentationResult], rows: Rows) -> SegmentationResult:
     """One result of all images of several with the same classes; see results.pooling. Cases are left out."""
-    table = {name: np.concatenate([np.asarray(getattr(one, name)) for one in results]) for name in NAMES}
+    table: dict[str, Any] = {
+        name: np.concatenate([np.asarray(getattr(one, name)) for one in results]) for name in NAMES
+    }
     classes = [str(name) for name in results[0].classes]
     metrics = summary(table, classes, rows.patient, bootstrap)
     return SegmentationResult(metrics=metrics, classes=np.array(classes), rows=rows, **table)

@@ -216,10 +216,13 @@ def _forward(objectives: tuple[Any, ...], params: Any, extra: Any, image: Any) -
 
 
 def distance(feature: jax.Array, extra: Any) -> jax.Array:
-    """Mean square of features f32 [B C], standardised as the heads of an ensemble do; about 1 for images of the training."""
+    """Mean square of features f32 [B C], standardised as the heads of an ensemble do; about 1 for images of the training.
+
+    A square counts as at most 100, so that a feature that hardly varies in the training does not decide.
+    """
     norm = extra["members"]["head"]["norm"]
     z = (feature[:, None] - norm["mean"][None]) / jax.numpy.sqrt(norm["var"][None] + 1e-12)  # [B members C]
-    return (z**2).mean((1, 2))
+    return jax.numpy.minimum(z**2, 100.0).mean((1, 2))
 
 
 def _write(

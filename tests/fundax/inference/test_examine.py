@@ -90,10 +90,10 @@ def test_a_given_modality_is_not_recognised_and_unusual_images_are_named(folder,
 
 
 def test_the_distance_of_the_training_is_one():
-    """Features of -1 and 1 with their mean and variance have a mean square of 1; 3 is as far as 9 of them."""
+    """Features of -1 and 1 with their mean and variance have a mean square of 1; that of 3 is 9, and of 50 counts as 100."""
     norm = {"mean": np.zeros((2, 4)), "var": np.ones((2, 4))}
-    feature = np.stack([np.ones(4), -np.ones(4), np.full(4, 3.0)])
-    np.testing.assert_allclose(distance(feature, {"members": {"head": {"norm": norm}}}), [1, 1, 9], rtol=1e-6)
+    feature = np.stack([np.ones(4), -np.ones(4), np.full(4, 3.0), np.full(4, 50.0)])
+    np.testing.assert_allclose(distance(feature, {"members": {"head": {"norm": norm}}}), [1, 1, 9, 100], rtol=1e-6)
 
 
 def test_from_the_shell(folder, photograph, tmp_path, capsys):
