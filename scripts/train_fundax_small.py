@@ -100,7 +100,7 @@ def _sources(root: Path, out: Path, data: str) -> list[str]:
 def _train(run: Path, sources: list[str], arguments: list[str], folds: int, smoke: bool) -> None:
     config, *fixed = arguments
     small = ["--smoke", "--image-size", "32"] + (["--resolution", "64"] if "--resolution" in fixed else [])
-    small += ["--head", "unetr", "--steps", "2"] if "--tune" in fixed else []
+    small += ["--steps", "2"] if "--tune" in fixed else []
     words = [*fixed, *(small if smoke else [])]
     command = [sys.executable, str(REPO / "launch.py"), "train", str(REPO / "configs" / f"{config}.py")]
     command += ["--init", "imagenet", "--data", *sources, "--folds", str(folds), "--workdir", str(run), *words]

@@ -60,6 +60,23 @@ def test_an_argument_that_smoke_leaves_without_effect_is_refused_by_name():
     assert recipe.steps == 3000 and recipe.objective.decoder.width == 48
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--decoder-stride", "4"], "--decoder-stride: the decoder of a ViT does not use it"),
+        (
+            ["--size", "resnet-smoke", "--head", "unetr"],
+            "--head: the decoder of a convolutional encoder with its feature",
+        ),
+    ],
+)
+def test_an_argument_of_another_decoder_is_refused_by_name(argv, message):
+    path = Path(__file__).parents[2] / "configs" / "landmark.py"
+    with pytest.raises(UserError, match=message):
+        load(path, ["--smoke", "--image-size", "32", *argv])
+    assert load(path, ["--smoke", "--image-size", "32", "--size", "resnet-smoke", "--width", "8"])[0].steps == 2
+
+
 def test_a_stored_command_holds_in_any_folder(config, tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     (tmp_path / "a.csv").write_text("image")
