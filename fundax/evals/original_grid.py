@@ -34,7 +34,8 @@ def original_points(points: np.ndarray, frame: np.ndarray) -> np.ndarray:
 def original_map(values: np.ndarray, frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resample values [h w K] of an input image to the grid of the original image, bilinearly; f32 [H W K].
 
-    `frame` is f32 [3 2] and `size` is (H, W).
+    `frame` is f32 [3 2] and `size` is (H, W). Pixels of the original that the input image does not show, because they were
+    cropped away, are 0.
     """
     from scipy import ndimage
 
@@ -45,7 +46,18 @@ def original_map(values: np.ndarray, frame: np.ndarray, size: tuple[int, int]) -
         ndimage.affine_transform(
             values[..., k], flip @ matrix @ flip, origin[::-1], size, out[..., k], order=1, mode="nearest"
         )
+    shown = [
+        np.abs(part - (length - 1) / 2) < length / 2 + 1e-3
+        for part, length in zip(_positions(matrix, origin, size), values.shape[1::-1], strict=True)
+    ]
+    out[~(shown[0] & shown[1])] = 0
     return out
+
+
+def _positions(matrix: np.ndarray, origin: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
+    """The positions x and y f64 [H W] in the input image of all pixels of the original."""
+    y, x = np.ogrid[: size[0], : size[1]]
+    return [row[0] * x + row[1] * y + start for row, start in zip(matrix, origin, strict=True)]
 
 
 Maps = Callable[[np.ndarray], np.ndarray]  # u8 [B s s 3] -> f32 [B s s K]

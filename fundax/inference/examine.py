@@ -33,7 +33,7 @@ from fundax.types import UserError
 
 MARKS = {"disc": (90, 220, 255), "fovea": (255, 225, 70)}
 VESSEL = (70, 255, 120)
-UNUSUAL = "unlike the images of the training"
+UNUSUAL = "unusual image"  # its features are further from those of the training than 99 % of them are from each other
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,27 @@ class Examiner:
     about: Mapping[str, Mapping[str, Any]]
 
     def examine(self, image: str | Path, modality: str = "") -> list[Answer]:
-        """All answers about one image file. Raises DataError naming a file that cannot be read.
+        """All answers about one image file; only the first if it is unlike all images of the training.
+
+        Raises DataError naming a file that cannot be read.
 
         modality: modality of the image ("CFP", "OCT"), which the model recognises if it is not given.
         """
         seen: dict[str, Answer] = {}
         found = [] if modality else self._classes(image, "", seen)
+        if any(one.sure == UNUSUAL for one in found):
+            return found
         modality = modality or self.modality_of(found)
         found += self._classes(image, modality, seen)
+        unusual = any(one.sure == UNUSUAL for one in found)
         for name in self._named(modality, Landmark):
-            found += self._points(image, name)
+            found += self._points(image, name, unusual)
         return found
 
     def modality_of(self, answers: Sequence[Answer]) -> str:
-        """The modality that the first of the answers says; "" if it says none."""
+        """The modality that the first of the answers says; "" if it says none, or the image is unlike all of the training."""
         modalities = {facts["title"]: facts["modality"] for facts in self._kinds().values()}
-        return modalities.get(answers[0].answer, "") if answers else ""
+        return modalities.get(answers[0].answer, "") if answers and answers[0].sure != UNUSUAL else ""
 
     def vessels(self, image: str | Path, modality: str) -> np.ndarray | None:
         """Mask bool [H W] of the segmentation for images of a modality; None without one."""
@@ -131,13 +136,13 @@ class Examiner:
         sure = "yes" if p[best] >= facts["sure"] else "no"
         return Answer(str(image), facts["title"], word, float(p[best]), UNUSUAL if distance > facts["usual"] else sure)
 
-    def _points(self, image: str | Path, name: str) -> list[Answer]:
+    def _points(self, image: str | Path, name: str, unusual: bool) -> list[Answer]:
         model, facts = self.tasks[name], self.about[name]
         ((xy, confidence),) = landmarks.points(model, model.extra, [image])
         return [
             Answer(
                 str(image), f"{facts['title']}: {point}", f"({x:.0f}, {y:.0f})", float(score),
-                "yes" if score >= facts["sure"][point] else "no", float(x), float(y),
+                UNUSUAL if unusual else "yes" if score >= facts["sure"][point] else "no", float(x), float(y),
             )
             for point, (x, y), score in zip(model.objective.names, xy, confidence, strict=True)
         ]  # fmt: skip

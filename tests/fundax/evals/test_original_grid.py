@@ -25,3 +25,10 @@ def test_a_map_at_half_size_goes_back():
     np.testing.assert_allclose(large[:, 0], [0, 2, 6, 8], atol=1e-5)
     mirrored = original_map(small, frame * [-1, 1] + [[1, 0]], (4, 4))[..., 0]
     np.testing.assert_allclose(mirrored, large[:, ::-1], atol=1e-5)
+
+
+def test_what_was_cropped_away_is_empty():
+    """A crop of 2 x 2 from (1, 0) of an image of 2 rows and 4 columns: nothing is known left and right of it."""
+    frame = np.array([[-1.0, 0.0], [999.0, 0.0], [-1.0, 1000.0]], np.float32)
+    found = original_map(np.ones((2, 2, 1), np.float32), frame, (2, 4))[..., 0]
+    np.testing.assert_array_equal(found, [[0, 1, 1, 0], [0, 1, 1, 0]])
