@@ -95,11 +95,10 @@ def _score(where: Path) -> float:
 def _result(where: Path) -> Result:
     path = where / "evals" / f"{PART}.npz"
     found = read_result(path)
-    if type(found) not in pooling.KINDS:
-        known = ", ".join(kind.kind for kind in pooling.KINDS)
-        raise UserError(
-            f"{path}: a result of the kind {found.kind}; results that can be pooled are of the kinds {known}"
-        )
+    try:
+        pooling.check(found)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return found
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from fundax.evals.kinds import Cases, LandmarkResult, Rows, row_columns
 from fundax.evals.original_grid import original_points
 from fundax.evals.pictures import extremes, points_over
-from fundax.metrics.statistics import Estimate, bootstrap
+from fundax.metrics.statistics import Estimate
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
 Table = dict[str, np.ndarray]  # arrays [N ...] of all images
@@ -85,7 +84,7 @@ def summary(
     interval: Callable[..., Estimate],
     resamples: int = 1000,
 ) -> dict[str, float]:
-    """The metrics of a LandmarkResult, but for mean_error_grid, from its `error` and `error_diameters` f64 [N n]."""
+    """The metrics of a LandmarkResult, except mean_error_grid, from its `error` and `error_diameters` f64 [N n]."""
     error, scaled = arrays["error"], arrays["error_diameters"]
     out = {"median_error": float(np.nanmedian(error))}
     out |= _with_interval("mean_error", interval(np.nanmean, error, patients=patients, resamples=resamples))
@@ -99,18 +98,6 @@ def summary(
         for k, name in enumerate(names):
             out[f"{name}_median_diameters"] = _quantile(scaled[:, k], 0.5)
     return {key: value for key, value in out.items() if not math.isnan(value)}
-
-
-def pooled(results: Sequence[LandmarkResult], rows: Rows) -> LandmarkResult:
-    """One result of all images of several with the same landmarks; see results.pooling. Cases are left out."""
-    arrays: dict[str, Any] = {
-        name: np.concatenate([np.asarray(getattr(one, name)) for one in results]) for name in ARRAYS
-    }
-    names = [str(name) for name in results[0].names]
-    metrics = summary(arrays, names, rows.patient, bootstrap)
-    known = [one.confidence for one in results if one.confidence is not None]
-    sure = np.concatenate(known) if len(known) == len(results) else None
-    return LandmarkResult(metrics=metrics, names=np.array(names), rows=rows, confidence=sure, **arrays)
 
 
 def _measured(batch: Batch, predicted: np.ndarray, confidence: np.ndarray | None) -> Table:

@@ -15,7 +15,7 @@ from fundax.evals.pictures import extremes, masks_over
 from fundax.metrics import weighted
 from fundax.metrics.classification import nanmean
 from fundax.metrics.segmentation import NAMES, scores
-from fundax.metrics.statistics import Estimate, bootstrap
+from fundax.metrics.statistics import Estimate
 from fundax.types import Batch, Extra, Forward, Params, UserError
 
 
@@ -127,16 +127,6 @@ def summary(
     out["empty"] = float(np.isnan(table["dice"]).sum())
     out["missed"] = float((np.isnan(table["hd95"]) & ~np.isnan(table["dice"])).sum())
     return {key: value for key, value in out.items() if not math.isnan(value)}
-
-
-def pooled(results: Sequence[SegmentationResult], rows: Rows) -> SegmentationResult:
-    """One result of all images of several with the same classes; see results.pooling. Cases are left out."""
-    table: dict[str, Any] = {
-        name: np.concatenate([np.asarray(getattr(one, name)) for one in results]) for name in NAMES
-    }
-    classes = [str(name) for name in results[0].classes]
-    metrics = summary(table, classes, rows.patient, bootstrap)
-    return SegmentationResult(metrics=metrics, classes=np.array(classes), rows=rows, **table)
 
 
 def decided(probability: np.ndarray, classes: int, overlapping: bool, threshold: float = 0.5) -> np.ndarray:
