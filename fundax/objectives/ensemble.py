@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -62,8 +63,7 @@ class Ensemble:
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
         """probabilities f32 [B K], the mean of those of the members, and logits f32 [B K] that give them."""
-        shared = {name: tree for name, tree in params.items() if name != MEMBERS}
-        state = {name: tree for name, tree in extra.items() if name != MEMBERS}
+        shared, state = _once(params), _once(extra)
         if self.shared and "feature" not in batch:
             out = self.model.forward(*first_member(params, extra), batch)
             batch = {"feature": out["feature"]}
@@ -83,21 +83,16 @@ class Ensemble:
 
 
 @dataclass(frozen=True)
-class SegmentEnsemble(Segment):
-    """The mean of the probabilities of `count` segmentation models of one kind; see Ensemble."""
+class _Members:
+    """What ensembles of models of pixels have beside the fields of a member."""
 
     count: int = 1
     shared: bool = False
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
         """Initial parameters and extra state of all members."""
-        return stacked([Segment.init(self, key, batch) for key in jax.random.split(rng, self.count)], self.shared)
-
-    def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
-        """probability f32 [B h w K], the mean of those of the members, and logits that give it."""
-        turn = lambda logits: probabilities(logits, self.exclusive)  # noqa: E731
-        p = _mean_over_members(self, params, extra, batch["image"], turn)
-        return {"probability": p, "logits": jnp.log(p + 1e-12) - (0 if self.exclusive else jnp.log1p(1e-12 - p))}
+        one = _alone(self)
+        return stacked([one.init(key, batch) for key in jax.random.split(rng, self.count)], self.shared)
 
     def loss(
         self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
@@ -107,37 +102,43 @@ class SegmentEnsemble(Segment):
 
 
 @dataclass(frozen=True)
-class LandmarkEnsemble(Landmark):
+class SegmentEnsemble(_Members, Segment):
+    """The mean of the probabilities of `count` segmentation models of one kind; see Ensemble."""
+
+    def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+        """probability f32 [B h w K], the mean of those of the members, and logits that give it."""
+        turn = functools.partial(probabilities, exclusive=self.exclusive)
+        p = _mean_over_members(self, params, extra, batch["image"], turn)
+        return {"probability": p, "logits": jnp.log(p + 1e-12) - (0 if self.exclusive else jnp.log1p(1e-12 - p))}
+
+
+@dataclass(frozen=True)
+class LandmarkEnsemble(_Members, Landmark):
     """The mean of the heat maps of `count` landmark detectors of one kind; see Ensemble."""
-
-    count: int = 1
-    shared: bool = False
-
-    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Extra]:
-        """Initial parameters and extra state of all members."""
-        return stacked([Landmark.init(self, key, batch) for key in jax.random.split(rng, self.count)], self.shared)
 
     def forward(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
         """What Landmark gives, of the mean of the members' heat maps."""
-        turn = lambda logits: jnp.exp(spatial_log_softmax(logits))  # noqa: E731
-        return located(jnp.log(_mean_over_members(self, params, extra, batch["image"], turn) + 1e-12))
+        maps = _mean_over_members(self, params, extra, batch["image"], _heat)
+        return located(jnp.log(maps + 1e-12))
 
-    def loss(
-        self, params: Params, extra: Extra, batch: Batch, rng: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, tuple[Extra, Metrics]]:
-        """Raises UserError, because its members are trained by themselves."""
-        raise UserError(NOT_TRAINED)
+
+def _heat(logits: jax.Array) -> jax.Array:
+    return jnp.exp(spatial_log_softmax(logits))
+
+
+def _alone(model: Any) -> Any:
+    """The objective of one member."""
+    if isinstance(model, Ensemble):
+        return model.model
+    kind = Segment if isinstance(model, Segment) else Landmark
+    return kind(**{field.name: getattr(model, field.name) for field in fields(kind)})
 
 
 def member(model: Any, params: Params, extra: Extra) -> tuple[Any, Params, Extra]:
     """The first model of an ensemble whose members have encoders of their own; any other model is returned as it is."""
-    if not isinstance(model, Ensemble | SegmentEnsemble | LandmarkEnsemble) or model.shared:
+    if not isinstance(model, Ensemble | _Members) or model.shared:
         return model, params, extra
-    params, extra = first_member(params, extra)
-    if isinstance(model, Ensemble):
-        return model.model, params, extra
-    kind = Segment if isinstance(model, Segment) else Landmark
-    return kind(**{field.name: getattr(model, field.name) for field in fields(kind)}), params, extra
+    return _alone(model), *first_member(params, extra)
 
 
 def ensemble(model: Any, count: int, shared: bool) -> Any:
@@ -150,12 +151,11 @@ def ensemble(model: Any, count: int, shared: bool) -> Any:
 
 
 def _mean_over_members(
-    model: SegmentEnsemble | LandmarkEnsemble, params: Params, extra: Extra, image: Any,
+    model: Any, params: Params, extra: Extra, image: Any,
     turn: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:  # fmt: skip
     """The mean of turn(logits) over the members, f32 [B h w K]. A shared encoder is run once."""
-    once = {name: tree for name, tree in params.items() if name != MEMBERS}
-    state = {name: tree for name, tree in extra.items() if name != MEMBERS}
+    once, state = _once(params), _once(extra)
     read = unetr.encoded(model, once, state, image) if model.shared else None
 
     def member(trees: tuple[Params, Extra]) -> jax.Array:
@@ -166,6 +166,11 @@ def _mean_over_members(
     shape = jax.eval_shape(member, jax.tree.map(lambda leaf: leaf[0], trees))
     start = jnp.zeros(shape.shape, shape.dtype)
     return jax.lax.scan(lambda total, one: (total + member(one), None), start, trees)[0] / model.count
+
+
+def _once(tree: Any) -> dict[str, Any]:
+    """What all members have in common."""
+    return {name: part for name, part in tree.items() if name != MEMBERS}
 
 
 def shares_encoder(states: Sequence[tuple[Params, Extra]]) -> bool:
