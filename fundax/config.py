@@ -163,15 +163,9 @@ def _check_honoured(built: Recipe, asked: Collection[str], flat: Mapping[str, An
     for name in ("steps", "batch"):
         if name in asked and flat[name] and getattr(built, name) != flat[name]:
             raise UserError(f"--{name} {flat[name]}: {path} takes {getattr(built, name)} instead; leave it out")
-    decoder = type(getattr(built.objective, "decoder", None)).__name__
-    if decoder == "Linear" and (idle := sorted({"width", "dropout"} & set(asked))):
-        raise UserError(f"--{idle[0]}: the linear head does not use it; leave it out, or give --head unetr")
-    idle = {"FPN": {"head", "decoder_layers"}, "Linear": {"decoder_stride"}, "UNETR": {"decoder_stride"}}.get(
-        decoder, set()
-    )
-    if unused := sorted(idle & set(asked)):
-        kind = "convolutional encoder with its feature pyramid" if decoder == "FPN" else "ViT"
-        raise UserError(f"--{unused[0].replace('_', '-')}: the decoder of a {kind} does not use it; leave it out")
+    reasons = getattr(getattr(built.objective, "decoder", None), "IGNORES", {})
+    for name in sorted(reasons.keys() & set(asked)):
+        raise UserError(f"--{name.replace('_', '-')}: {reasons[name]}")
     if not built.steps and (idle := sorted(_OF_TRAINING & set(asked))):
         raise UserError(f"--{idle[0].replace('_', '-')}: {path} trains nothing; leave it out")
 

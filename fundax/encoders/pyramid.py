@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,6 +28,11 @@ class FPN(nn.Module):
 
     With `train` the batch norms use batch statistics, which are in the collection "batch_stats".
     """
+
+    IGNORES: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("head", "decoder_layers"),
+        "the decoder of a convolutional encoder with its feature pyramid does not use it; leave it out",
+    )
 
     outputs: int
     width: int = 32

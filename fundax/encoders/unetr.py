@@ -9,7 +9,8 @@ they are."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import flax.linen as nn
 import jax
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from fundax.encoders.pyramid import FPN
 
 LEVELS = 4
+OF_A_VIT = "the decoder of a ViT does not use it; leave it out"
 
 
 def decoder_blocks(depth: int) -> tuple[int, ...]:
@@ -56,6 +58,8 @@ class UNETR(nn.Module):
 
     With `train` the batch norms use batch statistics, which are in the collection "batch_stats".
     """
+
+    IGNORES: ClassVar[Mapping[str, str]] = {"decoder_stride": OF_A_VIT}  # arguments of a config, and why
 
     outputs: int
     patch: int = 16
@@ -122,6 +126,11 @@ class Linear(nn.Module):
 
     Half-pixel centres, clamped at the edges. Fields and arguments are UNETR's; training and evaluation are the same.
     """
+
+    IGNORES: ClassVar[Mapping[str, str]] = {
+        **UNETR.IGNORES,
+        **dict.fromkeys(("width", "dropout"), "the linear head does not use it; leave it out, or give --head unetr"),
+    }
 
     outputs: int
     patch: int = 16
