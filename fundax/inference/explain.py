@@ -31,7 +31,7 @@ from fundax.inference.saliency import points_at, saliency_maps
 from fundax.interop.folder import fresh_folder
 from fundax.interop.pretrained import located
 from fundax.interop.read import is_run, read_objective, read_preprocessing
-from fundax.interop.task_set import is_task
+from fundax.interop.task_set import set_of
 from fundax.interop.weights import find_file
 from fundax.runtime.checkpoint import load_params, resolve, saved_steps
 from fundax.types import Params, UserError
@@ -239,8 +239,7 @@ def _write(
 def _steps(run: str | Path, checkpoints: str) -> list[int | str]:
     if not is_run(run):
         try:
-            path = located(run)
-            find_file(path.parent if is_task(path) else path)
+            find_file(set_of(located(run)))
         except UserError as error:
             raise UserError(
                 f"{run} is not a run of fundax, which would have checkpoints, and holds no weights"

@@ -26,16 +26,16 @@ OBJECTIVE = Landmark  # launch.py predict uses this module for this objective
 
 
 def points(
-    model: Checkpoint, extra: Extra, images: Iterable[str | Path], read: str = "points_refined"
+    model: Checkpoint, extra: Extra, images: Iterable[str | Path | np.ndarray], read: str = "points_refined"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield for each photograph the landmarks (x, y) f64 [n 2] in its pixels, and their confidence f32 [n].
+    """Yield for each photograph, a file or u8 [H W 3], the landmarks (x, y) f64 [n 2] in its pixels, and their confidence f32 [n].
 
     The confidence is the largest probability in the heat map. read: the output of Landmark.forward that has the positions.
     Raises DataError naming an image that cannot be read.
     """
     facts, params = model.preprocessing, jax.tree.map(jax.numpy.asarray, model.params)
-    for path in images:
-        seen = Prepared(wrap([{"image": Path(path)}]), int(facts["image_size"]), resize=facts["resize"])[0]
+    for photograph in images:
+        seen = Prepared(wrap([{"image": photograph}]), int(facts["image_size"]), resize=facts["resize"])[0]
         image = seen.views[0].image
         assert isinstance(image, np.ndarray)
         out = forward(model.objective, params, extra, {"image": image[None]})

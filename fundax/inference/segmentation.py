@@ -28,10 +28,15 @@ OBJECTIVE = Segment  # launch.py predict uses this module for this objective
 
 
 def masks(
-    model: Checkpoint, extra: Extra, images: Iterable[str | Path], threshold: float = 0.5, overlap: float = 0.5
+    model: Checkpoint,
+    extra: Extra,
+    images: Iterable[str | Path | np.ndarray],
+    threshold: float = 0.5,
+    overlap: float = 0.5,
 ) -> Iterator[np.ndarray]:
     """Yield the mask bool [H W K] of each photograph over the K classes of the model, at the photograph's resolution.
 
+    images: files, or photographs u8 [H W 3].
     A model with an input smaller than the image is applied in sliding windows, as in its evaluation. Raises DataError
     naming an image that cannot be read.
     """
@@ -42,9 +47,9 @@ def masks(
     def maps(views: np.ndarray) -> np.ndarray:
         return np.asarray(forward(objective, params, extra, {"image": views})["probability"])
 
-    for path in images:
+    for photograph in images:
         seen = Prepared(
-            wrap([{"image": Path(path)}]), size, resize=facts["resize"], crop=facts.get("crop_field", False)
+            wrap([{"image": photograph}]), size, resize=facts["resize"], crop=facts.get("crop_field", False)
         )[0]
         image, window = seen.views[0].image, objective.image.image_size
         assert isinstance(image, np.ndarray)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fundax.interop.task_set import set_of
 from fundax.interop.weights import FILE_NAMES, find_file
 from fundax.types import UserError
 
@@ -61,7 +62,7 @@ def origin(name: str | Path) -> dict[str, Any]:
     path, text = located(name), str(name)
     if (path / "checkpoints").is_dir():
         return {"name": text}
-    file = find_file(path if path.exists() else path.parent)  # of a task, that of its set
+    file = find_file(set_of(path))
     found: dict[str, Any] = {"name": text, "file": file.name, "sha256": _digest(file)}
     if text in PACKAGES:
         package = PACKAGES[text]

@@ -38,14 +38,14 @@ def is_task(path: str | Path) -> bool:
     return not Path(path).exists() and _has_config(Path(path).parent)
 
 
-def task_names(folder: str | Path) -> tuple[str, ...]:
-    """The tasks of a task set."""
-    return tuple(_config(Path(folder))["tasks"])
+def set_of(path: str | Path) -> Path:
+    """The folder of the task set that FOLDER/TASK belongs to; any other path is returned as it is."""
+    return Path(path).parent if is_task(path) else Path(path)
 
 
-def facts_of(folder: str | Path, task: str) -> dict[str, Any]:
-    """What was stored about a task: title, modality, units, thresholds; see `write_task_set`."""
-    return dict(_config(Path(folder))["tasks"][task]["about"])
+def read_about(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """What was stored about each task: title, modality, thresholds; see `write_task_set`."""
+    return {name: dict(task["about"]) for name, task in _config(Path(folder))["tasks"].items()}
 
 
 def read_task(path: str | Path) -> Checkpoint:
@@ -95,8 +95,9 @@ def write_task_set(
 
     Args:
         tasks: the models by name, which becomes part of a path.
-        about: JSON facts of each task: `modality` of its images ("" for any), `title` in words, and `sure`, the score
-            from which on an answer counts as sure.
+        about: JSON facts of each task: `modality` of its images ("" for any), `title` in words, `sure`, the score from
+            which on an answer counts as sure (of landmarks, by name), and of a classifier `usual`, the distance of
+            features above which an image counts as unusual; `kinds` of the task that recognises modalities.
         card: text of README.md.
 
     Raises:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import launch
+from data_pipelines.images.decode import load
 from fundax.encoders.backbone import Backbone
 from fundax.encoders.heads import MLPHead
 from fundax.encoders.pyramid import FPN
@@ -77,7 +78,7 @@ def photograph(tmp_path_factory):
 
 def test_the_modality_decides_which_tasks_answer(folder, photograph):
     """Logits of 3 and 0 are 0.953 and sure; of 0 and 1 are 0.731, which is below 0.8."""
-    kind, grade, fovea = read_examiner(folder).examine(photograph)
+    kind, grade, fovea = read_examiner(folder).examine(load(photograph))
     assert (kind.question, kind.answer, kind.sure) == ("kind of image", "photograph", "yes")
     assert kind.score == pytest.approx(1 / (1 + np.exp(-3)), rel=1e-5)
     assert (grade.answer, grade.sure) == ("mild", "no") and grade.score == pytest.approx(0.7311, abs=1e-4)
@@ -85,7 +86,7 @@ def test_the_modality_decides_which_tasks_answer(folder, photograph):
 
 
 def test_a_given_modality_is_not_recognised_and_unusual_images_are_named(folder, photograph):
-    (finding,) = read_examiner(folder).examine(photograph, "OCT")
+    (finding,) = read_examiner(folder).examine(load(photograph), modality="OCT")
     assert (finding.answer, finding.sure) == ("DME", UNUSUAL)
 
 

@@ -14,7 +14,7 @@ from fundax.encoders.pyramid import FPN
 from fundax.encoders.resnet import ResNet
 from fundax.interop import load
 from fundax.interop.checkpoint import Checkpoint
-from fundax.interop.task_set import read_task_set, task_names, write_task_set
+from fundax.interop.task_set import read_about, read_task_set, write_task_set
 from fundax.objectives.classify import Classify
 from fundax.objectives.dense import Landmark
 from fundax.objectives.ensemble import ensemble, stacked
@@ -31,9 +31,9 @@ def of(objective, key, shared):
     for params, extra in states:
         params["image"], extra["image"] = shared
     params, extra = jax.tree.map(np.asarray, stacked(states, True))
-    rounded = lambda tree: jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), tree)  # noqa: E731
+    params, extra = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), (params, extra))
     facts = {"image_size": 32, "resize": "squash", "interpolation": "bilinear"}
-    return Checkpoint(ensemble(objective, 2, True), rounded(params), facts, extra=rounded(extra))
+    return Checkpoint(ensemble(objective, 2, True), params, facts, extra=extra)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def folder(models, tmp_path_factory):
 
 def test_tasks_are_read_back_bit_for_bit(models, folder):
     found = read_task_set(folder)
-    assert set(found) == set(models) == set(task_names(folder))
+    assert set(found) == set(models) == set(read_about(folder))
     for name, model in models.items():
         assert found[name].objective == model.objective
         jax.tree.map(np.testing.assert_array_equal, found[name].params, model.params)
