@@ -14,8 +14,9 @@ import csv
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,36 +27,49 @@ from fundax.interop.task_set import write_task_set
 from fundax.metrics.statistics import bootstrap, bootstrap_weighted
 from fundax.metrics.weighted import class_aucs
 from fundax.runtime.arrays import read_arrays
+from fundax.runtime.workdir import read_json
 
 REPO = Path(__file__).resolve().parent.parent
-PROBE = ["linear_probe", "--image-size", "448", "--crop-field", "True"]
-DENSE = ["--tune", "head", "--eval-every", "400", "--save-every", "400"]
-MOVES = ["--degrees", "10", "--shift", "0.1", "--scale", "0.85", "1.15"]
+PROBE = ("linear_probe", "--image-size", "448", "--crop-field", "True")
+DENSE = ("--tune", "head", "--eval-every", "400", "--save-every", "400")
+MOVES = ("--degrees", "10", "--shift", "0.1", "--scale", "0.85", "1.15")
 GRADES = "0:no retinopathy+1:mild+2:moderate+3:severe+4:proliferative"
 REFERABLE = "0:no+1:no+2:yes+3:yes+4:yes"
 KINDS = {
     "fundus": {"modality": "CFP", "title": "colour fundus photograph"},
     "oct": {"modality": "OCT", "title": "OCT scan"},
 }
-# task: modality, title in words, its data below DIR, config and arguments
-TASKS: dict[str, tuple[str, str, str, list[str]]] = {
-    "modality": ("", "kind of image", "", PROBE),
-    "referable": (
-        "CFP", "referable diabetic retinopathy", f"idrid/labels.csv,label=retinopathy_grade,classes={REFERABLE}", PROBE,
+
+
+class Task(NamedTuple):
+    """Modality of the images ("" for any), title in words, sources below DIR (none: kinds.csv), config and arguments."""
+
+    modality: str
+    title: str
+    sources: tuple[str, ...]
+    arguments: tuple[str, ...]
+
+
+TASKS = {
+    "modality": Task("", "kind of image", (), PROBE),
+    "referable": Task(
+        "CFP", "referable diabetic retinopathy", (f"idrid/labels.csv,label=retinopathy_grade,classes={REFERABLE}",), PROBE
     ),
-    "grade": ("CFP", "grade of diabetic retinopathy", f"idrid/labels.csv,label=retinopathy_grade,classes={GRADES}", PROBE),
-    "oct": ("OCT", "OCT finding", "kermany_oct_samples/labels.csv,label=class,modality=OCT", ["linear_probe"]),
-    "landmarks": (
-        "CFP", "position", "idrid/landmarks.csv",
-        ["landmark", "--classes", "fovea", "disc", "--image-size", "256", "--width", "32", "--decoder-stride", "4",
-         "--steps", "800", "--batch", "8", "--fractions", "0.9", "0.1", *MOVES, *DENSE],
+    "grade": Task(
+        "CFP", "grade of diabetic retinopathy", (f"idrid/labels.csv,label=retinopathy_grade,classes={GRADES}",), PROBE
     ),
-    "vessels": (
+    "oct": Task("OCT", "OCT finding", ("kermany_oct_samples/labels.csv,label=class,modality=OCT",), ("linear_probe",)),
+    "landmarks": Task(
+        "CFP", "position", ("idrid/landmarks.csv",),
+        ("landmark", "--classes", "fovea", "disc", "--image-size", "256", "--width", "32", "--decoder-stride", "4",
+         "--steps", "800", "--batch", "8", "--fractions", "0.9", "0.1", *MOVES, *DENSE),
+    ),
+    "vessels": Task(
         "CFP", "vessels",
-        "chase_db1/labels.csv,mask=vessel_mask_observer1,fov=fov_mask,patient=subject "
-        "hrf/labels.csv,mask=vessel_mask,fov=fov_mask,empty=drop",
-        ["segmentation", "--classes", "vessel", "--resolution", "768", "--image-size", "256", "--crop-field",
-         "--steps", "400", "--batch", "4", *DENSE],
+        ("chase_db1/labels.csv,mask=vessel_mask_observer1,fov=fov_mask,patient=subject",
+         "hrf/labels.csv,mask=vessel_mask,fov=fov_mask,empty=drop"),
+        ("segmentation", "--classes", "vessel", "--resolution", "768", "--image-size", "256", "--crop-field",
+         "--steps", "400", "--batch", "4", *DENSE),
     ),
 }  # fmt: skip
 SURE = 0.9  # an answer counts as sure from the score on from which at least this share was right
@@ -77,13 +91,13 @@ def main() -> None:
     _write_kinds(root, out / "kinds.csv")
     about: dict[str, dict[str, Any]] = {}
     numbers: dict[str, str] = {}
-    for name, (modality, title, data, arguments) in TASKS.items():
-        sources = _sources(root, out, data)
-        _train(out / name, sources, arguments, own.folds, own.smoke)
+    for name, task in TASKS.items():
+        sources = [f"{root}/{word}" for word in task.sources] or [str(out / "kinds.csv")]
+        _train(out / name, sources, task.arguments, own.folds, own.smoke)
         found = read_arrays(out / name / "evals" / "test.npz")
-        about[name] = {"modality": modality, "title": title}
+        about[name] = {"modality": task.modality, "title": task.title}
         about[name] |= _facts(out / name, sources, found) | ({"kinds": KINDS} if name == "modality" else {})
-        numbers[name] = _numbers(found)
+        numbers[name] = _numbers(found) + _by_set(out / name, task, own.folds)
         print(f"{name}: {numbers[name]}", file=sys.stderr, flush=True)
     models = {name: load(out / name) for name in TASKS}
     minutes = f", {(time.time() - began) / 60:.0f} minutes on two processor cores" if not (own.smoke or resumed) else ""
@@ -91,34 +105,33 @@ def main() -> None:
     print(write_task_set(own.to or out / "fundax-small", models, about, card, overwrite=True))
 
 
-def _sources(root: Path, out: Path, data: str) -> list[str]:
-    """The values of --data; sets are separated by " FOLDER/"."""
-    if not data:
-        return [str(out / "kinds.csv")]
-    return [f"{root}/{word}" for word in (data.split(" ") if "mask=" in data else [data])]
-
-
-def _train(run: Path, sources: list[str], arguments: list[str], folds: int, smoke: bool) -> None:
+def _train(run: Path, sources: list[str], arguments: Sequence[str], folds: int, smoke: bool) -> None:
+    if (run / "evals" / "test.npz").is_file():
+        return
     config, *fixed = arguments
     small = ["--smoke", "--image-size", "32"] + (["--resolution", "64"] if "--resolution" in fixed else [])
     small += ["--steps", "2"] if "--tune" in fixed else []
     words = [*fixed, *(small if smoke else [])]
     command = [sys.executable, str(REPO / "launch.py"), "train", str(REPO / "configs" / f"{config}.py")]
     command += ["--init", "imagenet", "--data", *sources, "--folds", str(folds), "--workdir", str(run), *words]
-    if not (run / "evals" / "test.npz").is_file():
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if code := subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit(code)  # launch.py has said why
 
 
 def _write_kinds(root: Path, table: Path) -> None:
     """A table of photographs and scans, with what they are."""
     rows = []
     for name, kind in (("idrid", "fundus"), ("chase_db1", "fundus"), ("hrf", "fundus"), ("kermany_oct_samples", "oct")):
-        with (root / name / "labels.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                patient = row.get("patient") or row.get("subject") or row["image"]
-                rows.append((root / name / row["image"], kind, f"{name} {patient}"))
+        for row in _read(root / name / "labels.csv"):
+            patient = row.get("patient") or row.get("subject") or row["image"]
+            rows.append((root / name / row["image"], kind, f"{name} {patient}"))
     with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("image", "label", "patient"), *rows])
+
+
+def _read(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 # ------------------------------------------------------------------------------- what is known about the answers
@@ -153,10 +166,8 @@ def sure_from(score: np.ndarray, right: np.ndarray, wanted: float, near: int = 2
 
 def _usual(run: Path, source: str) -> float:
     """The 99th percentile of the features' distance, of images that the standardisation has not seen."""
-    table, model = source.partition(",")[0], fundax.load(run)
-    with Path(table).open(newline="", encoding="utf-8") as file:
-        images = [Path(table).parent / row["image"] for row in csv.DictReader(file)]
-    features = model.encode_image(images)
+    table = Path(source.partition(",")[0])
+    features = fundax.load(run).encode_image([table.parent / row["image"] for row in _read(table)])
     numbers = np.random.default_rng(0).permutation(len(features)) % 5
     out = []
     for k in range(5):
@@ -181,8 +192,29 @@ def _numbers(found: dict[str, np.ndarray]) -> str:
             median = bootstrap(lambda x: float(np.median(x)), error, patients=patients)
             parts.append(f"{name} median {median}, 95th percentile {np.quantile(error, 0.95):.1f}")
         return f"error in pixels of 768: {'; '.join(parts)}; {len(found['error'])} images"
-    dice = bootstrap(lambda x: float(np.mean(x)), found["dice"][:, 0], patients=patients)
-    return f"Dice {dice}; {len(found['dice'])} images of {len(set(patients.tolist()))} patients"
+    return _dice(found["dice"][:, 0], patients)
+
+
+def _dice(values: np.ndarray, patients: np.ndarray) -> str:
+    mean = bootstrap(lambda x: float(np.mean(x)), values, patients=patients)
+    return f"Dice {mean}; {len(values)} images of {len(set(patients.tolist()))} patients"
+
+
+def _by_set(run: Path, task: Task, folds: int) -> str:
+    """The Dice of each of several sources, whose rows follow one another in the test part of a fold; "" of one source."""
+    if len(task.sources) < 2:
+        return ""
+    parts: dict[str, list[tuple[float, str]]] = {}
+    for k in range(1, folds + 1):
+        found, start = read_arrays(run / f"fold_{k}" / "evals" / "test.npz"), 0
+        counts = read_json(run / f"fold_{k}" / "split.json")["counts"]["test"]
+        for source in task.sources:
+            name = source.partition("/")[0]
+            rows = slice(start, start := start + counts[name]["rows"])
+            patients = [f"{k} {patient}" for patient in found["patient"][rows]]
+            parts.setdefault(name, []).extend(zip(found["dice"][rows, 0].tolist(), patients, strict=True))
+    each = ((name, *map(np.array, zip(*pairs, strict=True))) for name, pairs in parts.items())
+    return "".join(f"; {name}: {_dice(values, patients)}" for name, values, patients in each)
 
 
 # -------------------------------------------------------------------------------------------------- the model card
@@ -195,7 +227,7 @@ base_model: EfficientNet-Lite0 (ImageNet)
 # fundax-small
 
 A small model of eye images for trying out and teaching: ImageNet's EfficientNet-Lite0 as a fixed encoder with a head or
-decoder for each task. **It is not a medical device.** Nobody has examined whether it helps or harms patients.
+decoder for each task. **It is not a medical device.** It has not been studied in the care of patients.
 
 ```
 python launch.py predict fundax-small eye.jpg
@@ -206,8 +238,8 @@ python launch.py predict fundax-small/vessels --image eye.jpg --out masks/
 
 ## Accuracy
 
-Cross-validation, {folds} folds that keep the images of a patient together; the models that are stored are those of the folds,
-whose answers are averaged. 95 % intervals by a bootstrap over patients.
+These are the results of cross-validation with {folds} folds that keep the images of a patient together. The stored models are
+those of the folds; their answers are averaged. Intervals are 95 % intervals from a bootstrap over patients.
 
 | task | images | accuracy on images that the model has not seen | sure from |
 |---|---|---|---|
@@ -215,8 +247,8 @@ whose answers are averaged. 95 % intervals by a bootstrap over patients.
 
 From the score in the last column on, at least 90 % of these answers were right, also of the 20 with the smallest such scores
 (landmarks: 95 % within {near}).
-An image is called unusual if its features are further from those of the training than 99 % of them are from each other. Of
-photographs of another camera that is often said. Images that are not of eyes are not always recognised.
+An image is called unusual if its features are further from those of the training images than 99 % of these are from each
+other. Photographs from other cameras are often called unusual. The model does not recognise every image that shows no eye.
 
 ## Data and licences
 
@@ -231,8 +263,8 @@ The photographs were scaled down, and those of IDRiD are 160 of its 516. The wei
 
 ## Limits
 
-- Few images of few cameras: IDRiD is one clinic and one camera, and each photograph counts as a patient. Accuracy on other
-  cameras, populations and diseases is unknown, and usually lower.
+- The training images are few: IDRiD comes from one clinic and one camera, and each photograph counts as a patient. Accuracy on
+  other cameras, populations and diseases is unknown, and usually lower.
 - Grades are those of diabetic retinopathy. Another disease is also given a grade.
 - Four OCT findings: choroidal neovascularisation (CNV), diabetic macular oedema (DME), drusen and normal. Any scan gets one.
 - Thin vessels are broken or missing.
@@ -245,14 +277,12 @@ The photographs were scaled down, and those of IDRiD are 160 of its 516. The wei
 
 def _card(numbers: dict[str, str], about: dict[str, dict[str, Any]], minutes: str, folds: int) -> str:
     rows = []
-    for name, (modality, _, data, _) in TASKS.items():
-        sets = ", ".join(dict.fromkeys(word.partition("/")[0] for word in data.split(" ") if "/" in word))
+    for name, task in TASKS.items():
+        sets = ", ".join(dict.fromkeys(word.partition("/")[0] for word in task.sources)) or "all sets"
         sure = about[name].get("sure", "")
         words = "; ".join(f"{key} {value:g}" for key, value in sure.items()) if isinstance(sure, dict) else f"{sure}"
         words = "never" if sure == 2.0 else words
-        rows.append(
-            f"| {about[name]['title']} ({name}) | {modality or 'any'}; {sets or 'all sets'} | {numbers[name]} | {words} |"
-        )
+        rows.append(f"| {task.title} ({name}) | {task.modality or 'any'}; {sets} | {numbers[name]} | {words} |")
     near = " and ".join(f"{value:g} pixels of 768 of the {name}" for name, value in NEAR.items())
     return _CARD.format(folds=folds, rows="\n".join(rows), near=near, minutes=minutes)
 

@@ -96,7 +96,9 @@ class Prepared:
     def _mask(self, record: Record, size: tuple[int, int]) -> np.ndarray:
         """Mask i32 [H W] of classes, or u8 [H W K] of 0 and 1."""
         if "mask" not in record.targets:
-            raise DataError("has no mask; name its column with mask=COLUMN, or leave out rows without one with empty=drop")
+            raise DataError(
+                "has no mask; name its column with mask=COLUMN, or leave out rows without one with empty=drop"
+            )
         mask, image = record.targets["mask"], record.views[0].image
         if not self.overlapping:
             if isinstance(mask, tuple):
