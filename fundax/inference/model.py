@@ -26,7 +26,7 @@ from fundax.inference.photographs import compute_batches, forward, listed, power
 from fundax.interop.checkpoint import preprocessing_of, say_once
 from fundax.interop.read import load as load_checkpoint
 from fundax.objectives.dense import Landmark, Segment
-from fundax.objectives.ensemble import member
+from fundax.objectives.ensemble import has_own_encoders
 from fundax.objectives.flair import FLAIR
 from fundax.types import Extra, Params, UserError
 
@@ -54,7 +54,7 @@ def load(path: str | Path, checkpoint: int | str = "", batch: int = 32, *, modal
             f"{path} holds {type(loaded.objective).__name__}, which encodes no images; expected an image-text model, an "
             "image encoder, or what is built on one"
         )
-    if member(loaded.objective, loaded.params, loaded.extra)[0] is not loaded.objective:
+    if has_own_encoders(loaded.objective):
         say_once(
             f"{path}: {loaded.objective.count} models with encoders of their own; features and maps are the first one's"
         )

@@ -134,9 +134,14 @@ def _alone(model: Any) -> Any:
     return kind(**{field.name: getattr(model, field.name) for field in fields(kind)})
 
 
+def has_own_encoders(model: Any) -> bool:
+    """Whether a model is an ensemble whose members have encoders of their own."""
+    return isinstance(model, Ensemble | _Members) and not model.shared
+
+
 def member(model: Any, params: Params, extra: Extra) -> tuple[Any, Params, Extra]:
     """The first model of an ensemble whose members have encoders of their own; any other model is returned as it is."""
-    if not isinstance(model, Ensemble | _Members) or model.shared:
+    if not has_own_encoders(model):
         return model, params, extra
     return _alone(model), *first_member(params, extra)
 
